@@ -1,0 +1,48 @@
+# `make demo` and `make test` need python3 >= 3.11 and a C++ compiler, nothing else.
+PYTHON ?= python3
+MODEL ?= smollm2-135m-instruct
+QUESTION ?= Write the numbers from one to ten, first forwards and then backwards.
+BIN := .venv/bin
+EDGECS := $(BIN)/edgecs
+
+.PHONY: demo test lint fix docs bench clean
+
+demo: .venv/base  ## install, fetch the default model, answer a question
+	$(EDGECS) generate -m $(MODEL) -n 128 -p "$(QUESTION)"
+
+test: lint  ## install, lint, types, all tests (fetches the default model once)
+	$(BIN)/python -m pytest
+
+lint: .venv/dev  ## formatting, style, types, generated documents
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/cog --check README.md docs/*.md
+
+fix: .venv/dev  ## let the tools mend what they can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: .venv/dev  ## write the generated parts of the documents
+	$(BIN)/cog -r README.md docs/*.md
+
+bench: .venv/base  ## what edgecs itself costs on this machine
+	$(BIN)/python -m edgecs_bench.overhead
+
+clean:  ## remove the virtual environment and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "edgecs needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# llama-cpp-python is compiled here: several minutes, once.
+.venv/base: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install -e .
+	@touch $@
+
+.venv/dev: .venv/base
+	$(BIN)/python -m pip install -e ".[dev]"
+	@touch $@
