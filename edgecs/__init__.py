@@ -1,0 +1,68 @@
+"""edgecs: a local language model answers faster, with the same tokens.
+
+The target runs in llama.cpp and verifies, in one batched call, tokens that cheaper
+drafters propose (Cascade Speculative Drafting, arXiv 2312.11462). Importing this
+package loads no engine.
+"""
+
+import logging
+
+from edgecs.cascade import Cascade, Round
+from edgecs.context import Context
+from edgecs.draft import Draft, Drafter, LanguageModel, Rows, Verdict
+from edgecs.errors import (
+    Cancelled,
+    ConfigError,
+    ContextFull,
+    EdgecsError,
+    FetchError,
+    ModelError,
+    OutOfMemory,
+)
+from edgecs.load import Loaded, load
+from edgecs.manifest import Manifest
+from edgecs.maxgram import MaxGram
+from edgecs.options import LoadOptions
+from edgecs.sampling import Sampling, greedy
+from edgecs.session import Session, Token
+from edgecs.stats import Stats
+from edgecs.store import Store
+from edgecs.text import TextStream, Tokenizer
+from edgecs.verify import verify
+
+__all__ = [
+    "Cancelled",
+    "Cascade",
+    "ConfigError",
+    "Context",
+    "ContextFull",
+    "Draft",
+    "Drafter",
+    "EdgecsError",
+    "FetchError",
+    "LanguageModel",
+    "LoadOptions",
+    "Loaded",
+    "Manifest",
+    "MaxGram",
+    "ModelError",
+    "OutOfMemory",
+    "Round",
+    "Rows",
+    "Sampling",
+    "Session",
+    "Stats",
+    "Store",
+    "TextStream",
+    "Token",
+    "Tokenizer",
+    "Verdict",
+    "__version__",
+    "greedy",
+    "load",
+    "verify",
+]
+
+__version__ = "0.1.0"
+
+logging.getLogger("edgecs").addHandler(logging.NullHandler())

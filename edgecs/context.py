@@ -1,0 +1,86 @@
+"""The tokens so far: an append-only buffer of committed ids and a speculative tail.
+
+Being append-only is what makes a round cheap: whoever has read the first n committed
+tokens (an index, a KV cache) never has to look at them again. A conversation that goes
+back in time is a new Context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int32]
+
+
+class Context:
+    """Committed token ids, growing at the end; `with_tail` adds guesses in a view.
+
+    >>> context = Context([1, 2])
+    >>> context.append([3])
+    >>> guess = context.with_tail([7, 8])
+    >>> guess.tokens.tolist(), guess.committed, context.tokens.tolist()
+    ([1, 2, 3, 7, 8], 3, [1, 2, 3])
+    """
+
+    __slots__ = ("_buffer", "_committed", "_readable", "_root", "_tail")
+
+    def __init__(self, tokens: Sequence[int] | Tokens = ()) -> None:
+        ids = np.asarray(tokens, dtype=np.int32)
+        self._committed = self._tail = 0
+        self._root = self
+        self._allocate(max(256, 2 * ids.size))
+        self.append(ids)
+
+    @property
+    def root(self) -> Context:
+        """The context that owns the buffer; the same object for every view of it."""
+        return self._root
+
+    @property
+    def committed(self) -> int:
+        """How many tokens at the start are final."""
+        return self._root._committed
+
+    def __len__(self) -> int:
+        return self._root._committed + self._tail
+
+    @property
+    def tokens(self) -> Tokens:
+        """Committed tokens and tail, int32 [len(self)], read-only, not a copy."""
+        root = self._root
+        return root._readable[: root._committed + self._tail]
+
+    def append(self, tokens: Sequence[int] | Tokens) -> None:
+        """Commits tokens at the end; views with a tail are void from here on."""
+        if self is not self._root:
+            raise ValueError("only the root of a context grows; this is a view")
+        self._write(self._committed, tokens)
+        self._committed += len(tokens)
+
+    def with_tail(self, tokens: Sequence[int] | Tokens) -> Context:
+        """A view that also sees `tokens` as if they came next.
+
+        Tails share the root's buffer: a view is good until its root grows or until
+        another tail is put where its own stands.
+        """
+        view = Context.__new__(Context)
+        view._root = self._root
+        view._tail = self._tail + len(tokens)
+        self._root._write(len(self), tokens)
+        return view
+
+    def _allocate(self, size: int) -> None:
+        self._buffer = np.empty(size, dtype=np.int32)
+        self._readable = self._buffer.view()
+        self._readable.flags.writeable = False
+
+    def _write(self, at: int, tokens: Sequence[int] | Tokens) -> None:
+        end = at + len(tokens)
+        if end > self._buffer.size:
+            old = self._buffer
+            self._allocate(2 * end)
+            self._buffer[:at] = old[:at]
+        self._buffer[at:end] = tokens

@@ -1,0 +1,141 @@
+"""What passes between the parts of a round, and the two roles that do the work.
+
+A `Drafter` proposes tokens, a `LanguageModel` scores them, `verify` compares the two.
+Nothing here knows an engine, a cache or text.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.context import Context, Tokens
+
+Row = NDArray[np.float32]
+"""The target's logits at one position, float32 [vocabulary]."""
+
+Choose = Callable[[Row, Tokens], int]
+"""The one choice per position: (row, all tokens before it) -> token, deterministic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Proposed tokens in an order where parents come first; a chain is the plain case.
+
+    An empty draft says 'nothing to propose'.
+    """
+
+    tokens: Tokens  # int32 [n]
+    parents: NDArray[np.int32]  # int32 [n]: index of the parent node, -1 the context
+    sources: tuple[str, ...]  # [n]: who wrote each token
+    confidences: NDArray[np.float32] | None = None  # [n] or None: not stated
+
+    @staticmethod
+    def chain(tokens: Sequence[int] | Tokens, by: str | Sequence[str]) -> Draft:
+        """A draft without branches, by one writer or by one for each token."""
+        ids = np.asarray(tokens, dtype=np.int32)
+        sources = (by,) * ids.size if isinstance(by, str) else tuple(by)
+        return Draft(ids, _chain_parents(ids.size), sources)
+
+    def __len__(self) -> int:
+        return self.tokens.size
+
+    @property
+    def is_chain(self) -> bool:
+        """True when every token follows the one before it."""
+        return bool(np.array_equal(self.parents, _chain_parents(len(self))))
+
+    def clip(self, most: int) -> Draft:
+        """The first `most` tokens; self when there are no more than that."""
+        if len(self) <= most:
+            return self
+        kept = None if self.confidences is None else self.confidences[:most]
+        return Draft(self.tokens[:most], self.parents[:most], self.sources[:most], kept)
+
+    def then(self, other: Draft) -> Draft:
+        """Both as one chain, `other` continuing where self ends (confidences drop)."""
+        if not len(self):
+            return other
+        tokens = np.concatenate([self.tokens, other.tokens])
+        return Draft.chain(tokens, self.sources + other.sources)
+
+
+_CHAIN = np.arange(-1, 1023, dtype=np.int32)
+_CHAIN.flags.writeable = False
+
+
+def _chain_parents(n: int) -> NDArray[np.int32]:
+    return _CHAIN[:n] if n <= _CHAIN.size else np.arange(-1, n - 1, dtype=np.int32)
+
+
+NOTHING = Draft.chain((), "")
+"""The empty draft."""
+
+
+class Rows(NamedTuple):
+    """A model's answer to one call; views that hold until the next call."""
+
+    logits: NDArray[np.float32]  # [1 + n, vocabulary]: row 0 follows the context,
+    #                              row i + 1 follows draft node i
+    fed: int  # tokens that this call computed; the rest was in the cache
+    hidden: NDArray[np.float32] | None = None  # [1 + n, width] or None: not asked for
+
+
+class Verdict(NamedTuple):
+    """What the reviewer made of a draft: the nodes it chose too, and its next token."""
+
+    path: tuple[int, ...]  # accepted draft nodes, from the context outwards
+    token: int  # the first choice that was not drafted, or the bonus token
+
+
+class LanguageModel(Protocol):
+    """A function from tokens to logits; its KV cache is its own affair.
+
+    One holder at a time: `hold` raises ModelError for a second one.
+    """
+
+    vocab_size: int
+    n_ctx: int  # tokens that context and draft may have together
+    max_draft: int  # tokens that one draft may have
+    rewindable: bool  # False: rejected tokens cannot be forgotten, so no drafts
+    cancel: threading.Event  # when set, a long `score` ends early with Cancelled
+
+    def score(self, context: Context, draft: Draft) -> Rows:
+        """Logits after the context and after every draft node.
+
+        Raises ContextFull when both together exceed `n_ctx`, Cancelled when `cancel`
+        is set between two prefill chunks; either leaves the model usable.
+        """
+
+    def end_turn(self, context: Context) -> None:
+        """Cuts the cache to one token short of the context.
+
+        That is where plain decoding ends, so the next turn's prefill starts at the
+        same token, and computes the same bits, whatever had been drafted.
+        """
+
+    def reset(self) -> None:
+        """Forgets everything, as if just loaded."""
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Claims the model for the time of a `with` block."""
+
+
+class Drafter(Protocol):
+    """Proposes what the reviewer above it may say next."""
+
+    name: str  # as it stands in statistics and in Draft.sources
+
+    def propose(self, context: Context, k: int, choose: Choose) -> Draft:
+        """At most k tokens that may follow the context, its tail included."""
+
+    def observe(
+        self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
+    ) -> None:
+        """Told once a round, before anything of it is committed, what came of it."""

@@ -1,0 +1,52 @@
+"""What can go wrong, as one tree; each class knows the exit code of the command line.
+
+    EdgecsError                  1
+    ├── ConfigError              2   a setting or an input that cannot be used
+    │   └── ContextFull          2   more tokens than the context holds
+    ├── ModelError               3   a model that is missing, broken or in use
+    ├── OutOfMemory              4   weights or KV cache did not fit
+    ├── FetchError               6   a download failed; nothing half-written is used
+    └── Cancelled              130   stopped on request, while loading or in prefill
+
+A message is one sentence that says what was wrong, what was got and what to do.
+"""
+
+
+class EdgecsError(Exception):
+    """The root: everything that edgecs raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(EdgecsError):
+    """A setting or an input that cannot be used as it is."""
+
+    exit_code = 2
+
+
+class ContextFull(ConfigError):
+    """More tokens were asked for than the context holds."""
+
+
+class ModelError(EdgecsError):
+    """A model that is missing, unreadable, incompatible or held by somebody else."""
+
+    exit_code = 3
+
+
+class OutOfMemory(EdgecsError):
+    """Weights or KV cache did not fit into memory."""
+
+    exit_code = 4
+
+
+class FetchError(EdgecsError):
+    """A model could not be fetched."""
+
+    exit_code = 6
+
+
+class Cancelled(EdgecsError):
+    """Work was stopped on request before it had a result."""
+
+    exit_code = 130

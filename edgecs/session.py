@@ -1,0 +1,201 @@
+"""A conversation with one target: tokens in, a stream of tokens out.
+
+The session owns the rules around the rounds: where an answer ends, how long a draft may
+be, what is committed, what is counted. It knows no engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from edgecs.cascade import Cascade, Round
+from edgecs.context import Context, Tokens
+from edgecs.draft import Choose, Drafter, LanguageModel
+from edgecs.errors import Cancelled, ConfigError, ContextFull
+from edgecs.sampling import greedy
+from edgecs.stats import Stats
+from edgecs.text import TextStream, Tokenizer
+
+FinishReason = Literal["stop", "length", "context", "cancelled"]
+"""stop: end token or stop string; length: max_tokens; context: no room is left."""
+
+
+class Token(NamedTuple):
+    """One generated token and the text that became certain with it (often none)."""
+
+    id: int
+    text: str
+    source: str
+
+
+class Session:
+    """Generates with `target`, drafts coming from `drafters`; a context manager.
+
+    draft_max: tokens taken from each drafter a round; 0 turns speculation off.
+    The answer is the same for any drafters and any draft_max.
+
+    `finish_reason` and `stats` describe the last answer. Closing releases the target
+    but does not unload it.
+    """
+
+    def __init__(
+        self,
+        target: LanguageModel,
+        tokenizer: Tokenizer,
+        drafters: Sequence[Drafter] = (),
+        *,
+        draft_max: int = 0,
+        choose: Choose = greedy,
+    ) -> None:
+        if not 0 <= draft_max <= target.max_draft:
+            raise ConfigError(
+                f"a draft of {draft_max} tokens is not possible: the length must be "
+                f"between 0 and {target.max_draft}, what one call can verify"
+            )
+        self.target = target
+        self.tokenizer = tokenizer
+        self.off_reason: str | None = None  # why speculation is off
+        if not drafters or not draft_max:
+            self.off_reason = "not asked for"
+        elif not target.rewindable:
+            self.off_reason = "this model cannot forget rejected tokens"
+        active = () if self.off_reason else tuple(drafters)
+        self.cascade = Cascade(
+            target, active, [draft_max] * len(active), ends=tokenizer.ends
+        )
+        self.choose = choose
+        self.context = Context()
+        self.stats = Stats()
+        self.finish_reason: FinishReason | None = None
+        self._closing = ExitStack()
+        self._closing.enter_context(target.hold())
+
+    @property
+    def chain(self) -> list[str]:
+        """Who takes part, the target first."""
+        return [self.cascade.name, *(d.name for d in self.cascade.drafters)]
+
+    def generate(
+        self,
+        prompt: Sequence[int] | Tokens,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Iterator[Token]:
+        """Yields the answer to `prompt`, which is the whole conversation so far.
+
+        What the prompt shares with the tokens of earlier calls is not computed again.
+        Each token is committed just before it is yielded, so a consumer may stop at
+        any point and go on with `session.context.tokens`. Setting the target's
+        `cancel` ends the answer before the next round.
+
+        Raises ConfigError for an empty prompt, ContextFull for one that leaves no
+        room to answer.
+        """
+        tokens = np.asarray(prompt, dtype=np.int32)
+        self._check_room(tokens)
+        self._continue(tokens)
+        self.stats, self.finish_reason = Stats(prompt_tokens=tokens.size), None
+        return self._answer(max_tokens, TextStream(stop))
+
+    def close(self) -> None:
+        """Releases the target; may be called again."""
+        self._closing.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _check_room(self, tokens: Tokens) -> None:
+        if not tokens.size:
+            raise ConfigError("the prompt is empty: there is nothing to continue")
+        if tokens.size > self.target.n_ctx:
+            raise ContextFull(
+                f"the prompt has {tokens.size} tokens but the context holds "
+                f"{self.target.n_ctx}: shorten it or give a larger context (-c)"
+            )
+
+    def _continue(self, tokens: Tokens) -> None:
+        """Goes on in the old context where `tokens` extends it, else in a new one."""
+        old = self.context
+        if tokens.size >= len(old) and np.array_equal(tokens[: len(old)], old.tokens):
+            old.append(tokens[len(old) :])
+        else:
+            self.context = Context(tokens)
+
+    def _answer(self, max_tokens: int | None, text: TextStream) -> Iterator[Token]:
+        limit = self.target.n_ctx + 1 if max_tokens is None else max_tokens
+        stats, began = self.stats, time.perf_counter()
+        if limit <= 0:
+            self.finish_reason = "length"
+        elif self.target.cancel.is_set():
+            self.finish_reason = "cancelled"
+        try:
+            while self.finish_reason is None:
+                done = self._round(limit)
+                if not stats.tokens:
+                    stats.cached_tokens = stats.prompt_tokens - done.rows.fed
+                    stats.prompt_seconds = time.perf_counter() - began
+                yield from self._emit(done, limit, text)
+        except Cancelled:
+            self.finish_reason = "cancelled"
+        finally:
+            stats.decode_seconds = time.perf_counter() - began - stats.prompt_seconds
+            self.target.end_turn(self.context)
+
+    def _round(self, limit: int) -> Round:
+        """The next round, its draft clipped to the budget and to the context.
+
+        The call that reads the prompt takes no draft: the first token comes as fast,
+        and from the same row, as in plain decoding.
+        """
+        target, stats = self.target, self.stats
+        most = min(
+            limit - stats.tokens - 1, target.n_ctx - len(self.context), target.max_draft
+        )
+        done = self.cascade.step(self.context, self.choose, most if stats.tokens else 0)
+        self.cascade.observe(self.context, done.draft, done.rows, done.verdict)
+        return done
+
+    def _emit(self, done: Round, limit: int, text: TextStream) -> Iterator[Token]:
+        """Commits and yields the tokens of a round up to where the answer ends."""
+        stats, reads_prompt = self.stats, not self.stats.tokens
+        before, tokens = stats.tokens, done.tokens
+        try:
+            for token, source in zip(tokens, done.sources, strict=True):
+                self.context.append((token,))
+                stats.tokens += 1
+                piece = text.push(self.tokenizer.piece(token))
+                last = stats.tokens - before == len(tokens)
+                self.finish_reason = self._ends(token, limit, text.stopped, last)
+                if self.finish_reason:
+                    piece += text.flush()
+                yield Token(token, piece, source)
+                if self.finish_reason:
+                    break
+        finally:
+            if not reads_prompt:
+                stats.observe(done, stats.tokens - before)
+
+    def _ends(
+        self, token: int, limit: int, stopped: bool, last: bool
+    ) -> FinishReason | None:
+        """Why the answer ends with this token, if it does.
+
+        A request to stop is looked at once a round, with its last token, so that the
+        text still waiting goes out with a token.
+        """
+        if stopped or token in self.tokenizer.ends:
+            return "stop"
+        if self.stats.tokens >= limit:
+            return "length"
+        if len(self.context) > self.target.n_ctx:
+            return "context"
+        return "cancelled" if last and self.target.cancel.is_set() else None

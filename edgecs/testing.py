@@ -1,0 +1,287 @@
+"""Public fakes: models, drafters and a tokenizer that need no weights.
+
+`TableModel` is a language model whose law depends on every token before it, so an
+off-by-one in any cache changes its answer. `CachingModel` is the same model behind a
+`PrefixCache`: it computes from what its cells hold, right or wrong. `ScriptedDrafter`
+proposes what it was told to, wrong as often as you like.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.context import Context, Tokens
+from edgecs.draft import NOTHING, Choose, Draft, Rows, Verdict
+from edgecs.errors import ContextFull, ModelError
+from edgecs.prefix import PrefixCache
+
+
+class ByteTokenizer:
+    """Ids 0-255 are bytes; `vocab_size - 1` ends a generation and has no text."""
+
+    chat_template: str | None = None
+    bos = eos = ""
+
+    def __init__(self, vocab_size: int = 257) -> None:
+        self.ends = frozenset({vocab_size - 1})
+
+    def encode(self, text: str, *, document: bool = True) -> Tokens:
+        """The UTF-8 bytes of `text`."""
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
+
+    def piece(self, token: int) -> bytes:
+        """One byte, or none for ids beyond 255 and for the end token."""
+        return b"" if token in self.ends or token > 255 else bytes([token])
+
+
+class TableModel:
+    """A random law for every prefix: logits are a hash of all tokens before them.
+
+    sharpness scales the logits; rewindable=False refuses nothing by itself but tells
+    sessions not to draft.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        seed: int = 0,
+        *,
+        n_ctx: int = 4096,
+        sharpness: float = 3.0,
+        rewindable: bool = True,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.n_ctx = n_ctx
+        self.max_draft = 63
+        self.rewindable = rewindable
+        self.cancel = threading.Event()
+        self._seed = seed
+        self._sharpness = sharpness
+        self._held = False
+
+    def law(self, prefix: Sequence[int] | Tokens) -> NDArray[np.float32]:
+        """Logits after `prefix`, float32 [vocab_size]."""
+        data = np.asarray(prefix, dtype="<i4").tobytes()
+        digest = hashlib.blake2b(data, key=self._seed.to_bytes(8), digest_size=8)
+        random = np.random.default_rng(int.from_bytes(digest.digest()))
+        logits = random.standard_normal(self.vocab_size, dtype=np.float32)
+        return logits * np.float32(self._sharpness)
+
+    def greedy(self, prompt: Sequence[int] | Tokens, n: int) -> list[int]:
+        """The next n tokens, decoded one by one without any of edgecs."""
+        tokens = [int(t) for t in prompt]
+        for _ in range(n):
+            tokens.append(int(self.law(tokens).argmax()))
+        return tokens[len(prompt) :]
+
+    def score(self, context: Context, draft: Draft) -> Rows:
+        """Rows of the law itself; trees are fine."""
+        if len(context) + len(draft) > self.n_ctx:
+            raise ContextFull(f"{len(context)} + {len(draft)} tokens exceed the fake")
+        prefixes = [context.tokens.tolist()]
+        for parent, token in zip(draft.parents, draft.tokens, strict=True):
+            prefixes.append([*prefixes[parent + 1], int(token)])
+        rows = np.stack([self.law(prefix) for prefix in prefixes])
+        return Rows(rows, fed=len(context) + len(draft))
+
+    def end_turn(self, context: Context) -> None:
+        """There is no cache to cut."""
+
+    def reset(self) -> None:
+        """There is nothing to forget."""
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """One holder at a time."""
+        if self._held:
+            raise ModelError("this model is in use: close the session that holds it")
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+
+class CachingModel(TableModel):
+    """A TableModel that sees only its cells: stale cells give wrong logits.
+
+    partial=False makes it an engine that cannot remove single cells.
+    """
+
+    def __init__(
+        self, vocab_size: int, seed: int = 0, *, partial: bool = True, n_ctx: int = 4096
+    ) -> None:
+        super().__init__(vocab_size, seed, n_ctx=n_ctx)
+        self.cells: list[int] = []
+        self.fail_next = False
+        self._partial = partial
+        self._cache = PrefixCache(self._drop)
+
+    def _drop(self, length: int) -> bool:
+        if length and not self._partial:
+            return False
+        del self.cells[length:]
+        return True
+
+    def score(self, context: Context, draft: Draft) -> Rows:
+        """Feeds what its cells lack, then answers from the cells alone."""
+        if len(context) + len(draft) > self.n_ctx:
+            raise ContextFull(f"{len(context)} + {len(draft)} tokens exceed the fake")
+        kept = self._cache.keep(context, len(context) - 1)
+        feed = np.concatenate([context.tokens[kept:], draft.tokens])
+        self._cache.expect()
+        self.cells.extend(feed.tolist())
+        if self.fail_next:
+            self.fail_next = False
+            raise RuntimeError("the engine failed after it had written its cells")
+        self._cache.extend(feed)
+        first = len(self.cells) - len(draft)
+        rows = [self.law(self.cells[: first + i]) for i in range(len(draft) + 1)]
+        return Rows(np.stack(rows), fed=feed.size)
+
+    def end_turn(self, context: Context) -> None:
+        """Keeps at most the cells of all tokens but the last."""
+        self._cache.trim(self._cache.keep(context, len(context) - 1))
+
+    def reset(self) -> None:
+        """Empties the cells."""
+        self._cache.reset()
+
+
+class ScriptedDrafter:
+    """Proposes the continuation it was given, by position in the conversation.
+
+    script: the whole conversation, prompt included. wrong: probability that a token is
+    replaced by another one (any id but the right one, below vocab_size).
+    """
+
+    def __init__(
+        self,
+        script: Sequence[int] | Tokens,
+        *,
+        wrong: float = 0.0,
+        vocab_size: int = 2,
+        seed: int = 0,
+        name: str = "script",
+    ) -> None:
+        self.name = name
+        self.script = np.array(script, dtype=np.int32)
+        random = np.random.default_rng(seed)
+        others = self.script + random.integers(1, vocab_size, self.script.size)
+        spoilt = random.random(self.script.size) < wrong
+        self.script[spoilt] = others[spoilt] % vocab_size
+        self.seen: list[Verdict] = []
+
+    def propose(self, context: Context, k: int, choose: Choose | None = None) -> Draft:
+        """The script's next k tokens."""
+        tokens = self.script[len(context) : len(context) + k]
+        return Draft.chain(tokens, self.name) if tokens.size else NOTHING
+
+    def observe(
+        self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
+    ) -> None:
+        """Remembers the verdicts."""
+        self.seen.append(verdict)
+
+
+def write_random_gguf(
+    path: Path,
+    *,
+    vocab_size: int = 272,
+    n_ctx: int = 2048,
+    heads: int = 4,
+    kv_heads: int = 2,
+    seed: int = 0,
+) -> Path:
+    """Writes a tiny random Llama (GGUF, float32, a few hundred KB) with byte tokens.
+
+    Real enough for llama.cpp: 2 layers 64 wide, grouped heads, a chat template. The
+    last four ids are <|begin|> (BOS), <|end|> (EOS), <|user|> and <|assistant|>.
+    """
+    import gguf
+
+    width, inner, layers = 64, 128, 2
+    random = np.random.default_rng(seed)
+
+    def weights(rows: int, columns: int, scale: float) -> NDArray[np.float32]:
+        return random.standard_normal((rows, columns), dtype=np.float32) * scale
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("random tiny llama")
+    writer.add_context_length(n_ctx)
+    writer.add_embedding_length(width)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(width // heads)
+    writer.add_vocab_size(vocab_size)
+    _add_byte_vocabulary(writer, vocab_size)
+    writer.add_tensor("token_embd.weight", weights(vocab_size, width, 1.0))
+    writer.add_tensor("output.weight", weights(vocab_size, width, 1.0))
+    writer.add_tensor("output_norm.weight", np.ones(width, dtype=np.float32))
+    kv_width = width // heads * kv_heads
+    shapes = {
+        "attn_q": (width, width),
+        "attn_k": (kv_width, width),
+        "attn_v": (kv_width, width),
+        "attn_output": (width, width),
+        "ffn_gate": (inner, width),
+        "ffn_up": (inner, width),
+        "ffn_down": (width, inner),
+    }
+    for layer in range(layers):
+        for norm in ("attn_norm", "ffn_norm"):
+            ones = np.ones(width, dtype=np.float32)
+            writer.add_tensor(f"blk.{layer}.{norm}.weight", ones)
+        for name, (rows, columns) in shapes.items():
+            matrix = weights(rows, columns, columns**-0.5)
+            writer.add_tensor(f"blk.{layer}.{name}.weight", matrix)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+_TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + ('user' if m.role != 'assistant' else m.role) "
+    "+ '|>' + m.content + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def _add_byte_vocabulary(writer: object, vocab_size: int) -> None:
+    """The byte alphabet of GPT-2 with no merges, fillers, four control tokens."""
+    import gguf
+
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    names = {byte: chr(byte) for byte in printable}
+    names |= {byte: chr(256 + i) for i, byte in enumerate(others)}
+    tokens = [names[byte] for byte in range(256)]
+    control = ["<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"]
+    fillers = vocab_size - len(tokens) - len(control)
+    if fillers < 0:
+        raise ValueError(f"a byte vocabulary needs 260 ids, got {vocab_size}")
+    tokens += [f"<filler{i}>" for i in range(fillers)] + control
+    normal, special = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
+    types = [normal] * (256 + fillers) + [special] * 4
+    assert isinstance(writer, gguf.GGUFWriter)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(vocab_size - 4)
+    writer.add_eos_token_id(vocab_size - 3)
+    writer.add_add_bos_token(True)
+    writer.add_chat_template(_TEMPLATE)

@@ -1,0 +1,45 @@
+"""The acceptance rule: walk the draft along the target's own choices.
+
+Takes a draft, the logits of its nodes and the rule that chooses a token; says which
+nodes stand and which token comes next. Knows nothing of models, caches or text. One
+rule serves chains and trees, greedy and sampled choices, every kind of drafter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from edgecs.context import Context
+from edgecs.draft import Choose, Draft, Rows, Verdict
+
+
+def verify(
+    draft: Draft,
+    rows: Rows,
+    choose: Choose,
+    context: Context,
+    ends: Container[int] = (),
+) -> Verdict:
+    """Steps into the draft while its tokens are what `choose` picks.
+
+    Every choice is made on the row of the path walked so far, so the result is what
+    one-by-one decoding gives. The walk does not step past a token in `ends`, even a
+    drafted one: nothing follows the end of an answer.
+
+    >>> import numpy as np
+    >>> from edgecs.sampling import greedy
+    >>> rows = Rows(np.eye(5, dtype=np.float32)[[3, 1, 4]], fed=3)
+    >>> verify(Draft.chain([3, 2], "mag"), rows, greedy, Context([0]))
+    Verdict(path=(0,), token=1)
+    """
+    edges = zip(draft.parents.tolist(), draft.tokens.tolist(), strict=True)
+    children = {edge: node for node, edge in reversed(list(enumerate(edges)))}
+    path: list[int] = []
+    here, view = -1, context
+    while True:
+        token = choose(rows.logits[here + 1], view.tokens)
+        child = children.get((here, token))
+        if child is None or token in ends:
+            return Verdict(tuple(path), token)
+        path.append(child)
+        here, view = child, view.with_tail((token,))
