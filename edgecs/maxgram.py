@@ -1,0 +1,149 @@
+"""Max-Gram (MaG), the statistical drafter at the bottom of every cascade.
+
+CS Drafting (arXiv 2312.11462, section 4.1): find the longest suffix of the text that
+occurred before and propose what followed it. Two changes to the paper: the newest of
+the longest matches is taken, not the oldest, and the search is an index over committed
+tokens, so its cost does not depend on the length of the context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgecs.context import Context
+from edgecs.draft import NOTHING, Choose, Draft, Rows, Verdict
+
+GRAM = 3  # matches of this length and longer are found through chains of occurrences
+CANDIDATES = 32  # occurrences of the last GRAM tokens that are looked at, newest first
+LONGEST = 32  # matches are not compared beyond this many tokens
+
+
+class MaxGram:
+    """Copies what followed the longest earlier occurrence of the current suffix.
+
+    An occurrence ends at a committed token that has a committed successor, so the
+    text never matches itself. With L the length of the longest match, counted up to
+    LONGEST, the result is that of an exhaustive search (newest of the longest) when
+    L < GRAM, or when one of the longest matches is among the newest CANDIDATES
+    occurrences of the last GRAM tokens; otherwise a shorter match may be taken. The
+    copy continues into the text it has itself proposed, so periodic text is continued
+    without end.
+
+    min_match: shorter matches are not used. bigram_fill: where nothing matches,
+    propose the token that the target itself last chose, in any conversation, after
+    the same token (also at rejected positions, whose rows are paid for anyway).
+
+    >>> context = Context([5, 6, 7, 8, 5, 6])
+    >>> MaxGram().propose(context, 4).tokens.tolist()
+    [7, 8, 5, 6]
+    """
+
+    def __init__(
+        self, *, min_match: int = 1, bigram_fill: bool = False, name: str = "mag"
+    ) -> None:
+        self.name = name
+        self.min_match = min_match
+        self._bigrams: dict[int, int] | None = {} if bigram_fill else None
+        self._start(None)
+
+    def _start(self, context: Context | None) -> None:
+        self._context = context  # whose committed tokens are indexed
+        self._ids: list[int] = []
+        # A gram is filed, by the position of its last token, when its successor
+        # arrives: the newest occurrence of each gram, and for GRAM the one before it.
+        self._newest: dict[tuple[int, ...], int] = {}
+        self._before: list[int] = []  # [position]: earlier occurrence, or -1
+
+    def propose(self, context: Context, k: int, choose: Choose | None = None) -> Draft:
+        """At most k tokens that followed the longest earlier occurrence.
+
+        The tail of the context takes part in the match but is not indexed.
+        """
+        self._sync(context)
+        text = self._ids[-LONGEST:] + context.tokens[context.committed :].tolist()
+        offset = context.committed - min(len(self._ids), LONGEST)
+        drafted: list[int] = []
+        while len(drafted) < k:
+            at = self._find(text)
+            if at is not None:
+                self._copy(at + 1, k, offset, text, drafted)
+                break
+            fill = self._bigrams.get(text[-1]) if self._bigrams and text else None
+            if fill is None:
+                break
+            text.append(fill)
+            drafted.append(fill)
+        return Draft.chain(drafted, self.name) if drafted else NOTHING
+
+    def observe(
+        self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
+    ) -> None:
+        """Learns the target's own bigrams from a round, if they are wanted."""
+        if self._bigrams is None or not len(context):
+            return
+        parents = [int(context.tokens[-1]), *draft.tokens.tolist()]
+        for token, row in zip(parents, rows.logits, strict=True):
+            self._bigrams[token] = int(row.argmax())
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        """Adds committed tokens to the index."""
+        ids, newest, before = self._ids, self._newest, self._before
+        for token in tokens:
+            last = len(ids) - 1
+            for n in range(1, min(GRAM, last + 1) + 1):
+                gram = tuple(ids[-n:])
+                if n == GRAM:
+                    before[last] = newest.get(gram, -1)
+                newest[gram] = last
+            ids.append(token)
+            before.append(-1)
+
+    def _sync(self, context: Context) -> None:
+        if context.root is not self._context:
+            self._start(context.root)
+        done = len(self._ids)
+        if done < context.committed:
+            self.commit(context.tokens[done : context.committed].tolist())
+
+    def _find(self, text: list[int]) -> int | None:
+        """Where the longest earlier occurrence of the end of `text` ends, or None."""
+        at = self._find_long(text) if len(text) >= GRAM else None
+        if at is not None:
+            return at
+        for n in range(min(GRAM - 1, len(text)), self.min_match - 1, -1):
+            at = self._newest.get(tuple(text[-n:]))
+            if at is not None:
+                return at
+        return None
+
+    def _find_long(self, text: list[int]) -> int | None:
+        ids, before = self._ids, self._before
+        at = self._newest.get(tuple(text[-GRAM:]), -1)
+        best, found, longest = self.min_match - 1, None, min(LONGEST, len(text))
+        if at >= 0:
+            best = max(best, GRAM - 1)
+        for _ in range(CANDIDATES):
+            if at < 0 or best == longest:
+                break
+            # One slice comparison tells whether this occurrence beats the best one.
+            more = best + 1
+            if at + 1 >= more and ids[at + 1 - more : at + 1] == text[-more:]:
+                while more < min(longest, at + 1) and ids[at - more] == text[-1 - more]:
+                    more += 1
+                best, found = more, at
+            at = before[at]
+        return found
+
+    def _copy(
+        self, start: int, k: int, offset: int, text: list[int], out: list[int]
+    ) -> None:
+        """Appends text from position `start` on until k tokens are out.
+
+        `text` holds the end of everything, from absolute position `offset` on, and
+        grows with the copy; positions before it are read from the index.
+        """
+        ids = self._ids
+        for at in range(start, start + k - len(out)):
+            token = ids[at] if at < len(ids) else text[at - offset]
+            text.append(token)
+            out.append(token)
