@@ -1,0 +1,1 @@
+"""The engines. llama_cpp and onnxruntime are imported here and nowhere else."""

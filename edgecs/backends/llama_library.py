@@ -1,0 +1,113 @@
+"""llama.cpp as a library: its log, its devices, what it was built with."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, cast
+
+import llama_cpp as lib
+from llama_cpp import _ggml
+
+from edgecs.offload import Device
+
+logger = logging.getLogger("edgecs.llama_cpp")
+
+_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
+_CONTINUED = 5  # ggml_log_level: the text goes on with the line before
+_GPU_KINDS = (1, 2)  # ggml_backend_dev_type: discrete and integrated GPUs
+
+
+class _Log:
+    """Everything llama.cpp says, as log records; the newest lines are kept."""
+
+    def __init__(self) -> None:
+        self.lines: deque[tuple[int, str]] = deque(maxlen=2000)
+        self._level = logging.INFO
+
+    def write(self, level: int, text: bytes) -> None:
+        if level != _CONTINUED:
+            self._level = _LEVELS.get(level, logging.INFO)
+        if self._level <= logging.DEBUG:
+            return  # thousands of lines on every load, none that a user can act on
+        line = text.decode(errors="replace").rstrip()
+        if line.strip(". "):
+            self.lines.append((self._level, line))
+            logger.log(self._level, "%s", line)
+
+
+log = _Log()
+
+
+@lib.llama_log_callback  # type: ignore[untyped-decorator]
+def _on_log(level: int, text: bytes, data: object) -> None:
+    log.write(level, text)
+
+
+lib.llama_log_set(_on_log, ctypes.c_void_p(0))
+lib.llama_backend_init()
+
+
+def clear_log() -> None:
+    """Forgets the kept lines, so that what follows belongs to one operation."""
+    log.lines.clear()
+
+
+def logged() -> list[str]:
+    """The kept lines, oldest first."""
+    return [line for _, line in log.lines]
+
+
+def logged_errors() -> list[str]:
+    """The kept lines of level error, oldest first."""
+    return [line for level, line in log.lines if level >= logging.ERROR]
+
+
+def _ggml_function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+    function = getattr(_ggml.libggml, name)
+    function.restype, function.argtypes = result, arguments
+    return cast(Callable[..., Any], function)
+
+
+def devices() -> list[Device]:
+    """The accelerators that this build of llama.cpp can see, with their memory."""
+    size = ctypes.c_size_t
+    get = _ggml_function("ggml_backend_dev_get", ctypes.c_void_p, size)
+    kind = _ggml_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
+    name = _ggml_function("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
+    about = _ggml_function(
+        "ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p
+    )
+    memory = _ggml_function(
+        "ggml_backend_dev_memory",
+        None,
+        ctypes.c_void_p,
+        ctypes.POINTER(size),
+        ctypes.POINTER(size),
+    )
+    found = []
+    for i in range(_ggml_function("ggml_backend_dev_count", size)()):
+        device = get(i)
+        if kind(device) in _GPU_KINDS:
+            free, total = size(), size()
+            memory(device, ctypes.byref(free), ctypes.byref(total))
+            texts = name(device).decode(), about(device).decode()
+            found.append(Device(*texts, free.value, total.value))
+    return found
+
+
+def supports_offload() -> bool:
+    """True when the build has a GPU backend and finds a device for it."""
+    return bool(lib.llama_supports_gpu_offload())
+
+
+def version() -> str:
+    """Version of llama-cpp-python, which pins the llama.cpp in it."""
+    return str(lib.__version__)
+
+
+def system_info() -> str:
+    """Instruction sets and options of the build, in llama.cpp's own words."""
+    return str(lib.llama_print_system_info().decode()).strip()

@@ -1,0 +1,225 @@
+"""A llama.cpp context as a `LanguageModel`: tokens in, rows of logits out, in one call.
+
+On the low-level API: one preallocated batch, logits only for the rows that are asked
+for, cells beyond the common prefix removed before a call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import llama_cpp as lib
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from edgecs.backends import llama_library as library
+from edgecs.backends.llama_model import KV_TYPES, LlamaModel
+from edgecs.context import Context, Tokens
+from edgecs.draft import Draft, Rows
+from edgecs.errors import Cancelled, ContextFull, EdgecsError, ModelError, OutOfMemory
+from edgecs.options import LoadOptions
+from edgecs.prefix import PrefixCache
+
+_SEQUENCE = 0
+_FLASH = {
+    "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+
+
+class LlamaTarget:
+    """Scores drafts with a GGUF model. The model must outlive it.
+
+    So that no bit of the cache depends on what was drafted, a call that has more than
+    one context token to compute is a prefill: chunks of n_batch tokens without the
+    draft, whose last row is copied. A later call for the very same context, such as a
+    regenerated answer, takes that copy.
+    """
+
+    def __init__(
+        self, model: LlamaModel, options: LoadOptions, cancel: threading.Event
+    ) -> None:
+        self.vocab_size = model.vocabulary.size
+        self.n_ctx = options.n_ctx or model.default_ctx(options)
+        self.max_draft = min(options.max_draft, self.n_ctx - 1)
+        self.rewindable = model.rewindable
+        self.cancel = cancel
+        self.threads = options.threads or psutil.cpu_count(logical=False) or 1
+        self._model = model
+        self._held = False
+        self._chunk = options.n_batch
+        self._ctx: lib.llama_context_p | None = self._open(options)
+        self._memory = lib.llama_get_memory(self._ctx)
+        self._batch = lib.llama_batch_init(options.n_batch, 0, 1)
+        self._tokens, self._positions, self._flags = self._batch_arrays(options.n_batch)
+        self._count = np.arange(self.n_ctx, dtype=np.int32)
+        self._wraps: dict[tuple[int, int], NDArray[np.float32]] = {}
+        self._cache = PrefixCache(self._drop)
+        self._prefill_row: tuple[int, NDArray[np.float32]] | None = None
+
+    def _open(self, options: LoadOptions) -> lib.llama_context_p:
+        params = lib.llama_context_default_params()
+        params.n_ctx = self.n_ctx
+        params.n_batch = params.n_ubatch = options.n_batch
+        params.n_threads = params.n_threads_batch = self.threads
+        params.flash_attn_type = _FLASH[options.flash_attention]
+        params.type_k = KV_TYPES[options.type_k]
+        params.type_v = KV_TYPES[options.type_v]
+        library.clear_log()
+        context = lib.llama_init_from_model(self._model.handle, params)
+        if context is None:
+            raise self._open_error()
+        return cast(lib.llama_context_p, context)
+
+    def _open_error(self) -> EdgecsError:
+        said = library.logged_errors()
+        if any("alloc" in line or "memory" in line for line in said) or not said:
+            return OutOfMemory(
+                f"a context of {self.n_ctx} tokens does not fit into memory: give a "
+                "smaller one (-c), a quantised KV cache (-ctk q8_0 -ctv q8_0) or fewer "
+                "GPU layers (-ngl)"
+            )
+        return ModelError(f"llama.cpp cannot open a context: {said[-1]}")
+
+    def _batch_arrays(
+        self, size: int
+    ) -> tuple[Tokens, NDArray[np.int32], NDArray[np.int8]]:
+        """The batch's C arrays as numpy views; all tokens belong to one sequence."""
+        batch = self._batch
+        for i in range(size):
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = _SEQUENCE
+        return (
+            np.ctypeslib.as_array(batch.token, (size,)),
+            np.ctypeslib.as_array(batch.pos, (size,)),
+            np.ctypeslib.as_array(batch.logits, (size,)),
+        )
+
+    def score(self, context: Context, draft: Draft) -> Rows:
+        """Logits after the context and after every draft token, see `LanguageModel`."""
+        self._check(context, draft)
+        saved = self._prefill_row
+        most = len(context) - (saved is None or saved[0] != len(context))
+        kept = self._cache.keep(context, most)
+        if saved and kept < saved[0]:
+            saved = self._prefill_row = None
+        pending = context.tokens[kept:]
+        fed, rows = pending.size + len(draft), 1 + len(draft)
+        if pending.size == 1 and kept:
+            return Rows(self._decode(np.append(pending, draft.tokens), rows), fed)
+        if pending.size:
+            saved = self._prefill_row = (len(context), self._prefill(pending))
+        assert saved is not None
+        first = saved[1][None]
+        if not len(draft):
+            return Rows(first, fed)
+        rest = self._decode(draft.tokens, len(draft))
+        return Rows(np.concatenate([first, rest]), fed)
+
+    def end_turn(self, context: Context) -> None:
+        """Cuts the cache to one token short of the context, see `LanguageModel`."""
+        if len(context):
+            self._cache.keep(context, len(context) - 1)
+
+    def reset(self) -> None:
+        """Forgets everything, as if just loaded."""
+        self._cache.reset()
+        self._prefill_row = None
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Claims the model; a second holder gets a ModelError."""
+        if self._held:
+            raise ModelError(
+                f"{self._model.path.name} is in use by another session: close that one"
+            )
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def close(self) -> None:
+        """Frees context and batch; may be called again."""
+        if self._ctx is not None:
+            lib.llama_batch_free(self._batch)
+            lib.llama_free(self._ctx)
+            self._ctx = None
+
+    def _check(self, context: Context, draft: Draft) -> None:
+        if not len(context):
+            raise ModelError("an empty context has no next token: give a prompt")
+        if len(context) + len(draft) > self.n_ctx:
+            raise ContextFull(
+                f"{len(context)} tokens and a draft of {len(draft)} do not fit a "
+                f"context of {self.n_ctx}: give a larger one (-c)"
+            )
+        if len(draft) > self.max_draft:
+            raise ModelError(
+                f"a draft of {len(draft)} tokens exceeds the {self.max_draft} that one "
+                "call can verify"
+            )
+
+    def _prefill(self, pending: Tokens) -> NDArray[np.float32]:
+        """Computes the context in chunks; returns a copy of its last row."""
+        for start in range(0, pending.size, self._chunk):
+            if start and self.cancel.is_set():
+                raise Cancelled("stopped while reading the prompt")
+            rows = self._decode(pending[start : start + self._chunk], 1)
+        return np.array(rows[0])
+
+    def _decode(self, tokens: Tokens, rows: int) -> NDArray[np.float32]:
+        """Computes `tokens` after the cells that are there.
+
+        Returns the logits of the last `rows` of them, [rows, vocabulary], a view into
+        llama.cpp's output buffer.
+        """
+        n, first = tokens.size, tokens.size - rows
+        start = len(self._cache)
+        self._tokens[:n] = tokens
+        self._positions[:n] = self._count[start : start + n]
+        self._flags[:first] = 0
+        self._flags[first:n] = 1
+        self._batch.n_tokens = n
+        self._cache.expect()
+        code = self._call()
+        if code:
+            raise self._decode_error(code)
+        self._cache.extend(tokens)
+        return self._logits(first, rows)
+
+    def _logits(self, first: int, rows: int) -> NDArray[np.float32]:
+        """Output rows as an array; wrapping memory is slow, so wraps are kept."""
+        pointer = lib.llama_get_logits_ith(self._ctx, first)
+        key = (ctypes.addressof(pointer.contents), rows)
+        if key not in self._wraps:
+            shape = (rows, self.vocab_size)
+            self._wraps[key] = np.ctypeslib.as_array(pointer, shape)
+        return self._wraps[key]
+
+    def _call(self) -> int:
+        """The target call: everything outside it is edgecs' own time."""
+        code = int(lib.llama_decode(self._ctx, self._batch))
+        lib.llama_synchronize(self._ctx)
+        return code
+
+    def _drop(self, length: int) -> bool:
+        if length:
+            return bool(lib.llama_memory_seq_rm(self._memory, _SEQUENCE, length, -1))
+        lib.llama_memory_clear(self._memory, False)
+        return True
+
+    def _decode_error(self, code: int) -> EdgecsError:
+        said = library.logged_errors()
+        why = said[-1] if said else "no reason given"
+        if code == 1:
+            return ContextFull(f"no room in the KV cache for the next tokens: {why}")
+        if code == -2:
+            return OutOfMemory(f"llama.cpp ran out of memory while decoding: {why}")
+        return ModelError(f"llama.cpp could not decode (code {code}): {why}")

@@ -1,0 +1,62 @@
+"""How a target is loaded: everything that its logits, speed and memory depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from edgecs.errors import ConfigError
+
+KVType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+GpuLayers = int | Literal["auto", "all"]
+FlashAttention = Literal["auto", "on", "off"]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Names and meanings are those of llama.cpp's flags.
+
+    n_ctx: tokens, 0: what the model was trained for, as far as memory allows.
+    threads: 0: one for each physical core. n_batch: tokens in a prefill chunk.
+    max_draft: most draft tokens that one call can verify.
+    """
+
+    n_ctx: int = 0
+    n_gpu_layers: GpuLayers = "auto"
+    threads: int = 0
+    flash_attention: FlashAttention = "auto"
+    type_k: KVType = "f16"
+    type_v: KVType = "f16"
+    mmap: bool = True
+    mlock: bool = False
+    n_batch: int = 512
+    max_draft: int = 63
+
+    def __post_init__(self) -> None:
+        for name in ("n_ctx", "threads"):
+            if getattr(self, name) < 0:
+                raise ConfigError(
+                    f"{name} must be 0 or more, got {getattr(self, name)}"
+                )
+        if not 0 <= self.max_draft < self.n_batch:
+            raise ConfigError(
+                f"max_draft must be between 0 and {self.n_batch - 1} (the batch less "
+                f"one token), got {self.max_draft}"
+            )
+        layers = self.n_gpu_layers
+        if layers not in ("auto", "all") and not (
+            isinstance(layers, int) and layers >= 0
+        ):
+            raise ConfigError(
+                f"GPU layers must be a number >= 0, 'auto' or 'all', got {layers!r}"
+            )
+        for kind in (self.type_k, self.type_v):
+            if kind not in get_args(KVType):
+                known = ", ".join(get_args(KVType))
+                raise ConfigError(f"KV type {kind!r} is unknown: use one of {known}")
+        quantised = self.type_v not in ("f32", "f16", "bf16")
+        if quantised and self.flash_attention == "off":
+            raise ConfigError(
+                f"a {self.type_v} V cache needs flash attention: drop --flash-attn off "
+                "or use -ctv f16"
+            )

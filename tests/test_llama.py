@@ -1,0 +1,258 @@
+"""The llama.cpp backend on a tiny random Llama: real engine, no weights to fetch."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgecs.backends import llama_library
+from edgecs.backends.llama_model import LlamaModel, _footprint
+from edgecs.context import Context
+from edgecs.draft import NOTHING, Draft
+from edgecs.errors import Cancelled, ConfigError, ContextFull, ModelError
+from edgecs.load import Loaded, load
+from edgecs.maxgram import MaxGram
+from edgecs.offload import Device
+from edgecs.options import LoadOptions
+from edgecs.testing import ScriptedDrafter, write_random_gguf
+from tests.reference import plain_greedy
+
+PROMPTS = [list(b"hello, hello, hello"), list(range(200)), [5]]
+
+
+@pytest.mark.parametrize("draft_max", [0, 1, 3, 8])
+def test_tokens_are_those_of_plain_decoding(
+    tiny: Loaded, tiny_gguf: Path, draft_max: int
+):
+    expected = plain_greedy(tiny_gguf, PROMPTS, 60, n_ctx=512, chunk=64)
+    for prompt, answer in zip(PROMPTS, expected, strict=True):
+        wrong = ScriptedDrafter([*prompt, *answer], wrong=0.5, vocab_size=256)
+        with tiny.session([MaxGram(), wrong], draft_max) as session:
+            said = [t.id for t in session.generate(prompt, max_tokens=60)]
+            assert said == answer
+            stats = session.stats
+            assert (stats.accepted > 0) == (draft_max > 0)
+            assert (stats.accepted < stats.tested) == (draft_max > 0)
+
+
+def test_rows_follow_the_context_and_every_draft_token(tiny: Loaded):
+    target, context = tiny.target, Context(PROMPTS[0])
+    target.score(context, NOTHING)
+    context.append([7])
+    rows = target.score(context, Draft.chain([8, 9], "x"))
+    assert rows.logits.shape == (3, 272)
+    assert rows.fed == 3
+    together = np.array(rows.logits)
+    for i, tail in enumerate([[], [8], [8, 9]]):
+        target.reset()
+        alone = target.score(Context([*PROMPTS[0], 7, *tail]), NOTHING)
+        np.testing.assert_allclose(together[i], alone.logits[0], rtol=1e-3, atol=1e-3)
+
+
+def test_a_draft_never_rides_on_a_prefill_chunk(tiny: Loaded):
+    target, calls = tiny.target, []
+    decode = target._decode
+    target._decode = lambda tokens, rows: (
+        calls.append((tokens.size, rows)) or decode(tokens, rows)
+    )
+    rows = target.score(Context(range(100)), Draft.chain([8, 9], "x"))
+    assert calls == [(64, 1), (36, 1), (2, 2)]
+    assert rows.logits.shape == (3, 272)
+    assert rows.fed == 102
+
+
+def test_a_regenerated_answer_starts_from_the_same_bits(tiny: Loaded):
+    target, prompt = tiny.target, list(range(90))
+    first = np.array(target.score(Context(prompt), NOTHING).logits)
+    context = Context(prompt)
+    for token in (4, 5, 6):
+        context.append([token])
+        target.score(context, NOTHING)
+    again = target.score(Context(prompt), NOTHING)
+    assert again.fed == 0
+    np.testing.assert_array_equal(first, again.logits)
+    # Another conversation makes the copy void, also one of the same length.
+    other = target.score(Context([9, *prompt[1:]]), NOTHING)
+    assert other.fed == 90
+    assert not np.array_equal(first, other.logits)
+
+
+def test_a_turn_ends_one_cell_short(tiny: Loaded):
+    target, context = tiny.target, Context([1, 2, 3])
+    target.score(context, NOTHING)
+    context.append([4])
+    target.score(context, Draft.chain([5, 6], "x"))
+    context.append([5, 6])
+    target.end_turn(context)
+    assert target.score(Context([1, 2, 3, 4, 5, 6, 7, 8]), NOTHING).fed == 3
+
+
+def test_prefill_can_be_cancelled_between_chunks(tiny: Loaded):
+    target, calls = tiny.target, []
+    call = target._call
+
+    def cancelling() -> int:
+        calls.append(1)
+        tiny.cancel.set()
+        return call()
+
+    target._call = cancelling
+    with tiny.session([], 0) as session:
+        assert list(session.generate(range(200), max_tokens=3)) == []
+        assert session.finish_reason == "cancelled"
+        assert calls == [1]
+        target._call = call
+        tiny.cancel.clear()
+        assert len(list(session.generate(range(200), max_tokens=3))) == 3
+        assert session.stats.cached_tokens == 64  # the chunk that was done is kept
+
+
+def test_loading_can_be_cancelled(tiny_gguf: Path):
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(Cancelled, match=r"stopped while loading tiny\.gguf"):
+        load(tiny_gguf, LoadOptions(), cancel=cancel)
+
+
+def test_a_failed_call_leaves_the_model_usable(tiny: Loaded):
+    target, prompt = tiny.target, list(range(70))
+    right = np.array(target.score(Context(prompt), NOTHING).logits)
+    call = target._call
+
+    def interrupted() -> int:
+        call()
+        raise KeyboardInterrupt
+
+    target._call = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        target.score(Context([*prompt[:65], 7]), NOTHING)
+    target._call = call
+    target.score(Context([*prompt[:64], 9]), NOTHING)
+    target.reset()
+    again = target.score(Context(prompt), NOTHING).logits
+    np.testing.assert_array_equal(right, again)
+
+
+def test_too_much_is_refused_and_the_model_goes_on(tiny: Loaded):
+    target = tiny.target
+    with pytest.raises(ContextFull, match="513 tokens and a draft of 0"):
+        target.score(Context([1] * 513), NOTHING)
+    with pytest.raises(ModelError, match="exceeds the 63"):
+        target.score(Context([1]), Draft.chain([1] * 64, "x"))
+    with pytest.raises(ModelError, match="could not decode"):
+        target.score(Context([1, 5000]), NOTHING)
+    assert target.score(Context([1, 2]), NOTHING).fed == 2
+
+
+def test_one_holder_at_a_time(tiny: Loaded):
+    with (
+        tiny.session([], 0),
+        pytest.raises(ModelError, match=r"tiny\.gguf is in use"),
+    ):
+        tiny.session([], 0)
+    tiny.session([], 0).close()
+
+
+def test_closing_twice_is_fine(tiny_gguf: Path):
+    loaded = load(tiny_gguf, LoadOptions(n_ctx=256))
+    loaded.close()
+    loaded.close()
+
+
+@pytest.mark.parametrize("size", [0, 3, 4, 24, 500, 9_000, 20_000, 200_000, -1])
+def test_a_truncated_file_is_one_sentence(tiny_gguf: Path, tmp_path: Path, size: int):
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(tiny_gguf.read_bytes()[:size])
+    with pytest.raises(ModelError) as error:
+        load(path, LoadOptions())
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"PK\x03\x04 a zip", "is not a GGUF file"),
+        (b"GGUF" + b"\xff" * 64, "cannot be loaded"),
+    ],
+)
+def test_what_is_no_model_is_named(tmp_path: Path, content: bytes, message: str):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        load(path, LoadOptions())
+
+
+def test_missing_files_and_folders_are_named(tmp_path: Path):
+    with pytest.raises(ModelError, match="there is no file"):
+        load(tmp_path / "none.gguf", LoadOptions())
+    with pytest.raises(ModelError, match="is a folder"):
+        load(tmp_path, LoadOptions())
+
+
+def test_the_vocabulary_goes_both_ways(tiny: Loaded):
+    vocabulary = tiny.model.vocabulary
+    ids = vocabulary.encode("né<|end|>").tolist()
+    assert ids == [268, ord("n"), 0xC3, 0xA9, 269]
+    assert vocabulary.encode("n", document=False).tolist() == [ord("n")]
+    assert [vocabulary.piece(i) for i in ids] == [b"", b"n", b"\xc3", b"\xa9", b""]
+    assert vocabulary.ends == {269}
+    assert (vocabulary.bos, vocabulary.eos) == ("<|begin|>", "<|end|>")
+    assert "messages" in str(vocabulary.chat_template)
+    with pytest.raises(ConfigError, match="not valid Unicode at character 1"):
+        vocabulary.encode("a\udcff")
+
+
+@pytest.mark.parametrize("kind", ["bf16", "q8_0", "q4_0"])
+def test_kv_types_reach_the_engine(tmp_path: Path, kind: str):
+    # Heads of 32 values: a quantised cache needs whole blocks.
+    path = write_random_gguf(tmp_path / "wide.gguf", heads=2, kv_heads=1)
+    context = Context(PROMPTS[0])
+    rows = []
+    for type_ in ("f32", kind):
+        options = LoadOptions(n_ctx=256, type_k=type_, type_v=type_)
+        with load(path, options) as loaded:
+            rows.append(np.array(loaded.target.score(context, NOTHING).logits))
+    assert not np.array_equal(*rows)
+    assert np.corrcoef(*(row[0] for row in rows))[0, 1] > 0.9
+
+
+def test_the_footprint_is_read_from_the_file(tiny_gguf: Path):
+    footprint = _footprint(tiny_gguf, LoadOptions(n_ctx=100))
+    block = 4 * (2 * 64 + 2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64)
+    assert footprint.blocks == (block, block)
+    assert footprint.output == 4 * (272 * 64 + 64)
+    assert footprint.kv == 100 * 2 * 32 * 2
+
+
+def test_automatic_offload_tries_fewer_layers_when_allocation_fails(
+    tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+):
+    gpu = Device("GPU0", "a fake", 8 << 30, 8 << 30)
+    monkeypatch.setattr(llama_library, "supports_offload", lambda: True)
+    monkeypatch.setattr(llama_library, "devices", lambda: [gpu])
+    real, tried = LlamaModel._open, []
+
+    def picky(self: LlamaModel, options: LoadOptions, layers: int):
+        tried.append(layers)
+        if layers > 1:
+            llama_library.log.write(4, b"unable to allocate GPU0 buffer\n")
+            return None
+        return real(self, options, layers)
+
+    monkeypatch.setattr(LlamaModel, "_open", picky)
+    with load(tiny_gguf, LoadOptions(n_ctx=256)) as loaded:
+        assert tried == [3, 2, 1]
+        note = "3 of 3 layers fit GPU0 with 8192 MiB free"
+        note += "; allocation failed, so 1 are used"
+        assert loaded.model.offload.note == note
+
+
+def test_the_cpu_build_reports_no_offload(tiny: Loaded):
+    assert tiny.model.offload.layers == 0
+    assert tiny.model.offload.total == 3
+    assert sum(tiny.model.offload.buffers.values()) == pytest.approx(0.42, abs=0.01)
