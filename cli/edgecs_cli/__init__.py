@@ -1,0 +1,47 @@
+"""The command line of edgecs. Importing this loads no engine and not even numpy."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import click
+
+from edgecs_cli.app import cli
+
+__all__ = ["cli", "main"]
+
+EXIT_CODES = {
+    0: "all went well",
+    1: "something failed that has no code of its own",
+    2: "a wrong option, or a prompt that cannot be used (empty, not UTF-8, too long)",
+    3: "a model that is missing, damaged, incompatible or in use",
+    4: "out of memory",
+    6: "a download failed, or the disk is full; the next pull goes on where it stopped",
+    130: "stopped with Ctrl-C",
+    141: "the reader of standard output went away",
+}
+
+
+def main() -> None:
+    """Runs the command line; every failure is one sentence on stderr and a code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command and returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character shows a mark; it ends nothing.
+            stream.reconfigure(errors="replace")
+    try:
+        result = cli.main(arguments, prog_name="edgecs", standalone_mode=False)
+    except click.ClickException as error:
+        where = getattr(error, "ctx", None)
+        path = where.command_path if where else "edgecs"
+        click.echo(f"{path}: {error.format_message()}", err=True)
+        return getattr(error, "code", error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("edgecs: stopped", err=True)
+        return 130
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,58 @@
+"""The `edgecs` command group; a command's module is imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+from typing import NamedTuple
+
+import click
+
+
+class Entry(NamedTuple):
+    """Where a command lives, and its line in `edgecs --help`."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "generate": Entry("edgecs_cli.generate", "Answer one prompt."),
+    "chat": Entry("edgecs_cli.chat", "Talk with a model."),
+    "models": Entry("edgecs_cli.models", "List, fetch, show and remove models."),
+    "doctor": Entry("edgecs_cli.doctor", "Say what this machine can do for a model."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports only the one it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, in the order in which one meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command itself, imported now."""
+        if name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(COMMANDS[name].module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(
+        self, ctx: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        """The list of commands in the help text, without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, e.summary) for name, e in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="edgecs", prog_name="edgecs")
+def cli() -> None:
+    """Makes a local language model answer faster without changing its answer.
+
+    \b
+    edgecs generate -m smollm2-135m-instruct -p "What is a llama?"
+    edgecs chat -m smollm2-135m-instruct
+    edgecs doctor
+    """

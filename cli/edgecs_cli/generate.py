@@ -1,0 +1,156 @@
+"""`edgecs generate`: one prompt, one answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgecs.chat_template import ChatTemplate
+from edgecs.context import Tokens
+from edgecs.errors import ConfigError
+from edgecs.load import Loaded
+from edgecs.session import Session
+from edgecs_cli.run import open_model, open_session, statistics_line
+from edgecs_cli.shared import (
+    Interrupt,
+    model_options,
+    open_store,
+    reports_errors,
+    say,
+)
+
+
+@click.command()
+@click.option(
+    "-p", "--prompt", help="The prompt; without -p and -f it is read from stdin."
+)
+@click.option(
+    "-f", "--file", type=click.Path(path_type=Path), help="Read the prompt from a file."
+)
+@click.option(
+    "-n",
+    "--predict",
+    "--max-tokens",
+    "max_tokens",
+    type=click.IntRange(-1),
+    default=-1,
+    show_default=True,
+    help="Most tokens to generate; -1: until the model stops or the context is full.",
+)
+@click.option("-sys", "--system", help="System message.")
+@click.option("--stop", multiple=True, help="Stop at this text; may be repeated.")
+@click.option("--raw", is_flag=True, help="No chat template: feed the text as it is.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@model_options
+@reports_errors
+def generate(**values: Any) -> int:
+    """Answer one prompt.
+
+    The answer goes to stdout, everything else to stderr.
+
+    \b
+    edgecs generate -m smollm2-135m-instruct -p "What is a llama?"
+    edgecs generate -m ./model.gguf -f question.txt -n 256 --json
+    git diff | edgecs generate -m user/repo:Q4_K_M --system "Review this."
+    """
+    text = read_prompt(values["prompt"], values["file"])
+    with (
+        Interrupt() as cancel,
+        open_model(open_store(offline=values["offline"]), values, cancel) as loaded,
+        open_session(loaded, values) as session,
+    ):
+        prompt = _encode(loaded, text, values)
+        limit = values["max_tokens"]
+        answer = _stream(
+            session,
+            prompt,
+            None if limit < 0 else limit,
+            stop=values["stop"],
+            show=not values["as_json"],
+        )
+        if values["as_json"]:
+            click.echo(json.dumps(_report(session, answer, prompt), ensure_ascii=False))
+        reason = session.finish_reason
+        say(statistics_line(session.stats, reason), quiet=values["quiet"])
+    return 130 if reason == "cancelled" else 0
+
+
+def read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The prompt from an option, a file or stdin; raises ConfigError."""
+    if prompt is not None and file is not None:
+        raise click.UsageError("-p and -f exclude each other: give one of them")
+    if prompt is not None:
+        text = prompt
+    elif file is not None:
+        try:
+            text = decode(file.read_bytes(), str(file))
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+    elif sys.stdin.isatty():
+        raise click.UsageError("no prompt: give -p TEXT or -f FILE, or pipe text in")
+    else:
+        text = decode(sys.stdin.buffer.read(), "standard input")
+    if not text.strip():
+        raise ConfigError("the prompt is empty: give some text to answer")
+    return text
+
+
+def decode(data: bytes, origin: str) -> str:
+    """UTF-8 text, or a ConfigError that says where it is not."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{origin} is not UTF-8 text: byte {error.start} is "
+            f"0x{data[error.start]:02x}; convert it first"
+        ) from error
+
+
+def _encode(loaded: Loaded, text: str, values: dict[str, Any]) -> Tokens:
+    vocabulary = loaded.model.vocabulary
+    if values["raw"]:
+        return vocabulary.encode(text)
+    messages = [{"role": "user", "content": text}]
+    if values["system"]:
+        messages.insert(0, {"role": "system", "content": values["system"]})
+    return ChatTemplate(vocabulary).encode(messages)
+
+
+def _stream(
+    session: Session, prompt: Tokens, limit: int | None, *, stop: list[str], show: bool
+) -> tuple[str, list[int]]:
+    """Runs the answer, shows it as it comes; returns its text and ids."""
+    texts, ids = [], []
+    for token in session.generate(prompt, max_tokens=limit, stop=stop):
+        ids.append(token.id)
+        texts.append(token.text)
+        if show and token.text:
+            sys.stdout.write(token.text)
+            sys.stdout.flush()
+    text = "".join(texts)
+    if show and not text.endswith("\n"):
+        sys.stdout.write("\n")
+    return text, ids
+
+
+def _report(
+    session: Session, answer: tuple[str, list[int]], prompt: Tokens
+) -> dict[str, object]:
+    stats, (text, ids) = session.stats, answer
+    return {
+        "text": text,
+        "tokens": ids,
+        "finish_reason": session.finish_reason,
+        "usage": {
+            "prompt_tokens": stats.prompt_tokens,
+            "completion_tokens": stats.tokens,
+            "total_tokens": stats.prompt_tokens + stats.tokens,
+            "prompt_tokens_details": {"cached_tokens": stats.cached_tokens},
+        },
+        "timings": stats.timings(),
+        "speculative": stats.speculative(session.chain, session.off_reason),
+    }

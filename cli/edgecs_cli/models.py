@@ -1,0 +1,112 @@
+"""`edgecs models`: what there is, what is here, what it takes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from edgecs.store import Model
+from edgecs_cli.shared import open_store, progress_bars, reports_errors, say
+
+
+@click.group()
+def models() -> None:
+    """List, fetch, show and remove models.
+
+    \b
+    edgecs models list
+    edgecs models pull smollm2-135m-instruct
+    """
+
+
+@models.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+@reports_errors
+def list_models(as_json: bool) -> None:
+    """List the models known by name.
+
+    \b
+    edgecs models list --json
+    """
+    entries = open_store().models()
+    if as_json:
+        click.echo(json.dumps([_describe(model) for model in entries]))
+        return
+    for model in entries:
+        here = "here" if model.path else "not here"
+        size = _mib(model.size)
+        click.echo(
+            f"{model.manifest.name:28} {size:>10}  {here:8}  "
+            f"{model.manifest.description}"
+        )
+
+
+@models.command()
+@click.argument("model")
+@reports_errors
+def pull(model: str) -> None:
+    """Fetch a model, or check the one that is here.
+
+    An interrupted transfer goes on where it stopped. The path goes to stdout.
+
+    \b
+    edgecs models pull smollm2-135m-instruct
+    edgecs models pull user/repo:Q4_K_M
+    """
+    with progress_bars() as progress:
+        path = open_store().pull(model, progress)
+    click.echo(path)
+
+
+@models.command()
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@reports_errors
+def show(model: str, as_json: bool) -> None:
+    """Show what is known of a model.
+
+    \b
+    edgecs models show smollm2-135m-instruct --json
+    """
+    entry = _describe(open_store().find(model))
+    if as_json:
+        click.echo(json.dumps(entry))
+        return
+    for key, value in entry.items():
+        click.echo(f"{key:12} {'-' if value is None else value}")
+
+
+@models.command()
+@click.argument("model")
+@reports_errors
+def rm(model: str) -> None:
+    """Remove the files of a model from this machine.
+
+    \b
+    edgecs models rm smollm2-135m-instruct
+    """
+    gone = open_store().remove(model)
+    for path in gone:
+        click.echo(path)
+    if not gone:
+        say(f"{model} is not on this machine: nothing to remove")
+
+
+def _describe(model: Model) -> dict[str, object]:
+    manifest = model.manifest
+    source = type(manifest.source).__name__.removesuffix("Source").lower()
+    return {
+        "name": manifest.name,
+        "description": manifest.description,
+        "license": manifest.license or None,
+        "path": str(model.path) if model.path else None,
+        "size": model.size,
+        "sha256": manifest.sha256,
+        "source": {source: asdict(manifest.source)},
+    }
+
+
+def _mib(size: int | None) -> str:
+    return "-" if size is None else f"{size / (1 << 20):.0f} MiB"

@@ -1,0 +1,71 @@
+"""Opening a model for a command, and the lines that say what it is doing."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from edgecs.load import Loaded, load
+from edgecs.maxgram import MaxGram
+from edgecs.sampling import Sampling
+from edgecs.session import Session
+from edgecs.stats import Stats
+from edgecs.store import Store
+from edgecs_cli.shared import load_options, progress_bars, say, show_log
+
+
+def open_model(store: Store, values: dict[str, Any], cancel: threading.Event) -> Loaded:
+    """Loads the model that a command names, fetching it if it is not here yet."""
+    Sampling(values["temperature"])  # refused now, not after minutes of loading
+    show_log(values["verbose"])
+    options = load_options(values)
+    model = store.find(values["model"])
+    path = model.path
+    if path is None:
+        with progress_bars() as progress:
+            path = store.path(values["model"], progress)
+    return load(path, options, cancel=cancel)
+
+
+def open_session(loaded: Loaded, values: dict[str, Any]) -> Session:
+    """A session with the drafters that the options ask for."""
+    draft_max = 0 if values["no_spec"] else values["draft_max"]
+    choose = Sampling(values["temperature"]).chooser()
+    session = loaded.session([MaxGram()], draft_max, choose=choose)
+    say(start_line(loaded, session), quiet=values["quiet"])
+    return session
+
+
+def start_line(loaded: Loaded, session: Session) -> str:
+    """What runs, where, and whether it drafts."""
+    offload, target = loaded.model.offload, loaded.target
+    where = f"CPU, {target.threads} threads"
+    if offload.layers:
+        where = f"{offload.layers}/{offload.total} layers on GPU, {where}"
+    if offload.note:
+        where += f" ({offload.note})"
+    spec = f"off ({session.off_reason})"
+    if session.off_reason is None:
+        drafts = " <- ".join(session.chain)
+        spec = f"{drafts}, drafts up to {session.cascade.counts[0]}"
+    return (
+        f"{loaded.model.path.stem} | {loaded.model.description} | {where} | "
+        f"context {target.n_ctx} | speculation: {spec}"
+    )
+
+
+def statistics_line(stats: Stats, reason: str | None) -> str:
+    """One answer in one line."""
+    speed = f"{stats.tokens_per_second:.1f} tok/s" if stats.tokens > 1 else "no speed"
+    parts = [
+        f"{stats.tokens} tokens, {speed}",
+        f"prompt {stats.prompt_tokens} ({stats.cached_tokens} cached) "
+        f"in {stats.prompt_seconds:.2f} s",
+        f"{stats.rounds} rounds",
+    ]
+    if stats.tested:
+        parts.append(
+            f"{stats.accepted} of {stats.tested} draft tokens accepted, "
+            f"{stats.mean_acceptance_length:.2f} tokens/round"
+        )
+    return " | ".join([*parts, f"end: {reason}"])

@@ -1,0 +1,257 @@
+"""What several commands need: model options, errors, progress, Ctrl-C."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar, get_args
+
+import click
+import platformdirs
+
+from edgecs.errors import EdgecsError
+from edgecs.fetch import Progress
+from edgecs.options import GpuLayers, KVType, LoadOptions
+from edgecs.store import Store
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+READER_GONE = 141  # 128 + SIGPIPE, as a C program would end
+
+
+class Failure(click.ClickException):
+    """An EdgecsError on its way out: one sentence and its exit code."""
+
+    def __init__(self, error: EdgecsError) -> None:
+        super().__init__(str(error))
+        self.code = error.exit_code
+        self.ctx = click.get_current_context(silent=True)
+
+
+def reports_errors(command: F) -> F:
+    """Turns the errors of the library into those of the command line."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            result = command(*args, **kwargs)
+            sys.stdout.flush()  # a reader that went away is found here, not at exit
+            return result
+        except EdgecsError as error:
+            raise Failure(error) from error
+        except BrokenPipeError as error:
+            # Python would complain again when it flushes stdout at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(READER_GONE) from error
+
+    return wrapped  # type: ignore[return-value]
+
+
+class GpuLayersType(click.ParamType[GpuLayers]):
+    """A number of layers, `auto` or `all`."""
+
+    name = "N|auto|all"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> GpuLayers:
+        """Checks a value of -ngl."""
+        if value in ("auto", "all") or isinstance(value, int):
+            return value  # type: ignore[no-any-return]
+        if not str(value).isdigit():
+            self.fail(f"{value!r} is not a number >= 0, 'auto' or 'all'", param, ctx)
+        return int(value)
+
+
+def model_options(command: F) -> F:
+    """The options that say which model is loaded, and how."""
+    options = [
+        click.option(
+            "-m",
+            "--model",
+            required=True,
+            metavar="MODEL",
+            help="A name (`edgecs models list`), a .gguf file, or user/repo[:quant].",
+        ),
+        click.option(
+            "-c",
+            "--ctx-size",
+            "n_ctx",
+            type=click.IntRange(0),
+            default=0,
+            help="Context in tokens; 0: the model's own, as far as memory allows.",
+        ),
+        click.option(
+            "-ngl",
+            "--gpu-layers",
+            "n_gpu_layers",
+            type=GpuLayersType(),
+            default="auto",
+            show_default=True,
+            help="Layers on the GPU; auto: as many as fit.",
+        ),
+        click.option(
+            "-t",
+            "--threads",
+            type=click.IntRange(0),
+            default=0,
+            help="CPU threads; 0: one for each physical core.",
+        ),
+        click.option(
+            "-fa",
+            "--flash-attn",
+            "flash_attention",
+            type=click.Choice(["auto", "on", "off"]),
+            default="auto",
+            show_default=True,
+            help="Flash attention.",
+        ),
+        click.option(
+            "-ctk",
+            "--cache-type-k",
+            "type_k",
+            type=click.Choice(get_args(KVType)),
+            default="f16",
+            show_default=True,
+            help="Type of the K cache.",
+        ),
+        click.option(
+            "-ctv",
+            "--cache-type-v",
+            "type_v",
+            type=click.Choice(get_args(KVType)),
+            default="f16",
+            show_default=True,
+            help="Type of the V cache; quantised ones need flash attention.",
+        ),
+        click.option(
+            "--mmap/--no-mmap", default=True, help="Map the file instead of reading it."
+        ),
+        click.option(
+            "--mlock/--no-mlock", default=False, help="Keep the weights in RAM."
+        ),
+        click.option(
+            "--draft-max",
+            type=click.IntRange(0, LoadOptions.max_draft),
+            default=DRAFT_MAX,
+            show_default=True,
+            metavar="K",
+            help="Longest draft in tokens; 0 turns speculation off.",
+        ),
+        click.option("--no-spec", is_flag=True, help="Plain decoding, no drafts."),
+        click.option(
+            "--temp",
+            "--temperature",
+            "temperature",
+            type=float,
+            default=0.0,
+            show_default=True,
+            help="0: greedy, the only choice so far.",
+        ),
+        click.option("--offline", is_flag=True, help="Never use the network."),
+        click.option(
+            "-q", "--quiet", is_flag=True, help="The answer and nothing else."
+        ),
+        click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+DRAFT_MAX = 3
+
+
+def load_options(values: dict[str, Any]) -> LoadOptions:
+    """Takes the load options out of a command's parameters."""
+    names = ("n_ctx", "n_gpu_layers", "threads", "flash_attention", "type_k", "type_v")
+    return LoadOptions(**{name: values[name] for name in (*names, "mmap", "mlock")})
+
+
+def open_store(*, offline: bool = False) -> Store:
+    """The models of this user."""
+    root = Path(platformdirs.user_cache_dir("edgecs")) / "models"
+    return Store(root, offline=offline)
+
+
+def show_log(verbose: bool) -> None:
+    """Shows llama.cpp's log on stderr, if asked for."""
+    if verbose:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger = logging.getLogger("edgecs")
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+
+
+def say(text: str, *, quiet: bool = False) -> None:
+    """One line on stderr, dim where there are colours."""
+    if not quiet:
+        click.secho(text, err=True, dim=not os.environ.get("NO_COLOR"))
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """A progress callback that draws a bar on stderr for each kind of work."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def advance(what: str, done: int, total: int) -> None:
+        bars.start()  # only now: bars that never had anything to show print nothing
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=total or None)
+        bars.update(tasks[what], completed=done)
+
+    try:
+        yield advance
+    finally:
+        if tasks:
+            bars.stop()
+
+
+class Interrupt:
+    """While entered, the first Ctrl-C sets `event`, the second one raises.
+
+    A signal cannot raise through llama.cpp; it can only be asked whether to go on.
+    """
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.event.is_set():
+            raise KeyboardInterrupt
+        self.event.set()
+
+    def __enter__(self) -> threading.Event:
+        self._before = signal.signal(signal.SIGINT, self._on_signal)
+        return self.event
+
+    def __exit__(self, *exc: object) -> None:
+        signal.signal(signal.SIGINT, self._before)

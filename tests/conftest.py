@@ -1,0 +1,99 @@
+"""Fixtures that everything shares: a tiny GGUF, a private cache, no network."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import platformdirs
+import pytest
+
+from edgecs.load import load
+from edgecs.options import LoadOptions
+from edgecs.store import Store
+from edgecs.testing import write_random_gguf
+from edgecs_cli import run
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+_USER_CACHE = Path(platformdirs.user_cache_dir("edgecs")) / "models"
+_connect = socket.socket.connect
+
+
+class Outcome(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def _no_network(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Connections leave this machine only for the model fixtures."""
+
+    def connect(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1"):
+            raise AssertionError(f"a test tried to reach {address}")
+        _connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture
+def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even a socket can be made."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own; where the models of a user would be."""
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(tmp_path))
+    return tmp_path / "models"
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama for llama.cpp; a context of 65,536 keeps it talking for long."""
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    return write_random_gguf(path, n_ctx=65536)
+
+
+@pytest.fixture
+def tiny(tiny_gguf: Path) -> Any:
+    """The random Llama, loaded with a context of 512 and chunks of 64."""
+    with load(tiny_gguf, LoadOptions(n_ctx=512, n_batch=64, threads=1)) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def edgecs(capfd: pytest.CaptureFixture[str], cache: Path) -> Callable[..., Outcome]:
+    """Runs a command in this process, with a cache of its own."""
+
+    def call(*arguments: object) -> Outcome:
+        code = run([str(argument) for argument in arguments])
+        return Outcome(code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Path:
+    """The default model, fetched once for this user."""
+    return Store(_USER_CACHE).path(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def smollm(model_path: Path) -> Any:
+    """The default model with a context of 1,024."""
+    with load(model_path, LoadOptions(n_ctx=1024)) as loaded:
+        yield loaded

