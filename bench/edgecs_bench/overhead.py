@@ -1,0 +1,148 @@
+"""What edgecs itself costs: the time of a round outside the target call, and of MaG.
+
+    python -m edgecs_bench.overhead [-m MODEL.gguf]
+
+A round is everything between one target call and the next: drafting, filling the batch,
+reading the rows, the walk, committing, text, statistics. The target call includes
+llama_synchronize. Random models of 49,152 and 151,936 tokens stand in for SmolLM2 and
+Qwen2.5, whose vocabularies they have; -m adds a real one. Half of the drafted tokens
+are wrong, so that both outcomes are paid for.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from time import perf_counter_ns
+
+import click
+import numpy as np
+
+from edgecs.backends.llama_target import LlamaTarget
+from edgecs.context import Context
+from edgecs.draft import Drafter
+from edgecs.load import load
+from edgecs.maxgram import MaxGram
+from edgecs.options import LoadOptions
+from edgecs.testing import ScriptedDrafter, write_random_gguf
+from edgecs_bench.report import finish, median_us, table
+
+WIDTH = 4  # tokens in a target call: three drafted
+VOCABULARIES = (49_152, 151_936)
+CONTEXT = 32_768
+
+
+class Gaps:
+    """Records the time from the end of each of a target's calls to the next one."""
+
+    def __init__(self, target: LlamaTarget) -> None:
+        self.spans: list[int] = []  # nanoseconds
+        self._ended: int | None = None
+        self._call = target._call
+        target._call = self._timed  # type: ignore[method-assign]
+
+    def _timed(self) -> int:
+        if self._ended is not None:
+            self.spans.append(perf_counter_ns() - self._ended)
+        code = self._call()
+        self._ended = perf_counter_ns()
+        return code
+
+
+def round_overhead(name: str, path: Path, rounds: int) -> dict[str, object]:
+    """Median time between two target calls of WIDTH tokens, in microseconds."""
+    with load(path, LoadOptions(n_ctx=8192, max_draft=WIDTH - 1)) as loaded:
+        target, prompt = loaded.target, np.arange(40, dtype=np.int32)
+        with loaded.session([], 0) as session:
+            plain = session.generate(prompt, max_tokens=WIDTH * rounds)
+            script = [*prompt, *(token.id for token in plain)]
+        size = target.vocab_size
+        drafters: list[Drafter] = [
+            ScriptedDrafter(script, wrong=0.5, vocab_size=size),
+            MaxGram(),
+        ]
+        target.reset()
+        gaps = Gaps(target)
+        with loaded.session(drafters, WIDTH - 1) as session:
+            for _ in session.generate(prompt, max_tokens=len(script) - prompt.size):
+                pass
+            full_width = session.stats.rounds_by_width[WIDTH]
+    return {
+        "case": f"round, {name}, {size} tokens",
+        "median_us": round(median(gaps.spans) / 1e3, 1),
+        "times": len(gaps.spans),
+        "full_width": full_width,
+    }
+
+
+def max_gram(kind: str, text: np.ndarray, times: int) -> Iterator[dict[str, object]]:
+    """Median times of proposing ten tokens and of committing one, at CONTEXT tokens."""
+    context, drafter = Context(text), MaxGram()
+    drafter.propose(context, 10)
+    yield {
+        "case": f"propose, {kind}",
+        "median_us": round(
+            median_us(lambda: drafter.propose(context, 10), times=times), 2
+        ),
+        "rounds": times,
+        "full_width": len(drafter.propose(context, 10)),
+    }
+    more = iter(np.resize(text[:1000], times).tolist())
+    commit = median_us(lambda: drafter.commit((next(more),)), times=times)
+    yield {
+        "case": f"commit, {kind}",
+        "median_us": round(commit, 2),
+        "rounds": times,
+        "full_width": 0,
+    }
+
+
+def texts() -> dict[str, np.ndarray]:
+    """The texts on which an index is at its worst, and an ordinary one."""
+    random = np.random.default_rng(0)
+    return {
+        "random text": random.integers(0, 49_152, CONTEXT),
+        "periodic text": np.resize(np.arange(7), CONTEXT),
+        "one token": np.zeros(CONTEXT, dtype=np.int64),
+        "two tokens at random": random.integers(0, 2, CONTEXT),
+    }
+
+
+@click.command()
+@click.option("-m", "--model", type=click.Path(exists=True, path_type=Path))
+@click.option("--rounds", default=300, show_default=True, help="Rounds to measure.")
+def main(model: Path | None, rounds: int) -> None:
+    """Measure what edgecs adds to a target call."""
+    cases: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for size in VOCABULARIES:
+            path = Path(folder) / f"{size}.gguf"
+            write_random_gguf(path, vocab_size=size, n_ctx=8192)
+            cases.append(round_overhead("random", path, rounds))
+    if model:
+        cases.append(round_overhead(model.stem, model, rounds))
+    for kind, text in texts().items():
+        cases.extend(max_gram(kind, text, 10 * rounds))
+    columns = ("case", "median_us", "times", "full_width")
+    table([{c: case.get(c, "") for c in columns} for case in cases])
+
+    def worst(kind: str) -> float:
+        mine = [case for case in cases if str(case["case"]).startswith(kind)]
+        return max(float(str(case["median_us"])) for case in mine)
+
+    finish(
+        {
+            "round_overhead_us": worst("round"),
+            "propose_us": worst("propose"),
+            "commit_us": worst("commit"),
+            "width": WIDTH,
+            "context": CONTEXT,
+            "cases": cases,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
