@@ -59,9 +59,11 @@ class Draft:
         return Draft(self.tokens[:most], self.parents[:most], self.sources[:most], kept)
 
     def then(self, other: Draft) -> Draft:
-        """Both as one chain, `other` continuing where self ends (confidences drop)."""
+        """Two chains as one, `other` continuing where self ends (confidences drop)."""
         if not len(self):
             return other
+        if not (self.is_chain and other.is_chain):
+            raise ValueError("only chains can be joined, this is a tree")
         tokens = np.concatenate([self.tokens, other.tokens])
         return Draft.chain(tokens, self.sources + other.sources)
 

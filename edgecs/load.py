@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecs.draft import Choose, Drafter
+from edgecs.errors import OutOfMemory
+from edgecs.offload import fewer_layers
 from edgecs.options import LoadOptions
 from edgecs.sampling import greedy
 from edgecs.session import Session
@@ -26,6 +28,7 @@ class Loaded:
     model: LlamaModel
     target: LlamaTarget
     cancel: threading.Event
+    note: str | None  # what automatic offloading decided, None: nothing to decide
 
     def session(
         self, drafters: Sequence[Drafter], draft_max: int, *, choose: Choose = greedy
@@ -53,15 +56,35 @@ def load(
 ) -> Loaded:
     """Loads a GGUF as target; setting `cancel` stops loading and, later, answers.
 
-    Raises ModelError, OutOfMemory, Cancelled.
+    With automatic offloading an allocation that fails is tried again with fewer GPU
+    layers. Raises ModelError, OutOfMemory, Cancelled.
     """
+    from edgecs.backends.llama_offload import automatic_layers
+
+    cancel = cancel or threading.Event()
+    if options.n_gpu_layers != "auto":
+        return _open(path, options, cancel, None)
+    layers, n_ctx, note = automatic_layers(path, options)
+    while True:
+        chosen = replace(options, n_gpu_layers=layers, n_ctx=n_ctx)
+        try:
+            return _open(path, chosen, cancel, note)
+        except OutOfMemory:
+            if not layers:
+                raise
+            layers = fewer_layers(layers)
+            note = f"allocation failed with more, so {layers} GPU layers"
+
+
+def _open(
+    path: Path, options: LoadOptions, cancel: threading.Event, note: str | None
+) -> Loaded:
     from edgecs.backends.llama_model import LlamaModel
     from edgecs.backends.llama_target import LlamaTarget
 
-    cancel = cancel or threading.Event()
     with ExitStack() as undo:
         model = LlamaModel(path, options, cancel)
         undo.callback(model.close)
         target = LlamaTarget(model, options, cancel)
         undo.pop_all()
-    return Loaded(model, target, cancel)
+    return Loaded(model, target, cancel, note)

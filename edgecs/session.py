@@ -7,7 +7,7 @@ be, what is committed, what is counted. It knows no engine.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Literal, NamedTuple
 
@@ -72,6 +72,7 @@ class Session:
         self.context = Context()
         self.stats = Stats()
         self.finish_reason: FinishReason | None = None
+        self._stream: Generator[Token] | None = None  # the answer under way
         self._closing = ExitStack()
         self._closing.enter_context(target.hold())
 
@@ -91,20 +92,24 @@ class Session:
 
         What the prompt shares with the tokens of earlier calls is not computed again.
         Each token is committed just before it is yielded, so a consumer may stop at
-        any point and go on with `session.context.tokens`. Setting the target's
-        `cancel` ends the answer before the next round.
+        any point and go on with `session.context.tokens`. An answer still under way
+        ends when the next one begins or the session closes. Setting the target's
+        `cancel` ends the answer within a round.
 
         Raises ConfigError for an empty prompt, ContextFull for one that leaves no
         room to answer.
         """
-        tokens = np.asarray(prompt, dtype=np.int32)
+        tokens = np.array(prompt, dtype=np.int32)
         self._check_room(tokens)
+        self._end_stream()
         self._continue(tokens)
         self.stats, self.finish_reason = Stats(prompt_tokens=tokens.size), None
-        return self._answer(max_tokens, TextStream(stop))
+        self._stream = self._answer(max_tokens, TextStream(stop))
+        return self._stream
 
     def close(self) -> None:
-        """Releases the target; may be called again."""
+        """Ends the answer under way and releases the target; may be called again."""
+        self._end_stream()
         self._closing.close()
 
     def __enter__(self) -> Session:
@@ -112,6 +117,11 @@ class Session:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _end_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
 
     def _check_room(self, tokens: Tokens) -> None:
         if not tokens.size:
@@ -130,7 +140,7 @@ class Session:
         else:
             self.context = Context(tokens)
 
-    def _answer(self, max_tokens: int | None, text: TextStream) -> Iterator[Token]:
+    def _answer(self, max_tokens: int | None, text: TextStream) -> Generator[Token]:
         limit = self.target.n_ctx + 1 if max_tokens is None else max_tokens
         stats, began = self.stats, time.perf_counter()
         if limit <= 0:

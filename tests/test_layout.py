@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,9 @@ PACKAGES = {
     "edgecs_models": set(),
 }
 LAYERS = [
-    {"errors", "context", "offload"},
+    {"errors", "context"},
     {"draft", "prefix", "options", "manifest"},
-    {"sampling", "verify", "text", "fetch", "maxgram"},
+    {"sampling", "verify", "text", "fetch", "maxgram", "offload"},
     {"cascade", "store", "chat_template"},
     {"stats"},
     {"session"},
@@ -115,3 +116,12 @@ def test_public_names_are_sorted_and_there():
 
 def test_one_version():
     assert f'version = "{edgecs.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_no_extra_replaces_the_onnxruntime_of_the_base():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name, extra in project["optional-dependencies"].items():
+        assert not [line for line in extra if line.startswith("onnxruntime")], name
+    base = [line for line in project["dependencies"] if line.startswith("onnxruntime")]
+    assert len(base) == 2
+    assert all("platform_machine" in line for line in base)

@@ -9,10 +9,18 @@ import numpy as np
 import pytest
 
 from edgecs.backends import llama_library
-from edgecs.backends.llama_model import LlamaModel, _footprint
+from edgecs.backends.llama_model import LlamaModel
+from edgecs.backends.llama_offload import _footprint, automatic_layers
+from edgecs.backends.llama_target import LlamaTarget
 from edgecs.context import Context
 from edgecs.draft import NOTHING, Draft
-from edgecs.errors import Cancelled, ConfigError, ContextFull, ModelError
+from edgecs.errors import (
+    Cancelled,
+    ConfigError,
+    ContextFull,
+    ModelError,
+    OutOfMemory,
+)
 from edgecs.load import Loaded, load
 from edgecs.maxgram import MaxGram
 from edgecs.offload import Device
@@ -130,10 +138,12 @@ def test_a_failed_call_leaves_the_model_usable(tiny: Loaded):
     with pytest.raises(KeyboardInterrupt):
         target.score(Context([*prompt[:65], 7]), NOTHING)
     target._call = call
-    target.score(Context([*prompt[:64], 9]), NOTHING)
+    other = Context([*prompt[:64], 9])
+    after = np.array(target.score(other, NOTHING).logits)
     target.reset()
-    again = target.score(Context(prompt), NOTHING).logits
-    np.testing.assert_array_equal(right, again)
+    np.testing.assert_array_equal(after, target.score(other, NOTHING).logits)
+    target.reset()
+    np.testing.assert_array_equal(right, target.score(Context(prompt), NOTHING).logits)
 
 
 def test_too_much_is_refused_and_the_model_goes_on(tiny: Loaded):
@@ -156,14 +166,41 @@ def test_one_holder_at_a_time(tiny: Loaded):
     tiny.session([], 0).close()
 
 
-def test_closing_twice_is_fine(tiny_gguf: Path):
+def test_nothing_is_used_after_it_was_closed(tiny_gguf: Path):
     loaded = load(tiny_gguf, LoadOptions(n_ctx=256))
+    session = loaded.session([MaxGram()], 3)
+    stream = session.generate(PROMPTS[0])
+    next(stream)
     loaded.close()
     loaded.close()
+    with pytest.raises(ModelError, match="was closed"):
+        list(stream)
+    session.close()
+    for use in (
+        lambda: loaded.target.score(Context([1]), NOTHING),
+        lambda: loaded.model.vocabulary.encode("a"),
+        lambda: loaded.model.vocabulary.piece(200),
+    ):
+        with pytest.raises(ModelError, match="was closed"):
+            use()
+    loaded.target.end_turn(Context([1]))
+    loaded.target.reset()
+
+
+def test_trees_are_refused(tiny: Loaded):
+    parents = np.array([-1, -1], np.int32)
+    tree = Draft(np.array([1, 2], np.int32), parents, ("x", "x"))
+    with pytest.raises(ModelError, match="this draft is a tree"):
+        tiny.target.score(Context([1]), tree)
 
 
 @pytest.mark.parametrize("size", [0, 3, 4, 24, 500, 9_000, 20_000, 200_000, -1])
-def test_a_truncated_file_is_one_sentence(tiny_gguf: Path, tmp_path: Path, size: int):
+@pytest.mark.parametrize("with_gpu", [False, True])
+def test_a_truncated_file_is_one_sentence(
+    tiny_gguf: Path, tmp_path: Path, size: int, with_gpu: bool, request
+):
+    if with_gpu:
+        request.getfixturevalue("gpu")
     path = tmp_path / "cut.gguf"
     path.write_bytes(tiny_gguf.read_bytes()[:size])
     with pytest.raises(ModelError) as error:
@@ -222,34 +259,78 @@ def test_kv_types_reach_the_engine(tmp_path: Path, kind: str):
 
 
 def test_the_footprint_is_read_from_the_file(tiny_gguf: Path):
-    footprint = _footprint(tiny_gguf, LoadOptions(n_ctx=100))
+    footprint, n_ctx = _footprint(tiny_gguf, LoadOptions(n_ctx=100), 0)
+    assert n_ctx == 100
     block = 4 * (2 * 64 + 2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64)
     assert footprint.blocks == (block, block)
     assert footprint.output == 4 * (272 * 64 + 64)
     assert footprint.kv == 100 * 2 * 32 * 2
+    # Without a wish the context is what half of the free memory holds.
+    kv_per_token = 2 * footprint.kv // 100
+    assert _footprint(tiny_gguf, LoadOptions(), 20_000 * kv_per_token)[1] == 9984
 
 
-def test_automatic_offload_tries_fewer_layers_when_allocation_fails(
-    tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_both_ways_to_the_size_of_a_cache_agree(tiny: Loaded, tiny_gguf: Path):
+    free = 20_000 * 256
+    with pytest.MonkeyPatch.context() as patch:
+        memory = type("Memory", (), {"available": free})
+        patch.setattr("psutil.virtual_memory", lambda: memory)
+        from_llama = tiny.model.default_ctx(LoadOptions())
+    assert from_llama == _footprint(tiny_gguf, LoadOptions(), free)[1] == 9984
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """llama.cpp seems to see a device of 8 GiB."""
     gpu = Device("GPU0", "a fake", 8 << 30, 8 << 30)
     monkeypatch.setattr(llama_library, "supports_offload", lambda: True)
     monkeypatch.setattr(llama_library, "devices", lambda: [gpu])
-    real, tried = LlamaModel._open, []
+    return gpu
 
-    def picky(self: LlamaModel, options: LoadOptions, layers: int):
-        tried.append(layers)
-        if layers > 1:
-            llama_library.log.write(4, b"unable to allocate GPU0 buffer\n")
-            return None
-        return real(self, options, layers)
 
-    monkeypatch.setattr(LlamaModel, "_open", picky)
+def test_automatic_offload_takes_what_fits(tiny_gguf: Path, gpu: Device):
+    options = LoadOptions(n_ctx=256)
+    note = "3 of 3 layers fit GPU0 with 8192 MiB free"
+    assert automatic_layers(tiny_gguf, options) == (3, 256, note)
+    with load(tiny_gguf, options) as loaded:
+        assert loaded.note == note
+
+
+@pytest.mark.parametrize("kind", [LlamaModel, LlamaTarget])
+def test_fewer_layers_are_tried_when_an_allocation_fails(
+    tiny_gguf: Path, gpu: Device, monkeypatch: pytest.MonkeyPatch, kind: type
+):
+    """Be it the weights or the KV cache that do not fit."""
+    real, tried = kind._open, []
+
+    def picky(self, options: LoadOptions):
+        tried.append(options.n_gpu_layers)
+        if options.n_gpu_layers > 1:
+            raise OutOfMemory("too much")
+        return real(self, options)
+
+    monkeypatch.setattr(kind, "_open", picky)
     with load(tiny_gguf, LoadOptions(n_ctx=256)) as loaded:
         assert tried == [3, 2, 1]
-        note = "3 of 3 layers fit GPU0 with 8192 MiB free"
-        note += "; allocation failed, so 1 are used"
-        assert loaded.model.offload.note == note
+        assert loaded.note == "allocation failed with more, so 1 GPU layers"
+
+
+def test_a_number_of_layers_is_not_second_guessed(
+    tiny_gguf: Path, gpu: Device, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(self, options):
+        raise OutOfMemory("too much")
+
+    monkeypatch.setattr(LlamaModel, "_open", refuse)
+    with pytest.raises(OutOfMemory):
+        load(tiny_gguf, LoadOptions(n_gpu_layers=2))
+
+
+def test_a_broken_header_is_left_to_llama_cpp(gpu: Device, tmp_path: Path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + b"\xff" * 64)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(path, LoadOptions())
 
 
 def test_the_cpu_build_reports_no_offload(tiny: Loaded):

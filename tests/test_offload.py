@@ -43,12 +43,16 @@ def test_takes_the_largest_number_that_fits(blocks, output, kv, free):
     assert layers == len(blocks) + 1 or needed(footprint, layers + 1) > max(0, room)
 
 
-def test_every_device_keeps_its_margin():
+def test_every_device_has_to_hold_its_own_run():
     footprint = Footprint((600 * MIB,) * 4, 10 * MIB, 0)
     assert layers_that_fit(footprint, [device(MARGIN + 1300 * MIB)]) == 3
     two = [device(MARGIN + 1300 * MIB), device(MARGIN + 1300 * MIB)]
-    assert layers_that_fit(footprint, two) == 5
+    # Of five layers the first device would get three blocks; of four it gets two.
+    assert layers_that_fit(footprint, two) == 4
+    # Of three layers it would get two blocks again, and has room for one.
+    assert layers_that_fit(footprint, [device(MARGIN + 950 * MIB)] * 2) == 2
     assert layers_that_fit(footprint, [device(MARGIN), device(5)]) == 0
+    assert layers_that_fit(footprint, [device(0)]) == 0
     assert layers_that_fit(footprint, []) == 0
 
 

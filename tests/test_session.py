@@ -237,6 +237,18 @@ def test_a_model_that_cannot_rewind_decodes_plainly_and_says_so():
         assert ids(session.generate([1], max_tokens=9)) == model.greedy([1], 9)
 
 
+def test_an_answer_under_way_ends_when_the_next_begins():
+    with Session(CachingModel(5), Endless(), draft_max=0) as session:
+        first = session.generate([1])
+        assert next(first).id == TableModel(5).greedy([1], 1)[0]
+        second = session.generate([2, 3], max_tokens=4)
+        assert list(first) == []
+        assert ids(second) == TableModel(5).greedy([2, 3], 4)
+        third = session.generate([4])
+        next(third)
+    assert list(third) == []
+
+
 def test_a_model_has_one_holder():
     model = TableModel(5)
     with (
@@ -293,3 +305,5 @@ def test_drafts_join_in_order():
     assert both.clip(2).sources == ("a", "a")
     tree = Draft(np.array([1, 2], np.int32), np.array([-1, -1], np.int32), ("a", "a"))
     assert not tree.is_chain
+    with pytest.raises(ValueError, match="only chains"):
+        both.then(tree)

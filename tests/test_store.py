@@ -82,8 +82,9 @@ def test_paths_and_manifests_of_ones_own(tmp_path: Path):
         store.remove(str(gguf))
     gguf.unlink()
     for reference in (gguf, manifest):
-        with pytest.raises(ModelError, match=r"there is no file .*some\.gguf"):
-            store.path(str(reference))
+        assert store.find(str(reference)).path is None
+        with pytest.raises(ModelError, match=r"some\.gguf does not exist"):
+            store.pull(str(reference))
 
 
 def test_a_typo_is_met_with_the_nearest_name(tmp_path: Path):

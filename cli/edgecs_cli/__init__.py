@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 import click
@@ -30,10 +31,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Runs one command and returns its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A terminal that cannot show a character shows a mark; it ends nothing.
-            stream.reconfigure(errors="replace")
+    _prepare_streams()
     try:
         result = cli.main(arguments, prog_name="edgecs", standalone_mode=False)
     except click.ClickException as error:
@@ -45,3 +43,19 @@ def run(arguments: list[str]) -> int:
         click.echo("edgecs: stopped", err=True)
         return 130
     return result if isinstance(result, int) else 0
+
+
+def _prepare_streams() -> None:
+    """Closed streams become empty ones; no character can end a program.
+
+    Files and pipes get UTF-8 everywhere; a terminal that cannot show a character
+    shows a mark for it.
+    """
+    # These stay open as long as the process.
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = None if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="replace")

@@ -10,13 +10,14 @@ import click
 
 from edgecs.chat_template import ChatTemplate
 from edgecs.errors import ConfigError
+from edgecs.load import load
 from edgecs.session import Session
 from edgecs_cli.generate import decode
-from edgecs_cli.run import open_model, open_session, statistics_line
+from edgecs_cli.run import find_model, open_session, statistics_line
 from edgecs_cli.shared import (
     Interrupt,
+    load_options,
     model_options,
-    open_store,
     reports_errors,
     say,
 )
@@ -35,9 +36,10 @@ def chat(**values: Any) -> None:
     \b
     edgecs chat -m smollm2-135m-instruct
     """
+    path = find_model(values)
     interrupt = Interrupt()
     with interrupt as cancel:
-        loaded = open_model(open_store(offline=values["offline"]), values, cancel)
+        loaded = load(path, load_options(values), cancel=cancel)
     with loaded, open_session(loaded, values) as session:
         template = ChatTemplate(loaded.model.vocabulary)
         messages: list[dict[str, str]] = []
@@ -54,7 +56,10 @@ def chat(**values: Any) -> None:
                 messages.pop()
                 click.echo(f"edgecs chat: {error}", err=True)
                 continue
-            messages.append({"role": "assistant", "content": answer})
+            if answer:
+                messages.append({"role": "assistant", "content": answer})
+            else:  # stopped before the first word: as if it had not been asked
+                messages.pop()
             line = statistics_line(session.stats, session.finish_reason)
             say(line, quiet=values["quiet"])
 

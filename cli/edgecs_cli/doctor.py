@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
+import sys
 from typing import Any
 
 import click
@@ -11,12 +13,7 @@ import psutil
 
 from edgecs_cli.shared import open_store, reports_errors
 
-_BUILD = 'CMAKE_ARGS="{}" pip install --force-reinstall --no-cache-dir "{}"'
-_OFFLOAD_FLAGS = {
-    "Darwin": "-DGGML_METAL=on",
-    "Linux": "-DGGML_CUDA=on",
-    "Windows": "-DGGML_CUDA=on",
-}
+_NOT_GPUS = ("CPU", "BLAS", "RPC")
 
 
 @click.command()
@@ -46,7 +43,7 @@ def examine() -> dict[str, dict[str, Any]]:
     memory = psutil.virtual_memory()
     devices = llama.devices()
     providers = onnx.working_providers()
-    offload = llama.supports_offload()
+    built = [name for name in llama.backends() if name not in _NOT_GPUS]
     return {
         "machine": {
             "system": f"{platform.system()} {platform.release()}",
@@ -60,12 +57,13 @@ def examine() -> dict[str, dict[str, Any]]:
         "llama.cpp": {
             "llama-cpp-python": llama.version(),
             "instructions": llama.system_info(),
-            "offload": offload,
+            "backends": llama.backends(),
+            "offload": bool(built),
             "devices": [
                 f"{d.name} ({d.description}), {_gib(d.free)} of {_gib(d.total)} free"
                 for d in devices
             ],
-            "to get offload": None if offload else build_command(llama.version()),
+            "to get offload": None if built else build_command(llama.version()),
         },
         "onnx runtime": {
             "version": onnx.version(),
@@ -80,9 +78,19 @@ def examine() -> dict[str, dict[str, Any]]:
 
 
 def build_command(version: str) -> str:
-    """How to get a llama-cpp-python that offloads to this machine's GPU."""
-    flags = _OFFLOAD_FLAGS.get(platform.system(), "-DGGML_VULKAN=on")
-    return _BUILD.format(flags, f"llama-cpp-python=={version}")
+    """How to get a llama-cpp-python that offloads to this machine's GPU.
+
+    The option goes through -C, which is the same in every shell.
+    """
+    backend = "VULKAN"
+    if platform.system() == "Darwin":
+        backend = "METAL"
+    elif shutil.which("nvidia-smi"):
+        backend = "CUDA"
+    return (
+        f"{sys.executable} -m pip install --force-reinstall --no-cache-dir --no-deps "
+        f'-C cmake.args="-DGGML_{backend}=on" "llama-cpp-python=={version}"'
+    )
 
 
 def cpu_name() -> str:

@@ -12,13 +12,13 @@ import click
 from edgecs.chat_template import ChatTemplate
 from edgecs.context import Tokens
 from edgecs.errors import ConfigError
-from edgecs.load import Loaded
+from edgecs.load import Loaded, load
 from edgecs.session import Session
-from edgecs_cli.run import open_model, open_session, statistics_line
+from edgecs_cli.run import find_model, open_session, statistics_line
 from edgecs_cli.shared import (
     Interrupt,
+    load_options,
     model_options,
-    open_store,
     reports_errors,
     say,
 )
@@ -58,9 +58,10 @@ def generate(**values: Any) -> int:
     git diff | edgecs generate -m user/repo:Q4_K_M --system "Review this."
     """
     text = read_prompt(values["prompt"], values["file"])
+    path = find_model(values)
     with (
         Interrupt() as cancel,
-        open_model(open_store(offline=values["offline"]), values, cancel) as loaded,
+        load(path, load_options(values), cancel=cancel) as loaded,
         open_session(loaded, values) as session,
     ):
         prompt = _encode(loaded, text, values)
@@ -73,7 +74,7 @@ def generate(**values: Any) -> int:
             show=not values["as_json"],
         )
         if values["as_json"]:
-            click.echo(json.dumps(_report(session, answer, prompt), ensure_ascii=False))
+            click.echo(json.dumps(_report(session, answer)))
         reason = session.finish_reason
         say(statistics_line(session.stats, reason), quiet=values["quiet"])
     return 130 if reason == "cancelled" else 0
@@ -137,9 +138,7 @@ def _stream(
     return text, ids
 
 
-def _report(
-    session: Session, answer: tuple[str, list[int]], prompt: Tokens
-) -> dict[str, object]:
+def _report(session: Session, answer: tuple[str, list[int]]) -> dict[str, object]:
     stats, (text, ids) = session.stats, answer
     return {
         "text": text,

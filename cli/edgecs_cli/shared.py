@@ -28,11 +28,11 @@ READER_GONE = 141  # 128 + SIGPIPE, as a C program would end
 
 
 class Failure(click.ClickException):
-    """An EdgecsError on its way out: one sentence and its exit code."""
+    """A failure on its way out: one sentence, an exit code, the command it ends."""
 
-    def __init__(self, error: EdgecsError) -> None:
-        super().__init__(str(error))
-        self.code = error.exit_code
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
         self.ctx = click.get_current_context(silent=True)
 
 
@@ -46,13 +46,21 @@ def reports_errors(command: F) -> F:
             sys.stdout.flush()  # a reader that went away is found here, not at exit
             return result
         except EdgecsError as error:
-            raise Failure(error) from error
+            raise Failure(str(error), error.exit_code) from error
         except BrokenPipeError as error:
             # Python would complain again when it flushes stdout at the end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_stdout()
             raise click.exceptions.Exit(READER_GONE) from error
+        except OSError as error:  # of the streams: the library has its own errors
+            _drop_stdout()
+            raise Failure(f"cannot go on: {error}", 1) from error
 
     return wrapped  # type: ignore[return-value]
+
+
+def _drop_stdout() -> None:
+    """Sends what is still buffered nowhere, so that the exit cannot fail on it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class GpuLayersType(click.ParamType[GpuLayers]):

@@ -17,7 +17,7 @@ logger = logging.getLogger("edgecs.llama_cpp")
 
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 _CONTINUED = 5  # ggml_log_level: the text goes on with the line before
-_GPU_KINDS = (1, 2)  # ggml_backend_dev_type: discrete and integrated GPUs
+_GPU, _INTEGRATED_GPU = 1, 2  # ggml_backend_dev_type
 
 
 class _Log:
@@ -90,16 +90,25 @@ def devices() -> list[Device]:
     found = []
     for i in range(_ggml_function("ggml_backend_dev_count", size)()):
         device = get(i)
-        if kind(device) in _GPU_KINDS:
-            free, total = size(), size()
-            memory(device, ctypes.byref(free), ctypes.byref(total))
-            texts = name(device).decode(), about(device).decode()
-            found.append(Device(*texts, free.value, total.value))
-    return found
+        free, total = size(), size()
+        memory(device, ctypes.byref(free), ctypes.byref(total))
+        texts = name(device).decode(), about(device).decode()
+        found.append((kind(device), Device(*texts, free.value, total.value)))
+    discrete = [device for kind_, device in found if kind_ == _GPU]
+    # llama.cpp leaves integrated GPUs aside when there is another one.
+    return discrete or [device for kind_, device in found if kind_ == _INTEGRATED_GPU]
+
+
+def backends() -> list[str]:
+    """The backends compiled into this build, whether or not they find a device."""
+    count = _ggml_function("ggml_backend_reg_count", ctypes.c_size_t)
+    get = _ggml_function("ggml_backend_reg_get", ctypes.c_void_p, ctypes.c_size_t)
+    name = _ggml_function("ggml_backend_reg_name", ctypes.c_char_p, ctypes.c_void_p)
+    return [name(get(i)).decode() for i in range(count())]
 
 
 def supports_offload() -> bool:
-    """True when the build has a GPU backend and finds a device for it."""
+    """Whether layers can be offloaded: a GPU backend is there and has a device."""
     return bool(lib.llama_supports_gpu_offload())
 
 

@@ -5,6 +5,7 @@ A `LlamaModel` is the file in memory. What decodes with it is `LlamaTarget`.
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from dataclasses import dataclass
@@ -17,12 +18,7 @@ import psutil
 from edgecs.backends import llama_library as library
 from edgecs.backends.llama_vocabulary import LlamaVocabulary
 from edgecs.errors import Cancelled, ModelError, OutOfMemory
-from edgecs.offload import (
-    Footprint,
-    context_that_fits,
-    fewer_layers,
-    layers_that_fit,
-)
+from edgecs.offload import context_that_fits, kv_bytes
 from edgecs.options import LoadOptions
 
 _MAGIC = b"GGUF"
@@ -41,18 +37,6 @@ KV_TYPES: dict[str, int] = {
     "q4_0": lib.GGML_TYPE_Q4_0,
     "iq4_nl": lib.GGML_TYPE_IQ4_NL,
 }
-# Bytes for a value of the KV cache: whole blocks of 32 values, with their scales.
-_KV_BYTES = {
-    "f32": 4.0,
-    "f16": 2.0,
-    "bf16": 2.0,
-    "q8_0": 34 / 32,
-    "q5_1": 24 / 32,
-    "q5_0": 22 / 32,
-    "q4_1": 20 / 32,
-    "q4_0": 18 / 32,
-    "iq4_nl": 18 / 32,
-}
 
 
 @dataclass(frozen=True)
@@ -62,14 +46,16 @@ class Offload:
     layers: int  # on accelerators; 0 without one
     total: int  # layers there are, the output matrix counted as one
     buffers: dict[str, float]  # MiB by buffer name, as logged (CPU_Mapped, CUDA0, ...)
-    note: str | None = None  # what automatic offloading decided, if it did
 
 
 class LlamaModel:
     """A GGUF held by llama.cpp. Close it after everything that uses it.
 
-    Raises ModelError for a file that is missing or broken, OutOfMemory when weights
-    do not fit, Cancelled when `cancel` is set while loading.
+    options: n_gpu_layers must be a number or "all"; what "auto" means is decided in
+    `llama_offload`.
+
+    Raises ModelError for a file that is missing or broken, OutOfMemory when weights do
+    not fit, Cancelled when `cancel` is set while loading.
     """
 
     def __init__(
@@ -79,19 +65,10 @@ class LlamaModel:
         self._cancel = cancel
         _check_file(path)
         library.clear_log()
-        note = retry = None
-        layers = options.n_gpu_layers
-        if layers == "auto":
-            layers, note = _automatic_layers(path, options)
-        self.handle = self._open(options, layers)
-        while self.handle is None and options.n_gpu_layers == "auto" and layers:
-            layers = fewer_layers(int(layers))
-            retry = f"allocation failed, so {layers} are used"
-            self.handle = self._open(options, layers)
+        self.handle = self._open(options)
         if self.handle is None:
             raise _load_error(path)
-        notes = "; ".join(filter(None, (note, retry))) or None
-        self.offload = _reported_offload(lib.llama_model_n_layer(self.handle), notes)
+        self.offload = _reported_offload(lib.llama_model_n_layer(self.handle))
         self.vocabulary = LlamaVocabulary(self.handle)
         self.description = self._describe()
         self._refuse_what_cannot_decode()
@@ -116,22 +93,37 @@ class LlamaModel:
             else psutil.virtual_memory().available
         )
         handle = self.handle
-        heads = lib.llama_model_n_head(handle) or 1
-        width = lib.llama_model_n_embd(handle) // heads
-        values = lib.llama_model_n_layer(handle) * lib.llama_model_n_head_kv(handle)
-        size = _KV_BYTES[options.type_k] + _KV_BYTES[options.type_v]
-        return context_that_fits(self.trained_ctx, int(values * width * size), free)
+        width = lib.llama_model_n_embd(handle) // (lib.llama_model_n_head(handle) or 1)
+        block = kv_bytes(
+            lib.llama_model_n_head_kv(handle),
+            self._number("attention.key_length", width),
+            self._number("attention.value_length", width),
+            options,
+        )
+        tokens = int(block * lib.llama_model_n_layer(handle))
+        return context_that_fits(self.trained_ctx, tokens, free)
 
     def close(self) -> None:
         """Frees the weights; may be called again."""
         if self.handle is not None:
+            self.vocabulary.closed = True
             lib.llama_model_free(self.handle)
             self.handle = None
 
-    def _open(
-        self, options: LoadOptions, layers: int | str
-    ) -> lib.llama_model_p | None:
+    def _number(self, key: str, default: int) -> int:
+        """A number of the architecture from the file's metadata."""
+        architecture = self._metadata("general.architecture")
+        text = self._metadata(f"{architecture}.{key}")
+        return int(text) if text.isdigit() else default
+
+    def _metadata(self, key: str) -> str:
+        buffer = bytes(128)
+        lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        return buffer.split(b"\0", 1)[0].decode(errors="replace")
+
+    def _open(self, options: LoadOptions) -> lib.llama_model_p | None:
         params = lib.llama_model_default_params()
+        layers = options.n_gpu_layers
         params.n_gpu_layers = -1 if layers == "all" else int(layers)
         params.load_mode = (
             lib.LLAMA_LOAD_MODE_MMAP if options.mmap else lib.LLAMA_LOAD_MODE_NONE
@@ -141,7 +133,7 @@ class LlamaModel:
             lambda progress, data: not self._cancel.is_set()
         )
         params.progress_callback = keep_going
-        handle = lib.llama_model_load_from_file(str(self.path).encode(), params)
+        handle = lib.llama_model_load_from_file(os.fsencode(self.path), params)
         if handle is None and self._cancel.is_set():
             raise Cancelled(f"stopped while loading {self.path.name}")
         return cast(lib.llama_model_p | None, handle)
@@ -201,61 +193,11 @@ def _load_error(path: Path) -> ModelError | OutOfMemory:
     )
 
 
-def _automatic_layers(path: Path, options: LoadOptions) -> tuple[int, str | None]:
-    devices = library.devices() if library.supports_offload() else []
-    if not devices:
-        return 0, None
-    footprint = _footprint(path, options)
-    layers = layers_that_fit(footprint, devices)
-    total = len(footprint.blocks) + 1
-    names = ", ".join(f"{d.name} with {d.free >> 20} MiB free" for d in devices)
-    return layers, f"{layers} of {total} layers fit {names}"
-
-
-def _footprint(path: Path, options: LoadOptions) -> Footprint:
-    """Bytes of each block, of the output and of a block's KV cache, from the header."""
-    import gguf
-
-    reader = gguf.GGUFReader(path)
-
-    def number(key: str, default: int) -> int:
-        field = reader.get_field(f"{architecture}.{key}")
-        value = default if field is None else field.contents()
-        return max(value) if isinstance(value, list) else int(value)
-
-    named = reader.get_field("general.architecture")
-    architecture = "" if named is None else named.contents()
-    blocks = [0] * number("block_count", 0)
-    output = embedding = 0
-    for tensor in reader.tensors:
-        match = re.match(r"blk\.(\d+)\.", tensor.name)
-        if match and int(match[1]) < len(blocks):
-            blocks[int(match[1])] += int(tensor.n_bytes)
-        elif tensor.name.startswith("token_embd"):
-            embedding += int(tensor.n_bytes)
-        elif tensor.name.startswith("output"):
-            output += int(tensor.n_bytes)
-    tied = not any(tensor.name == "output.weight" for tensor in reader.tensors)
-    heads = number("attention.head_count", 1)
-    width = number("embedding_length", 0) // heads
-    kv_heads = number("attention.head_count_kv", heads)
-    tokens = options.n_ctx or number("context_length", 4096)
-    kv = (
-        tokens
-        * kv_heads
-        * (
-            number("attention.key_length", width) * _KV_BYTES[options.type_k]
-            + number("attention.value_length", width) * _KV_BYTES[options.type_v]
-        )
-    )
-    return Footprint(tuple(blocks), output + embedding * tied, int(kv))
-
-
-def _reported_offload(blocks: int, note: str | None) -> Offload:
+def _reported_offload(blocks: int) -> Offload:
     text = "\n".join(library.logged())
     counts = _OFFLOADED.search(text)
     layers, total = map(int, counts.groups()) if counts else (0, blocks + 1)
     buffers: dict[str, float] = {}
     for name, size in _BUFFER.findall(text):
         buffers[name] = buffers.get(name, 0.0) + float(size)
-    return Offload(layers, total, buffers, note)
+    return Offload(layers, total, buffers)

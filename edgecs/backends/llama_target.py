@@ -7,6 +7,7 @@ for, cells beyond the common prefix removed before a call.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,14 @@ _FLASH = {
 }
 
 
+def _cores() -> int:
+    """Physical cores that this process may use."""
+    physical = psutil.cpu_count(logical=False) or 1
+    if hasattr(os, "sched_getaffinity"):
+        return min(physical, len(os.sched_getaffinity(0)))
+    return physical
+
+
 class LlamaTarget:
     """Scores drafts with a GGUF model. The model must outlive it.
 
@@ -50,7 +59,7 @@ class LlamaTarget:
         self.max_draft = min(options.max_draft, self.n_ctx - 1)
         self.rewindable = model.rewindable
         self.cancel = cancel
-        self.threads = options.threads or psutil.cpu_count(logical=False) or 1
+        self.threads = options.threads or _cores()
         self._model = model
         self._held = False
         self._chunk = options.n_batch
@@ -124,12 +133,13 @@ class LlamaTarget:
 
     def end_turn(self, context: Context) -> None:
         """Cuts the cache to one token short of the context, see `LanguageModel`."""
-        if len(context):
+        if len(context) and self._ctx is not None:
             self._cache.keep(context, len(context) - 1)
 
     def reset(self) -> None:
         """Forgets everything, as if just loaded."""
-        self._cache.reset()
+        if self._ctx is not None:
+            self._cache.reset()
         self._prefill_row = None
 
     @contextmanager
@@ -153,6 +163,10 @@ class LlamaTarget:
             self._ctx = None
 
     def _check(self, context: Context, draft: Draft) -> None:
+        if self._ctx is None:
+            raise ModelError("this model was closed: load it again")
+        if not draft.is_chain:
+            raise ModelError("llama.cpp targets take chains; this draft is a tree")
         if not len(context):
             raise ModelError("an empty context has no next token: give a prompt")
         if len(context) + len(draft) > self.n_ctx:

@@ -8,7 +8,7 @@ import llama_cpp as lib
 import numpy as np
 
 from edgecs.context import Tokens
-from edgecs.errors import ConfigError
+from edgecs.errors import ConfigError, ModelError
 
 
 class LlamaVocabulary:
@@ -16,6 +16,7 @@ class LlamaVocabulary:
 
     def __init__(self, model: lib.llama_model_p) -> None:
         self._vocab = vocab = lib.llama_model_get_vocab(model)
+        self.closed = False
         self.size: int = lib.llama_vocab_n_tokens(vocab)
         self.ends = frozenset(
             token for token in range(self.size) if lib.llama_vocab_is_eog(vocab, token)
@@ -23,7 +24,9 @@ class LlamaVocabulary:
         self.bos = self._text(lib.llama_vocab_bos(vocab))
         self.eos = self._text(lib.llama_vocab_eos(vocab))
         template = lib.llama_model_chat_template(model, None)
-        self.chat_template = None if template is None else template.decode()
+        self.chat_template = (
+            None if template is None else template.decode(errors="replace")
+        )
         self._pieces: dict[int, bytes] = {}
 
     def encode(self, text: str, *, document: bool = True) -> Tokens:
@@ -31,6 +34,7 @@ class LlamaVocabulary:
 
         document: add BOS (and what else the model wants around a text).
         """
+        self._refuse_if_closed()
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
@@ -58,9 +62,16 @@ class LlamaVocabulary:
         return known
 
     def _text(self, token: int) -> str:
-        return "" if token < 0 else self._render(token, special=True).decode()
+        if token < 0:
+            return ""
+        return self._render(token, special=True).decode(errors="replace")
+
+    def _refuse_if_closed(self) -> None:
+        if self.closed:
+            raise ModelError("the model of this vocabulary was closed: load it again")
 
     def _render(self, token: int, *, special: bool) -> bytes:
+        self._refuse_if_closed()
         size = 64
         while True:
             buffer = ctypes.create_string_buffer(size)

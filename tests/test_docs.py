@@ -1,0 +1,72 @@
+"""Documents cannot drift: every command has help, an example and its page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from edgecs import errors
+from edgecs_cli import EXIT_CODES, cli
+from edgecs_cli.app import COMMANDS
+from edgecs_cli.shared import READER_GONE
+
+ROOT = Path(__file__).parent.parent
+
+
+def commands(
+    group: click.Group = cli, path: str = "edgecs"
+) -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield f"{path} {name}", command
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{path} {name}")
+
+
+@pytest.mark.parametrize(("path", "command"), list(commands()))
+def test_every_command_has_help_with_an_example(path: str, command: click.Command):
+    assert command.help
+    assert re.search(rf"^ *{path}", command.help, re.M), "an example is missing"
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter
+    assert f"## `{path}`" in (ROOT / "docs" / "cli.md").read_text()
+
+
+def test_the_summary_of_a_command_is_the_first_line_of_its_help():
+    context = click.Context(cli)
+    for name, entry in COMMANDS.items():
+        command = cli.get_command(context, name)
+        assert command is not None
+        assert command.get_short_help_str(100) == entry.summary
+
+
+def test_every_exit_code_is_documented():
+    codes = {e.exit_code for e in vars(errors).values() if hasattr(e, "exit_code")}
+    assert codes | {0, READER_GONE} == set(EXIT_CODES)
+
+
+def test_the_tree_in_the_readme_is_the_tree():
+    tree = re.search(
+        r"```text\n(edgecs/.*?)```", (ROOT / "README.md").read_text(), re.S
+    )
+    assert tree is not None
+    named = set(re.findall(r"(\w+\.py)", tree[1]))
+    here = {
+        path.name
+        for folder in ("edgecs", "cli", "convert", "bench", "models")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert named == here - {"__init__.py", "__main__.py"}
+
+
+def test_links_lead_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), (page, target)
