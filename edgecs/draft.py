@@ -49,6 +49,8 @@ class Draft:
     @property
     def is_chain(self) -> bool:
         """True when every token follows the one before it."""
+        if self.parents.base is _CHAIN:  # as `chain` makes it: nothing to compare
+            return True
         return bool(np.array_equal(self.parents, _chain_parents(len(self))))
 
     def clip(self, most: int) -> Draft:

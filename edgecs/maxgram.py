@@ -119,18 +119,18 @@ class MaxGram:
     def _find_long(self, text: list[int]) -> int | None:
         ids, before = self._ids, self._before
         at = self._newest.get(tuple(text[-GRAM:]), -1)
-        best, found, longest = self.min_match - 1, None, min(LONGEST, len(text))
-        if at >= 0:
-            best = max(best, GRAM - 1)
+        longest = min(LONGEST, len(text))
+        more, found = max(self.min_match, GRAM), None  # length that beats the best
+        wanted = text[-more:]
         for _ in range(CANDIDATES):
-            if at < 0 or best == longest:
+            if at < 0 or more > longest:
                 break
             # One slice comparison tells whether this occurrence beats the best one.
-            more = best + 1
-            if at + 1 >= more and ids[at + 1 - more : at + 1] == text[-more:]:
+            if at + 1 >= more and ids[at + 1 - more : at + 1] == wanted:
                 while more < min(longest, at + 1) and ids[at - more] == text[-1 - more]:
                     more += 1
-                best, found = more, at
+                more, found = more + 1, at
+                wanted = text[-more:]
             at = before[at]
         return found
 
@@ -142,8 +142,10 @@ class MaxGram:
         `text` holds the end of everything, from absolute position `offset` on, and
         grows with the copy; positions before it are read from the index.
         """
-        ids = self._ids
-        for at in range(start, start + k - len(out)):
-            token = ids[at] if at < len(ids) else text[at - offset]
-            text.append(token)
-            out.append(token)
+        end = start + k - len(out)
+        copied = self._ids[start:end]
+        text += copied
+        out += copied
+        for at in range(start + len(copied), end):
+            text.append(text[at - offset])
+            out.append(text[-1])

@@ -121,7 +121,8 @@ class LlamaTarget:
         pending = context.tokens[kept:]
         fed, rows = pending.size + len(draft), 1 + len(draft)
         if pending.size == 1 and kept:
-            return Rows(self._decode(np.append(pending, draft.tokens), rows), fed)
+            feed = np.concatenate((pending, draft.tokens)) if len(draft) else pending
+            return Rows(self._decode(feed, rows), fed)
         if pending.size:
             saved = self._prefill_row = (len(context), self._prefill(pending))
         assert saved is not None

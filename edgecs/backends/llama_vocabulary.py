@@ -17,6 +17,7 @@ class LlamaVocabulary:
     def __init__(self, model: lib.llama_model_p) -> None:
         self._vocab = vocab = lib.llama_model_get_vocab(model)
         self.closed = False
+        self._buffer = ctypes.create_string_buffer(256)
         self.size: int = lib.llama_vocab_n_tokens(vocab)
         self.ends = frozenset(
             token for token in range(self.size) if lib.llama_vocab_is_eog(vocab, token)
@@ -72,12 +73,11 @@ class LlamaVocabulary:
 
     def _render(self, token: int, *, special: bool) -> bytes:
         self._refuse_if_closed()
-        size = 64
         while True:
-            buffer = ctypes.create_string_buffer(size)
+            buffer = self._buffer
             count = lib.llama_token_to_piece(
-                self._vocab, token, buffer, size, 0, special
+                self._vocab, token, buffer, len(buffer), 0, special
             )
             if count >= 0:
-                return buffer.raw[:count]
-            size = -count
+                return ctypes.string_at(buffer, count)
+            self._buffer = ctypes.create_string_buffer(-count)
