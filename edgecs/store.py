@@ -179,10 +179,10 @@ class Store:
         if match := _HUB.fullmatch(reference):
             return self._hub_manifest(match["repo"], match["quant"], fetch=fetch)
         near = difflib.get_close_matches(reference, known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else "see `edgecs models list`"
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ModelError(
-            f"there is no model {reference!r}: {hint} A model is a known name, a path "
-            "to a .gguf file, or user/repo[:quant]"
+            f"there is no model {reference!r}{hint}: give a name that `edgecs models "
+            "list` shows, a path to a .gguf file, or user/repo[:quant]"
         )
 
     def _hub_manifest(self, repo: str, quant: str | None, *, fetch: bool) -> Manifest:
