@@ -1,14 +1,14 @@
 # `make demo` and `make test` need python3 >= 3.11 and a C++ compiler, nothing else.
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
-QUESTION ?= Write the numbers from one to ten, first forwards and then backwards.
+QUESTION ?= Why is the sky blue?
 BIN := .venv/bin
 EDGECS := $(BIN)/edgecs
 
 .PHONY: demo test lint fix docs bench clean
 
 demo: .venv/base  ## install, fetch the default model, answer a question
-	$(EDGECS) generate -m $(MODEL) -n 128 -p "$(QUESTION)"
+	$(EDGECS) generate -m $(MODEL) -n 256 -p "$(QUESTION)"
 
 test: lint  ## install, lint, types, all tests (fetches the default model once)
 	$(BIN)/python -m pytest

@@ -420,6 +420,22 @@ def test_a_pull_that_fails_is_one_sentence(edgecs: Edgecs, monkeypatch):
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.parametrize("tokens", [10**8, 2 * 10**9])
+def test_a_context_beyond_all_memory_is_refused_before_it_is_tried(
+    edgecs: Edgecs, tiny_gguf: Path, tokens: int, monkeypatch: pytest.MonkeyPatch
+):
+    memory = type("Memory", (), {"available": 1 << 30})
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    outcome = edgecs("generate", "-m", tiny_gguf, "-p", "x", "-c", tokens)
+    one_line(outcome, 4, f"a context of {tokens} tokens does not fit", "-c")
+
+
+def test_without_arguments_there_is_help(edgecs: Edgecs):
+    outcome = edgecs()
+    assert outcome.code == 2
+    assert outcome.err.startswith("Usage: edgecs")
+
+
 def test_help_and_version(edgecs: Edgecs):
     assert "generate" in edgecs("--help").out
     assert edgecs("--version").out.startswith("edgecs, version 0.")

@@ -34,6 +34,9 @@ def run(arguments: list[str]) -> int:
     _prepare_streams()
     try:
         result = cli.main(arguments, prog_name="edgecs", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
     except click.ClickException as error:
         where = getattr(error, "ctx", None)
         path = where.command_path if where else "edgecs"

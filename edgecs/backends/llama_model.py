@@ -86,12 +86,26 @@ class LlamaModel:
 
     def default_ctx(self, options: LoadOptions) -> int:
         """Context size for n_ctx = 0: the trained one, as far as memory allows."""
-        on_device = self.offload.layers > 0
-        free = (
-            sum(device.free for device in library.devices())
-            if on_device
-            else psutil.virtual_memory().available
-        )
+        host, on_devices = self._free()
+        free = on_devices if self.offload.layers else host
+        return context_that_fits(self.trained_ctx, self._kv_per_token(options), free)
+
+    def kv_fits(self, n_ctx: int, options: LoadOptions) -> bool:
+        """Whether the KV cache of a context fits the memory that is free now.
+
+        Asked before llama.cpp tries: where memory is overcommitted, trying too much
+        gets the process killed.
+        """
+        return n_ctx * self._kv_per_token(options) <= sum(self._free())
+
+    def _free(self) -> tuple[int, int]:
+        """Bytes free in the host's memory, and on the devices that are used."""
+        devices = library.devices() if self.offload.layers else []
+        on_devices = sum(device.free for device in devices)
+        return int(psutil.virtual_memory().available), on_devices
+
+    def _kv_per_token(self, options: LoadOptions) -> int:
+        """Bytes."""
         handle = self.handle
         width = lib.llama_model_n_embd(handle) // (lib.llama_model_n_head(handle) or 1)
         block = kv_bytes(
@@ -100,8 +114,7 @@ class LlamaModel:
             self._number("attention.value_length", width),
             options,
         )
-        tokens = int(block * lib.llama_model_n_layer(handle))
-        return context_that_fits(self.trained_ctx, tokens, free)
+        return int(block * lib.llama_model_n_layer(handle))
 
     def close(self) -> None:
         """Frees the weights; may be called again."""

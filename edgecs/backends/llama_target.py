@@ -81,6 +81,8 @@ class LlamaTarget:
         params.type_k = KV_TYPES[options.type_k]
         params.type_v = KV_TYPES[options.type_v]
         library.clear_log()
+        if not self._model.kv_fits(self.n_ctx, options):
+            raise self._does_not_fit()
         context = lib.llama_init_from_model(self._model.handle, params)
         if context is None:
             raise self._open_error()
@@ -89,12 +91,15 @@ class LlamaTarget:
     def _open_error(self) -> EdgecsError:
         said = library.logged_errors()
         if any("alloc" in line or "memory" in line for line in said) or not said:
-            return OutOfMemory(
-                f"a context of {self.n_ctx} tokens does not fit into memory: give a "
-                "smaller one (-c), a quantised KV cache (-ctk q8_0 -ctv q8_0) or fewer "
-                "GPU layers (-ngl)"
-            )
+            return self._does_not_fit()
         return ModelError(f"llama.cpp cannot open a context: {said[-1]}")
+
+    def _does_not_fit(self) -> OutOfMemory:
+        return OutOfMemory(
+            f"a context of {self.n_ctx} tokens does not fit into memory: give a "
+            "smaller one (-c), a quantised KV cache (-ctk q8_0 -ctv q8_0) or fewer GPU "
+            "layers (-ngl)"
+        )
 
     def _batch_arrays(
         self, size: int
