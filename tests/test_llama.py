@@ -88,6 +88,25 @@ def test_a_regenerated_answer_starts_from_the_same_bits(tiny: Loaded):
     assert not np.array_equal(first, other.logits)
 
 
+def test_a_row_that_was_not_kept_is_computed_again(tiny: Loaded):
+    target, context = tiny.target, Context([1, 2, 3])
+    target.score(context, NOTHING)
+    context.append([4])
+    rows = np.array(target.score(context, Draft.chain([5, 6], "x")).logits)
+    context.append([5, 6])  # everything is in the cells already
+    again = target.score(context, NOTHING)
+    assert again.fed == 1
+    np.testing.assert_allclose(rows[2], again.logits[0], rtol=1e-3, atol=1e-3)
+
+
+def test_the_copied_row_is_void_once_its_cells_are_overwritten(tiny: Loaded):
+    target, prompt = tiny.target, list(range(90))
+    target.score(Context(prompt), NOTHING)
+    other = Context([*prompt[:89], 7])  # one new token: not a prefill, no new copy
+    right = np.array(target.score(other, NOTHING).logits)
+    np.testing.assert_array_equal(right, target.score(other, NOTHING).logits)
+
+
 def test_a_turn_ends_one_cell_short(tiny: Loaded):
     target, context = tiny.target, Context([1, 2, 3])
     target.score(context, NOTHING)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecs.context import Context
-from edgecs.draft import Draft
+from edgecs.draft import NOTHING, Draft
 from edgecs.prefix import PrefixCache
 from edgecs.testing import CachingModel, TableModel
 
@@ -36,8 +36,12 @@ def test_cells_are_never_stale(partial: bool, steps):
             cached.fail_next = True
             with pytest.raises(RuntimeError):
                 cached.score(context, draft)
-        rows = cached.score(context, draft)
-        np.testing.assert_array_equal(rows.logits, honest.score(context, draft).logits)
+        # As a draft, then as a tail, which is how a reviewer inside a cascade sees it;
+        # twice, so that the second call finds the tail in its cells.
+        tail = context.with_tail(drafted)
+        for view, rest in ((context, draft), (tail, NOTHING), (tail, NOTHING)):
+            got = cached.score(view, rest).logits
+            np.testing.assert_array_equal(got, honest.score(view, rest).logits)
         if cut % 3 == 0:
             cached.end_turn(context)
             assert len(cached.cells) <= len(context) - 1 or not partial

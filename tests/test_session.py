@@ -80,19 +80,6 @@ def test_stopping_anywhere_and_going_on_equals_one_run(stops: list[int], wrong: 
     assert got == expected
 
 
-def test_the_next_turn_starts_where_plain_decoding_would():
-    fed = []
-    for draft_max in (0, 7):
-        model = CachingModel(5)
-        script = [1, 2, *TableModel(5).greedy([1, 2], 30)]
-        drafter = ScriptedDrafter(script)
-        with Session(model, Endless(), [drafter], draft_max=draft_max) as session:
-            first = ids(session.generate([1, 2], max_tokens=10))
-            ids(session.generate([1, 2, *first, 4, 4, 4], max_tokens=1))
-            fed.append(session.stats.prompt_tokens - session.stats.cached_tokens)
-    assert fed == [4, 4]  # the last token of the answer and the three new ones
-
-
 def test_the_call_that_reads_the_prompt_takes_no_draft():
     drafter = ScriptedDrafter([1, *TableModel(5).greedy([1], 9)])
     with Session(TableModel(5), Endless(), [drafter], draft_max=4) as session:
@@ -143,6 +130,24 @@ class Letters(Endless):
 
     def piece(self, token: int) -> bytes:
         return bytes([ord("a") + token])
+
+
+def test_the_next_turn_starts_where_plain_decoding_would():
+    said = TableModel(5).greedy([1, 2], 30)
+    stop = "".join(chr(ord("a") + t) for t in said[5:8])
+    fed, lasts = [], []
+    for draft_max in (0, 7):
+        drafter = ScriptedDrafter([1, 2, *said])
+        with Session(
+            CachingModel(5), Letters(), [drafter], draft_max=draft_max
+        ) as session:
+            first = list(session.generate([1, 2], stop=[stop]))
+            lasts.append(first[-1].source)
+            ids(session.generate([1, 2, *ids(first), 4, 4, 4], max_tokens=1))
+            fed.append(session.stats.prompt_tokens - session.stats.cached_tokens)
+    # The stop comes inside a draft, whose cells go further than the answer.
+    assert lasts == ["target", "script"]
+    assert fed == [4, 4]  # the last token of the answer and the three new ones
 
 
 @pytest.mark.parametrize("draft_max", [0, 3, 9])
