@@ -50,11 +50,14 @@ def test_stdout_is_the_answer_and_stderr_the_rest(edgecs: Edgecs, tiny_gguf: Pat
     assert silent == (0, plain.out, "")
 
 
+EAGER = ("--draft-max", 5, "--mag-min-match", 1)
+
+
 def test_json_is_one_object_with_the_names_of_llama_server(
     edgecs: Edgecs, tiny_gguf: Path
 ):
     shown = generate(edgecs, tiny_gguf, "-n", 60, "-q")
-    outcome = generate(edgecs, tiny_gguf, "-n", 60, "-q", "--json", "--draft-max", 5)
+    outcome = generate(edgecs, tiny_gguf, "-n", 60, "-q", "--json", *EAGER)
     report = json.loads(outcome.out)
     assert report["text"].rstrip("\n") == shown.out.rstrip("\n")
     assert len(report["tokens"]) == 60
@@ -77,7 +80,7 @@ def test_drafts_do_not_change_the_answer(edgecs: Edgecs, tiny_gguf: Path):
                 "tokens"
             ]
         )
-        for o in (["--no-spec"], ["--draft-max", 0], ["--draft-max", 4], [])
+        for o in (["--no-spec"], ["--draft-max", 0], EAGER, [])
     }
     assert len(answers) == 1
     off = generate(edgecs, tiny_gguf, "-n", 1, "--no-spec")
@@ -141,6 +144,7 @@ def test_a_prompt_longer_than_the_context(edgecs: Edgecs, tiny_gguf: Path):
     [
         (["--draft-max", -1], ["--draft-max", "-1 is not in the range 0<=x<=63"]),
         (["--draft-max", 64], ["--draft-max", "64 is not in the range 0<=x<=63"]),
+        (["--mag-min-match", 0], ["--mag-min-match", "0 is not in the range 1<=x<=32"]),
         (["--draft-max", "many"], ["--draft-max", "many"]),
         (["--temp", "0.8"], ["temperature 0.8", "--temp 0"]),
         (["-ngl", "-3"], ["'-3' is not a number >= 0"]),

@@ -18,11 +18,6 @@ from edgecs_cli.shared import (
     show_log,
 )
 
-# Shorter matches are wrong too often to pay for a wider call on a CPU: replayed on 57
-# answers of SmolLM2 Q4_1 with measured costs, drafts of 3 gain nothing with 1 (0.97x)
-# and something with 3 (1.17x).
-MIN_MATCH = 3
-
 
 def find_model(values: dict[str, Any]) -> Path:
     """The file that a command names, fetched if it is not here yet.
@@ -41,7 +36,7 @@ def open_session(loaded: Loaded, values: dict[str, Any]) -> Session:
     """A session with the drafters that the options ask for."""
     draft_max = 0 if values["no_spec"] else values["draft_max"]
     choose = Sampling(values["temperature"]).chooser()
-    drafters = [MaxGram(min_match=MIN_MATCH)]
+    drafters = [MaxGram(min_match=values["min_match"])]
     session = loaded.session(drafters, draft_max, choose=choose)
     say(start_line(loaded, session), quiet=values["quiet"])
     return session

@@ -19,10 +19,17 @@ import platformdirs
 
 from edgecs.errors import EdgecsError
 from edgecs.fetch import Progress
+from edgecs.maxgram import LONGEST
 from edgecs.options import GpuLayers, KVType, LoadOptions
 from edgecs.store import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# A fixed rule that seldom loses on a CPU. Replayed on 39 chat answers of SmolLM2 Q4_1
+# with its measured costs, drafts of 3 after matches of 5 tokens give 1.04x of plain
+# decoding and 1.00x in the worst category; after matches of 1, 0.77x and 0.62x.
+DRAFT_MAX = 3
+MIN_MATCH = 5
 
 READER_GONE = 141  # 128 + SIGPIPE, as a C program would end
 
@@ -154,6 +161,15 @@ def model_options(command: F) -> F:
             metavar="K",
             help="Longest draft in tokens; 0 turns speculation off.",
         ),
+        click.option(
+            "--mag-min-match",
+            "min_match",
+            type=click.IntRange(1, LONGEST),
+            default=MIN_MATCH,
+            show_default=True,
+            metavar="N",
+            help="Max-Gram drafts only after N tokens that occurred before.",
+        ),
         click.option("--no-spec", is_flag=True, help="Plain decoding, no drafts."),
         click.option(
             "--temp",
@@ -173,9 +189,6 @@ def model_options(command: F) -> F:
     for option in reversed(options):
         command = option(command)
     return command
-
-
-DRAFT_MAX = 3
 
 
 def load_options(values: dict[str, Any]) -> LoadOptions:
