@@ -1,7 +1,7 @@
 # `make demo` and `make test` need python3 >= 3.11 and a C++ compiler, nothing else.
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
-QUESTION ?= Why is the sky blue?
+QUESTION ?= Who wrote Romeo and Juliet, and what happens in each of its five acts?
 BIN := .venv/bin
 EDGECS := $(BIN)/edgecs
 

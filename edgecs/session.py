@@ -36,8 +36,10 @@ class Token(NamedTuple):
 class Session:
     """Generates with `target`, drafts coming from `drafters`; a context manager.
 
-    draft_max: tokens taken from each drafter a round; 0 turns speculation off.
-    The answer is the same for any drafters and any draft_max.
+    draft_max: tokens taken from each drafter a round; 0 turns speculation off. Every
+    token is the target's choice on the target's row, so the answer is the same for any
+    drafters and any draft_max wherever a row does not depend on how many are computed
+    with it (docs/concepts.md).
 
     `finish_reason` and `stats` describe the last answer. Closing releases the target
     but does not unload it.

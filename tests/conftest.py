@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +11,21 @@ from typing import Any, NamedTuple
 
 import platformdirs
 import pytest
+from hypothesis import settings
 
 from edgecs.load import load
 from edgecs.options import LoadOptions
 from edgecs.store import Store
 from edgecs.testing import write_random_gguf
 from edgecs_cli import run
+
+# No test judges by the clock; in CI the same examples are drawn every time.
+settings.register_profile("edgecs", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("edgecs")
+
+# A shell that runs the tests in the background has Ctrl-C ignored, and every process
+# they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _USER_CACHE = Path(platformdirs.user_cache_dir("edgecs")) / "models"

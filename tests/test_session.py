@@ -45,7 +45,7 @@ def drafters(draw, vocab: int, script: list[int]):
 
 
 @given(data=st.data(), seed=st.integers(0, 1), vocab=st.integers(2, 6))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_output_is_that_of_the_target_alone(data, seed: int, vocab: int):
     prompt = data.draw(st.lists(st.integers(0, vocab - 1), min_size=1, max_size=8))
     expected = TableModel(vocab, seed).greedy(prompt, 40)
@@ -65,7 +65,6 @@ def test_output_is_that_of_the_target_alone(data, seed: int, vocab: int):
 
 
 @given(stops=st.lists(st.integers(1, 9), min_size=1, max_size=8), wrong=st.floats(0, 1))
-@settings(deadline=None)
 def test_stopping_anywhere_and_going_on_equals_one_run(stops: list[int], wrong: float):
     prompt, n = [1, 2], sum(stops)
     expected = TableModel(5).greedy(prompt, n)

@@ -35,6 +35,7 @@ def find_model(values: dict[str, Any]) -> Path:
 def open_session(loaded: Loaded, values: dict[str, Any]) -> Session:
     """A session with the drafters that the options ask for."""
     draft_max = 0 if values["no_spec"] else values["draft_max"]
+    draft_max = min(draft_max, loaded.target.max_draft)  # a tiny context holds less
     choose = Sampling(values["temperature"]).chooser()
     drafters = [MaxGram(min_match=values["min_match"])]
     session = loaded.session(drafters, draft_max, choose=choose)

@@ -270,7 +270,9 @@ class Interrupt:
         self.event.set()
 
     def __enter__(self) -> threading.Event:
-        self._before = signal.signal(signal.SIGINT, self._on_signal)
+        self._before = signal.getsignal(signal.SIGINT)
+        if self._before is not signal.SIG_IGN:  # in the background it stays ignored
+            signal.signal(signal.SIGINT, self._on_signal)
         return self.event
 
     def __exit__(self, *exc: object) -> None:
