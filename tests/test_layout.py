@@ -108,6 +108,22 @@ def test_help_loads_no_engine_and_no_numpy():
     assert not loaded & (ENGINES | {"numpy", "edgecs", "rich", "huggingface_hub"})
 
 
+def test_answering_from_a_model_that_is_here_draws_no_bars(tiny_gguf: Path):
+    command = [
+        "generate",
+        "-m",
+        str(tiny_gguf),
+        "-p",
+        "a",
+        "-n",
+        "2",
+        "-c",
+        "256",
+        "-q",
+    ]
+    assert "rich" not in modules_after(f"import edgecs_cli; edgecs_cli.run({command})")
+
+
 def test_public_names_are_sorted_and_there():
     assert sorted(edgecs.__all__) == edgecs.__all__
     for name in edgecs.__all__:

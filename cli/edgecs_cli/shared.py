@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar, get_args
+from typing import Any, ParamSpec, TypeVar, get_args
 
 import click
 import platformdirs
@@ -24,6 +24,8 @@ from edgecs.options import GpuLayers, KVType, LoadOptions
 from edgecs.store import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # A fixed rule that seldom loses on a CPU: what follows a shorter match is wrong too
 # often to pay for the wider call.
@@ -42,11 +44,11 @@ class Failure(click.ClickException):
         self.ctx = click.get_current_context(silent=True)
 
 
-def reports_errors(command: F) -> F:
+def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Turns the errors of the library into those of the command line."""
 
     @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             result = command(*args, **kwargs)
             sys.stdout.flush()  # a reader that went away is found here, not at exit
@@ -61,7 +63,7 @@ def reports_errors(command: F) -> F:
             _drop_stdout()
             raise Failure(f"cannot go on: {error}", 1) from error
 
-    return wrapped  # type: ignore[return-value]
+    return wrapped
 
 
 def _drop_stdout() -> None:
@@ -218,40 +220,47 @@ def say(text: str, *, quiet: bool = False) -> None:
         click.secho(text, err=True, dim=not os.environ.get("NO_COLOR"))
 
 
+class _Bars:
+    """Progress bars on stderr, one for each kind of work."""
+
+    def __init__(self) -> None:
+        from rich import progress
+        from rich.console import Console
+
+        self._bars = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._tasks: dict[str, progress.TaskID] = {}
+        self._bars.start()
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total or None)
+        self._bars.update(self._tasks[what], completed=done)
+
+    def stop(self) -> None:
+        self._bars.stop()
+
+
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """A progress callback that draws a bar on stderr for each kind of work."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-    tasks: dict[str, TaskID] = {}
+    """A progress callback; bars are made only when there is something to show."""
+    made: list[_Bars] = []
 
     def advance(what: str, done: int, total: int) -> None:
-        bars.start()  # only now: bars that never had anything to show print nothing
-        if what not in tasks:
-            tasks[what] = bars.add_task(what, total=total or None)
-        bars.update(tasks[what], completed=done)
+        if not made:
+            made.append(_Bars())
+        made[0].advance(what, done, total)
 
     try:
         yield advance
     finally:
-        if tasks:
+        for bars in made:
             bars.stop()
 
 
