@@ -84,7 +84,8 @@ def parse_manifest(table: Mapping[str, Any], origin: str) -> Manifest:
         ):
             raise ModelError(f"{origin}: {key!r} must be a plain name, not a path")
     source = _build(_SOURCES[kind], values, f"{origin}, [source.{kind}]")
-    return _build(Manifest, {**table, "source": source}, origin)  # type: ignore[no-any-return]
+    manifest: Manifest = _build(Manifest, {**table, "source": source}, origin)
+    return manifest
 
 
 def known_manifests() -> dict[str, Manifest]:

@@ -148,7 +148,7 @@ class CachingModel(TableModel):
 
     def end_turn(self, context: Context) -> None:
         """Keeps at most the cells of all tokens but the last."""
-        self._cache.trim(self._cache.keep(context, len(context) - 1))
+        self._cache.keep(context, len(context) - 1)
 
     def reset(self) -> None:
         """Empties the cells."""

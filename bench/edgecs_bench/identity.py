@@ -36,7 +36,7 @@ FORKED = 5  # exit code when tokens differ, or when a run proves nothing
 
 def run(
     loaded: Loaded, reference: Reference, kind: str, draft_max: int
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """All prompts with one drafter and one draft length; a row of the table."""
     widths: Counter[int] = Counter()
     accepted = tested = tokens = 0
@@ -110,8 +110,8 @@ def main(model: Path, reference: Path, lengths: str, **options: Any) -> None:
         rows = list(_rows(loaded, lines, [int(k) for k in lengths.split(",")]))
     shown = [{k: v for k, v in row.items() if k != "forks"} for row in rows]
     for row in shown:
-        widths = dict(row["rounds_by_width"])  # type: ignore[call-overload]
-        row["rounds_by_width"] = " ".join(f"{n}:{k}" for n, k in widths.items())
+        widths = row["rounds_by_width"].items()
+        row["rounds_by_width"] = " ".join(f"{n}:{k}" for n, k in widths)
     table(shown)
     prompt_sizes = [len(line["prompt_tokens"]) for line in lines]
     result = {
@@ -128,7 +128,7 @@ def main(model: Path, reference: Path, lengths: str, **options: Any) -> None:
 
 def _rows(
     loaded: Loaded, lines: Reference, lengths: list[int]
-) -> Iterator[dict[str, object]]:
+) -> Iterator[dict[str, Any]]:
     for kind in ("mag", "half-wrong"):
         for length in lengths:
             row = run(loaded, lines, kind, length)
