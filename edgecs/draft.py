@@ -7,7 +7,7 @@ Nothing here knows an engine, a cache or text.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -20,8 +20,23 @@ from edgecs.context import Context, Tokens
 Row = NDArray[np.float32]
 """The target's logits at one position, float32 [vocabulary]."""
 
-Choose = Callable[[Row, Tokens], int]
-"""The one choice per position: (row, all tokens before it) -> token, deterministic."""
+
+class Choose(Protocol):
+    """The one choice per position, a deterministic function."""
+
+    def __call__(self, row: Row, tokens: Tokens) -> int:
+        """The token that follows `tokens`, which are all before it."""
+
+    def confidence(self, row: Row, tokens: Tokens, token: int) -> float:
+        """Probability that the law of the choice gives to a token."""
+
+    def keeps(
+        self, row: Row, tokens: Tokens, token: int, q: float, lenience: float
+    ) -> bool:
+        """Whether a lenient reviewer lets a drafted token stand.
+
+        q: the probability that its drafter gave it.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +49,21 @@ class Draft:
     tokens: Tokens  # int32 [n]
     parents: NDArray[np.int32]  # int32 [n]: index of the parent node, -1 the context
     sources: tuple[str, ...]  # [n]: who wrote each token
-    confidences: NDArray[np.float32] | None = None  # [n] or None: not stated
+    confidences: NDArray[np.float64]  # [n]: its writer's probability, 1: not stated
 
     @staticmethod
-    def chain(tokens: Sequence[int] | Tokens, by: str | Sequence[str]) -> Draft:
+    def chain(
+        tokens: Sequence[int] | Tokens,
+        by: str | Sequence[str],
+        confidences: Sequence[float] | NDArray[np.float64] | None = None,
+    ) -> Draft:
         """A draft without branches, by one writer or by one for each token."""
         ids = np.asarray(tokens, dtype=np.int32)
         sources = (by,) * ids.size if isinstance(by, str) else tuple(by)
-        return Draft(ids, _chain_parents(ids.size), sources)
+        if confidences is None:
+            confidences = _certain(ids.size)
+        stated = np.asarray(confidences, dtype=np.float64)
+        return Draft(ids, _chain_parents(ids.size), sources, stated)
 
     def __len__(self) -> int:
         return self.tokens.size
@@ -57,25 +79,36 @@ class Draft:
         """The first `most` tokens; self when there are no more than that."""
         if len(self) <= most:
             return self
-        kept = None if self.confidences is None else self.confidences[:most]
-        return Draft(self.tokens[:most], self.parents[:most], self.sources[:most], kept)
+        return Draft(
+            self.tokens[:most],
+            self.parents[:most],
+            self.sources[:most],
+            self.confidences[:most],
+        )
 
     def then(self, other: Draft) -> Draft:
-        """Two chains as one, `other` continuing where self ends (confidences drop)."""
+        """Two chains as one, `other` continuing where self ends."""
         if not len(self):
             return other
         if not (self.is_chain and other.is_chain):
             raise ValueError("only chains can be joined, this is a tree")
         tokens = np.concatenate([self.tokens, other.tokens])
-        return Draft.chain(tokens, self.sources + other.sources)
+        stated = np.concatenate([self.confidences, other.confidences])
+        return Draft.chain(tokens, self.sources + other.sources, stated)
 
 
 _CHAIN = np.arange(-1, 1023, dtype=np.int32)
 _CHAIN.flags.writeable = False
+_CERTAIN = np.ones(1024)
+_CERTAIN.flags.writeable = False
 
 
 def _chain_parents(n: int) -> NDArray[np.int32]:
     return _CHAIN[:n] if n <= _CHAIN.size else np.arange(-1, n - 1, dtype=np.int32)
+
+
+def _certain(n: int) -> NDArray[np.float64]:
+    return _CERTAIN[:n] if n <= _CERTAIN.size else np.ones(n)
 
 
 NOTHING = Draft.chain((), "")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,6 +35,10 @@ class ByteTokenizer:
     def encode(self, text: str, *, document: bool = True) -> Tokens:
         """The UTF-8 bytes of `text`."""
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
+
+    def pieces(self) -> list[bytes]:
+        """The bytes; what comes after them has no text."""
+        return [bytes([i]) for i in range(256)]
 
     def piece(self, token: int) -> bytes:
         """One byte, or none for ids beyond 255 and for the end token."""
@@ -76,10 +80,21 @@ class TableModel:
 
     def greedy(self, prompt: Sequence[int] | Tokens, n: int) -> list[int]:
         """The next n tokens, decoded one by one without any of edgecs."""
-        tokens = [int(t) for t in prompt]
+        return self.alone(prompt, n, lambda row, tokens: int(row.argmax()))
+
+    def alone(
+        self,
+        prompt: Sequence[int] | Tokens,
+        n: int,
+        choose: Callable[[NDArray[np.float32], Tokens], int],
+    ) -> list[int]:
+        """The next n tokens that `choose` picks, one by one."""
+        tokens = np.array(prompt, dtype=np.int32)
         for _ in range(n):
-            tokens.append(int(self.law(tokens).argmax()))
-        return tokens[len(prompt) :]
+            chosen = np.int32(choose(self.law(tokens), tokens))
+            tokens = np.append(tokens, chosen)
+        said: list[int] = tokens[len(prompt) :].tolist()
+        return said
 
     def score(self, context: Context, draft: Draft) -> Rows:
         """Rows of the law itself; trees are fine."""

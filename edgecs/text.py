@@ -27,6 +27,9 @@ class Tokenizer(Protocol):
         model wants one.
         """
 
+    def pieces(self) -> list[bytes]:
+        """The text of every token, special ones spelt out, no padding at the end."""
+
     def piece(self, token: int) -> bytes:
         """What a token adds to the text; control tokens add nothing."""
 

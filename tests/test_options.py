@@ -4,7 +4,6 @@ import pytest
 
 from edgecs.errors import ConfigError
 from edgecs.options import LoadOptions
-from edgecs.sampling import Sampling, greedy
 
 
 @pytest.mark.parametrize(
@@ -24,9 +23,3 @@ def test_impossible_options_are_refused(values, message):
     with pytest.raises(ConfigError) as error:
         LoadOptions(**values)
     assert message in str(error.value)
-
-
-def test_sampling_is_refused_in_one_sentence():
-    assert Sampling().chooser() is greedy
-    with pytest.raises(ConfigError, match=r"temperature 0\.8 asks for sampling"):
-        Sampling(0.8)

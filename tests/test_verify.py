@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgecs.choice import greedy
 from edgecs.context import Context
 from edgecs.draft import Draft, Rows
-from edgecs.sampling import greedy
 from edgecs.testing import TableModel
 from edgecs.verify import verify
 
@@ -25,6 +25,7 @@ def test_emits_a_prefix_of_what_the_target_says(seed: int, nodes, ends: set[int]
         np.array([token for _, token in nodes], np.int32),
         np.array(parents, np.int32),
         ("x",) * len(nodes),
+        np.ones(len(nodes)),
     )
     verdict = verify(draft, model.score(context, draft), greedy, context, ends)
     emitted = [*draft.tokens[list(verdict.path)].tolist(), verdict.token]
