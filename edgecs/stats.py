@@ -14,10 +14,12 @@ A round only leaves a record; everything else is worked out when somebody asks.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from edgecs.cascade import Round
+from edgecs.theory import walltime_improvement
 
 
 class Record(NamedTuple):
@@ -43,6 +45,7 @@ class Stats:
     prompt_seconds: float = 0.0  # until the first token was chosen
     decode_seconds: float = 0.0  # from there to the last token
     records: list[Record] = field(default_factory=list)
+    forwards: dict[str, int] = field(default_factory=dict)  # calls of inner reviewers
 
     def observe(self, done: Round, emitted: int) -> None:
         """Keeps the record of a round of which `emitted` tokens are in the answer."""
@@ -73,6 +76,17 @@ class Stats:
     def mean_acceptance_length(self) -> float:
         """Tokens per round, the target's own counted; 1.0 is plain decoding."""
         return (self.accepted + self.rounds) / self.rounds if self.rounds else 1.0
+
+    def walltime_improvement(self, costs: Mapping[str, float]) -> float:
+        """The paper's standardised walltime improvement (SWI) of this answer.
+
+        costs: of one forward of every model, the target's under "target"; parameters
+        or measured seconds, see `theory.walltime_improvement`. The call that reads the
+        prompt and the token that it gives are left out. Raises ConfigError for a model
+        without a cost.
+        """
+        forwards = {"target": self.rounds, **self.forwards}
+        return walltime_improvement(self.accepted + self.rounds, forwards, costs)
 
     @property
     def tokens_per_second(self) -> float:
@@ -121,16 +135,28 @@ class Stats:
             "draft_n_accepted": self.accepted,
         }
 
-    def speculative(self, chain: list[str], reason: str | None) -> dict[str, object]:
+    def speculative(
+        self,
+        chain: list[str],
+        reason: str | None,
+        parameters: Mapping[str, int] | None = None,
+    ) -> dict[str, object]:
         """The `speculative` block: what was drafted, by whom, and what it brought.
 
         chain: who took part, the target first. reason: why there were no drafters.
+        parameters: of every model, where they are known; they give the SWI.
         """
+        swi = None
+        if parameters and self.rounds:
+            swi = round(self.walltime_improvement(parameters), 4)
         return {
             "enabled": len(chain) > 1,
             "reason": reason,
             "chain": chain,
             "rounds": self.rounds,
+            "forwards": self.forwards,
+            "parameters": dict(parameters or {}),
+            "swi": swi,
             "proposed": self.proposed,
             "tested": self.tested,
             "accepted": self.accepted,
