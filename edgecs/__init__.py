@@ -7,9 +7,10 @@ package loads no engine.
 
 import logging
 
-from edgecs.cascade import Cascade, Round
+from edgecs.cascade import Cascade, NamedModel, Round, stack
+from edgecs.choice import Choices, Rule, always, chooser, greedy
 from edgecs.context import Context
-from edgecs.draft import Draft, Drafter, LanguageModel, Rows, Verdict
+from edgecs.draft import Choose, Draft, Drafter, LanguageModel, Rows, Verdict
 from edgecs.errors import (
     Cancelled,
     ConfigError,
@@ -19,11 +20,12 @@ from edgecs.errors import (
     ModelError,
     OutOfMemory,
 )
+from edgecs.kmatrix import KMatrix
 from edgecs.load import Loaded, load
 from edgecs.manifest import Manifest
 from edgecs.maxgram import MaxGram
 from edgecs.options import LoadOptions
-from edgecs.sampling import Sampling, greedy
+from edgecs.sampling import Sampling
 from edgecs.session import Session, Token
 from edgecs.stats import Stats
 from edgecs.store import Store
@@ -33,6 +35,8 @@ from edgecs.verify import verify
 __all__ = [
     "Cancelled",
     "Cascade",
+    "Choices",
+    "Choose",
     "ConfigError",
     "Context",
     "ContextFull",
@@ -40,15 +44,18 @@ __all__ = [
     "Drafter",
     "EdgecsError",
     "FetchError",
+    "KMatrix",
     "LanguageModel",
     "LoadOptions",
     "Loaded",
     "Manifest",
     "MaxGram",
     "ModelError",
+    "NamedModel",
     "OutOfMemory",
     "Round",
     "Rows",
+    "Rule",
     "Sampling",
     "Session",
     "Stats",
@@ -58,8 +65,11 @@ __all__ = [
     "Tokenizer",
     "Verdict",
     "__version__",
+    "always",
+    "chooser",
     "greedy",
     "load",
+    "stack",
     "verify",
 ]
 

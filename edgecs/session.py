@@ -14,15 +14,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from edgecs.cascade import Cascade, Round
+from edgecs.choice import Choices, Rule, always, greedy
 from edgecs.context import Context, Tokens
-from edgecs.draft import Choose, Drafter, LanguageModel
+from edgecs.draft import Drafter, LanguageModel
 from edgecs.errors import Cancelled, ConfigError, ContextFull
-from edgecs.sampling import greedy
 from edgecs.stats import Stats
 from edgecs.text import TextStream, Tokenizer
 
 FinishReason = Literal["stop", "length", "context", "cancelled"]
 """stop: end token or stop string; length: max_tokens; context: no room is left."""
+
+_GREEDY = always(greedy)
 
 
 class Token(NamedTuple):
@@ -36,13 +38,14 @@ class Token(NamedTuple):
 class Session:
     """Generates with `target`, drafts coming from `drafters`; a context manager.
 
-    draft_max: tokens taken from each drafter a round; 0 turns speculation off. Every
-    token is the target's choice on the target's row, so the answer is the same for any
-    drafters and any draft_max wherever a row does not depend on how many are computed
-    with it (docs/concepts.md).
+    draft_max: quota of each drafter a round, row 0 of the K matrix, or one number for
+    all; 0 turns speculation off. rule: how tokens are chosen. Every token is the
+    target's choice on the target's row, so the answer is the same for any drafters and
+    any draft_max wherever a row does not depend on how many are computed with it
+    (docs/concepts.md).
 
     `finish_reason` and `stats` describe the last answer. Closing releases the target
-    but does not unload it.
+    and the drafters' models but does not unload them.
     """
 
     def __init__(
@@ -51,37 +54,47 @@ class Session:
         tokenizer: Tokenizer,
         drafters: Sequence[Drafter] = (),
         *,
-        draft_max: int = 0,
-        choose: Choose = greedy,
+        draft_max: int | Sequence[int] = 0,
+        rule: Rule = _GREEDY,
     ) -> None:
-        if not 0 <= draft_max <= target.max_draft:
+        if isinstance(draft_max, int):
+            counts, longest = [draft_max] * len(drafters), draft_max
+        else:
+            counts, longest = [*draft_max], sum(draft_max)
+        if not 0 <= longest <= target.max_draft:
             raise ConfigError(
-                f"a draft of {draft_max} tokens is not possible: the length must be "
+                f"a draft of {longest} tokens is not possible: the length must be "
                 f"between 0 and {target.max_draft}, what one call can verify"
             )
         self.target = target
         self.tokenizer = tokenizer
         self.off_reason: str | None = None  # why speculation is off
-        if not drafters or not draft_max:
+        if not any(counts):
             self.off_reason = "not asked for"
         elif not target.rewindable:
             self.off_reason = "this model cannot forget rejected tokens"
-        active = () if self.off_reason else tuple(drafters)
-        self.cascade = Cascade(
-            target, active, [draft_max] * len(active), ends=tokenizer.ends
-        )
-        self.choose = choose
+        if self.off_reason:
+            drafters, counts = (), []
+        self.cascade = Cascade(target, drafters, counts, ends=tokenizer.ends)
+        self.rule = rule
         self.context = Context()
         self.stats = Stats()
         self.finish_reason: FinishReason | None = None
         self._stream: Generator[Token] | None = None  # the answer under way
-        self._closing = ExitStack()
-        self._closing.enter_context(target.hold())
+        with ExitStack() as undo:
+            for model in self._models():
+                undo.enter_context(model.hold())
+            self._closing = undo.pop_all()
 
     @property
     def chain(self) -> list[str]:
-        """Who takes part, the target first."""
+        """Who takes part, the target first, Max-Gram last."""
         return [self.cascade.name, *(d.name for d in self.cascade.drafters)]
+
+    def _models(self) -> list[LanguageModel]:
+        """Every model that computes, each once."""
+        models = [level.reviewer for level in self.cascade.levels()]
+        return list({id(model): model for model in models}.values())
 
     def generate(
         self,
@@ -89,8 +102,11 @@ class Session:
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        rule: Rule | None = None,
     ) -> Iterator[Token]:
         """Yields the answer to `prompt`, which is the whole conversation so far.
+
+        rule: for this answer instead of the session's own.
 
         What the prompt shares with the tokens of earlier calls is not computed again.
         Each token is committed just before it is yielded, so a consumer may stop at
@@ -106,11 +122,12 @@ class Session:
         self._end_stream()
         self._continue(tokens)
         self.stats, self.finish_reason = Stats(prompt_tokens=tokens.size), None
-        self._stream = self._answer(max_tokens, TextStream(stop))
+        choices = (rule or self.rule)(tokens.size)
+        self._stream = self._answer(max_tokens, TextStream(stop), choices)
         return self._stream
 
     def close(self) -> None:
-        """Ends the answer under way and releases the target; may be called again."""
+        """Ends the answer under way and releases the models; may be called again."""
         self._end_stream()
         self._closing.close()
 
@@ -142,16 +159,19 @@ class Session:
         else:
             self.context = Context(tokens)
 
-    def _answer(self, max_tokens: int | None, text: TextStream) -> Generator[Token]:
+    def _answer(
+        self, max_tokens: int | None, text: TextStream, choices: Choices
+    ) -> Generator[Token]:
         limit = self.target.n_ctx + 1 if max_tokens is None else max_tokens
         stats, began = self.stats, time.perf_counter()
+        before = self._forwards()
         if limit <= 0:
             self.finish_reason = "length"
         elif self.target.cancel.is_set():
             self.finish_reason = "cancelled"
         try:
             while self.finish_reason is None:
-                done = self._round(limit)
+                done = self._round(limit, choices)
                 if not stats.tokens:
                     stats.cached_tokens = stats.prompt_tokens - done.rows.fed
                     stats.prompt_seconds = time.perf_counter() - began
@@ -160,9 +180,15 @@ class Session:
             self.finish_reason = "cancelled"
         finally:
             stats.decode_seconds = time.perf_counter() - began - stats.prompt_seconds
+            after = self._forwards()
+            stats.forwards = {name: after[name] - before[name] for name in after}
             self.target.end_turn(self.context)
 
-    def _round(self, limit: int) -> Round:
+    def _forwards(self) -> dict[str, int]:
+        """Calls of every inner reviewer since it was loaded."""
+        return {inner.name: inner.forwards for inner in self.cascade.levels()[1:]}
+
+    def _round(self, limit: int, choices: Choices) -> Round:
         """The next round, its draft clipped to the budget and to the context.
 
         The call that reads the prompt takes no draft: the first token comes as fast,
@@ -172,7 +198,7 @@ class Session:
         most = min(
             limit - stats.tokens - 1, target.n_ctx - len(self.context), target.max_draft
         )
-        done = self.cascade.step(self.context, self.choose, most if stats.tokens else 0)
+        done = self.cascade.step(self.context, choices, most if stats.tokens else 0)
         self.cascade.observe(self.context, done.draft, done.rows, done.verdict)
         return done
 

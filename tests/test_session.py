@@ -307,7 +307,8 @@ def test_drafts_join_in_order():
     assert both.is_chain
     assert NOTHING.then(both) is both
     assert both.clip(2).sources == ("a", "a")
-    tree = Draft(np.array([1, 2], np.int32), np.array([-1, -1], np.int32), ("a", "a"))
+    roots = np.array([-1, -1], np.int32)
+    tree = Draft(np.array([1, 2], np.int32), roots, ("a", "a"), np.ones(2))
     assert not tree.is_chain
     with pytest.raises(ValueError, match="only chains"):
         both.then(tree)
