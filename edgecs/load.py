@@ -1,24 +1,31 @@
-"""From a model file to a session that is ready to answer."""
+"""From model files to a session that is ready to answer."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from edgecs.draft import Choose, Drafter
+from edgecs.choice import Choices, Rule, always, chooser, greedy
+from edgecs.draft import Drafter, LanguageModel
 from edgecs.errors import OutOfMemory
 from edgecs.offload import fewer_layers
 from edgecs.options import LoadOptions
-from edgecs.sampling import greedy
+from edgecs.penalties import Breakers, sequence_breakers
+from edgecs.sampling import Sampling
 from edgecs.session import Session
+from edgecs.vocabulary import check_same, vocabulary_hash
 
 if TYPE_CHECKING:
+    from edgecs.backends.llama_lm import LlamaLM
     from edgecs.backends.llama_model import LlamaModel
-    from edgecs.backends.llama_target import LlamaTarget
+    from edgecs.grammar import Grammar
+
+_GREEDY = always(greedy)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,17 +33,49 @@ class Loaded:
     """A target in memory; a context manager that frees it."""
 
     model: LlamaModel
-    target: LlamaTarget
+    target: LlamaLM
     cancel: threading.Event
     note: str | None  # what automatic offloading decided, None: nothing to decide
 
     def session(
-        self, drafters: Sequence[Drafter], draft_max: int, *, choose: Choose = greedy
+        self,
+        drafters: Sequence[Drafter],
+        draft_max: int | Sequence[int],
+        *,
+        rule: Rule = _GREEDY,
     ) -> Session:
         """A session over the target; one at a time."""
         vocabulary = self.model.vocabulary
         return Session(
-            self.target, vocabulary, drafters, draft_max=draft_max, choose=choose
+            self.target, vocabulary, drafters, draft_max=draft_max, rule=rule
+        )
+
+    def rule(self, sampling: Sampling, grammar: Grammar | None = None) -> Rule:
+        """How tokens are chosen with this target's vocabulary.
+
+        The grammar binds the target only: a draft that breaks it costs what any wrong
+        draft costs. Raises ConfigError for settings that do not fit the vocabulary.
+        """
+        breakers = self._breakers(sampling) if sampling.dries else {}
+        size = self.target.vocab_size
+        drafters = chooser(sampling, size, breakers=breakers)
+        if grammar is None:
+            return always(drafters)
+        trie = self.model.vocabulary.trie
+
+        def choices(start: int) -> Choices:
+            mask = grammar.over(trie)
+            target = chooser(sampling, size, breakers=breakers, mask=mask, start=start)
+            return Choices(target, drafters)
+
+        return choices
+
+    def _breakers(self, sampling: Sampling) -> Breakers:
+        vocabulary = self.model.vocabulary
+        return sequence_breakers(
+            sampling.dry_breakers,
+            vocabulary.pieces(),
+            lambda text: vocabulary.encode(text, document=False).tolist(),
         )
 
     def close(self) -> None:
@@ -51,6 +90,23 @@ class Loaded:
         self.close()
 
 
+@dataclass(frozen=True)
+class LoadedDrafter:
+    """A drafter's model in memory; a context manager that frees it."""
+
+    name: str
+    model: LanguageModel
+    about: str  # what it is and where it runs, for people
+    parameters: int | None  # weights; None: not known
+    close: Callable[[], None]  # may be called again
+
+    def __enter__(self) -> LoadedDrafter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
 def load(
     path: Path, options: LoadOptions, *, cancel: threading.Event | None = None
 ) -> Loaded:
@@ -59,16 +115,88 @@ def load(
     With automatic offloading an allocation that fails is tried again with fewer GPU
     layers. Raises ModelError, OutOfMemory, Cancelled.
     """
+    cancel = cancel or threading.Event()
+
+    def open_with(options: LoadOptions, note: str | None) -> Loaded:
+        return Loaded(*_open(path, options, cancel, None), cancel, note)
+
+    return _with_layers_that_fit(path, options, open_with)
+
+
+def load_drafter(
+    path: Path, target: Loaded, options: LoadOptions | None = None
+) -> LoadedDrafter:
+    """Loads a drafter for `target`: a GGUF file, or the folder of an ONNX export.
+
+    options: for a GGUF all of them; for ONNX only `threads`, where 0 means one. The
+    context of a GGUF drafter is that of the target unless given. Raises ModelError
+    when the two do not have the same tokens, OutOfMemory, Cancelled.
+    """
+    options = options or LoadOptions()
+    if path.is_dir():
+        return _load_onnx(path, target, options.threads)
+    options = replace(options, n_ctx=options.n_ctx or target.target.n_ctx)
+    size = target.target.vocab_size
+
+    def open_with(options: LoadOptions, note: str | None) -> LoadedDrafter:
+        model, scorer = _open(path, options, target.cancel, size)
+
+        def close() -> None:
+            scorer.close()
+            model.close()
+
+        with ExitStack() as undo:
+            undo.callback(close)
+            theirs = model.vocabulary.pieces()
+            check_same(
+                target.model.vocabulary.pieces(),
+                vocabulary_hash(theirs),
+                theirs,
+                target_name=target.model.path.name,
+                drafter_name=path.name,
+            )
+            undo.pop_all()
+        layers = model.offload.layers
+        where = f"{layers}/{model.offload.total} layers on GPU, " if layers else ""
+        about = f"{model.description}, {where}{scorer.threads} CPU threads"
+        return LoadedDrafter(path.stem, scorer, about, model.parameters, close)
+
+    return _with_layers_that_fit(path, options, open_with)
+
+
+def _load_onnx(folder: Path, target: Loaded, threads: int) -> LoadedDrafter:
+    from edgecs.backends.onnx_drafter import OnnxModel
+    from edgecs.onnx_manifest import read_drafter
+
+    manifest = read_drafter(folder)
+    ours = target.model.vocabulary.pieces()
+    same = vocabulary_hash(ours) == manifest.vocabulary
+    check_same(
+        ours,
+        manifest.vocabulary,
+        None if same else manifest.pieces(),
+        target_name=target.model.path.name,
+        drafter_name=manifest.name,
+    )
+    threads = threads or 1
+    size, cancel = target.target.vocab_size, target.cancel
+    model = OnnxModel(manifest, size, cancel, threads=threads)
+    about = f"ONNX {manifest.quantization or ''}, {model.provider}, {threads} thread(s)"
+    return LoadedDrafter(manifest.name, model, about, manifest.parameters, model.close)
+
+
+def _with_layers_that_fit(
+    path: Path, options: LoadOptions, open_with: Callable[[LoadOptions, str | None], T]
+) -> T:
+    """Opens with the asked number of GPU layers, or with as many as memory allows."""
     from edgecs.backends.llama_offload import automatic_layers
 
-    cancel = cancel or threading.Event()
     if options.n_gpu_layers != "auto":
-        return _open(path, options, cancel, None)
+        return open_with(options, None)
     layers, n_ctx, note = automatic_layers(path, options)
     while True:
-        chosen = replace(options, n_gpu_layers=layers, n_ctx=n_ctx)
         try:
-            return _open(path, chosen, cancel, note)
+            return open_with(replace(options, n_gpu_layers=layers, n_ctx=n_ctx), note)
         except OutOfMemory:
             if not layers:
                 raise
@@ -77,14 +205,17 @@ def load(
 
 
 def _open(
-    path: Path, options: LoadOptions, cancel: threading.Event, note: str | None
-) -> Loaded:
+    path: Path,
+    options: LoadOptions,
+    cancel: threading.Event,
+    drafts_for: int | None,
+) -> tuple[LlamaModel, LlamaLM]:
+    from edgecs.backends.llama_lm import LlamaLM
     from edgecs.backends.llama_model import LlamaModel
-    from edgecs.backends.llama_target import LlamaTarget
 
     with ExitStack() as undo:
         model = LlamaModel(path, options, cancel)
         undo.callback(model.close)
-        target = LlamaTarget(model, options, cancel)
+        scorer = LlamaLM(model, options, cancel, drafts_for=drafts_for)
         undo.pop_all()
-    return Loaded(model, target, cancel, note)
+    return model, scorer

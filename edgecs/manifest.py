@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -40,6 +40,7 @@ class PathSource:
 
 
 Source = WheelSource | HubSource | PathSource
+_PLAIN = {"str": str, "str | None": str, "int": int, "int | None": int}
 _SOURCES = {"wheel": WheelSource, "hub": HubSource, "path": PathSource}
 
 
@@ -58,13 +59,17 @@ class Manifest:
 
 def read_manifest(path: Path) -> Manifest:
     """Reads a manifest; raises ModelError for anything it does not understand."""
+    return parse_manifest(read_table(path), str(path))
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A TOML file; raises ModelError where there is none."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"there is no manifest {path}: check the path") from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ModelError(f"{path} cannot be read as a manifest: {error}") from error
-    return parse_manifest(table, str(path))
 
 
 def parse_manifest(table: Mapping[str, Any], origin: str) -> Manifest:
@@ -78,14 +83,19 @@ def parse_manifest(table: Mapping[str, Any], origin: str) -> Manifest:
         raise ModelError(
             _unknown(f"source.{kind}", [f"source.{k}" for k in _SOURCES], origin)
         )
-    for key in ("name", "file"):
+    refuse_paths(table, ("name", "file"), origin)
+    source = build(_SOURCES[kind], values, f"{origin}, [source.{kind}]")
+    manifest: Manifest = build(Manifest, {**table, "source": source}, origin)
+    return manifest
+
+
+def refuse_paths(table: Mapping[str, Any], keys: Sequence[str], origin: str) -> None:
+    """Raises ModelError where one of the keys leads out of its folder."""
+    for key in keys:
         if str(table.get(key, "x")) in (".", "..") or re.search(
             r"[/\\\0]", str(table.get(key))
         ):
             raise ModelError(f"{origin}: {key!r} must be a plain name, not a path")
-    source = _build(_SOURCES[kind], values, f"{origin}, [source.{kind}]")
-    manifest: Manifest = _build(Manifest, {**table, "source": source}, origin)
-    return manifest
 
 
 def known_manifests() -> dict[str, Manifest]:
@@ -98,7 +108,8 @@ def known_manifests() -> dict[str, Manifest]:
     return dict(sorted(found.items()))
 
 
-def _build(kind: type, values: Mapping[str, Any], origin: str) -> Any:
+def build(kind: type, values: Mapping[str, Any], origin: str) -> Any:
+    """A dataclass of texts and numbers from its table; every key must be known."""
     known = {field.name: field for field in fields(kind)}
     for key in values:
         if key not in known:
@@ -106,8 +117,8 @@ def _build(kind: type, values: Mapping[str, Any], origin: str) -> Any:
     for name, field in known.items():
         if field.default is MISSING and name not in values:
             raise ModelError(f"{origin}: the key {name!r} is missing")
-        wanted = int if "int" in str(field.type) else str
-        if name != "source" and not isinstance(values.get(name, wanted()), wanted):
+        wanted = _PLAIN.get(str(field.type))
+        if wanted and not isinstance(values.get(name, wanted()), wanted):
             kind_name = "a number" if wanted is int else "text"
             got = values[name]
             raise ModelError(f"{origin}: {name!r} must be {kind_name}, got {got!r}")

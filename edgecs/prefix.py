@@ -19,9 +19,13 @@ class PrefixCache:
 
     `drop(n)` removes cells n and later from the engine; it returns False if the engine
     cannot remove a part. `drop(0)` must always work.
+
+    An engine with a window has computed only what follows some point of the context:
+    cell 0 then belongs to context index `first`, and cells are counted from there.
     """
 
     def __init__(self, drop: Callable[[int], bool]) -> None:
+        self.first = 0  # context index of cell 0
         self._drop = drop
         self._ids = np.empty(1024, dtype=np.int32)  # [cells], the first _length valid
         self._length = 0
@@ -35,19 +39,21 @@ class PrefixCache:
     def keep(self, context: Context, most: int) -> int:
         """Drops what does not belong to `context`; returns how many cells are left.
 
-        These are the longest common prefix of cells and context, at most `most`. What
-        this context was found to share before is not compared again, so the cost
-        follows the number of new tokens.
+        These are the longest common prefix of the cells and of the context from
+        `first` on, at most `most`. What this context was found to share before is not
+        compared again, so the cost follows the number of new tokens.
         """
-        limit = min(self._length, len(context), most)
+        here = context.tokens[self.first :]
+        limit = max(0, min(self._length, here.size, most))
         known = self._agreed if context.root is self._source else 0
         start = min(known, limit)
         common = limit
         if start < limit:
-            differs = self._ids[start:limit] != context.tokens[start:limit]
-            first = int(differs.argmax())
-            common = start + first if differs[first] else limit
-        self._source, self._agreed = context.root, min(common, context.committed)
+            differs = self._ids[start:limit] != here[start:limit]
+            at = int(differs.argmax())
+            common = start + at if differs[at] else limit
+        final = max(0, context.committed - self.first)
+        self._source, self._agreed = context.root, min(common, final)
         self.trim(common)
         self._agreed = min(self._agreed, self._length)
         return self._length
@@ -78,8 +84,8 @@ class PrefixCache:
         self._ids[self._length : end] = tokens
         self._length, self._unsure = end, False
 
-    def reset(self) -> None:
-        """Drops everything."""
+    def reset(self, first: int = 0) -> None:
+        """Drops everything; what comes next begins at context index `first`."""
         self._unsure = True
         self.trim(0)
-        self._source = None
+        self._source, self.first = None, first

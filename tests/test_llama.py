@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from edgecs.backends import llama_library
+from edgecs.backends.llama_lm import LlamaLM
 from edgecs.backends.llama_model import LlamaModel
 from edgecs.backends.llama_offload import _footprint, automatic_layers
-from edgecs.backends.llama_target import LlamaTarget
 from edgecs.context import Context
 from edgecs.draft import NOTHING, Draft
 from edgecs.errors import (
@@ -208,7 +208,7 @@ def test_nothing_is_used_after_it_was_closed(tiny_gguf: Path):
 
 def test_trees_are_refused(tiny: Loaded):
     parents = np.array([-1, -1], np.int32)
-    tree = Draft(np.array([1, 2], np.int32), parents, ("x", "x"))
+    tree = Draft(np.array([1, 2], np.int32), parents, ("x", "x"), np.ones(2))
     with pytest.raises(ModelError, match="this draft is a tree"):
         tiny.target.score(Context([1]), tree)
 
@@ -315,7 +315,7 @@ def test_automatic_offload_takes_what_fits(tiny_gguf: Path, gpu: Device):
         assert loaded.note == note
 
 
-@pytest.mark.parametrize("kind", [LlamaModel, LlamaTarget])
+@pytest.mark.parametrize("kind", [LlamaModel, LlamaLM])
 def test_fewer_layers_are_tried_when_an_allocation_fails(
     tiny_gguf: Path, gpu: Device, monkeypatch: pytest.MonkeyPatch, kind: type
 ):

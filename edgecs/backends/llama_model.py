@@ -1,6 +1,6 @@
 """Weights in llama.cpp: opening a GGUF, offloading its layers, saying what failed.
 
-A `LlamaModel` is the file in memory. What decodes with it is `LlamaTarget`.
+A `LlamaModel` is the file in memory. What decodes with it is `LlamaLM`.
 """
 
 from __future__ import annotations
@@ -83,6 +83,11 @@ class LlamaModel:
         """Whether the last tokens can be forgotten again (not so with recurrence)."""
         recurrent = lib.llama_model_is_recurrent(self.handle)
         return not (recurrent or lib.llama_model_is_hybrid(self.handle))
+
+    @property
+    def parameters(self) -> int:
+        """How many weights it has."""
+        return int(lib.llama_model_n_params(self.handle))
 
     def default_ctx(self, options: LoadOptions) -> int:
         """Context size for n_ctx = 0: the trained one, as far as memory allows."""

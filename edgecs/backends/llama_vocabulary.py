@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import llama_cpp as lib
 import numpy as np
 
+from edgecs.backends import llama_library  # noqa: F401  takes llama.cpp's log
 from edgecs.context import Tokens
 from edgecs.errors import ConfigError, ModelError
+from edgecs.vocabulary import real_size
+
+if TYPE_CHECKING:
+    from edgecs.grammar import TokenTrie
 
 
 class LlamaVocabulary:
@@ -62,6 +71,23 @@ class LlamaVocabulary:
             known = self._pieces[token] = self._render(token, special=False)
         return known
 
+    def pieces(self) -> list[bytes]:
+        """The text of every token, special ones spelt out, without padding at the end.
+
+        The file marks tokens as unused that only make the matrices rounder.
+        """
+        ids, unused = range(self.size), lib.LLAMA_TOKEN_ATTR_UNUSED
+        texts = [self._render(token, special=True) for token in ids]
+        flags = [bool(lib.llama_vocab_get_attr(self._vocab, t) & unused) for t in ids]
+        return texts[: real_size(texts, flags)]
+
+    @cached_property
+    def trie(self) -> TokenTrie:
+        """What the tokens spell, for grammars; made when first asked for."""
+        from edgecs.backends.llama_grammar import token_trie
+
+        return token_trie(self._vocab)
+
     def _text(self, token: int) -> str:
         if token < 0:
             return ""
@@ -81,3 +107,16 @@ class LlamaVocabulary:
             if count >= 0:
                 return ctypes.string_at(buffer, count)
             self._buffer = ctypes.create_string_buffer(-count)
+
+
+def read_pieces(gguf: Path) -> list[bytes]:
+    """`LlamaVocabulary.pieces` of a file, without its weights; raises ModelError."""
+    params = lib.llama_model_default_params()
+    params.vocab_only = True
+    model = lib.llama_model_load_from_file(os.fsencode(gguf), params)
+    if model is None:
+        raise ModelError(f"llama.cpp cannot read the tokenizer of {gguf}")
+    try:
+        return LlamaVocabulary(model).pieces()
+    finally:
+        lib.llama_model_free(model)

@@ -1,13 +1,39 @@
-"""Which execution providers of ONNX Runtime really work on this machine.
+"""Execution providers of ONNX Runtime: which ones work, and a session on the best.
 
 A provider that was compiled in may still lack its drivers, so one counts as working
-only when a session was opened on it.
+only when a session was opened on it, and as chosen only when the model ran on it.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+from edgecs.errors import ModelError
+
+T = TypeVar("T")
+
+PREFERENCE = (
+    "CUDAExecutionProvider",
+    "CoreMLExecutionProvider",
+    "DmlExecutionProvider",
+    "CPUExecutionProvider",
+)
+DEVICES = {"CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
+"""Where a provider keeps its tensors; cpu for those that are not here."""
+
+# Every failure has a class of its own there; they share no base but Exception.
+ENGINE_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    *(kind for kind in vars(state).values() if isinstance(kind, type)
+      and issubclass(kind, Exception)),
+)  # fmt: skip
 
 # Model: y = Identity(x) over float32 [1], IR version 8, opset 13. As bytes, because
 # building it would need the package onnx.
@@ -16,6 +42,17 @@ _IDENTITY = bytes.fromhex(
     "0801620f0a0179120a0a08080112040a02080142040a00100d"
 )
 _OFF = 4  # severity: fatal errors only; a missing driver is an answer, not an error
+_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+
+_FAILURES: tuple[type[Exception], ...] = (*ENGINE_ERRORS, ModelError)
+
+
+class Opened(NamedTuple):
+    """What was chosen, and why nothing that was preferred to it was."""
+
+    session: ort.InferenceSession
+    provider: str
+    notes: dict[str, str]
 
 
 def version() -> str:
@@ -29,14 +66,66 @@ def working_providers() -> dict[str, bool]:
     return {name: _opens(name) for name in ort.get_available_providers()}
 
 
-def _opens(provider: str) -> bool:
+def open_best(
+    path: Path,
+    works: Callable[[ort.InferenceSession, str], T],
+    *,
+    threads: int,
+    providers: Sequence[str] | None = None,
+) -> tuple[T, Opened]:
+    """The first provider on which the model opens and `works` returns, and what it did.
+
+    works: given the session and the provider, runs the model; may raise ModelError.
+    Raises ModelError if no provider is left.
+    """
+    ort.set_default_logger_severity(_OFF)
+    notes: dict[str, str] = {}
+    for name in PREFERENCE if providers is None else providers:
+        if name not in ort.get_available_providers():
+            notes[name] = "not in this build of ONNX Runtime"
+            continue
+        try:
+            session = _open(str(path), name, threads)
+            done = works(session, name)
+        except _FAILURES as error:
+            notes[name] = reason(error)
+        else:
+            return done, Opened(session, name, notes)
+    # A file that is at fault is so for every provider; the last one is the plainest.
+    last = list(notes.items())[-1:]
+    why = "; ".join(f"{name}: {note}" for name, note in last) or "no provider was named"
+    raise ModelError(f"{path} does not run in ONNX Runtime ({why})")
+
+
+def reason(error: Exception) -> str:
+    """What the engine says, as one line without its codes."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return _PREFIX.sub("", lines[0]).strip()
+
+
+def _open(model: str | bytes, provider: str, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = _OFF
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # Shapes change at every token; a pattern kept for each would never be used again.
+    options.enable_mem_pattern = False
+    # The target's threads need the cores that spinning ones would burn.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # Without enable_fallback=False a failure is printed to stdout and hidden.
+    session = ort.InferenceSession(
+        model, options, providers=[provider], enable_fallback=False
+    )
+    if session.get_providers()[0] != provider:
+        raise ModelError("it does not load: its drivers or libraries are missing")
+    return session
+
+
+def _opens(provider: str) -> bool:
     try:
-        # Without enable_fallback=False a failure is printed to stdout and hidden.
-        session = ort.InferenceSession(
-            _IDENTITY, options, providers=[provider], enable_fallback=False
-        )
-    except (RuntimeError, ValueError, state.Fail, state.EPFail, state.NotImplemented):
+        _open(_IDENTITY, provider, threads=1)
+    except _FAILURES:
         return False
-    return bool(session.get_providers()[0] == provider)
+    return True

@@ -42,19 +42,28 @@ def _cores() -> int:
     return physical
 
 
-class LlamaTarget:
+class LlamaLM:
     """Scores drafts with a GGUF model. The model must outlive it.
 
-    So that no bit of the cache depends on what was drafted, a call that has more than
-    one context token to compute is a prefill: chunks of n_batch tokens without the
-    draft, whose last row is copied. A later call for the very same context, such as a
-    regenerated answer, takes that copy.
+    A target must not let any bit of its cache depend on what was drafted. So a call
+    that has more than one context token to compute is a prefill: chunks of n_batch
+    tokens without the draft, whose last row is copied. A later call for the very same
+    context, such as a regenerated answer, takes that copy.
+
+    drafts_for: vocabulary size of the target, for a drafter. Its rows are cut or filled
+    (with -inf) to that size, and few context tokens and a draft go in one call.
     """
 
     def __init__(
-        self, model: LlamaModel, options: LoadOptions, cancel: threading.Event
+        self,
+        model: LlamaModel,
+        options: LoadOptions,
+        cancel: threading.Event,
+        *,
+        drafts_for: int | None = None,
     ) -> None:
-        self.vocab_size = model.vocabulary.size
+        self.vocab_size = drafts_for or model.vocabulary.size
+        self.drafts = drafts_for is not None
         self.n_ctx = options.n_ctx or model.default_ctx(options)
         self.max_draft = min(options.max_draft, self.n_ctx - 1)
         self.rewindable = model.rewindable
@@ -69,6 +78,11 @@ class LlamaTarget:
         self._tokens, self._positions, self._flags = self._batch_arrays(options.n_batch)
         self._count = np.arange(self.n_ctx, dtype=np.int32)
         self._wraps: dict[tuple[int, int], NDArray[np.float32]] = {}
+        self._row_size = model.vocabulary.size
+        self._filled = np.empty((0, 0), dtype=np.float32)
+        if self._row_size < self.vocab_size:
+            shape = (self.max_draft + 1, self.vocab_size)
+            self._filled = np.full(shape, -np.inf, dtype=np.float32)
         self._cache = PrefixCache(self._drop)
         self._prefill_row: tuple[int, NDArray[np.float32]] | None = None
 
@@ -125,7 +139,8 @@ class LlamaTarget:
             saved = self._prefill_row = None
         pending = context.tokens[kept:]
         fed, rows = pending.size + len(draft), 1 + len(draft)
-        if pending.size == 1 and kept:
+        together = 1 if not self.drafts else self._chunk - len(draft)
+        if 1 <= pending.size <= together and kept:
             feed = np.concatenate((pending, draft.tokens)) if len(draft) else pending
             return Rows(self._decode(feed, rows), fed)
         if pending.size:
@@ -219,9 +234,13 @@ class LlamaTarget:
         pointer = lib.llama_get_logits_ith(self._ctx, first)
         key = (ctypes.addressof(pointer.contents), rows)
         if key not in self._wraps:
-            shape = (rows, self.vocab_size)
+            shape = (rows, self._row_size)
             self._wraps[key] = np.ctypeslib.as_array(pointer, shape)
-        return self._wraps[key]
+        logits = self._wraps[key]
+        if self._filled.size:
+            self._filled[:rows, : self._row_size] = logits
+            return self._filled[:rows]
+        return logits[:, : self.vocab_size]
 
     def _call(self) -> int:
         """The target call: everything outside it is edgecs' own time."""

@@ -1,0 +1,241 @@
+"""A GGUF as an ONNX drafter: its weights in a decoder graph, quantised, with manifest.
+
+    python -m edgecs_convert.onnx_export MODEL.gguf OUT [--quantize int8] [--window 512]
+
+Needs the extra `convert`; nothing is fetched. The weights go through transformers, so
+an architecture has to be one whose GGUF files transformers can read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.errors import ConfigError, EdgecsError, ModelError
+from edgecs.onnx_manifest import SMALLEST_WINDOW, DrafterManifest, write_drafter
+from edgecs.vocabulary import vocabulary_hash, write_pieces
+
+TASK = "text-generation-with-past"
+_GRAPH = "model.onnx"
+_PIECES = "vocabulary.json"
+_BLOCK = 32  # weights that share a scale in int4
+
+
+def export(gguf: Path, out: Path, *, quantize: str = "int8", window: int = 512) -> Path:
+    """Writes a drafter's folder and returns it; `out` must not exist yet.
+
+    quantize: "int8", "int4" or "none". A run that is cut short leaves nothing at `out`.
+    """
+    _check(gguf, out, quantize, window)
+    return _whole(out, lambda folder: _fill(folder, gguf, quantize, window))
+
+
+def export_module(model: Any, out: Path, *, quantize: str = "int8") -> None:
+    """A transformers model as a graph in the file `out`."""
+    from optimum.exporters.onnx import onnx_export_from_model
+
+    with tempfile.TemporaryDirectory(dir=out.parent) as plain, _quietly():
+        onnx_export_from_model(model, plain, task=TASK, do_validation=False)
+        _QUANTISERS[quantize](Path(plain) / _GRAPH, out)
+
+
+def load_weights(gguf: Path) -> Any:
+    """The transformers model of a GGUF, float32, on the CPU."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    # Not from_pretrained: for a GGUF it wants accelerate, which has no work to do here.
+    with _quietly():
+        config = AutoConfig.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        config.dtype = torch.float32
+        model = AutoModelForCausalLM.from_config(config).eval()
+        read = load_gguf_checkpoint(str(gguf), return_tensors=True, model_to_load=model)
+    missing, _ = model.load_state_dict(read["tensors"], strict=False)
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    lacking = ", ".join(sorted(set(missing) - tied))
+    if lacking:
+        raise ModelError(
+            f"{gguf} lacks the weights {lacking}: give a whole model whose GGUF files "
+            "transformers can read"
+        )
+    model.tie_weights()
+    return model
+
+
+def _fill(folder: Path, gguf: Path, quantize: str, window: int) -> None:
+    from edgecs.backends.llama_vocabulary import read_pieces
+
+    pieces = read_pieces(gguf)
+    write_pieces(folder / _PIECES, pieces)
+    model = load_weights(gguf)
+    graph = folder / _GRAPH
+    export_module(model, graph, quantize=quantize)
+    write_drafter(
+        DrafterManifest(
+            name=gguf.stem,
+            description=f"{gguf.stem} as an ONNX drafter",
+            license=_license(gguf),
+            file=_GRAPH,
+            cache="growing",
+            window=window,
+            vocabulary=vocabulary_hash(pieces),
+            vocabulary_file=_PIECES,
+            parameters=sum(p.numel() for p in model.parameters()),
+            quantization=None if quantize == "none" else quantize,
+            source=gguf.name,
+            size=graph.stat().st_size,
+            sha256=hashlib.sha256(graph.read_bytes()).hexdigest(),
+            folder=folder,
+        )
+    )
+
+
+def _license(gguf: Path) -> str:
+    import gguf as reader
+
+    field = reader.GGUFReader(gguf).get_field("general.license")
+    return "unknown" if field is None else str(field.contents())
+
+
+def _whole(out: Path, fill: Callable[[Path], None]) -> Path:
+    """A folder that is there only when it is full."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    half = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        fill(half)
+        half.chmod(0o755)  # mkdtemp makes folders for one user
+        half.rename(out)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+    return out
+
+
+def _check(gguf: Path, out: Path, quantize: str, window: int) -> None:
+    if not gguf.is_file():
+        raise ModelError(f"there is no file {gguf}: give the GGUF to export")
+    if out.exists():
+        raise ConfigError(f"{out} exists already: give a folder that does not")
+    if quantize not in _QUANTISERS:
+        known = ", ".join(_QUANTISERS)
+        raise ConfigError(f"quantisation {quantize!r} is unknown: use one of {known}")
+    if window < SMALLEST_WINDOW:
+        raise ConfigError(
+            f"the window must be {SMALLEST_WINDOW} tokens or more, got {window}"
+        )
+
+
+def _int8(plain: Path, out: Path) -> None:
+    """Weights and head as int8, activations at run time."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(plain, out, weight_type=QuantType.QInt8, per_channel=True)
+
+
+def _int4(plain: Path, out: Path) -> None:
+    """Weights and head in blocks of 32, embeddings as int8."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = onnx.load(plain)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and node.input[1] in weights:
+            _pack_node(model.graph, node, onnx.numpy_helper, weights)
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, plain)
+    quantize_dynamic(
+        plain, out, weight_type=QuantType.QInt8, op_types_to_quantize=["Gather"]
+    )
+
+
+def _pack_node(graph: Any, node: Any, arrays: Any, weights: dict[str, Any]) -> None:
+    """Makes a MatMulNBits of a MatMul, its weight packed; several may share one."""
+    name = node.input[1]
+    matrix = arrays.to_array(weights[name])
+    packed = [f"{name}_packed", f"{name}_scales"]
+    if packed[0] not in weights:
+        for new, values in zip(packed, pack_int4(matrix), strict=True):
+            weights[new] = arrays.from_array(values, new)
+            graph.initializer.append(weights[new])
+        graph.initializer.remove(weights[name])
+    node.op_type, node.domain = "MatMulNBits", "com.microsoft"
+    node.input[1:] = packed
+    rows, columns = matrix.shape
+    sizes = {"K": rows, "N": columns, "bits": 4, "block_size": _BLOCK}
+    # accuracy_level 4: activations as int8, which is the fast path on a CPU.
+    for key, value in {**sizes, "accuracy_level": 4}.items():
+        attribute = node.attribute.add(name=key, i=value)
+        attribute.type = attribute.INT
+
+
+def pack_int4(matrix: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A weight [k, n] as MatMulNBits wants it: [n, blocks, 16] nibbles, scales.
+
+    A nibble is 8 plus the weight over the scale of its block; the weight that is
+    farthest from 0 becomes -8.
+    """
+    k, n = matrix.shape
+    blocks = -(-k // _BLOCK)
+    padded = np.zeros((n, blocks * _BLOCK), dtype=np.float32)
+    padded[:, :k] = matrix.T
+    values = padded.reshape(n, blocks, _BLOCK)
+    at = np.abs(values).argmax(axis=2, keepdims=True)
+    scales = np.take_along_axis(values, at, axis=2) / -8
+    divisors = np.where(scales == 0, np.float32(1), scales)
+    nibbles = np.clip(np.round(values / divisors) + 8, 0, 15).astype(np.uint8)
+    return nibbles[..., ::2] | nibbles[..., 1::2] << 4, scales.reshape(n, blocks)
+
+
+def _none(plain: Path, out: Path) -> None:
+    import onnx
+
+    onnx.save(onnx.load(plain), out)
+
+
+_QUANTISERS: dict[str, Callable[[Path, Path], None]] = {
+    "int8": _int8,
+    "int4": _int4,
+    "none": _none,
+}
+
+
+class _quietly(warnings.catch_warnings):
+    """Tracing and loading warn about what is so for every model."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.simplefilter("ignore")
+
+
+@click.command()
+@click.argument("gguf", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--quantize",
+    type=click.Choice(list(_QUANTISERS)),
+    default="int8",
+    show_default=True,
+)
+@click.option("--window", default=512, show_default=True, help="Tokens that it sees.")
+def main(gguf: Path, out: Path, quantize: str, window: int) -> None:
+    """Export a GGUF as an ONNX drafter."""
+    try:
+        print(export(gguf, out, quantize=quantize, window=window))
+    except EdgecsError as error:
+        print(f"onnx_export: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
