@@ -1,0 +1,163 @@
+"""What a grammar costs: time for each token of an answer that keeps to a JSON schema.
+
+    python -m edgecs_bench.grammar [-m MODEL.gguf]
+
+The model writes the answer under the mask, greedily, one token a call, so decode time
+is of the same run. Sampling pays a mask for every token; greedy choice pays a check (is
+this token allowed?), and a mask where the answer is no. llama.cpp's grammar sampler is
+given the same tokens. Without -m: random models of 49,152 and 151,936 tokens, whose
+decode time means nothing. Run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import TypeVar
+
+import click
+import numpy as np
+
+from edgecs.backends.llama_grammar import LlamaGrammar, token_trie
+from edgecs.context import Context
+from edgecs.draft import NOTHING
+from edgecs.grammar import Grammar
+from edgecs.load import Loaded, load
+from edgecs.options import LoadOptions
+from edgecs.testing import write_random_gguf
+from edgecs_bench.report import finish, table
+
+VOCABULARIES = (49_152, 151_936)
+PROMPT = "Invent a customer of a web shop. Answer in JSON with all fields.\n"
+
+
+def _object(**properties: object) -> dict[str, object]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+SCHEMA = _object(
+    id={"type": "integer", "minimum": 0, "maximum": 999_999},
+    name={"type": "string", "minLength": 1, "maxLength": 60},
+    email={"type": "string", "maxLength": 60},
+    status={"enum": ["active", "suspended", "deleted"]},
+    created={"type": "string", "format": "date"},
+    score={"type": "number"},
+    tags={"type": "array", "items": {"type": "string", "maxLength": 20}, "maxItems": 5},
+    address=_object(
+        street={"type": "string", "maxLength": 80},
+        city={"type": "string", "maxLength": 40},
+        zip={"type": "string", "pattern": "^[0-9]{5}$"},
+        country={"enum": ["DE", "FR", "IT", "US", "JP"]},
+    ),
+    orders={
+        "type": "array",
+        "minItems": 1,
+        "maxItems": 3,
+        "items": _object(
+            sku={"type": "string", "pattern": "^[A-Z]{3}-[0-9]{4}$"},
+            quantity={"type": "integer", "minimum": 1, "maximum": 99},
+            price={"type": "number"},
+            note={"anyOf": [{"type": "string", "maxLength": 120}, {"type": "null"}]},
+        ),
+    },
+)
+
+Result = TypeVar("Result")
+
+
+class Clock:
+    """Durations by what they are of, in microseconds."""
+
+    def __init__(self) -> None:
+        self.spans: dict[str, list[float]] = {}
+
+    def time(self, what: str, action: Callable[[], Result]) -> Result:
+        """Does it and notes how long it took."""
+        start = perf_counter()
+        result = action()
+        self.spans.setdefault(what, []).append((perf_counter() - start) * 1e6)
+        return result
+
+
+def write_answer(loaded: Loaded, schema: str, most: int) -> tuple[str, Clock]:
+    """The answer of a model that keeps to both grammars, and what everything took."""
+    clock, vocabulary = Clock(), loaded.model.vocabulary
+    pointer = vocabulary._vocab
+    trie = clock.time("trie", lambda: token_trie(pointer))
+    grammar = clock.time("schema", lambda: Grammar.json_schema(schema))
+    mask = clock.time("matcher", lambda: grammar.over(trie))
+    check = grammar.over(trie)
+    theirs = clock.time("llama.cpp set-up", lambda: LlamaGrammar(pointer, schema))
+    context = Context(vocabulary.encode(PROMPT))
+    start = len(context)
+    while len(context) < start + most:
+        rows = clock.time("decode", lambda: loaded.target.score(context, NOTHING))
+        row, answer = rows.logits[0], context.tokens[start:]
+        wanted = int(row.argmax())
+        clock.time("check", partial(check.allows, answer, wanted))
+        ours = clock.time("mask", partial(mask.mask, row, answer))
+        allowed = clock.time("llama.cpp mask", theirs.mask)
+        ours[~allowed] = -np.inf
+        token = int(ours.argmax())
+        if token in vocabulary.ends or ours[token] == -np.inf:
+            break
+        theirs.accept(token)
+        context.append([token])
+    theirs.close()
+    text = b"".join(map(vocabulary.piece, context.tokens[start:].tolist()))
+    return text.decode(errors="replace"), clock
+
+
+def measure(name: str, path: Path, most: int) -> list[dict[str, object]]:
+    """One row for each thing that was timed."""
+    with load(path, LoadOptions(n_ctx=2048)) as loaded:
+        answer, clock = write_answer(loaded, json.dumps(SCHEMA), most)
+        size = loaded.target.vocab_size
+    click.echo(f"{name} wrote: {answer[:100]!r}", err=True)
+    decode = clock.spans["decode"][1:]  # the first one is the prefill
+    clock.spans["decode"] = decode
+    return [
+        {
+            "model": name,
+            "vocabulary": size,
+            "what": what,
+            "median_us": round(float(np.median(spans)), 1),
+            "p95_us": round(float(np.percentile(spans, 95)), 1),
+            "times": len(spans),
+            "percent_of_decode": round(100 * float(np.mean(spans) / np.mean(decode)), 2)
+            if len(spans) > 1
+            else "",
+        }
+        for what, spans in clock.spans.items()
+    ]
+
+
+@click.command()
+@click.option("-m", "--model", type=click.Path(exists=True, path_type=Path))
+@click.option("-n", "--tokens", default=250, show_default=True, help="At most.")
+def main(model: Path | None, tokens: int) -> None:
+    """Measure what a JSON schema adds to a token."""
+    cases: list[dict[str, object]] = []
+    if model:
+        cases = measure(model.stem, model, tokens)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            for size in VOCABULARIES:
+                path = Path(folder) / f"{size}.gguf"
+                write_random_gguf(path, vocab_size=size, n_ctx=2048)
+                cases += measure("random", path, tokens)
+    table(cases)
+    finish({"schema_bytes": len(json.dumps(SCHEMA)), "cases": cases})
+
+
+if __name__ == "__main__":
+    main()
