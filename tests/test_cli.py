@@ -16,7 +16,7 @@ from pathlib import Path
 import llama_cpp as lib
 import pytest
 
-from edgecs.backends.llama_target import LlamaTarget
+from edgecs.backends.llama_lm import LlamaLM
 from edgecs.testing import write_random_gguf
 from tests.conftest import Outcome
 
@@ -24,7 +24,9 @@ Edgecs = Callable[..., Outcome]
 
 
 def generate(edgecs: Edgecs, model: Path, *options: object) -> Outcome:
-    return edgecs("generate", "-m", model, "-c", 512, "-p", "hello, hello", *options)
+    """One answer; what is not about chance is greedy."""
+    fixed = ("-c", 512, "-p", "hello, hello", "--temp", 0)
+    return edgecs("generate", "-m", model, *fixed, *options)
 
 
 def one_line(outcome: Outcome, code: int, *parts: str) -> None:
@@ -92,7 +94,7 @@ def test_the_prompt_comes_from_option_file_or_stdin(
 ):
     file = tmp_path / "prompt.txt"
     file.write_text("hello, hello")
-    model = ("generate", "-m", tiny_gguf, "-c", 512, "-n", 20, "-q")
+    model = ("generate", "-m", tiny_gguf, "-c", 512, "-n", 20, "-q", "--temp", 0)
     expected = generate(edgecs, tiny_gguf, "-n", 20, "-q").out
     assert edgecs(*model, "-f", file).out == expected
     stdin = io.TextIOWrapper(io.BytesIO(b"hello, hello"))
@@ -146,7 +148,19 @@ def test_a_prompt_longer_than_the_context(edgecs: Edgecs, tiny_gguf: Path):
         (["--draft-max", 64], ["--draft-max", "64 is not in the range 0<=x<=63"]),
         (["--mag-min-match", 0], ["--mag-min-match", "0 is not in the range 1<=x<=32"]),
         (["--draft-max", "many"], ["--draft-max", "many"]),
-        (["--temp", "0.8"], ["temperature 0.8", "--temp 0"]),
+        (["--temp", "-1"], ["temperature must be 0 (greedy) or more, got -1"]),
+        (["--top-p", "1.5"], ["top_p must be between 0 and 1, got 1.5"]),
+        (["--mirostat", 2], ["mirostat is not supported", "--top-p"]),
+        (["-l", "15043"], ["logit bias '15043' cannot be read", "15043+1"]),
+        (["-l", "99999+1"], ["token 99999: ids go from 0 to 271"]),
+        (["-s", -2], ["--seed", "-2 is not in the range"]),
+        (["--lenience", 0.5], ["--lenience", "0.5 is not in the range"]),
+        (["--k-matrix", "3,0;0,3"], ["2 rows but there are 1 drafters (mag)"]),
+        (["--k-matrix", "3;x"], ["'3;x' is not a K matrix", "5,10;0,10"]),
+        (["--k-matrix", "64"], ["a draft of 64 tokens is not possible", "and 63"]),
+        (["--grammar", "x", "-j", "{}"], ["--grammar and --json-schema exclude"]),
+        (["--grammar-file", "no.gbnf"], ["no.gbnf cannot be read: No such file"]),
+        (["-j", "{"], ["JSON schema"]),
         (["-ngl", "-3"], ["'-3' is not a number >= 0"]),
         (["-n", -2], ["-2 is not in the range"]),
         (["-ctk", "q3"], ["-ctk", "q3"]),
@@ -233,15 +247,15 @@ def test_ctrl_c_while_loading(
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Ctrl-C during the number-th target call."""
-    call, calls = LlamaTarget._call, []
+    call, calls = LlamaLM._call, []
 
-    def interrupting(self: LlamaTarget) -> int:
+    def interrupting(self: LlamaLM) -> int:
         calls.append(1)
         if len(calls) == number:
             signal.raise_signal(signal.SIGINT)
         return call(self)
 
-    monkeypatch.setattr(LlamaTarget, "_call", interrupting)
+    monkeypatch.setattr(LlamaLM, "_call", interrupting)
 
 
 def test_ctrl_c_in_prefill(edgecs, tiny_gguf, monkeypatch):
@@ -339,10 +353,8 @@ def test_closed_streams_are_no_trouble(tiny_gguf: Path):
 
 
 def test_two_processes_share_a_model_file(tiny_gguf: Path):
-    both = [
-        process("generate", "-m", tiny_gguf, "-p", "a", "-n", 50, "-c", 256, "--json")
-        for _ in range(2)
-    ]
+    options = ("-p", "a", "-n", 50, "-c", 256, "--json", "-s", 1)
+    both = [process("generate", "-m", tiny_gguf, *options) for _ in range(2)]
     reports = [json.loads(p.communicate(timeout=60)[0]) for p in both]
     assert reports[0]["tokens"] == reports[1]["tokens"]
 

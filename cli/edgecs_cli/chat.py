@@ -10,22 +10,19 @@ import click
 
 from edgecs.chat_template import ChatTemplate
 from edgecs.errors import ConfigError
-from edgecs.load import load
 from edgecs.session import Session
 from edgecs_cli.generate import decode
-from edgecs_cli.run import find_model, open_session, statistics_line
-from edgecs_cli.shared import (
-    Interrupt,
-    load_options,
-    model_options,
-    reports_errors,
-    say,
-)
+from edgecs_cli.options import draft_options, model_options
+from edgecs_cli.run import open_all, statistics_line
+from edgecs_cli.sampling import sampling_options
+from edgecs_cli.shared import Interrupt, reports_errors, say
 
 
 @click.command()
 @click.option("-sys", "--system", help="System message.")
 @model_options
+@draft_options
+@sampling_options
 @reports_errors
 def chat(**values: Any) -> None:
     """Talk with a model.
@@ -36,12 +33,10 @@ def chat(**values: Any) -> None:
     \b
     edgecs chat -m smollm2-135m-instruct
     """
-    path = find_model(values)
     interrupt = Interrupt()
-    with interrupt as cancel:
-        loaded = load(path, load_options(values), cancel=cancel)
-    with loaded, open_session(loaded, values) as session:
-        template = ChatTemplate(loaded.model.vocabulary)
+    with open_all(values, interrupt) as opened:
+        session = opened.session
+        template = ChatTemplate(opened.loaded.model.vocabulary)
         messages: list[dict[str, str]] = []
         if values["system"]:
             messages.append({"role": "system", "content": values["system"]})

@@ -12,16 +12,12 @@ import click
 from edgecs.chat_template import ChatTemplate
 from edgecs.context import Tokens
 from edgecs.errors import ConfigError
-from edgecs.load import Loaded, load
+from edgecs.load import Loaded
 from edgecs.session import Session
-from edgecs_cli.run import find_model, open_session, statistics_line
-from edgecs_cli.shared import (
-    Interrupt,
-    load_options,
-    model_options,
-    reports_errors,
-    say,
-)
+from edgecs_cli.options import draft_options, model_options
+from edgecs_cli.run import Opened, open_all, statistics_line
+from edgecs_cli.sampling import sampling_options
+from edgecs_cli.shared import Interrupt, reports_errors, say
 
 
 @click.command()
@@ -46,6 +42,8 @@ from edgecs_cli.shared import (
 @click.option("--raw", is_flag=True, help="No chat template: feed the text as it is.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @model_options
+@draft_options
+@sampling_options
 @reports_errors
 def generate(**values: Any) -> int:
     """Answer one prompt.
@@ -56,15 +54,13 @@ def generate(**values: Any) -> int:
     edgecs generate -m smollm2-135m-instruct -p "What is a llama?"
     edgecs generate -m ./model.gguf -f question.txt -n 256 --json
     git diff | edgecs generate -m user/repo:Q4_K_M --system "Review this."
+    edgecs generate -m big.gguf --draft small.gguf --k-matrix "5,10;0,10" -f task.txt
     """
     text = read_prompt(values["prompt"], values["file"])
-    path = find_model(values)
-    with (
-        Interrupt() as cancel,
-        load(path, load_options(values), cancel=cancel) as loaded,
-        open_session(loaded, values) as session,
-    ):
-        prompt = _encode(loaded, text, values)
+    interrupt = Interrupt()
+    with open_all(values, interrupt) as opened, interrupt:
+        session = opened.session
+        prompt = _encode(opened.loaded, text, values)
         limit = values["max_tokens"]
         answer = _stream(
             session,
@@ -74,7 +70,7 @@ def generate(**values: Any) -> int:
             show=not values["as_json"],
         )
         if values["as_json"]:
-            click.echo(json.dumps(_report(session, answer)))
+            click.echo(json.dumps(_report(opened, answer)))
         reason = session.finish_reason
         say(statistics_line(session.stats, reason), quiet=values["quiet"])
     return 130 if reason == "cancelled" else 0
@@ -138,7 +134,8 @@ def _stream(
     return text, ids
 
 
-def _report(session: Session, answer: tuple[str, list[int]]) -> dict[str, object]:
+def _report(opened: Opened, answer: tuple[str, list[int]]) -> dict[str, object]:
+    session, sampling = opened.session, opened.request.sampling
     stats, (text, ids) = session.stats, answer
     return {
         "text": text,
@@ -150,6 +147,9 @@ def _report(session: Session, answer: tuple[str, list[int]]) -> dict[str, object
             "total_tokens": stats.prompt_tokens + stats.tokens,
             "prompt_tokens_details": {"cached_tokens": stats.cached_tokens},
         },
+        "sampling": {"temperature": sampling.temperature, "seed": sampling.seed},
         "timings": stats.timings(),
-        "speculative": stats.speculative(session.chain, session.off_reason),
+        "speculative": stats.speculative(
+            session.chain, session.off_reason, opened.parameters()
+        ),
     }

@@ -1,64 +1,163 @@
-"""Opening a model for a command, and the lines that say what it is doing."""
+"""Opening models for a command, and the lines that say what they are doing."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgecs.load import Loaded
+from edgecs.cascade import NamedModel, stack
+from edgecs.kmatrix import KMatrix
+from edgecs.load import Loaded, LoadedDrafter, load, load_drafter
 from edgecs.maxgram import MaxGram
 from edgecs.sampling import Sampling
 from edgecs.session import Session
 from edgecs.stats import Stats
-from edgecs_cli.shared import (
-    load_options,
-    open_store,
-    progress_bars,
-    say,
-    show_log,
-)
+from edgecs_cli.options import draft_load_options, load_options
+from edgecs_cli.sampling import read_grammar, read_sampling
+from edgecs_cli.shared import Interrupt, open_store, progress_bars, say, show_log
+
+if TYPE_CHECKING:
+    from edgecs.grammar import Grammar
 
 
-def find_model(values: dict[str, Any]) -> Path:
-    """The file that a command names, fetched if it is not here yet.
+@dataclass(frozen=True)
+class Request:
+    """What the options ask for, checked before anything is fetched or loaded."""
+
+    model: Path
+    drafts: tuple[Path, ...]
+    matrix: KMatrix
+    sampling: Sampling
+    grammar: Grammar | None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Everything that answers."""
+
+    loaded: Loaded
+    drafters: list[LoadedDrafter]
+    session: Session
+    request: Request
+
+    def parameters(self) -> dict[str, int] | None:
+        """Weights of every model by name; None if those of one are not known."""
+        known = {"target": self.loaded.model.parameters}
+        for drafter in self.drafters:
+            if drafter.parameters is None:
+                return None
+            known[drafter.name] = drafter.parameters
+        return known
+
+
+def read_request(values: dict[str, Any]) -> Request:
+    """Checks the settings and finds the files, fetched if they are not here yet.
 
     Settings that cannot work are refused first: fetching may take minutes.
     """
-    Sampling(values["temperature"])
+    sampling, grammar = read_sampling(values), read_grammar(values)
     load_options(values)
+    matrix = _matrix(values)
     show_log(values["verbose"])
     store = open_store(offline=values["offline"])
+    names = () if values["no_spec"] else values["drafts"]
     with progress_bars() as progress:
-        return store.path(values["model"], progress)
+        model = store.path(values["model"], progress)
+        drafts = tuple(
+            Path(name) if Path(name).is_dir() else store.path(name, progress)
+            for name in names
+        )
+    return Request(model, drafts, matrix, sampling, grammar)
 
 
-def open_session(loaded: Loaded, values: dict[str, Any]) -> Session:
-    """A session with the drafters that the options ask for."""
-    draft_max = 0 if values["no_spec"] else values["draft_max"]
-    draft_max = min(draft_max, loaded.target.max_draft)  # a tiny context holds less
-    choose = Sampling(values["temperature"]).chooser()
-    drafters = [MaxGram(min_match=values["min_match"])]
-    session = loaded.session(drafters, draft_max, choose=choose)
-    say(start_line(loaded, session), quiet=values["quiet"])
-    return session
+def _matrix(values: dict[str, Any]) -> KMatrix:
+    drafts, most = values["drafts"], values["draft_max"]
+    if values["k_matrix"] is None:
+        return KMatrix.first_writes(len(drafts) + 1, most)
+    matrix = KMatrix.parse(values["k_matrix"])
+    matrix.check([*drafts, "mag"])
+    return matrix
 
 
-def start_line(loaded: Loaded, session: Session) -> str:
-    """What runs, where, and whether it drafts."""
+@contextmanager
+def open_all(values: dict[str, Any], interrupt: Interrupt) -> Iterator[Opened]:
+    """Target, drafters and session as the options ask; freed at the end."""
+    request = read_request(values)
+    with ExitStack() as closing:
+        with interrupt as cancel:
+            loaded = load(request.model, load_options(values), cancel=cancel)
+            closing.enter_context(loaded)
+            drafters: list[LoadedDrafter] = []
+            for path in request.drafts:
+                drafter = load_drafter(path, loaded, draft_load_options(values))
+                closing.enter_context(drafter)
+                drafters.append(_unique(drafter, drafters))
+        session = _session(loaded, drafters, request, values)
+        opened = Opened(loaded, drafters, closing.enter_context(session), request)
+        say(start_line(opened), quiet=values["quiet"])
+        yield opened
+
+
+def _session(
+    loaded: Loaded,
+    drafters: list[LoadedDrafter],
+    request: Request,
+    values: dict[str, Any],
+) -> Session:
+    rule = loaded.rule(request.sampling, request.grammar)
+    if values["no_spec"]:
+        return loaded.session([], 0, rule=rule)
+    counts = request.matrix.counts(0)
+    most = loaded.target.max_draft
+    if values["k_matrix"] is None:
+        counts = tuple(min(count, most) for count in counts)  # a tiny context
+    writers = stack(
+        [NamedModel(drafter.name, drafter.model) for drafter in drafters],
+        MaxGram(min_match=values["min_match"]),
+        request.matrix,
+        lenience=values["lenience"],
+        ends=loaded.model.vocabulary.ends,
+    )
+    return loaded.session(writers, counts, rule=rule)
+
+
+def _unique(drafter: LoadedDrafter, others: list[LoadedDrafter]) -> LoadedDrafter:
+    """The drafter under a name that nobody else has."""
+    taken = {"target", "mag", *(other.name for other in others)}
+    name, n = drafter.name, 2
+    while name in taken:
+        name, n = f"{drafter.name}-{n}", n + 1
+    return replace(drafter, name=name)
+
+
+def start_line(opened: Opened) -> str:
+    """What runs, where, how it chooses, and who drafts."""
+    loaded, session, sampling = opened.loaded, opened.session, opened.request.sampling
     offload, target = loaded.model.offload, loaded.target
     where = f"CPU, {target.threads} threads"
     if offload.layers:
         where = f"{offload.layers}/{offload.total} layers on GPU, {where}"
     if loaded.note:
         where += f" ({loaded.note})"
+    choice = f"temp {sampling.temperature:g}, seed {sampling.seed}"
+    if sampling.is_greedy:
+        choice = "greedy"
     spec = f"off ({session.off_reason})"
     if session.off_reason is None:
-        drafts = " <- ".join(session.chain)
-        spec = f"{drafts}, drafts up to {session.cascade.counts[0]}"
-    return (
+        matrix = opened.request.matrix
+        counts = f"drafts up to {sum(session.cascade.counts)}"
+        if opened.drafters:
+            counts = f"K {matrix}"
+        spec = f"{' <- '.join(session.chain)}, {counts}"
+    lines = [
         f"{loaded.model.path.stem} | {loaded.model.description} | {where} | "
-        f"context {target.n_ctx} | speculation: {spec}"
-    )
+        f"context {target.n_ctx} | {choice} | speculation: {spec}"
+    ]
+    lines += [f"drafter {d.name} | {d.about}" for d in opened.drafters]
+    return "\n".join(lines)
 
 
 def statistics_line(stats: Stats, reason: str | None) -> str:

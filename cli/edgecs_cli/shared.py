@@ -12,25 +12,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, ParamSpec, TypeVar, get_args
+from typing import ParamSpec, TypeVar
 
 import click
 import platformdirs
 
 from edgecs.errors import EdgecsError
 from edgecs.fetch import Progress
-from edgecs.maxgram import LONGEST
-from edgecs.options import GpuLayers, KVType, LoadOptions
 from edgecs.store import Store
 
-F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
 R = TypeVar("R")
-
-# A fixed rule that seldom loses on a CPU: what follows a shorter match is wrong too
-# often to pay for the wider call.
-DRAFT_MAX = 3
-MIN_MATCH = 5
 
 READER_GONE = 141  # 128 + SIGPIPE, as a C program would end
 
@@ -69,133 +61,6 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
 def _drop_stdout() -> None:
     """Sends what is still buffered nowhere, so that the exit cannot fail on it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class GpuLayersType(click.ParamType[GpuLayers]):
-    """A number of layers, `auto` or `all`."""
-
-    name = "N|auto|all"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> GpuLayers:
-        """Checks a value of -ngl."""
-        if value in ("auto", "all") or isinstance(value, int):
-            return value  # type: ignore[no-any-return]
-        if not str(value).isdigit():
-            self.fail(f"{value!r} is not a number >= 0, 'auto' or 'all'", param, ctx)
-        return int(value)
-
-
-def model_options(command: F) -> F:
-    """The options that say which model is loaded, and how."""
-    options = [
-        click.option(
-            "-m",
-            "--model",
-            required=True,
-            metavar="MODEL",
-            help="A name (`edgecs models list`), a .gguf file, or user/repo[:quant].",
-        ),
-        click.option(
-            "-c",
-            "--ctx-size",
-            "n_ctx",
-            type=click.IntRange(0),
-            default=0,
-            help="Context in tokens; 0: the model's own, as far as memory allows.",
-        ),
-        click.option(
-            "-ngl",
-            "--gpu-layers",
-            "n_gpu_layers",
-            type=GpuLayersType(),
-            default="auto",
-            show_default=True,
-            help="Layers on the GPU; auto: as many as fit.",
-        ),
-        click.option(
-            "-t",
-            "--threads",
-            type=click.IntRange(0),
-            default=0,
-            help="CPU threads; 0: one for each physical core.",
-        ),
-        click.option(
-            "-fa",
-            "--flash-attn",
-            "flash_attention",
-            type=click.Choice(["auto", "on", "off"]),
-            default="auto",
-            show_default=True,
-            help="Flash attention.",
-        ),
-        click.option(
-            "-ctk",
-            "--cache-type-k",
-            "type_k",
-            type=click.Choice(get_args(KVType)),
-            default="f16",
-            show_default=True,
-            help="Type of the K cache.",
-        ),
-        click.option(
-            "-ctv",
-            "--cache-type-v",
-            "type_v",
-            type=click.Choice(get_args(KVType)),
-            default="f16",
-            show_default=True,
-            help="Type of the V cache; quantised ones need flash attention.",
-        ),
-        click.option(
-            "--mmap/--no-mmap", default=True, help="Map the file instead of reading it."
-        ),
-        click.option(
-            "--mlock/--no-mlock", default=False, help="Keep the weights in RAM."
-        ),
-        click.option(
-            "--draft-max",
-            type=click.IntRange(0, LoadOptions.max_draft),
-            default=DRAFT_MAX,
-            show_default=True,
-            metavar="K",
-            help="Longest draft in tokens; 0 turns speculation off.",
-        ),
-        click.option(
-            "--mag-min-match",
-            "min_match",
-            type=click.IntRange(1, LONGEST),
-            default=MIN_MATCH,
-            show_default=True,
-            metavar="N",
-            help="Max-Gram drafts only after N tokens that occurred before.",
-        ),
-        click.option("--no-spec", is_flag=True, help="Plain decoding, no drafts."),
-        click.option(
-            "--temp",
-            "--temperature",
-            "temperature",
-            type=float,
-            default=0.0,
-            show_default=True,
-            help="0: greedy, the only choice so far.",
-        ),
-        click.option("--offline", is_flag=True, help="Never use the network."),
-        click.option(
-            "-q", "--quiet", is_flag=True, help="The answer and nothing else."
-        ),
-        click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def load_options(values: dict[str, Any]) -> LoadOptions:
-    """Takes the load options out of a command's parameters."""
-    names = ("n_ctx", "n_gpu_layers", "threads", "flash_attention", "type_k", "type_v")
-    return LoadOptions(**{name: values[name] for name in (*names, "mmap", "mlock")})
 
 
 def open_store(*, offline: bool = False) -> Store:

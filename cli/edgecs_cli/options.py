@@ -1,0 +1,197 @@
+"""The options that say which models are loaded, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar, get_args
+
+import click
+
+from edgecs.maxgram import LONGEST
+from edgecs.options import GpuLayers, KVType, LoadOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# A fixed rule that seldom loses on a CPU: what follows a shorter match is wrong too
+# often to pay for the wider call.
+DRAFT_MAX = 3
+MIN_MATCH = 5
+
+
+class GpuLayersType(click.ParamType[GpuLayers]):
+    """A number of layers, `auto` or `all`."""
+
+    name = "N|auto|all"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> GpuLayers:
+        """Checks a value of -ngl."""
+        if value in ("auto", "all") or isinstance(value, int):
+            return value  # type: ignore[no-any-return]
+        if not str(value).isdigit():
+            self.fail(f"{value!r} is not a number >= 0, 'auto' or 'all'", param, ctx)
+        return int(value)
+
+
+def model_options(command: F) -> F:
+    """The options that say which model is loaded, and how."""
+    options = [
+        click.option(
+            "-m",
+            "--model",
+            required=True,
+            metavar="MODEL",
+            help="A name (`edgecs models list`), a .gguf file, or user/repo[:quant].",
+        ),
+        click.option(
+            "-c",
+            "--ctx-size",
+            "n_ctx",
+            type=click.IntRange(0),
+            default=0,
+            help="Context in tokens; 0: the model's own, as far as memory allows.",
+        ),
+        click.option(
+            "-ngl",
+            "--gpu-layers",
+            "n_gpu_layers",
+            type=GpuLayersType(),
+            default="auto",
+            show_default=True,
+            help="Layers on the GPU; auto: as many as fit.",
+        ),
+        click.option(
+            "-t",
+            "--threads",
+            type=click.IntRange(0),
+            default=0,
+            help="CPU threads; 0: one for each physical core.",
+        ),
+        click.option(
+            "-fa",
+            "--flash-attn",
+            "flash_attention",
+            type=click.Choice(["auto", "on", "off"]),
+            default="auto",
+            show_default=True,
+            help="Flash attention.",
+        ),
+        click.option(
+            "-ctk",
+            "--cache-type-k",
+            "type_k",
+            type=click.Choice(get_args(KVType)),
+            default="f16",
+            show_default=True,
+            help="Type of the K cache.",
+        ),
+        click.option(
+            "-ctv",
+            "--cache-type-v",
+            "type_v",
+            type=click.Choice(get_args(KVType)),
+            default="f16",
+            show_default=True,
+            help="Type of the V cache; quantised ones need flash attention.",
+        ),
+        click.option(
+            "--mmap/--no-mmap", default=True, help="Map the file instead of reading it."
+        ),
+        click.option(
+            "--mlock/--no-mlock", default=False, help="Keep the weights in RAM."
+        ),
+        click.option("--offline", is_flag=True, help="Never use the network."),
+        click.option(
+            "-q", "--quiet", is_flag=True, help="The answer and nothing else."
+        ),
+        click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def draft_options(command: F) -> F:
+    """The options that say who drafts, and how much."""
+    options = [
+        click.option(
+            "--draft",
+            "drafts",
+            multiple=True,
+            metavar="MODEL",
+            help="A drafter: a model as for -m, or the folder of an ONNX drafter. May "
+            "be repeated, the largest first: each one reviews those after it. Max-Gram "
+            "always comes last.",
+        ),
+        click.option(
+            "--k-matrix",
+            metavar="ROWS",
+            help='How many tokens each drafter writes, as in "5,10;0,10": row 0 while '
+            "the target reviews, row 1 while the first drafter reviews.",
+        ),
+        click.option(
+            "--lenience",
+            type=click.FloatRange(1),
+            default=1.0,
+            show_default=True,
+            help="How far drafters let a cheaper one's tokens stand that they would "
+            "not have chosen. The target never does.",
+        ),
+        click.option(
+            "--draft-max",
+            type=click.IntRange(0, LoadOptions.max_draft),
+            default=DRAFT_MAX,
+            show_default=True,
+            metavar="K",
+            help="Longest draft in tokens, without --k-matrix; 0: no speculation.",
+        ),
+        click.option(
+            "--mag-min-match",
+            "min_match",
+            type=click.IntRange(1, LONGEST),
+            default=MIN_MATCH,
+            show_default=True,
+            metavar="N",
+            help="Max-Gram drafts only after N tokens that occurred before.",
+        ),
+        click.option(
+            "-td",
+            "--threads-draft",
+            "threads_draft",
+            type=click.IntRange(0),
+            default=0,
+            help="Threads of drafters; 0: one for ONNX, those of -t for GGUF.",
+        ),
+        click.option(
+            "-ngld",
+            "--gpu-layers-draft",
+            "layers_draft",
+            type=GpuLayersType(),
+            default="auto",
+            show_default=True,
+            help="Layers of GGUF drafters on the GPU.",
+        ),
+        click.option("--no-spec", is_flag=True, help="Plain decoding, no drafts."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def load_options(values: dict[str, Any]) -> LoadOptions:
+    """Takes the load options out of a command's parameters."""
+    names = ("n_ctx", "n_gpu_layers", "threads", "flash_attention", "type_k", "type_v")
+    return LoadOptions(**{name: values[name] for name in (*names, "mmap", "mlock")})
+
+
+def draft_load_options(values: dict[str, Any]) -> LoadOptions:
+    """How a GGUF drafter is loaded: like the target where nothing else is said."""
+    layers, threads = values["layers_draft"], values["threads_draft"]
+    return replace(
+        load_options(values),
+        n_ctx=0,
+        n_gpu_layers=layers,
+        threads=threads or values["threads"],
+    )
