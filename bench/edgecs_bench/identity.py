@@ -1,13 +1,16 @@
 """Are the tokens with speculation those of plain decoding, token by token?
 
     python -m edgecs_bench.identity -m MODEL.gguf --reference FILE.jsonl
+    python -m edgecs_bench.identity -m MODEL.gguf --reference FILE.jsonl \\
+        --draft SMALL.gguf --k-matrix "5,10;0,10" --temp 0.8 --seed 1 --seed 2
 
 The reference is somebody else's greedy decoding: one JSON object a line with
-`prompt_tokens` and `tokens`. Every prompt is run for every draft length with two
-drafters: Max-Gram, and one that knows the reference and is wrong half of the time. A
-run counts only if it could have failed: tokens both accepted and rejected, and at least
-a fifth of the rounds wider than one token. Forks are listed with the width of their
-round.
+`prompt_tokens` and `tokens`. For every temperature above 0 and every seed the reference
+is edgecs itself with speculation off. Without --draft every prompt is run for every
+draft length with two drafters: Max-Gram, and one that knows the reference and is wrong
+half of the time; with it, as a cascade for every K matrix. A run counts only if it
+could have failed: tokens both accepted and rejected, and at least a fifth of the rounds
+wider than one token. Forks are listed with the width of their round.
 """
 
 from __future__ import annotations
@@ -15,16 +18,22 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
+from edgecs.cascade import NamedModel, stack
+from edgecs.choice import Rule
 from edgecs.draft import Drafter
-from edgecs.load import Loaded, load
+from edgecs.kmatrix import KMatrix
+from edgecs.load import Loaded, LoadedDrafter, load, load_drafter
 from edgecs.maxgram import MaxGram
 from edgecs.options import LoadOptions
+from edgecs.sampling import Sampling
 from edgecs.stats import Stats
 from edgecs.testing import ScriptedDrafter
 from edgecs_bench.report import finish, table
@@ -34,20 +43,29 @@ WIDER = 0.2  # least share of rounds that verify something
 FORKED = 5  # exit code when tokens differ, or when a run proves nothing
 
 
+@dataclass(frozen=True)
+class Case:
+    """Who drafts, and how much; fresh for every prompt, so none knows another one's."""
+
+    drafter: str
+    counts: str
+    make: Callable[[list[int], list[int]], tuple[list[Drafter], Sequence[int]]]
+
+
 def run(
-    loaded: Loaded, reference: Reference, kind: str, draft_max: int
+    loaded: Loaded, reference: Reference, sampling: Sampling, case: Case
 ) -> dict[str, Any]:
-    """All prompts with one drafter and one draft length; a row of the table."""
+    """All prompts with one rule and one way to draft; a row of the table."""
     widths: Counter[int] = Counter()
     accepted = tested = tokens = 0
-    forks = []
+    forks, rule = [], loaded.rule(sampling)
     for line in reference:
         prompt, expected = line["prompt_tokens"], line["tokens"]
         loaded.target.reset()
-        drafters = [drafter(kind, prompt, expected, loaded.target.vocab_size)]
+        drafters, counts = case.make(prompt, expected)
         # Where the reference ended by itself, one more token would be too many.
         room = expected[-1] in loaded.model.vocabulary.ends
-        with loaded.session(drafters, draft_max) as session:
+        with loaded.session(drafters, counts, rule=rule) as session:
             stream = session.generate(prompt, max_tokens=len(expected) + room)
             said = [token.id for token in stream]
         stats = session.stats
@@ -59,8 +77,10 @@ def run(
     rounds = widths.total()
     wider = 1 - widths[1] / max(1, rounds)
     return {
-        "drafter": kind,
-        "draft_max": draft_max,
+        "drafter": case.drafter,
+        "counts": case.counts,
+        "temperature": sampling.temperature,
+        "seed": sampling.seed,
         "prompts": len(reference),
         "identical": len(reference) - len(forks),
         "tokens": tokens,
@@ -69,16 +89,51 @@ def run(
         "wider_than_1": round(wider, 3),
         "accepted": accepted,
         "rejected": tested - accepted,
-        "counts": accepted > 0 and tested > accepted and wider >= WIDER,
+        "proves": accepted > 0 and tested > accepted and wider >= WIDER,
         "forks": forks,
     }
 
 
-def drafter(kind: str, prompt: list[int], said: list[int], size: int) -> Drafter:
-    """A fresh drafter, so that no prompt knows another one's answer."""
-    if kind == "mag":
-        return MaxGram()
-    return ScriptedDrafter([*prompt, *said], wrong=0.5, vocab_size=size, name=kind)
+def plain(loaded: Loaded, reference: Reference, rule: Rule) -> Reference:
+    """The same prompts answered with speculation off."""
+    answers = []
+    for line in reference:
+        loaded.target.reset()
+        with loaded.session([], 0, rule=rule) as session:
+            stream = session.generate(
+                line["prompt_tokens"], max_tokens=len(line["tokens"])
+            )
+            answers.append({**line, "tokens": [token.id for token in stream]})
+    return answers
+
+
+def scripted(loaded: Loaded, length: int) -> Iterator[Case]:
+    """Max-Gram, and a drafter that knows the answer and is wrong half of the time."""
+    size = loaded.target.vocab_size
+    yield Case("mag", str(length), lambda prompt, said: ([MaxGram()], [length]))
+    yield Case(
+        "half-wrong",
+        str(length),
+        lambda prompt, said: (
+            [ScriptedDrafter([*prompt, *said], wrong=0.5, vocab_size=size)],
+            [length],
+        ),
+    )
+
+
+def cascade(
+    loaded: Loaded, drafters: list[LoadedDrafter], matrix: KMatrix, min_match: int
+) -> Case:
+    """Real models over Max-Gram."""
+    models = [NamedModel(drafter.name, drafter.model) for drafter in drafters]
+    ends = loaded.model.vocabulary.ends
+
+    def make(prompt: list[int], said: list[int]) -> tuple[list[Drafter], Sequence[int]]:
+        last = MaxGram(min_match=min_match)
+        return stack(models, last, matrix, ends=ends), matrix.counts(0)
+
+    chain = [*(drafter.name for drafter in drafters), "mag"]
+    return Case(" <- ".join(chain), str(matrix), make)
 
 
 def fork(
@@ -103,11 +158,43 @@ def fork(
 @click.option("-ctk", "type_k", default="f16", show_default=True)
 @click.option("-ctv", "type_v", default="f16", show_default=True)
 @click.option("--draft-max", "lengths", default="1,3,7,15", show_default=True)
-def main(model: Path, reference: Path, lengths: str, **options: Any) -> None:
-    """Compare speculative with plain greedy decoding."""
+@click.option("--draft", "drafts", type=click.Path(path_type=Path), multiple=True)
+@click.option("--k-matrix", "matrices", multiple=True)
+@click.option("--mag-min-match", "min_match", default=1, show_default=True)
+@click.option("--temp", "temperatures", type=float, multiple=True, default=[0.0])
+@click.option("--seed", "seeds", type=int, multiple=True, default=[0])
+def main(
+    model: Path,
+    reference: Path,
+    lengths: str,
+    drafts: tuple[Path, ...],
+    matrices: tuple[str, ...],
+    min_match: int,
+    temperatures: tuple[float, ...],
+    seeds: tuple[int, ...],
+    **options: Any,
+) -> None:
+    """Compare speculative with plain decoding."""
     lines = [json.loads(line) for line in reference.read_text().splitlines()]
-    with load(model, LoadOptions(**options)) as loaded:
-        rows = list(_rows(loaded, lines, [int(k) for k in lengths.split(",")]))
+    with ExitStack() as closing:
+        loaded = closing.enter_context(load(model, LoadOptions(**options)))
+        drafters = [closing.enter_context(load_drafter(d, loaded)) for d in drafts]
+        cases = [
+            cascade(loaded, drafters, KMatrix.parse(text), min_match)
+            for text in matrices
+        ]
+        if not drafters:
+            cases = [
+                case for k in lengths.split(",") for case in scripted(loaded, int(k))
+            ]
+        samplings = [
+            Sampling(t, top_k=40, top_p=0.95, min_p=0.05, seed=seed)
+            if t
+            else Sampling()
+            for t in temperatures
+            for seed in (seeds if t else (0,))
+        ]
+        rows = list(_rows(loaded, lines, samplings, cases))
     shown = [{k: v for k, v in row.items() if k != "forks"} for row in rows]
     for row in shown:
         widths = row["rounds_by_width"].items()
@@ -119,21 +206,24 @@ def main(model: Path, reference: Path, lengths: str, **options: Any) -> None:
         **options,
         "prompt_tokens": [min(prompt_sizes), max(prompt_sizes)],
         "identical": all(row["identical"] == row["prompts"] for row in rows),
-        "all_runs_count": all(row["counts"] for row in rows),
+        "all_runs_prove": all(row["proves"] for row in rows),
         "runs": rows,
     }
     finish(result)
-    sys.exit(0 if result["identical"] and result["all_runs_count"] else FORKED)
+    sys.exit(0 if result["identical"] and result["all_runs_prove"] else FORKED)
 
 
 def _rows(
-    loaded: Loaded, lines: Reference, lengths: list[int]
+    loaded: Loaded, lines: Reference, samplings: list[Sampling], cases: list[Case]
 ) -> Iterator[dict[str, Any]]:
-    for kind in ("mag", "half-wrong"):
-        for length in lengths:
-            row = run(loaded, lines, kind, length)
+    for sampling in samplings:
+        greedy = sampling.is_greedy
+        reference = lines if greedy else plain(loaded, lines, loaded.rule(sampling))
+        for case in cases:
+            row = run(loaded, reference, sampling, case)
+            rule = "greedy" if greedy else f"seed {sampling.seed}"
             same = f"{row['identical']} of {row['prompts']} identical"
-            click.echo(f"{kind}, drafts up to {length}: {same}", err=True)
+            click.echo(f"{case.drafter}, {case.counts}, {rule}: {same}", err=True)
             yield row
 
 

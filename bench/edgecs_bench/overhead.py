@@ -20,7 +20,7 @@ from time import perf_counter_ns
 import click
 import numpy as np
 
-from edgecs.backends.llama_target import LlamaTarget
+from edgecs.backends.llama_lm import LlamaLM
 from edgecs.context import Context
 from edgecs.draft import Drafter
 from edgecs.load import load
@@ -37,7 +37,7 @@ CONTEXT = 32_768
 class Gaps:
     """Records the time from the end of each of a target's calls to the next one."""
 
-    def __init__(self, target: LlamaTarget) -> None:
+    def __init__(self, target: LlamaLM) -> None:
         self.spans: list[int] = []  # nanoseconds
         self._ended: int | None = None
         self._call = target._call
