@@ -43,6 +43,7 @@ clean:  ## remove the virtual environment and caches
 	$(BIN)/python -m pip install -e .
 	@touch $@
 
+# With the exporter, which the tests use: torch is large.
 .venv/dev: .venv/base
-	$(BIN)/python -m pip install -e ".[dev]"
+	$(BIN)/python -m pip install -e ".[dev,convert]"
 	@touch $@
