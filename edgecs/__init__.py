@@ -21,7 +21,7 @@ from edgecs.errors import (
     OutOfMemory,
 )
 from edgecs.kmatrix import KMatrix
-from edgecs.load import Loaded, load
+from edgecs.load import Loaded, LoadedDrafter, load, load_drafter
 from edgecs.manifest import Manifest
 from edgecs.maxgram import MaxGram
 from edgecs.options import LoadOptions
@@ -48,6 +48,7 @@ __all__ = [
     "LanguageModel",
     "LoadOptions",
     "Loaded",
+    "LoadedDrafter",
     "Manifest",
     "MaxGram",
     "ModelError",
@@ -69,6 +70,7 @@ __all__ = [
     "chooser",
     "greedy",
     "load",
+    "load_drafter",
     "stack",
     "verify",
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edgecs.choice import Choices, Rule, always, chooser, greedy
 from edgecs.draft import Drafter, LanguageModel
-from edgecs.errors import OutOfMemory
+from edgecs.errors import ModelError, OutOfMemory
 from edgecs.offload import fewer_layers
 from edgecs.options import LoadOptions
 from edgecs.penalties import Breakers, sequence_breakers
@@ -130,7 +130,8 @@ def load_drafter(
 
     options: for a GGUF all of them; for ONNX only `threads`, where 0 means one. The
     context of a GGUF drafter is that of the target unless given. Raises ModelError
-    when the two do not have the same tokens, OutOfMemory, Cancelled.
+    when the two do not have the same tokens or the drafter cannot forget any,
+    OutOfMemory, Cancelled.
     """
     options = options or LoadOptions()
     if path.is_dir():
@@ -147,6 +148,11 @@ def load_drafter(
 
         with ExitStack() as undo:
             undo.callback(close)
+            if not model.rewindable:
+                raise ModelError(
+                    f"{path.name} cannot draft: it cannot forget tokens that were "
+                    "rejected (a recurrent model?); use another drafter"
+                )
             theirs = model.vocabulary.pieces()
             check_same(
                 target.model.vocabulary.pieces(),

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from edgecs.context import Context, Tokens
 from edgecs.draft import NOTHING, Choose, Draft, Rows, Verdict
-from edgecs.errors import ContextFull, ModelError
+from edgecs.errors import ContextFull
+from edgecs.holding import OneHolder
 from edgecs.prefix import PrefixCache
 
 
@@ -68,7 +69,7 @@ class TableModel:
         self.cancel = threading.Event()
         self._seed = seed
         self._sharpness = sharpness
-        self._held = False
+        self._holder = OneHolder("this model")
 
     def law(self, prefix: Sequence[int] | Tokens) -> NDArray[np.float32]:
         """Logits after `prefix`, float32 [vocab_size]."""
@@ -112,16 +113,9 @@ class TableModel:
     def reset(self) -> None:
         """There is nothing to forget."""
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
+    def hold(self) -> AbstractContextManager[None]:
         """One holder at a time."""
-        if self._held:
-            raise ModelError("this model is in use: close the session that holds it")
-        self._held = True
-        try:
-            yield
-        finally:
-            self._held = False
+        return self._holder.hold()
 
 
 class CachingModel(TableModel):
@@ -213,12 +207,14 @@ def write_random_gguf(
     n_ctx: int = 2048,
     heads: int = 4,
     kv_heads: int = 2,
+    padding: int = 0,
     seed: int = 0,
 ) -> Path:
     """Writes a tiny random Llama (GGUF, float32, a few hundred KB) with byte tokens.
 
     Real enough for llama.cpp: 2 layers 64 wide, grouped heads, a chat template. The
-    last four ids are <|begin|> (BOS), <|end|> (EOS), <|user|> and <|assistant|>.
+    last four ids are <|begin|> (BOS), <|end|> (EOS), <|user|> and <|assistant|>, before
+    `padding` more rows that the vocabulary marks as unused.
     """
     import gguf
 
@@ -238,10 +234,11 @@ def write_random_gguf(
     writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(width // heads)
-    writer.add_vocab_size(vocab_size)
-    _add_byte_vocabulary(writer, vocab_size)
-    writer.add_tensor("token_embd.weight", weights(vocab_size, width, 1.0))
-    writer.add_tensor("output.weight", weights(vocab_size, width, 1.0))
+    rows = vocab_size + padding
+    writer.add_vocab_size(rows)
+    _add_byte_vocabulary(writer, vocab_size, padding)
+    writer.add_tensor("token_embd.weight", weights(rows, width, 1.0))
+    writer.add_tensor("output.weight", weights(rows, width, 1.0))
     writer.add_tensor("output_norm.weight", np.ones(width, dtype=np.float32))
     kv_width = width // heads * kv_heads
     shapes = {
@@ -274,7 +271,7 @@ _TEMPLATE = (
 )
 
 
-def _add_byte_vocabulary(writer: object, vocab_size: int) -> None:
+def _add_byte_vocabulary(writer: object, vocab_size: int, padding: int) -> None:
     """The byte alphabet of GPT-2 with no merges, fillers, four control tokens."""
     import gguf
 
@@ -290,6 +287,8 @@ def _add_byte_vocabulary(writer: object, vocab_size: int) -> None:
     tokens += [f"<filler{i}>" for i in range(fillers)] + control
     normal, special = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
     types = [normal] * (256 + fillers) + [special] * 4
+    tokens += [f"[PAD{vocab_size + i}]" for i in range(padding)]
+    types += [gguf.TokenType.UNUSED] * padding
     assert isinstance(writer, gguf.GGUFWriter)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")

@@ -23,6 +23,7 @@ PACKAGES = {
 }
 LAYERS = [
     {"errors", "context"},
+    {"holding"},
     {"draft", "prefix", "options", "manifest", "noise", "sampling", "kmatrix"},
     {"vocabulary", "theory", "gbnf"},
     {"penalties", "truncation", "lexing", "text", "fetch", "maxgram", "offload"},

@@ -50,7 +50,7 @@ def test_a_played_schedule_counts_what_a_session_counts(text: str):
     trace = Trace(PROMPT, [numbers(t) for t in ids], [numbers(t) for t in said])
     model = Remembered(Near(5, 7), numbers)
     for _ in range(2):  # the second time everything is remembered
-        count = play(trace, model, Schedule(matrix, False))
+        count = play(trace, model, MaxGram(), Schedule(matrix, False))
         assert count == Count(59, stats.rounds, stats.forwards["near"])
 
 

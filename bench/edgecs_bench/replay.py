@@ -39,9 +39,9 @@ class Trace(NamedTuple):
 
 
 class Numbers:
-    """Short numbers for the few tokens of one trace, so that rows need few columns."""
+    """Short numbers for the few tokens of all traces, so that rows need few columns."""
 
-    size = 8192
+    size = 32768
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -208,9 +208,8 @@ class Count(NamedTuple):
     drafter: int
 
 
-def play(trace: Trace, drafter: Remembered, schedule: Schedule) -> Count:
+def play(trace: Trace, drafter: Remembered, last: MaxGram, schedule: Schedule) -> Count:
     """Forwards of target and drafter for one answer, in numbers, under a schedule."""
-    last = HeardMaxGram(bigram_fill=schedule.bigram_fill)
     writers = stack([NamedModel("drafter", drafter)], last, schedule.matrix)
     target = Spoken([*trace.ids, *trace.said, 0])
     counts = schedule.matrix.counts(0)
@@ -225,14 +224,18 @@ def play(trace: Trace, drafter: Remembered, schedule: Schedule) -> Count:
 def play_all(
     drafter: LanguageModel, traces: Sequence[Trace]
 ) -> dict[Schedule, list[Count]]:
-    """Every schedule on every answer; the counts in the order of the traces."""
+    """Every schedule on every answer; the counts in the order of the traces.
+
+    Max-Gram's bigrams grow from answer to answer.
+    """
     played: dict[Schedule, list[Count]] = {schedule: [] for schedule in schedules()}
+    lasts = {s: HeardMaxGram(bigram_fill=s.bigram_fill) for s in played}
+    numbers = Numbers()
     for trace in traces:
-        numbers = Numbers()
         ids, said = ([numbers(token) for token in part] for part in trace[1:])
         short, model = Trace(trace.prompt, ids, said), Remembered(drafter, numbers)
         model.read(ids, said)
         for schedule, counts in played.items():
-            counts.append(play(short, model, schedule))
+            counts.append(play(short, model, lasts[schedule], schedule))
         click.echo(f"{trace.prompt.category} {trace.prompt.id}: played", err=True)
     return played

@@ -9,8 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import cast
 
 import llama_cpp as lib
@@ -23,6 +22,7 @@ from edgecs.backends.llama_model import KV_TYPES, LlamaModel
 from edgecs.context import Context, Tokens
 from edgecs.draft import Draft, Rows
 from edgecs.errors import Cancelled, ContextFull, EdgecsError, ModelError, OutOfMemory
+from edgecs.holding import OneHolder
 from edgecs.options import LoadOptions
 from edgecs.prefix import PrefixCache
 
@@ -65,12 +65,14 @@ class LlamaLM:
         self.vocab_size = drafts_for or model.vocabulary.size
         self.drafts = drafts_for is not None
         self.n_ctx = options.n_ctx or model.default_ctx(options)
+        if self.drafts:  # beyond what it was trained for a drafter has nothing to say
+            self.n_ctx = min(self.n_ctx, model.trained_ctx)
         self.max_draft = min(options.max_draft, self.n_ctx - 1)
         self.rewindable = model.rewindable
         self.cancel = cancel
         self.threads = options.threads or _cores()
         self._model = model
-        self._held = False
+        self._holder = OneHolder(model.path.name)
         self._chunk = options.n_batch
         self._ctx: lib.llama_context_p | None = self._open(options)
         self._memory = lib.llama_get_memory(self._ctx)
@@ -163,18 +165,9 @@ class LlamaLM:
             self._cache.reset()
         self._prefill_row = None
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
+    def hold(self) -> AbstractContextManager[None]:
         """Claims the model; a second holder gets a ModelError."""
-        if self._held:
-            raise ModelError(
-                f"{self._model.path.name} is in use by another session: close that one"
-            )
-        self._held = True
-        try:
-            yield
-        finally:
-            self._held = False
+        return self._holder.hold()
 
     def close(self) -> None:
         """Frees context and batch; may be called again."""

@@ -7,8 +7,8 @@ answers in the target's ids, whatever ids it has itself.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from edgecs.backends.onnx_ids import IdMap
 from edgecs.context import Context, Tokens
 from edgecs.draft import Draft, Rows
 from edgecs.errors import Cancelled, ModelError
+from edgecs.holding import OneHolder
 from edgecs.onnx_manifest import DrafterManifest, check_file, read_drafter
 from edgecs.prefix import PrefixCache
 
@@ -71,7 +72,7 @@ class OnnxModel:
         self._ids = IdMap(manifest, width, target_vocab_size)
         self._cells: Cells | None = cells
         self._cache = PrefixCache(cells.drop)
-        self._held = False
+        self._holder = OneHolder(f"the drafter {manifest.name}")
 
     def score(self, context: Context, draft: Draft) -> Rows:
         """Logits after the context and after every draft token, see `LanguageModel`."""
@@ -92,19 +93,9 @@ class OnnxModel:
         if self._cells is not None:
             self._cache.reset()
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
+    def hold(self) -> AbstractContextManager[None]:
         """Claims the model; a second holder gets a ModelError."""
-        if self._held:
-            raise ModelError(
-                f"the drafter {self.manifest.name} is in use by another session: close "
-                "that one"
-            )
-        self._held = True
-        try:
-            yield
-        finally:
-            self._held = False
+        return self._holder.hold()
 
     def close(self) -> None:
         """Frees weights and cache; may be called again."""
