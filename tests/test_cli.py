@@ -157,6 +157,7 @@ def test_a_prompt_longer_than_the_context(edgecs: Edgecs, tiny_gguf: Path):
         (["--lenience", 0.5], ["--lenience", "0.5 is not in the range"]),
         (["--k-matrix", "3,0;0,3"], ["2 rows but there are 1 drafters (mag)"]),
         (["--k-matrix", "3;x"], ["'3;x' is not a K matrix", "5,10;0,10"]),
+        (["--k-matrix", "4", "--draft-max", 3], ["--k-matrix and --draft-max exclude"]),
         (["--k-matrix", "64"], ["a draft of 64 tokens is not possible", "and 63"]),
         (["--grammar", "x", "-j", "{}"], ["--grammar and --json-schema exclude"]),
         (["--grammar-file", "no.gbnf"], ["no.gbnf cannot be read: No such file"]),

@@ -7,10 +7,15 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from edgecs.backends.llama_vocabulary import read_pieces
+from edgecs.onnx_manifest import DrafterManifest, write_drafter
 from edgecs.testing import write_random_gguf
+from edgecs.vocabulary import vocabulary_hash, write_pieces
 from tests.conftest import Outcome
+from tests.onnx_llama import write_onnx
 from tests.test_cli import one_line
 
 Edgecs = Callable[..., Outcome]
@@ -174,3 +179,63 @@ def test_a_grammar_in_llama_cpps_notation(edgecs: Edgecs, tiny_gguf: Path, tmp_p
         "grammar",
         "x",
     )
+
+
+@pytest.fixture(scope="module")
+def onnx_folder(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model in ONNX, with three quarters of its vocabulary."""
+    folder = tmp_path_factory.mktemp("drafter")
+    pieces = read_pieces(tiny_gguf)
+    ids = np.random.default_rng(0).permutation(len(pieces))[: len(pieces) * 3 // 4]
+    write_onnx(folder / "model.onnx", tiny_gguf, rows=ids.tolist())
+    np.save(folder / "ids.npy", ids.astype(np.int32))
+    write_pieces(folder / "vocabulary.json", pieces)
+    manifest = DrafterManifest(
+        name="tiny-onnx",
+        description="random",
+        license="none",
+        file="model.onnx",
+        cache="growing",
+        window=64,
+        vocabulary=vocabulary_hash(pieces),
+        vocabulary_file="vocabulary.json",
+        id_map="ids.npy",
+        unknown=0,
+        quantization="float32",
+        folder=folder,
+    )
+    write_drafter(manifest)
+    return folder
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_an_onnx_drafter_in_a_cascade(
+    edgecs: Edgecs, tiny_gguf: Path, onnx_folder: Path, temperature: float
+):
+    fixed = ("-s", 7, "--temp", temperature)
+    plain = answer(edgecs, tiny_gguf, "--no-spec", *fixed)
+    one = ("--draft", onnx_folder, "--k-matrix", "5,2;0,3")
+    two = ("--draft", tiny_gguf, *one[:2], "--k-matrix", "3,2,1;0,3,1;0,0,2")
+    for options in (one, two):
+        report = answer(
+            edgecs, tiny_gguf, *fixed, *options, "--mag-min-match", 1, "--lenience", 2
+        )
+        assert report["tokens"] == plain["tokens"]
+        block = report["speculative"]
+        assert block["forwards"]["tiny-onnx"] > 0
+        assert block["tested"] > block["accepted"] > 0
+        assert block["swi"] is None  # nobody said how many parameters it has
+    by_source = answer(edgecs, tiny_gguf, *fixed, *one)["speculative"]["by_level"]
+    assert by_source["tiny-onnx"]["accepted"] > 10
+
+
+def test_an_onnx_drafter_says_where_it_runs(edgecs, tiny_gguf, onnx_folder: Path):
+    command = ("generate", "-m", tiny_gguf, "-c", 256, "-p", "hello", "-n", 3)
+    err = edgecs(*command, "--draft", onnx_folder).err
+    assert "drafter tiny-onnx | ONNX float32, CPUExecutionProvider, 1 thread" in err
+
+
+def test_an_onnx_drafter_of_another_vocabulary(edgecs, tmp_path, onnx_folder: Path):
+    other = write_random_gguf(tmp_path / "wide.gguf", vocab_size=300)
+    outcome = edgecs("generate", "-m", other, "-p", "a", "--draft", onnx_folder)
+    one_line(outcome, 3, "tiny-onnx cannot draft for wide.gguf", "268", "<|begin|>")

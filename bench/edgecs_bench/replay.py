@@ -26,7 +26,7 @@ from edgecs.session import Session
 from edgecs_bench.prompts import Prompt
 
 SD_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10)
-CS_FIRST, CS_TAIL, CS_INNER = (1, 2, 3, 4, 5, 6, 8), (0, 2, 4, 8), (0, 2, 4, 8)
+CS_FIRST, CS_TAIL, CS_INNER = (0, 1, 2, 3, 4, 6), (0, 4, 8, 12, 16), (0, 2, 4, 8)
 _PIECE = 48  # tokens of an answer that the drafter reads in one call
 
 

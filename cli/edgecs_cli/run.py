@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+from click.core import ParameterSource
+
 from edgecs.cascade import NamedModel, stack
 from edgecs.kmatrix import KMatrix
 from edgecs.load import Loaded, LoadedDrafter, load, load_drafter
@@ -77,6 +80,9 @@ def _matrix(values: dict[str, Any]) -> KMatrix:
     drafts, most = values["drafts"], values["draft_max"]
     if values["k_matrix"] is None:
         return KMatrix.first_writes(len(drafts) + 1, most)
+    given = click.get_current_context().get_parameter_source("draft_max")
+    if given is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--k-matrix and --draft-max exclude each other")
     matrix = KMatrix.parse(values["k_matrix"])
     matrix.check([*drafts, "mag"])
     return matrix
