@@ -22,6 +22,7 @@ from edgecs_bench.replay import (
     Trace,
     play,
     play_all,
+    schedules,
 )
 from edgecs_bench.swi import compare, improvement, keep, kept
 
@@ -79,6 +80,12 @@ def test_traces_are_kept(tmp_path: Path):
     traces = [Trace(PROMPT, [1, 2], [3]), Trace(Prompt("x", "ü", "…"), [4], [5, 6])]
     keep(path, traces, 0.25)
     assert kept(path) == (traces, 0.25)
+
+
+def test_every_schedule_drafts_something_and_none_comes_twice():
+    every = list(schedules())
+    assert all(any(schedule.matrix.counts(0)) for schedule in every)
+    assert len(set(every)) == len(every) > 100
 
 
 def test_improvement_is_tokens_over_weighted_forwards():

@@ -195,7 +195,7 @@ def schedules() -> Iterator[Schedule]:
     for k in SD_LENGTHS:
         yield Schedule(KMatrix(((k, 0), (0, 0))), False)
     for first, tail, inner in itertools.product(CS_FIRST, CS_TAIL, CS_INNER):
-        if tail or inner:
+        if tail or (first and inner):
             for fill in (False, True):
                 yield Schedule(KMatrix(((first, tail), (0, inner))), fill)
 
