@@ -237,6 +237,32 @@ class GrammarMask:
             )
 
 
+class DraftMask:
+    """A grammar's mask for drafters: where they cannot keep to it they are free.
+
+    Behind a path that it refuses, or without any token that may follow in a trimmed
+    vocabulary, they draft in vain, which is no reason to stop.
+    """
+
+    def __init__(self, mask: GrammarMask) -> None:
+        self._mask = mask
+
+    def allows(self, answer: Tokens, token: int) -> bool:
+        """See `GrammarMask.allows`."""
+        try:
+            return self._mask.allows(answer, token)
+        except ConfigError:
+            return True
+
+    def mask(self, row: Row, answer: Tokens) -> Row:
+        """See `GrammarMask.mask`."""
+        try:
+            masked = self._mask.mask(row, answer)
+        except ConfigError:
+            return row
+        return masked if masked.max() > -np.inf else row
+
+
 def _common(a: Tokens, b: Tokens) -> int:
     """Length of the longest common prefix."""
     length = min(a.size, b.size)

@@ -53,20 +53,25 @@ class Loaded:
     def rule(self, sampling: Sampling, grammar: Grammar | None = None) -> Rule:
         """How tokens are chosen with this target's vocabulary.
 
-        The grammar binds the target only: a draft that breaks it costs what any wrong
-        draft costs. Raises ConfigError for settings that do not fit the vocabulary.
+        Raises ConfigError for settings that do not fit the vocabulary.
         """
         breakers = self._breakers(sampling) if sampling.dries else {}
         size = self.target.vocab_size
-        drafters = chooser(sampling, size, breakers=breakers)
         if grammar is None:
-            return always(drafters)
+            return always(chooser(sampling, size, breakers=breakers))
+        from edgecs.grammar import DraftMask
+
         trie = self.model.vocabulary.trie
 
         def choices(start: int) -> Choices:
-            mask = grammar.over(trie)
-            target = chooser(sampling, size, breakers=breakers, mask=mask, start=start)
-            return Choices(target, drafters)
+            # Two places in the grammar, so that neither has to go back and forth.
+            masks = grammar.over(trie), DraftMask(grammar.over(trie))
+            return Choices(
+                *(
+                    chooser(sampling, size, breakers=breakers, mask=mask, start=start)
+                    for mask in masks
+                )
+            )
 
         return choices
 

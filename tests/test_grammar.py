@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edgecs import lexing
 from edgecs.errors import ConfigError
 from edgecs.gbnf import Alt, Chars, Node, Ref, Repeat, Seq, parse
-from edgecs.grammar import Grammar, GrammarMask, TokenTrie
+from edgecs.grammar import DraftMask, Grammar, GrammarMask, TokenTrie
 from edgecs.testing import ByteTokenizer, TableModel
 
 SIZE = 320
@@ -455,3 +455,18 @@ def test_the_vocabulary_of_a_gguf_spells_what_it_prints(tiny_gguf):
     mask = Grammar.json_schema({"type": "object"}).over(trie)
     assert all(mask.allows(ids[:i], int(ids[i])) for i in range(ids.size))
     assert np.flatnonzero(mask.allowed(ids)).tolist() == sorted(trie.ends)
+
+
+def test_a_drafter_that_cannot_keep_to_a_grammar_is_free():
+    mask = DraftMask(over('root ::= "ab"'))
+    row = np.arange(TRIE.size, dtype=np.float32)
+    start, wrong = np.empty(0, np.int32), np.array([ord("x")], np.int32)
+    assert np.flatnonzero(mask.mask(row, start) > -np.inf).tolist() == [ord("a")]
+    assert mask.allows(start, ord("a"))
+    assert not mask.allows(start, ord("b"))
+    assert mask.mask(row, wrong) is row
+    assert mask.allows(wrong, ord("q"))
+    assert mask.mask(row, start).argmax() == ord("a")  # and it finds its way back
+    trimmed = row.copy()
+    trimmed[ord("a")] = -np.inf
+    assert mask.mask(trimmed, start) is trimmed
