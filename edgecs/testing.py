@@ -46,6 +46,14 @@ class ByteTokenizer:
         return b"" if token in self.ends or token > 255 else bytes([token])
 
 
+class Endless(ByteTokenizer):
+    """A ByteTokenizer of which no token ends a generation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends = frozenset()
+
+
 class TableModel:
     """A random law for every prefix: logits are a hash of all tokens before them.
 

@@ -19,11 +19,7 @@ from edgecs.kmatrix import KMatrix
 from edgecs.maxgram import MaxGram
 from edgecs.sampling import Sampling
 from edgecs.session import Session
-from edgecs.testing import ByteTokenizer, CachingModel, ScriptedDrafter, TableModel
-
-
-class Endless(ByteTokenizer):
-    ends: frozenset[int] = frozenset()
+from edgecs.testing import CachingModel, Endless, ScriptedDrafter, TableModel
 
 
 class Near(CachingModel):
@@ -180,7 +176,7 @@ def test_inner_reviewers_state_their_confidence_to_a_lenient_one():
     for i, (token, stated) in enumerate(
         zip(draft.tokens, draft.confidences, strict=True)
     ):
-        row = models[1].model.law(said[: 3 + i])  # type: ignore[attr-defined]
+        row = models[1].model.law(said[: 3 + i])
         law = np.exp(row - row.max())
         assert stated == pytest.approx(law[token] / law.sum(), rel=1e-5)
     assert not np.all(draft.confidences == 1)

@@ -255,7 +255,7 @@ def test_a_sequence_breaker_may_span_tokens():
 def test_settings_that_mean_nothing_are_refused(values: dict[str, float]):
     (name, value), *_ = values.items()
     with pytest.raises(ConfigError, match=f"{name} must be .*, got"):
-        Sampling(**values)  # type: ignore[arg-type]
+        Sampling(**values)
     assert value != getattr(Sampling(), name)
 
 

@@ -14,13 +14,7 @@ from edgecs.draft import NOTHING, Draft
 from edgecs.errors import ConfigError, ContextFull, ModelError
 from edgecs.maxgram import MaxGram
 from edgecs.session import Session, Token
-from edgecs.testing import ByteTokenizer, CachingModel, ScriptedDrafter, TableModel
-
-
-class Endless(ByteTokenizer):
-    """No token ends a generation."""
-
-    ends: frozenset[int] = frozenset()
+from edgecs.testing import CachingModel, Endless, ScriptedDrafter, TableModel
 
 
 def ids(stream) -> list[int]:

@@ -11,14 +11,13 @@ from edgecs.cascade import NamedModel, stack
 from edgecs.kmatrix import KMatrix
 from edgecs.maxgram import MaxGram
 from edgecs.session import Session
-from edgecs.testing import TableModel
+from edgecs.testing import Endless, TableModel
 from edgecs_bench.prompts import Prompt, read_prompts
 from edgecs_bench.replay import (
     Count,
     Numbers,
     Remembered,
     Schedule,
-    Silent,
     Trace,
     play,
     play_all,
@@ -44,7 +43,7 @@ def test_a_played_schedule_counts_what_a_session_counts(text: str):
     writers = stack([NamedModel("near", Near(5, 7))], MaxGram(), matrix)
     target = TableModel(5, 0)
     counts = matrix.counts(0)
-    with Session(target, Silent(), writers, draft_max=counts) as session:
+    with Session(target, Endless(), writers, draft_max=counts) as session:
         assert [t.id for t in session.generate(ids, max_tokens=60)] == said
         stats = session.stats
     numbers = Numbers()

@@ -23,6 +23,7 @@ from edgecs.draft import NOTHING, Draft, LanguageModel, Rows, Verdict
 from edgecs.kmatrix import KMatrix
 from edgecs.maxgram import MaxGram
 from edgecs.session import Session
+from edgecs.testing import Endless
 from edgecs_bench.prompts import Prompt
 
 SD_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10)
@@ -156,26 +157,6 @@ class HeardMaxGram(MaxGram):
         super().observe(context, draft.clip(n), heard, verdict)
 
 
-class Silent:
-    """A tokenizer for numbers: they have no text, and nothing ends an answer."""
-
-    chat_template: str | None = None
-    bos = eos = ""
-    ends: frozenset[int] = frozenset()
-
-    def encode(self, text: str, *, document: bool = True) -> Tokens:
-        """Nobody asks for it."""
-        raise NotImplementedError
-
-    def pieces(self) -> list[bytes]:
-        """None."""
-        return []
-
-    def piece(self, token: int) -> bytes:
-        """None."""
-        return b""
-
-
 @dataclass(frozen=True)
 class Schedule:
     """A K matrix and the Max-Gram that goes with it."""
@@ -213,7 +194,7 @@ def play(trace: Trace, drafter: Remembered, last: MaxGram, schedule: Schedule) -
     writers = stack([NamedModel("drafter", drafter)], last, schedule.matrix)
     target = Spoken([*trace.ids, *trace.said, 0])
     counts = schedule.matrix.counts(0)
-    with Session(target, Silent(), writers, draft_max=counts) as session:
+    with Session(target, Endless(), writers, draft_max=counts) as session:
         said = [t.id for t in session.generate(trace.ids, max_tokens=len(trace.said))]
         assert said == trace.said
         stats = session.stats
