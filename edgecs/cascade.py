@@ -8,7 +8,8 @@ target is the outermost reviewer.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -109,7 +110,7 @@ class Cascade:
         self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
     ) -> None:
         """Passes the outcome on to everyone who drafts, once each."""
-        for drafter in self._writers():
+        for drafter in self._writers:
             drafter.observe(context, draft, rows, verdict)
 
     def levels(self) -> list[Cascade]:
@@ -120,11 +121,12 @@ class Cascade:
                 found.update((id(inner), inner) for inner in drafter.levels())
         return list(found.values())
 
-    def _writers(self) -> Iterator[Drafter]:
+    @cached_property
+    def _writers(self) -> list[Drafter]:
         """All drafters that review nobody, each once."""
         every = [drafter for level in self.levels() for drafter in level.drafters]
         plain = [drafter for drafter in every if not isinstance(drafter, Cascade)]
-        yield from {id(drafter): drafter for drafter in plain}.values()
+        return list({id(drafter): drafter for drafter in plain}.values())
 
     def _gather(
         self, context: Context, choose: Choose, most: int
