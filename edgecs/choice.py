@@ -59,6 +59,10 @@ class Greedy:
         """Probability of a token at temperature 1."""
         return _softmax_at(row, token)
 
+    def margin(self, row: Row, tokens: Tokens) -> float:
+        """The gap between the two largest logits."""
+        return _gap(row)
+
     def keeps(
         self, row: Row, tokens: Tokens, token: int, q: float, lenience: float
     ) -> bool:
@@ -159,6 +163,54 @@ class Chain:
         if not self.sampling.temperature:
             return _softmax_at(self._edited(row, tokens), token)
         return float(self.law(row, tokens)[token])
+
+    def margin(self, row: Row, tokens: Tokens) -> float:
+        """The least change of logits between two choices, seen from this row.
+
+        Either another survivor of truncation overtakes the chosen one, or the chosen
+        one is truncated, or a token comes in and wins. Exact for temperature, top-k,
+        min-p and penalties; other truncations are taken to end at their last survivor.
+        """
+        row, s = self._edited(row, tokens), self.sampling
+        # A repetition penalty makes more of a change than there was.
+        steepest = max(s.repeat_penalty, 1 / s.repeat_penalty) if s.penalises else 1.0
+        if s.takes_largest:
+            return _gap(row) / steepest
+        key = noise.key(s.seed, tokens.size)
+        left = self._truncated(row, key) or truncation.top(row, row.size)
+        # What typical_p keeps may stand below any number of others.
+        few = left.ids.size + _FEW if s.typical_p == 1 else row.size
+        near = truncation.top(row, min(row.size, few))
+        inside, logits = np.isin(near.ids, left.ids), _wide(near.logits)
+        scores = logits + s.temperature * noise.gumbel(key, near.ids)
+        best = int(np.flatnonzero(inside)[scores[inside].argmax()])
+        come_in, go_out = self._borders(logits, inside, best)
+        behind = scores[best] - scores
+        away = np.where(inside, behind, np.maximum(behind, come_in - logits))
+        away[best] = logits[best] - go_out
+        least = float(away.min())
+        if near.ids.size == few:  # there may be more outside
+            least = min(least, come_in - float(logits[-1]))
+        return max(0.0, least) / steepest
+
+    def _borders(
+        self, logits: NDArray[np.float64], inside: NDArray[np.bool_], best: int
+    ) -> tuple[float, float]:
+        """The logit that lets a token in, and the one below which the best goes out.
+
+        logits: of the survivors and of others near them, descending.
+        """
+        s, rivals = self.sampling, np.delete(logits, best)
+        reach = math.log(s.min_p) if s.min_p else -math.inf
+        come_in = float(logits[0]) + reach
+        go_out = float(rivals.max(initial=-math.inf)) + reach
+        if 0 < s.top_k < logits.size:
+            go_out = max(go_out, float(logits[s.top_k]))
+        outside, kept = logits[~inside], logits[inside]
+        if outside.size and outside[0] >= come_in:  # it is not min-p that keeps it out
+            come_in = float(kept[-1])
+            go_out = go_out if kept.size == s.top_k else max(go_out, come_in)
+        return come_in, go_out
 
     def keeps(
         self, row: Row, tokens: Tokens, token: int, q: float, lenience: float
@@ -266,6 +318,14 @@ def _first_best(scores: NDArray[np.float64], ids: truncation.Ids) -> int:
     """Index of the best score; of equal ones the smallest id."""
     best = np.flatnonzero(scores == scores.max())
     return int(best[ids[best].argmin()])
+
+
+def _gap(row: Row) -> float:
+    """Between the largest and the second largest logit."""
+    if row.size < 2:
+        return math.inf
+    second, first = np.partition(row, -2)[-2:]
+    return float(first) - float(second)
 
 
 def _wide(logits: Row) -> NDArray[np.float64]:

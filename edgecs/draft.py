@@ -30,6 +30,9 @@ class Choose(Protocol):
     def confidence(self, row: Row, tokens: Tokens, token: int) -> float:
         """Probability that the law of the choice gives to a token."""
 
+    def margin(self, row: Row, tokens: Tokens) -> float:
+        """How much a logit would have to change, at least, for another choice."""
+
     def keeps(
         self, row: Row, tokens: Tokens, token: int, q: float, lenience: float
     ) -> bool:

@@ -9,6 +9,7 @@ tokens, so its cost does not depend on the length of the context.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from edgecs.context import Context
 from edgecs.draft import NOTHING, Choose, Draft, Rows, Verdict
@@ -16,6 +17,28 @@ from edgecs.draft import NOTHING, Choose, Draft, Rows, Verdict
 GRAM = 3  # matches of this length and longer are found through chains of occurrences
 CANDIDATES = 32  # occurrences of the last GRAM tokens that are looked at, newest first
 LONGEST = 32  # matches are not compared beyond this many tokens
+
+
+Opinion = tuple[bool, int, int]
+"""What the text says about a token from the few tokens before it alone.
+
+Whether the newest occurrence of these was followed by the token; how often in a row, up
+to the newest, the same token followed; how often they occurred. (A plain tuple: dozens
+are made in every round.)
+"""
+
+
+class Copy(NamedTuple):
+    """Where the last proposal came from; what speaks for it and against it."""
+
+    length: int  # tokens of the longest match, 0: nothing matched (a bigram, or none)
+    opinions: list[tuple[Opinion | None, ...]]  # [token][n - 1] of the last n tokens
+
+
+class _Gram(NamedTuple):
+    newest: int  # position of the last token of its newest occurrence
+    run: int  # occurrences in a row, up to the newest, with the same successor
+    times: int  # occurrences
 
 
 class MaxGram:
@@ -51,8 +74,9 @@ class MaxGram:
         self._ids: list[int] = []
         # A gram is filed, by the position of its last token, when its successor
         # arrives: the newest occurrence of each gram, and for GRAM the one before it.
-        self._newest: dict[tuple[int, ...], int] = {}
+        self._grams: dict[tuple[int, ...], _Gram] = {}
         self._before: list[int] = []  # [position]: earlier occurrence, or -1
+        self._matched = 0  # tokens of the match behind the last proposal
 
     def propose(self, context: Context, k: int, choose: Choose | None = None) -> Draft:
         """At most k tokens that followed the longest earlier occurrence.
@@ -63,6 +87,7 @@ class MaxGram:
         text = self._ids[-LONGEST:] + context.tokens[context.committed :].tolist()
         offset = context.committed - min(len(self._ids), LONGEST)
         drafted: list[int] = []
+        self._matched = 0
         while len(drafted) < k:
             at = self._find(text)
             if at is not None:
@@ -74,6 +99,26 @@ class MaxGram:
             text.append(fill)
             drafted.append(fill)
         return Draft.chain(drafted, self.name) if drafted else NOTHING
+
+    def evidence(self, context: Context, draft: Draft, most: int) -> Copy:
+        """What is known of the last proposal, which `draft` is; asked for by planners.
+
+        The opinions are those on its first `most` tokens, each after the ones before
+        it.
+        """
+        ids, find = self._ids, self._grams.get
+        here = tuple(context.tokens[-GRAM:].tolist())
+        opinions: list[tuple[Opinion | None, ...]] = []
+        for token in draft.tokens[:most].tolist():
+            said: list[Opinion | None] = [None] * GRAM
+            for n in range(1, len(here) + 1):
+                gram = find(here[-n:])
+                if gram is not None:
+                    newest, run, times = gram
+                    said[n - 1] = ids[newest + 1] == token, run, times
+            opinions.append(tuple(said))
+            here = (*here[-GRAM + 1 :], token)
+        return Copy(self._matched, opinions)
 
     def observe(
         self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
@@ -87,14 +132,19 @@ class MaxGram:
 
     def commit(self, tokens: Sequence[int]) -> None:
         """Adds committed tokens to the index."""
-        ids, newest, before = self._ids, self._newest, self._before
+        ids, grams, before = self._ids, self._grams, self._before
         for token in tokens:
             last = len(ids) - 1
             for n in range(1, min(GRAM, last + 1) + 1):
                 gram = tuple(ids[-n:])
+                old = grams.get(gram)
+                if old is None:
+                    grams[gram] = _Gram(last, 1, 1)
+                    continue
                 if n == GRAM:
-                    before[last] = newest.get(gram, -1)
-                newest[gram] = last
+                    before[last] = old.newest
+                run = old.run + 1 if ids[old.newest + 1] == token else 1
+                grams[gram] = _Gram(last, run, old.times + 1)
             ids.append(token)
             before.append(-1)
 
@@ -111,14 +161,16 @@ class MaxGram:
         if at is not None:
             return at
         for n in range(min(GRAM - 1, len(text)), self.min_match - 1, -1):
-            at = self._newest.get(tuple(text[-n:]))
-            if at is not None:
-                return at
+            gram = self._grams.get(tuple(text[-n:]))
+            if gram is not None:
+                self._matched = n
+                return gram.newest
         return None
 
     def _find_long(self, text: list[int]) -> int | None:
         ids, before = self._ids, self._before
-        at = self._newest.get(tuple(text[-GRAM:]), -1)
+        gram = self._grams.get(tuple(text[-GRAM:]))
+        at = gram.newest if gram else -1
         longest = min(LONGEST, len(text))
         more, found = max(self.min_match, GRAM), None  # length that beats the best
         wanted = text[-more:]
@@ -132,6 +184,7 @@ class MaxGram:
                 more, found = more + 1, at
                 wanted = text[-more:]
             at = before[at]
+        self._matched = more - 1 if found is not None else 0
         return found
 
     def _copy(

@@ -18,7 +18,8 @@ class LoadOptions:
 
     n_ctx: tokens, 0: what the model was trained for, as far as memory allows.
     threads: 0: one for each physical core. n_batch: tokens in a prefill chunk.
-    max_draft: most draft tokens that one call can verify.
+    max_draft: most draft tokens that one call can verify. repack: whether weights are
+    laid out anew for faster kernels; which widths are exact can depend on it.
     """
 
     n_ctx: int = 0
@@ -27,6 +28,7 @@ class LoadOptions:
     flash_attention: FlashAttention = "auto"
     type_k: KVType = "f16"
     type_v: KVType = "f16"
+    repack: bool = True
     mmap: bool = True
     mlock: bool = False
     n_batch: int = 512

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgecs.context import Context
 from edgecs.draft import Draft, Rows, Verdict
-from edgecs.maxgram import CANDIDATES, GRAM, LONGEST, MaxGram
+from edgecs.maxgram import CANDIDATES, GRAM, LONGEST, MaxGram, Opinion
 
 
 def exhaustive(committed: list[int], tail: list[int], k: int) -> tuple[list[int], int]:
@@ -156,3 +156,72 @@ def test_sources_name_the_drafter(k: int):
     draft = MaxGram(name="max").propose(Context([1, 1]), k)
     assert draft.sources == ("max",) * k
     assert draft.is_chain
+
+
+def opinion(committed: list[int], gram: list[int], token: int) -> Opinion | None:
+    """The definition: what followed every occurrence of a gram, the newest last."""
+    n = len(gram)
+    followers = [
+        committed[i + n]
+        for i in range(len(committed) - n)
+        if committed[i : i + n] == gram
+    ]
+    if not followers:
+        return None
+    newest = followers[-1]
+    run = next(
+        (i for i, other in enumerate(reversed(followers)) if other != newest),
+        len(followers),
+    )
+    return newest == token, run, len(followers)
+
+
+@given(
+    committed=st.lists(st.integers(0, 3), min_size=1, max_size=120),
+    tail=st.lists(st.integers(0, 3), max_size=4),
+    k=st.integers(1, 12),
+    most=st.integers(0, 12),
+    pieces=st.integers(1, 7),
+)
+@settings(max_examples=400)
+def test_evidence_is_what_the_text_says(
+    committed: list[int], tail: list[int], k: int, most: int, pieces: int
+):
+    context, drafter = Context(), MaxGram()
+    for start in range(0, len(committed), pieces):
+        context.append(committed[start : start + pieces])
+        drafter.propose(context, 1)
+    here = context.with_tail(tail)
+    draft = drafter.propose(here, k)
+    found = drafter.evidence(here, draft, most)
+    drafted, text = draft.tokens.tolist(), committed + tail
+    assert len(found.opinions) == min(most, len(drafted))
+    for i, said in enumerate(found.opinions):
+        before = text + drafted[:i]
+        assert said == tuple(
+            opinion(committed, before[-n:], drafted[i]) if n <= len(before) else None
+            for n in range(1, GRAM + 1)
+        )
+    length = exhaustive(committed, tail, k)[1]
+    if length < GRAM or rivals(committed, text) <= CANDIDATES:
+        assert found.length == length
+    else:
+        assert GRAM <= found.length <= length
+
+
+def test_evidence_is_about_the_last_proposal():
+    context, drafter = Context([1, 2, 3, 4, 9, 1, 2, 3]), MaxGram()
+    assert drafter.evidence(context, drafter.propose(context, 2), 2).length == 3
+    for other, k in ((context, 0), (context.with_tail([7]), 2)):
+        assert drafter.evidence(other, drafter.propose(other, k), 2) == (0, [])
+
+
+def test_opinions_of_short_grams_may_contradict_a_long_match():
+    # After 5 1 2 came 3 once; after 1 2 alone came 4 twice since then.
+    context = Context([5, 1, 2, 3, 9, 1, 2, 4, 9, 1, 2, 4, 9, 5, 1, 2])
+    drafter = MaxGram()
+    draft = drafter.propose(context, 1)
+    assert draft.tokens.tolist() == [3]
+    found = drafter.evidence(context, draft, 1)
+    assert found.length == 3
+    assert found.opinions == [((False, 2, 3), (False, 2, 3), (True, 1, 1))]

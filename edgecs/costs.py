@@ -1,0 +1,194 @@
+"""How long a call takes: measured, and corrected by every round that is run.
+
+The time of one call over n new tokens is no smooth function of n: kernels work in
+tiles, so eight tokens can be cheaper than four. Nothing is interpolated between widths
+for that reason: a width that was never tried costs infinitely much, and its tokens fit
+into the next wider call that was tried.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+WIDEST = 32  # widths that are considered: 1 to WIDEST tokens in a call
+
+YOUNG = 3  # a width with fewer rounds may have been judged by an outlier
+_TUNED = 16  # rounds that a careful measurement counts for
+_CLIP = 0.2  # largest log-ratio that one round can say: about 20 %
+_COMMON = 0.25  # weight of a round in what all widths share (the machine's pace)
+_OWN = 0.02  # least weight of a round in its own width's time
+_BUCKET = 64  # depths in one bucket share an array of times
+
+
+class Choice(NamedTuple):
+    """The best width for a draft, and the tokens a second that it promises."""
+
+    width: int
+    rate: float
+
+
+def best_width(
+    path: NDArray[np.float64], times: NDArray[np.float64], margin: float = 0.0
+) -> Choice:
+    """The width with the most expected tokens a second.
+
+    path: [tokens] probability that the draft is right up to each. times: [WIDEST]
+    seconds, inf where a width is not to be had. margin: share by which a width must
+    promise more than width 1.
+
+    >>> times = np.full(WIDEST, np.inf)
+    >>> times[:4] = 1.0, 1.8, 2.4, 1.9  # a tile of four
+    >>> best_width(np.array([0.7, 0.6, 0.5]), times).width
+    4
+    """
+    plain = 1 / float(times[0])
+    size = min(path.size, WIDEST - 1)
+    if size:
+        rates = (1 + np.cumsum(path[:size])) / times[1 : size + 1]
+        at = int(rates.argmax())
+        if rates[at] > plain * (1 + margin):
+            return Choice(at + 2, float(rates[at]))
+    return Choice(1, plain)
+
+
+class CostModel:
+    """Seconds of one call by width (tokens in it) and depth (tokens in the cache).
+
+    `base` is the curve near the start of a context, `growth` what depth adds to it.
+    Rounds correct the base; what a round can say is bounded, so that an outlier cannot
+    spoil it. One model for a target or for a drafter, whose step is a call of width 1
+    and whose review of k tokens is one of width k + 1.
+
+    >>> costs = CostModel()
+    >>> costs.measured(0, {1: 0.010, 4: 0.015})
+    >>> costs.seconds(0)[:5].round(3).tolist()
+    [0.01, inf, inf, 0.015, inf]
+    """
+
+    def __init__(self) -> None:
+        self._base = np.full(WIDEST, np.inf)  # [width - 1] seconds
+        self.rounds = np.zeros(WIDEST, dtype=np.int64)  # [width - 1] that were timed
+        self._growth: dict[int, NDArray[np.float64]] = {}  # [depth][width - 1] seconds
+        self._pace = 0.0  # log of how much slower everything is than when measured
+        self._times: dict[int, NDArray[np.float64]] = {}  # by bucket of depth
+
+    def measured(self, depth: int, seconds: Mapping[int, float]) -> None:
+        """Takes over careful measurements at one depth, the smallest depth first.
+
+        The first depth gives the curve. A later one gives what depth adds, linear in
+        the width between the widths that were measured.
+        """
+        widths = np.array([n for n in sorted(seconds) if n <= WIDEST])
+        values = np.array([seconds[n] for n in widths.tolist()])
+        if not self.known:
+            self._base[widths - 1] = values
+            self.rounds[widths - 1] = _TUNED
+            self._growth[depth] = np.zeros(WIDEST)
+        else:
+            known = np.isfinite(self._base[widths - 1])
+            more = np.maximum(0.0, values - self._base[widths - 1])[known]
+            if more.size:
+                every = np.arange(1, WIDEST + 1)
+                self._growth[depth] = np.interp(every, widths[known], more)
+        self._times.clear()
+
+    @property
+    def known(self) -> bool:
+        """Whether the time of a single token is known."""
+        return bool(np.isfinite(self._base[0]))
+
+    @property
+    def pace(self) -> float:
+        """Time of a call over what was measured for it; above 1 the machine slowed."""
+        return math.exp(self._pace)
+
+    def seconds(self, depth: int) -> NDArray[np.float64]:
+        """Seconds by width at a depth, float64 [WIDEST], [n - 1] for n tokens.
+
+        inf: not tried. A view that must not be written to.
+        """
+        bucket = depth // _BUCKET
+        times = self._times.get(bucket)
+        if times is None:
+            pace = math.exp(self._pace)
+            times = (self._base + self._grown(bucket * _BUCKET)) * pace
+            self._times[bucket] = times
+        return times
+
+    def observe(self, width: int, depth: int, seconds: float) -> None:
+        """Learns from one call.
+
+        The first YOUNG rounds of a width keep their fastest: noise only adds time.
+        """
+        if not (1 <= width <= WIDEST and seconds > 0):
+            return
+        at, rounds = width - 1, int(self.rounds[width - 1])
+        grown = float(self._grown(depth)[at])
+        if rounds < YOUNG:
+            least = 0.2 * seconds  # whatever the growth was thought to be
+            alone = max(seconds / math.exp(self._pace) - grown, least)
+            self._base[at] = min(self._base[at], alone)
+        else:
+            expected = (self._base[at] + grown) * math.exp(self._pace)
+            said = math.log(seconds / expected)
+            said = max(-_CLIP, min(_CLIP, said))
+            self._pace += _COMMON * said
+            self._base[at] *= math.exp(max(_OWN, 1 / (rounds + 2)) * said)
+        self.rounds[at] += 1
+        self._times.clear()
+
+    def _grown(self, depth: int) -> NDArray[np.float64]:
+        """Seconds that depth adds, [width - 1]."""
+        depths = sorted(self._growth)
+        if not depths or depth <= depths[0]:
+            return np.zeros(WIDEST)
+        if len(depths) < 2:
+            return np.zeros(WIDEST)
+        above = next((d for d in depths if d >= depth), depths[-1])
+        below = depths[depths.index(above) - 1]
+        more = (self._growth[above] - self._growth[below]) / (above - below)
+        if depth > above:  # goes on as between the last two, but never falls
+            more = np.maximum(0.0, more)
+        return self._growth[above] + (depth - above) * more
+
+    def state(self) -> dict[str, Any]:
+        """What is kept of it, for `from_state`; the pace goes into the curve."""
+        pace = math.exp(self._pace)
+        tried = np.flatnonzero(np.isfinite(self._base))
+        return {
+            "seconds": {str(i + 1): float(self._base[i] * pace) for i in tried},
+            "rounds": {str(i + 1): int(self.rounds[i]) for i in tried},
+            "growth": {str(d): (g * pace).tolist() for d, g in self._growth.items()},
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> CostModel:
+        """What `state` gave; raises ValueError, KeyError or TypeError for other data.
+
+        Rounds count for less than when they were run: the machine may have changed.
+        """
+        model = cls()
+        try:
+            for name, seconds in dict(state["seconds"]).items():
+                width, rounds = int(name), int(state["rounds"][name])
+                if not (1 <= width <= WIDEST and 0 < float(seconds) < math.inf):
+                    raise ValueError(f"width {name} takes {seconds} seconds")
+                if rounds < 0:
+                    raise ValueError(f"width {name} had {rounds} rounds")
+                model._base[width - 1] = float(seconds)
+                model.rounds[width - 1] = min(rounds, _TUNED)
+            for name, values in dict(state["growth"]).items():
+                growth = np.array(values, dtype=np.float64)
+                # Written so that NaN is refused too.
+                known = growth.shape == (WIDEST,) and bool((growth >= 0).all())
+                if int(name) < 0 or not known or not np.isfinite(growth).all():
+                    raise ValueError(f"growth at depth {name} is not a curve")
+                model._growth[int(name)] = growth
+        except OverflowError as error:  # JSON has integers of any size
+            raise ValueError(f"no number for a machine: {error}") from error
+        return model

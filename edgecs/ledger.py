@@ -1,0 +1,111 @@
+"""Proposals whose worth shows when the text has gone on.
+
+Every proposal teaches what it would have earned, verified or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.calibration import LOOKED_AT, Acceptance, Evidence, copied
+from edgecs.context import Context
+from edgecs.draft import NOTHING, Draft
+from edgecs.maxgram import MaxGram
+
+Path = NDArray[np.float64]
+"""Probability that a draft is right up to each token, [tokens]."""
+
+
+class Learner(Protocol):
+    """Who wants to know what came of a proposal."""
+
+    def learn(self, evidence: Evidence, right: int, decided: bool) -> None:
+        """See `Acceptance.learn`."""
+
+
+class _Proposal(NamedTuple):
+    start: int  # tokens before it
+    tokens: list[int]
+    evidence: Evidence
+    learner: Learner
+
+
+class Ledger:
+    """Proposals that wait for the committed text to reach or to contradict them."""
+
+    def __init__(self) -> None:
+        self._waiting: list[_Proposal] = []
+        self._root: Context | None = None
+        self._shown = 0  # tokens of the text when it was last looked at
+
+    def note(
+        self, context: Context, tokens: list[int], evidence: Evidence, learner: Learner
+    ) -> None:
+        """Remembers what was proposed to follow a context, as far as one looks."""
+        few = tokens[:LOOKED_AT]
+        known = evidence[: len(few)]
+        self._waiting.append(_Proposal(len(context), few, known, learner))
+
+    def settle(self, context: Context) -> None:
+        """Tells the learners of all proposals whose worth shows by now."""
+        if context.root is not self._root:
+            self.close()
+        self._root, self._shown = context.root, context.committed
+        still = []
+        for proposal in self._waiting:
+            start, tokens = proposal.start, proposal.tokens
+            size = min(context.committed - start, len(tokens))
+            true = context.tokens[start : start + size].tolist()
+            right = next((i for i in range(size) if true[i] != tokens[i]), size)
+            if right == size < len(tokens):
+                still.append(proposal)
+            else:
+                proposal.learner.learn(proposal.evidence, right, right < size)
+        self._waiting = still
+
+    def close(self) -> None:
+        """The answer is over: what follows is not the target's.
+
+        Of what still waits no more is known than showed when it was last settled.
+        """
+        for proposal in self._waiting:
+            right = max(0, self._shown - proposal.start)
+            proposal.learner.learn(proposal.evidence, right, False)
+        self._waiting = []
+
+
+class Copier:
+    """Max-Gram with the probabilities of what it proposes; nobody without it.
+
+    ends: end-of-generation tokens, nothing follows them.
+    """
+
+    def __init__(
+        self, mag: MaxGram | None, acceptance: Acceptance, ends: Container[int] = ()
+    ) -> None:
+        self.mag = mag
+        self._acceptance = acceptance
+        self._ends = ends
+
+    def propose(
+        self, context: Context, most: int, ledger: Ledger | None = None
+    ) -> tuple[Draft, Path]:
+        """At most `most` tokens and their path probabilities.
+
+        ledger: where the proposal is noted, to learn from it.
+        """
+        copy = self.mag.propose(context, most) if self.mag and most > 0 else NOTHING
+        if self.mag is None or not len(copy):
+            return NOTHING, np.empty(0)
+        ids = enumerate(copy.tokens.tolist(), 1)
+        copy = copy.clip(next((n for n, token in ids if token in self._ends), most))
+        evidence = copied(self.mag.evidence(context, copy, LOOKED_AT), len(copy))
+        if ledger is not None:
+            tokens = copy.tokens[:LOOKED_AT].tolist()
+            ledger.note(context, tokens, evidence, self._acceptance)
+        path: Path = np.multiply.accumulate(self._acceptance.odds(evidence))
+        return copy, path

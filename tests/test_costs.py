@@ -1,0 +1,301 @@
+"""Costs: what was never tried is never guessed, and no outlier decides."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgecs.costs import WIDEST, YOUNG, CostModel, best_width
+
+WIDTHS = (1, 2, 3, 4, 8, 16)
+GOOD: dict[str, Any] = {
+    "seconds": {"1": 0.01, "4": 0.02},
+    "rounds": {"1": 9, "4": 2},
+    "growth": {"0": [0.0] * WIDEST, "512": [0.001] * WIDEST},
+}
+NOISE = 0.05  # a call takes up to so much more or less than it should
+OUTLIER = 3.0
+
+seconds = st.floats(1e-4, 1.0)
+curves = st.fixed_dictionaries(dict.fromkeys(WIDTHS, seconds))
+calls = st.tuples(st.integers(-1, WIDEST + 2), st.integers(0, 5000), seconds)
+depths = st.integers(0, 1 << 17)
+
+
+class Machine:
+    """Calls of known times with noise; of forty calls one is an outlier."""
+
+    def __init__(self, times: dict[int, float], seed: int) -> None:
+        self.times = times
+        self._random = np.random.default_rng(seed)
+        self._outliers: list[bool] = []
+
+    def call(self, width: int) -> float:
+        if not self._outliers:
+            self._outliers = (self._random.permutation(40) == 0).tolist()
+        noise = float(self._random.uniform(1 - NOISE, 1 + NOISE))
+        return self.times[width] * noise * (OUTLIER if self._outliers.pop() else 1.0)
+
+    def teach(self, costs: CostModel, rounds: int, widths: Sequence[int] = ()) -> None:
+        for width in self._random.choice(widths or list(self.times), rounds).tolist():
+            costs.observe(width, 0, self.call(width))
+
+
+def at_width(costs: CostModel, width: int, depth: int = 0) -> float:
+    return float(costs.seconds(depth)[width - 1])
+
+
+def observed(calls: Iterable[tuple[int, int, float]]) -> CostModel:
+    costs = CostModel()
+    for call in calls:
+        costs.observe(*call)
+    return costs
+
+
+@given(st.lists(calls, max_size=30), depths)
+def test_a_width_costs_infinitely_much_until_it_was_tried(tried, depth: int):
+    costs = observed(tried)
+    widths = {width for width, _, _ in tried if 1 <= width <= WIDEST}
+    times = costs.seconds(depth)
+    assert times.shape == (WIDEST,)
+    assert set((np.flatnonzero(np.isfinite(times)) + 1).tolist()) == widths
+    assert (times > 0).all()
+    assert costs.known == (1 in widths)
+
+
+@given(curves, st.integers(0, 2**32), st.booleans())
+@settings(max_examples=40)
+def test_rounds_find_the_true_times(times, seed: int, measured: bool):
+    machine, costs = Machine(times, seed), CostModel()
+    if measured:  # on a day when every width took another time
+        off = np.random.default_rng(seed).uniform(0.7, 1.4, len(times)).tolist()
+        costs.measured(
+            0, {n: t * x for (n, t), x in zip(times.items(), off, strict=True)}
+        )
+    machine.teach(costs, 1200)
+    at, true = np.array(list(times)) - 1, np.array(list(times.values()))
+    off_by = costs.seconds(0)[at] / true
+    assert np.abs(np.log(off_by)).max() < 0.12  # the pace of the last few rounds
+    assert np.abs(np.log(off_by / off_by[0])).max() < 0.05  # what decides a width
+    found = []
+    for _ in range(300):
+        machine.teach(costs, 1)
+        found.append(costs.seconds(0)[at] / true)
+    np.testing.assert_allclose(np.mean(found, axis=0), 1, atol=0.05)
+
+
+@given(curves, st.integers(0, 2**32), st.sampled_from(WIDTHS), st.floats(1e-6, 1e6))
+def test_one_outlier_moves_no_width_far(times, seed: int, width: int, factor: float):
+    machine, costs = Machine(times, seed), CostModel()
+    machine.teach(costs, 200)
+    at = np.array(WIDTHS) - 1
+    before = costs.seconds(0)[at]
+    costs.observe(width, 0, times[width] * factor)
+    assert np.abs(np.log(costs.seconds(0)[at] / before)).max() < 0.1
+
+
+@given(seconds, st.lists(st.floats(1, 50), min_size=YOUNG, max_size=YOUNG))
+def test_a_young_width_believes_its_fastest_call(true: float, slower: list[float]):
+    costs = observed((4, 0, true * factor) for factor in slower)
+    assert at_width(costs, 4) == pytest.approx(true * min(slower))
+
+
+@given(seconds, st.floats(0.3, 3))
+def test_a_width_that_is_new_on_a_slow_day_costs_less_on_others(true, pace: float):
+    costs = CostModel()
+    costs.measured(0, {1: 0.01})
+    for _ in range(200):
+        costs.observe(1, 0, 0.01 * pace)
+    costs.observe(4, 0, true * pace)
+    assert at_width(costs, 4) == pytest.approx(true * pace)
+    for _ in range(200):
+        costs.observe(1, 0, 0.01)
+    assert at_width(costs, 4) == pytest.approx(true, rel=0.2)
+
+
+@given(curves, st.integers(0, 2**32), st.sampled_from([0.4, 0.7, 1.5, 2.5]))
+def test_a_machine_that_changes_its_pace_moves_all_widths(times, seed, pace: float):
+    machine, costs = Machine(times, seed), CostModel()
+    costs.measured(0, times)
+    machine.times = {width: pace * true for width, true in times.items()}
+    machine.teach(costs, 150, widths=(1, 2))
+    for width, true in times.items():
+        # Also those that did not run meanwhile, less what 1 and 2 took for their own.
+        assert at_width(costs, width) == pytest.approx(pace * true, rel=0.3)
+        assert math.log(at_width(costs, width) / true) * math.log(pace) > 0
+    for width in (1, 2):
+        assert at_width(costs, width) == pytest.approx(pace * times[width], rel=0.1)
+    assert math.log(costs.pace) * math.log(pace) > 0
+
+
+class TestDepth:
+    deep = st.dictionaries(st.integers(1, 9000), curves, min_size=1, max_size=4)
+
+    @given(deep, depths)
+    def test_no_time_is_less_than_at_the_start(self, later, depth: int):
+        costs, first = CostModel(), dict.fromkeys(WIDTHS, 0.01)
+        costs.measured(0, first)
+        for at in sorted(later):
+            costs.measured(at, later[at])
+        times = costs.seconds(depth)[np.array(WIDTHS) - 1]
+        assert (times >= 0.01 - 1e-12).all()
+        costs.observe(4, depth, 0.01)  # what it expects is something to compare with
+
+    @given(curves, st.integers(1, 64), st.floats(1e-3, 10), st.integers(0, 256))
+    def test_growth_is_linear_between_and_beyond_depths(
+        self, start, step: int, slope: float, bucket: int
+    ):
+        def true(width: int, depth: int) -> float:
+            return start[width] * (1 + slope * depth / 4096)
+
+        costs = CostModel()
+        for depth in (0, 64 * step, 192 * step):
+            costs.measured(depth, {width: true(width, depth) for width in WIDTHS})
+        for width in WIDTHS:
+            depth = 64 * bucket
+            assert at_width(costs, width, depth) == pytest.approx(true(width, depth))
+
+    @given(st.floats(0, 1), st.floats(0, 1))
+    def test_widths_between_those_that_were_measured_deep_grow_too(self, low, high):
+        costs = CostModel()
+        costs.measured(0, dict.fromkeys((1, 2, 3, 4), 1.0))
+        costs.measured(1024, {1: 1 + low, 4: 1 + high})
+        grown = [at_width(costs, width, 1024) - 1 for width in (1, 2, 3, 4)]
+        assert grown == pytest.approx(np.linspace(low, high, 4).tolist())
+
+    def test_a_width_that_was_only_measured_deep_stays_unknown(self):
+        costs = CostModel()
+        costs.measured(0, {1: 1.0, 2: 1.5})
+        costs.measured(512, {1: 1.5, 4: 2.0})
+        assert at_width(costs, 4, 512) == math.inf
+        assert at_width(costs, 2, 512) == 2.0
+
+    @given(st.integers(0, 4096), st.integers(0, 2**32))
+    def test_rounds_at_any_depth_correct_the_same_curve(self, depth: int, seed: int):
+        costs, random = CostModel(), np.random.default_rng(seed)
+        costs.measured(0, {1: 0.010, 4: 0.020})
+        costs.measured(2048, {1: 0.014, 4: 0.040})
+        before = costs.seconds(depth)[[0, 3]].copy()
+        for _ in range(300):
+            width = int(random.choice([1, 4]))
+            costs.observe(width, depth, 1.5 * float(before[0 if width == 1 else 1]))
+        assert costs.seconds(depth)[[0, 3]] == pytest.approx(1.5 * before, rel=0.03)
+
+
+class TestState:
+    @given(st.lists(calls, max_size=40), st.none() | st.tuples(curves, curves), depths)
+    def test_what_comes_back_gives_the_same_times(self, tried, measured, depth: int):
+        costs = CostModel()
+        for at, curve in zip((0, 1024), measured or (), strict=False):
+            costs.measured(at, curve)
+        for call in tried:
+            costs.observe(*call)
+        state = json.loads(json.dumps(costs.state(), allow_nan=False))
+        again = CostModel.from_state(state)
+        np.testing.assert_allclose(again.seconds(depth), costs.seconds(depth), 1e-9)
+        assert again.known == costs.known
+        assert (again.rounds <= costs.rounds).all()
+        young = costs.rounds < YOUNG
+        np.testing.assert_array_equal(again.rounds[young], costs.rounds[young])
+
+    def test_the_state_below_is_a_good_one(self):
+        assert at_width(CostModel.from_state(GOOD), 4, 512) == 0.021
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("seconds", {"1": math.nan, "4": 0.02}),
+            ("seconds", {"1": -0.01, "4": 0.02}),
+            ("seconds", {"1": 0.0, "4": 0.02}),
+            ("seconds", {"1": math.inf, "4": 0.02}),
+            ("seconds", {"1": 10**400, "4": 0.02}),
+            ("seconds", {"0": 0.01, "4": 0.02}),
+            ("seconds", {str(WIDEST + 1): 0.01}),
+            ("seconds", {"one": 0.01}),
+            ("seconds", {"1": [0.01]}),
+            ("seconds", {"1": None}),
+            ("seconds", {"2": 0.01}),  # without its rounds
+            ("seconds", [0.01]),
+            ("seconds", None),
+            ("rounds", {}),
+            ("rounds", {"1": -1, "4": 2}),
+            ("rounds", {"1": math.nan, "4": 2}),
+            ("rounds", {"1": math.inf, "4": 2}),
+            ("rounds", [9, 2]),
+            ("growth", {"0": [0.0] * (WIDEST - 1)}),
+            ("growth", {"0": [[0.0]] * WIDEST}),
+            ("growth", {"0": 0.0}),
+            ("growth", {"0": [math.nan] * WIDEST}),
+            ("growth", {"0": [-0.001] * WIDEST}),
+            ("growth", {"0": [10**400] * WIDEST}),
+            ("growth", {"-1": [0.0] * WIDEST}),
+            ("growth", {"deep": [0.0] * WIDEST}),
+            ("growth", [[0.0] * WIDEST]),
+            ("growth", None),
+        ],
+    )
+    def test_nonsense_is_refused(self, name: str, value: Any):
+        with pytest.raises((ValueError, KeyError, TypeError)):
+            CostModel.from_state({**GOOD, name: value})
+
+    @pytest.mark.parametrize("name", GOOD)
+    def test_a_part_that_is_missing_is_refused(self, name: str):
+        with pytest.raises(KeyError):
+            CostModel.from_state({k: v for k, v in GOOD.items() if k != name})
+
+    @pytest.mark.parametrize("state", [None, [], 3, "seconds"])
+    def test_what_is_no_state_is_refused(self, state: Any):
+        with pytest.raises((ValueError, KeyError, TypeError)):
+            CostModel.from_state(state)
+
+    @given(curves, st.floats(1.2, 5.0))
+    @settings(max_examples=30)
+    def test_the_pace_is_kept_in_the_curve(self, times, pace: float):
+        costs = CostModel()
+        costs.measured(0, times)
+        for _ in range(400):
+            costs.observe(1, 0, pace * times[1])
+        again = CostModel.from_state(costs.state())
+        assert again.pace == 1
+        assert at_width(again, 1) == pytest.approx(pace * times[1], rel=0.01)
+
+
+probabilities = st.lists(st.floats(0, 1), max_size=WIDEST + 8).map(
+    lambda p: np.array(sorted(p, reverse=True))
+)
+some_times = st.lists(
+    st.just(math.inf) | seconds, min_size=WIDEST - 1, max_size=WIDEST - 1
+)
+
+
+class TestBestWidth:
+    @given(probabilities, seconds, some_times, st.floats(0, 0.5))
+    @settings(max_examples=300)
+    def test_is_the_best_of_all_that_beat_plain_decoding(self, path, one, more, margin):
+        times = np.array([one, *more])
+        rates = {
+            width: (1 + float(path[: width - 1].sum())) / float(times[width - 1])
+            for width in range(2, min(path.size + 1, WIDEST) + 1)
+        }
+        best, plain = max(rates.values(), default=0.0), 1 / one
+        width, rate = best_width(path, times, margin)
+        assert rate == pytest.approx(rates.get(width, plain))
+        if best > plain * (1 + margin) * (1 + 1e-9):
+            assert rate == pytest.approx(best)
+        if best < plain * (1 + margin) * (1 - 1e-9):
+            assert width == 1
+
+    def test_nothing_proposed_is_plain_decoding(self):
+        assert best_width(np.array([]), np.ones(WIDEST)) == (1, 1.0)
+
+    def test_nothing_known_but_one_token_is_plain_decoding(self):
+        times = np.full(WIDEST, np.inf)
+        times[0] = 0.5
+        assert best_width(np.ones(10), times) == (1, 2.0)
