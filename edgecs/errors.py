@@ -5,6 +5,7 @@
     │   └── ContextFull          2   more tokens than the context holds
     ├── ModelError               3   a model that is missing, broken or in use
     ├── OutOfMemory              4   weights or KV cache did not fit
+    ├── BrokenPromise            5   drafts changed an answer that strict had promised
     ├── FetchError               6   a download failed; nothing half-written is used
     └── Cancelled              130   stopped on request, while loading or in prefill
 
@@ -38,6 +39,12 @@ class OutOfMemory(EdgecsError):
     """Weights or KV cache did not fit into memory."""
 
     exit_code = 4
+
+
+class BrokenPromise(EdgecsError):
+    """Drafts changed an answer where bit-identical rows had been promised."""
+
+    exit_code = 5
 
 
 class FetchError(EdgecsError):

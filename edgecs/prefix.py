@@ -84,6 +84,12 @@ class PrefixCache:
         self._ids[self._length : end] = tokens
         self._length, self._unsure = end, False
 
+    def reset_to(self, tokens: Tokens) -> None:
+        """To be called when the engine has replaced all cells by those of `tokens`."""
+        self._length, self._source, self.first = 0, None, 0
+        self._agreed = 0
+        self.extend(tokens)
+
     def reset(self, first: int = 0) -> None:
         """Drops everything; what comes next begins at context index `first`."""
         self._unsure = True

@@ -18,6 +18,7 @@ import psutil
 from numpy.typing import NDArray
 
 from edgecs.backends import llama_library as library
+from edgecs.backends.llama_cells import repeated
 from edgecs.backends.llama_model import KV_TYPES, LlamaModel
 from edgecs.context import Context, Tokens
 from edgecs.draft import Draft, Rows
@@ -27,6 +28,8 @@ from edgecs.options import LoadOptions
 from edgecs.prefix import PrefixCache
 
 _SEQUENCE = 0
+_REAL = 32  # cells that are computed before they are repeated for measuring
+_LARGEST_STATE = 1 << 29  # bytes
 _FLASH = {
     "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
     "on": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
@@ -164,6 +167,38 @@ class LlamaLM:
         if self._ctx is not None:
             self._cache.reset()
         self._prefill_row = None
+
+    def pretend(self, context: Context) -> bool:
+        """Fills the cells of a context for measuring, see `probe.Measurable`.
+
+        False where llama.cpp does not take the cells, or where they are too many; then
+        there are none.
+        """
+        self.reset()
+        self._prefill(context.tokens[:_REAL])
+        missing = len(context) - len(self._cache)
+        if missing <= 0:
+            return True
+        size = lib.llama_state_seq_get_size(self._ctx, _SEQUENCE)
+        if size * len(context) / _REAL <= _LARGEST_STATE:
+            given = (ctypes.c_uint8 * size)()
+            lib.llama_state_seq_get_data(self._ctx, given, size, _SEQUENCE)
+            if self._restore(bytes(given), len(context)):
+                self._cache.reset_to(context.tokens)
+                return True
+        self.reset()
+        return False
+
+    def _restore(self, given: bytes, cells: int) -> bool:
+        """Whether llama.cpp took the cells of `given` repeatedly."""
+        try:
+            state = repeated(given, cells)
+        except ValueError:
+            return False
+        data = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        taken = lib.llama_state_seq_set_data(self._ctx, data, len(state), _SEQUENCE)
+        last = lib.llama_memory_seq_pos_max(self._memory, _SEQUENCE)
+        return bool(taken == len(state) and last == cells - 1)
 
     def hold(self) -> AbstractContextManager[None]:
         """Claims the model; a second holder gets a ModelError."""

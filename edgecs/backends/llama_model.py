@@ -141,6 +141,7 @@ class LlamaModel:
 
     def _open(self, options: LoadOptions) -> lib.llama_model_p | None:
         params = lib.llama_model_default_params()
+        params.use_extra_bufts = options.repack
         layers = options.n_gpu_layers
         params.n_gpu_layers = -1 if layers == "all" else int(layers)
         params.load_mode = (

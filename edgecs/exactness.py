@@ -1,0 +1,239 @@
+"""Which widths give the bits of plain decoding, and what to do where none does.
+
+Rows of logits can depend on how many tokens were computed in the call. `Classes` holds
+what a probe found, by range of the context; `Limits` turns it into a tier for every
+range: which widths a round may have, and when a choice has to be made again alone.
+
+    strict    only widths whose rows are bit-identical to those of width 1
+    guarded   any width; a choice nearer to a tie than the measured noise is made again
+              on a row of width 1
+    numeric   any width, the target's choice on the rows as they are
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.costs import WIDEST
+
+Tier = Literal["strict", "guarded", "numeric"]
+Exact = Literal["auto", "strict", "guarded", "numeric"]
+
+FIRST_BORDER = 256  # borders between ranges: 256, 512, 1024, ...: n_kv is padded to 256
+WORTH = 0.97  # auto is strict where that keeps at least this share of the speed
+NOISES = 2.0  # a guarded choice is made again within so many measured deviations
+
+Allowed = NDArray[np.bool_]
+"""Which widths may be used, [WIDEST], [n - 1] for n tokens; n = 1 always may."""
+
+
+def range_of(depth: int) -> tuple[int, int]:
+    """The range of depths [start, end) that a depth belongs to.
+
+    >>> range_of(0), range_of(255), range_of(300), range_of(512), range_of(1500)
+    ((0, 256), (0, 256), (256, 512), (512, 1024), (1024, 2048))
+    """
+    if depth < FIRST_BORDER:
+        return 0, FIRST_BORDER
+    end = 1 << int(depth).bit_length()
+    return end >> 1, end
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one probe saw: the rows of calls that start at one depth."""
+
+    same: frozenset[int]  # widths whose rows were those of width 1, bit for bit
+    other: frozenset[int]  # widths with a different bit somewhere
+    noise: float  # root mean square of the change of the top-2 gap at the others
+
+    def both(self, more: Finding) -> Finding:
+        """Two probes of one range: a width must pass both."""
+        other = self.other | more.other
+        return Finding(
+            (self.same | more.same) - other, other, max(self.noise, more.noise)
+        )
+
+
+@dataclass
+class Classes:
+    """Findings by range of depth, and for calls that cross into a range."""
+
+    inside: dict[int, Finding] = field(default_factory=dict)  # by start of the range
+    crossing: dict[int, Finding] = field(default_factory=dict)  # by the border
+
+    def add(self, depth: int, last: int, found: Finding) -> None:
+        """Takes what calls said that begin at `depth` and end by cell `last`."""
+        start, end = range_of(depth)
+        where, key = (self.crossing, end) if last >= end else (self.inside, start)
+        where[key] = where[key].both(found) if key in where else found
+
+    def strict(self, depth: int) -> Allowed:
+        """Widths whose bits are those of plain decoding, from a depth on.
+
+        A range that was not probed has width 1 alone.
+        """
+        start, end = range_of(depth)
+        allowed = _allowed(self.inside.get(start))
+        beyond = _allowed(self.crossing.get(end))
+        room = end - depth  # a call of more tokens crosses the border
+        allowed[room:] &= beyond[room:]
+        return allowed
+
+    def noise(self, depth: int) -> float:
+        """How much the batch changes a top-2 gap, logits; 0 where it never did."""
+        start, end = range_of(depth)
+        found = [self.inside.get(start)]
+        if depth + WIDEST > end:
+            found.append(self.crossing.get(end))
+        return max((f.noise for f in found if f), default=0.0)
+
+    def state(self) -> dict[str, Any]:
+        """For `from_state`."""
+        return {
+            name: {str(at): _finding_state(f) for at, f in findings.items()}
+            for name, findings in vars(self).items()
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Classes:
+        """What `state` gave; ValueError, KeyError or TypeError for other data."""
+        parts = [
+            {int(at): _finding(said) for at, said in dict(state[name]).items()}
+            for name in ("inside", "crossing")
+        ]
+        return cls(*parts)
+
+
+def _finding(said: Mapping[str, Any]) -> Finding:
+    try:
+        same, other = (frozenset(map(int, said[name])) for name in ("same", "other"))
+        noise = float(said["noise"])
+    except OverflowError as error:  # JSON has integers of any size
+        raise ValueError(f"no number for a machine: {error}") from error
+    right = not same & other and min(same | other, default=1) > 0
+    if not (right and 0 <= noise < math.inf):
+        raise ValueError(f"{said} is not what a probe finds")
+    return Finding(same, other, noise)
+
+
+def _finding_state(found: Finding) -> dict[str, Any]:
+    return {
+        "same": sorted(found.same),
+        "other": sorted(found.other),
+        "noise": found.noise,
+    }
+
+
+def _allowed(found: Finding | None) -> Allowed:
+    allowed = np.zeros(WIDEST, dtype=np.bool_)
+    allowed[0] = True
+    if found:
+        allowed[[n - 1 for n in found.same if n <= WIDEST]] = True
+    return allowed
+
+
+EVERY = np.ones(WIDEST, dtype=np.bool_)
+EVERY.flags.writeable = False
+
+
+class Limits:
+    """The tier of every range of the context, decided when it is first asked for.
+
+    keeps: share of the speed that is left when only these widths may be used; auto is
+    strict where it is at least WORTH. guards: whether auto may take guarded.
+    """
+
+    def __init__(
+        self,
+        classes: Classes | None = None,
+        exact: Exact = "numeric",
+        *,
+        keeps: Callable[[Allowed, int], float] | None = None,
+        guards: bool = False,
+    ) -> None:
+        self.classes = classes or Classes()
+        self.exact = exact
+        self._keeps = keeps or (lambda allowed, depth: float(allowed.all()))
+        self._guards = guards
+        self._tiers: dict[int, Tier] = {}
+        self._inside: dict[int, Allowed] = {}  # by start of the range
+
+    def tier(self, depth: int) -> Tier:
+        """What holds for rounds that start at a depth."""
+        start, _ = range_of(depth)
+        if start not in self._tiers:
+            self._tiers[start] = self._decide(start)
+        return self._tiers[start]
+
+    def _decide(self, start: int) -> Tier:
+        if self.exact != "auto":
+            return self.exact
+        known = self.classes.inside.get(start)
+        if known and self._keeps(_allowed(known), start) >= WORTH:
+            return "strict"
+        return "guarded" if self._guards and self.classes.noise(start) else "numeric"
+
+    def allowed(self, depth: int) -> Allowed:
+        """Widths that a round may have which starts at a depth."""
+        if self.tier(depth) != "strict":
+            return EVERY
+        start, end = range_of(depth)
+        if depth + WIDEST > end:  # a wide call would cross the border
+            return self.classes.strict(depth)
+        if start not in self._inside:
+            self._inside[start] = self.classes.strict(depth)
+        return self._inside[start]
+
+    def fits(self, depth: int, width: int) -> int:
+        """The largest width that a round of `width` tokens may keep."""
+        if width < 2 or self.tier(depth) != "strict":
+            return width
+        allowed = self.allowed(depth)[: min(width, WIDEST)]
+        return int(np.flatnonzero(allowed)[-1]) + 1
+
+    def guard(self, depth: int) -> float:
+        """Nearer to a tie than this, in logits, a choice is made again; 0: never."""
+        if self.tier(depth) != "guarded":
+            return 0.0
+        return NOISES * self.classes.noise(depth)
+
+    def describe(self, depths: Iterable[int]) -> str:
+        """The tiers along a context in words, such as `strict (widths 2-8) to 512`."""
+        told: list[tuple[str, int]] = []
+        for depth in depths:
+            start, end = range_of(depth)
+            tier = self.tier(start)
+            words: str = tier
+            found = self.classes.inside.get(start)
+            if tier == "strict":
+                words += f" ({_widths(found)})"
+            elif self.exact != "numeric" and not found:
+                words += " (not probed)"
+            if told and told[-1][0] == words:
+                told[-1] = words, end
+            else:
+                told.append((words, end))
+        ends = [f"{words} to {end}" for words, end in told[:-1]]
+        return ", then ".join([*ends, told[-1][0]]) if told else self.exact
+
+
+def _widths(found: Finding | None) -> str:
+    """Widths as people write them: 2-4, 8."""
+    same = sorted(found.same) if found else []
+    if not same:
+        return "width 1 only"
+    parts: list[list[int]] = []
+    for n in same:
+        if parts and n == parts[-1][-1] + 1:
+            parts[-1].append(n)
+        else:
+            parts.append([n])
+    spans = [f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts]
+    return "widths " + ", ".join(spans)

@@ -1,0 +1,218 @@
+"""Measuring a model on scratch cells: what a call costs, and whether its bits hold.
+
+The context is made of ids from a fixed pseudo-random sequence, and its cells are copies
+where the engine allows it, so a probe at any depth costs no more than its own calls.
+The model is empty afterwards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from statistics import median
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.context import Context, Tokens
+from edgecs.costs import WIDEST, CostModel
+from edgecs.draft import NOTHING, Draft, LanguageModel
+from edgecs.errors import Cancelled
+from edgecs.exactness import FIRST_BORDER, Classes, Finding, range_of
+
+QUICK = (2, 3, 4, 6, 8)  # widths that are probed at load
+FULL = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32)
+_SHALLOW = 24
+_AHEAD = 1  # cells before a border where all calls of two tokens or more cross it
+_NOTHING = Finding(frozenset(), frozenset(), 0.0)
+
+
+class Measurable(LanguageModel, Protocol):
+    """A model whose cells can be filled without computing them."""
+
+    def pretend(self, context: Context) -> bool:
+        """Fills the cells of a context with something, copies of a few real ones.
+
+        False where the engine does not allow it; the model is empty then.
+        """
+
+
+class Timed(NamedTuple):
+    """One call: how many tokens, on how many cells, how long."""
+
+    width: int
+    depth: int
+    seconds: float
+
+
+def scratch(vocab_size: int, size: int) -> Tokens:
+    """Ids of a fixed pseudo-random sequence, int32 [size]."""
+    random = np.random.default_rng(0)
+    # A drafter's vocabulary may lack the last rows of its target's, which are padding.
+    return random.integers(0, max(1, vocab_size // 2), size, dtype=np.int32)
+
+
+class Scratch:
+    """A model with `depth` scratch cells in it, whose calls are timed.
+
+    >>> from edgecs.testing import TableModel
+    >>> with Scratch(TableModel(50), 10) as cells:
+    ...     cells.rows(0, 3).shape
+    (3, 50)
+    """
+
+    def __init__(self, model: LanguageModel, depth: int) -> None:
+        self.timed: list[Timed] = []
+        self._model = model
+        self._tokens = scratch(model.vocab_size, depth + 2 * WIDEST + 1)
+        self._depth = depth
+
+    def __enter__(self) -> Scratch:
+        first = Context(self._tokens[: self._depth])
+        pretend = getattr(self._model, "pretend", None)
+        try:
+            if pretend is None or not pretend(first):
+                self._model.score(first, NOTHING)
+        except BaseException:
+            self._model.reset()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._model.reset()
+
+    def rows(self, after: int, width: int) -> NDArray[np.float32]:
+        """Logits of a call of `width` tokens, [width, vocabulary], a view.
+
+        after: tokens between the scratch cells and the call.
+        """
+        if self._model.cancel.is_set():
+            raise Cancelled("stopped while measuring the model")
+        start = self._depth + after + 1
+        context = Context(self._tokens[:start])
+        draft = Draft.chain(self._tokens[start : start + width - 1], "scratch")
+        began = time.perf_counter()
+        rows = self._model.score(context, draft if width > 1 else NOTHING).logits
+        seconds = time.perf_counter() - began
+        self.timed.append(Timed(width, start - 1, seconds))
+        return rows
+
+
+def curve(
+    model: LanguageModel, depth: int, widths: Iterable[int], repeats: int
+) -> dict[int, float]:
+    """Median seconds of calls by width at a depth, the widths taken in turn.
+
+    Widths that the model or its context has no room for are left out.
+    """
+    room = min(model.max_draft + 1, model.n_ctx - depth - 1)
+    order = [n for n in widths if n <= room]
+    if not order:
+        return {}
+    with Scratch(model, depth) as cells:
+        cells.rows(0, 1)  # the first call on new cells pays for more than itself
+        cells.timed.clear()
+        for i in range(repeats):
+            for n in order if i % 2 else reversed(order):
+                cells.rows(0, n)
+        return {
+            n: median(t.seconds for t in cells.timed if t.width == n) for n in order
+        }
+
+
+def bits(
+    model: LanguageModel,
+    depth: int,
+    widths: Sequence[int],
+    *,
+    until: float = float("inf"),
+) -> tuple[Finding, list[Timed]]:
+    """Compares calls of every width with the same tokens one by one, bit for bit.
+
+    Every call but the first follows a removal of cells. until: `perf_counter` value
+    after which no further width is begun.
+    """
+    alone: list[NDArray[np.float32]] = []
+    same, other, changes = set(), set(), []
+    dirty = False  # whether the cells are those of a call that gave other bits
+    with Scratch(model, depth) as cells:
+        for width in sorted(widths):
+            if width > model.max_draft + 1 or time.perf_counter() > until:
+                continue
+            for i in range(0 if dirty else len(alone), width):
+                alone[i : i + 1] = [cells.rows(i, 1)[0].copy()]
+            together = cells.rows(0, width)
+            dirty = not np.array_equal(together, alone[:width])
+            if not dirty:
+                same.add(width)
+            else:
+                other.add(width)
+                changes += list(_changes(alone[:width], together))
+        noise = float(np.sqrt(np.mean(np.square(changes)))) if changes else 0.0
+        return Finding(frozenset(same), frozenset(other), noise), cells.timed
+
+
+def _changes(
+    alone: Sequence[NDArray[np.float32]], together: NDArray[np.float32]
+) -> Iterator[float]:
+    """By how much the gap between the two best tokens of a row changed."""
+    for one, row in zip(alone, together, strict=True):
+        second, first = np.argpartition(one, -2)[-2:].tolist()
+        yield float((row[first] - row[second]) - (one[first] - one[second]))
+
+
+def points(n_ctx: int) -> list[tuple[int, int]]:
+    """Where to probe: (depth, start of the range), shallow first.
+
+    In every range once inside, across a multiple of 256 where there is one, and once
+    across the border to the next, as far as there is room for the calls.
+
+    >>> points(600)
+    [(24, 0), (255, 0), (384, 256), (511, 256), (566, 512)]
+    """
+    found, start, last = [], 0, n_ctx - WIDEST - 2
+    while max(1, start) <= last:
+        _, end = range_of(start)
+        across = start + FIRST_BORDER - _AHEAD
+        inside = across if across + FIRST_BORDER <= end else (start + end) // 2
+        found.append((min(inside if start else _SHALLOW, last), start))
+        found.append((end - _AHEAD, start))
+        start = end
+    return [(depth, start) for depth, start in found if depth <= last]
+
+
+def classify(
+    model: LanguageModel,
+    classes: Classes,
+    widths: Sequence[int],
+    costs: CostModel | None = None,
+    *,
+    until: float = float("inf"),
+    deepest: int | None = None,
+    progress: Callable[[int], None] = lambda depth: None,
+) -> None:
+    """Probes what `classes` does not know yet, as far as time allows.
+
+    Where no width passed, only two are asked about deeper. costs: learns from the
+    calls. deepest: probe no deeper.
+    """
+    worth = {n for n in widths if n <= model.max_draft + 1}
+    for depth, start in points(min(model.n_ctx, deepest or model.n_ctx)):
+        _, end = range_of(start)
+        crosses = depth == end - _AHEAD
+        known = classes.crossing.get(end) if crosses else classes.inside.get(start)
+        known = known or _NOTHING
+        if missing := sorted(worth - known.same - known.other):
+            if time.perf_counter() > until:
+                break
+            progress(depth)
+            found, timed = bits(model, depth, missing, until=until)
+            for call in timed if costs else ():
+                assert costs is not None
+                costs.observe(*call)
+            if found.same or found.other:
+                classes.add(depth, depth + missing[-1] - 1, found)
+                known = known.both(found)
+        if known.other and not known.same:
+            worth &= {min(worth, default=0), 4}
