@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from functools import cached_property
-from itertools import accumulate
+from time import perf_counter
 from typing import NamedTuple
 
 from edgecs.choice import Choices
 from edgecs.context import Context
 from edgecs.draft import NOTHING, Choose, Draft, Drafter, LanguageModel, Rows, Verdict
 from edgecs.errors import ConfigError
+from edgecs.exactness import Limits
 from edgecs.kmatrix import KMatrix
+from edgecs.schedule import Clock, Outcome, Plan, Quotas, Schedule
 from edgecs.verify import verify
 
 
@@ -29,6 +31,10 @@ class Round(NamedTuple):
     verdict: Verdict
     proposed: tuple[str, ...]  # who wrote each proposed token, before any clipping
     reviewer: str
+    plan: Plan | None = None  # why it was drafted so, where a planner decided
+    drafting: float = 0.0  # seconds until the draft was there
+    calling: float = 0.0  # seconds of the reviewer's call
+    again: bool = False  # whether the last choice was made again at width 1
 
     @property
     def tokens(self) -> list[int]:
@@ -44,53 +50,78 @@ class Round(NamedTuple):
 
 
 class Cascade:
-    """A reviewer and the drafters that write for it.
+    """A reviewer and the schedule of the drafters that write for it.
 
-    counts: quota of each drafter a round, a row of the K matrix: a drafter goes on
-    until the quotas up to its own are written. ends: end-of-generation tokens, nothing
-    follows them. lenience: 1 or more; above 1 the reviewer lets drafted tokens stand
-    that it would not have chosen itself, which only an inner reviewer may. confident:
-    state the reviewer's probability for every token proposed, for a lenient reviewer
-    above. forwards: how many calls the reviewer had since it was made.
+    ends: end-of-generation tokens, nothing follows them. limits: which widths its
+    calls may have, and when a choice is made again. lenience: 1 or more; above 1 the
+    reviewer lets drafted tokens stand that it would not have chosen itself, which only
+    an inner reviewer may. confident: state the reviewer's probability for every token
+    proposed, for a lenient reviewer above. clock: gives seconds. forwards: how many
+    calls the reviewer had since it was made.
     """
 
     def __init__(
         self,
         reviewer: LanguageModel,
-        drafters: Sequence[Drafter],
-        counts: Sequence[int],
+        schedule: Schedule,
         *,
+        limits: Limits | None = None,
         ends: Container[int] = (),
         name: str = "target",
         lenience: float = 1.0,
         confident: bool = False,
+        clock: Clock = perf_counter,
     ) -> None:
-        if len(drafters) != len(counts):
-            raise ValueError(f"{len(drafters)} drafters but {len(counts)} counts")
         if not lenience >= 1:
             raise ConfigError(
                 f"lenience must be 1 (no other choice stands) or more, got {lenience}"
             )
         self.reviewer = reviewer
-        self.drafters = tuple(drafters)
-        self.counts = tuple(counts)
+        self.schedule = schedule
+        self.limits = limits or Limits()
         self.ends = ends
         self.name = name
         self.lenience = lenience
         self.confident = confident
         self.forwards = 0
-        self._goals = tuple(accumulate(counts))
+        self._clock = clock
+
+    @property
+    def drafters(self) -> tuple[Drafter, ...]:
+        """Who writes for the reviewer, the best first."""
+        return self.schedule.drafters
 
     def step(self, context: Context, choices: Choices, most: int) -> Round:
         """One round: gather at most `most` draft tokens, score them, verify.
 
         Emits between 1 and most + 1 tokens. Nothing is committed.
         """
-        draft, proposed = self._gather(context, choices.drafters, most)
+        # The last token of the context is computed by this call: its cell is the first.
+        depth, began = len(context) - 1, self._clock()
+        draft, proposed, plan = self.schedule.draft(
+            context, choices.drafters, most, self.limits.allowed(depth)
+        )
+        draft = draft.clip(self.limits.fits(depth, 1 + len(draft)) - 1)
+        drafted = self._clock()
         rows = self.reviewer.score(context, draft)
+        scored = self._clock()
         self.forwards += 1
         verdict = verify(draft, rows, choices.target, context, self.ends, self.lenience)
-        return Round(draft, rows, verdict, proposed, self.name)
+        noise = self.limits.guard(depth) if len(draft) else 0.0
+        again = self._unsure(draft, rows, verdict, choices, context, noise)
+        if again is not None:
+            verdict = again
+        return Round(
+            draft,
+            rows,
+            verdict,
+            proposed,
+            self.name,
+            plan,
+            drafted - began,
+            scored - drafted,
+            again is not None,
+        )
 
     def propose(self, context: Context, k: int, choose: Choose) -> Draft:
         """Rounds of this level until k tokens are written (vertical cascade)."""
@@ -100,11 +131,19 @@ class Cascade:
             here = context.with_tail(draft.tokens)
             free = min(k - len(draft) - 1, reviewer.n_ctx - len(here))
             done = self.step(here, choices, min(free, reviewer.max_draft))
-            stated = _confidences(done, here, choose) if self.confident else None
+            stated = confidences(done, here, choose) if self.confident else None
             draft = draft.then(Draft.chain(done.tokens, done.sources, stated))
             if done.verdict.token in self.ends:
                 break
         return draft
+
+    def learn(self, context: Context, done: Round) -> None:
+        """Tells the schedule and everyone who drafts what came of a round."""
+        outcome = Outcome(
+            done.draft, done.rows, done.verdict, done.drafting, done.calling
+        )
+        self.schedule.learn(context, outcome)
+        self.observe(context, done.draft, done.rows, done.verdict)
 
     def observe(
         self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
@@ -128,21 +167,30 @@ class Cascade:
         plain = [drafter for drafter in every if not isinstance(drafter, Cascade)]
         return list({id(drafter): drafter for drafter in plain}.values())
 
-    def _gather(
-        self, context: Context, choose: Choose, most: int
-    ) -> tuple[Draft, tuple[str, ...]]:
-        draft = NOTHING
-        proposed: tuple[str, ...] = ()
-        for drafter, goal in zip(self.drafters, self._goals, strict=True):
-            room = min(goal, most) - len(draft)
-            if room > 0:
-                here = context.with_tail(draft.tokens) if len(draft) else context
-                part = drafter.propose(here, room, choose)
-                proposed += part.sources
-                draft = draft.then(part.clip(room))
-                if len(part) and int(draft.tokens[-1]) in self.ends:
-                    break
-        return draft, proposed
+    def _unsure(
+        self,
+        draft: Draft,
+        rows: Rows,
+        verdict: Verdict,
+        choices: Choices,
+        context: Context,
+        noise: float,
+    ) -> Verdict | None:
+        """The verdict up to the first choice that noise could turn, made again alone.
+
+        That position's cell is removed and computed at width 1, as plain decoding
+        would; the rest of the draft is dropped. None: there is no such choice.
+        """
+        if not noise:
+            return None
+        path = [int(draft.tokens[node]) for node in verdict.path]
+        for at, node in enumerate((-1, *verdict.path)):
+            here = context.with_tail(path[:at])
+            if choices.target.margin(rows.logits[node + 1], here.tokens) < noise:
+                row = self.reviewer.score(here, NOTHING).logits[0]
+                token = choices.target(row, here.tokens)
+                return Verdict(verdict.path[:at], token)
+        return None
 
 
 class NamedModel(NamedTuple):
@@ -173,8 +221,7 @@ def stack(
         counts = matrix.counts(level)
         inner = Cascade(
             model,
-            drafters,
-            counts,
+            Quotas(drafters, counts, ends),
             ends=ends,
             name=name,
             lenience=lenience,
@@ -184,7 +231,7 @@ def stack(
     return drafters
 
 
-def _confidences(done: Round, context: Context, choose: Choose) -> list[float]:
+def confidences(done: Round, context: Context, choose: Choose) -> list[float]:
     """What the reviewer thought of each token that its round emits."""
     stated, view = [], context
     for node, token in zip((-1, *done.verdict.path), done.tokens, strict=True):

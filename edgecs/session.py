@@ -7,7 +7,7 @@ be, what is committed, what is counted. It knows no engine.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Literal, NamedTuple
 
@@ -18,6 +18,8 @@ from edgecs.choice import Choices, Rule, always, greedy
 from edgecs.context import Context, Tokens
 from edgecs.draft import Drafter, LanguageModel
 from edgecs.errors import Cancelled, ConfigError, ContextFull
+from edgecs.exactness import Limits
+from edgecs.schedule import Quotas, Schedule
 from edgecs.stats import Stats
 from edgecs.text import TextStream, Tokenizer
 
@@ -39,13 +41,16 @@ class Session:
     """Generates with `target`, drafts coming from `drafters`; a context manager.
 
     draft_max: quota of each drafter a round, row 0 of the K matrix, or one number for
-    all; 0 turns speculation off. rule: how tokens are chosen. Every token is the
+    all; 0 turns speculation off. schedule: a planner instead of fixed quotas; it brings
+    its drafters. limits: the widths that rounds may have, and when a choice is made
+    again. rule: how tokens are chosen. Every token is the
     target's choice on the target's row, so the answer is the same for any drafters and
     any draft_max wherever a row does not depend on how many are computed with it
     (docs/concepts.md).
 
-    `finish_reason` and `stats` describe the last answer. Closing releases the target
-    and the drafters' models but does not unload them.
+    `finish_reason` and `stats` describe the last answer. `on_round`, if set, is called
+    with the context and the outcome of every round, before anything is committed.
+    Closing releases the target and the drafters' models but does not unload them.
     """
 
     def __init__(
@@ -55,6 +60,8 @@ class Session:
         drafters: Sequence[Drafter] = (),
         *,
         draft_max: int | Sequence[int] = 0,
+        schedule: Schedule | None = None,
+        limits: Limits | None = None,
         rule: Rule = _GREEDY,
     ) -> None:
         if isinstance(draft_max, int):
@@ -69,14 +76,17 @@ class Session:
         self.target = target
         self.tokenizer = tokenizer
         self.off_reason: str | None = None  # why speculation is off
-        if not any(counts):
+        if schedule is None and not any(counts):
             self.off_reason = "not asked for"
         elif not target.rewindable:
             self.off_reason = "this model cannot forget rejected tokens"
         if self.off_reason:
-            drafters, counts = (), []
-        self.cascade = Cascade(target, drafters, counts, ends=tokenizer.ends)
+            schedule = Quotas()
+        elif schedule is None:
+            schedule = Quotas(drafters, counts, tokenizer.ends)
+        self.cascade = Cascade(target, schedule, limits=limits, ends=tokenizer.ends)
         self.rule = rule
+        self.on_round: Callable[[Context, Round], None] | None = None
         self.context = Context()
         self.stats = Stats()
         self.finish_reason: FinishReason | None = None
@@ -122,6 +132,7 @@ class Session:
         self._end_stream()
         self._continue(tokens)
         self.stats, self.finish_reason = Stats(prompt_tokens=tokens.size), None
+        self.cascade.schedule.begin()
         choices = (rule or self.rule)(tokens.size)
         self._stream = self._answer(max_tokens, TextStream(stop), choices)
         return self._stream
@@ -199,7 +210,9 @@ class Session:
             limit - stats.tokens - 1, target.n_ctx - len(self.context), target.max_draft
         )
         done = self.cascade.step(self.context, choices, most if stats.tokens else 0)
-        self.cascade.observe(self.context, done.draft, done.rows, done.verdict)
+        self.cascade.learn(self.context, done)
+        if self.on_round and stats.tokens:
+            self.on_round(self.context, done)
         return done
 
     def _emit(self, done: Round, limit: int, text: TextStream) -> Iterator[Token]:

@@ -1,0 +1,300 @@
+"""The adaptive schedule: every round drafts what should bring the most tokens a second.
+
+With path probabilities c_1 >= c_2 >= ... of the drafted tokens a call of n tokens
+emits 1 + c_1 + ... + c_(n-1) of them on average and takes T(n); the width with the best
+ratio is taken, and n = 1 is always among them. Times are measured, probabilities
+calibrated, and both learn from every round, so a planner has nothing to set.
+
+Rounds slower than plain decoding are the cardinal sin: a width must promise MARGIN more
+than plain decoding, and trying what is not known may cost BUDGET of the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.calibration import LOOKED_AT, Calibration
+from edgecs.cascade import NamedModel
+from edgecs.context import Context
+from edgecs.costs import WIDEST, YOUNG, Choice, CostModel, best_width
+from edgecs.draft import NOTHING, Choose, Draft, Drafter
+from edgecs.exactness import EVERY, Allowed
+from edgecs.ledger import Copier, Ledger, Path
+from edgecs.maxgram import MaxGram
+from edgecs.schedule import Clock, Gathered, Outcome, Plan
+from edgecs.writers import Writer, Written
+
+MARGIN = 0.02  # share by which a draft must promise more than plain decoding
+CAUTION = 0.05  # by which the margin grows with each plain call's time that was lost
+FORGIVES = 0.99  # share of what was lost that still counts a round later
+BUDGET = 0.02  # share of the time that may be lost on trying things
+_TRIED = np.array([2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32])  # worth trying
+_HOPED = 0.12  # of a single call's time: least that one token more is taken to cost
+_FELT = 0.1  # share of an answer so far that asking a parked drafter may take
+_PAUSE = 0.002  # seconds; more between two rounds is somebody else's time
+_LATELY = 0.05  # weight of a round in the time that lies between calls
+
+
+class _Desk(NamedTuple):
+    """What a round starts from."""
+
+    context: Context
+    choose: Choose
+    most: int  # draft tokens
+    times: NDArray[np.float64]  # [WIDEST] seconds of a round by width
+    copy: Draft  # Max-Gram's proposal
+    choice: Choice  # the best use of that alone
+
+
+class Planner:
+    """Decides in every round who drafts, and how much of it is verified.
+
+    costs: of the target. last: Max-Gram, or nobody. models: neural drafters, the best
+    first, each of which may review the next one and Max-Gram. longest: most tokens in a
+    draft. ends: end-of-generation tokens. clock: gives seconds.
+    """
+
+    def __init__(
+        self,
+        costs: CostModel,
+        calibration: Calibration,
+        last: MaxGram | None,
+        models: Sequence[NamedModel] = (),
+        *,
+        longest: int = WIDEST - 1,
+        lenience: float = 1.0,
+        ends: Container[int] = (),
+        clock: Clock = perf_counter,
+    ) -> None:
+        self.costs = costs
+        self.calibration = calibration
+        self.ledger = Ledger()
+        self.copier = Copier(last, calibration.copies, ends)
+        writers: list[Writer] = []
+        for named in reversed(models):
+            cheaper = writers[0] if writers else None
+            acceptance = calibration.drafter(named.name)
+            writer = Writer(
+                named,
+                acceptance,
+                self.copier,
+                cheaper,
+                lenience=lenience,
+                ends=ends,
+                clock=clock,
+            )
+            writers.insert(0, writer)
+        self.writers = tuple(writers)
+        self._longest = min(longest, WIDEST - 1)
+        self._ends = ends
+        self._clock = clock
+        self._overhead = 0.0  # seconds of a round outside of all calls
+        self._busy = 0.0  # seconds of all calls
+        self._debt = 0.0  # what drafts lost lately, in plain calls
+        self._start = 0  # tokens before the first round of the answer; 0: no round yet
+        self._lost = 0.0  # seconds lost on trying
+        self._began: float | None = None  # when the round under way began
+        self._called = 0.0  # seconds of its calls
+        self._writing = 0.0  # of these, seconds of its writers
+        self._invested = 0.0  # of these, for what a drafter had missed
+        self._trying = False
+
+    @property
+    def drafters(self) -> tuple[Drafter, ...]:
+        """Neural drafters and Max-Gram."""
+        last = (self.copier.mag,) if self.copier.mag else ()
+        return (*(writer.cascade for writer in self.writers), *last)
+
+    def begin(self) -> None:
+        """A new answer: what was learnt fast in the last one is dropped."""
+        self.ledger.close()
+        self.calibration.begin()
+        for writer in self.writers:
+            writer.begin()
+        self._began, self._debt, self._start = None, 0.0, 0
+
+    def draft(
+        self, context: Context, choose: Choose, most: int, allowed: Allowed = EVERY
+    ) -> Gathered:
+        """The draft that promises most; see the module."""
+        self._mark()
+        self.ledger.settle(context)
+        self._trying, self._writing, self._invested = False, 0.0, 0.0
+        if not most or not self.costs.known:
+            return Gathered(NOTHING, ())
+        most, self._start = min(most, self._longest), self._start or len(context)
+        seconds = self.costs.seconds(len(context)) + self._overhead
+        times = seconds if allowed is EVERY else np.where(allowed, seconds, np.inf)
+        copy, path = self.copier.propose(context, most, self.ledger)
+        choice = best_width(path, times, MARGIN + CAUTION * self._debt)
+        if self.writers:
+            desk = _Desk(context, choose, most, times, copy, choice)
+            if leaders := self._leaders(desk):
+                return self._write(desk, leaders)
+        if not len(copy):
+            return Gathered(NOTHING, (), self._plan(path, times, choice))
+        choice = self._try(path, times, allowed, choice)
+        draft = copy.clip(choice.width - 1)
+        return Gathered(draft, copy.sources, self._plan(path, times, choice))
+
+    def learn(self, context: Context, outcome: Outcome) -> None:
+        """Corrects the times; acceptances are learnt when the text has gone on."""
+        width = 1 + len(outcome.draft)
+        spent = self._called = outcome.calling + self._writing
+        if outcome.rows.fed != width:  # it read the prompt, or a part of it
+            return
+        self.costs.observe(width, len(context), outcome.calling)
+        self._busy += spent
+        if width > 1 or self._writing:
+            emitted = 1 + len(outcome.verdict.path)
+            single = float(self.costs.seconds(len(context))[0])
+            over = spent / single - emitted
+            self._debt = max(0.0, self._debt + over - self._invested / single)
+            if self._trying:
+                self._lost += max(0.0, over) * spent / (over + emitted)
+        self._debt *= FORGIVES
+
+    def describe(self) -> str:
+        """That it decides round by round."""
+        return "planned round by round"
+
+    @property
+    def to_lose(self) -> float:
+        """Seconds that may be lost on trying something now."""
+        return max(0.0, BUDGET * self._busy - self._lost)
+
+    def _mark(self) -> None:
+        """Measures what a round takes besides its calls."""
+        now = self._clock()
+        if self._began is not None:
+            own = now - self._began - self._called
+            if 0 < own < _PAUSE:
+                self._overhead += _LATELY * (own - self._overhead)
+        self._began, self._called = now, 0.0
+
+    def _is_young(self, width: int) -> bool:
+        return bool(self.costs.rounds[width - 1] < YOUNG)
+
+    def _try(
+        self, path: Path, times: NDArray[np.float64], allowed: Allowed, choice: Choice
+    ) -> Choice:
+        """A width that was hardly tried, if it may be better and can be afforded."""
+        at = _TRIED - 1
+        at = at[allowed[at] & (self.costs.rounds[at] < YOUNG)]
+        if not at.size:
+            return choice
+        hoped = times.copy()
+        hoped[at] = np.minimum(0.8 * hoped[at], _hoped(times)[at])
+        maybe = best_width(path, hoped, MARGIN)
+        if maybe.rate <= choice.rate or not self._is_young(maybe.width):
+            return choice
+        known = np.flatnonzero(np.isfinite(times[: maybe.width]))[-1]
+        worst = float(times[known]) * maybe.width / (known + 1)
+        emitted = np.arange(1, maybe.width + 1)
+        chances = np.diff(1 - path[: maybe.width - 1], prepend=0.0, append=1.0)
+        if chances @ np.maximum(0.0, worst - emitted * times[0]) > self.to_lose:
+            return choice
+        self._trying = True
+        return maybe
+
+    def _leaders(self, desk: _Desk) -> tuple[Writer, ...]:
+        """The neural drafters that write in this round, the best first; often none."""
+        depth = len(desk.context)
+        better = desk.choice.rate * (1 + MARGIN + CAUTION * self._debt)
+        leaders: tuple[Writer, ...] = ()
+        for i, writer in enumerate(self.writers):
+            if not (writer.known and writer.has_room(depth)):
+                continue
+            # An answer is expected to go on for as many tokens as it has.
+            more, arrears = writer.catching_up(desk.context)
+            each = arrears / max(1, depth - self._start)
+            rates = writer.promise(depth, desk.times, more, each)
+            if rates.size and rates[: desk.most].max(initial=0) > better:
+                better, leaders = float(rates[: desk.most].max()), self.writers[i:]
+        rate = better if leaders else desk.choice.rate
+        for i, writer in enumerate(self.writers):
+            if writer in leaders:
+                writer.tried(paid=True)
+                writer.parked = None
+                continue
+            writer.parked = depth, desk.times, rate
+            if writer.may_be_tried() and self._affordable(writer, desk):
+                writer.tried(paid=False)
+                self._trying = True
+                return self.writers[i : i + 1]
+        return leaders
+
+    def _affordable(self, writer: Writer, desk: _Desk) -> bool:
+        """Whether asking a parked drafter for a token or two fits the budget."""
+        if not writer.has_room(len(desk.context)):
+            return False
+        single = float(desk.times[0])
+        step = float(writer.costs.seconds(0)[0]) if writer.costs.known else single
+        reads = sum(writer.catching_up(desk.context))
+        # Nor may it be felt in this answer, which may be a short one.
+        here = _FELT * single * (len(desk.context) - self._start)
+        return step + reads + single <= min(self.to_lose, here)
+
+    def _write(self, desk: _Desk, leaders: Sequence[Writer]) -> Gathered:
+        """A draft of neural drafters, the best one first, and a copied tail."""
+        context, written, depth = desk.context, Written(), len(desk.context)
+        self._invested = leaders[0].catching_up(context)[1]
+        for writer in leaders:
+            if written.tokens and written.tokens[-1] in self._ends:
+                break
+            first = len(written.tokens)
+            begun = self._trying  # a try writes at least one token
+            while len(written.tokens) < desk.most and (
+                begun or writer.goes_on(written, desk.times, depth)
+            ):
+                begun = False
+                writer.write(written, context, desk.choose, desk.most, desk.copy)
+                if written.tokens[-1] in self._ends:
+                    break
+            if len(written.tokens) > first == 0:
+                evidence = writer.evidence(written, desk.copy, first)
+                self.ledger.note(context, written.tokens, evidence, writer)
+        self._writing = written.seconds
+        draft = Draft.chain(written.tokens, written.sources, written.confidences)
+        path = np.array(written.path)
+        if len(draft) and int(draft.tokens[-1]) not in self._ends:
+            here = context.with_tail(draft.tokens)
+            tail, more = self.copier.propose(here, desk.most - len(draft))
+            draft = draft.then(tail)
+            path = np.concatenate([path, written.certainty * more])
+        spent = desk.times + written.seconds
+        choice = best_width(path, spent)
+        if self._trying and choice.width == 1:
+            choice = Choice(2, choice.rate) if np.isfinite(spent[1]) else choice
+        plan = self._plan(path, desk.times, choice)
+        return Gathered(draft.clip(choice.width - 1), draft.sources, plan)
+
+    def _plan(self, path: Path, times: NDArray[np.float64], choice: Choice) -> Plan:
+        reason = "promises most"
+        if self._trying:
+            reason = "tried, because little is known about it"
+        elif not path.size:
+            reason = "nothing was proposed"
+        elif choice.width == 1:
+            reason = "nothing promises more than plain decoding"
+        known = np.flatnonzero(np.isfinite(times[: path.size + 1])) + 1
+        return Plan(path[:LOOKED_AT], choice.rate, 1 / float(times[0]), known, reason)
+
+
+def _hoped(times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The least that calls of widths nobody knows are taken to cost, [WIDEST].
+
+    A little more for every token; no more than the widths that are known cost on
+    average, where these are even better than hoped.
+    """
+    widest = int(np.flatnonzero(np.isfinite(times))[-1])
+    more = _HOPED * times[0]
+    if widest:
+        more = min(more, max(0.0, (times[widest] - times[0]) / widest))
+    hoped: NDArray[np.float64] = times[0] + more * np.arange(WIDEST)
+    return hoped
