@@ -12,6 +12,7 @@ from edgecs.choice import Choices, Rule, always, chooser, greedy
 from edgecs.context import Context
 from edgecs.draft import Choose, Draft, Drafter, LanguageModel, Rows, Verdict
 from edgecs.errors import (
+    BrokenPromise,
     Cancelled,
     ConfigError,
     ContextFull,
@@ -25,14 +26,18 @@ from edgecs.load import Loaded, LoadedDrafter, load, load_drafter
 from edgecs.manifest import Manifest
 from edgecs.maxgram import MaxGram
 from edgecs.options import LoadOptions
+from edgecs.planner import Planner
 from edgecs.sampling import Sampling
+from edgecs.schedule import Quotas, Schedule
 from edgecs.session import Session, Token
+from edgecs.speculation import Speculation
 from edgecs.stats import Stats
 from edgecs.store import Store
 from edgecs.text import TextStream, Tokenizer
 from edgecs.verify import verify
 
 __all__ = [
+    "BrokenPromise",
     "Cancelled",
     "Cascade",
     "Choices",
@@ -54,11 +59,15 @@ __all__ = [
     "ModelError",
     "NamedModel",
     "OutOfMemory",
+    "Planner",
+    "Quotas",
     "Round",
     "Rows",
     "Rule",
     "Sampling",
+    "Schedule",
     "Session",
+    "Speculation",
     "Stats",
     "Store",
     "TextStream",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,10 +13,14 @@ from typing import TYPE_CHECKING, TypeVar
 from edgecs.choice import Choices, Rule, always, chooser, greedy
 from edgecs.draft import Drafter, LanguageModel
 from edgecs.errors import ModelError, OutOfMemory
+from edgecs.exactness import Limits
+from edgecs.machine import cpu_name
 from edgecs.offload import fewer_layers
 from edgecs.options import LoadOptions
 from edgecs.penalties import Breakers, sequence_breakers
+from edgecs.profile import Key, fingerprint
 from edgecs.sampling import Sampling
+from edgecs.schedule import Schedule
 from edgecs.session import Session
 from edgecs.vocabulary import check_same, vocabulary_hash
 
@@ -36,18 +41,47 @@ class Loaded:
     target: LlamaLM
     cancel: threading.Event
     note: str | None  # what automatic offloading decided, None: nothing to decide
+    options: LoadOptions
+    seconds: float  # that loading took
+
+    def key(self) -> Key:
+        """What measurements of this target depend on; reads samples of the file."""
+        from edgecs.backends import llama_library as library
+
+        options = self.options
+        devices = [d.description for d in library.devices()]
+        return Key(
+            model=self.model.path.stem,
+            fingerprint=fingerprint(self.model.path),
+            build=f"llama-cpp-python {library.version()}, {library.system_info()}",
+            device=", ".join([cpu_name(), *devices]),
+            layers=self.model.offload.layers,
+            threads=self.target.threads,
+            flash_attention=options.flash_attention,
+            type_k=options.type_k,
+            type_v=options.type_v,
+            repack=options.repack,
+            n_batch=options.n_batch,
+        )
 
     def session(
         self,
-        drafters: Sequence[Drafter],
-        draft_max: int | Sequence[int],
+        drafters: Sequence[Drafter] = (),
+        draft_max: int | Sequence[int] = 0,
         *,
+        schedule: Schedule | None = None,
+        limits: Limits | None = None,
         rule: Rule = _GREEDY,
     ) -> Session:
-        """A session over the target; one at a time."""
-        vocabulary = self.model.vocabulary
+        """A session over the target, see `Session`; one at a time."""
         return Session(
-            self.target, vocabulary, drafters, draft_max=draft_max, rule=rule
+            self.target,
+            self.model.vocabulary,
+            drafters,
+            draft_max=draft_max,
+            schedule=schedule,
+            limits=limits,
+            rule=rule,
         )
 
     def rule(self, sampling: Sampling, grammar: Grammar | None = None) -> Rule:
@@ -104,6 +138,7 @@ class LoadedDrafter:
     about: str  # what it is and where it runs, for people
     parameters: int | None  # weights; None: not known
     close: Callable[[], None]  # may be called again
+    fingerprint: str = ""  # of its files, see `profile.fingerprint`
 
     def __enter__(self) -> LoadedDrafter:
         return self
@@ -123,7 +158,10 @@ def load(
     cancel = cancel or threading.Event()
 
     def open_with(options: LoadOptions, note: str | None) -> Loaded:
-        return Loaded(*_open(path, options, cancel, None), cancel, note)
+        began = time.perf_counter()
+        model, target = _open(path, options, cancel, None)
+        took = time.perf_counter() - began
+        return Loaded(model, target, cancel, note, options, took)
 
     return _with_layers_that_fit(path, options, open_with)
 
@@ -170,7 +208,9 @@ def load_drafter(
         layers = model.offload.layers
         where = f"{layers}/{model.offload.total} layers on GPU, " if layers else ""
         about = f"{model.description}, {where}{scorer.threads} CPU threads"
-        return LoadedDrafter(path.stem, scorer, about, model.parameters, close)
+        return LoadedDrafter(
+            path.stem, scorer, about, model.parameters, close, fingerprint(path)
+        )
 
     return _with_layers_that_fit(path, options, open_with)
 
@@ -193,7 +233,14 @@ def _load_onnx(folder: Path, target: Loaded, threads: int) -> LoadedDrafter:
     size, cancel = target.target.vocab_size, target.cancel
     model = OnnxModel(manifest, size, cancel, threads=threads)
     about = f"ONNX {manifest.quantization or ''}, {model.provider}, {threads} thread(s)"
-    return LoadedDrafter(manifest.name, model, about, manifest.parameters, model.close)
+    return LoadedDrafter(
+        manifest.name,
+        model,
+        about,
+        manifest.parameters,
+        model.close,
+        fingerprint(folder),
+    )
 
 
 def _with_layers_that_fit(

@@ -25,6 +25,7 @@ from edgecs.load import Loaded, load
 from edgecs.maxgram import MaxGram
 from edgecs.onnx_manifest import DrafterManifest, read_drafter, write_drafter
 from edgecs.options import LoadOptions
+from edgecs.schedule import Quotas
 from tests.onnx_llama import HALF, write_onnx
 
 SIZE = 272
@@ -304,7 +305,7 @@ def test_a_drafter_with_the_weights_of_the_target_is_always_right(
     def choose(row: Any, before: Any) -> int:
         return int(row.argmax())
 
-    inner = Cascade(drafter(window=512), [MaxGram()], [2], name="onnx")
+    inner = Cascade(drafter(window=512), Quotas([MaxGram()], [2]), name="onnx")
     context = Context(list(b"hello, hello, he"))
     for _ in range(20):
         drafted = inner.propose(context, 4, choose)

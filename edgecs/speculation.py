@@ -1,0 +1,243 @@
+"""What is known about drafting for a loaded target, kept between runs.
+
+Opening it finds the profile of this file, build, machine and these options, or probes
+what fits a small budget; closing it saves what the rounds have taught.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Container, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.calibration import Calibration
+from edgecs.cascade import NamedModel
+from edgecs.costs import WIDEST, CostModel, best_width
+from edgecs.draft import LanguageModel
+from edgecs.exactness import Allowed, Classes, Exact, Limits
+from edgecs.maxgram import MaxGram
+from edgecs.planner import MARGIN, Planner
+from edgecs.probe import QUICK, classify, curve
+from edgecs.profile import Key, Profile, Profiles
+from edgecs.writers import Writer
+
+PROBE_SECONDS = 2.0  # most that probing may take at load
+PROBE_SHARE = 0.05  # of the time to load, for costs alone
+_COSTS = (1, 4, 2, 8, 3, 6)  # widths that are timed at load, the most telling first
+FIRST_WIDTHS = (1, 4)  # of a drafter: one token, and a review of three
+_GUARDS = False  # whether auto may take guarded: see docs/concepts.md
+
+
+NONSENSE = (ValueError, KeyError, TypeError, AttributeError)
+"""What reading the numbers of a profile raises if they are none."""
+
+
+class Known(NamedTuple):
+    """What is known about a target."""
+
+    costs: CostModel
+    classes: Classes
+    calibration: Calibration
+
+    @classmethod
+    def of(cls, profile: Profile) -> Known:
+        """The numbers of a profile; raises one of NONSENSE."""
+        return cls(
+            CostModel.from_state(profile.costs),
+            Classes.from_state(profile.classes),
+            Calibration.from_state(profile.acceptance),
+        )
+
+
+class Speculation:
+    """Costs, exact widths and acceptances of one target.
+
+    target: empty, and nobody's. key: what the numbers depend on, None: they are not
+    kept. exact: the tier that is asked for.
+    """
+
+    def __init__(
+        self,
+        target: LanguageModel,
+        *,
+        exact: Exact = "auto",
+        key: Key | None = None,
+        profiles: Profiles | None = None,
+    ) -> None:
+        self.target = target
+        self.exact: Exact = exact
+        self.profile: Profile | None = None
+        self.notes: list[str] = []  # for people
+        self._key, self._profiles = key, profiles
+        self._used: dict[str, CostModel] = {}  # of drafters, by fingerprint
+        self._writers: dict[str, Writer] = {}  # the last planner's, likewise
+        if key and profiles:
+            self.profile, stale = profiles.load(key)
+            if stale:
+                self.notes.append(f"the profile is not used: {stale}")
+        known = self._known()
+        self.costs, self.classes, self.calibration = known
+        self.limits = self._limits()
+
+    def _known(self) -> Known:
+        """What the profile says; if it makes no sense, it is as if never measured."""
+        if self.profile:
+            try:
+                return Known.of(self.profile)
+            except NONSENSE as error:
+                self.notes.append(f"the profile makes no sense, not used: {error!r}")
+                self.profile = None
+        return Known(CostModel(), Classes(), Calibration())
+
+    def _limits(self) -> Limits:
+        return Limits(self.classes, self.exact, keeps=self.keeps, guards=_GUARDS)
+
+    def prepare(
+        self, load_seconds: float, progress: Callable[[str], None] = lambda text: None
+    ) -> None:
+        """Probes what no profile says, within a budget.
+
+        Which widths are exact: within PROBE_SECONDS, or as long as it takes where
+        strict was asked for. Its calls are timed too; where exactness does not matter,
+        calls are timed within PROBE_SHARE of the time that loading took.
+        """
+        if not self.target.rewindable:
+            return
+        began = time.perf_counter()
+        if self.exact != "numeric":
+            if not self.classes.inside or self.exact == "strict":
+                progress("checking which widths give the same bits")
+                until = np.inf if self.exact == "strict" else began + PROBE_SECONDS
+                classify(self.target, self.classes, QUICK, self.costs, until=until)
+        elif not self.costs.known:
+            until = began + min(PROBE_SECONDS, PROBE_SHARE * load_seconds)
+            self._time(until)
+        self.limits = self._limits()
+
+    def _time(self, until: float) -> None:
+        """Times calls of a few widths until the time is up."""
+        for width in _COSTS:
+            single = float(self.costs.seconds(0)[0]) if self.costs.known else 0.0
+            if time.perf_counter() + width * single > until:
+                break
+            took = curve(self.target, _near(self.target), [width], repeats=1)
+            for seconds in took.values():
+                self.costs.observe(width, _near(self.target), seconds)
+
+    def planner(
+        self,
+        models: Sequence[NamedModel] = (),
+        last: MaxGram | None = None,
+        *,
+        longest: int = WIDEST - 1,
+        fingerprints: Mapping[str, str] | None = None,
+        lenience: float = 1.0,
+        ends: Container[int] = (),
+    ) -> Planner:
+        """A schedule that uses and corrects what is known.
+
+        fingerprints: of the models by name, so that their times are found again.
+        """
+        planner = Planner(
+            self.costs,
+            self.calibration,
+            last or MaxGram(),
+            models,
+            longest=longest,
+            lenience=lenience,
+            ends=ends,
+        )
+        known = self._kept("drafters")
+        for writer in planner.writers:
+            mark = (fingerprints or {}).get(writer.name, writer.name)
+            if mark not in self._used:
+                self._used[mark] = self._times_of(writer.cascade.reviewer, known, mark)
+            writer.review.costs = self._used[mark]
+            right = self._kept("right").get(mark)
+            if isinstance(right, float):
+                writer.taught(right)
+            self._writers[mark] = writer
+        return planner
+
+    def _kept(self, name: str) -> dict[str, Any]:
+        """What the profile has about drafters under a name; nothing if it is odd."""
+        found = self.profile.chain.get(name) if self.profile else None
+        return dict(found) if isinstance(found, dict) else {}
+
+    def _times_of(
+        self, model: LanguageModel, known: Mapping[str, Any], mark: str
+    ) -> CostModel:
+        """A drafter's times from the profile, or from one token and a short review."""
+        try:
+            return CostModel.from_state(known[mark])
+        except NONSENSE:
+            costs, depth = CostModel(), _near(model)
+            for width, seconds in curve(model, depth, FIRST_WIDTHS, repeats=1).items():
+                costs.observe(width, depth, seconds)
+            return costs
+
+    def fixed(self, width: int) -> Limits:
+        """Limits for a schedule whose drafts make calls of up to `width` tokens.
+
+        There auto is strict where the whole schedule is.
+        """
+        return Limits(
+            self.classes,
+            self.exact,
+            keeps=lambda allowed, depth: float(width <= WIDEST and allowed[width - 1]),
+            guards=_GUARDS,
+        )
+
+    def keeps(self, allowed: Allowed, depth: int) -> float:
+        """Share of the speed that is left when only these widths may be used.
+
+        Expected over typical proposals of Max-Gram, with the times that are known.
+        """
+        times = self.costs.seconds(depth)
+        if not self.costs.known:
+            return 1.0
+        only = np.where(allowed, times, np.inf)
+        return _speed(only) / _speed(times)
+
+    def save(self) -> bool:
+        """Keeps what is known now; False: there is nothing to keep, or no place."""
+        if not (self._key and self._profiles and self.costs.known):
+            return False
+        profile = self.profile or Profile(self._key)
+        profile.costs = self.costs.state()
+        profile.classes = self.classes.state()
+        profile.acceptance = self.calibration.state()
+        self.profile = profile
+        drafters, right = self._kept("drafters"), self._kept("right")
+        drafters.update({n: c.state() for n, c in self._used.items() if c.known})
+        right.update({n: w.kept for n, w in self._writers.items() if w.known})
+        profile.chain = {**profile.chain, "drafters": drafters, "right": right}
+        return self._profiles.save(profile)
+
+
+def _near(model: LanguageModel) -> int:
+    """A small depth that even a tiny context has room for."""
+    return min(24, model.n_ctx // 4)
+
+
+def _speed(times: NDArray[np.float64]) -> float:
+    """Tokens a second over typical proposals."""
+    tokens = seconds = 0.0
+    for path in typical():
+        width = best_width(path, times, MARGIN).width
+        tokens += 1 + float(path[: width - 1].sum())
+        seconds += float(times[width - 1])
+    return tokens / seconds
+
+
+@cache
+def typical() -> tuple[NDArray[np.float64], ...]:
+    """Path probabilities of Max-Gram's proposals at positions of many texts."""
+    text = resources.files("edgecs").joinpath("prior.json").read_text(encoding="utf-8")
+    return tuple(np.array(path) for path in json.loads(text)["paths"])
