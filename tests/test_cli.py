@@ -262,10 +262,18 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 def test_ctrl_c_in_prefill(edgecs, tiny_gguf, monkeypatch):
     interrupt_at(monkeypatch, 1)
     text = "x" * 2000
-    outcome = edgecs("generate", "-m", tiny_gguf, "-p", text, "--json", "-q")
+    command = ("generate", "-m", tiny_gguf, "-p", text, "--json", "-q", "--no-spec")
+    outcome = edgecs(*command)
     assert outcome.code == 130
     report = json.loads(outcome.out)
     assert (report["tokens"], report["finish_reason"]) == ([], "cancelled")
+
+
+def test_ctrl_c_while_a_new_model_is_probed(edgecs, tiny_gguf, monkeypatch):
+    interrupt_at(monkeypatch, 3)
+    outcome = edgecs("generate", "-m", tiny_gguf, "-p", "hello")
+    assert (outcome.code, outcome.out) == (130, "")
+    assert "stopped while measuring the model" in outcome.err
 
 
 def test_ctrl_c_in_an_answer_keeps_what_was_said(edgecs, tiny_gguf, monkeypatch):

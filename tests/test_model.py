@@ -112,7 +112,7 @@ def test_a_quantised_cache_gives_an_answer_of_its_own_class(model_path: Path):
 def test_the_command_answers_without_any_socket(
     edgecs, model_path: Path, no_sockets: None, monkeypatch: pytest.MonkeyPatch
 ):
-    model = ("-m", model_path, "-c", 512)
+    model = ("-m", model_path, "-c", 512, "--temp", 0)
     outcome = edgecs("generate", *model, "-p", "What is 2 + 2?", "-n", 30, "--json")
     report = json.loads(outcome.out)
     assert "4" in report["text"]

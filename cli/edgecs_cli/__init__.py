@@ -18,6 +18,7 @@ EXIT_CODES = {
     2: "a wrong option, or a prompt that cannot be used (empty, not UTF-8, too long)",
     3: "a model that is missing, damaged, incompatible or in use",
     4: "out of memory",
+    5: "drafts changed an answer that strict had promised (`edgecs audit`)",
     6: "a download failed, or the disk is full; the next pull goes on where it stopped",
     130: "stopped with Ctrl-C",
     141: "the reader of standard output went away",

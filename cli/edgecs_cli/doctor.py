@@ -11,7 +11,12 @@ from typing import Any
 import click
 import psutil
 
-from edgecs_cli.shared import open_store, reports_errors
+from edgecs.exactness import Limits
+from edgecs.machine import cpu_name
+from edgecs.profile import Profile
+from edgecs.speculation import NONSENSE, Known
+from edgecs_cli.exact import tiers
+from edgecs_cli.shared import open_profiles, open_store, reports_errors
 
 _NOT_GPUS = ("CPU", "BLAS", "RPC")
 
@@ -70,11 +75,31 @@ def examine() -> dict[str, dict[str, Any]]:
             "working": [name for name, works in providers.items() if works],
             "not working": [name for name, works in providers.items() if not works],
         },
+        "profiles": {
+            profile.key.slot: _measured(profile)
+            for _, profile in open_profiles().all()
+            if profile
+        },
         "models": {
             model.manifest.name: str(model.path) if model.path else "not here"
             for model in open_store().models()
         },
     }
+
+
+def _measured(profile: Profile) -> str:
+    """What is known of a model under one set of options, in words."""
+    try:
+        known = Known.of(profile)
+    except NONSENSE:
+        return "makes no sense, and is not used"
+    single = float(known.costs.seconds(0)[0]) * 1e3
+    limits, deepest = (
+        Limits(known.classes, "strict"),
+        max(known.classes.inside, default=0),
+    )
+    when = f"tuned {profile.tuned}" if profile.tuned else "not tuned"
+    return f"{single:.1f} ms a token; {tiers(limits, deepest + 1)}; {when}"
 
 
 def build_command(version: str) -> str:
@@ -91,18 +116,6 @@ def build_command(version: str) -> str:
         f"{sys.executable} -m pip install --force-reinstall --no-cache-dir --no-deps "
         f'-C cmake.args="-DGGML_{backend}=on" "llama-cpp-python=={version}"'
     )
-
-
-def cpu_name() -> str:
-    """The processor as the system names it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
 
 
 def _gib(size: int) -> str:

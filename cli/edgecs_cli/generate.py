@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,11 @@ from edgecs.chat_template import ChatTemplate
 from edgecs.context import Tokens
 from edgecs.errors import ConfigError
 from edgecs.load import Loaded
-from edgecs.session import Session
+from edgecs.session import Session, Token
+from edgecs.trace import TraceFile, follow, header
+from edgecs_cli.explain import Paint, has_colours, legend, painter, plain
 from edgecs_cli.options import draft_options, model_options
-from edgecs_cli.run import Opened, open_all, statistics_line
+from edgecs_cli.run import Opened, exactness, open_all, statistics_line
 from edgecs_cli.sampling import sampling_options
 from edgecs_cli.shared import Interrupt, reports_errors, say
 
@@ -41,6 +46,17 @@ from edgecs_cli.shared import Interrupt, reports_errors, say
 @click.option("--stop", multiple=True, help="Stop at this text; may be repeated.")
 @click.option("--raw", is_flag=True, help="No chat template: feed the text as it is.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Show who wrote which part, in colours or as [name:text], and why.",
+)
+@click.option(
+    "--trace",
+    type=click.Path(),
+    metavar="FILE",
+    help="Write what every round did into a file, one line of JSON a round.",
+)
 @model_options
 @draft_options
 @sampling_options
@@ -55,23 +71,30 @@ def generate(**values: Any) -> int:
     edgecs generate -m ./model.gguf -f question.txt -n 256 --json
     git diff | edgecs generate -m user/repo:Q4_K_M --system "Review this."
     edgecs generate -m big.gguf --draft small.gguf --k-matrix "5,10;0,10" -f task.txt
+    edgecs generate -m ./model.gguf -f notes.txt --explain --trace rounds.jsonl
     """
+    if values["explain"] and values["as_json"]:
+        raise click.UsageError(
+            "--explain and --json exclude each other: --trace FILE "
+            "tells a program who wrote what"
+        )
     text = read_prompt(values["prompt"], values["file"])
     interrupt = Interrupt()
-    with open_all(values, interrupt) as opened, interrupt:
+    with (
+        _open_trace(values["trace"]) as trace,
+        open_all(values, interrupt) as opened,
+        interrupt,
+    ):
         session = opened.session
         prompt = _encode(opened.loaded, text, values)
-        limit = values["max_tokens"]
-        answer = _stream(
-            session,
-            prompt,
-            None if limit < 0 else limit,
-            stop=values["stop"],
-            show=not values["as_json"],
-        )
+        if trace:
+            _follow(opened, trace, prompt.size)
+        answer = _stream(session, prompt, values, _paint(session, values))
         if values["as_json"]:
             click.echo(json.dumps(_report(opened, answer)))
         reason = session.finish_reason
+        if values["explain"] and not values["quiet"]:
+            _explain(opened)
         say(statistics_line(session.stats, reason), quiet=values["quiet"])
     return 130 if reason == "cancelled" else 0
 
@@ -117,21 +140,69 @@ def _encode(loaded: Loaded, text: str, values: dict[str, Any]) -> Tokens:
     return ChatTemplate(vocabulary).encode(messages)
 
 
+def _open_trace(name: str | None) -> AbstractContextManager[TraceFile | None]:
+    """The file of --trace, made before a model is loaded."""
+    if name is None:
+        return nullcontext()
+    if name == "-":
+        raise click.UsageError("--trace writes to a file: give its name, not -")
+    return TraceFile(Path(name))
+
+
+def _follow(opened: Opened, trace: TraceFile, prompt_tokens: int) -> None:
+    """Has every round of the next answer written down."""
+    session, model = opened.session, opened.loaded.model.path.stem
+    sampling = opened.request.sampling
+    trace.write(header(model, session.chain, opened.tiers, sampling, prompt_tokens))
+    choose = session.rule(prompt_tokens).target
+    # A margin over the whole vocabulary would take as long as a round.
+    quick = sampling.top_k or not sampling.temperature
+    follow(session, trace.write, choose if quick else None)
+
+
+def _paint(session: Session, values: dict[str, Any]) -> Paint | None:
+    """How the answer is shown while it comes; None: not at all."""
+    if values["as_json"]:
+        return None
+    if values["explain"]:
+        return painter(session.chain, colours=has_colours(sys.stdout))
+    return plain
+
+
+def _explain(opened: Opened) -> None:
+    """Who wrote what and why, on stderr."""
+    colours = has_colours(sys.stdout)
+    for line in legend(opened.session, opened.tiers, colours=colours):
+        click.echo(line, err=True, color=has_colours(sys.stderr))
+
+
 def _stream(
-    session: Session, prompt: Tokens, limit: int | None, *, stop: list[str], show: bool
+    session: Session, prompt: Tokens, values: dict[str, Any], paint: Paint | None
 ) -> tuple[str, list[int]]:
     """Runs the answer, shows it as it comes; returns its text and ids."""
-    texts, ids = [], []
-    for token in session.generate(prompt, max_tokens=limit, stop=stop):
-        ids.append(token.id)
-        texts.append(token.text)
-        if show and token.text:
-            sys.stdout.write(token.text)
-            sys.stdout.flush()
-    text = "".join(texts)
-    if show and not text.endswith("\n"):
-        sys.stdout.write("\n")
-    return text, ids
+    limit, said = values["max_tokens"], list[Token]()
+
+    def noted() -> Iterator[Token]:
+        most = None if limit < 0 else limit
+        for token in session.generate(prompt, max_tokens=most, stop=values["stop"]):
+            said.append(token)
+            yield token
+
+    if paint is None:
+        deque(noted(), maxlen=0)
+    else:
+        _show(paint(noted()))
+    return "".join(token.text for token in said), [token.id for token in said]
+
+
+def _show(pieces: Iterator[str]) -> None:
+    """Writes an answer as it comes, and a newline at its end."""
+    last = ""
+    for piece in filter(None, pieces):
+        click.echo(piece, nl=False, color=True)
+        last = piece
+    if not last.endswith("\n"):
+        click.echo()
 
 
 def _report(opened: Opened, answer: tuple[str, list[int]]) -> dict[str, object]:
@@ -152,4 +223,5 @@ def _report(opened: Opened, answer: tuple[str, list[int]]) -> dict[str, object]:
         "speculative": stats.speculative(
             session.chain, session.off_reason, opened.parameters()
         ),
+        "exact": exactness(opened),
     }

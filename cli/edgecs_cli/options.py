@@ -8,15 +8,11 @@ from typing import Any, TypeVar, get_args
 
 import click
 
+from edgecs.exactness import Exact
 from edgecs.maxgram import LONGEST
 from edgecs.options import GpuLayers, KVType, LoadOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-# A fixed rule that seldom loses on a CPU: what follows a shorter match is wrong too
-# often to pay for the wider call.
-DRAFT_MAX = 3
-MIN_MATCH = 5
 
 
 class GpuLayersType(click.ParamType[GpuLayers]):
@@ -97,6 +93,11 @@ def model_options(command: F) -> F:
             help="Type of the V cache; quantised ones need flash attention.",
         ),
         click.option(
+            "--repack/--no-repack",
+            default=True,
+            help="Lay weights out anew for faster kernels.",
+        ),
+        click.option(
             "--mmap/--no-mmap", default=True, help="Map the file instead of reading it."
         ),
         click.option(
@@ -128,8 +129,9 @@ def draft_options(command: F) -> F:
         click.option(
             "--k-matrix",
             metavar="ROWS",
-            help='How many tokens each drafter writes, as in "5,10;0,10": row 0 while '
-            "the target reviews, row 1 while the first drafter reviews.",
+            help="A fixed schedule instead of the planner: how many tokens each "
+            'drafter writes, as in "5,10;0,10": row 0 while the target reviews, row 1 '
+            "while the first drafter reviews.",
         ),
         click.option(
             "--lenience",
@@ -142,16 +144,14 @@ def draft_options(command: F) -> F:
         click.option(
             "--draft-max",
             type=click.IntRange(0, LoadOptions.max_draft),
-            default=DRAFT_MAX,
-            show_default=True,
             metavar="K",
-            help="Longest draft in tokens, without --k-matrix; 0: no speculation.",
+            help="Longest draft in tokens; 0: no speculation.",
         ),
         click.option(
             "--mag-min-match",
             "min_match",
             type=click.IntRange(1, LONGEST),
-            default=MIN_MATCH,
+            default=1,
             show_default=True,
             metavar="N",
             help="Max-Gram drafts only after N tokens that occurred before.",
@@ -173,6 +173,15 @@ def draft_options(command: F) -> F:
             show_default=True,
             help="Layers of GGUF drafters on the GPU.",
         ),
+        click.option(
+            "--exact",
+            type=click.Choice(get_args(Exact)),
+            default="auto",
+            show_default=True,
+            help="strict: only widths whose bits are those of plain decoding; guarded: "
+            "near-ties are decided again at width 1; numeric: the batch's bits; auto: "
+            "strict where that costs less than 3 % of the speed.",
+        ),
         click.option("--no-spec", is_flag=True, help="Plain decoding, no drafts."),
     ]
     for option in reversed(options):
@@ -182,8 +191,9 @@ def draft_options(command: F) -> F:
 
 def load_options(values: dict[str, Any]) -> LoadOptions:
     """Takes the load options out of a command's parameters."""
-    names = ("n_ctx", "n_gpu_layers", "threads", "flash_attention", "type_k", "type_v")
-    return LoadOptions(**{name: values[name] for name in (*names, "mmap", "mlock")})
+    names = ["n_ctx", "n_gpu_layers", "threads", "flash_attention", "type_k", "type_v"]
+    names += ["repack", "mmap", "mlock"]
+    return LoadOptions(**{name: values[name] for name in names})
 
 
 def draft_load_options(values: dict[str, Any]) -> LoadOptions:

@@ -9,18 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from edgecs.cascade import NamedModel, stack
 from edgecs.kmatrix import KMatrix
-from edgecs.load import Loaded, LoadedDrafter, load, load_drafter
+from edgecs.load import Loaded, LoadedDrafter, load_drafter
 from edgecs.maxgram import MaxGram
 from edgecs.sampling import Sampling
 from edgecs.session import Session
+from edgecs.speculation import Speculation
 from edgecs.stats import Stats
+from edgecs_cli.exact import open_target, tiers
 from edgecs_cli.options import draft_load_options, load_options
 from edgecs_cli.sampling import read_grammar, read_sampling
-from edgecs_cli.shared import Interrupt, open_store, progress_bars, say, show_log
+from edgecs_cli.shared import (
+    Interrupt,
+    open_store,
+    progress_bars,
+    say,
+    show_log,
+)
 
 if TYPE_CHECKING:
     from edgecs.grammar import Grammar
@@ -32,7 +39,7 @@ class Request:
 
     model: Path
     drafts: tuple[Path, ...]
-    matrix: KMatrix
+    matrix: KMatrix | None  # None: the planner decides
     sampling: Sampling
     grammar: Grammar | None
 
@@ -45,6 +52,12 @@ class Opened:
     drafters: list[LoadedDrafter]
     session: Session
     request: Request
+    speculation: Speculation | None  # None: it is off
+
+    @property
+    def tiers(self) -> str:
+        """The exactness tiers along the context, in words."""
+        return tiers(self.session.cascade.limits, self.loaded.target.n_ctx)
 
     def parameters(self) -> dict[str, int] | None:
         """Weights of every model by name; None if those of one are not known."""
@@ -76,15 +89,13 @@ def read_request(values: dict[str, Any]) -> Request:
     return Request(model, drafts, matrix, sampling, grammar)
 
 
-def _matrix(values: dict[str, Any]) -> KMatrix:
-    drafts, most = values["drafts"], values["draft_max"]
+def _matrix(values: dict[str, Any]) -> KMatrix | None:
     if values["k_matrix"] is None:
-        return KMatrix.first_writes(len(drafts) + 1, most)
-    given = click.get_current_context().get_parameter_source("draft_max")
-    if given is ParameterSource.COMMANDLINE:
+        return None
+    if values["draft_max"] is not None:
         raise click.UsageError("--k-matrix and --draft-max exclude each other")
     matrix = KMatrix.parse(values["k_matrix"])
-    matrix.check([*drafts, "mag"])
+    matrix.check([*values["drafts"], "mag"])
     return matrix
 
 
@@ -93,41 +104,55 @@ def open_all(values: dict[str, Any], interrupt: Interrupt) -> Iterator[Opened]:
     """Target, drafters and session as the options ask; freed at the end."""
     request = read_request(values)
     with ExitStack() as closing:
-        with interrupt as cancel:
-            loaded = load(request.model, load_options(values), cancel=cancel)
-            closing.enter_context(loaded)
-            drafters: list[LoadedDrafter] = []
+        opening = open_target(request.model, values, interrupt)
+        loaded, speculation = closing.enter_context(opening)
+        drafters: list[LoadedDrafter] = []
+        with interrupt:
             for path in request.drafts:
                 drafter = load_drafter(path, loaded, draft_load_options(values))
                 closing.enter_context(drafter)
                 drafters.append(_unique(drafter, drafters))
-        session = _session(loaded, drafters, request, values)
-        opened = Opened(loaded, drafters, closing.enter_context(session), request)
+        session = _session(loaded, drafters, request, speculation, values)
+        closing.enter_context(session)
+        opened = Opened(loaded, drafters, session, request, speculation)
         say(start_line(opened), quiet=values["quiet"])
         yield opened
+        if speculation:
+            speculation.save()
 
 
 def _session(
     loaded: Loaded,
     drafters: list[LoadedDrafter],
     request: Request,
+    speculation: Speculation | None,
     values: dict[str, Any],
 ) -> Session:
     rule = loaded.rule(request.sampling, request.grammar)
-    if values["no_spec"]:
-        return loaded.session([], 0, rule=rule)
-    counts = request.matrix.counts(0)
-    most = loaded.target.max_draft
-    if values["k_matrix"] is None:
-        counts = tuple(min(count, most) for count in counts)  # a tiny context
-    writers = stack(
-        [NamedModel(drafter.name, drafter.model) for drafter in drafters],
-        MaxGram(min_match=values["min_match"]),
-        request.matrix,
-        lenience=values["lenience"],
-        ends=loaded.model.vocabulary.ends,
+    if speculation is None:
+        return loaded.session(rule=rule)
+    models = [NamedModel(drafter.name, drafter.model) for drafter in drafters]
+    ends, lenience = loaded.model.vocabulary.ends, values["lenience"]
+    last, matrix = MaxGram(min_match=values["min_match"]), request.matrix
+    if matrix is None:
+        planner = speculation.planner(
+            models,
+            last,
+            longest=loaded.target.max_draft
+            if values["draft_max"] is None
+            else values["draft_max"],
+            fingerprints={d.name: d.fingerprint for d in drafters},
+            lenience=lenience,
+            ends=ends,
+        )
+        return loaded.session(schedule=planner, limits=speculation.limits, rule=rule)
+    counts = matrix.counts(0)
+    return loaded.session(
+        stack(models, last, matrix, lenience=lenience, ends=ends),
+        counts,
+        limits=speculation.fixed(1 + sum(counts)),
+        rule=rule,
     )
-    return loaded.session(writers, counts, rule=rule)
 
 
 def _unique(drafter: LoadedDrafter, others: list[LoadedDrafter]) -> LoadedDrafter:
@@ -154,16 +179,24 @@ def start_line(opened: Opened) -> str:
     spec = f"off ({session.off_reason})"
     if session.off_reason is None:
         matrix = opened.request.matrix
-        counts = f"drafts up to {sum(session.cascade.counts)}"
-        if opened.drafters:
-            counts = f"K {matrix}"
-        spec = f"{' <- '.join(session.chain)}, {counts}"
+        how = f"K {matrix}" if matrix else session.cascade.schedule.describe()
+        spec = f"{' <- '.join(session.chain)}, {how}, {opened.tiers}"
     lines = [
         f"{loaded.model.path.stem} | {loaded.model.description} | {where} | "
         f"context {target.n_ctx} | {choice} | speculation: {spec}"
     ]
     lines += [f"drafter {d.name} | {d.about}" for d in opened.drafters]
     return "\n".join(lines)
+
+
+def exactness(opened: Opened) -> dict[str, object]:
+    """The tier that was asked for, and the tiers along the context."""
+    limits = opened.session.cascade.limits
+    return {
+        "asked": limits.exact,
+        "tiers": opened.tiers,
+        "classes": limits.classes.state(),
+    }
 
 
 def statistics_line(stats: Stats, reason: str | None) -> str:

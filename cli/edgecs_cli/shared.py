@@ -19,6 +19,7 @@ import platformdirs
 
 from edgecs.errors import EdgecsError
 from edgecs.fetch import Progress
+from edgecs.profile import Profiles
 from edgecs.store import Store
 
 P = ParamSpec("P")
@@ -67,6 +68,11 @@ def open_store(*, offline: bool = False) -> Store:
     """The models of this user."""
     root = Path(platformdirs.user_cache_dir("edgecs")) / "models"
     return Store(root, offline=offline)
+
+
+def open_profiles() -> Profiles:
+    """What was measured on this machine for this user."""
+    return Profiles(Path(platformdirs.user_cache_dir("edgecs")) / "profiles")
 
 
 def show_log(verbose: bool) -> None:
