@@ -43,7 +43,7 @@ clean:  ## remove the virtual environment and caches
 	$(BIN)/python -m pip install -e .
 	@touch $@
 
-# With the exporter, which the tests use: torch is large.
+# With the exporter and plots, which the tests use: torch is large.
 .venv/dev: .venv/base
-	$(BIN)/python -m pip install -e ".[dev,convert]"
+	$(BIN)/python -m pip install -e ".[dev,convert,plot]"
 	@touch $@

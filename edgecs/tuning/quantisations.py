@@ -1,0 +1,81 @@
+"""Other files of the same model, and what they promise on this machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from edgecs.costs import CostModel
+from edgecs.errors import ModelError
+from edgecs.profile import Key, Profile, Profiles, fingerprint
+from edgecs.tuning.promises import expected
+
+_QUANTISED = re.compile(
+    r"[-._](?:UD-|i1-)?(?P<name>I?Q\d\w*|TQ\d\w*|MXFP4\w*|BF16|FP?16|FP?32)"
+    r"(?:-00001-of-\d{5})?$",
+    re.IGNORECASE,
+)
+
+
+class Quantisation(NamedTuple):
+    """Another file of the same model."""
+
+    name: str  # Q4_0
+    path: Path
+    promise: tuple[float, float] | None  # see `promise`; None: not tuned here
+
+
+def promise(costs: CostModel) -> tuple[float, float]:
+    """Tokens a second of plain decoding, and with Max-Gram on typical proposals."""
+    times = costs.seconds(0)
+    return expected(times, False), expected(times, True)
+
+
+def quantisation(stem: str) -> tuple[str, str]:
+    """The name of a model and its quantisation, from the name of its file.
+
+    >>> quantisation("SmolLM2-135M-Instruct.Q4_1"), quantisation("tiny")
+    (('smollm2-135m-instruct', 'Q4_1'), ('tiny', ''))
+    """
+    found = _QUANTISED.search(stem)
+    if found is None:
+        return stem.lower(), ""
+    return stem[: found.start()].lower(), found["name"].upper()
+
+
+def quantisations(
+    model: Path, others: Iterable[Path], key: Key, profiles: Profiles
+) -> list[Quantisation]:
+    """Which of the other files are the same model, and what they promise.
+
+    key: of the model; only profiles of this machine and these options count.
+    """
+    known = {p.key.fingerprint: p for _, p in profiles.all() if p and _like(p, key)}
+    name, _ = quantisation(model.stem)
+    found = []
+    for path in sorted(set(others)):
+        other, quantised = quantisation(path.stem)
+        try:
+            print_ = fingerprint(path) if other == name else key.fingerprint
+        except ModelError:  # a part of it is missing
+            continue
+        if print_ != key.fingerprint:
+            rates = _promised(known.get(print_))
+            found.append(Quantisation(quantised or path.stem, path, rates))
+    return found
+
+
+def _like(profile: Profile, key: Key) -> bool:
+    """Whether a profile is of a tuning on the same machine with the same options."""
+    names = ("build", "device", "threads", "flash_attention", "type_k", "type_v")
+    same = all(getattr(profile.key, name) == getattr(key, name) for name in names)
+    return profile.tuned is not None and same
+
+
+def _promised(profile: Profile | None) -> tuple[float, float] | None:
+    try:
+        return promise(CostModel.from_state(profile.costs)) if profile else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -1,0 +1,178 @@
+"""What a tuning found, for programs and for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from edgecs.exactness import Exact, Limits
+from edgecs.profile import Key
+from edgecs.speculation import Speculation
+from edgecs.tuning import Tuned
+from edgecs.tuning.quantisations import Quantisation, promise
+from edgecs.tuning.sweep import DEEPEST, Curve, tiles
+from edgecs.tuning.trials import PLAIN
+
+_DRIFTED = "because the machine drifted"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is told at the end.
+
+    known: as `tune` left it. others: other files of the model. kept: whether the
+    profile was saved.
+    """
+
+    key: Key
+    known: Speculation
+    tuned: Tuned
+    others: Sequence[Quantisation]
+    kept: bool
+
+    def fields(self) -> dict[str, object]:
+        """The report as JSON takes it; times in milliseconds, speeds in tokens/s."""
+        tuned = self.tuned
+        return {
+            "model": vars(self.key),
+            "curves": [_fields(curve) for curve in tuned.curves],
+            "tiles": {str(n): end for n, end in tiles(tuned.curves[0].seconds).items()},
+            "exact": {"tiers": self._tiers(), **self.known.classes.state()},
+            "drafters": [
+                {
+                    "name": drafter.name,
+                    "fingerprint": drafter.fingerprint,
+                    "curve": _fields(drafter.curve),
+                    "needs": drafter.needs,
+                    "has": round(drafter.right, 4),
+                    "standing": drafter.standing,
+                }
+                for drafter in tuned.drafters
+            ],
+            "plain": {
+                "expected": round(tuned.expected[PLAIN], 3),
+                "measured": {k: round(r, 3) for k, r in tuned.compared.plain.items()},
+            },
+            "chains": tuned.table(),
+            "discarded": tuned.compared.discarded,
+            "unsteady": tuned.unsteady,
+            "chosen": tuned.chosen.chain.parts,
+            "quantisations": [
+                {**other._asdict(), "path": str(other.path)} for other in self.others
+            ],
+            "kept": self.kept,
+        }
+
+    def lines(self) -> Iterator[str]:
+        """The report for people."""
+        first, *deeper = self.tuned.curves
+        yield f"{self.key.model}, a call by its tokens, {self._how(first)}:"
+        yield from _aligned(_cost_rows(first.seconds))
+        yield "A call pays where more of its drafted tokens are right than must be."
+        others = [(self.key.model, curve) for curve in deeper]
+        others += [(drafter.name, drafter.curve) for drafter in self.tuned.drafters]
+        for name, curve in others:
+            yield f"\n{name}, {self._how(curve)}:"
+            yield from _aligned(_short_rows(curve.seconds))
+        same = self._tiers("strict").replace("strict (", "").replace(")", "")
+        yield f"\nThe bits of plain decoding: {same}."
+        yield f"With --exact {self.known.exact}: {self._tiers()}."
+        yield "\nSpeed, relative to plain decoding just before and after:"
+        yield from _aligned(self._chain_rows())
+        yield "Measured: the median over the kinds of task; mean: the geometric one."
+        if self.tuned.compared.discarded:
+            yield f"Thrown away, {_DRIFTED}: {self.tuned.compared.discarded}"
+        yield ""
+        for trial in self.tuned.compared.trials:
+            yield f"{trial.chain.name}: {self.tuned.verdict(trial)}"
+        yield from (drafter.standing for drafter in self.tuned.drafters)
+        yield ""
+        yield from self._last_lines()
+
+    def _how(self, curve: Curve) -> str:
+        """How a curve was measured."""
+        said = f"{curve.depth} tokens deep, medians of {curve.repeats}"
+        if curve.discarded:
+            said += f"; frames timed again, {_DRIFTED}: {curve.discarded}"
+        return said
+
+    def _tiers(self, exact: Exact | None = None) -> str:
+        """What is allowed along the context as far as it was measured."""
+        limits = Limits(self.known.classes, exact) if exact else self.known.limits
+        end = min(self.known.target.n_ctx, DEEPEST)
+        return limits.describe(d for d in (0, *(256 << i for i in range(5))) if d < end)
+
+    def _chain_rows(self) -> Iterator[list[str]]:
+        compared, plain = self.tuned.compared, self.tuned.expected[PLAIN]
+        kinds = list(compared.plain)
+        yield ["chain", "expected", "measured", "mean", *kinds]
+        rates = [f"{rate:.1f} tok/s" for rate in compared.plain.values()]
+        yield ["plain", f"{plain:.1f} tok/s", "1.00", "1.00", *rates]
+        for trial in compared.trials:
+            ratios = [trial.speedup or 0.0, trial.mean, *trial.ratios.values()]
+            expected = f"{self.tuned.expected[trial.chain] / plain:.2f}"
+            yield [trial.chain.name, expected, *(f"{r:.2f}" for r in ratios)]
+
+    def _last_lines(self) -> Iterator[str]:
+        chosen = self.tuned.chosen
+        line = f"Chosen: target <- {chosen.chain.name}"
+        if chosen.ratios:
+            least, most = min(chosen.ratios.values()), max(chosen.ratios.values())
+            line += f", {chosen.mean:.2f} times plain decoding on average"
+            line += f" ({least:.2f} to {most:.2f} by kind of task)"
+        yield f"{line}."
+        if self.tuned.unsteady:
+            yield "The machine was too busy: tune again when it is quiet."
+        yield from (self._other_line(other) for other in self.others)
+
+    def _other_line(self, other: Quantisation) -> str:
+        if other.promise is None:
+            return f"{other.name} is present, not measured: edgecs tune -m {other.path}"
+        ours = _arrow(promise(self.known.costs))
+        return (
+            f"{other.name} of this model would decode {_arrow(other.promise)} tok/s "
+            f"with Max-Gram here (this one: {ours})"
+        )
+
+
+def _arrow(speeds: tuple[float, float]) -> str:
+    return f"{speeds[0]:.1f} -> {speeds[1]:.1f}"
+
+
+def _fields(curve: Curve) -> dict[str, object]:
+    ms = {str(n): round(seconds * 1e3, 4) for n, seconds in curve.seconds.items()}
+    how = {name: getattr(curve, name) for name in ("repeats", "discarded", "unsure")}
+    return {"depth": curve.depth, "ms": ms, **how}
+
+
+def _cost_rows(seconds: Mapping[int, float]) -> Iterator[list[str]]:
+    """A line for every width: what it takes, and what makes it pay."""
+    cheaper = tiles(seconds)
+    yield ["tokens", "ms", "relative", "must be right", ""]
+    for n, value in seconds.items():
+        relative = value / seconds[1]
+        pays = f"{relative - 1:.1f} of {n - 1}" if relative <= n else "never pays"
+        note = "end of a tile" if n in cheaper.values() else ""
+        if n in cheaper:
+            note = f"{cheaper[n]} tokens take less"
+        first = [str(n), f"{value * 1e3:.2f}", f"{relative:.2f}"]
+        yield [*first, pays, note]
+
+
+def _short_rows(seconds: Mapping[int, float]) -> Iterator[list[str]]:
+    """Times alone, a column for every width."""
+    yield ["tokens", *map(str, seconds)]
+    yield ["ms", *(f"{value * 1e3:.2f}" for value in seconds.values())]
+
+
+def _aligned(rows: Iterable[list[str]]) -> Iterator[str]:
+    """Columns side by side; to the right those whose first value is a number."""
+    every = list(rows)
+    widths = [max(map(len, column)) for column in zip(*every, strict=True)]
+    right = [text[:1].isdigit() for text in every[1]]
+    for row in every:
+        cells = [
+            text.rjust(width) if number else text.ljust(width)
+            for text, width, number in zip(row, widths, right, strict=True)
+        ]
+        yield "  " + "  ".join(cells).rstrip()
