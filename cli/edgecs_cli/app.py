@@ -19,6 +19,8 @@ COMMANDS = {
     "generate": Entry("edgecs_cli.generate", "Answer one prompt."),
     "chat": Entry("edgecs_cli.chat", "Talk with a model."),
     "models": Entry("edgecs_cli.models", "List, fetch, show and remove models."),
+    "tune": Entry("edgecs_cli.tune", "Measure a model here, and choose who drafts."),
+    "audit": Entry("edgecs_cli.audit", "Prove that drafts change nothing."),
     "doctor": Entry("edgecs_cli.doctor", "Say what this machine can do for a model."),
 }
 

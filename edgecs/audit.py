@@ -1,0 +1,353 @@
+"""Do drafts change answers? Every prompt plainly, as planned, and with forced widths.
+
+A planner avoids the widths that it finds too dear, so alone it proves little. Forced
+runs give every width of the class in use its turn, with Max-Gram and with a drafter
+that knows the plain answer and is wrong half of the time.
+
+Every answer starts from an empty cache and is compared with plain decoding token by
+token. The first token that differs is a *fork*; what follows it is not compared. A fork
+breaks a promise if its round and all rounds before it in the answer were strict: the
+bits of other rounds stay in the cache.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from edgecs.cascade import Round
+from edgecs.choice import Rule, always, greedy
+from edgecs.context import Context, Tokens
+from edgecs.draft import Choose, LanguageModel, Row
+from edgecs.errors import BrokenPromise, Cancelled, ConfigError
+from edgecs.exactness import Limits, Tier, range_of
+from edgecs.maxgram import MaxGram
+from edgecs.schedule import Quotas, Schedule
+from edgecs.session import Session
+from edgecs.stats import Stats
+from edgecs.testing import ScriptedDrafter
+from edgecs.text import Tokenizer
+
+FORCED = (2, 3, 4, 6, 8, 16)  # widths that are forced where every width is allowed
+NO_CLASS = "plain decoding: no class"
+_GREEDY = always(greedy)
+
+
+class Prompt(NamedTuple):
+    """What is to be answered."""
+
+    id: str
+    tokens: Tokens  # int32 [n]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is audited: a target, nobody's, and how its tokens are chosen.
+
+    limits: what is promised. max_tokens: of every answer; the first one comes with the
+    prompt and is not drafted.
+    """
+
+    target: LanguageModel
+    tokenizer: Tokenizer
+    limits: Limits
+    rule: Rule = _GREEDY
+    max_tokens: int = 64
+
+    def widths(self, depth: int) -> list[int]:
+        """Widths to force from a depth on: the strict class, or a few of all widths."""
+        some = list(FORCED)
+        if self.limits.tier(depth) == "strict":
+            start, _ = range_of(depth)  # the whole class, not what is left of it here
+            some = (np.flatnonzero(self.limits.allowed(start)) + 1).tolist()
+        most = 1 + self.target.max_draft if self.target.rewindable else 1
+        return [width for width in some if 1 < width <= most]
+
+
+class Fork(NamedTuple):
+    """The first token of an answer that is not plain decoding's."""
+
+    prompt: str
+    token: int  # index in the answer
+    context: int  # tokens before it
+    width: int  # of its round, 0: the call that read the prompt
+    tier: Tier  # of its round
+    plain: int | None  # what plain decoding says, None: nothing more
+    said: int | None  # what was said instead, None: nothing more
+    gap: float | None  # least change of plain decoding's row, in logits, that does it
+    broken: bool  # whether strict had been promised up to here
+
+
+@dataclass
+class Run:
+    """All prompts with one way to draft; counts of tokens and rounds."""
+
+    drafter: str
+    width: int | None = None  # that is forced, None: as the schedule decides
+    answers: int = 0
+    tokens: int = 0  # that were compared, forks included
+    accepted: int = 0
+    rejected: int = 0
+    widths: Counter[int] = field(default_factory=Counter)  # rounds by width
+    tiers: Counter[Tier] = field(default_factory=Counter)  # compared tokens by tier
+    forks: list[Fork] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.drafter}, width {self.width}" if self.width else self.drafter
+
+    @property
+    def identical(self) -> int:
+        """Answers without a fork."""
+        return self.answers - len(self.forks)
+
+    @property
+    def proves(self) -> bool:
+        """Whether drafts could have changed something: both outcomes occurred."""
+        return self.accepted > 0 and self.rejected > 0
+
+
+class Plain(NamedTuple):
+    """Plain decoding of a prompt, and what can be tried with it."""
+
+    prompt: Prompt
+    tier: Tier  # where the prompt ends
+    widths: list[int]  # to force, none: there is no class
+    tokens: list[int]  # the answer
+    gaps: dict[int, float]  # margins of its choices, by number of tokens before
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that was found."""
+
+    prompts: list[Plain]
+    skipped: list[Prompt]  # that leave no room for an answer
+    runs: list[Run]
+    tiers: str  # what was promised, in words
+    why: str  # a prompt may have no width to force
+
+    @property
+    def no_class(self) -> list[str]:
+        """Prompts after which every call has width 1."""
+        return [plain.prompt.id for plain in self.prompts if not plain.widths]
+
+    @property
+    def answers(self) -> int:
+        """Answers that were compared."""
+        return sum(run.answers for run in self.runs)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were compared."""
+        return sum(run.tokens for run in self.runs)
+
+    @property
+    def forks(self) -> list[Fork]:
+        """Of all runs, in their order."""
+        return [fork for run in self.runs for fork in run.forks]
+
+    @property
+    def broken(self) -> list[Fork]:
+        """Forks where strict had been promised."""
+        return [fork for fork in self.forks if fork.broken]
+
+    def rates(self) -> dict[Tier, tuple[int, int]]:
+        """Forks and compared tokens by the tier of their rounds."""
+        forks = Counter(fork.tier for fork in self.forks)
+        tokens: Counter[Tier] = Counter()
+        for run in self.runs:
+            tokens.update(run.tiers)
+        return {tier: (forks[tier], n) for tier, n in sorted(tokens.items())}
+
+    def summary(self) -> str:
+        """One line: identical or not, how much of it, and what was promised."""
+        same = self.answers - len(self.forks)
+        line = f"{same} of {self.answers} answers, {self.tokens:,} tokens"
+        nowhere = len(self.no_class) == len(self.prompts)
+        where = f"{self.tiers}; {NO_CLASS}" if nowhere else self.tiers
+        if not self.forks:
+            return f"identical: {line} ({where})"
+        forks = f"{len(self.forks)} forks, {len(self.broken)} of them under strict"
+        return f"NOT identical: {line}, {forks} ({where})"
+
+    def check(self) -> None:
+        """Raises BrokenPromise if strict is broken."""
+        for fork in self.broken[:1]:
+            raise BrokenPromise(
+                f"strict is broken in {len(self.broken)} answers, first in that to "
+                f"{fork.prompt!r} at token {fork.token}, in a round of width "
+                f"{fork.width}: measure the model again (edgecs tune), or use --no-spec"
+            )
+
+
+class _Case(NamedTuple):
+    """A run, the prompts that take part in it, and who drafts."""
+
+    run: Run
+    prompts: list[Plain]
+    schedule: Callable[[Plain], Schedule]
+
+
+class _Answer(NamedTuple):
+    """What was said, and the calls that said it; the first one read the prompt."""
+
+    tokens: list[int]
+    depths: list[int]  # tokens before each call
+    widths: list[int]  # of each call
+    stats: Stats
+
+
+def audit(
+    subject: Subject,
+    prompts: Sequence[Prompt],
+    planned: Callable[[], Schedule],
+    progress: Callable[[str], None] = lambda text: None,
+) -> Report:
+    """Answers every prompt in every way and compares.
+
+    planned: gives the schedule that runs without force. progress: told what has been
+    done. Prompts that leave no room for an answer are skipped. Raises ConfigError when
+    none is left, Cancelled when the target's `cancel` is set.
+    """
+    n_ctx, limits = subject.target.n_ctx, subject.limits
+    fitting = [prompt for prompt in prompts if prompt.tokens.size < n_ctx]
+    if not fitting:
+        raise ConfigError(
+            f"no prompt leaves room for an answer in a context of {n_ctx} tokens: give "
+            "shorter ones or a larger context (-c)"
+        )
+    progress(f"{len(fitting)} prompts, first with plain decoding")
+    plain = [_plain(subject, prompt) for prompt in fitting]
+    cases, deepest = list(_cases(subject, plain, planned)), 0
+    for run, chosen, schedule in cases:
+        for reference in chosen:
+            answer = _answer(subject, reference.prompt, schedule(reference))
+            _compare(limits, run, reference, answer)
+            deepest = max(deepest, answer.depths[-1])
+        progress(f"{run.name}: {run.identical} of {run.answers} identical")
+    why = "no width that was probed there has the bits of plain decoding"
+    if not subject.target.rewindable:
+        why = "this model cannot forget rejected tokens"
+    return Report(
+        plain,
+        [prompt for prompt in prompts if prompt.tokens.size >= n_ctx],
+        [case.run for case in cases],
+        limits.describe(_ranges(deepest)),
+        why,
+    )
+
+
+def _cases(
+    subject: Subject, plain: list[Plain], planned: Callable[[], Schedule]
+) -> Iterator[_Case]:
+    """The schedule as it is, then every width twice."""
+    yield _Case(Run("as generate"), plain, lambda reference: planned())
+    for width in sorted({width for one in plain for width in one.widths}):
+        chosen = [one for one in plain if width in one.widths]
+        yield _forced("mag", width, chosen, subject)
+        yield _forced("half wrong", width, chosen, subject)
+
+
+def _forced(who: str, width: int, chosen: list[Plain], subject: Subject) -> _Case:
+    """Drafts of one length, by Max-Gram or by one that is wrong half of the time."""
+    size, ends = subject.target.vocab_size, subject.tokenizer.ends
+
+    def schedule(plain: Plain) -> Schedule:
+        script = [*plain.prompt.tokens.tolist(), *plain.tokens]
+        spoilt = ScriptedDrafter(script, wrong=0.5, vocab_size=size, seed=width)
+        return Quotas([MaxGram() if who == "mag" else spoilt], [width - 1], ends)
+
+    return _Case(Run(who, width), chosen, schedule)
+
+
+class _Watched:
+    """A choice whose margins are kept."""
+
+    def __init__(self, choose: Choose) -> None:
+        self.gaps: dict[int, float] = {}
+        self.confidence, self.margin = choose.confidence, choose.margin
+        self.keeps = choose.keeps
+        self._choose = choose
+
+    def __call__(self, row: Row, tokens: Tokens) -> int:
+        self.gaps[tokens.size] = self.margin(row, tokens)
+        return self._choose(row, tokens)
+
+
+def _plain(subject: Subject, prompt: Prompt) -> Plain:
+    size = prompt.tokens.size
+    watched = _Watched(subject.rule(size).target)
+    tokens = _answer(subject, prompt, Quotas(), always(watched)).tokens
+    tier, widths = subject.limits.tier(size), subject.widths(size)
+    return Plain(prompt, tier, widths, tokens, watched.gaps)
+
+
+def _answer(
+    subject: Subject, prompt: Prompt, schedule: Schedule, rule: Rule | None = None
+) -> _Answer:
+    """One answer from an empty cache. Raises Cancelled."""
+    depths, widths = [prompt.tokens.size], [0]
+
+    def note(context: Context, done: Round) -> None:
+        depths.append(len(context))
+        widths.append(1 + len(done.draft))
+
+    target, tokenizer, limits = subject.target, subject.tokenizer, subject.limits
+    target.reset()
+    rule = rule or subject.rule
+    with Session(
+        target, tokenizer, schedule=schedule, limits=limits, rule=rule
+    ) as session:
+        session.on_round = note
+        stream = session.generate(prompt.tokens, max_tokens=subject.max_tokens)
+        tokens = [token.id for token in stream]
+    if session.finish_reason == "cancelled":
+        raise Cancelled("stopped during the audit: nothing is proved")
+    return _Answer(tokens, depths, widths, session.stats)
+
+
+def _compare(limits: Limits, run: Run, plain: Plain, answer: _Answer) -> None:
+    """Adds an answer to a run, up to its first fork."""
+    one, other, start = plain.tokens, answer.tokens, answer.depths[0]
+    pairs = enumerate(zip(one, other, strict=False))
+    same = next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+    forked = same < max(len(one), len(other))
+    tiers = [limits.tier(depth - 1) for depth in answer.depths]  # cells before a call
+    calls = [
+        bisect_right(answer.depths, start + i) - 1 for i in range(same + int(forked))
+    ]
+    run.answers += 1
+    run.tokens += len(calls)
+    run.tiers.update(tiers[call] for call in calls)
+    run.accepted += answer.stats.accepted
+    run.rejected += answer.stats.tested - answer.stats.accepted
+    run.widths.update(answer.stats.rounds_by_width)
+    if forked:
+        call = calls[-1]
+        fork = Fork(
+            prompt=plain.prompt.id,
+            token=same,
+            context=start + same,
+            width=answer.widths[call],
+            tier=tiers[call],
+            plain=one[same] if same < len(one) else None,
+            said=other[same] if same < len(other) else None,
+            gap=plain.gaps.get(start + same),
+            broken=all(tier == "strict" for tier in tiers[: call + 1]),
+        )
+        run.forks.append(fork)
+
+
+def _ranges(deepest: int) -> list[int]:
+    """Starts of the ranges of depth up to that of `deepest`."""
+    starts = [0]
+    while (end := range_of(starts[-1])[1]) <= deepest:
+        starts.append(end)
+    return starts
