@@ -12,8 +12,7 @@ from edgecs.kmatrix import KMatrix
 from edgecs.maxgram import MaxGram
 from edgecs.session import Session
 from edgecs.testing import Endless, TableModel
-from edgecs_bench.prompts import Prompt, read_prompts
-from edgecs_bench.replay import (
+from edgecs_bench.forwards import (
     Count,
     Numbers,
     Remembered,
@@ -23,6 +22,7 @@ from edgecs_bench.replay import (
     play_all,
     schedules,
 )
+from edgecs_bench.prompts import Prompt, read_prompts
 from edgecs_bench.swi import compare, improvement, keep, kept
 
 PROMPT = Prompt("1", "qa", "?")

@@ -1,222 +1,305 @@
-"""Schedules played against a table of the target's words; the drafter remembers.
+"""The planner played over recorded answers on cost curves, against an oracle.
 
-As in the official code of CS Drafting no target forward is executed: the target said
-its answer once, and every schedule gives the same one. What is counted is how often
-target and drafter would have been called.
+    python -m edgecs_bench.replay
+    python -m edgecs_bench.replay --traces FILE.jsonl.gz --curves FILE.json
+
+The planner itself runs, with a clock that calls move on; every round is charged what
+edgecs takes for one. The oracle is the dynamic program over the same proposals that
+knows which tokens are right. `plain` is one token a call. `static` is the best fixed
+draft length in hindsight, for each curve, with Max-Gram's best least match.
+
+Cold: every answer is the first that a planner ever sees: it has timed one call of the
+widths that are probed at load, and has the acceptances that every target starts from.
+Warm: it has played the half of the answers that is tuned on; the other half is
+reported.
 """
 
 from __future__ import annotations
 
-import itertools
-import threading
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
 
-from edgecs.cascade import NamedModel, stack
-from edgecs.context import Context, Tokens
-from edgecs.draft import NOTHING, Draft, LanguageModel, Rows, Verdict
-from edgecs.kmatrix import KMatrix
+from edgecs.calibration import Calibration
+from edgecs.context import Context
+from edgecs.costs import WIDEST, CostModel
+from edgecs.draft import Rows, Verdict
 from edgecs.maxgram import MaxGram
-from edgecs.session import Session
-from edgecs.testing import Endless
-from edgecs_bench.prompts import Prompt
+from edgecs.planner import Planner
+from edgecs.probe import QUICK
+from edgecs.schedule import Outcome
+from edgecs.speculation import FIRST_WIDTHS
+from edgecs_bench.curves import CURVES, Curve, read_curves
+from edgecs_bench.hostile import KINDS
+from edgecs_bench.recorded import Recorded, Said, Watch
+from edgecs_bench.report import finish, table
+from edgecs_bench.traces import Recording, Trace, for_tuning, read_traces
 
-SD_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10)
-CS_FIRST, CS_TAIL, CS_INNER = (0, 1, 2, 3, 4, 6), (0, 4, 8, 12, 16), (0, 2, 4, 8)
-_PIECE = 48  # tokens of an answer that the drafter reads in one call
-
-
-class Trace(NamedTuple):
-    """A prompt as ids and what the target says to it."""
-
-    prompt: Prompt
-    ids: list[int]
-    said: list[int]
+TRACES = Path(__file__).parent / "traces"
+_HOSTILE_ANSWERS = 12
+LENGTHS, MATCHES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15), (1, 2, 3, 5, 8)
 
 
-class Numbers:
-    """Short numbers for the few tokens of all traces, so that rows need few columns."""
+class Played(NamedTuple):
+    """What one answer takes, milliseconds after its first token."""
 
-    size = 32768
-
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self._numbers: dict[int, int] = {}
-
-    def __call__(self, token: int) -> int:
-        """The number of a token."""
-        if token not in self._numbers:
-            self._numbers[token] = len(self.tokens)
-            self.tokens.append(token)
-        return self._numbers[token]
+    category: str
+    plain: float
+    oracle: float
+    cold: float
+    warm: float
 
 
-class _Table:
-    """A model that is known by its greedy choices: rows with a single one."""
+class Player:
+    """A planner for one target on one curve, and the clock that it goes by."""
 
-    vocab_size = Numbers.size
-    n_ctx = 1 << 30
-    max_draft = 63
-    rewindable = True
-
-    def __init__(self) -> None:
-        self.cancel = threading.Event()
-
-    def rows(self, choices: Sequence[int]) -> Rows:
-        """Rows that make these the choices."""
-        logits = np.zeros((len(choices), self.vocab_size), dtype=np.float32)
-        logits[range(len(choices)), choices] = 1
-        return Rows(logits, fed=len(choices))
-
-    def end_turn(self, context: Context) -> None:
-        """There is no cache to cut."""
-
-    def reset(self) -> None:
-        """There is nothing to forget."""
-
-    def hold(self) -> AbstractContextManager[None]:
-        """Anybody may use it."""
-        return nullcontext()
-
-
-class Spoken(_Table):
-    """The target, as far as it was heard: what it said at every position."""
-
-    def __init__(self, tokens: list[int]) -> None:
-        super().__init__()
-        self._tokens = tokens
-
-    def score(self, context: Context, draft: Draft) -> Rows:
-        """Its words. Behind a wrong draft token they are wrong, and nobody looks."""
-        last = len(self._tokens) - 1
-        at = [min(len(context) + i, last) for i in range(len(draft) + 1)]
-        return self.rows([self._tokens[i] for i in at])
-
-
-class Remembered(_Table):
-    """A drafter that computes the choice after a prefix once, and then remembers it."""
-
-    def __init__(self, model: LanguageModel, numbers: Numbers) -> None:
-        super().__init__()
-        self._model = model
-        self._numbers = numbers
-        self._choices: dict[bytes, int] = {}
-
-    def score(self, context: Context, draft: Draft) -> Rows:
-        """Its choices as far as the draft is right; nobody looks at what is behind."""
-        tokens = np.concatenate([context.tokens, draft.tokens])
-        choices = [0] * (len(draft) + 1)
-        for i in range(len(choices)):
-            choices[i] = self._choice(tokens[: len(context) + i])
-            if i < len(draft) and choices[i] != draft.tokens[i]:
-                break
-        return self.rows(choices)
-
-    def read(self, ids: list[int], said: list[int]) -> None:
-        """Learns the choices along an answer, most of what is asked, in a few calls."""
-        for start in range(0, len(said), _PIECE):
-            context = Context([*ids, *said[:start]])
-            piece = Draft.chain(said[start : start + _PIECE], "target")
-            rows = self._model.score(self._real(context), self._real_draft(piece))
-            for i, row in enumerate(rows.logits):
-                prefix = np.concatenate([context.tokens, piece.tokens[:i]])
-                self._choices[prefix.tobytes()] = self._numbers(int(row.argmax()))
-
-    def _choice(self, prefix: Tokens) -> int:
-        key = prefix.tobytes()
-        if key not in self._choices:
-            row = self._model.score(self._real(Context(prefix)), NOTHING).logits[0]
-            self._choices[key] = self._numbers(int(row.argmax()))
-        return self._choices[key]
-
-    def _real(self, context: Context) -> Context:
-        return Context([self._numbers.tokens[n] for n in context.tokens.tolist()])
-
-    def _real_draft(self, draft: Draft) -> Draft:
-        real = [self._numbers.tokens[n] for n in draft.tokens.tolist()]
-        return Draft.chain(real, "target")
-
-
-class HeardMaxGram(MaxGram):
-    """Max-Gram whose bigrams come from the answer alone.
-
-    What the target would have said after a wrong token was not heard.
-    """
-
-    def observe(
-        self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
+    def __init__(
+        self,
+        curve: Curve,
+        drafters: Sequence[str],
+        *,
+        pace: float = 1.0,
+        last: MaxGram | None = None,
     ) -> None:
-        """Learns from the accepted tokens and the one after them."""
-        n = len(verdict.path)
-        heard = Rows(rows.logits[: n + 1], rows.fed)
-        super().observe(context, draft.clip(n), heard, verdict)
+        self.curve = curve
+        self.watch = Watch()
+        self.models = [Recorded(name, self.watch, pace) for name in drafters]
+        self.planner = Planner(
+            CostModel(),
+            Calibration(),
+            last,
+            [model.named for model in self.models],
+            clock=self.watch.now,
+        )
+        self.thinking: list[float] = []  # real seconds of every decision
+        for width in (1, *QUICK):
+            self.planner.costs.observe(width, 0, float(curve.times[width - 1]) / 1e3)
+        for writer in self.planner.writers:
+            for width in FIRST_WIDTHS:
+                seconds = pace * float(Recorded.TIMES[width - 1]) / 1e3
+                writer.costs.observe(width, 0, seconds)
+
+    def play(self, trace: Trace) -> float:
+        """Milliseconds of an answer after its first token."""
+        began = self.watch.now()
+        everything = [*trace.prompt, *trace.output]
+        for model in self.models:
+            model.hear(trace)
+        context = Context([*trace.prompt, trace.output[0]])
+        self.planner.begin()
+        while len(context) < len(everything):
+            self._round(context, everything)
+        return (self.watch.now() - began) * 1e3
+
+    def _round(self, context: Context, everything: list[int]) -> None:
+        at, start = len(context), self.watch.now()
+        begun = perf_counter()
+        draft = self.planner.draft(context, Said(), len(everything) - at - 1).draft
+        thought = perf_counter() - begun
+        drafted = self.watch.now()
+        right = _agreed(draft.tokens.tolist(), everything[at:])
+        calling = float(self.curve.times[len(draft)]) / 1e3
+        self.watch.pass_by(calling)
+        rows = Rows(np.empty((0, 0), dtype=np.float32), fed=1 + len(draft))
+        verdict = Verdict(tuple(range(right)), everything[at + right])
+        outcome = Outcome(draft, rows, verdict, drafted - start, calling)
+        begun = perf_counter()
+        self.planner.learn(context, outcome)
+        self.thinking.append(thought + perf_counter() - begun)
+        self.watch.pass_by(self.curve.overhead / 1e3)
+        context.append(everything[at : at + right + 1])
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """A K matrix and the Max-Gram that goes with it."""
-
-    matrix: KMatrix
-    bigram_fill: bool
-
-    @property
-    def is_speculative_decoding(self) -> bool:
-        """Whether the drafter writes alone."""
-        (_, tail), (_, inner) = self.matrix.rows
-        return not tail and not inner
+def _agreed(tokens: Sequence[int], true: Sequence[int]) -> int:
+    """How many tokens are right; the last true token is nobody's draft."""
+    size = min(len(tokens), len(true) - 1)
+    return next((i for i in range(size) if tokens[i] != true[i]), size)
 
 
-def schedules() -> Iterator[Schedule]:
-    """Speculative decoding with every k, CS Drafting with every K."""
-    for k in SD_LENGTHS:
-        yield Schedule(KMatrix(((k, 0), (0, 0))), False)
-    for first, tail, inner in itertools.product(CS_FIRST, CS_TAIL, CS_INNER):
-        if tail or (first and inner):
-            for fill in (False, True):
-                yield Schedule(KMatrix(((first, tail), (0, inner))), fill)
+class Known(NamedTuple):
+    """How many tokens of every proposal are right, by output position."""
+
+    copied: list[int]
+    lengths: list[int]  # of the match behind it; 0: there is no proposal
+    stated: list[list[int]]  # of every drafter
 
 
-class Count(NamedTuple):
-    """What one answer took."""
+def know(trace: Trace) -> Known:
+    """Looks every proposal up in what was said."""
+    mag, context = MaxGram(), Context(trace.prompt)
+    copied, lengths = [], []
+    for at, token in enumerate(trace.output):
+        copy = mag.propose(context, WIDEST - 1)
+        copied.append(_agreed(copy.tokens.tolist(), trace.output[at:]))
+        lengths.append(mag.evidence(context, copy, 0).length if len(copy) else 0)
+        context.append((token,))
+    stated = [
+        [_agreed(tokens, trace.output[at:]) for at, tokens in enumerate(said.tokens)]
+        for said in trace.proposals.values()
+    ]
+    return Known(copied, lengths, stated)
 
-    tokens: int
-    target: int
-    drafter: int
+
+def oracle(known: Known, curve: Curve) -> float:
+    """Least milliseconds for an answer, knowing which proposals are right.
+
+    Every round takes Max-Gram's copy, or tokens of one drafter and then a copy, as far
+    as is best, in a call of any width that holds them. A drafter's first call reads two
+    tokens, its own last one and the one that the target chose; prompts it reads for
+    nothing.
+    """
+    first, step = float(Recorded.TIMES[1]), float(Recorded.TIMES[0])
+    size = len(known.copied)
+    times = curve.times + curve.overhead
+    wide = np.minimum.accumulate(times[::-1])[::-1]
+    best = np.zeros(size + 1)
+    for at in range(size - 1, 0, -1):
+        reach = min(known.copied[at], size - at - 1, WIDEST - 1)
+        least = float((wide[: reach + 1] + best[at + 1 : at + reach + 2]).min())
+        for right in known.stated:
+            for n in range(1, min(right[at], size - at - 1, WIDEST - 1) + 1):
+                more = min(known.copied[at + n], size - at - n - 1, WIDEST - 1 - n)
+                here = wide[n : n + more + 1] + best[at + n + 1 : at + n + more + 2]
+                least = min(least, first + (n - 1) * step + float(here.min()))
+        best[at] = least
+    return float(best[1])
 
 
-def play(trace: Trace, drafter: Remembered, last: MaxGram, schedule: Schedule) -> Count:
-    """Forwards of target and drafter for one answer, in numbers, under a schedule."""
-    writers = stack([NamedModel("drafter", drafter)], last, schedule.matrix)
-    target = Spoken([*trace.ids, *trace.said, 0])
-    counts = schedule.matrix.counts(0)
-    with Session(target, Endless(), writers, draft_max=counts) as session:
-        said = [t.id for t in session.generate(trace.ids, max_tokens=len(trace.said))]
-        assert said == trace.said
-        stats = session.stats
-    # The call that reads the prompt gives the first token, in every schedule.
-    return Count(stats.tokens - 1, stats.rounds, stats.forwards["drafter"])
+def static(known: Known, curve: Curve, length: int, match: int) -> float:
+    """Milliseconds with drafts of a fixed length after matches of at least `match`."""
+    spent, at, size = 0.0, 1, len(known.copied)
+    while at < size:
+        drafted = min(length if known.lengths[at] >= match else 0, size - at - 1)
+        spent += curve.round(1 + drafted)
+        at += min(drafted, known.copied[at]) + 1
+    return spent
+
+
+def best_static(known: Sequence[Known], curve: Curve) -> float:
+    """Milliseconds of all answers with the best fixed schedule in hindsight."""
+    return min(
+        sum(static(answer, curve, length, match) for answer in known)
+        for length in LENGTHS
+        for match in MATCHES
+    )
 
 
 def play_all(
-    drafter: LanguageModel, traces: Sequence[Trace]
-) -> dict[Schedule, list[Count]]:
-    """Every schedule on every answer; the counts in the order of the traces.
+    recordings: Sequence[Recording], curve: Curve, thinking: list[float]
+) -> Iterator[tuple[Played, Known]]:
+    """Every answer of the half that is reported."""
+    for recording in recordings:
+        said = [trace for trace in recording.traces if len(trace.output) > 1]
+        warm = Player(curve, recording.drafters, last=MaxGram())
+        for trace in filter(for_tuning, said):
+            warm.play(trace)
+        for trace in said:
+            if for_tuning(trace):
+                continue
+            known = know(trace)
+            plain = (len(trace.output) - 1) * curve.round(1)
+            fresh = Player(curve, recording.drafters, last=MaxGram())
+            cold = fresh.play(trace)
+            times = plain, oracle(known, curve), cold, warm.play(trace)
+            yield Played(trace.category, *times), known
+        thinking += warm.thinking
 
-    Max-Gram's bigrams grow from answer to answer.
+
+def hostile(recordings: Sequence[Recording], curve: Curve) -> dict[str, float]:
+    """Plain over planned time with drafters that mean no good, and nobody else.
+
+    Every answer is the first that the planner sees, and then once more with what it
+    has learnt; the worse of the two counts.
     """
-    played: dict[Schedule, list[Count]] = {schedule: [] for schedule in schedules()}
-    lasts = {s: HeardMaxGram(bigram_fill=s.bigram_fill) for s in played}
-    numbers = Numbers()
-    for trace in traces:
-        ids, said = ([numbers(token) for token in part] for part in trace[1:])
-        short, model = Trace(trace.prompt, ids, said), Remembered(drafter, numbers)
-        model.read(ids, said)
-        for schedule, counts in played.items():
-            counts.append(play(short, model, lasts[schedule], schedule))
-        click.echo(f"{trace.prompt.category} {trace.prompt.id}: played", err=True)
-    return played
+    traces = [t for r in recordings for t in r.traces if not for_tuning(t)]
+    traces = [t for t in traces if len(t.output) > 1][:_HOSTILE_ANSWERS]
+    plain = sum((len(t.output) - 1) * curve.round(1) for t in traces)
+    found = {}
+    for kind in KINDS:
+        cold = warm = 0.0
+        known = Player(curve, [kind.name], pace=kind.pace)
+        for trace in traces:
+            spoilt = kind.spoil(trace)
+            cold += Player(curve, [kind.name], pace=kind.pace).play(spoilt)
+            warm += known.play(spoilt)
+        found[kind.name] = round(plain / max(cold, warm), 4)
+    return found
+
+
+def summary(played: Sequence[Played], best: float) -> dict[str, Any]:
+    """One curve in the terms of the goals."""
+    plain, least, cold, warm = (
+        sum(column) for column in list(zip(*played, strict=True))[1:]
+    )
+    worst = {
+        name: min(_by_category(played, field).items(), key=lambda item: item[1])
+        for name, field in (("cold", "cold"), ("warm", "warm"))
+    }
+    return {
+        "planner_over_plain": round(plain / warm, 3),
+        "planner_over_oracle": round(least / warm, 3),
+        "planner_over_best_static": round(best / warm, 3),
+        "worst_category": round(worst["warm"][1], 3),
+        "worst_category_name": worst["warm"][0],
+        "cold_over_plain": round(plain / cold, 3),
+        "cold_over_oracle": round(least / cold, 3),
+        "cold_worst_category": round(worst["cold"][1], 3),
+        "oracle_over_plain": round(plain / least, 3),
+    }
+
+
+def _by_category(played: Sequence[Played], field: str) -> dict[str, float]:
+    names = dict.fromkeys(one.category for one in played)
+    return {
+        name: sum(one.plain for one in played if one.category == name)
+        / sum(getattr(one, field) for one in played if one.category == name)
+        for name in names
+    }
+
+
+def _shown(row: dict[str, Any]) -> dict[str, object]:
+    """The row of the table: of hostile drafters the worst."""
+    return {**row, "hostile": min(row["hostile"].values())}
+
+
+@click.command()
+@click.option("--traces", "files", type=click.Path(path_type=Path), multiple=True)
+@click.option("--curves", "curve_file", type=click.Path(path_type=Path))
+@click.option("--curve", "names", multiple=True, help="Only these curves.")
+def main(
+    files: tuple[Path, ...], curve_file: Path | None, names: tuple[str, ...]
+) -> None:
+    """Replay traces on cost curves."""
+    recordings = [read_traces(file) for file in files or sorted(TRACES.glob("*.gz"))]
+    curves = read_curves(curve_file) if curve_file else CURVES
+    curves = tuple(c for c in curves if not names or c.name in names)
+    if not curves:
+        raise click.UsageError(f"no curve is named {' or '.join(names) or 'anything'}")
+    results, thinking = {}, list[float]()
+    for curve in curves:
+        played = list(play_all(recordings, curve, thinking))
+        if not played:
+            raise click.UsageError("the traces have no answer that is reported on")
+        answers, known = zip(*played, strict=True)
+        results[curve.name] = summary(answers, best_static(known, curve))
+        results[curve.name]["hostile"] = hostile(recordings, curve)
+        click.echo(f"{curve.name}: {results[curve.name]}", err=True)
+    table([{"curve": name, **_shown(row)} for name, row in results.items()])
+    finish(
+        {
+            "answers": len(played),
+            "planner_us_per_round": round(median(thinking) * 1e6, 1),
+            "curves": results,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
+    sys.exit(0)

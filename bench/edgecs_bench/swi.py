@@ -31,8 +31,8 @@ from edgecs.draft import NOTHING
 from edgecs.load import Loaded, LoadedDrafter, load, load_drafter
 from edgecs.options import LoadOptions
 from edgecs.theory import walltime_improvement
+from edgecs_bench.forwards import Count, Schedule, Trace, play_all
 from edgecs_bench.prompts import Prompt, read_prompts
-from edgecs_bench.replay import Count, Schedule, Trace, play_all
 from edgecs_bench.report import finish, table
 
 

@@ -1,0 +1,127 @@
+"""The acceptances that every target starts from, fitted to traces.
+
+    python -m edgecs_bench.prior TRACES.jsonl.gz ... -o edgecs/prior.json
+
+Fits the log-odds of `edgecs.calibration` to what Max-Gram's copies, and the recorded
+drafters' proposals, would have earned at every position: a logistic regression with a
+ridge, by Newton's method. Only the half of the answers that `edgecs_bench.replay` tunes
+on is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs import calibration
+from edgecs.calibration import LOOKED_AT, Acceptance, Evidence, copied, stated
+from edgecs.context import Context
+from edgecs.draft import Draft
+from edgecs.ledger import Copier
+from edgecs.maxgram import MaxGram
+from edgecs_bench.report import finish, table
+from edgecs_bench.traces import Trace, for_tuning, read_traces
+
+_RIDGE = 3.0
+_POSITIONS = 6  # of every answer whose proposals are kept as typical
+
+Example = tuple[NDArray[np.intp], bool]
+"""Buckets of a token whose predecessors are right, and whether it is right."""
+
+
+def examples(trace: Trace) -> Iterator[tuple[str, Example]]:
+    """What every position of an answer says, Max-Gram's and the drafters' tokens."""
+    mag, context = MaxGram(), Context(trace.prompt)
+    for at, token in enumerate(trace.output):
+        rest = trace.output[at:]
+        copy = mag.propose(context, LOOKED_AT)
+        if at and len(copy):  # the first token comes with the prompt
+            evidence = copied(mag.evidence(context, copy, LOOKED_AT), len(copy))
+            yield from _labelled("copied", evidence, copy.tokens.tolist(), rest)
+        for proposals in trace.proposals.values() if at else ():
+            tokens, said = proposals.tokens[at], proposals.confidences[at]
+            if tokens:
+                same = agreeing(copy, tokens)
+                yield from _labelled("stated", stated(said, same), tokens, rest)
+        context.append((token,))
+
+
+def agreeing(copy: Draft, tokens: list[int]) -> list[bool | None]:
+    """Whether Max-Gram says the same, as long as it was right before."""
+    same: list[bool | None] = []
+    for i, token in enumerate(tokens):
+        says = i < len(copy) and False not in same
+        same.append(token == int(copy.tokens[i]) if says else None)
+    return same
+
+
+def _labelled(
+    kind: str, evidence: Evidence, tokens: list[int], rest: list[int]
+) -> Iterator[tuple[str, Example]]:
+    for buckets, token, true in zip(evidence, tokens, rest, strict=False):
+        yield kind, (buckets, token == true)
+        if token != true:
+            break
+
+
+def fit(found: list[Example], size: int) -> tuple[NDArray[np.float64], float]:
+    """Log-odds of every bucket, and the mean log-loss."""
+    x = np.zeros((len(found), size))
+    y = np.array([right for _, right in found], dtype=np.float64)
+    for row, (buckets, _) in zip(x, found, strict=True):
+        row[buckets] = 1
+    weights = np.zeros(size)
+    for _ in range(25):
+        p = 1 / (1 + np.exp(-(x @ weights)))
+        slope = x.T @ (y - p) - _RIDGE * weights
+        bend = x.T @ (x * (p * (1 - p))[:, None]) + _RIDGE * np.eye(size)
+        weights += np.linalg.solve(bend, slope)
+    z = (x @ weights) * (2 * y - 1)
+    return weights, float(np.logaddexp(0, -z).mean())
+
+
+def typical(traces: Sequence[Trace], weights: NDArray[np.float64]) -> list[list[float]]:
+    """Path probabilities of Max-Gram's proposals at some positions of every answer."""
+    copier, paths = Copier(MaxGram(), Acceptance(weights)), []
+    for trace in traces:
+        everything = [*trace.prompt, *trace.output]
+        for at in np.linspace(1, len(trace.output), _POSITIONS, endpoint=False):
+            context = Context(everything[: len(trace.prompt) + int(at)])
+            _, path = copier.propose(context, LOOKED_AT)
+            paths.append(path.round(3).tolist())
+    return paths
+
+
+@click.command()
+@click.argument("files", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+def main(files: tuple[Path, ...], output: Path) -> None:
+    """Fit the prior to traces."""
+    found: dict[str, list[Example]] = {"copied": [], "stated": []}
+    traces = [t for file in files for t in read_traces(file).traces if for_tuning(t)]
+    for trace in traces:
+        for kind, example in examples(trace):
+            found[kind].append(example)
+    sizes = {"copied": calibration.COPIED, "stated": calibration.STATED}
+    fitted: dict[str, Any] = {}
+    rows: list[dict[str, object]] = []
+    for kind, size in sizes.items():
+        weights, loss = fit(found[kind], size) if found[kind] else (np.zeros(size), 0.0)
+        fitted[kind] = weights.round(4).tolist()
+        rows.append(
+            {"source": kind, "examples": len(found[kind]), "log-loss": f"{loss:.4f}"}
+        )
+    fitted["paths"] = typical(traces, np.array(fitted["copied"]))
+    output.write_text(json.dumps(fitted) + "\n", encoding="utf-8")
+    table(rows)
+    finish({"output": output.name, "fits": rows})
+
+
+if __name__ == "__main__":
+    main()

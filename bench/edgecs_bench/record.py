@@ -1,0 +1,202 @@
+"""Makes traces from real runs, for `edgecs_bench.replay`.
+
+    python -m edgecs_bench.record -m TARGET.gguf --prompts FILE.jsonl -o FILE.jsonl.gz
+    python -m edgecs_bench.record -m TARGET.gguf --draft SMALL.gguf --prompts ... -o ...
+
+The target answers every prompt once, plainly. A drafter is then asked at every output
+position what it would have proposed. While its proposal agrees with the answer, that is
+its choice on the answer's own prefix, known for all positions from a few wide calls;
+only what it says after its first wrong token is drafted token by token. What is
+recorded is described in `edgecs_bench.traces`. A recording that was interrupted goes on
+where it stopped.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.chat_template import ChatTemplate
+from edgecs.choice import Choices, Rule
+from edgecs.context import Context
+from edgecs.draft import NOTHING, Choose, Draft, LanguageModel, Rows
+from edgecs.load import Loaded, LoadedDrafter, load, load_drafter
+from edgecs.options import LoadOptions
+from edgecs.sampling import Sampling
+from edgecs.session import Session
+from edgecs_bench.prompts import Prompt, read_prompts
+from edgecs_bench.traces import (
+    Proposals,
+    Recording,
+    Trace,
+    read_traces,
+    write_traces,
+)
+
+_PIECE = 32  # tokens of an answer that a drafter reads in one call
+
+
+class _Gaps:
+    """A choice that notes how far the two largest logits of each row are apart."""
+
+    def __init__(self, choose: Choose) -> None:
+        self._choose = choose
+        self.confidence, self.margin = choose.confidence, choose.margin
+        self.keeps = choose.keeps
+        self.seen: list[float] = []
+
+    def __call__(self, row: NDArray[np.float32], tokens: NDArray[np.int32]) -> int:
+        second, first = np.partition(row, -2)[-2:].tolist()
+        self.seen.append(first - second)
+        return self._choose(row, tokens)
+
+
+def listen(session: Session, prompt: Prompt, ids: list[int], most: int) -> Trace:
+    """What the target says to a prompt, without anybody's proposals."""
+    choices = session.rule(len(ids))
+    gaps = _Gaps(choices.target)
+    rule: Rule = lambda start: Choices(gaps, choices.drafters)  # noqa: E731
+    said = [t.id for t in session.generate(ids, max_tokens=most, rule=rule)]
+    return Trace(prompt.id, prompt.category, ids, said, gaps.seen[: len(said)])
+
+
+class Asked:
+    """A drafter that is asked about every position of one answer."""
+
+    def __init__(self, model: LanguageModel, choose: Choose, trace: Trace) -> None:
+        self._model = model
+        self._choose = choose
+        self._all = np.array([*trace.prompt, *trace.output], dtype=np.int32)
+        self._start, self._n = len(trace.prompt), len(trace.output)
+        self._on_path = self._read()  # [output position]: token and its probability
+
+    def proposals(self, most: int) -> Proposals:
+        """At most `most` tokens for every output position."""
+        drafts = [self._propose(at, most) for at in range(self._n)]
+        return Proposals(
+            [[token for token, _ in draft] for draft in drafts],
+            [[p for _, p in draft] for draft in drafts],
+        )
+
+    def _propose(self, at: int, most: int) -> list[tuple[int, float]]:
+        drafted: list[tuple[int, float]] = []
+        agrees = True
+        tail: list[int] = []
+        while len(drafted) < most:
+            here = at + len(drafted)
+            if agrees and here < self._n:
+                token, p = self._on_path[here]
+                agrees = token == int(self._all[self._start + here])
+            elif agrees:  # beyond the end of what was recorded nothing is known
+                break
+            else:
+                context = Context(self._all[: self._start + at]).with_tail(tail)
+                token, p = self._choice(self._model.score(context, NOTHING), 0, context)
+            tail.append(token)
+            drafted.append((token, p))
+        return drafted
+
+    def _read(self) -> list[tuple[int, float]]:
+        choices: list[tuple[int, float]] = []
+        for start in range(0, self._n, _PIECE):
+            context = Context(self._all[: self._start + start])
+            piece = self._all[self._start + start :][: min(_PIECE, self._n - start) - 1]
+            rows = self._model.score(context, Draft.chain(piece, "target"))
+            for i in range(piece.size + 1):
+                choices.append(self._choice(rows, i, context.with_tail(piece[:i])))
+        return choices
+
+    def _choice(self, rows: Rows, at: int, context: Context) -> tuple[int, float]:
+        row = rows.logits[at]
+        token = self._choose(row, context.tokens)
+        return token, self._choose.confidence(row, context.tokens, token)
+
+
+def record(
+    loaded: Loaded,
+    drafters: list[LoadedDrafter],
+    prompts: list[Prompt],
+    most: int,
+    sampling: Sampling,
+    empty: Recording,
+    output: Path,
+) -> Recording:
+    """Records what is not in the file yet, and writes it after every prompt.
+
+    Raises click.UsageError for a file that was recorded otherwise.
+    """
+    done = read_traces(output) if output.exists() else empty
+    if replace(done, traces=()) != empty:
+        raise click.UsageError(
+            f"{output} was recorded with another target, other drafters or options: "
+            "give another file"
+        )
+    traces, known = list(done.traces), {(t.category, t.id) for t in done.traces}
+    template = ChatTemplate(loaded.model.vocabulary)
+    with loaded.session([], 0, rule=loaded.rule(sampling)) as session:
+        for prompt in prompts:
+            if (prompt.category, prompt.id) in known:
+                continue
+            ids = template.encode([{"role": "user", "content": prompt.text}]).tolist()
+            trace = listen(session, prompt, ids, most)
+            choose = session.rule(len(ids)).drafters
+            for drafter in drafters:
+                asked = Asked(drafter.model, choose, trace)
+                trace.proposals[drafter.name] = asked.proposals(empty.draft_max)
+            traces.append(trace)
+            said = len(trace.output)
+            click.echo(f"{prompt.category} {prompt.id}: {said} tokens", err=True)
+            done = replace(empty, traces=tuple(traces))
+            write_traces(output, done)
+    return done
+
+
+@click.command()
+@click.option("-m", "--model", type=click.Path(path_type=Path), required=True)
+@click.option("--draft", "drafts", type=click.Path(path_type=Path), multiple=True)
+@click.option(
+    "--prompts", type=click.Path(path_type=Path), multiple=True, required=True
+)
+@click.option("--category", "categories", multiple=True)
+@click.option("--per-category", default=8, show_default=True)
+@click.option("-n", "--predict", "most", default=192, show_default=True)
+@click.option("--draft-max", default=8, show_default=True, help="Proposed tokens.")
+@click.option("-c", "--ctx-size", "n_ctx", default=4096, show_default=True)
+@click.option("--temp", "temperature", default=0.0, show_default=True)
+@click.option("--seed", default=1, show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+def main(
+    model: Path,
+    drafts: tuple[Path, ...],
+    prompts: tuple[Path, ...],
+    categories: tuple[str, ...],
+    per_category: int,
+    most: int,
+    draft_max: int,
+    n_ctx: int,
+    temperature: float,
+    seed: int,
+    output: Path,
+) -> None:
+    """Record what a target says and what drafters would have proposed."""
+    chosen = read_prompts(prompts, categories, per_category)
+    sampling = Sampling()
+    if temperature:
+        sampling = Sampling(temperature, top_k=40, top_p=0.95, min_p=0.05, seed=seed)
+    with ExitStack() as closing:
+        loaded = closing.enter_context(load(model, LoadOptions(n_ctx=n_ctx)))
+        drafters = [closing.enter_context(load_drafter(d, loaded)) for d in drafts]
+        names = tuple(drafter.name for drafter in drafters)
+        empty = Recording(model.stem, names, temperature, seed, draft_max, ())
+        done = record(loaded, drafters, chosen, most, sampling, empty, output)
+    tokens = sum(len(trace.output) for trace in done.traces)
+    click.echo(f"{output}: {len(done.traces)} answers, {tokens} tokens")
+
+
+if __name__ == "__main__":
+    main()
