@@ -25,7 +25,7 @@ from edgecs.sampling import Sampling
 from edgecs.schedule import Quotas, Schedule
 from edgecs.speculation import Speculation
 from edgecs.testing import ByteTokenizer, CachingModel, Endless, ScriptedDrafter
-from edgecs_cli.audit import built_in
+from edgecs_cli.audit_prompts import built_in
 from tests.conftest import Outcome
 from tests.test_cli import one_line
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,12 @@ import click
 from edgecs.audit import NO_CLASS, Fork, Prompt, Report, Run, Subject
 from edgecs.audit import audit as examine
 from edgecs.chat_template import ChatTemplate
-from edgecs.context import Tokens
-from edgecs.errors import ConfigError
 from edgecs.text import Tokenizer
-from edgecs_cli.generate import decode
-from edgecs_cli.options import draft_options, model_options
+from edgecs_cli.audit_prompts import Encode, built_in, read_prompts
+from edgecs_cli.options import drafter_options, model_options, schedule_options
 from edgecs_cli.run import Opened, open_all
 from edgecs_cli.sampling import sampling_options
 from edgecs_cli.shared import Interrupt, reports_errors, say
-
-Encode = Callable[[str], Tokens]
 
 
 @click.command()
@@ -49,7 +44,8 @@ Encode = Callable[[str], Tokens]
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many prompts.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @model_options
-@draft_options
+@drafter_options
+@schedule_options
 @sampling_options
 @reports_errors
 def audit(**values: Any) -> None:
@@ -110,38 +106,6 @@ def _encoder(vocabulary: Tokenizer) -> Encode:
         return vocabulary.encode
     template = ChatTemplate(vocabulary)
     return lambda text: template.encode([{"role": "user", "content": text}])
-
-
-def read_prompts(file: Path) -> list[tuple[str, str]]:
-    """Names and texts from JSON Lines. Raises ConfigError."""
-    try:
-        lines = decode(file.read_bytes(), str(file)).split("\n")
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
-    found = [_prompt(line, n, file) for n, line in enumerate(lines, 1) if line.strip()]
-    if not found:
-        raise ConfigError(
-            f"{file} has no prompts: give one JSON object a line, with turns, prompt "
-            "or text"
-        )
-    return found
-
-
-def _prompt(line: str, number: int, file: Path) -> tuple[str, str]:
-    try:
-        fields = json.loads(line)
-        turns = fields.get("turns") or [fields.get("prompt") or fields.get("text")]
-        text = turns[0]
-    except (ValueError, RecursionError, AttributeError, TypeError, LookupError):
-        text = None
-    if not (isinstance(text, str) and text.strip()):
-        raise ConfigError(
-            f"line {number} of {file} is no prompt: give a JSON object with turns, "
-            "prompt or text"
-        )
-    names = (fields.get(key) for key in ("question_id", "task_id", "id"))
-    name = next((name for name in names if name is not None), f"line {number}")
-    return str(name), text
 
 
 def show(report: Report, vocabulary: Tokenizer) -> None:
@@ -272,58 +236,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-_TEXTS = {
-    "question": "Why is the sky blue at noon and red in the evening? Explain it in a "
-    "few sentences.",
-    "list": "Make a list of twenty animals, and say of each one how many legs it has.",
-    "code": """Write the same class for Triangle, with base and height.
-
-class Square:
-    def __init__(self, side):
-        self.side = side
-
-    def area(self):
-        return self.side * self.side
-
-    def describe(self):
-        return f"Square of area {self.area()}"
-""",
-    "table": """Turn every line into a JSON object with the keys name, age and town.
-
-Marta, 31, lives in Lyon
-Henrik, 54, lives in Turku
-Aisha, 27, lives in Leeds
-Paolo, 46, lives in Bari
-""",
-    "copy": """Copy this text, but write "boat" instead of "cart".
-
-The old cart stood by the gate all winter. In spring we painted the cart green, gave the
-cart two new wheels, and pulled the cart up the hill to fetch stones. By summer the cart
-was faster than the neighbour's donkey, and everybody wanted to borrow the cart.
-""",
-}
-_THINGS = ("lamp", "kettle", "ladder", "radio", "clock", "saw", "bucket")
-_PLACES = ("kitchen", "cellar", "attic", "workshop", "garden")
-_STATES = ("works well", "needs a new part", "was lent to a friend", "is quite old")
-_LENGTHS = {"to 256": 240, "to 512": 496, "beyond 512": 720}  # tokens
-
-
-def built_in(encode: Encode) -> list[Prompt]:
-    """Prompts of several kinds; some end just before a border between ranges."""
-    prompts = [Prompt(name, encode(text)) for name, text in _TEXTS.items()]
-    notes = [
-        f"Note {i}: the {_THINGS[i % 7]} in the {_PLACES[i % 5]} {_STATES[i % 4]}."
-        for i in range(1, 140)
-    ]
-    words = "\n".join(notes).split(" ")
-
-    def tokens(size: int) -> Tokens:
-        text = " ".join(words[:size])
-        return encode(f"Repeat these notes word for word.\n\n{text}")
-
-    for name, most in _LENGTHS.items():
-        size = bisect_right(range(len(words)), most, key=lambda n: tokens(n).size)
-        prompts.append(Prompt(f"notes {name}", tokens(max(0, size - 1))))
-    return prompts

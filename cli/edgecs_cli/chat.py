@@ -12,7 +12,7 @@ from edgecs.chat_template import ChatTemplate
 from edgecs.errors import ConfigError
 from edgecs.session import Session
 from edgecs_cli.generate import decode
-from edgecs_cli.options import draft_options, model_options
+from edgecs_cli.options import drafter_options, model_options, schedule_options
 from edgecs_cli.run import open_all, statistics_line
 from edgecs_cli.sampling import sampling_options
 from edgecs_cli.shared import Interrupt, reports_errors, say
@@ -21,7 +21,8 @@ from edgecs_cli.shared import Interrupt, reports_errors, say
 @click.command()
 @click.option("-sys", "--system", help="System message.")
 @model_options
-@draft_options
+@drafter_options
+@schedule_options
 @sampling_options
 @reports_errors
 def chat(**values: Any) -> None:

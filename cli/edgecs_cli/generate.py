@@ -19,7 +19,7 @@ from edgecs.load import Loaded
 from edgecs.session import Session, Token
 from edgecs.trace import TraceFile, follow, header
 from edgecs_cli.explain import Paint, has_colours, legend, painter, plain
-from edgecs_cli.options import draft_options, model_options
+from edgecs_cli.options import drafter_options, model_options, schedule_options
 from edgecs_cli.run import Opened, exactness, open_all, statistics_line
 from edgecs_cli.sampling import sampling_options
 from edgecs_cli.shared import Interrupt, reports_errors, say
@@ -58,7 +58,8 @@ from edgecs_cli.shared import Interrupt, reports_errors, say
     help="Write what every round did into a file, one line of JSON a round.",
 )
 @model_options
-@draft_options
+@drafter_options
+@schedule_options
 @sampling_options
 @reports_errors
 def generate(**values: Any) -> int:

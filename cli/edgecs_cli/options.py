@@ -114,8 +114,8 @@ def model_options(command: F) -> F:
     return command
 
 
-def draft_options(command: F) -> F:
-    """The options that say who drafts, and how much."""
+def drafter_options(command: F) -> F:
+    """The options that say who may draft, where, and which widths they may use."""
     options = [
         click.option(
             "--draft",
@@ -126,6 +126,41 @@ def draft_options(command: F) -> F:
             "be repeated, the largest first: each one reviews those after it. Max-Gram "
             "always comes last.",
         ),
+        click.option(
+            "-td",
+            "--threads-draft",
+            "threads_draft",
+            type=click.IntRange(0),
+            default=0,
+            help="Threads of drafters; 0: one for ONNX, those of -t for GGUF.",
+        ),
+        click.option(
+            "-ngld",
+            "--gpu-layers-draft",
+            "layers_draft",
+            type=GpuLayersType(),
+            default="auto",
+            show_default=True,
+            help="Layers of GGUF drafters on the GPU.",
+        ),
+        click.option(
+            "--exact",
+            type=click.Choice(get_args(Exact)),
+            default="auto",
+            show_default=True,
+            help="strict: only widths whose bits are those of plain decoding; guarded: "
+            "near-ties are decided again at width 1; numeric: the batch's bits; auto: "
+            "strict where that costs less than 3 % of the speed.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def schedule_options(command: F) -> F:
+    """The options that say how much is drafted."""
+    options = [
         click.option(
             "--k-matrix",
             metavar="ROWS",
@@ -155,32 +190,6 @@ def draft_options(command: F) -> F:
             show_default=True,
             metavar="N",
             help="Max-Gram drafts only after N tokens that occurred before.",
-        ),
-        click.option(
-            "-td",
-            "--threads-draft",
-            "threads_draft",
-            type=click.IntRange(0),
-            default=0,
-            help="Threads of drafters; 0: one for ONNX, those of -t for GGUF.",
-        ),
-        click.option(
-            "-ngld",
-            "--gpu-layers-draft",
-            "layers_draft",
-            type=GpuLayersType(),
-            default="auto",
-            show_default=True,
-            help="Layers of GGUF drafters on the GPU.",
-        ),
-        click.option(
-            "--exact",
-            type=click.Choice(get_args(Exact)),
-            default="auto",
-            show_default=True,
-            help="strict: only widths whose bits are those of plain decoding; guarded: "
-            "near-ties are decided again at width 1; numeric: the batch's bits; auto: "
-            "strict where that costs less than 3 % of the speed.",
         ),
         click.option("--no-spec", is_flag=True, help="Plain decoding, no drafts."),
     ]

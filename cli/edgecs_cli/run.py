@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,22 +12,17 @@ import click
 
 from edgecs.cascade import NamedModel, stack
 from edgecs.kmatrix import KMatrix
-from edgecs.load import Loaded, LoadedDrafter, load_drafter
+from edgecs.load import Loaded, LoadedDrafter
 from edgecs.maxgram import MaxGram
 from edgecs.sampling import Sampling
 from edgecs.session import Session
 from edgecs.speculation import Speculation
 from edgecs.stats import Stats
 from edgecs_cli.exact import open_target, tiers
-from edgecs_cli.options import draft_load_options, load_options
+from edgecs_cli.files import find_models, load_drafters
+from edgecs_cli.options import load_options
 from edgecs_cli.sampling import read_grammar, read_sampling
-from edgecs_cli.shared import (
-    Interrupt,
-    open_store,
-    progress_bars,
-    say,
-    show_log,
-)
+from edgecs_cli.shared import Interrupt, say, show_log
 
 if TYPE_CHECKING:
     from edgecs.grammar import Grammar
@@ -38,7 +33,7 @@ class Request:
     """What the options ask for, checked before anything is fetched or loaded."""
 
     model: Path
-    drafts: tuple[Path, ...]
+    drafts: list[Path]
     matrix: KMatrix | None  # None: the planner decides
     sampling: Sampling
     grammar: Grammar | None
@@ -78,14 +73,8 @@ def read_request(values: dict[str, Any]) -> Request:
     load_options(values)
     matrix = _matrix(values)
     show_log(values["verbose"])
-    store = open_store(offline=values["offline"])
     names = () if values["no_spec"] else values["drafts"]
-    with progress_bars() as progress:
-        model = store.path(values["model"], progress)
-        drafts = tuple(
-            Path(name) if Path(name).is_dir() else store.path(name, progress)
-            for name in names
-        )
+    model, drafts = find_models(values["model"], names, offline=values["offline"])
     return Request(model, drafts, matrix, sampling, grammar)
 
 
@@ -106,12 +95,8 @@ def open_all(values: dict[str, Any], interrupt: Interrupt) -> Iterator[Opened]:
     with ExitStack() as closing:
         opening = open_target(request.model, values, interrupt)
         loaded, speculation = closing.enter_context(opening)
-        drafters: list[LoadedDrafter] = []
         with interrupt:
-            for path in request.drafts:
-                drafter = load_drafter(path, loaded, draft_load_options(values))
-                closing.enter_context(drafter)
-                drafters.append(_unique(drafter, drafters))
+            drafters = load_drafters(request.drafts, loaded, values, closing)
         session = _session(loaded, drafters, request, speculation, values)
         closing.enter_context(session)
         opened = Opened(loaded, drafters, session, request, speculation)
@@ -153,15 +138,6 @@ def _session(
         limits=speculation.fixed(1 + sum(counts)),
         rule=rule,
     )
-
-
-def _unique(drafter: LoadedDrafter, others: list[LoadedDrafter]) -> LoadedDrafter:
-    """The drafter under a name that nobody else has."""
-    taken = {"target", "mag", *(other.name for other in others)}
-    name, n = drafter.name, 2
-    while name in taken:
-        name, n = f"{drafter.name}-{n}", n + 1
-    return replace(drafter, name=name)
 
 
 def start_line(opened: Opened) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
 import click
 
@@ -15,24 +15,18 @@ from edgecs import tuning
 from edgecs.chat_template import ChatTemplate
 from edgecs.context import Tokens
 from edgecs.errors import Cancelled, ConfigError, EdgecsError
-from edgecs.exactness import Exact
-from edgecs.load import Loaded, LoadedDrafter, load, load_drafter
+from edgecs.load import Loaded, LoadedDrafter, load
 from edgecs.speculation import Speculation
 from edgecs.tuning.quantisations import quantisations
 from edgecs.tuning.report import Report
 from edgecs.tuning.trials import PROMPTS
-from edgecs_cli.options import (
-    GpuLayersType,
-    draft_load_options,
-    load_options,
-    model_options,
-)
-from edgecs_cli.run import _unique
+from edgecs_cli.exact import open_target
+from edgecs_cli.files import find_models, load_drafters
+from edgecs_cli.options import drafter_options, load_options, model_options
 from edgecs_cli.shared import (
     Interrupt,
     open_profiles,
     open_store,
-    progress_bars,
     reports_errors,
     say,
     show_log,
@@ -42,14 +36,6 @@ _PLAINLY = "it cannot forget rejected tokens, so nothing can be drafted for it"
 
 
 @click.command()
-@click.option(
-    "--draft",
-    "drafts",
-    multiple=True,
-    metavar="MODEL",
-    help="A drafter to try: a model as for -m, or the folder of an ONNX drafter. May "
-    "be repeated, the largest first.",
-)
 @click.option(
     "--quick", is_flag=True, help="Measure less: 3 repeats, answers of 48 tokens."
 )
@@ -76,30 +62,7 @@ _PLAINLY = "it cannot forget rejected tokens, so nothing can be drafted for it"
     help="Draw the cost curve and the chains as .png or .svg; needs matplotlib.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option(
-    "--exact",
-    type=click.Choice(get_args(Exact)),
-    default="auto",
-    show_default=True,
-    help="Which widths chains may use, as for `edgecs generate`.",
-)
-@click.option(
-    "-td",
-    "--threads-draft",
-    "threads_draft",
-    type=click.IntRange(0),
-    default=0,
-    help="Threads of drafters; 0: one for ONNX, those of -t for GGUF.",
-)
-@click.option(
-    "-ngld",
-    "--gpu-layers-draft",
-    "layers_draft",
-    type=GpuLayersType(),
-    default="auto",
-    show_default=True,
-    help="Layers of GGUF drafters on the GPU.",
-)
+@drafter_options
 @model_options
 @reports_errors
 def tune(**values: Any) -> int:
@@ -116,16 +79,20 @@ def tune(**values: Any) -> int:
     edgecs tune -m user/repo:Q4_K_M --quick --json
     """
     plotter = _plotter(values["plot"]) if values["plot"] else None
-    paths = _find(values)
-    with ExitStack() as closing, Interrupt() as cancel:
-        loaded = closing.enter_context(
-            load(paths[0], load_options(values), cancel=cancel)
-        )
+    load_options(values)  # settings that cannot work are refused before a download
+    show_log(values["verbose"])
+    model, drafts = find_models(
+        values["model"], values["drafts"], offline=values["offline"]
+    )
+    interrupt = Interrupt()
+    with ExitStack() as closing:
+        loaded = closing.enter_context(_open(model, values, interrupt))
         if not loaded.target.rewindable:
             _decodes_plainly(loaded, as_json=values["as_json"])
             return 0
-        drafters = _load_drafters(paths[1:], loaded, values, closing)
-        report = _measure(loaded, drafters, values)
+        with interrupt:
+            drafters = load_drafters(drafts, loaded, values, closing)
+            report = _measure(loaded, drafters, values)
     if values["as_json"]:
         click.echo(json.dumps(report.fields()))
     else:
@@ -159,31 +126,18 @@ def _plotter(path: Path) -> ModuleType:
     return curve_plot
 
 
-def _find(values: dict[str, Any]) -> list[Path]:
-    """The files of the target and of the drafters, fetched if they are not here."""
-    load_options(values)  # settings that cannot work are refused before a download
-    show_log(values["verbose"])
-    store = open_store(offline=values["offline"])
-    with progress_bars() as progress:
-        model = store.path(values["model"], progress)
-        return [
-            model,
-            *(
-                Path(name) if Path(name).is_dir() else store.path(name, progress)
-                for name in values["drafts"]
-            ),
-        ]
-
-
-def _load_drafters(
-    paths: Sequence[Path], loaded: Loaded, values: dict[str, Any], closing: ExitStack
-) -> list[LoadedDrafter]:
-    drafters: list[LoadedDrafter] = []
-    for path in paths:
-        drafter = load_drafter(path, loaded, draft_load_options(values))
-        closing.enter_context(drafter)
-        drafters.append(_unique(drafter, drafters))
-    return drafters
+@contextmanager
+def _open(path: Path, values: dict[str, Any], interrupt: Interrupt) -> Iterator[Loaded]:
+    """The target, with the KV cache that `generate` would give it."""
+    if values["exact"] == "strict":  # may change the KV type
+        as_generate = {**values, "no_spec": False, "draft_max": None}
+        with open_target(path, as_generate, interrupt) as (loaded, _):
+            yield loaded
+        return
+    with interrupt as cancel:
+        loaded = load(path, load_options(values), cancel=cancel)
+    with loaded:
+        yield loaded
 
 
 def _decodes_plainly(loaded: Loaded, *, as_json: bool) -> None:

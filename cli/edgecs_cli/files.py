@@ -1,0 +1,45 @@
+"""The files of a target and of its drafters, and drafters loaded from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgecs.load import Loaded, LoadedDrafter, load_drafter
+from edgecs_cli.options import draft_load_options
+from edgecs_cli.shared import open_store, progress_bars
+
+
+def find_models(
+    model: str, drafts: Sequence[str], *, offline: bool
+) -> tuple[Path, list[Path]]:
+    """The target's file and the drafters', fetched if they are not here yet."""
+    store = open_store(offline=offline)
+    with progress_bars() as progress:
+        return store.path(model, progress), [
+            Path(name) if Path(name).is_dir() else store.path(name, progress)
+            for name in drafts
+        ]
+
+
+def load_drafters(
+    paths: Sequence[Path], loaded: Loaded, values: dict[str, Any], closing: ExitStack
+) -> list[LoadedDrafter]:
+    """Loads drafters, each under a name of its own; `closing` frees them."""
+    drafters: list[LoadedDrafter] = []
+    for path in paths:
+        drafter = load_drafter(path, loaded, draft_load_options(values))
+        closing.enter_context(drafter)
+        taken = ["target", "mag", *(other.name for other in drafters)]
+        drafters.append(replace(drafter, name=_unique(drafter.name, taken)))
+    return drafters
+
+
+def _unique(wanted: str, taken: Sequence[str]) -> str:
+    name, n = wanted, 2
+    while name in taken:
+        name, n = f"{wanted}-{n}", n + 1
+    return name
