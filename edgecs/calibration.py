@@ -12,8 +12,9 @@ prompt does not spoil the next; what is kept learns slowly.
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -22,8 +23,12 @@ from numpy.typing import NDArray
 
 from edgecs.maxgram import GRAM, LONGEST, Copy, Opinion
 
-Evidence = NDArray[np.intp]
-"""Which buckets a token falls into, [tokens, buckets of one token]."""
+Evidence = Sequence[Sequence[int]]
+"""Which buckets a token falls into, [tokens][buckets of one token].
+
+Lists of numbers, here and wherever a round needs few of them: the caches are cold when
+the target has been called, and then a call into numpy takes longer than a short loop.
+"""
 
 LOOKED_AT = 8  # tokens of a draft with opinions of their own; later ones go with these
 DOUBT = 0.4  # log-odds: answers differ, and errors that promise are acted on
@@ -77,17 +82,14 @@ _SILENT = [
 ]
 
 
-def copied(evidence: Copy, size: int) -> Evidence:
+def copied(evidence: Copy, size: int) -> Iterator[list[int]]:
     """Buckets of `size` tokens of a copy: match length, depth, shorter grams."""
-    rows = []
-    known = len(evidence.opinions)
-    matched, said = evidence.length, [0] * (2 * GRAM)
+    opinions, matched, said = iter(evidence.opinions), evidence.length, [0] * (2 * GRAM)
     for depth in range(size):
-        if depth < known:
-            said = _opinions(evidence.opinions[depth])
+        if (known := next(opinions, None)) is not None:
+            said = _opinions(known)
         length = _LENGTH[min(matched + depth, LONGEST)] if matched else 0
-        rows.append([length, _buckets(_LENGTHS) + _DEPTH[depth], *said])
-    return np.array(rows, dtype=np.intp)
+        yield [length, _buckets(_LENGTHS) + _DEPTH[depth], *said]
 
 
 def _opinions(opinions: Sequence[Opinion | None]) -> list[int]:
@@ -111,17 +113,18 @@ def stated(
     agreeing: whether Max-Gram says the same, None: it says nothing. first: tokens
     before these in the draft.
     """
-    return np.array(
+    return [
         [
-            [
-                bisect_right(_STATED, p),
-                _buckets(_STATED) + _DEPTH[min(first + i, 63)],
-                _AGREEING + (0 if same is None else 1 + same),
-            ]
-            for i, (p, same) in enumerate(zip(confidences, agreeing, strict=True))
-        ],
-        dtype=np.intp,
-    ).reshape(len(confidences), 3)
+            bisect_right(_STATED, p),
+            _buckets(_STATED) + _DEPTH[min(first + i, 63)],
+            _AGREEING + (0 if same is None else 1 + same),
+        ]
+        for i, (p, same) in enumerate(zip(confidences, agreeing, strict=True))
+    ]
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
 
 
 class Acceptance:
@@ -132,9 +135,14 @@ class Acceptance:
     """
 
     def __init__(self, weights: NDArray[np.float64]) -> None:
-        self.kept = weights.copy()
-        self._now = weights.copy()  # of the answer under way
+        self._kept: list[float] = weights.tolist()
+        self._now = self._kept.copy()  # of the answer under way
         self._before = weights.copy()  # what was kept when it began
+
+    @property
+    def kept(self) -> NDArray[np.float64]:
+        """The log-odds over all answers."""
+        return np.array(self._kept)
 
     def begin(self) -> None:
         """A new answer: what the last one taught fast is forgotten.
@@ -142,14 +150,14 @@ class Acceptance:
         What it taught slowly is kept as far as one answer may.
         """
         least, most = self._before - MOST_AN_ANSWER, self._before + MOST_AN_ANSWER
-        np.clip(self.kept, least, most, out=self.kept)
-        self._before[:] = self._now[:] = self.kept
+        self._before = np.clip(self.kept, least, most)
+        self._kept = self._before.tolist()
+        self._now = self._kept.copy()
 
-    def odds(self, evidence: Evidence) -> NDArray[np.float64]:
-        """Probability of each token given that those before it are right, [tokens]."""
-        sure = self._now[evidence].sum(axis=1) - DOUBT
-        probability: NDArray[np.float64] = 1 / (1 + np.exp(-sure))
-        return probability
+    def odds(self, buckets: Sequence[int]) -> float:
+        """Probability of a token given that those before it are right."""
+        now = self._now
+        return _sigmoid(sum([now[bucket] for bucket in buckets]) - DOUBT)
 
     def learn(self, evidence: Evidence, right: int, decided: bool) -> None:
         """Takes what came of a draft: its first `right` tokens were right.
@@ -159,10 +167,12 @@ class Acceptance:
         for row in range(min(right + decided, LOOKED_AT, len(evidence))):
             self._step(evidence[row], row < right)
 
-    def _step(self, buckets: NDArray[np.intp], right: bool) -> None:
-        for weights, rate in ((self.kept, SLOW), (self._now, FAST)):
-            error = right - 1 / (1 + np.exp(-weights[buckets].sum()))
-            weights[buckets] += rate * error
+    def _step(self, buckets: Sequence[int], right: bool) -> None:
+        for weights, rate in ((self._kept, SLOW), (self._now, FAST)):
+            sure = _sigmoid(sum([weights[bucket] for bucket in buckets]))
+            step = rate * (right - sure)
+            for bucket in buckets:
+                weights[bucket] += step
 
 
 class Calibration:
@@ -171,8 +181,8 @@ class Calibration:
     >>> calibration = Calibration()
     >>> alike = Copy(8, [((True, 3, 3),) * 3])
     >>> alone = Copy(1, [((True, 1, 1), None, None)])
-    >>> odds = [calibration.copies.odds(copied(c, 1))[0] for c in (alike, alone)]
-    >>> bool(odds[0] > 0.6 > 0.4 > odds[1])
+    >>> odds = [calibration.copies.odds(*copied(c, 1)) for c in (alike, alone)]
+    >>> odds[0] > 0.6 > 0.4 > odds[1]
     True
     """
 

@@ -9,7 +9,7 @@ into the next wider call that was tried.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,27 +33,25 @@ class Choice(NamedTuple):
 
 
 def best_width(
-    path: NDArray[np.float64], times: NDArray[np.float64], margin: float = 0.0
+    path: Sequence[float], times: Sequence[float], margin: float = 0.0
 ) -> Choice:
     """The width with the most expected tokens a second.
 
-    path: [tokens] probability that the draft is right up to each. times: [WIDEST]
+    path: [tokens] probability that the draft is right up to each. times: [widths]
     seconds, inf where a width is not to be had. margin: share by which a width must
     promise more than width 1.
 
-    >>> times = np.full(WIDEST, np.inf)
-    >>> times[:4] = 1.0, 1.8, 2.4, 1.9  # a tile of four
-    >>> best_width(np.array([0.7, 0.6, 0.5]), times).width
+    >>> times = [1.0, 1.8, 2.4, 1.9]  # a tile of four
+    >>> best_width([0.7, 0.6, 0.5], times).width
     4
     """
-    plain = 1 / float(times[0])
-    size = min(path.size, WIDEST - 1)
-    if size:
-        rates = (1 + np.cumsum(path[:size])) / times[1 : size + 1]
-        at = int(rates.argmax())
-        if rates[at] > plain * (1 + margin):
-            return Choice(at + 2, float(rates[at]))
-    return Choice(1, plain)
+    plain = 1 / times[0]
+    best, width, emitted = plain * (1 + margin), 1, 1.0
+    for n, (more, seconds) in enumerate(zip(path, times[1:], strict=False), 2):
+        emitted += more
+        if emitted > best * seconds:
+            best, width = emitted / seconds, n
+    return Choice(width, best if width > 1 else plain)
 
 
 class CostModel:
@@ -71,11 +69,11 @@ class CostModel:
     """
 
     def __init__(self) -> None:
-        self._base = np.full(WIDEST, np.inf)  # [width - 1] seconds
-        self.rounds = np.zeros(WIDEST, dtype=np.int64)  # [width - 1] that were timed
+        self._base = [math.inf] * WIDEST  # [width - 1] seconds
+        self._rounds = [0] * WIDEST  # [width - 1] that were timed
         self._growth: dict[int, NDArray[np.float64]] = {}  # [depth][width - 1] seconds
         self._pace = 0.0  # log of how much slower everything is than when measured
-        self._times: dict[int, NDArray[np.float64]] = {}  # by bucket of depth
+        self._more: dict[int, list[float]] = {}  # [bucket of depth][width - 1] seconds
 
     def measured(self, depth: int, seconds: Mapping[int, float]) -> None:
         """Takes over careful measurements at one depth, the smallest depth first.
@@ -83,42 +81,54 @@ class CostModel:
         The first depth gives the curve. A later one gives what depth adds, linear in
         the width between the widths that were measured.
         """
-        widths = np.array([n for n in sorted(seconds) if n <= WIDEST])
-        values = np.array([seconds[n] for n in widths.tolist()])
+        widths = [n for n in sorted(seconds) if n <= WIDEST]
         if not self.known:
-            self._base[widths - 1] = values
-            self.rounds[widths - 1] = _TUNED
+            for n in widths:
+                self._base[n - 1] = seconds[n]
+                self._rounds[n - 1] = _TUNED
             self._growth[depth] = np.zeros(WIDEST)
         else:
-            known = np.isfinite(self._base[widths - 1])
-            more = np.maximum(0.0, values - self._base[widths - 1])[known]
-            if more.size:
+            known = [n for n in widths if math.isfinite(self._base[n - 1])]
+            more = [max(0.0, seconds[n] - self._base[n - 1]) for n in known]
+            if more:
                 every = np.arange(1, WIDEST + 1)
-                self._growth[depth] = np.interp(every, widths[known], more)
-        self._times.clear()
+                self._growth[depth] = np.interp(every, known, more)
+        self._more.clear()
 
     @property
     def known(self) -> bool:
         """Whether the time of a single token is known."""
-        return bool(np.isfinite(self._base[0]))
+        return math.isfinite(self._base[0])
 
     @property
     def pace(self) -> float:
         """Time of a call over what was measured for it; above 1 the machine slowed."""
         return math.exp(self._pace)
 
-    def seconds(self, depth: int) -> NDArray[np.float64]:
-        """Seconds by width at a depth, float64 [WIDEST], [n - 1] for n tokens.
+    @property
+    def rounds(self) -> NDArray[np.int64]:
+        """How many rounds of each width were timed, int64 [WIDEST]."""
+        return np.array(self._rounds)
 
-        inf: not tried. A view that must not be written to.
-        """
-        bucket = depth // _BUCKET
-        times = self._times.get(bucket)
-        if times is None:
-            pace = math.exp(self._pace)
-            times = (self._base + self._grown(bucket * _BUCKET)) * pace
-            self._times[bucket] = times
-        return times
+    def is_young(self, width: int) -> bool:
+        """Whether a width had few rounds or none."""
+        return self._rounds[width - 1] < YOUNG
+
+    def distrust(self) -> None:
+        """What was measured is soon corrected by rounds: the machine was busy."""
+        self._rounds = [min(rounds, 1) for rounds in self._rounds]
+
+    def times(self, depth: int, most: int = WIDEST) -> list[float]:
+        """Seconds by width at a depth, [most], [n - 1] for n tokens; inf: not tried."""
+        pace, few = self.pace, self._base[:most]
+        return [
+            (base + more) * pace
+            for base, more in zip(few, self._grown(depth), strict=False)
+        ]
+
+    def seconds(self, depth: int) -> NDArray[np.float64]:
+        """The same as an array, float64 [WIDEST]."""
+        return np.array(self.times(depth))
 
     def observe(self, width: int, depth: int, seconds: float) -> None:
         """Learns from one call.
@@ -127,23 +137,29 @@ class CostModel:
         """
         if not (1 <= width <= WIDEST and seconds > 0):
             return
-        at, rounds = width - 1, int(self.rounds[width - 1])
-        grown = float(self._grown(depth)[at])
+        at, rounds = width - 1, self._rounds[width - 1]
+        grown = self._grown(depth)[at]
         if rounds < YOUNG:
             least = 0.2 * seconds  # whatever the growth was thought to be
-            alone = max(seconds / math.exp(self._pace) - grown, least)
+            alone = max(seconds / self.pace - grown, least)
             self._base[at] = min(self._base[at], alone)
         else:
-            expected = (self._base[at] + grown) * math.exp(self._pace)
+            expected = (self._base[at] + grown) * self.pace
             said = math.log(seconds / expected)
             said = max(-_CLIP, min(_CLIP, said))
             self._pace += _COMMON * said
             self._base[at] *= math.exp(max(_OWN, 1 / (rounds + 2)) * said)
-        self.rounds[at] += 1
-        self._times.clear()
+        self._rounds[at] += 1
 
-    def _grown(self, depth: int) -> NDArray[np.float64]:
-        """Seconds that depth adds, [width - 1]."""
+    def _grown(self, depth: int) -> list[float]:
+        """Seconds that depth adds, [width - 1]; that of the start of its bucket."""
+        bucket = depth // _BUCKET
+        more = self._more.get(bucket)
+        if more is None:
+            more = self._more[bucket] = self._growth_at(bucket * _BUCKET).tolist()
+        return more
+
+    def _growth_at(self, depth: int) -> NDArray[np.float64]:
         depths = sorted(self._growth)
         if not depths or depth <= depths[0]:
             return np.zeros(WIDEST)
@@ -159,10 +175,10 @@ class CostModel:
     def state(self) -> dict[str, Any]:
         """What is kept of it, for `from_state`; the pace goes into the curve."""
         pace = math.exp(self._pace)
-        tried = np.flatnonzero(np.isfinite(self._base))
+        tried = [i for i, seconds in enumerate(self._base) if math.isfinite(seconds)]
         return {
-            "seconds": {str(i + 1): float(self._base[i] * pace) for i in tried},
-            "rounds": {str(i + 1): int(self.rounds[i]) for i in tried},
+            "seconds": {str(i + 1): self._base[i] * pace for i in tried},
+            "rounds": {str(i + 1): self._rounds[i] for i in tried},
             "growth": {str(d): (g * pace).tolist() for d, g in self._growth.items()},
         }
 
@@ -181,7 +197,7 @@ class CostModel:
                 if rounds < 0:
                     raise ValueError(f"width {name} had {rounds} rounds")
                 model._base[width - 1] = float(seconds)
-                model.rounds[width - 1] = min(rounds, _TUNED)
+                model._rounds[width - 1] = min(rounds, _TUNED)
             for name, values in dict(state["growth"]).items():
                 growth = np.array(values, dtype=np.float64)
                 # Written so that NaN is refused too.

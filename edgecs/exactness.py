@@ -13,7 +13,7 @@ range: which widths a round may have, and when a choice has to be made again alo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,6 +31,12 @@ NOISES = 2.0  # a guarded choice is made again within so many measured deviation
 
 Allowed = NDArray[np.bool_]
 """Which widths may be used, [WIDEST], [n - 1] for n tokens; n = 1 always may."""
+
+
+def permitted(times: Sequence[float], allowed: Allowed) -> list[float]:
+    """Seconds of calls by width, inf for those that may not be used."""
+    pairs = zip(times, allowed[: len(times)].tolist(), strict=True)
+    return [seconds if may else math.inf for seconds, may in pairs]
 
 
 def range_of(depth: int) -> tuple[int, int]:

@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgecs.calibration import LOOKED_AT, Acceptance, Evidence, copied
 from edgecs.context import Context
 from edgecs.draft import NOTHING, Draft
 from edgecs.maxgram import MaxGram
 
-Path = NDArray[np.float64]
+NEGLIGIBLE = 0.01  # a copy ends where the chance that it is right is below this
+
+Path = list[float]
 """Probability that a draft is right up to each token, [tokens]."""
 
 
@@ -96,16 +95,22 @@ class Copier:
     ) -> tuple[Draft, Path]:
         """At most `most` tokens and their path probabilities.
 
+        It ends with an end token, or where hardly a chance is left that it is right.
         ledger: where the proposal is noted, to learn from it.
         """
         copy = self.mag.propose(context, most) if self.mag and most > 0 else NOTHING
         if self.mag is None or not len(copy):
-            return NOTHING, np.empty(0)
-        ids = enumerate(copy.tokens.tolist(), 1)
-        copy = copy.clip(next((n for n, token in ids if token in self._ends), most))
-        evidence = copied(self.mag.evidence(context, copy, LOOKED_AT), len(copy))
+            return NOTHING, []
+        tokens, certainty = copy.tokens.tolist(), 1.0
+        path: Path = []
+        evidence: list[list[int]] = []
+        looked = self.mag.evidence(context, copy, LOOKED_AT)
+        for token, buckets in zip(tokens, copied(looked, len(tokens)), strict=True):
+            certainty *= self._acceptance.odds(buckets)
+            path.append(certainty)
+            evidence.append(buckets)
+            if token in self._ends or certainty < NEGLIGIBLE:
+                break
         if ledger is not None:
-            tokens = copy.tokens[:LOOKED_AT].tolist()
-            ledger.note(context, tokens, evidence, self._acceptance)
-        path: Path = np.multiply.accumulate(self._acceptance.odds(evidence))
-        return copy, path
+            ledger.note(context, tokens[: len(path)], evidence, self._acceptance)
+        return copy.clip(len(path)), path

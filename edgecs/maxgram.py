@@ -8,7 +8,7 @@ tokens, so its cost does not depend on the length of the context.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from edgecs.context import Context
@@ -32,7 +32,8 @@ class Copy(NamedTuple):
     """Where the last proposal came from; what speaks for it and against it."""
 
     length: int  # tokens of the longest match, 0: nothing matched (a bigram, or none)
-    opinions: list[tuple[Opinion | None, ...]]  # [token][n - 1] of the last n tokens
+    # [token][n - 1] of the last n tokens; may be read once
+    opinions: Iterable[tuple[Opinion | None, ...]]
 
 
 class _Gram(NamedTuple):
@@ -104,21 +105,25 @@ class MaxGram:
         """What is known of the last proposal, which `draft` is; asked for by planners.
 
         The opinions are those on its first `most` tokens, each after the ones before
-        it.
+        it, worked out when they are asked for: before the next proposal.
         """
+        drafted = draft.tokens[:most].tolist()
+        return Copy(self._matched, self._opinions(context, drafted))
+
+    def _opinions(
+        self, context: Context, drafted: list[int]
+    ) -> Iterator[tuple[Opinion | None, ...]]:
         ids, find = self._ids, self._grams.get
         here = tuple(context.tokens[-GRAM:].tolist())
-        opinions: list[tuple[Opinion | None, ...]] = []
-        for token in draft.tokens[:most].tolist():
+        for token in drafted:
             said: list[Opinion | None] = [None] * GRAM
             for n in range(1, len(here) + 1):
                 gram = find(here[-n:])
                 if gram is not None:
                     newest, run, times = gram
                     said[n - 1] = ids[newest + 1] == token, run, times
-            opinions.append(tuple(said))
+            yield tuple(said)
             here = (*here[-GRAM + 1 :], token)
-        return Copy(self._matched, opinions)
 
     def observe(
         self, context: Context, draft: Draft, rows: Rows, verdict: Verdict

@@ -11,6 +11,7 @@ than plain decoding, and trying what is not known may cost BUDGET of the time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Sequence
 from time import perf_counter
 from typing import NamedTuple
@@ -21,9 +22,9 @@ from numpy.typing import NDArray
 from edgecs.calibration import LOOKED_AT, Calibration
 from edgecs.cascade import NamedModel
 from edgecs.context import Context
-from edgecs.costs import WIDEST, YOUNG, Choice, CostModel, best_width
+from edgecs.costs import WIDEST, Choice, CostModel, best_width
 from edgecs.draft import NOTHING, Choose, Draft, Drafter
-from edgecs.exactness import EVERY, Allowed
+from edgecs.exactness import EVERY, Allowed, permitted
 from edgecs.ledger import Copier, Ledger, Path
 from edgecs.maxgram import MaxGram
 from edgecs.schedule import Clock, Gathered, Outcome, Plan
@@ -33,7 +34,7 @@ MARGIN = 0.02  # share by which a draft must promise more than plain decoding
 CAUTION = 0.05  # by which the margin grows with each plain call's time that was lost
 FORGIVES = 0.99  # share of what was lost that still counts a round later
 BUDGET = 0.02  # share of the time that may be lost on trying things
-_TRIED = np.array([2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32])  # worth trying
+_TRIED = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)  # widths worth trying
 _HOPED = 0.12  # of a single call's time: least that one token more is taken to cost
 _FELT = 0.1  # share of an answer so far that asking a parked drafter may take
 _PAUSE = 0.002  # seconds; more between two rounds is somebody else's time
@@ -128,17 +129,17 @@ class Planner:
         if not most or not self.costs.known:
             return Gathered(NOTHING, ())
         most, self._start = min(most, self._longest), self._start or len(context)
-        seconds = self.costs.seconds(len(context)) + self._overhead
-        times = seconds if allowed is EVERY else np.where(allowed, seconds, np.inf)
         copy, path = self.copier.propose(context, most, self.ledger)
+        size = WIDEST if self.writers else 1 + len(path)
+        times = self._times(len(context), allowed, size)
         choice = best_width(path, times, MARGIN + CAUTION * self._debt)
         if self.writers:
-            desk = _Desk(context, choose, most, times, copy, choice)
+            desk = _Desk(context, choose, most, np.array(times), copy, choice)
             if leaders := self._leaders(desk):
                 return self._write(desk, leaders)
         if not len(copy):
             return Gathered(NOTHING, (), self._plan(path, times, choice))
-        choice = self._try(path, times, allowed, choice)
+        choice = self._try(path, len(context), allowed, choice)
         draft = copy.clip(choice.width - 1)
         return Gathered(draft, copy.sources, self._plan(path, times, choice))
 
@@ -152,7 +153,7 @@ class Planner:
         self._busy += spent
         if width > 1 or self._writing:
             emitted = 1 + len(outcome.verdict.path)
-            single = float(self.costs.seconds(len(context))[0])
+            (single,) = self.costs.times(len(context), 1)
             over = spent / single - emitted
             self._debt = max(0.0, self._debt + over - self._invested / single)
             if self._trying:
@@ -177,30 +178,40 @@ class Planner:
                 self._overhead += _LATELY * (own - self._overhead)
         self._began, self._called = now, 0.0
 
-    def _is_young(self, width: int) -> bool:
-        return bool(self.costs.rounds[width - 1] < YOUNG)
+    def _times(self, depth: int, allowed: Allowed, size: int) -> list[float]:
+        """Seconds of a round by width, [size]; inf where it may not be used."""
+        times = [s + self._overhead for s in self.costs.times(depth, size)]
+        return times if allowed is EVERY else permitted(times, allowed)
 
-    def _try(
-        self, path: Path, times: NDArray[np.float64], allowed: Allowed, choice: Choice
-    ) -> Choice:
+    def _try(self, path: Path, depth: int, allowed: Allowed, choice: Choice) -> Choice:
         """A width that was hardly tried, if it may be better and can be afforded."""
-        at = _TRIED - 1
-        at = at[allowed[at] & (self.costs.rounds[at] < YOUNG)]
-        if not at.size:
+        most, is_young = 1 + len(path), self.costs.is_young
+        young = [n for n in _TRIED if n <= most and is_young(n) and allowed[n - 1]]
+        if not young:
             return choice
+        times = self._times(depth, allowed, WIDEST)
+        known = [n for n, seconds in enumerate(times, 1) if seconds < math.inf]
+        more = _hoped(times[0], known[-1], times[known[-1] - 1])
         hoped = times.copy()
-        hoped[at] = np.minimum(0.8 * hoped[at], _hoped(times)[at])
+        for n in young:
+            hoped[n - 1] = min(0.8 * times[n - 1], times[0] + more * (n - 1))
         maybe = best_width(path, hoped, MARGIN)
-        if maybe.rate <= choice.rate or not self._is_young(maybe.width):
+        if maybe.rate <= choice.rate or maybe.width not in young:
             return choice
-        known = np.flatnonzero(np.isfinite(times[: maybe.width]))[-1]
-        worst = float(times[known]) * maybe.width / (known + 1)
-        emitted = np.arange(1, maybe.width + 1)
-        chances = np.diff(1 - path[: maybe.width - 1], prepend=0.0, append=1.0)
-        if chances @ np.maximum(0.0, worst - emitted * times[0]) > self.to_lose:
+        if self._at_stake(path, times, maybe.width) > self.to_lose:
             return choice
         self._trying = True
         return maybe
+
+    def _at_stake(self, path: Path, times: list[float], width: int) -> float:
+        """Seconds that a round of a width nobody knows is expected to lose at worst."""
+        known = max(n for n in range(1, width + 1) if times[n - 1] < math.inf)
+        worst = times[known - 1] * width / known
+        ends = [1.0, *path[: width - 1], 0.0]  # chance that so many are right
+        return sum(
+            (ends[n - 1] - ends[n]) * max(0.0, worst - n * times[0])
+            for n in range(1, width + 1)
+        )
 
     def _leaders(self, desk: _Desk) -> tuple[Writer, ...]:
         """The neural drafters that write in this round, the best first; often none."""
@@ -261,40 +272,38 @@ class Planner:
                 self.ledger.note(context, written.tokens, evidence, writer)
         self._writing = written.seconds
         draft = Draft.chain(written.tokens, written.sources, written.confidences)
-        path = np.array(written.path)
+        path = written.path.copy()
         if len(draft) and int(draft.tokens[-1]) not in self._ends:
             here = context.with_tail(draft.tokens)
             tail, more = self.copier.propose(here, desk.most - len(draft))
             draft = draft.then(tail)
-            path = np.concatenate([path, written.certainty * more])
-        spent = desk.times + written.seconds
-        choice = best_width(path, spent)
-        if self._trying and choice.width == 1:
-            choice = Choice(2, choice.rate) if np.isfinite(spent[1]) else choice
-        plan = self._plan(path, desk.times, choice)
+            path += [written.certainty * chance for chance in more]
+        times = desk.times.tolist()
+        choice = best_width(path, [seconds + written.seconds for seconds in times])
+        if self._trying and choice.width == 1 and times[1] < math.inf:
+            choice = Choice(2, choice.rate)
+        plan = self._plan(path, times, choice)
         return Gathered(draft.clip(choice.width - 1), draft.sources, plan)
 
-    def _plan(self, path: Path, times: NDArray[np.float64], choice: Choice) -> Plan:
+    def _plan(self, path: Path, times: list[float], choice: Choice) -> Plan:
         reason = "promises most"
         if self._trying:
             reason = "tried, because little is known about it"
-        elif not path.size:
+        elif not path:
             reason = "nothing was proposed"
         elif choice.width == 1:
             reason = "nothing promises more than plain decoding"
-        known = np.flatnonzero(np.isfinite(times[: path.size + 1])) + 1
-        return Plan(path[:LOOKED_AT], choice.rate, 1 / float(times[0]), known, reason)
+        seen = enumerate(times[: len(path) + 1], 1)
+        known = [n for n, seconds in seen if seconds < math.inf]
+        return Plan(path[:LOOKED_AT], choice.rate, 1 / times[0], known, reason)
 
 
-def _hoped(times: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The least that calls of widths nobody knows are taken to cost, [WIDEST].
+def _hoped(single: float, widest: int, seconds: float) -> float:
+    """The least that a token more is taken to cost in a width nobody knows.
 
-    A little more for every token; no more than the widths that are known cost on
-    average, where these are even better than hoped.
+    A little; no more than on average up to the widest width that is known, where that
+    is even better than hoped.
     """
-    widest = int(np.flatnonzero(np.isfinite(times))[-1])
-    more = _HOPED * times[0]
-    if widest:
-        more = min(more, max(0.0, (times[widest] - times[0]) / widest))
-    hoped: NDArray[np.float64] = times[0] + more * np.arange(WIDEST)
-    return hoped
+    if widest == 1:
+        return _HOPED * single
+    return min(_HOPED * single, max(0.0, (seconds - single) / (widest - 1)))

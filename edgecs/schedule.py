@@ -10,9 +10,6 @@ from collections.abc import Callable, Container, Sequence
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgecs.context import Context
 from edgecs.draft import NOTHING, Choose, Draft, Drafter, Rows, Verdict
 from edgecs.exactness import EVERY, Allowed
@@ -24,10 +21,10 @@ Clock = Callable[[], float]
 class Plan(NamedTuple):
     """Why a round was drafted as it was; times in seconds."""
 
-    probabilities: NDArray[np.float64]  # [token] that the draft is right up to it
+    probabilities: list[float]  # [token] that the draft is right up to it
     expected: float  # tokens a second that the round should bring
     plain: float  # tokens a second of plain decoding
-    widths: NDArray[np.intp]  # that were considered
+    widths: list[int]  # that were considered
     reason: str  # in words
 
 

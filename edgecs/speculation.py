@@ -14,13 +14,12 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgecs.calibration import Calibration
 from edgecs.cascade import NamedModel
 from edgecs.costs import WIDEST, CostModel, best_width
 from edgecs.draft import LanguageModel
-from edgecs.exactness import Allowed, Classes, Exact, Limits
+from edgecs.exactness import Allowed, Classes, Exact, Limits, permitted
 from edgecs.maxgram import MaxGram
 from edgecs.planner import MARGIN, Planner
 from edgecs.probe import QUICK, classify, curve
@@ -199,11 +198,10 @@ class Speculation:
 
         Expected over typical proposals of Max-Gram, with the times that are known.
         """
-        times = self.costs.seconds(depth)
         if not self.costs.known:
             return 1.0
-        only = np.where(allowed, times, np.inf)
-        return _speed(only) / _speed(times)
+        times = self.costs.times(depth)
+        return _speed(permitted(times, allowed)) / _speed(times)
 
     def save(self) -> bool:
         """Keeps what is known now; False: there is nothing to keep, or no place."""
@@ -226,18 +224,18 @@ def _near(model: LanguageModel) -> int:
     return min(24, model.n_ctx // 4)
 
 
-def _speed(times: NDArray[np.float64]) -> float:
+def _speed(times: list[float]) -> float:
     """Tokens a second over typical proposals."""
     tokens = seconds = 0.0
     for path in typical():
         width = best_width(path, times, MARGIN).width
-        tokens += 1 + float(path[: width - 1].sum())
-        seconds += float(times[width - 1])
+        tokens += 1 + sum(path[: width - 1])
+        seconds += times[width - 1]
     return tokens / seconds
 
 
 @cache
-def typical() -> tuple[NDArray[np.float64], ...]:
+def typical() -> tuple[list[float], ...]:
     """Path probabilities of Max-Gram's proposals at positions of many texts."""
     text = resources.files("edgecs").joinpath("prior.json").read_text(encoding="utf-8")
-    return tuple(np.array(path) for path in json.loads(text)["paths"])
+    return tuple(json.loads(text)["paths"])

@@ -179,13 +179,13 @@ def _odds(plan: Plan | None) -> list[float | None] | None:
     """Probability that the draft is right up to each token."""
     if plan is None:
         return None
-    return [_number(p) for p in plan.probabilities.tolist()]
+    return [_number(p) for p in plan.probabilities]
 
 
 def _reasons(plan: Plan | None) -> Record:
     """Why the width is what it is; rates in tokens a second."""
     return {
-        "widths": plan.widths.tolist() if plan else None,
+        "widths": plan.widths if plan else None,
         "expected": _number(plan.expected) if plan else None,
         "plain": _number(plan.plain) if plan else None,
         "reason": plan.reason if plan else None,

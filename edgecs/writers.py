@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import mul
 from time import perf_counter
 
 import numpy as np
@@ -57,11 +59,11 @@ class Review:
         """What is worth a review; nothing as long as the writer's times are unknown."""
         if not self.costs.known:
             return Gathered(Draft.chain((), ""), ())
-        times = self.costs.seconds(len(context))
+        times = self.costs.times(len(context))
         copy, path = self._copier.propose(context, min(most, WIDEST - 1))
         choice = best_width(path, times)
         if self._cheaper:
-            rates = self._cheaper.promise(len(context), times)
+            rates = self._cheaper.promise(len(context), np.array(times))
             if rates.size and rates[:most].max(initial=0) > choice.rate:
                 size = int(rates[:most].argmax()) + 1
                 part = self._cheaper.cascade.propose(context, size, choose)
@@ -261,8 +263,8 @@ class Writer:
         said = confidences(done, here, choose)
         draft.confidences += said
         same = _agreeing(copy, draft.tokens)[first:]
-        odds = self._acceptance.odds(stated(said, same, first))
-        draft.path += (draft.certainty * np.cumprod(odds)).tolist()
+        odds = map(self._acceptance.odds, stated(said, same, first))
+        draft.path += [*accumulate(odds, mul, initial=draft.certainty)][1:]
 
     def evidence(self, draft: Written, copy: Draft, first: int) -> Evidence:
         """Buckets of its tokens in a draft, from `first` on."""

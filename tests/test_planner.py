@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from edgecs.calibration import Calibration, stated
+from edgecs.calibration import Calibration, Evidence, stated
 from edgecs.cascade import Cascade, NamedModel
 from edgecs.choice import always, chooser, greedy
 from edgecs.context import Context
@@ -348,7 +347,7 @@ def test_what_a_user_says_is_nobodys_lesson():
     told: list[tuple[int, bool]] = []
     learn = planner.calibration.copies.learn
 
-    def listen(evidence: NDArray[np.intp], right: int, decided: bool) -> None:
+    def listen(evidence: Evidence, right: int, decided: bool) -> None:
         told.append((right, decided))
         learn(evidence, right, decided)
 

@@ -15,6 +15,7 @@ import pytest
 
 from edgecs.backends.llama_lm import LlamaLM
 from edgecs.backends.llama_model import LlamaModel
+from edgecs.calibration import stated
 from edgecs.cascade import Cascade, NamedModel
 from edgecs.context import Context, Tokens
 from edgecs.costs import WIDEST, CostModel
@@ -408,7 +409,7 @@ def test_chains_learn_for_themselves(stage: Stage):
 def test_what_was_learnt_of_other_drafters_before_stays():
     known = Speculation(TableModel(50))
     known.costs.measured(0, TILED)
-    known.calibration.drafter("absent").kept += 1
+    known.calibration.drafter("absent").learn(stated([0.5], [None]), 1, False)
     before = known.calibration.state()["stated"]
     assert Stage(known, Endless()).learnt().state()["stated"] == before
     stage = Stage(known, Endless(), tokens=8)
@@ -419,7 +420,7 @@ def test_what_was_learnt_of_other_drafters_before_stays():
 def test_a_chain_says_nothing_about_who_is_not_in_it():
     known = Speculation(TableModel(50))
     known.costs.measured(0, TILED)
-    known.calibration.drafter("first").kept += 1
+    known.calibration.drafter("first").learn(stated([0.5], [None]), 1, False)
     before = known.calibration.state()["stated"]["first"]
     costs = CostModel()
     costs.measured(0, {1: 0.001, 32: 0.002})

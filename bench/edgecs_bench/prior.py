@@ -31,7 +31,7 @@ from edgecs_bench.traces import Trace, for_tuning, read_traces
 _RIDGE = 3.0
 _POSITIONS = 6  # of every answer whose proposals are kept as typical
 
-Example = tuple[NDArray[np.intp], bool]
+Example = tuple[Sequence[int], bool]
 """Buckets of a token whose predecessors are right, and whether it is right."""
 
 
@@ -42,7 +42,7 @@ def examples(trace: Trace) -> Iterator[tuple[str, Example]]:
         rest = trace.output[at:]
         copy = mag.propose(context, LOOKED_AT)
         if at and len(copy):  # the first token comes with the prompt
-            evidence = copied(mag.evidence(context, copy, LOOKED_AT), len(copy))
+            evidence = [*copied(mag.evidence(context, copy, LOOKED_AT), len(copy))]
             yield from _labelled("copied", evidence, copy.tokens.tolist(), rest)
         for proposals in trace.proposals.values() if at else ():
             tokens, said = proposals.tokens[at], proposals.confidences[at]
@@ -94,7 +94,7 @@ def typical(traces: Sequence[Trace], weights: NDArray[np.float64]) -> list[list[
         for at in np.linspace(1, len(trace.output), _POSITIONS, endpoint=False):
             context = Context(everything[: len(trace.prompt) + int(at)])
             _, path = copier.propose(context, LOOKED_AT)
-            paths.append(path.round(3).tolist())
+            paths.append([round(p, 3) for p in path])
     return paths
 
 

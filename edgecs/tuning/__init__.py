@@ -236,7 +236,7 @@ def _costs(curves: Sequence[Curve]) -> CostModel:
     for curve in curves:
         costs.measured(curve.depth, curve.seconds)
     if any(curve.unsure > _BUSY for curve in curves):
-        costs.rounds = np.minimum(costs.rounds, 1)
+        costs.distrust()
     return costs
 
 

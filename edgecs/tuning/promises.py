@@ -50,9 +50,9 @@ def expected(
     """
     written = [best_draft(times, step, right) for step, right in drafters]
     tokens = seconds = 0.0
-    for path in typical() if mag else (np.empty(0),):
-        width = best_width(path, times, MARGIN).width
-        copied = 1 + float(path[: width - 1].sum()), float(times[width - 1])
+    for path in typical() if mag else ([],):
+        width = best_width(path, times.tolist(), MARGIN).width
+        copied = 1 + sum(path[: width - 1]), float(times[width - 1])
         most, spent = max([copied, *written], key=lambda round_: round_[0] / round_[1])
         tokens, seconds = tokens + most, seconds + spent
     return tokens / seconds

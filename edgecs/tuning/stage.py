@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import NamedTuple
 
-import numpy as np
-
-from edgecs.calibration import Calibration
+from edgecs.calibration import Calibration, Evidence
 from edgecs.cascade import NamedModel
 from edgecs.context import Context, Tokens
 from edgecs.costs import CostModel
@@ -23,7 +21,7 @@ from edgecs.text import Tokenizer
 from edgecs.tuning.trials import MAG, Chain, Played
 from edgecs.writers import Writer
 
-_NO_EVIDENCE = np.empty((0, 0), dtype=np.intp)
+_NO_EVIDENCE: Evidence = ()
 
 
 class Entrant(NamedTuple):
