@@ -262,13 +262,13 @@ class Writer:
         draft.sources += done.sources
         said = confidences(done, here, choose)
         draft.confidences += said
-        same = _agreeing(copy, draft.tokens)[first:]
+        same = confirmed(copy, draft.tokens)[first:]
         odds = map(self._acceptance.odds, stated(said, same, first))
         draft.path += [*accumulate(odds, mul, initial=draft.certainty)][1:]
 
     def evidence(self, draft: Written, copy: Draft, first: int) -> Evidence:
         """Buckets of its tokens in a draft, from `first` on."""
-        same = _agreeing(copy, draft.tokens)[first:]
+        same = confirmed(copy, draft.tokens)[first:]
         return stated(draft.confidences[first:], same, first)
 
     def may_be_tried(self) -> bool:
@@ -314,7 +314,7 @@ def _wider(times: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.minimum.accumulate(times[::-1])[::-1]
 
 
-def _agreeing(copy: Draft, tokens: list[int]) -> list[bool | None]:
+def confirmed(copy: Draft, tokens: list[int]) -> list[bool | None]:
     """Whether Max-Gram says the same, as long as it did before."""
     same: list[bool | None] = []
     for i, token in enumerate(tokens):

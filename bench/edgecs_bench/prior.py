@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from edgecs import calibration
 from edgecs.calibration import LOOKED_AT, Acceptance, Evidence, copied, stated
 from edgecs.context import Context
-from edgecs.draft import Draft
 from edgecs.ledger import Copier
 from edgecs.maxgram import MaxGram
+from edgecs.writers import confirmed
 from edgecs_bench.report import finish, table
 from edgecs_bench.traces import Trace, for_tuning, read_traces
 
@@ -47,18 +47,9 @@ def examples(trace: Trace) -> Iterator[tuple[str, Example]]:
         for proposals in trace.proposals.values() if at else ():
             tokens, said = proposals.tokens[at], proposals.confidences[at]
             if tokens:
-                same = agreeing(copy, tokens)
+                same = confirmed(copy, tokens)
                 yield from _labelled("stated", stated(said, same), tokens, rest)
         context.append((token,))
-
-
-def agreeing(copy: Draft, tokens: list[int]) -> list[bool | None]:
-    """Whether Max-Gram says the same, as long as it was right before."""
-    same: list[bool | None] = []
-    for i, token in enumerate(tokens):
-        says = i < len(copy) and False not in same
-        same.append(token == int(copy.tokens[i]) if says else None)
-    return same
 
 
 def _labelled(
