@@ -1,8 +1,8 @@
 """Do drafts change answers? Every prompt plainly, as planned, and with forced widths.
 
-A planner avoids the widths that it finds too dear, so alone it proves little. Forced
-runs give every width of the class in use its turn, with Max-Gram and with a drafter
-that knows the plain answer and is wrong half of the time.
+A planner avoids the widths that it finds too dear, so alone it proves little. Two
+forced runs give every width of the class in use its turn, round by round: one with
+Max-Gram, one with a drafter that knows the plain answer and is wrong half of the time.
 
 Every answer starts from an empty cache and is compared with plain decoding token by
 token. The first token that differs is a *fork*; what follows it is not compared. A fork
@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import NamedTuple
 
 import numpy as np
@@ -23,17 +24,18 @@ import numpy as np
 from edgecs.cascade import Round
 from edgecs.choice import Rule, always, greedy
 from edgecs.context import Context, Tokens
-from edgecs.draft import Choose, LanguageModel, Row
+from edgecs.draft import Choose, Drafter, LanguageModel, Row
 from edgecs.errors import BrokenPromise, Cancelled, ConfigError
-from edgecs.exactness import Limits, Tier, range_of
+from edgecs.exactness import EVERY, Allowed, Limits, Tier, range_of
 from edgecs.maxgram import MaxGram
-from edgecs.schedule import Quotas, Schedule
+from edgecs.schedule import Gathered, Outcome, Quotas, Schedule
 from edgecs.session import Session
 from edgecs.stats import Stats
 from edgecs.testing import ScriptedDrafter
 from edgecs.text import Tokenizer
 
 FORCED = (2, 3, 4, 6, 8, 16)  # widths that are forced where every width is allowed
+_STEP = 3  # widths that one prompt starts further on than the one before it
 NO_CLASS = "plain decoding: no class"
 _GREEDY = always(greedy)
 
@@ -88,7 +90,7 @@ class Run:
     """All prompts with one way to draft; counts of tokens and rounds."""
 
     drafter: str
-    width: int | None = None  # that is forced, None: as the schedule decides
+    forced: bool = False  # every width in turn, or as the schedule decides
     answers: int = 0
     tokens: int = 0  # that were compared, forks included
     accepted: int = 0
@@ -100,7 +102,7 @@ class Run:
     @property
     def name(self) -> str:
         """For people."""
-        return f"{self.drafter}, width {self.width}" if self.width else self.drafter
+        return f"{self.drafter}, every width" if self.forced else self.drafter
 
     @property
     def identical(self) -> int:
@@ -247,24 +249,56 @@ def audit(
 def _cases(
     subject: Subject, plain: list[Plain], planned: Callable[[], Schedule]
 ) -> Iterator[_Case]:
-    """The schedule as it is, then every width twice."""
+    """The schedule as it is, then every width in turn, twice."""
     yield _Case(Run("as generate"), plain, lambda reference: planned())
-    for width in sorted({width for one in plain for width in one.widths}):
-        chosen = [one for one in plain if width in one.widths]
-        yield _forced("mag", width, chosen, subject)
-        yield _forced("half wrong", width, chosen, subject)
+    if chosen := [one for one in plain if one.widths]:
+        yield _forced("mag", chosen, subject)
+        yield _forced("half wrong", chosen, subject)
 
 
-def _forced(who: str, width: int, chosen: list[Plain], subject: Subject) -> _Case:
-    """Drafts of one length, by Max-Gram or by one that is wrong half of the time."""
+def _forced(who: str, chosen: list[Plain], subject: Subject) -> _Case:
+    """Drafts of every length, by Max-Gram or by one that is wrong half of the time."""
     size, ends = subject.target.vocab_size, subject.tokenizer.ends
 
     def schedule(plain: Plain) -> Schedule:
         script = [*plain.prompt.tokens.tolist(), *plain.tokens]
-        spoilt = ScriptedDrafter(script, wrong=0.5, vocab_size=size, seed=width)
-        return Quotas([MaxGram() if who == "mag" else spoilt], [width - 1], ends)
+        at = chosen.index(plain)
+        spoilt = ScriptedDrafter(script, wrong=0.5, vocab_size=size, seed=at)
+        drafter = MaxGram() if who == "mag" else spoilt
+        first = at * _STEP % len(plain.widths)
+        turns = [*plain.widths[first:], *plain.widths[:first]]
+        return _EveryWidth(drafter, turns, ends)
 
-    return _Case(Run(who, width), chosen, schedule)
+    return _Case(Run(who, forced=True), chosen, schedule)
+
+
+class _EveryWidth:
+    """Drafts that give calls of some widths, one after the other, again and again."""
+
+    def __init__(
+        self, drafter: Drafter, widths: Sequence[int], ends: frozenset[int]
+    ) -> None:
+        self.drafters = (drafter,)
+        self._turns = cycle(
+            [Quotas(self.drafters, [width - 1], ends) for width in widths]
+        )
+
+    def begin(self) -> None:
+        """One answer is all there is."""
+
+    def draft(
+        self, context: Context, choose: Choose, most: int, allowed: Allowed = EVERY
+    ) -> Gathered:
+        """A draft for the next width; shorter where the drafter says less."""
+        turn = next(self._turns) if most else Quotas()
+        return turn.draft(context, choose, most, allowed)
+
+    def learn(self, context: Context, outcome: Outcome) -> None:
+        """Nothing changes the turns."""
+
+    def describe(self) -> str:
+        """What it does."""
+        return "every width in turn"
 
 
 class _Watched:

@@ -51,9 +51,9 @@ from edgecs_cli.shared import Interrupt, reports_errors, say
 def audit(**values: Any) -> None:
     """Prove that drafts change nothing.
 
-    Answers prompts plainly, as `edgecs generate` would, and with every width of the
-    class in use forced, and compares the tokens. Every fork is shown; one where strict
-    was promised ends with exit code 5.
+    Answers prompts plainly, as `edgecs generate` would, and twice with every width of
+    the class in use forced in turn, and compares the tokens. Every fork is shown; one
+    where strict was promised ends with exit code 5.
 
     \b
     edgecs audit -m smollm2-135m-instruct
@@ -216,7 +216,7 @@ def _run_data(run: Run) -> dict[str, Any]:
     """Counters are copied: JSON wants plain keys in order."""
     return {
         "drafts": run.drafter,
-        "width": run.width,
+        "forced": run.forced,
         "answers": run.answers,
         "identical": run.identical,
         "tokens": run.tokens,
