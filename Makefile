@@ -38,6 +38,15 @@ clean:  ## remove the virtual environment and caches
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
+# GCC's AMX header says that ldtilecfg reads 8 bytes of its 64, so the compiler drops the
+# rest of llama.cpp's tile configuration, and every answer is a crash on processors that
+# have AMX (llama.cpp's pull request 26954). These flags keep what looks unused.
+ifeq ($(shell uname -m),x86_64)
+ifneq ($(findstring Free Software Foundation,$(shell $(CXX) --version 2>/dev/null)),)
+export CMAKE_ARGS ?= -DCMAKE_CXX_FLAGS='-fno-dse -fno-tree-dse'
+endif
+endif
+
 # llama-cpp-python is compiled here: several minutes, once.
 .venv/base: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install -e .

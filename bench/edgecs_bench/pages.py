@@ -1,6 +1,6 @@
 """Tables in the documents, made from the raw numbers in bench/results/.
 
-The last line of what `edgecs_bench.speed` or `edgecs audit --json` prints is a file
+What `edgecs bench --output` writes and what `edgecs audit --json` prints are files
 there; cog puts these tables where a document asks for them.
 """
 
@@ -8,51 +8,73 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from edgecs_bench.speedups import readable
+from edgecs_bench.result import Result, read, readable
 
-_LEFT_OUT = ("category", "geomean")  # of a detailed row: its name, and a second mean
+_LEFT_OUT = ("category", "mode", "temp")  # of a row under a title that has them
 
 
-def speed_overview(files: Iterable[Path]) -> str:
-    """Speed-ups by model and category, a model a row, in the order of the files."""
-    runs = [_read(file) for file in files]
-    categories = list(dict.fromkeys(name for run in runs for name in run["speedup"]))
-    rows = [
-        [
-            _name(run["model"]),
-            _plain(run),
-            *(_ratio(run["speedup"].get(name)) for name in categories),
-            f"**{_ratio(run['geomean'])}**",
-        ]
-        for run in runs
-    ]
+def speed_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
+    """Speed-ups of the planner by model and category, a model a row.
+
+    Over the faster of plain decoding and llama.cpp's own loop.
+    """
+    results = list(_results(files))
+    planned = [_rows(result, "planner", temperature) for result in results]
+    categories = list(dict.fromkeys(name for rows in planned for name in rows))
+    lines = []
+    for result, rows in zip(results, planned, strict=True):
+        scale, mean = _scale(result), _overall(result, "planner", temperature)
+        ratios = [rows[n]["speedup"] if n in rows else None for n in categories]
+        low, high = (x / scale for x in mean["interval"])
+        lines.append(
+            [
+                result["model"]["name"],
+                _plain(result, temperature),
+                *(_ratio(ratio, scale) for ratio in ratios),
+                f"**{_ratio(mean['geomean'], scale)}** ({low:.2f}-{high:.2f})",
+            ]
+        )
     heads = [name.replace("_", " ") for name in categories]
-    return _table(["model", "plain, tok/s", *heads, "geometric mean"], rows)
+    return _table(["model", "plain, tok/s", *heads, "geometric mean (90 %)"], lines)
 
 
 def speed_details(files: Iterable[Path]) -> str:
-    """Every category of every model, a table for each model under its name."""
+    """Every category of every model in every mode that drafts."""
     parts = []
-    for run in map(_read, files):
-        rows = [readable(row) for row in run["categories"]]
-        names = [name for name in rows[0] if name not in _LEFT_OUT]
-        lines = [[row["category"], *(row[name] for name in names)] for row in rows]
-        llama = run["llama_over_plain"]
-        parts.append(
-            f"## {_name(run['model'])}\n\n"
-            f"{run['options']['target']['device']}, "
-            f"{run['options']['target']['threads']} threads. Baseline: "
-            f"{run['baseline']}; llama.cpp's own loop makes "
-            f"{'an unknown share' if llama is None else format(llama, '.3f')} of plain "
-            f"decoding's speed. The planner takes {run['planner_us']:.0f} µs a round "
-            f"(median), other programs had {run['others']:.1%} of the processors' "
-            f"time.\n\n" + _table(["category", *names], lines)
-        )
+    for result in _results(files):
+        parts.append(_about(result))
+        for row in result["overall"]:
+            mode, temperature = row["mode"], row["temperature"]
+            rows = _rows(result, mode, temperature).values()
+            if mode == "plain" or not rows:
+                continue
+            shown = [readable(one) for one in rows]
+            names = ["category", *(n for n in shown[0] if n not in _LEFT_OUT)]
+            lines = [[one[name] for name in names] for one in shown]
+            title = f"### {mode}, temperature {temperature:g}"
+            parts.append(f"{title}\n\n{_table(names, lines)}")
     return "\n".join(parts)
+
+
+def _about(result: Result) -> str:
+    """What was measured where, and what else has to be known."""
+    options, over = result["options"], _over_llama(result)
+    llama = "was not run" if over is None else f"makes {over:.3f} of its speed"
+    planner = [r["planner_us"] for r in result["overall"] if r["mode"] == "planner"]
+    own = "unknown" if not planner else f"{median(planner):.0f} µs a round (median)"
+    return (
+        f"## {result['model']['name']}\n\n"
+        f"{result['machine']['processor']}, {options['threads']} threads, "
+        f"{result['suite']['prompts']} prompts, at most {options['predict']} tokens, "
+        f"run {options['repeats']} times. Speed-ups are over plain decoding; llama.cpp's "
+        f"own loop {llama}. The planner takes {own}; other programs had "
+        f"{result['others']:.1%} of the processors' time.\n"
+    )
 
 
 def audits(files: Iterable[Path]) -> str:
@@ -69,7 +91,7 @@ def audits(files: Iterable[Path]) -> str:
         same = sum(one["identical"] for one in run["runs"])
         rows.append(
             [
-                _name(run["model"]),
+                run["model"].removesuffix(".gguf"),
                 run["exact"],
                 run["options"]["type_k"],
                 f"{run['sampling']['temperature']:g}",
@@ -83,23 +105,54 @@ def audits(files: Iterable[Path]) -> str:
     return _table([*heads, "forks per 1,000 by tier", "strict broken"], rows)
 
 
+def _results(files: Iterable[Path]) -> Iterator[Result]:
+    for file in files:
+        yield from read(file)
+
+
 def _read(file: Path) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return fields
 
 
-def _name(file: str) -> str:
-    return file.removesuffix(".gguf")
+def _rows(result: Result, mode: str, temperature: float) -> dict[str, dict[str, Any]]:
+    """Rows of one mode at one temperature by category."""
+    return {
+        row["category"]: row
+        for row in result["rows"]
+        if (row["mode"], row["temperature"]) == (mode, temperature)
+    }
 
 
-def _plain(run: dict[str, Any]) -> str:
+def _overall(result: Result, mode: str, temperature: float) -> dict[str, Any]:
+    nothing = {"geomean": None, "interval": [float("nan")] * 2}
+    for row in result["overall"]:
+        if (row["mode"], row["temperature"]) == (mode, temperature):
+            found: dict[str, Any] = row
+            return found
+    return nothing
+
+
+def _over_llama(result: Result) -> float | None:
+    """Speed of llama.cpp's own loop over that of edgecs without drafts."""
+    found: float | None = _overall(result, "llama", 0.0)["geomean"]
+    return found
+
+
+def _scale(result: Result) -> float:
+    """Speed of the baseline, the faster of the two, over plain decoding."""
+    return max(1.0, _over_llama(result) or 1.0)
+
+
+def _plain(result: Result, temperature: float) -> str:
     """Plain decoding's tokens a second, the slowest and the fastest category."""
-    speeds = [row["plain"] for row in run["categories"] if row["plain"]]
-    return f"{min(speeds):.0f}-{max(speeds):.0f}"
+    rows = _rows(result, "plain", temperature).values()
+    speeds = [row["speed"] for row in rows if row["speed"]]
+    return f"{min(speeds):.0f}-{max(speeds):.0f}" if speeds else "-"
 
 
-def _ratio(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _ratio(value: float | None, scale: float = 1.0) -> str:
+    return "-" if value is None else f"{value / scale:.2f}"
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

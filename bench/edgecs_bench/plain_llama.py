@@ -42,12 +42,15 @@ class PlainLlama:
         for i in range(_BATCH):
             self._batch.n_seq_id[i], self._batch.seq_id[i][0] = 1, 0
 
-    def answer(self, prompt: Sequence[int], most: int) -> tuple[list[int], float]:
+    def answer(
+        self, prompt: Sequence[int], most: int
+    ) -> tuple[list[int], float, float]:
         """What follows a prompt, up to `most` tokens or an end token, from empty cells.
 
-        With the seconds from the choice of the first token to that of the last.
+        With the seconds to the choice of the first token, and from there to the last.
         """
         lib.llama_memory_clear(self._memory, False)
+        asked = perf_counter()
         token = self._read(prompt)
         began, said, position = perf_counter(), [token], len(prompt)
         batch, vocabulary = self._batch, self._vocabulary
@@ -57,7 +60,7 @@ class PlainLlama:
             token = self._decode()
             said.append(token)
             position += 1
-        return said, perf_counter() - began
+        return said, began - asked, perf_counter() - began
 
     def _read(self, prompt: Sequence[int]) -> int:
         """Computes a prompt in chunks; the token that follows it."""

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Sequence
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import click
+
+GROUP = "mt_bench"
+MT_BENCH = (
+    "writing",
+    "roleplay",
+    "reasoning",
+    "math",
+    "coding",
+    "extraction",
+    "stem",
+    "humanities",
+)
+
+
+class Exam(NamedTuple):
+    """How code that answers a prompt is tried, in HumanEval's terms."""
+
+    test: str  # defines check(candidate)
+    entry_point: str
 
 
 class Prompt(NamedTuple):
@@ -16,6 +40,7 @@ class Prompt(NamedTuple):
     id: str
     category: str
     text: str
+    exam: Exam | None = None
 
 
 def read_prompts(
@@ -24,8 +49,9 @@ def read_prompts(
     """The first few prompts of every category, in the order of the files.
 
     A line is a JSON object with `turns` (the first is taken), `prompt` or `text`; and
-    `category`, without which the name of the file is one. categories: only these; all
-    of them if there are none. Raises click.UsageError.
+    `category`, without which the name of the file is one. A name that ends in .gz is
+    that of a compressed file. categories: only these; all of them if there are none.
+    Raises click.UsageError.
     """
     found: dict[str, list[Prompt]] = {name: [] for name in categories}
     for file in files:
@@ -42,10 +68,44 @@ def read_prompts(
     return [prompt for few in found.values() for prompt in few]
 
 
+def choose(
+    files: Sequence[Path],
+    categories: Sequence[str],
+    per_category: int,
+    grouped: bool,
+    counts: Mapping[str, int] = MappingProxyType({}),
+) -> list[Prompt]:
+    """The first few prompts of every category, in the order of the files.
+
+    counts: for categories that want more or fewer than the others. grouped: the eight
+    categories of MT-bench are one, with prompts of each in turn. Raises
+    click.UsageError.
+    """
+    groups: dict[str, dict[str, list[Prompt]]] = {}
+    for prompt in read_prompts(files, (), sys.maxsize):
+        kind = prompt.category
+        name = GROUP if grouped and kind in MT_BENCH else kind
+        few = groups.setdefault(name, {}).setdefault(kind, [])
+        few.append(prompt._replace(category=name))
+    named = [*categories, *counts]
+    if missing := [name for name in named if name not in groups]:
+        raise click.UsageError(f"no prompts of category {', '.join(missing)}")
+    found: list[Prompt] = []
+    for name in dict.fromkeys(categories or groups):
+        turns = chain.from_iterable(zip_longest(*groups[name].values()))
+        count = counts.get(name, per_category)
+        found += [prompt for prompt in turns if prompt][:count]
+    return found
+
+
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        data = file.read_bytes()
+        if file.suffix == ".gz":
+            data = gzip.decompress(data)
+        # Not `splitlines`: texts may hold line separators that JSON does not escape.
+        return [line for line in data.decode("utf-8").split("\n") if line.strip()]
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise click.UsageError(f"{file} cannot be read: {error}") from error
 
 
@@ -53,9 +113,21 @@ def _prompt(line: str, file: Path, number: int) -> Prompt:
     try:
         fields = json.loads(line)
         turns = fields.get("turns") or [fields.get("prompt") or fields["text"]]
-        name = fields.get("question_id", fields.get("task_id", number))
-        return Prompt(str(name), fields.get("category", file.stem), str(turns[0]))
-    except (ValueError, KeyError, AttributeError, IndexError) as error:
+        names = (fields.get(key) for key in ("question_id", "task_id", "id"))
+        name = next((name for name in names if name is not None), number)
+        category = fields.get("category", file.name.partition(".")[0])
+        exam = None
+        if "test" in fields and "entry_point" in fields:
+            exam = Exam(str(fields["test"]), str(fields["entry_point"]))
+        return Prompt(str(name), str(category), str(turns[0]), exam)
+    except (
+        ValueError,
+        RecursionError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        TypeError,
+    ) as error:
         raise click.UsageError(
             f"line {number} of {file} is no prompt: it needs turns, prompt or text"
         ) from error

@@ -20,6 +20,7 @@ COMMANDS = {
     "chat": Entry("edgecs_cli.chat", "Talk with a model."),
     "models": Entry("edgecs_cli.models", "List, fetch, show and remove models."),
     "tune": Entry("edgecs_cli.tune", "Measure a model here, and choose who drafts."),
+    "bench": Entry("edgecs_cli.bench", "Measure what speculation brings here."),
     "audit": Entry("edgecs_cli.audit", "Prove that drafts change nothing."),
     "doctor": Entry("edgecs_cli.doctor", "Say what this machine can do for a model."),
 }

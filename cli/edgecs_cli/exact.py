@@ -17,6 +17,7 @@ from edgecs.exactness import Limits, range_of
 from edgecs.load import Loaded, load
 from edgecs.options import KVType, LoadOptions
 from edgecs.probe import curve
+from edgecs.profile import Profiles
 from edgecs.speculation import Speculation
 from edgecs_cli.options import load_options
 from edgecs_cli.shared import Interrupt, open_profiles, say
@@ -27,20 +28,26 @@ _FAR = 1024  # tokens of context at which its price is told
 
 @contextmanager
 def open_target(
-    path: Path, values: dict[str, Any], interrupt: Interrupt
+    path: Path,
+    values: dict[str, Any],
+    interrupt: Interrupt,
+    profiles: Profiles | None = None,
 ) -> Iterator[tuple[Loaded, Speculation | None]]:
     """The target, and what is known about drafting for it; None: it is off.
 
-    Only an explicit `--exact strict` changes the KV type, where the default one has no
-    exact widths along the context, and says what that costs.
+    profiles: where that is kept, None: with the user's. Only an explicit `--exact
+    strict` changes the KV type, where the default one has no exact widths along the
+    context, and says what that costs.
     """
-    options = load_options(values)
+    options, profiles = load_options(values), profiles or open_profiles()
     with interrupt as cancel:
         loaded = load(path, options, cancel=cancel)
         try:
-            speculation = _speculation(loaded, values)
+            speculation = _speculation(loaded, values, profiles)
             if speculation and _wants_other_cache(values, options, speculation):
-                loaded, speculation = _with_other_cache(loaded, speculation, values)
+                loaded, speculation = _with_other_cache(
+                    loaded, speculation, values, profiles
+                )
         except BaseException:
             loaded.close()
             raise
@@ -48,11 +55,13 @@ def open_target(
         yield loaded, speculation
 
 
-def _speculation(loaded: Loaded, values: dict[str, Any]) -> Speculation | None:
+def _speculation(
+    loaded: Loaded, values: dict[str, Any], profiles: Profiles
+) -> Speculation | None:
     if values["no_spec"] or values["draft_max"] == 0:
         return None
     speculation = Speculation(
-        loaded.target, exact=values["exact"], key=loaded.key(), profiles=open_profiles()
+        loaded.target, exact=values["exact"], key=loaded.key(), profiles=profiles
     )
     quiet = values["quiet"]
     for note in speculation.notes:
@@ -83,7 +92,10 @@ def _is_wide(speculation: Speculation) -> bool:
 
 
 def _with_other_cache(
-    loaded: Loaded, speculation: Speculation, values: dict[str, Any]
+    loaded: Loaded,
+    speculation: Speculation,
+    values: dict[str, Any],
+    profiles: Profiles,
 ) -> tuple[Loaded, Speculation]:
     """The target with the strict KV type, if that helps; else as it was."""
     path, options, cancel = loaded.model.path, loaded.options, loaded.cancel
@@ -93,7 +105,7 @@ def _with_other_cache(
     why = f"--exact strict: with a {options.type_k} KV cache"
     try:
         loaded = load(path, other, cancel=cancel)
-        changed = _speculation(loaded, values)
+        changed = _speculation(loaded, values, profiles)
         if changed and _is_wide(changed):
             after = _single(changed)
             say(
@@ -109,7 +121,7 @@ def _with_other_cache(
             raise
         say(f"{why} is kept: {error}", quiet=values["quiet"])
     loaded = load(path, options, cancel=cancel)
-    same = _speculation(loaded, values)
+    same = _speculation(loaded, values, profiles)
     assert same is not None
     return loaded, same
 
