@@ -34,6 +34,13 @@ class Curve(NamedTuple):
         return float(self.times[width - 1]) + self.overhead
 
 
+class Steps(NamedTuple):
+    """What a drafter's calls cost."""
+
+    times: Times
+    reading: float  # milliseconds for each token of a prompt
+
+
 def curve(
     name: str, single: float, relative: Mapping[int, float], overhead: float
 ) -> Curve:

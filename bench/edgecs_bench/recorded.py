@@ -10,7 +10,7 @@ import numpy as np
 from edgecs.cascade import NamedModel
 from edgecs.context import Context, Tokens
 from edgecs.draft import Draft, Row, Rows
-from edgecs_bench.curves import DRAFTER_CURVE, DRAFTER_MS, READING_MS, curve
+from edgecs_bench.curves import DRAFTER_CURVE, DRAFTER_MS, READING_MS, Steps, curve
 from edgecs_bench.traces import Trace
 
 _UNKNOWN = (-1, 0.3)  # what was not recorded: a token that nobody says
@@ -66,9 +66,12 @@ class Recorded:
     max_draft = 31
     rewindable = True
 
-    def __init__(self, name: str, watch: Watch, pace: float = 1.0) -> None:
+    def __init__(
+        self, name: str, watch: Watch, pace: float = 1.0, steps: Steps | None = None
+    ) -> None:
         self.named = NamedModel(name, self)
         self._pace = pace
+        self._steps = steps or Steps(self.TIMES, READING_MS)
         self.cancel = threading.Event()
         self._watch = watch
         self._cached = 0
@@ -86,7 +89,7 @@ class Recorded:
         first = len(tokens) - len(draft)
         fed = self._start + len(tokens) - min(self._cached, len(context) - 1)
         self._cached = len(context)
-        self._watch.pass_by(self._seconds(fed))
+        self._watch.pass_by(self.seconds(fed))
         rows = [self._choice(tokens[: first + i]) for i in range(len(draft) + 1)]
         return Rows(np.array(rows, dtype=np.float32), fed)
 
@@ -107,10 +110,11 @@ class Recorded:
                 return said[len(gone)], self._said.confidences[start][len(gone)]
         return _UNKNOWN
 
-    def _seconds(self, fed: int) -> float:
-        if fed <= self.TIMES.size:
-            return self._pace * float(self.TIMES[fed - 1]) / 1e3
-        return self._pace * fed * READING_MS / 1e3
+    def seconds(self, fed: int) -> float:
+        """What a call over so many tokens takes."""
+        times, reading = self._steps
+        ms = float(times[fed - 1]) if fed <= times.size else fed * reading
+        return self._pace * ms / 1e3
 
     def end_turn(self, context: Context) -> None:
         """There is no cache to cut."""

@@ -17,7 +17,7 @@ reported.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -33,9 +33,9 @@ from edgecs.draft import Rows, Verdict
 from edgecs.maxgram import MaxGram
 from edgecs.planner import Planner
 from edgecs.probe import QUICK
-from edgecs.schedule import Outcome
+from edgecs.schedule import Outcome, Schedule
 from edgecs.speculation import FIRST_WIDTHS
-from edgecs_bench.curves import CURVES, Curve, read_curves
+from edgecs_bench.curves import CURVES, Curve, Steps, read_curves
 from edgecs_bench.hostile import KINDS
 from edgecs_bench.recorded import Recorded, Said, Watch
 from edgecs_bench.report import finish, table
@@ -66,10 +66,14 @@ class Player:
         *,
         pace: float = 1.0,
         last: MaxGram | None = None,
+        steps: Mapping[str, Steps] | None = None,
     ) -> None:
+        known = steps or {}
         self.curve = curve
         self.watch = Watch()
-        self.models = [Recorded(name, self.watch, pace) for name in drafters]
+        self.models = [
+            Recorded(name, self.watch, pace, known.get(name)) for name in drafters
+        ]
         self.planner = Planner(
             CostModel(),
             Calibration(),
@@ -77,13 +81,14 @@ class Player:
             [model.named for model in self.models],
             clock=self.watch.now,
         )
+        self.schedule: Schedule = self.planner  # who is asked; may be exchanged
+        self.widths: list[int] = []  # of every round
         self.thinking: list[float] = []  # real seconds of every decision
         for width in (1, *QUICK):
             self.planner.costs.observe(width, 0, float(curve.times[width - 1]) / 1e3)
-        for writer in self.planner.writers:
+        for writer, model in zip(self.planner.writers, self.models, strict=True):
             for width in FIRST_WIDTHS:
-                seconds = pace * float(Recorded.TIMES[width - 1]) / 1e3
-                writer.costs.observe(width, 0, seconds)
+                writer.costs.observe(width, 0, model.seconds(width))
 
     def play(self, trace: Trace) -> float:
         """Milliseconds of an answer after its first token."""
@@ -92,7 +97,7 @@ class Player:
         for model in self.models:
             model.hear(trace)
         context = Context([*trace.prompt, trace.output[0]])
-        self.planner.begin()
+        self.schedule.begin()
         while len(context) < len(everything):
             self._round(context, everything)
         return (self.watch.now() - began) * 1e3
@@ -100,7 +105,7 @@ class Player:
     def _round(self, context: Context, everything: list[int]) -> None:
         at, start = len(context), self.watch.now()
         begun = perf_counter()
-        draft = self.planner.draft(context, Said(), len(everything) - at - 1).draft
+        draft = self.schedule.draft(context, Said(), len(everything) - at - 1).draft
         thought = perf_counter() - begun
         drafted = self.watch.now()
         right = _agreed(draft.tokens.tolist(), everything[at:])
@@ -110,9 +115,10 @@ class Player:
         verdict = Verdict(tuple(range(right)), everything[at + right])
         outcome = Outcome(draft, rows, verdict, drafted - start, calling)
         begun = perf_counter()
-        self.planner.learn(context, outcome)
+        self.schedule.learn(context, outcome)
         self.thinking.append(thought + perf_counter() - begun)
         self.watch.pass_by(self.curve.overhead / 1e3)
+        self.widths.append(1 + len(draft))
         context.append(everything[at : at + right + 1])
 
 
