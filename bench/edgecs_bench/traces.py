@@ -117,6 +117,7 @@ def read_traces(path: Path) -> Recording:
         ValueError,
         LookupError,
         TypeError,
+        RecursionError,
     ) as error:
         raise click.UsageError(
             f"{path}, line {number}: no trace: {error!s} (the format is described in "
@@ -154,7 +155,13 @@ def _trace(line: dict[str, Any], drafters: Sequence[str]) -> Trace:
         lists += [said.tokens, said.confidences]
     if not line["prompt"] or any(len(values) != n for values in lists):
         raise ValueError("a list has another length than the output, or no prompt")
+    drafts = [draft for said in proposals.values() for draft in said.tokens]
+    for tokens in (line["prompt"], line["output"], *drafts):
+        if not all(type(token) is int and 0 <= token < 1 << 31 for token in tokens):
+            raise ValueError("a token is no number of one")
     for said in proposals.values():
+        if not all(0 <= p <= 1 for stated in said.confidences for p in stated):
+            raise ValueError("a confidence is no probability")
         if list(map(len, said.tokens)) != list(map(len, said.confidences)):
             raise ValueError("not every proposed token has a confidence")
     return Trace(
