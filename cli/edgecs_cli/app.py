@@ -21,6 +21,9 @@ COMMANDS = {
     "models": Entry("edgecs_cli.models", "List, fetch, show and remove models."),
     "tune": Entry("edgecs_cli.tune", "Measure a model here, and choose who drafts."),
     "bench": Entry("edgecs_cli.bench", "Measure what speculation brings here."),
+    "simulate": Entry(
+        "edgecs_cli.simulate", "Say what drafts should bring on other hardware."
+    ),
     "audit": Entry("edgecs_cli.audit", "Prove that drafts change nothing."),
     "doctor": Entry("edgecs_cli.doctor", "Say what this machine can do for a model."),
 }

@@ -1,0 +1,214 @@
+"""Recorded answers played on hardware that is not here, chain by chain.
+
+The planner and the cascades are the real ones; a clock moves on by what their calls
+would take. All chains answer the same prompts. One half of the answers of every
+recording (the one that may be tuned on) is played first and not reported, so that a
+planner has learnt what it would have in use; where that leaves nothing to report,
+everything is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from edgecs.errors import ConfigError
+from edgecs_bench import hardware
+from edgecs_bench.chains import PLAIN, Chain
+from edgecs_bench.curves import Steps
+from edgecs_bench.machines import Hardware, Size, Target
+from edgecs_bench.traces import Recording, Trace, for_tuning
+
+NEAR = 0.05  # relative error of a prediction that is good
+ASSUMPTIONS = (
+    "every target accepts as often as the recorded one did",
+    "calls take as long deep in the context as at its start",
+    "prompts are read before the clock starts, except by drafters",
+)
+
+
+class Tally(NamedTuple):
+    """What answers took, after their first tokens."""
+
+    answers: int = 0
+    tokens: int = 0
+    rounds: int = 0
+    drafted: int = 0  # rounds
+    ms: float = 0.0
+
+    def plus(self, other: Tally) -> Tally:
+        """Both together."""
+        return Tally(
+            self.answers + other.answers,
+            self.tokens + other.tokens,
+            self.rounds + other.rounds,
+            self.drafted + other.drafted,
+            self.ms + other.ms,
+        )
+
+    def over(self, plain: Tally) -> dict[str, Any]:
+        """In the terms of reports; plain: the same answers without drafts."""
+        return {
+            "answers": self.answers,
+            "speedup": round(plain.ms / self.ms, 4),
+            "mean_accept_len": round(self.tokens / self.rounds, 4),
+            "tokens_per_second": round(1e3 * self.tokens / self.ms, 4),
+            "drafted": round(self.drafted / self.rounds, 4),
+        }
+
+
+Tallies = dict[str, Tally]
+"""By category."""
+
+
+def choose(
+    recordings: Sequence[Recording], chains: Sequence[Chain], limit: int | None
+) -> list[Recording]:
+    """The recordings that all chains can be played on, with `limit` answers each.
+
+    Raises ConfigError where there is none.
+    """
+    if any(chain.neural for chain in chains):
+        recordings = [one for one in recordings if one.drafters]
+        if not recordings:
+            raise ConfigError("the traces have no drafter: leave out chains with one")
+    chosen = []
+    for one in recordings:
+        traces = tuple(trace for trace in one.traces if len(trace.output) > 1)[:limit]
+        if traces:
+            chosen.append(replace(one, traces=traces))
+    if not chosen:
+        raise ConfigError("the traces have no answer of two tokens or more")
+    return chosen
+
+
+def halves(recording: Recording) -> tuple[list[Trace], list[Trace]]:
+    """Answers to learn from, and those to report."""
+    learnt = [trace for trace in recording.traces if for_tuning(trace)]
+    rest = [trace for trace in recording.traces if not for_tuning(trace)]
+    return (learnt, rest) if rest else ([], learnt)
+
+
+def play(
+    chain: Chain, recording: Recording, aim: Target, steps: Mapping[str, Steps]
+) -> Tallies:
+    """One chain over one recording."""
+    player = chain.player(recording.drafters, aim.curve, steps)
+    learnt, reported = halves(recording)
+    for trace in learnt if chain.plans else ():
+        player.play(trace)
+    found: Tallies = {}
+    for trace in reported:
+        before = len(player.widths)
+        ms = player.play(trace)
+        widths = player.widths[before:]
+        drafted = sum(width > 1 for width in widths)
+        tally = Tally(1, len(trace.output) - 1, len(widths), drafted, ms)
+        found[trace.category] = found.get(trace.category, Tally()).plus(tally)
+    return found
+
+
+def merged(parts: Iterable[Tallies]) -> Tallies:
+    """Tallies of the same categories together."""
+    name = itemgetter(0)
+    every = sorted((item for part in parts for item in part.items()), key=name)
+    return {
+        category: reduce(Tally.plus, (tally for _, tally in group))
+        for category, group in groupby(every, key=name)
+    }
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What is played: recordings, chains, and the size of drafters if it is given."""
+
+    recordings: Sequence[Recording]
+    chains: Sequence[Chain]
+    drafter: Size | None = None
+
+    def rows(
+        self, machine: Hardware, aim: Target, *, by_category: bool = False
+    ) -> list[dict[str, Any]]:
+        """One row for every chain on one target, and for its categories if wanted."""
+        plain = self._played(Chain(PLAIN), machine, aim)
+        found = []
+        for chain in self.chains:
+            played = self._played(chain, machine, aim)
+            for category in (None, *(plain if by_category else ())):
+                found.append(
+                    {
+                        "hardware": machine.name,
+                        "target": aim.model,
+                        "chain": chain.label,
+                        "category": category,  # None: all of them
+                        **_of(played, category).over(_of(plain, category)),
+                        "simulated": True,
+                    }
+                )
+        return found
+
+    def _played(self, chain: Chain, machine: Hardware, aim: Target) -> Tallies:
+        return merged(
+            play(chain, one, aim, self._steps(chain, one, machine, aim))
+            for one in self.recordings
+        )
+
+    def _steps(
+        self, chain: Chain, recording: Recording, machine: Hardware, aim: Target
+    ) -> dict[str, Steps]:
+        names = recording.drafters if chain.neural else ()
+        return {name: machine.drafter(name, aim, self.drafter).steps for name in names}
+
+
+def _of(tallies: Tallies, category: str | None) -> Tally:
+    if category is not None:
+        return tallies[category]
+    return reduce(Tally.plus, tallies.values())
+
+
+class Measured(NamedTuple):
+    """A machine where chains were measured, and their speed-ups."""
+
+    machine: Hardware
+    speedups: dict[str, float]  # by label
+
+
+def against(fields: Any, name: str) -> Measured:
+    """What to compare with, from the fields of a file.
+
+    {"cost_ms": {WIDTH: ms}, "overhead_ms": ms, "speedups": {CHAIN: measured},
+    "drafters": as in a hardware profile}; the last may be left out. Raises ConfigError,
+    or what `hardware.load` reports.
+    """
+    fields = hardware.members(fields, "the file")
+    overhead = hardware.time(fields["overhead_ms"], "overhead_ms")
+    target = Target("measured", hardware.times(fields["cost_ms"]), overhead)
+    drafters = tuple(map(hardware.read_drafter, fields.get("drafters", ())))
+    speedups = {
+        Chain.parse(label).label: hardware.number(value, f"speed-up of {label}")
+        for label, value in hardware.members(fields["speedups"], "speedups").items()
+    }
+    if not speedups:
+        raise ValueError("speedups is empty")
+    return Measured(Hardware(name, "", "measured", (target,), drafters), speedups)
+
+
+def compared(
+    rows: Iterable[Mapping[str, Any]], speedups: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Predicted and measured speed-ups, and how far the first are off."""
+    return [
+        {
+            "chain": row["chain"],
+            "predicted": row["speedup"],
+            "measured": speedups[row["chain"]],
+            "error": round(row["speedup"] / speedups[row["chain"]] - 1, 4),
+            "simulated": True,
+        }
+        for row in rows
+        if row["category"] is None
+    ]
