@@ -21,6 +21,7 @@ from edgecs_bench.jail import REFUSED
 from edgecs_bench.prompts import Exam, Prompt
 
 SECONDS, MIB = 10, 1024  # for one program
+GRACE = 5  # seconds more by the clock than of the processor
 _JAIL = Path(__file__).with_name("jail.py")
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _NO_NETWORK = "(version 1)(allow default)(deny network*)"
@@ -65,7 +66,7 @@ def run(code: str, seconds: int = SECONDS, mib: int = MIB) -> str | None:
             start_new_session=True,
         )
         try:
-            _, said = process.communicate(code.encode(errors="replace"), seconds + 5)
+            _, said = process.communicate(code.encode(errors="replace"), seconds + GRACE)
         except subprocess.TimeoutExpired:
             return f"no end after {seconds} s"
         finally:

@@ -71,8 +71,8 @@ def _about(result: Result) -> str:
         f"## {result['model']['name']}\n\n"
         f"{result['machine']['processor']}, {options['threads']} threads, "
         f"{result['suite']['prompts']} prompts, at most {options['predict']} tokens, "
-        f"run {options['repeats']} times. Speed-ups are over plain decoding; llama.cpp's "
-        f"own loop {llama}. The planner takes {own}; other programs had "
+        f"run {options['repeats']} times. Speed-ups are over plain decoding; "
+        f"llama.cpp's own loop {llama}. The planner takes {own}; other programs had "
         f"{result['others']:.1%} of the processors' time.\n"
     )
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from time import monotonic
 from typing import Any
 
@@ -15,13 +13,12 @@ import click
 
 from edgecs.backends.llama_model import KV_TYPES
 from edgecs.chat_template import ChatTemplate
-from edgecs.costs import WIDEST
 from edgecs.load import Loaded, LoadedDrafter
-from edgecs.probe import curve
 from edgecs.sampling import Sampling
-from edgecs.speculation import Speculation
 from edgecs_bench import throughput
 from edgecs_bench.blocks import Bench, Block, Done, Meter, blocks
+from edgecs_bench.calls import Subject, anchor, overhead
+from edgecs_bench.calls import costs as costs_of
 from edgecs_bench.energy import open_energy
 from edgecs_bench.environment import build, machine, peak_rss_mib
 from edgecs_bench.humaneval import pass_at_1
@@ -32,13 +29,8 @@ from edgecs_bench.result import Result, assemble
 from edgecs_bench.suites import Suite
 from edgecs_bench.watch import Calls
 
-WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32)
-_DEPTH = 128  # tokens of context at which the cost curve is measured
-_ANCHOR_SECONDS = 0.2
 _QUICK_TOKENS = 16, 64  # least and most of an answer where time is short
 _TESTS_SHARE = 0.25  # of the time that tests may take where time is short
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -64,17 +56,6 @@ class Wanted:
     command: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is measured. began: `monotonic` value from which the time counts."""
-
-    loaded: Loaded
-    drafters: Sequence[LoadedDrafter]
-    speculation: Speculation
-    say: Say = lambda text: None
-    began: float = field(default_factory=monotonic)
-
-
 Part = Callable[[Workshop, ExitStack], tuple[str, list[Mode]]]
 """Modes that answer in blocks of their own, beside plain decoding; and their name."""
 
@@ -95,8 +76,8 @@ def run(subject: Subject, wanted: Wanted, parts: Sequence[Part] = ()) -> Result:
         most = wanted.most or _affordable(subject, wanted, len(own))
         journal = Journal(wanted.journal, _header(subject, wanted, own, most))
         tests = _kept(journal, "tests", lambda: _tests(subject, wanted, tests_until))
-        costs = _kept(journal, "costs", lambda: _costs(subject, wanted.curve))
-        meter = Meter(lambda: _anchor(subject), energy.joules)
+        costs = _kept(journal, "costs", lambda: costs_of(subject, wanted.curve))
+        meter = Meter(lambda: anchor(subject), energy.joules)
         done: list[Done] = []
         about: list[dict[str, Any]] = []
         for open_part in (lambda *_: ("own", own), *parts):
@@ -112,7 +93,7 @@ def run(subject: Subject, wanted: Wanted, parts: Sequence[Part] = ()) -> Result:
                 "of an answer (-n)"
             )
         speculation = subject.speculation
-        costs = {**costs, "overhead_ms": _overhead(done)} if costs["ms"] else None
+        costs = {**costs, "overhead_ms": overhead(done)} if costs["ms"] else None
         result = assemble(
             done,
             {
@@ -212,37 +193,10 @@ def _tests(subject: Subject, wanted: Wanted, until: float) -> list[dict[str, Any
 
 def _shrunk(subject: Subject, test: throughput.Test, until: float) -> throughput.Test:
     """A test of fewer tokens where time is short."""
-    single, left = _anchor(subject) / 1e3, until - monotonic()
+    single, left = anchor(subject) / 1e3, until - monotonic()
     if test.kind == "tg" and test.tokens * single > left:
         return test._replace(tokens=max(16, min(test.tokens, int(left / single) // 2)))
     return test
-
-
-def _costs(subject: Subject, whole: bool) -> dict[str, Any]:
-    """The verify curve at a depth that many answers have; or what is known of it."""
-    target, speculation = subject.loaded.target, subject.speculation
-    depth = min(_DEPTH, target.n_ctx // 2)
-    if whole:
-        subject.say(f"timing calls of 1 to {WIDEST} tokens, at {depth} tokens")
-        seconds = curve(target, depth, WIDTHS, repeats=5)
-    else:
-        times = speculation.costs.times(depth)
-        seconds = {n: s for n, s in enumerate(times, 1) if math.isfinite(s)}
-    same = speculation.classes.strict(depth).nonzero()[0] + 1
-    return {
-        "depth": depth,
-        "ms": {str(n): round(1e3 * s, 4) for n, s in seconds.items()},
-        "same": [int(n) for n in same if n > 1],
-    }
-
-
-def _anchor(subject: Subject) -> float:
-    """Milliseconds of a call with one token, the median of a few."""
-    target = subject.loaded.target
-    depth = min(_DEPTH, target.n_ctx // 2)
-    first = curve(target, depth, [1], repeats=3)[1]
-    repeats = min(24, max(3, round(_ANCHOR_SECONDS / first)))
-    return round(1e3 * curve(target, depth, [1], repeats=repeats)[1], 4)
 
 
 def _affordable(subject: Subject, wanted: Wanted, modes: int) -> int:
@@ -253,19 +207,8 @@ def _affordable(subject: Subject, wanted: Wanted, modes: int) -> int:
     answers = len(wanted.suite.prompts) * len(wanted.temperatures) * modes
     spent = monotonic() - subject.began
     left = 0.5 * (1 - _TESTS_SHARE) * (wanted.seconds - spent)
-    single = _anchor(subject) / 1e3
+    single = anchor(subject) / 1e3
     return max(least, min(most, int(left / (answers * single))))
-
-
-def _overhead(done: Sequence[Done]) -> float:
-    """Milliseconds of a round of plain decoding outside of the target's call."""
-    found = [
-        (a.decode_ms - a.calling_ms) / a.rounds
-        for one in done
-        for a in one.answers
-        if a.mode == PLAIN and a.rounds and a.calling_ms is not None
-    ]
-    return round(median(found), 4) if found else 0.0
 
 
 def _header(

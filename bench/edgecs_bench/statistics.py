@@ -8,7 +8,7 @@ category with the geometric mean over its prompts, a model with that over catego
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -230,7 +230,8 @@ def interval(categories: Sequence[Ratios], seed: int = 0) -> list[float] | None:
     Prompts are drawn anew within their category, and repeats within their prompt: it
     says how far these prompts and this hour decide the mean.
     """
-    parts = [_drawn(prompts, seed + i) for i, prompts in enumerate(categories)]
+    full = [prompts for prompts in categories if prompts]
+    parts = [_drawn(prompts, seed + i) for i, prompts in enumerate(full)]
     if not parts:
         return None
     means = np.exp(np.mean(parts, axis=0))
@@ -262,11 +263,3 @@ def spread(prompts: Ratios) -> list[float] | None:
 def rounded(value: float | None) -> float | None:
     """With four digits after the point."""
     return None if value is None else round(value, 4)
-
-
-def forks(answers: Iterable[Answer]) -> dict[str, int]:
-    """How many answers of every mode fork from plain decoding."""
-    found: dict[str, int] = defaultdict(int)
-    for answer in answers:
-        found[answer.mode] += answer.fork is not None
-    return dict(found)

@@ -55,4 +55,5 @@ def suite(
                 "path of a JSONL file"
             )
     prompts = choose(files, categories, per_category, grouped, counts)
-    return Suite([Path(name).name for name in names], prompts)
+    each = {(prompt.category, prompt.id): prompt for prompt in prompts}
+    return Suite([Path(name).name for name in names], [*each.values()])

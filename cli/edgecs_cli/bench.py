@@ -24,7 +24,8 @@ from edgecs_cli.shared import (
 )
 
 if TYPE_CHECKING:
-    from edgecs_bench.run import Subject, Wanted
+    from edgecs_bench.calls import Subject
+    from edgecs_bench.run import Wanted
 
 FORMS = ("md", "csv", "json", "jsonl")
 _QUICK_SECONDS = 110.0  # of the suite `quick`: two minutes with what is around it
@@ -146,6 +147,12 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--output", type=_FILE, help="Write the whole result as JSON.")
 @click.option(
+    "--export-profile",
+    "hardware",
+    type=_FILE,
+    help="Write this machine's costs for `edgecs simulate --hardware`.",
+)
+@click.option(
     "--resume",
     type=_FILE,
     help="Keep what is done in this file, and go on from it if it is there.",
@@ -173,12 +180,15 @@ def bench(context: click.Context, /, **values: Any) -> None:
     wanted = _wanted(values)
     if values["verbose"]:
         show_log(True)
+    from edgecs_bench.calls import exported
     from edgecs_bench.result import rendered, write
 
     with ExitStack() as closing:
         result = _measure(wanted, values, began, closing)
     if values["output"]:
         write(values["output"], result)
+    if values["hardware"]:
+        write(values["hardware"], exported(result))
     click.echo(rendered(result, values["form"]), nl=False)
 
 
@@ -253,7 +263,7 @@ def _measure(
 def _subject(
     loaded: Any, drafters: Any, speculation: Any, quiet: bool, began: float
 ) -> Subject:
-    from edgecs_bench.run import Subject
+    from edgecs_bench.calls import Subject
 
     def tell(text: str) -> None:
         say(text, quiet=quiet)
