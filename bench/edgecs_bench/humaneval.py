@@ -66,7 +66,8 @@ def run(code: str, seconds: int = SECONDS, mib: int = MIB) -> str | None:
             start_new_session=True,
         )
         try:
-            _, said = process.communicate(code.encode(errors="replace"), seconds + GRACE)
+            data = code.encode(errors="replace")
+            _, said = process.communicate(data, seconds + GRACE)
         except subprocess.TimeoutExpired:
             return f"no end after {seconds} s"
         finally:
