@@ -1,4 +1,4 @@
-"""The tables of the documents: what they say of results written by hand."""
+"""The tables of the documents: what they say of results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edgecs_bench.answers import Answer
+from edgecs_bench.blocks import Done
 from edgecs_bench.pages import audits, speed_details, speed_overview
+from edgecs_bench.result import assemble
+from tests.test_statistics import answer
 
 
 def written(path: Path, fields: dict[str, Any]) -> Path:
@@ -14,66 +18,67 @@ def written(path: Path, fields: dict[str, Any]) -> Path:
     return path
 
 
-def category(name: str, plain: float | None) -> dict[str, Any]:
-    return {
-        "category": name,
-        "prompts": 6,
-        "tokens": 900,
-        "plain": plain,
-        "speculative": plain and 2 * plain,
-        "speedup": plain and 2.0,
-        "geomean": plain and 1.9,
-        "interval": [1.5, 2.5] if plain else None,
-        "spread": [1.0, 1.5, 2.0, 2.5, 3.0] if plain else None,
-        "accepted": 3,
-        "tested": 7,
-        "mean_accept_len": 1.5,
-        "tiers": {"strict": 0.75, "numeric": 0.25},
-        "forks_per_1000": 1.25,
-        "looping": 0.1,
-        "prompts_without_loops": 5,
-        "speedup_without_loops": None,
+def result(path: Path, name: str, answers: list[Answer]) -> Path:
+    machine = {"id": "", "system": "", "processor": "CPU 9", "cores": 2}
+    machine |= {"memory_gib": 1, "devices": [], "power": "unknown"}
+    model = {"name": name, "fingerprint": "", "description": "", "parameters": None}
+    build = dict.fromkeys(("llama_cpp_python", "system_info", "onnxruntime", "python"))
+    options = {"n_ctx": 9, "threads": 2, "exact": "auto", "predict": 99, "seed": 1}
+    about = {
+        "command": [],
+        "machine": machine,
+        "build": build,
+        "model": {**model, "bytes": None},
+        "drafters": [],
+        "options": {**options, "repeats": 1},
+        "suite": {"names": [], "prompts": 2, "sha256": ""},
+        "modes": [],
+        "tests": [],
+        "costs": None,
+        "memory": {"peak_rss_mib": None},
+        "energy": {"source": None},
     }
+    return written(path, assemble([Done(0, (1.0, 1.0), 0.004, answers)], about))
 
 
-def speed(path: Path, name: str, *rows: dict[str, Any]) -> Path:
-    fields = {
-        "model": f"{name}.gguf",
-        "options": {"target": {"device": "CPU 9", "threads": 2}},
-        "llama_over_plain": 1.02,
-        "baseline": "llama.cpp",
-        "speedup": {row["category"]: row["speedup"] for row in rows if row["speedup"]},
-        "geomean": 1.9,
-        "planner_us": 99.6,
-        "others": 0.004,
-        "categories": list(rows),
-    }
-    return written(path, fields)
+def block(number: int, category: str, plain: float, fast: float) -> list[Answer]:
+    """One prompt; llama.cpp's own loop is a quarter faster than plain decoding."""
+    modes = (("plain", plain), ("llama", plain / 1.25), ("planner", fast))
+    return [
+        answer(mode, seconds, number, category=category, planner_us=99.6)
+        for mode, seconds in modes
+    ]
 
 
 def test_an_overview_has_a_row_for_each_model_and_a_column_for_each_category(
     tmp_path: Path,
 ):
-    one = speed(tmp_path / "1", "one", category("qa", 10.4), category("mt_bench", 8.0))
-    two = speed(tmp_path / "2", "two", category("qa", 20.0), category("rag", None))
-    assert speed_overview([one, two]).splitlines() == [
-        "| model | plain, tok/s | qa | mt bench | geometric mean |",
-        "| --- | --- | --- | --- | --- |",
-        "| one | 8-10 | 2.00 | 2.00 | **1.90** |",
-        "| two | 20-20 | 2.00 | - | **1.90** |",
+    one = [*block(0, "qa", 10.0, 4.0), *block(1, "mt_bench", 8.0, 4.0)]
+    two = block(0, "qa", 5.0, 4.0)
+    two = [a for a in two if a.mode != "llama"]
+    files = [result(tmp_path / "1", "one", one), result(tmp_path / "2", "two", two)]
+    head, _, *rows = speed_overview(files).splitlines()
+    assert head == (
+        "| model | processor | plain, tok/s | qa | mt bench | geometric mean (90 %) |"
+    )
+    # Over the faster one: 10 / 1.25 / 4 and 8 / 1.25 / 4.
+    assert rows == [
+        "| one | CPU 9 | 10-12 | 2.00 | 1.60 | **1.79** (1.79-1.79) |",
+        "| two | CPU 9 | 20-20 | 1.25 | - | **1.25** (1.25-1.25) |",
     ]
 
 
 def test_details_say_what_was_measured_and_where(tmp_path: Path):
-    file = speed(tmp_path / "1", "one", category("qa", 10.0), category("rag", None))
+    file = result(tmp_path / "1", "one", block(0, "qa", 10.0, 4.0))
     text = speed_details([file])
-    assert text.startswith("## one\n\nCPU 9, 2 threads. Baseline: llama.cpp; ")
-    assert "1.020 of plain" in text
+    assert text.startswith("## one\n\nCPU 9, 2 threads, 2 prompts, at most 99 tokens")
+    assert "llama.cpp's own loop makes 1.250 of its speed" in text
     assert "100 µs a round" in text
-    head, _, qa, rag = text.splitlines()[-4:]
-    assert head.count("|") == qa.count("|") == rag.count("|")
-    assert qa.startswith("| qa | 6 | 900 | 10.0 | 20.0 | 2.00 | 1.50-2.50 |")
-    assert rag.startswith("| rag | 6 | 900 | - | - | - |")
+    assert "### planner, temperature 0" in text
+    assert "### plain" not in text
+    head, _, row = text.splitlines()[-3:]
+    assert head.count("|") == row.count("|")
+    assert row.startswith("| qa | 1 | 25.0 | 2.50 | 2.50-2.50 |")
 
 
 def test_audits_count_forks_by_tier(tmp_path: Path):

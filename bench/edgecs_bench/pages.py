@@ -34,13 +34,15 @@ def speed_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
         lines.append(
             [
                 result["model"]["name"],
+                result["machine"]["processor"],
                 _plain(result, temperature),
                 *(_ratio(ratio, scale) for ratio in ratios),
                 f"**{_ratio(mean['geomean'], scale)}** ({low:.2f}-{high:.2f})",
             ]
         )
     heads = [name.replace("_", " ") for name in categories]
-    return _table(["model", "plain, tok/s", *heads, "geometric mean (90 %)"], lines)
+    titles = ["model", "processor", "plain, tok/s"]
+    return _table([*titles, *heads, "geometric mean (90 %)"], lines)
 
 
 def speed_details(files: Iterable[Path]) -> str:
