@@ -63,7 +63,7 @@ def bench(modes: list, journal: Journal | None = None, anchors=(1.0,)) -> Bench:
         modes,
         rules,
         lambda text: [7] * len(text),
-        most=3,
+        most=30,
         n_ctx=100,
         meter=meter,
         journal=journal or Journal(None, {}),
@@ -71,7 +71,7 @@ def bench(modes: list, journal: Journal | None = None, anchors=(1.0,)) -> Bench:
 
 
 def asked(log: list) -> list[str]:
-    return [name for name, _, most in log if most == 3]  # not those that warm up
+    return [name for name, _, most in log if most == 30]  # not those that warm up
 
 
 def test_every_second_block_runs_backwards_and_all_prompts_come_before_a_repeat():
@@ -92,13 +92,18 @@ def test_every_second_block_runs_backwards_and_all_prompts_come_before_a_repeat(
 def test_what_cannot_sample_is_left_out_of_sampled_blocks():
     log: list = []
     modes = [Scribe("plain", log), Scribe("b", log, greedy_only=True)]
+    three = [*modes, Scribe("c", log)]
+    done = bench(three).run(blocks(PROMPTS[:1], (0.0, 0.8), 1))
+    said = [[a.mode for a in d.answers] for d in done]
+    assert said == [["plain", "b", "c"], ["plain", "c"]]
+    # Where nobody could be compared, nobody is asked.
     done = bench(modes).run(blocks(PROMPTS[:1], (0.0, 0.8), 1))
-    assert [[a.mode for a in d.answers] for d in done] == [["plain", "b"], ["plain"]]
+    assert [[a.mode for a in d.answers] for d in done] == [["plain", "b"]]
 
 
 def test_prompts_that_do_not_fit_are_skipped_and_named():
     one = bench([Scribe("plain", [])])
-    one.n_ctx = 4
+    one.n_ctx = 31
     done = one.run(blocks(PROMPTS, (0.0,), 2))
     assert one.skipped == ["2"]
     assert {d.answers[0].id for d in done} == {"0", "1"}
@@ -140,6 +145,16 @@ def test_a_mode_that_fails_costs_only_its_own_rows():
         ["plain", "c"],
     ]
     assert one.failed == {"b": "it fell over"}
+
+
+def test_where_nobody_else_answers_plain_decoding_need_not():
+    log: list = []
+    modes = [Scribe("plain", log), Scribe("b", log)]
+    modes[1].fails = lambda: True
+    one = bench(modes)
+    assert one.run(blocks(PROMPTS, (0.0,), 1)) == []
+    assert one.failed == {"b": "it fell over"}
+    assert asked(log) == []
 
 
 def test_time_that_is_up_ends_a_run_but_not_before_its_first_block():

@@ -94,10 +94,10 @@ class Meter(NamedTuple):
 class Bench:
     """Answers blocks in some modes.
 
-    part: what this set of modes is called in the journal, which other parts share.
-    rules: how tokens are chosen, by temperature. encode: from a prompt to ids.
-    n_ctx: prompts that do not fit are skipped. until: `monotonic` value after which no
-    block is begun but the first.
+    modes: plain decoding first. part: what this set of modes is called in the journal,
+    which other parts share. rules: how tokens are chosen, by temperature. encode: from
+    a prompt to ids. n_ctx: prompts that do not fit are skipped. until: `monotonic`
+    value after which no block is begun but the first.
     """
 
     part: str
@@ -113,12 +113,16 @@ class Bench:
     skipped: list[str] = field(default_factory=list)  # ids of prompts that do not fit
     failed: dict[str, str] = field(default_factory=dict)  # modes and their errors
     _longest: float = 0.0  # seconds of a block so far
-    _warm: bool = False
     _sampled: set[str] = field(default_factory=set)  # categories
 
     def run(self, wanted: Iterable[Block]) -> list[Done]:
-        """All blocks that there is time for, drifted ones once more."""
+        """All blocks that there is time for, drifted ones once more.
+
+        None where every mode but plain decoding fails.
+        """
         fitting = self._fitting(list(wanted))
+        if not self._warm_up([b for b in fitting if not self._is_done(b)]):
+            return []
         done = self._all(fitting)
         drifted = [b for b, d in zip(fitting, done, strict=False) if d.drifted]
         if drifted:
@@ -128,6 +132,9 @@ class Bench:
         return done
 
     def _fitting(self, wanted: list[Block]) -> list[Block]:
+        """Blocks that fit the context, and in which there is something to compare."""
+        if len(self.modes) > 1 and all(mode.greedy_only for mode in self.modes[1:]):
+            wanted = [block for block in wanted if not block.temperature]
         prompts = dict.fromkeys(block.prompt for block in wanted)
         sizes = {prompt: len(self.encode(prompt.text)) for prompt in prompts}
         for prompt, size in sizes.items():
@@ -167,8 +174,6 @@ class Bench:
         modes = [m for m in self.modes if m.name not in self.failed]
         if block.temperature:
             modes = [mode for mode in modes if not mode.greedy_only]
-        if not self._warm:
-            self._warm_up(asked, modes)
         others = Others([mode.pid for mode in modes if mode.pid])
         before = self.meter.anchor()
         said: dict[str, Said] = {}
@@ -190,15 +195,25 @@ class Bench:
         self._keep(done, block, asked, said, joules)
         return done
 
-    def _warm_up(self, asked: Asked, modes: Sequence[Mode]) -> None:
-        """Touches what the first answers would have to wait for."""
-        for mode in modes:
-            try:
-                mode.answer(asked._replace(most=_WARM))
-            except ModeFailed as error:
-                self.failed[mode.name] = str(error)
-                self.say(f"{mode.name} failed: {error}")
-        self._warm = True
+    def _is_done(self, block: Block) -> bool:
+        return str([self.part, *block.key, False]) in self.journal.done
+
+    def _warm_up(self, missing: Sequence[Block]) -> bool:
+        """Touches what the first answers would have to wait for.
+
+        False: nobody is there to be compared with plain decoding.
+        """
+        if missing:
+            text, rule = missing[0].prompt.text, self.rules[missing[0].temperature]
+            asked = Asked(self.encode(text), text, rule, min(_WARM, self.most))
+            for mode in self.modes:
+                try:
+                    mode.answer(asked)
+                except ModeFailed as error:
+                    self.failed[mode.name] = str(error)
+                    self.say(f"{mode.name} failed: {error}")
+        left = [mode for mode in self.modes if mode.name not in self.failed]
+        return len(left) > 1 or len(left) == len(self.modes)
 
     def _keep(
         self,

@@ -29,6 +29,7 @@ from edgecs_bench.tables import (
     parameters,
     plain_speeds,
     rows_of,
+    size,
     tables,
 )
 
@@ -207,7 +208,7 @@ def _facts(result: Fields) -> dict[str, dict[str, Any]]:
             "name": model["name"],
             "what it is": model["description"],
             "parameters": parameters(model["parameters"]),
-            "size": f"{model['bytes'] / 2**20:,.0f} MiB",
+            "size": size(model["bytes"]),
             "fingerprint": model["fingerprint"],
             **{f"drafter {d['name']}": _drafter(d) for d in result["drafters"]},
         },

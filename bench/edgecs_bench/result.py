@@ -66,13 +66,18 @@ def answers_of(result: Mapping[str, Any]) -> list[Answer]:
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
-    """Writes a result; the old file stays until the new one is whole.
+    """Writes a result, see `write_text`."""
+    write_text(path, json.dumps(result) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file; the old one stays until the new one is whole.
 
     Raises click.ClickException.
     """
     part = path.with_name(f".part-{path.name}")
     try:
-        part.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)

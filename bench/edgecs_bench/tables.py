@@ -159,11 +159,10 @@ def _rows(result: Fields) -> Table:
 def _tests(result: Fields) -> Table:
     """In the columns of llama-bench."""
     model, machine = result["model"], result["machine"]
-    size = f"{model['bytes'] / 2**30:.2f} GiB" if model["bytes"] else NOTHING
     backend = ", ".join(machine["devices"]) or "CPU"
     columns = (
         _Column("model", lambda one: model["description"], number=False),
-        _Column("size", lambda one: size),
+        _Column("size", lambda one: size(model["bytes"])),
         _Column("params", lambda one: parameters(model["parameters"])),
         _Column("backend", lambda one: backend, number=False),
         _Column("threads", lambda one: number(result["options"]["threads"], "")),
@@ -227,6 +226,11 @@ def parameters(count: int | None) -> str:
     if count is None:
         return NOTHING
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
+
+
+def size(bytes_: int | None) -> str:
+    """As llama-bench writes it."""
+    return NOTHING if bytes_ is None else f"{bytes_ / 2**30:.2f} GiB"
 
 
 def _table(

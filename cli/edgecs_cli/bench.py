@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import click
+import platformdirs
 
+from edgecs.errors import ConfigError
 from edgecs.profile import Profiles
 from edgecs_cli.exact import open_target
 from edgecs_cli.files import find_models, load_drafters
@@ -25,7 +28,7 @@ from edgecs_cli.shared import (
 
 if TYPE_CHECKING:
     from edgecs_bench.calls import Subject
-    from edgecs_bench.run import Wanted
+    from edgecs_bench.run import Part, Wanted
 
 FORMS = ("md", "csv", "json", "jsonl")
 _QUICK_SECONDS = 110.0  # of the suite `quick`: two minutes with what is around it
@@ -72,6 +75,14 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "round), k:ROWS (a K matrix), planner, again (plain once more: the bench's own "
     "error). May be repeated; plain, mag:3, every drafter with 3, and planner if "
     "nothing is said.",
+)
+@click.option(
+    "--peers",
+    multiple=True,
+    metavar="NAME",
+    help="Other runtimes on the same file, prompts and threads, greedy: all, or names "
+    "as in docs/peers.md. Each is installed in an environment of its own. May be "
+    "repeated.",
 )
 @click.option(
     "-n",
@@ -146,6 +157,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="What is printed.",
 )
 @click.option("--output", type=_FILE, help="Write the whole result as JSON.")
+@click.option("--report", "page", type=_FILE, help="Write a report as one HTML file.")
 @click.option(
     "--export-profile",
     "hardware",
@@ -189,6 +201,8 @@ def bench(context: click.Context, /, **values: Any) -> None:
         write(values["output"], result)
     if values["hardware"]:
         write(values["hardware"], exported(result))
+    if values["page"]:
+        _write_page(values["page"], [result])
     click.echo(rendered(result, values["form"]), nl=False)
 
 
@@ -257,7 +271,8 @@ def _measure(
     with interrupt:
         drafters = load_drafters(drafts, loaded, values, closing)
         subject = _subject(loaded, drafters, speculation, values["quiet"], began)
-        return run(subject, wanted)
+        peers = _peers(values["peers"], drafts, subject)
+        return run(subject, wanted, peers)
 
 
 def _subject(
@@ -269,6 +284,19 @@ def _subject(
         say(text, quiet=quiet)
 
     return Subject(loaded, drafters, speculation, tell, began)
+
+
+def _peers(
+    names: Sequence[str], drafts: Sequence[Path], subject: Subject
+) -> Sequence[Part]:
+    """What the named runtimes are to do. Raises ConfigError."""
+    if not names:
+        return ()
+    from edgecs_bench.peer_modes import parts
+
+    draft = next((path for path in drafts if path.suffix == ".gguf"), None)
+    root = Path(platformdirs.user_cache_dir("edgecs")) / "peers"
+    return parts(names, root, draft, subject.say)
 
 
 @bench.command()
@@ -307,3 +335,51 @@ def merge(files: tuple[Path, ...], output: Path) -> None:
     results = [result for file in files for result in read(file)]
     write(output, merged(results))
     click.echo(overview(results), nl=False)
+
+
+@bench.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--output", type=_FILE, required=True, help="The HTML file to write.")
+@click.option(
+    "--charts",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write the charts as PNG and SVG files into this folder too.",
+)
+@reports_errors
+def report(files: tuple[Path, ...], output: Path, folder: Path | None) -> None:
+    """Make one page of results that needs no network.
+
+    Charts want the extra `plot`.
+
+    \b
+    edgecs bench report run.json --output run.html --charts charts/
+    """
+    from edgecs_bench.result import read
+
+    results = [result for file in files for result in read(file)]
+    _write_page(output, results)
+    if folder:
+        _write_charts(folder, results)
+
+
+def _write_page(path: Path, results: list[dict[str, Any]]) -> None:
+    from edgecs_bench.page import render
+    from edgecs_bench.result import write_text
+
+    write_text(path, render(results))
+    say(f"written: {path}")
+
+
+def _write_charts(folder: Path, results: list[dict[str, Any]]) -> None:
+    from edgecs_bench.charts import save_charts
+
+    try:
+        for result in results:
+            name = result["model"]["name"] if len(results) > 1 else ""
+            save_charts(result, folder / name)
+    except ImportError as error:
+        raise ConfigError(
+            'charts need the extra plot: pip install "edgecs[plot]"'
+        ) from error
+    say(f"written: {folder}")
