@@ -12,7 +12,6 @@ import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from edgecs.draft import NOTHING, Choose, Draft, Rows, Verdict
 from edgecs.errors import ContextFull
 from edgecs.holding import OneHolder
 from edgecs.prefix import PrefixCache
+from edgecs.random_gguf import write_random_gguf as write_random_gguf
 
 
 class ByteTokenizer:
@@ -206,104 +206,3 @@ class ScriptedDrafter:
     ) -> None:
         """Remembers the verdicts."""
         self.seen.append(verdict)
-
-
-def write_random_gguf(
-    path: Path,
-    *,
-    vocab_size: int = 272,
-    n_ctx: int = 2048,
-    heads: int = 4,
-    kv_heads: int = 2,
-    padding: int = 0,
-    seed: int = 0,
-) -> Path:
-    """Writes a tiny random Llama (GGUF, float32, a few hundred KB) with byte tokens.
-
-    Real enough for llama.cpp: 2 layers 64 wide, grouped heads, a chat template. The
-    last four ids are <|begin|> (BOS), <|end|> (EOS), <|user|> and <|assistant|>, before
-    `padding` more rows that the vocabulary marks as unused.
-    """
-    import gguf
-
-    width, inner, layers = 64, 128, 2
-    random = np.random.default_rng(seed)
-
-    def weights(rows: int, columns: int, scale: float) -> NDArray[np.float32]:
-        return random.standard_normal((rows, columns), dtype=np.float32) * scale
-
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("random tiny llama")
-    writer.add_context_length(n_ctx)
-    writer.add_embedding_length(width)
-    writer.add_block_count(layers)
-    writer.add_feed_forward_length(inner)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(width // heads)
-    rows = vocab_size + padding
-    writer.add_vocab_size(rows)
-    _add_byte_vocabulary(writer, vocab_size, padding)
-    writer.add_tensor("token_embd.weight", weights(rows, width, 1.0))
-    writer.add_tensor("output.weight", weights(rows, width, 1.0))
-    writer.add_tensor("output_norm.weight", np.ones(width, dtype=np.float32))
-    kv_width = width // heads * kv_heads
-    shapes = {
-        "attn_q": (width, width),
-        "attn_k": (kv_width, width),
-        "attn_v": (kv_width, width),
-        "attn_output": (width, width),
-        "ffn_gate": (inner, width),
-        "ffn_up": (inner, width),
-        "ffn_down": (width, inner),
-    }
-    for layer in range(layers):
-        for norm in ("attn_norm", "ffn_norm"):
-            ones = np.ones(width, dtype=np.float32)
-            writer.add_tensor(f"blk.{layer}.{norm}.weight", ones)
-        for name, (rows, columns) in shapes.items():
-            matrix = weights(rows, columns, columns**-0.5)
-            writer.add_tensor(f"blk.{layer}.{name}.weight", matrix)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-_TEMPLATE = (
-    "{% for m in messages %}{{ '<|' + ('user' if m.role != 'assistant' else m.role) "
-    "+ '|>' + m.content + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
-
-def _add_byte_vocabulary(writer: object, vocab_size: int, padding: int) -> None:
-    """The byte alphabet of GPT-2 with no merges, fillers, four control tokens."""
-    import gguf
-
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    names = {byte: chr(byte) for byte in printable}
-    names |= {byte: chr(256 + i) for i, byte in enumerate(others)}
-    tokens = [names[byte] for byte in range(256)]
-    control = ["<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"]
-    fillers = vocab_size - len(tokens) - len(control)
-    if fillers < 0:
-        raise ValueError(f"a byte vocabulary needs 260 ids, got {vocab_size}")
-    tokens += [f"<filler{i}>" for i in range(fillers)] + control
-    normal, special = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
-    types = [normal] * (256 + fillers) + [special] * 4
-    tokens += [f"[PAD{vocab_size + i}]" for i in range(padding)]
-    types += [gguf.TokenType.UNUSED] * padding
-    assert isinstance(writer, gguf.GGUFWriter)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(vocab_size - 4)
-    writer.add_eos_token_id(vocab_size - 3)
-    writer.add_add_bos_token(True)
-    writer.add_chat_template(_TEMPLATE)
