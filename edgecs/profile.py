@@ -152,7 +152,7 @@ class Profiles:
             return False
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            _replace(self._path(profile.key), data)
+            write_whole(self._path(profile.key), data)
         except OSError:
             return False
         return True
@@ -175,6 +175,18 @@ class Profiles:
 
     def _path(self, key: Key) -> Path:
         return self.root / f"{key.slot}.json"
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file beside `path`, then gives it that name; raises OSError."""
+    handle, name = tempfile.mkstemp(".tmp", f"{path.stem}-", path.parent)
+    try:
+        with open(handle, "wb") as file:
+            file.write(data)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def _files(path: Path) -> list[tuple[bytes, Path]]:
@@ -200,18 +212,6 @@ def _samples(file: Path) -> Iterator[bytes]:
         for start, length in ends + [(start, _SAMPLE) for start in starts]:
             opened.seek(start)
             yield opened.read(length)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Writes a file beside `path`, then gives it that name."""
-    handle, name = tempfile.mkstemp(".tmp", f"{path.stem}-", path.parent)
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _read(path: Path) -> tuple[Profile | None, str | None]:
