@@ -411,7 +411,7 @@ def test_doctor_says_what_is_there(edgecs: Edgecs):
     report = json.loads(edgecs("doctor", "--json").out)
     assert report["llama.cpp"]["offload"] is False
     assert report["llama.cpp"]["backends"] == ["CPU"]
-    assert "-C cmake.args=" in report["llama.cpp"]["to get offload"]
+    assert '-C "cmake.define.GGML_' in report["llama.cpp"]["to get offload"]
     assert "CPUExecutionProvider" in report["onnx runtime"]["working"]
     assert report["models"] == {"smollm2-135m-instruct": "not here"}
     assert report["machine"]["cores"] >= 1

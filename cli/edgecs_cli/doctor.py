@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-import sys
 from typing import Any
 
 import click
@@ -17,8 +16,6 @@ from edgecs.profile import Profile
 from edgecs.speculation import NONSENSE, Known
 from edgecs_cli.exact import tiers
 from edgecs_cli.shared import open_profiles, open_store, reports_errors
-
-_NOT_GPUS = ("CPU", "BLAS", "RPC")
 
 
 @click.command()
@@ -48,7 +45,7 @@ def examine() -> dict[str, dict[str, Any]]:
     memory = psutil.virtual_memory()
     devices = llama.devices()
     providers = onnx.working_providers()
-    built = [name for name in llama.backends() if name not in _NOT_GPUS]
+    built = llama.gpu_backends()
     return {
         "machine": {
             "system": f"{platform.system()} {platform.release()}",
@@ -68,7 +65,7 @@ def examine() -> dict[str, dict[str, Any]]:
                 f"{d.name} ({d.description}), {_gib(d.free)} of {_gib(d.total)} free"
                 for d in devices
             ],
-            "to get offload": None if built else build_command(llama.version()),
+            "to get offload": None if built else llama.build_command([_gpu()]),
         },
         "onnx runtime": {
             "version": onnx.version(),
@@ -102,20 +99,11 @@ def _measured(profile: Profile) -> str:
     return f"{single:.1f} ms a token; {tiers(limits, deepest + 1)}; {when}"
 
 
-def build_command(version: str) -> str:
-    """How to get a llama-cpp-python that offloads to this machine's GPU.
-
-    The option goes through -C, which is the same in every shell.
-    """
-    backend = "VULKAN"
+def _gpu() -> str:
+    """The backend that suits this machine's GPU."""
     if platform.system() == "Darwin":
-        backend = "METAL"
-    elif shutil.which("nvidia-smi"):
-        backend = "CUDA"
-    return (
-        f"{sys.executable} -m pip install --force-reinstall --no-cache-dir --no-deps "
-        f'-C cmake.args="-DGGML_{backend}=on" "llama-cpp-python=={version}"'
-    )
+        return "Metal"
+    return "CUDA" if shutil.which("nvidia-smi") else "Vulkan"
 
 
 def _gib(size: int) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import llama_cpp as lib
@@ -18,6 +20,10 @@ logger = logging.getLogger("edgecs.llama_cpp")
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 _CONTINUED = 5  # ggml_log_level: the text goes on with the line before
 _GPU, _INTEGRATED_GPU = 1, 2  # ggml_backend_dev_type
+_NOT_GPUS = ("CPU", "BLAS", "RPC")
+_OPTIONS = {"ROCm": "HIP", "MTL": "METAL"}  # of ggml's build, unless named alike
+# GCC takes AMX's tile configuration for unused and drops it, see `llama_amx`.
+_KEEPS_AMX = "-fno-dse -fno-tree-dse"
 
 
 class _Log:
@@ -107,6 +113,11 @@ def backends() -> list[str]:
     return [name(get(i)).decode() for i in range(count())]
 
 
+def gpu_backends() -> list[str]:
+    """Those of them that offload."""
+    return [name for name in backends() if name not in _NOT_GPUS]
+
+
 def supports_offload() -> bool:
     """Whether layers can be offloaded: a GPU backend is there and has a device."""
     return bool(lib.llama_supports_gpu_offload())
@@ -120,3 +131,28 @@ def version() -> str:
 def system_info() -> str:
     """Instruction sets and options of the build, in llama.cpp's own words."""
     return str(lib.llama_print_system_info().decode()).strip()
+
+
+def has_amx() -> bool:
+    """Whether llama.cpp's code for Intel's matrix instructions is in this build."""
+    return "AMX_INT8 = 1" in system_info()
+
+
+def folder() -> Path:
+    """Where the shared libraries of this build are."""
+    return Path(lib.llama_cpp._lib._name).parent
+
+
+def build_command(gpus: list[str]) -> str:
+    """How to compile this version again, with backends named as `backends` does.
+
+    The options go through -C, which is the same in every shell.
+    """
+    options = {f"GGML_{_OPTIONS.get(name, name.upper())}": "on" for name in gpus}
+    if has_amx():
+        options["CMAKE_CXX_FLAGS"] = _KEEPS_AMX
+    defined = "".join(f'-C "cmake.define.{k}={v}" ' for k, v in options.items())
+    return (
+        f"{sys.executable} -m pip install --force-reinstall --no-cache-dir --no-deps "
+        f'{defined}"llama-cpp-python=={version()}"'
+    )
