@@ -43,6 +43,8 @@ class Loaded:
     note: str | None  # what automatic offloading decided, None: nothing to decide
     options: LoadOptions
     seconds: float  # that loading took
+    warning: str | None = None  # what it cannot do as asked; None: nothing
+    findings: Path | None = None  # see `load`
 
     def key(self) -> Key:
         """What measurements of this target depend on; reads samples of the file."""
@@ -148,20 +150,27 @@ class LoadedDrafter:
 
 
 def load(
-    path: Path, options: LoadOptions, *, cancel: threading.Event | None = None
+    path: Path,
+    options: LoadOptions,
+    *,
+    cancel: threading.Event | None = None,
+    findings: Path | None = None,
 ) -> Loaded:
     """Loads a GGUF as target; setting `cancel` stops loading and, later, answers.
 
     With automatic offloading an allocation that fails is tried again with fewer GPU
-    layers. Raises ModelError, OutOfMemory, Cancelled.
+    layers. Weights are not repacked where that would crash this build of llama.cpp;
+    `findings` is a file that keeps what was found out about that, without it every
+    process tries. Raises ModelError, OutOfMemory, Cancelled.
     """
     cancel = cancel or threading.Event()
+    options, warning = _that_compute(options, findings)
 
     def open_with(options: LoadOptions, note: str | None) -> Loaded:
         began = time.perf_counter()
         model, target = _open(path, options, cancel, None)
         took = time.perf_counter() - began
-        return Loaded(model, target, cancel, note, options, took)
+        return Loaded(model, target, cancel, note, options, took, warning, findings)
 
     return _with_layers_that_fit(path, options, open_with)
 
@@ -180,6 +189,7 @@ def load_drafter(
     if path.is_dir():
         return _load_onnx(path, target, options.threads)
     options = replace(options, n_ctx=options.n_ctx or target.target.n_ctx)
+    options, warning = _that_compute(options, target.findings)
     size = target.target.vocab_size
 
     def open_with(options: LoadOptions, note: str | None) -> LoadedDrafter:
@@ -208,6 +218,8 @@ def load_drafter(
         layers = model.offload.layers
         where = f"{layers}/{model.offload.total} layers on GPU, " if layers else ""
         about = f"{model.description}, {where}{scorer.threads} CPU threads"
+        if warning:
+            about += ", weights not repacked"
         return LoadedDrafter(
             path.stem, scorer, about, model.parameters, close, fingerprint(path)
         )
@@ -241,6 +253,22 @@ def _load_onnx(folder: Path, target: Loaded, threads: int) -> LoadedDrafter:
         model.close,
         fingerprint(folder),
     )
+
+
+def _that_compute(
+    options: LoadOptions, findings: Path | None
+) -> tuple[LoadOptions, str | None]:
+    """Options that do not crash this build, and what that takes away, in words."""
+    from edgecs.backends import llama_library as library
+
+    if not (options.repack and library.has_amx()):
+        return options, None
+    from edgecs.backends import llama_amx as amx
+
+    found = amx.finding(findings)
+    if found == amx.WORKS:
+        return options, None
+    return replace(options, repack=False), amx.warning(found)
 
 
 def _with_layers_that_fit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +21,7 @@ from edgecs.probe import curve
 from edgecs.profile import Profiles
 from edgecs.speculation import Speculation
 from edgecs_cli.options import load_options
-from edgecs_cli.shared import Interrupt, open_profiles, say
+from edgecs_cli.shared import Interrupt, findings, open_profiles, say
 
 _STRICT_CACHE: KVType = "q8_0"  # its rows do not depend on the width, at any depth
 _FAR = 1024  # tokens of context at which its price is told
@@ -41,7 +42,7 @@ def open_target(
     """
     options, profiles = load_options(values), profiles or open_profiles()
     with interrupt as cancel:
-        loaded = load(path, options, cancel=cancel)
+        loaded = load_target(path, values, cancel)
         try:
             speculation = _speculation(loaded, values, profiles)
             if speculation and _wants_other_cache(values, options, speculation):
@@ -53,6 +54,14 @@ def open_target(
             raise
     with loaded:
         yield loaded, speculation
+
+
+def load_target(path: Path, values: dict[str, Any], cancel: threading.Event) -> Loaded:
+    """The target as the options ask; says what it cannot do."""
+    loaded = load(path, load_options(values), cancel=cancel, findings=findings())
+    if loaded.warning:
+        say(loaded.warning, quiet=values["quiet"])
+    return loaded
 
 
 def _speculation(
@@ -104,7 +113,7 @@ def _with_other_cache(
     other = replace(options, type_k=_STRICT_CACHE, type_v=_STRICT_CACHE)
     why = f"--exact strict: with a {options.type_k} KV cache"
     try:
-        loaded = load(path, other, cancel=cancel)
+        loaded = load(path, other, cancel=cancel, findings=loaded.findings)
         changed = _speculation(loaded, values, profiles)
         if changed and _is_wide(changed):
             after = _single(changed)
@@ -120,7 +129,7 @@ def _with_other_cache(
         if cancel.is_set():
             raise
         say(f"{why} is kept: {error}", quiet=values["quiet"])
-    loaded = load(path, options, cancel=cancel)
+    loaded = load(path, options, cancel=cancel, findings=loaded.findings)
     same = _speculation(loaded, values, profiles)
     assert same is not None
     return loaded, same

@@ -75,6 +75,11 @@ def open_profiles() -> Profiles:
     return Profiles(Path(platformdirs.user_cache_dir("edgecs")) / "profiles")
 
 
+def findings() -> Path:
+    """The file with what was found out about this build of llama.cpp."""
+    return Path(platformdirs.user_cache_dir("edgecs")) / "llama.json"
+
+
 def show_log(verbose: bool) -> None:
     """Shows llama.cpp's log on stderr, if asked for."""
     if verbose:

@@ -15,12 +15,12 @@ from edgecs import tuning
 from edgecs.chat_template import ChatTemplate
 from edgecs.context import Tokens
 from edgecs.errors import Cancelled, ConfigError, EdgecsError
-from edgecs.load import Loaded, LoadedDrafter, load
+from edgecs.load import Loaded, LoadedDrafter
 from edgecs.speculation import Speculation
 from edgecs.tuning.quantisations import quantisations
 from edgecs.tuning.report import Report
 from edgecs.tuning.trials import PROMPTS
-from edgecs_cli.exact import open_target
+from edgecs_cli.exact import load_target, open_target
 from edgecs_cli.files import find_models, load_drafters
 from edgecs_cli.options import drafter_options, load_options, model_options
 from edgecs_cli.shared import (
@@ -135,7 +135,7 @@ def _open(path: Path, values: dict[str, Any], interrupt: Interrupt) -> Iterator[
             yield loaded
         return
     with interrupt as cancel:
-        loaded = load(path, load_options(values), cancel=cancel)
+        loaded = load_target(path, values, cancel)
     with loaded:
         yield loaded
 

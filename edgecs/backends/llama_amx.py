@@ -1,0 +1,171 @@
+"""Whether llama.cpp's AMX code computes in this build, tried in a child process.
+
+GCC (at least 12) takes most of AMX's tile configuration for unused and drops it. What
+it builds dies at the first prompt that meets quantised weights, and its process with it
+(llama.cpp's pull request 26954). Weights that are not repacked do not get there.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.backends import llama_library as library
+from edgecs.backends.llama_lm import LlamaLM
+from edgecs.backends.llama_model import LlamaModel
+from edgecs.context import Context
+from edgecs.draft import NOTHING
+from edgecs.machine import cpu_features, cpu_name
+from edgecs.options import LoadOptions
+from edgecs.profile import write_whole
+from edgecs.random_gguf import write_random_gguf
+
+WORKS, CRASHES, WRONG = "works", "crashes", "computes nonsense"
+_CERTAIN = (WORKS, CRASHES, WRONG)
+_LIMIT = 30.0  # seconds: it takes one, and many while the machine is busy
+_LARGEST = 1 << 10  # bytes of the file that keeps a finding
+_FAULTS = ("SIGSEGV", "SIGILL", "SIGBUS")  # others may come from outside
+_NTSTATUS = 0xC0000000  # Windows: an exit code from here on is a fault
+_DISAGREES = 3  # the child's exit code, not one that Python has a use for
+_TOLERANCE = 1.0  # of logits with a spread of 8; roundings make 0.2
+_SCRIPT = (
+    "import sys; sys.path[:] = sys.argv[2:]; "
+    "from edgecs.backends import llama_amx; llama_amx.compute(sys.argv[1])"
+)
+
+
+def finding(kept: Path | None) -> str:
+    """WORKS, CRASHES or WRONG; else what became of the test, as a verb.
+
+    kept: the file that keeps what is certain, None: each process tests. Where it is
+    unreadable, of another build or not to be written, the next process tests again.
+    """
+    build = _build() if kept else None
+    found = _read(kept, build) if kept and build else None
+    if found:
+        return found
+    tested = _tested()
+    if kept and build and tested in _CERTAIN:
+        _write(kept, build, tested)
+    return tested
+
+
+def warning(found: str) -> str:
+    """What a user should know unless AMX works."""
+    slower = "so weights are not repacked, which is slower"
+    if found not in _CERTAIN:
+        return (
+            "whether llama.cpp's AMX code works in this build is not known: its test "
+            f"{found}, {slower}; the next start tests again"
+        )
+    command = library.build_command(library.gpu_backends())
+    return (
+        f"llama.cpp's AMX code {found} in this build, {slower}; to mend it, compile it "
+        f"again (some minutes): {command}"
+    )
+
+
+def compute(folder: str) -> None:
+    """What the child does: a prompt on quantised weights, repacked and as they are."""
+    with suppress(ImportError):  # Windows has no such module
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the crash is no news
+    path = write_random_gguf(Path(folder) / "tiny.gguf", kind="Q8_0")
+    plain, repacked = _row(path, repack=False), _row(path, repack=True)
+    if not np.allclose(plain, repacked, rtol=0, atol=_TOLERANCE):
+        sys.exit(_DISAGREES)
+
+
+def _row(path: Path, *, repack: bool) -> NDArray[np.float32]:
+    """The logits after a prompt that is wide enough for AMX."""
+    options = LoadOptions(n_ctx=256, n_gpu_layers=0, threads=1, repack=repack)
+    cancel = threading.Event()
+    model = LlamaModel(path, options, cancel)
+    target = LlamaLM(model, options, cancel)
+    row = np.array(target.score(Context(range(64)), NOTHING).logits[0])
+    target.close()
+    model.close()
+    return row
+
+
+@functools.cache
+def _tested() -> str:
+    """What a child process finds; asked once a process."""
+    if getattr(sys, "frozen", False) or not sys.executable:
+        return "needs a Python of its own"
+    try:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            return _verdict(_exit_code(folder))
+    except subprocess.TimeoutExpired:
+        return f"did not end within {_LIMIT:.0f} s"
+    except OSError as error:
+        return f"did not start ({error.strerror})"
+
+
+def _exit_code(folder: str) -> int:
+    """The child's; -P keeps the current folder from lending it modules."""
+    return subprocess.run(
+        [sys.executable, "-P", "-c", _SCRIPT, folder, *sys.path],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=_LIMIT,
+        start_new_session=True,  # a Ctrl-C is not for it, and would look like a crash
+    ).returncode
+
+
+def _verdict(code: int) -> str:
+    if code == 0:
+        return WORKS
+    if code == _DISAGREES:
+        return WRONG
+    if code >= _NTSTATUS:
+        return CRASHES
+    if code > 0:
+        return f"ended with exit code {code}"
+    names = {int(number): number.name for number in signal.Signals}
+    name = names.get(-code, f"signal {-code}")
+    return CRASHES if name in _FAULTS else f"was ended by {name}"
+
+
+def _build() -> str | None:
+    """What a finding depends on, as a digest; None: it cannot be told."""
+    try:
+        files = [(file.name, file.stat()) for file in library.folder().iterdir()]
+    except OSError:
+        return None
+    stamps = sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)
+    parts = [library.version(), library.system_info(), cpu_name(), cpu_features()]
+    return hashlib.sha256(json.dumps([parts, stamps]).encode()).hexdigest()
+
+
+def _read(kept: Path, build: str) -> str | None:
+    """What was found for this build; None: nothing that `_write` has written."""
+    try:
+        with kept.open("rb") as file:
+            table = json.loads(file.read(_LARGEST))
+    except (OSError, ValueError, RecursionError):  # the latter by [[[[[[...
+        return None
+    for found in _CERTAIN:
+        if table == {"build": build, "amx": found}:
+            return found
+    return None
+
+
+def _write(kept: Path, build: str, found: str) -> None:
+    # Where nothing can be kept, the next process tests again.
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, json.dumps({"build": build, "amx": found}).encode())
