@@ -15,7 +15,7 @@ from edgecs.machine import cpu_name
 from edgecs.profile import Profile
 from edgecs.speculation import NONSENSE, Known
 from edgecs_cli.exact import tiers
-from edgecs_cli.shared import open_profiles, open_store, reports_errors
+from edgecs_cli.shared import findings, open_profiles, open_store, reports_errors
 
 
 @click.command()
@@ -66,6 +66,7 @@ def examine() -> dict[str, dict[str, Any]]:
                 for d in devices
             ],
             "to get offload": None if built else llama.build_command([_gpu()]),
+            **_amx(),
         },
         "onnx runtime": {
             "version": onnx.version(),
@@ -104,6 +105,19 @@ def _gpu() -> str:
     if platform.system() == "Darwin":
         return "Metal"
     return "CUDA" if shutil.which("nvidia-smi") else "Vulkan"
+
+
+def _amx() -> dict[str, str | None]:
+    """Whether AMX works, and how to mend it; nothing where the build has none."""
+    from edgecs.backends import llama_library as llama
+
+    if not llama.has_amx():
+        return {}
+    from edgecs.backends import llama_amx as amx
+
+    found = amx.finding(findings())
+    mends = llama.build_command(llama.gpu_backends())
+    return {"amx": found, "to mend amx": None if found == amx.WORKS else mends}
 
 
 def _gib(size: int) -> str:
