@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata, resources
@@ -17,6 +16,7 @@ from typing import Any
 
 import click
 
+from edgecs.profile import write_whole
 from edgecs_bench.answers import Answer
 from edgecs_bench.blocks import Done
 from edgecs_bench.statistics import overall, rows
@@ -75,12 +75,9 @@ def write_text(path: Path, text: str) -> None:
 
     Raises click.ClickException.
     """
-    part = path.with_name(f".part-{path.name}")
     try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        write_whole(path, text.encode())
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise click.ClickException(
             f"{path} cannot be written: {error.strerror}"
         ) from error
