@@ -74,6 +74,7 @@ class CostModel:
         self._growth: dict[int, NDArray[np.float64]] = {}  # [depth][width - 1] seconds
         self._pace = 0.0  # log of how much slower everything is than when measured
         self._more: dict[int, list[float]] = {}  # [bucket of depth][width - 1] seconds
+        self._least: dict[int, float] = {}  # [bucket of depth], see `least_more`
 
     def measured(self, depth: int, seconds: Mapping[int, float]) -> None:
         """Takes over careful measurements at one depth, the smallest depth first.
@@ -94,6 +95,7 @@ class CostModel:
                 every = np.arange(1, WIDEST + 1)
                 self._growth[depth] = np.interp(every, known, more)
         self._more.clear()
+        self._least.clear()
 
     @property
     def known(self) -> bool:
@@ -130,6 +132,20 @@ class CostModel:
         """The same as an array, float64 [WIDEST]."""
         return np.array(self.times(depth))
 
+    def least_more(self, depth: int) -> float:
+        """What a token more costs at best, as a share of the time of a single one.
+
+        No draft pays whose first token is right less often. inf: no other width is
+        known. It is worked out anew after a wider call, and as the context grows.
+        """
+        bucket = depth // _BUCKET
+        least = self._least.get(bucket)
+        if least is None:
+            single, *wider = self.times(depth)
+            least = min((s / single - 1) / n for n, s in enumerate(wider, 1))
+            self._least[bucket] = least
+        return least
+
     def observe(self, width: int, depth: int, seconds: float) -> None:
         """Learns from one call.
 
@@ -150,6 +166,8 @@ class CostModel:
             self._pace += _COMMON * said
             self._base[at] *= math.exp(max(_OWN, 1 / (rounds + 2)) * said)
         self._rounds[at] += 1
+        if width > 1:
+            self._least.clear()
 
     def _grown(self, depth: int) -> list[float]:
         """Seconds that depth adds, [width - 1]; that of the start of its bucket."""

@@ -14,6 +14,7 @@ from edgecs.draft import NOTHING, Draft
 from edgecs.maxgram import MaxGram
 
 NEGLIGIBLE = 0.01  # a copy ends where the chance that it is right is below this
+_LATER = 0.25  # of what its first token must have, as further calls may cost less
 
 Path = list[float]
 """Probability that a draft is right up to each token, [tokens]."""
@@ -54,12 +55,17 @@ class Ledger:
         if context.root is not self._root:
             self.close()
         self._root, self._shown = context.root, context.committed
+        if not self._waiting:
+            return
+        first = min(proposal.start for proposal in self._waiting)
+        true = context.tokens[first : self._shown].tolist()
         still = []
         for proposal in self._waiting:
-            start, tokens = proposal.start, proposal.tokens
-            size = min(context.committed - start, len(tokens))
-            true = context.tokens[start : start + size].tolist()
-            right = next((i for i in range(size) if true[i] != tokens[i]), size)
+            tokens, at = proposal.tokens, proposal.start - first
+            size = min(len(true) - at, len(tokens))
+            right = 0
+            while right < size and true[at + right] == tokens[right]:
+                right += 1
             if right == size < len(tokens):
                 still.append(proposal)
             else:
@@ -91,26 +97,43 @@ class Copier:
         self._ends = ends
 
     def propose(
-        self, context: Context, most: int, ledger: Ledger | None = None
-    ) -> tuple[Draft, Path]:
+        self,
+        context: Context,
+        most: int,
+        ledger: Ledger | None = None,
+        least: float = 0.0,
+    ) -> tuple[list[int], Path]:
         """At most `most` tokens and their path probabilities.
 
         It ends with an end token, or where hardly a chance is left that it is right.
-        ledger: where the proposal is noted, to learn from it.
+        ledger: where the proposal is noted, to learn from it. least: the chance without
+        which its first token cannot pay.
         """
-        copy = self.mag.propose(context, most) if self.mag and most > 0 else NOTHING
-        if self.mag is None or not len(copy):
-            return NOTHING, []
-        tokens, certainty = copy.tokens.tolist(), 1.0
         path: Path = []
+        if self.mag is None or most <= 0:
+            return [], path
+        tokens, certainty = self.mag.continuation(context, most), 1.0
+        if not tokens:
+            return tokens, path
         evidence: list[list[int]] = []
-        looked = self.mag.evidence(context, copy, LOOKED_AT)
+        enough = max(least, NEGLIGIBLE)
+        looked = self.mag.evidence(tokens[:LOOKED_AT])
         for token, buckets in zip(tokens, copied(looked, len(tokens)), strict=True):
             certainty *= self._acceptance.odds(buckets)
             path.append(certainty)
             evidence.append(buckets)
-            if token in self._ends or certainty < NEGLIGIBLE:
+            if token in self._ends or certainty < enough:
                 break
+            enough = max(_LATER * least, NEGLIGIBLE)
+        tokens = tokens[: len(path)]
         if ledger is not None:
-            ledger.note(context, tokens[: len(path)], evidence, self._acceptance)
-        return copy.clip(len(path)), path
+            ledger.note(context, tokens, evidence, self._acceptance)
+        return tokens, path
+
+    def draft(self, tokens: list[int]) -> Draft:
+        """Tokens that were proposed, as a draft."""
+        return Draft.chain(tokens, self.mag.name) if self.mag and tokens else NOTHING
+
+    def sources(self, tokens: list[int]) -> tuple[str, ...]:
+        """Who wrote each of them."""
+        return (self.mag.name,) * len(tokens) if self.mag else ()

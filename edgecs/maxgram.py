@@ -36,10 +36,9 @@ class Copy(NamedTuple):
     opinions: Iterable[tuple[Opinion | None, ...]]
 
 
-class _Gram(NamedTuple):
-    newest: int  # position of the last token of its newest occurrence
-    run: int  # occurrences in a row, up to the newest, with the same successor
-    times: int  # occurrences
+_Gram = tuple[int, int, int]
+"""Position of the last token of a gram's newest occurrence; occurrences in a row, up to
+the newest, with the same successor; occurrences. (Plain, as opinions are.)"""
 
 
 class MaxGram:
@@ -78,15 +77,24 @@ class MaxGram:
         self._grams: dict[tuple[int, ...], _Gram] = {}
         self._before: list[int] = []  # [position]: earlier occurrence, or -1
         self._matched = 0  # tokens of the match behind the last proposal
+        self._end: tuple[int, ...] = ()  # the GRAM tokens before it
 
     def propose(self, context: Context, k: int, choose: Choose | None = None) -> Draft:
         """At most k tokens that followed the longest earlier occurrence.
 
         The tail of the context takes part in the match but is not indexed.
         """
+        drafted = self.continuation(context, k)
+        return Draft.chain(drafted, self.name) if drafted else NOTHING
+
+    def continuation(self, context: Context, k: int) -> list[int]:
+        """The tokens of `propose` alone: most are never drafted."""
         self._sync(context)
-        text = self._ids[-LONGEST:] + context.tokens[context.committed :].tolist()
-        offset = context.committed - min(len(self._ids), LONGEST)
+        text = self._ids[-LONGEST:]
+        offset = len(self._ids) - len(text)
+        if len(context) > len(self._ids):
+            text += context.tokens[len(self._ids) :].tolist()
+        self._end = tuple(text[-GRAM:])
         drafted: list[int] = []
         self._matched = 0
         while len(drafted) < k:
@@ -99,29 +107,28 @@ class MaxGram:
                 break
             text.append(fill)
             drafted.append(fill)
-        return Draft.chain(drafted, self.name) if drafted else NOTHING
+        return drafted
 
-    def evidence(self, context: Context, draft: Draft, most: int) -> Copy:
-        """What is known of the last proposal, which `draft` is; asked for by planners.
+    def evidence(self, tokens: Sequence[int]) -> Copy:
+        """What is known of the last proposal; asked for by planners.
 
-        The opinions are those on its first `most` tokens, each after the ones before
-        it, worked out when they are asked for: before the next proposal.
+        tokens: the first ones of it. The opinions are those on each after the ones
+        before it, worked out when they are asked for: before the next proposal.
         """
-        drafted = draft.tokens[:most].tolist()
-        return Copy(self._matched, self._opinions(context, drafted))
+        return Copy(self._matched, self._opinions(self._end, tokens))
 
     def _opinions(
-        self, context: Context, drafted: list[int]
+        self, here: tuple[int, ...], tokens: Sequence[int]
     ) -> Iterator[tuple[Opinion | None, ...]]:
         ids, find = self._ids, self._grams.get
-        here = tuple(context.tokens[-GRAM:].tolist())
-        for token in drafted:
+        for token in tokens:
             said: list[Opinion | None] = [None] * GRAM
             for n in range(1, len(here) + 1):
                 gram = find(here[-n:])
-                if gram is not None:
-                    newest, run, times = gram
-                    said[n - 1] = ids[newest + 1] == token, run, times
+                if gram is None:  # nor did anything that ends with it occur
+                    break
+                newest, run, times = gram
+                said[n - 1] = ids[newest + 1] == token, run, times
             yield tuple(said)
             here = (*here[-GRAM + 1 :], token)
 
@@ -144,12 +151,13 @@ class MaxGram:
                 gram = tuple(ids[-n:])
                 old = grams.get(gram)
                 if old is None:
-                    grams[gram] = _Gram(last, 1, 1)
+                    grams[gram] = last, 1, 1
                     continue
+                newest, run, times = old
                 if n == GRAM:
-                    before[last] = old.newest
-                run = old.run + 1 if ids[old.newest + 1] == token else 1
-                grams[gram] = _Gram(last, run, old.times + 1)
+                    before[last] = newest
+                run = run + 1 if ids[newest + 1] == token else 1
+                grams[gram] = last, run, times + 1
             ids.append(token)
             before.append(-1)
 
@@ -169,13 +177,13 @@ class MaxGram:
             gram = self._grams.get(tuple(text[-n:]))
             if gram is not None:
                 self._matched = n
-                return gram.newest
+                return gram[0]
         return None
 
     def _find_long(self, text: list[int]) -> int | None:
         ids, before = self._ids, self._before
         gram = self._grams.get(tuple(text[-GRAM:]))
-        at = gram.newest if gram else -1
+        at = gram[0] if gram else -1
         longest = min(LONGEST, len(text))
         more, found = max(self.min_match, GRAM), None  # length that beats the best
         wanted = text[-more:]

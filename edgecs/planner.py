@@ -129,19 +129,23 @@ class Planner:
         if not most or not self.costs.known:
             return Gathered(NOTHING, ())
         most, self._start = min(most, self._longest), self._start or len(context)
-        copy, path = self.copier.propose(context, most, self.ledger)
+        least = self._least(len(context))
+        copy, path = self.copier.propose(context, most, self.ledger, least)
         size = WIDEST if self.writers else 1 + len(path)
         times = self._times(len(context), allowed, size)
         choice = best_width(path, times, MARGIN + CAUTION * self._debt)
         if self.writers:
-            desk = _Desk(context, choose, most, np.array(times), copy, choice)
+            draft = self.copier.draft(copy)
+            desk = _Desk(context, choose, most, np.array(times), draft, choice)
             if leaders := self._leaders(desk):
                 return self._write(desk, leaders)
-        if not len(copy):
+        if not copy:
             return Gathered(NOTHING, (), self._plan(path, times, choice))
         choice = self._try(path, len(context), allowed, choice)
-        draft = copy.clip(choice.width - 1)
-        return Gathered(draft, copy.sources, self._plan(path, times, choice))
+        draft = self.copier.draft(copy[: choice.width - 1])
+        return Gathered(
+            draft, self.copier.sources(copy), self._plan(path, times, choice)
+        )
 
     def learn(self, context: Context, outcome: Outcome) -> None:
         """Corrects the times; acceptances are learnt when the text has gone on."""
@@ -182,6 +186,15 @@ class Planner:
         """Seconds of a round by width, [size]; inf where it may not be used."""
         times = [s + self._overhead for s in self.costs.times(depth, size)]
         return times if allowed is EVERY else permitted(times, allowed)
+
+    def _least(self, depth: int) -> float:
+        """The chance of being right without which a copy's first token cannot pay."""
+        if self.writers:  # a copy confirms what they write, however unlikely it is
+            return 0.0
+        least = self.costs.least_more(depth)
+        if any(map(self.costs.is_young, _TRIED)):
+            return min(least, _HOPED)
+        return least
 
     def _try(self, path: Path, depth: int, allowed: Allowed, choice: Choice) -> Choice:
         """A width that was hardly tried, if it may be better and can be afforded."""
@@ -276,7 +289,7 @@ class Planner:
         if len(draft) and int(draft.tokens[-1]) not in self._ends:
             here = context.with_tail(draft.tokens)
             tail, more = self.copier.propose(here, desk.most - len(draft))
-            draft = draft.then(tail)
+            draft = draft.then(self.copier.draft(tail))
             path += [written.certainty * chance for chance in more]
         times = desk.times.tolist()
         choice = best_width(path, [seconds + written.seconds for seconds in times])

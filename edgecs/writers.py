@@ -68,7 +68,8 @@ class Review:
                 size = int(rates[:most].argmax()) + 1
                 part = self._cheaper.cascade.propose(context, size, choose)
                 return Gathered(part.clip(size), part.sources)
-        return Gathered(copy.clip(choice.width - 1), copy.sources)
+        draft = self._copier.draft(copy[: choice.width - 1])
+        return Gathered(draft, self._copier.sources(copy))
 
     def learn(self, context: Context, outcome: Outcome) -> None:
         """Corrects the writer's times."""

@@ -312,8 +312,8 @@ def test_a_copier_notes_what_it_proposes_and_learns_from_it():
     first = []
     while context.committed < len(text) - 9:
         ledger.settle(context)
-        draft, path = copier.propose(context, 9, ledger)
-        assert len(draft) == len(path)
+        tokens, path = copier.propose(context, 9, ledger)
+        assert len(tokens) == len(path)
         assert (np.diff(path) <= 0).all()
         first.append(path[0] if path else 0.0)
         context.append(text[context.committed : context.committed + 3])
@@ -337,9 +337,31 @@ def test_without_a_ledger_nothing_is_noted_and_without_max_gram_nothing_proposed
 def test_a_copy_ends_with_an_end_token():
     context = Context([1, 2, 3, 7, 4, 1, 2, 3])
     copier = Copier(MaxGram(), Calibration().copies, ends={7})
-    draft, path = copier.propose(context, 4)
-    assert draft.tokens.tolist() == [7]
+    tokens, path = copier.propose(context, 4)
+    assert tokens == [7]
     assert len(path) == 1
+
+
+@given(st.lists(st.integers(0, 3), min_size=12, max_size=80), st.floats(0, 1))
+@settings(max_examples=60)
+def test_a_copy_is_not_followed_where_its_first_token_cannot_pay(
+    text: list[int], least: float
+):
+    context, ledger, told = Context(text), Ledger(), Calibration().copies
+    copier = Copier(MaxGram(), told)
+    tokens, path = copier.propose(context, 9)
+    ledger.settle(context)
+    few, same = copier.propose(context, 9, ledger, least)
+    assert few == tokens[: len(few)]
+    assert same == path[: len(few)]
+    assert len(few) == 1 or (path and path[0] >= least) or not tokens
+    if len(few) == 1 < len(tokens):
+        assert path[0] < least
+    # What is not looked at teaches nothing; what is looked at does.
+    heard: list[int] = []
+    told.learn = lambda evidence, right, decided: heard.append(len(evidence))  # type: ignore[method-assign]
+    ledger.close()
+    assert heard == ([min(len(few), LOOKED_AT)] if few else [])
 
 
 def recovered(truth: NDArray[np.float64], groups: list[range], seed: int) -> float:

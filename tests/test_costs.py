@@ -299,3 +299,32 @@ class TestBestWidth:
         times = np.full(WIDEST, np.inf)
         times[0] = 0.5
         assert best_width(np.ones(10), times) == (1, 2.0)
+
+
+@given(curves, st.floats(0, 1), depths)
+def test_no_draft_pays_whose_first_token_is_right_too_seldom(
+    times, share: float, depth: int
+):
+    costs = CostModel()
+    costs.measured(0, times)
+    least = costs.least_more(depth)
+    path = [min(1.0, share * least)] * (WIDEST - 1)
+    if least > 0 and share < 1 - 1e-9:
+        assert best_width(path, costs.times(depth)).width == 1
+    # It is no less than it has to be: a little more pays.
+    if 0 < least < 0.99:
+        path = [least * 1.01] * (WIDEST - 1)
+        assert best_width(path, costs.times(depth)).width > 1
+
+
+@given(curves, seconds)
+def test_what_a_token_more_costs_at_best_is_worked_out_anew(times, other: float):
+    costs, again = CostModel(), CostModel()
+    costs.measured(0, times)
+    costs.least_more(0)
+    costs.observe(5, 0, other)
+    again.measured(0, times)
+    again.observe(5, 0, other)
+    assert costs.least_more(0) == again.least_more(0)
+    more = (other / times[1] - 1) / 4
+    assert costs.least_more(0) <= more + 1e-9 * abs(more)

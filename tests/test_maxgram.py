@@ -193,8 +193,8 @@ def test_evidence_is_what_the_text_says(
         drafter.propose(context, 1)
     here = context.with_tail(tail)
     draft = drafter.propose(here, k)
-    found = drafter.evidence(here, draft, most)
     drafted, text = draft.tokens.tolist(), committed + tail
+    found = drafter.evidence(drafted[:most])
     opinions = list(found.opinions)
     assert len(opinions) == min(most, len(drafted))
     for i, said in enumerate(opinions):
@@ -212,9 +212,9 @@ def test_evidence_is_what_the_text_says(
 
 def test_evidence_is_about_the_last_proposal():
     context, drafter = Context([1, 2, 3, 4, 9, 1, 2, 3]), MaxGram()
-    assert drafter.evidence(context, drafter.propose(context, 2), 2).length == 3
+    assert drafter.evidence(drafter.continuation(context, 2)).length == 3
     for other, k in ((context, 0), (context.with_tail([7]), 2)):
-        length, opinions = drafter.evidence(other, drafter.propose(other, k), 2)
+        length, opinions = drafter.evidence(drafter.continuation(other, k))
         assert (length, list(opinions)) == (0, [])
 
 
@@ -222,8 +222,7 @@ def test_opinions_of_short_grams_may_contradict_a_long_match():
     # After 5 1 2 came 3 once; after 1 2 alone came 4 twice since then.
     context = Context([5, 1, 2, 3, 9, 1, 2, 4, 9, 1, 2, 4, 9, 5, 1, 2])
     drafter = MaxGram()
-    draft = drafter.propose(context, 1)
-    assert draft.tokens.tolist() == [3]
-    found = drafter.evidence(context, draft, 1)
+    assert drafter.continuation(context, 1) == [3]
+    found = drafter.evidence([3])
     assert found.length == 3
     assert list(found.opinions) == [((False, 2, 3), (False, 2, 3), (True, 1, 1))]

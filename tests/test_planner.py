@@ -299,6 +299,26 @@ def test_times_are_learnt_from_rounds():
     assert known[0] == pytest.approx(0.010)
 
 
+def test_a_copy_that_cannot_pay_is_not_followed():
+    def followed(
+        relative: dict[int, float], *, timed: bool = True, neural: bool
+    ) -> int:
+        target = Timed(Watch(), 9, relative=relative)
+        models = [Near(target, 0.0)] if neural else []
+        planner = planned(target, models, timed=timed, known=False)
+        if not timed:
+            planner.costs.measured(0, {1: 0.01, 2: 0.02})
+        planner.begin()
+        text = Context([5, 6, 7, 8, 9, 5])  # a single token was there before
+        return len(planner.draft(text, greedy, 31).proposed)
+
+    assert followed(STEEP, neural=False) == 1
+    assert followed(FLAT, neural=False) > 2
+    # A width that nobody tried may be cheap, and a copy confirms a drafter.
+    assert followed(STEEP, timed=False, neural=False) > 2
+    assert followed(STEEP, neural=True) > 2
+
+
 def test_a_drafter_that_nobody_knows_is_not_relied_on():
     target = Timed(Watch(), 4)
     drafter = Near(target, 0.0, single=0.1)

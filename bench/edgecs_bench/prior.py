@@ -42,8 +42,9 @@ def examples(trace: Trace) -> Iterator[tuple[str, Example]]:
         rest = trace.output[at:]
         copy = mag.propose(context, LOOKED_AT)
         if at and len(copy):  # the first token comes with the prompt
-            evidence = [*copied(mag.evidence(context, copy, LOOKED_AT), len(copy))]
-            yield from _labelled("copied", evidence, copy.tokens.tolist(), rest)
+            tokens = copy.tokens.tolist()
+            evidence = [*copied(mag.evidence(tokens), len(tokens))]
+            yield from _labelled("copied", evidence, tokens, rest)
         for proposals in trace.proposals.values() if at else ():
             tokens, said = proposals.tokens[at], proposals.confidences[at]
             if tokens:

@@ -143,7 +143,7 @@ def know(trace: Trace) -> Known:
     for at, token in enumerate(trace.output):
         copy = mag.propose(context, WIDEST - 1)
         copied.append(_agreed(copy.tokens.tolist(), trace.output[at:]))
-        lengths.append(mag.evidence(context, copy, 0).length if len(copy) else 0)
+        lengths.append(mag.evidence(()).length if len(copy) else 0)
         context.append((token,))
     stated = [
         [_agreed(tokens, trace.output[at:]) for at, tokens in enumerate(said.tokens)]
