@@ -27,7 +27,6 @@ from edgecs.draft import NOTHING, Choose, Draft, Drafter
 from edgecs.exactness import EVERY, Allowed, permitted
 from edgecs.ledger import Copier, Ledger, Path
 from edgecs.maxgram import MaxGram
-from edgecs.rest import Rest
 from edgecs.schedule import Clock, Gathered, Outcome, Plan
 from edgecs.writers import Writer, Written
 
@@ -76,7 +75,6 @@ class Planner:
         self.costs = costs
         self.calibration = calibration
         self.ledger = Ledger()
-        self._rest = Rest()
         self.copier = Copier(last, calibration.copies, ends)
         writers: list[Writer] = []
         for named in reversed(models):
@@ -119,27 +117,17 @@ class Planner:
         self.calibration.begin()
         for writer in self.writers:
             writer.begin()
-        self._rest.wake()
         self._began, self._debt, self._start = None, 0.0, 0
 
     def draft(
         self, context: Context, choose: Choose, most: int, allowed: Allowed = EVERY
     ) -> Gathered:
         """The draft that promises most; see the module."""
-        began = self._mark()
-        self._trying, self._writing, self._invested = False, 0.0, 0.0
-        if not most or not self.costs.known or self._rest.sleeps():
-            return Gathered(NOTHING, ())
-        gathered = self._decide(context, choose, most, allowed)
-        thought = self._clock() - began - self._writing
-        found = bool(len(gathered.draft)) and not self._trying
-        self._rest.looked(found, thought, self.costs.times(len(context), 1)[0])
-        return gathered
-
-    def _decide(
-        self, context: Context, choose: Choose, most: int, allowed: Allowed
-    ) -> Gathered:
+        self._mark()
         self.ledger.settle(context)
+        self._trying, self._writing, self._invested = False, 0.0, 0.0
+        if not most or not self.costs.known:
+            return Gathered(NOTHING, ())
         most, self._start = min(most, self._longest), self._start or len(context)
         least = self._least(len(context))
         copy, path = self.copier.propose(context, most, self.ledger, least)
@@ -185,15 +173,14 @@ class Planner:
         """Seconds that may be lost on trying something now."""
         return max(0.0, BUDGET * self._busy - self._lost)
 
-    def _mark(self) -> float:
-        """Measures what a round takes besides its calls; gives the time."""
+    def _mark(self) -> None:
+        """Measures what a round takes besides its calls."""
         now = self._clock()
         if self._began is not None:
             own = now - self._began - self._called
             if 0 < own < _PAUSE:
                 self._overhead += _LATELY * (own - self._overhead)
         self._began, self._called = now, 0.0
-        return now
 
     def _times(self, depth: int, allowed: Allowed, size: int) -> list[float]:
         """Seconds of a round by width, [size]; inf where it may not be used."""

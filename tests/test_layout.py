@@ -22,7 +22,7 @@ PACKAGES = {
     "edgecs_models": set(),
 }
 LAYERS = [
-    {"errors", "context", "machine", "rest", "random_gguf"},
+    {"errors", "context", "machine", "random_gguf"},
     {"holding"},
     {"draft", "prefix", "options", "manifest", "noise", "sampling", "kmatrix", "costs"},
     {"vocabulary", "theory", "gbnf", "exactness"},

@@ -1,229 +1,284 @@
-"""Other runtimes in processes of their own: the line to them, and what breaks it."""
+"""Peers: their table, their environments, and processes that behave badly."""
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from time import monotonic, sleep
+from typing import Any
 
-import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edgecs.errors import ConfigError
-from edgecs_bench.blocks import ModeFailed
-from edgecs_bench.modes import Asked
-from edgecs_bench.peer_modes import Absent, PeerMode
 from edgecs_bench.peers import PEERS, Peer, PeerFailed, PeerProcess, resolve, venv_for
-from edgecs_bench.peers.process import environment
+from edgecs_bench.peers import process as module
 from edgecs_bench.peers.venvs import fingerprint
 
-ADAPTER = """
-import os, sys, time
+Start = Callable[..., PeerProcess]
+
+# Says of a prompt the prompt, and of what it was given that it was given it.
+ECHO = """
+import os, sys
 
 class Adapter:
-    version, children = "fake 1", ()
-
+    children = ()
     def __init__(self, hello):
-        self.hello = hello
-        print("loaded", file=sys.stderr)
-        print("what runtimes print on stdout")
-
+        print("noise")
+        os.system("echo more noise")
+        self.version = f"echo {sorted(hello['config'])} {hello['draft']}"
     def answer(self, question, heard):
-        {answer}
+        print("noise")
+        if question["text"] == "fail":
+            raise ValueError("two\\nlines")
+        if question["text"] == "crash":
+            print("the last words", file=sys.stderr)
+            os._exit(7)
+        if question["text"] == "threads":
+            heard([int(os.environ["OMP_NUM_THREADS"]), "PYTHONPATH" in os.environ])
+        for token in question["ids"][: question["n"]]:
+            heard([token])
+        heard.tested, heard.accepted = 3, 2
 
 def load(hello):
-    {load}
     return Adapter(hello)
 """
-ECHO = "heard(question['ids'][:1]); heard(question['ids'][1 : question['n']])"
+READY = """
+import sys
+sys.stdin.readline()
+print('{"ready": true, "version": "1", "load_s": 0.0}', flush=True)
+sys.stdin.readline()
+"""
+
+# Its version is the id of a process that it has started.
+HANGS = """
+import json, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(json.dumps({"version": str(child.pid), "load_s": 0}), flush=True)
+time.sleep(600)
+"""
 
 
 @pytest.fixture
-def start(tmp_path: Path):
-    """Starts a peer that was written just now, in this environment."""
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Starts a peer with this adapter, or a process that is this speaker."""
+    started: list[PeerProcess] = []
 
-    def call(answer: str = ECHO, load: str = "pass", **seconds: float) -> PeerProcess:
+    def call(adapter: str = ECHO, speaker: str = "", **options: Any) -> PeerProcess:
         script = tmp_path / "adapter.py"
-        script.write_text(ADAPTER.format(answer=answer, load=load))
-        peer = Peer("fake", (), script, {"plain": {}})
-        return PeerProcess(
-            peer,
-            {"size": 3},
-            model=Path("model.gguf"),
-            draft=None,
-            n_ctx=64,
-            threads=1,
-            root=tmp_path,
-            progress=lambda text: None,
-            **seconds,
-        )
+        script.write_text(adapter)
+        if speaker:
+            path = tmp_path / "speaker.py"
+            path.write_text(speaker)
+            monkeypatch.setattr(module, "SPEAKER", path)
+        shape = {"model": Path("m.gguf"), "draft": None, "n_ctx": 64, "threads": 1}
+        shape |= {"root": tmp_path, "progress": lambda text: None, "config": {}}
+        options = shape | options
+        peer = Peer("fake", (), script, {})
+        started.append(PeerProcess(peer, options.pop("config"), **options))
+        return started[-1]
 
-    return call
-
-
-def test_a_peer_answers_until_it_is_closed(start):
-    with start() as process:
-        assert process.version == "fake 1"
-        assert process.load_s >= 0
-        for n in (2, 4):
-            said = process.answer([7, 8, 9, 10], "text", n)
-            assert said.tokens == [7, 8, 9, 10][:n]
-            assert said.ttft_s > 0
-            assert said.decode_s >= 0
-            assert (said.tested, said.accepted) == (None, None)
-        pid = process.pid
-    assert pid > 0
-    process.close()
-    with pytest.raises(PeerFailed, match="fake has failed before"):
-        process.answer([1], "", 1)
+    yield call
+    for process in started:
+        process.close()
 
 
-def test_an_adapter_is_told_what_it_needs(start):
-    names = "('model', 'draft', 'n_ctx', 'threads', 'config')"
-    with start(f"heard([len(repr([self.hello[n] for n in {names}]))])") as process:
-        path = str(Path("model.gguf").absolute())
-        expected = repr([path, None, 64, 1, {"size": 3}])
-        assert process.answer([1], "", 1).tokens == [len(expected)]
+def test_an_answer_comes_back_with_its_times_and_counts(start: Start):
+    with start(config={"size_n": 3}) as process:
+        assert process.version == "echo ['size_n'] None"
+        said = process.answer([5, 6, 7], "text", 2)
+        assert said.tokens == [5, 6]
+        assert (said.tested, said.accepted) == (3, 2)
+        assert said.ttft_s > 0 <= said.decode_s
+        assert said.peak_rss_mib >= 0
+        assert process.answer([8], "again", 2).tokens == [8]
 
 
-def test_drafts_are_counted_where_a_peer_tells(start):
-    with start("heard([1]); heard.tested = 5; heard.accepted = 2") as process:
-        said = process.answer([1], "", 1)
-        assert (said.tested, said.accepted) == (5, 2)
+def test_only_a_configuration_with_a_draft_model_is_given_one(start: Start):
+    draft = Path("/draft.gguf")
+    assert start(draft=draft).version.endswith(" None")
+    with_draft = start(draft=draft, config={"draft": True})
+    assert with_draft.version.endswith(str(draft.absolute()))
 
 
-def test_an_error_of_the_peers_own_costs_one_answer(start):
-    answer = "1 / 0 if question['n'] == 1 else heard([5])"
-    with start(answer) as process:
-        with pytest.raises(PeerFailed, match="fake: ZeroDivisionError: division"):
-            process.answer([1], "", 1)
-        assert process.answer([1], "", 2).tokens == [5]
+def test_a_peer_has_the_threads_it_is_given_and_not_our_python(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    assert start(threads=3).answer([], "threads", 2).tokens == [3, 0]
+
+
+def test_after_an_error_of_its_own_a_peer_goes_on(start: Start):
+    process = start()
+    with pytest.raises(PeerFailed, match="^fake: ValueError: two lines$"):
+        process.answer([1], "fail", 1)
+    with pytest.raises(PeerFailed, match="with no token"):
+        process.answer([], "nothing", 1)
+    assert process.answer([1], "text", 1).tokens == [1]
+
+
+def test_a_crash_tells_the_exit_code_and_the_last_words(start: Start):
+    process = start()
+    with pytest.raises(PeerFailed, match="ended with exit code 7: the last words$"):
+        process.answer([1], "crash", 1)
+    with pytest.raises(PeerFailed, match="has failed before"):
+        process.answer([1], "text", 1)
+
+
+def test_a_model_that_cannot_be_loaded_is_an_error_in_one_sentence(start: Start):
+    with pytest.raises(PeerFailed, match="^fake: OSError: no such model$"):
+        start("def load(hello): raise OSError('no such model')")
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"),
+    ("speaker", "why"),
     [
-        ("os._exit(3)", "fake ended with exit code 3: loaded"),
-        ("os.kill(os.getpid(), 11)", "fake ended by SIGSEGV: loaded"),
-        ("print('why', file=sys.stderr, flush=True); os._exit(1)", "code 1: why"),
-        ("pass", "fake: RuntimeError: it answered with no token"),
-        ("heard('ab')", None),
-        ("heard([object()])", "fake ended with exit code 1: TypeError"),
+        ("import sys; sys.stdin.readline(); print('garbage')", "but 'garbage"),
+        ("import sys; sys.stdin.readline(); print('[1]')", "but '\\[1\\]"),
+        ("import sys; sys.stdin.readline(); print('{}')", "does not say"),
+        ("raise SystemExit(3)", "ended with exit code 3"),
+        ("import sys; sys.exit('why')", "ended with exit code 1: why"),
+        ("import os; os.kill(os.getpid(), 9)", "ended by SIGKILL"),
     ],
 )
-def test_a_peer_that_breaks_says_how(start, answer: str, reason: str | None):
-    with start(answer) as process:
-        if reason is None:  # nonsense is told as it is: the tokens will fork
-            assert process.answer([1], "", 1).tokens == ["a", "b"]
-            return
-        with pytest.raises(PeerFailed, match=reason.replace("(", "\\(")):
-            process.answer([1], "", 1)
+def test_what_is_no_hello_is_a_failure(start: Start, speaker: str, why: str):
+    with pytest.raises(PeerFailed, match=why):
+        start(speaker=speaker)
 
 
-def test_a_peer_that_hangs_is_ended_with_all_it_started(start, tmp_path: Path):
-    mark = tmp_path / "pid"
-    answer = (
-        "import subprocess; p = subprocess.Popen([sys.executable, '-c', "
-        f"'import time; time.sleep(600)']); open({str(mark)!r}, 'w').write(str(p.pid));"
-        " time.sleep(600)"
+@pytest.mark.parametrize(
+    ("ending", "why"),
+    [
+        ("print('tokens: 1, 2')", "but 'tokens: 1, 2"),
+        ("print('{\"tokens\": [1]}')", "gave no answer"),
+        ("", "ended with exit code 0"),
+    ],
+)
+def test_what_is_no_answer_is_a_failure(start: Start, ending: str, why: str):
+    process = start(speaker=READY + ending)
+    with pytest.raises(PeerFailed, match=why):
+        process.answer([1], "text", 1)
+    with pytest.raises(PeerFailed, match="has failed before"):
+        process.answer([1], "text", 1)
+
+
+def test_a_peer_that_hangs_is_ended_with_all_it_started(start: Start):
+    process = start(speaker=HANGS, answer_s=0.2)
+    with pytest.raises(PeerFailed, match=r"gave no answer in 0\.2 s"):
+        process.answer([1], "text", 1)
+    assert not runs(int(process.version))
+
+
+def runs(pid: int) -> bool:
+    done = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
     )
-    with (
-        start(answer, answer_s=3.0) as process,
-        pytest.raises(PeerFailed, match="fake gave no answer in 3 s: loaded"),
-    ):
-        process.answer([1], "", 1)
-    pid = int(mark.read_text())
-    until = monotonic() + 20
-    while _runs(pid) and monotonic() < until:
-        sleep(0.05)
-    assert not _runs(pid)
+    return bool(done.stdout.strip()) and "Z" not in done.stdout
 
 
-def _runs(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+def test_a_peer_that_does_not_read_a_long_question_is_not_waited_for(start: Start):
+    process = start(speaker=HANGS, answer_s=0.2)
+    with pytest.raises(PeerFailed, match="gave no answer"):
+        process.answer(list(range(200_000)), "text", 1)
 
 
-@pytest.mark.parametrize(
-    ("load", "reason"),
-    [
-        ("raise OSError('no such model')", "fake: OSError: no such model"),
-        ("os._exit(4)", "fake ended with exit code 4"),
-        ("import nothing_like_this", "fake: ModuleNotFoundError"),
-    ],
-)
-def test_a_peer_that_cannot_load_says_why(start, load: str, reason: str):
-    with pytest.raises(PeerFailed, match=reason):
-        start(load=load)
+def test_much_on_stderr_does_not_block(start: Start):
+    loud = ECHO.replace('print("noise")', 'print("n" * 300_000 + "\\n" * 999)')
+    assert start(loud).answer([1], "text", 1).tokens == [1]
 
 
-def test_a_peer_that_writes_much_is_still_heard(start):
-    loud = "print('x' * 1000 * 1000, file=sys.stderr); heard([1])"
-    with start(loud) as process:
-        for _ in range(3):
-            assert process.answer(list(range(50_000)), "t" * 100_000, 1).tokens == [1]
+def test_closing_twice_is_closing_once(start: Start):
+    process = start()
+    process.close()
+    process.close()
 
 
-def test_a_peer_knows_nothing_of_this_python_and_of_the_network(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", "here")
-    given = environment(3)
-    assert not [name for name in given if name.startswith("PYTHON")]
-    assert given["OMP_NUM_THREADS"] == "3"
-    assert given["HF_HUB_OFFLINE"] == "1"
-
-
-def test_names_are_unique_and_found():
-    everything = [f"{p.name}/{name}" for p, name, _ in resolve(["all"], has_draft=True)]
-    assert len(set(everything)) == len(everything)
-    assert everything == [f"{p.name}/{c}" for p in PEERS for c in p.configurations]
-    without = [c for *_, c in resolve(["all"], has_draft=False)]
-    assert without
-    assert not any(config.get("draft") for config in without)
-    for peer, name, config in resolve(["all"], has_draft=True):
-        label = f"{peer.name}/{name}"
-        assert list(resolve([label], has_draft=True)) == [(peer, name, config)]
-        assert peer.script.is_file()
-    with pytest.raises(ConfigError, match="no peer nobody: give all, or some of"):
-        resolve(["all", "nobody"], has_draft=False)
-
-
-def test_requirements_are_pinned():
+def test_peers_and_configurations_have_names_of_their_own():
+    names = [peer.name for peer in PEERS]
+    assert len(set(names)) == len(names)
     for peer in PEERS:
-        assert all("==" in requirement for requirement in peer.requirements), peer
+        assert peer.script.exists()
+        assert peer.configurations
+        assert all("==" in requirement for requirement in peer.requirements)
+        assert "/" not in "".join([peer.name, *peer.configurations])
 
 
-@given(st.lists(st.sampled_from(["a==1", "a==2", "b==1"]), max_size=3))
-def test_an_environment_has_the_name_of_what_is_in_it(requirements: list[str]):
-    peer = replace(PEERS[0], requirements=tuple(requirements))
-    assert fingerprint(peer) == fingerprint(replace(peer))
-    other = replace(peer, requirements=(*requirements, "c==1"))
-    assert fingerprint(other) != fingerprint(peer)
-    built = replace(peer, build={"CMAKE_ARGS": "-DX=ON"})
-    assert fingerprint(built) != fingerprint(peer)
+def labels(names: list[str], has_draft: bool = True) -> list[str]:
+    chosen = resolve(names, has_draft=has_draft)
+    return [f"{peer.name}/{name}" for peer, name, _ in chosen]
 
 
-def test_what_cannot_be_installed_leaves_nothing_half_used(tmp_path: Path):
-    peer = replace(PEERS[0], requirements=("./no-such-package",))
-    with pytest.raises(PeerFailed, match="llama-cpp-python cannot be installed: "):
-        venv_for(peer, tmp_path, lambda text: None)
-    assert list(tmp_path.iterdir()) == []
-    assert venv_for(PEERS[0], tmp_path, lambda text: None) == Path(sys.executable)
+def test_all_is_every_configuration_of_every_peer():
+    found = labels(["all"])
+    assert len(set(found)) == len(found) == sum(len(p.configurations) for p in PEERS)
+    assert labels([peer.name for peer in reversed(PEERS)]) == found
 
 
-def test_a_peer_is_a_mode(start):
-    asked = Asked([4, 5, 6], "text", None, 2)  # type: ignore[arg-type]
-    with start() as process:
-        mode = PeerMode("fake/plain", "plain", process)
-        assert (mode.version, mode.pid) == ("fake 1", process.pid)
-        said = mode.answer(asked)
-        assert said.tokens == [4, 5]
-        assert said.peak_rss_mib is not None
-    with pytest.raises(ModeFailed, match="fake has failed before"):
-        mode.answer(asked)
-    with pytest.raises(ModeFailed, match="not here"):
-        Absent("fake/plain", "plain", "not here").answer(asked)
+def test_without_a_draft_model_nothing_needs_one():
+    every, few = labels(["xllamacpp"]), labels(["xllamacpp"], has_draft=False)
+    assert set(every) - set(few) == {"xllamacpp/draft-simple"}
+
+
+def test_one_configuration_can_be_named():
+    assert labels(["xllamacpp/plain"]) == ["xllamacpp/plain"]
+
+
+def test_an_unknown_peer_is_refused_with_the_names_there_are():
+    with pytest.raises(ConfigError, match="no peer vllm: .*llama-cpp-python"):
+        resolve(["vllm"], has_draft=True)
+
+
+def test_an_environment_is_named_after_what_is_in_it():
+    peer = Peer("fake", ("a==1",), Path("a.py"), {})
+    same = dataclasses.replace(peer, script=Path("b.py"), configurations={"plain": {}})
+    assert fingerprint(same) == fingerprint(peer)
+    for other in ({"requirements": ("a==2",)}, {"requirements": ("a==1", "b==1")}):
+        assert fingerprint(dataclasses.replace(peer, **other)) != fingerprint(peer)
+
+
+def test_a_peer_without_requirements_runs_in_our_environment(tmp_path: Path):
+    peer = Peer("fake", (), Path("a.py"), {})
+    assert venv_for(peer, tmp_path, print) == Path(sys.executable)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_installed_is_a_sentence_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nothing"))
+    peer = Peer("fake", ("edgecs-no-such-package==1",), Path("a.py"), {})
+    root = tmp_path / "peers"
+    with pytest.raises(PeerFailed, match="fake cannot be installed: .*no-such-package"):
+        venv_for(peer, root, lambda text: None)
+    assert not list(root.iterdir())
+
+
+def test_an_environment_is_made_once(tmp_path: Path):
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "fake_peer-1-py3-none-any.whl").write_bytes(wheel())
+    peer = Peer("fake", (str(package / "fake_peer-1-py3-none-any.whl"),), Path("a"), {})
+    told: list[str] = []
+    python = venv_for(peer, tmp_path / "peers", told.append)
+    subprocess.run([python, "-I", "-c", "import fake_peer"], check=True)
+    assert venv_for(peer, tmp_path / "peers", told.append) == python
+    assert len(told) == len(list((tmp_path / "peers").iterdir())) == 1
+
+
+def wheel() -> bytes:
+    """Of a package with one empty module."""
+    import io
+    import zipfile
+
+    data, info = io.BytesIO(), "fake_peer-1.dist-info"
+    with zipfile.ZipFile(data, "w") as file:
+        file.writestr("fake_peer.py", "")
+        file.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: fake-peer\nVersion: 1\n"
+        )
+        tag = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        file.writestr(f"{info}/WHEEL", tag)
+        file.writestr(f"{info}/RECORD", "")
+    return data.getvalue()

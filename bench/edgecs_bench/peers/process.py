@@ -115,6 +115,6 @@ class PeerProcess:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """This process's, with a number of threads, without its Python and the network."""
+    """This process's with a number of threads, without its Python and the network."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     return kept | dict.fromkeys(_THREADS, str(threads)) | _OFFLINE

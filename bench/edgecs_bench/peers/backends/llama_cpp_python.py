@@ -1,7 +1,7 @@
 """llama-cpp-python's `Llama.generate`: plain, or with its prompt lookup.
 
-Prompt lookup keeps the logits of every token of the context (n_ctx x vocabulary
-floats): without `logits_all` a draft behind the first n_batch tokens crashes it.
+Prompt lookup keeps the logits of every token, n_ctx x vocabulary floats: without
+`logits_all` a draft behind the first n_batch tokens crashes it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Heard(Protocol):
         """More tokens."""
 
 
-class Lookup(LlamaPromptLookupDecoding):  # type: ignore[misc]
+class Lookup(LlamaPromptLookupDecoding):
     """Prompt lookup that counts what is tested, and what of it is accepted."""
 
     def __init__(self, n_ctx: int, num_pred_tokens: int) -> None:
@@ -37,7 +37,7 @@ class Lookup(LlamaPromptLookupDecoding):  # type: ignore[misc]
         self._open: list[int] = []  # tokens of the last draft, not yet chosen or missed
 
     def __call__(self, input_ids: Ids, /, **options: Any) -> Ids:
-        """A draft, which is counted."""
+        """A draft."""
         drafted: Ids = super().__call__(input_ids, **options)
         self._open = drafted[: self._n_ctx - len(input_ids)].tolist()
         self.tested += len(self._open)
@@ -80,7 +80,7 @@ class Adapter:
 
     def answer(self, question: dict[str, Any], heard: Heard) -> None:
         """Until an end token or the limit."""
-        self._llama.reset()
+        self._llama.reset()  # type: ignore[no-untyped-call]
         if self._lookup:
             self._lookup.begin()
         for token in self._llama.generate(question["ids"], temp=0.0):
