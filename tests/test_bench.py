@@ -207,6 +207,16 @@ def test_an_interrupted_run_is_resumed(bench, tmp_path: Path, monkeypatch):
     one_line(bench(*options, "-n", 25), 2, "other options (most)")
 
 
+def test_where_time_is_up_other_runtimes_are_not_asked(bench, monkeypatch):
+    monkeypatch.setattr("edgecs_bench.run.monotonic", lambda: 1e18)
+    peers = ("--peers", "llama-cpp-python/plain", "--time-budget", 1000)
+    outcome = bench("--temp", 0, "--mode", "mag", "-o", "json", *peers)
+    assert outcome.code == 0, outcome
+    modes = [mode["name"] for mode in json.loads(outcome.out)["modes"]]
+    assert modes == ["plain", "mag:3"]
+    assert "the other runtimes were not asked" in outcome.err
+
+
 def test_ctrl_c_ends_a_run_and_what_is_done_is_kept(
     bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -16,7 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgecs.backends import onnx_drafter, onnx_providers
+from edgecs.backends.onnx_cells import Call
 from edgecs.backends.onnx_drafter import OnnxModel
+from edgecs.backends.onnx_thread import Aside
 from edgecs.cascade import Cascade
 from edgecs.context import Context
 from edgecs.draft import NOTHING, Draft
@@ -556,3 +558,50 @@ def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path):
     )
     write_drafter(written)
     assert read_drafter(tmp_path) == written
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_everything_runs_in_one_thread(apart: bool):
+    aside = Aside(apart)
+    here = threading.get_ident()
+    threads = {aside(threading.get_ident) for _ in range(5)}
+    assert len(threads) == 1
+    assert (here in threads) is not apart
+    with pytest.raises(ZeroDivisionError):
+        aside(lambda: 1 // 0)
+    assert aside(divmod, 7, 2) == (3, 1)
+    aside.close()
+    aside.close()
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_where_llama_cpp_uses_amx_a_drafter_computes_aside(
+    drafter: Any, honest: Loaded, monkeypatch: pytest.MonkeyPatch, amx: bool
+):
+    monkeypatch.setattr(onnx_drafter, "has_amx", lambda: amx)
+    used = set()
+    run = Call.run
+
+    def watched(self: Call, *arguments: Any) -> Any:
+        used.add(threading.get_ident())
+        return run(self, *arguments)
+
+    monkeypatch.setattr(Call, "run", watched)
+    check(drafter(), honest, Context(list(b"hello, ")), [6, 7, 8])
+    assert len(used) == 1
+    assert (threading.get_ident() in used) is not amx
+
+
+@pytest.mark.model
+def test_a_drafter_does_not_disturb_the_target(smollm: Loaded, drafter: Any):
+    """With AMX both would set up the tiles of one thread, each for itself."""
+    prompt = smollm.model.vocabulary.encode("The capital of France is")
+
+    def answer() -> list[int]:
+        smollm.target.reset()
+        with smollm.session() as session:
+            return [token.id for token in session.generate(prompt, max_tokens=20)]
+
+    before = answer()
+    drafter().score(Context(list(b"hello, ")), NOTHING)
+    assert answer() == before

@@ -30,7 +30,6 @@ from edgecs_bench.traces import (
     read_traces,
     write_traces,
 )
-from edgecs_cli import run
 from tests.conftest import Outcome
 from tests.test_replay import texts
 
@@ -540,12 +539,8 @@ def test_the_curve_of_a_target_goes_through_its_times():
 
 
 @pytest.fixture
-def simulate(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    def call(*arguments: object) -> Outcome:
-        code = run(["simulate", *map(str, arguments)])
-        return Outcome(code, *capfd.readouterr())
-
-    return call
+def simulate(edgecs: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    return lambda *arguments: edgecs("simulate", *arguments)
 
 
 def test_every_table_says_that_it_is_simulated(simulate):

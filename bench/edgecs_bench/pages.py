@@ -34,7 +34,7 @@ def speed_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
         lines.append(
             [
                 result["model"]["name"],
-                result["machine"]["processor"],
+                _processor(result),
                 _plain(result, temperature),
                 *(_ratio(ratio, scale) for ratio in ratios),
                 f"**{_ratio(mean['geomean'], scale)}** ({low:.2f}-{high:.2f})",
@@ -71,7 +71,7 @@ def _about(result: Result) -> str:
     own = "unknown" if not planner else f"{median(planner):.0f} µs a round (median)"
     return (
         f"## {result['model']['name']}\n\n"
-        f"{result['machine']['processor']}, {options['threads']} threads, "
+        f"{_processor(result)}, {options['threads']} threads, "
         f"{result['suite']['prompts']} prompts, at most {options['predict']} tokens, "
         f"run {options['repeats']} times. Speed-ups are over plain decoding; "
         f"llama.cpp's own loop {llama}. The planner takes {own}; other programs had "
@@ -115,6 +115,13 @@ def _results(files: Iterable[Path]) -> Iterator[Result]:
 def _read(file: Path) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return fields
+
+
+def _processor(result: Result) -> str:
+    """Its name, and whether llama.cpp was built for AMX, which changes everything."""
+    name: str = result["machine"]["processor"]
+    amx = "AMX_INT8 = 1" in (result["build"]["system_info"] or "")
+    return f"{name} (AMX)" if amx else name
 
 
 def _rows(result: Result, mode: str, temperature: float) -> dict[str, dict[str, Any]]:

@@ -81,6 +81,9 @@ def run(subject: Subject, wanted: Wanted, parts: Sequence[Part] = ()) -> Result:
         done: list[Done] = []
         about: list[dict[str, Any]] = []
         for open_part in (lambda *_: ("own", own), *parts):
+            if done and monotonic() > until:
+                say("the time is up: the other runtimes were not asked")
+                break
             with ExitStack() as part_closing:
                 name, modes = open_part(workshop, part_closing)
                 bench = _bench(subject, wanted, name, modes, most, meter, journal)

@@ -243,8 +243,13 @@ def _wanted(values: dict[str, Any]) -> Wanted:
         curve=not quick,
         code=values["code"],
         journal=values["resume"],
-        command=["edgecs", *sys.argv[1:]],
+        command=["edgecs", *map(_without_folders, sys.argv[1:])],
     )
+
+
+def _without_folders(word: str) -> str:
+    """A word of the command line; where files lie is nobody's business."""
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def _measure(

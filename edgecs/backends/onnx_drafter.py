@@ -16,6 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgecs.backends import onnx_providers
+from edgecs.backends.llama_library import has_amx
 from edgecs.backends.onnx_cells import (
     Call,
     Cells,
@@ -26,6 +27,7 @@ from edgecs.backends.onnx_cells import (
 )
 from edgecs.backends.onnx_graph import Graph, read_graph
 from edgecs.backends.onnx_ids import IdMap
+from edgecs.backends.onnx_thread import Aside
 from edgecs.context import Context, Tokens
 from edgecs.draft import Draft, Rows
 from edgecs.errors import Cancelled, ModelError
@@ -64,9 +66,18 @@ class OnnxModel:
         self.vocab_size = target_vocab_size
         self.max_draft = min(_CHUNK - 1, manifest.window // 4)
         self.cancel = cancel
-        (cells, width), opened = onnx_providers.open_best(
-            manifest.path, self._prepare, threads=threads, providers=providers
-        )
+        self._aside = Aside(has_amx())
+        try:
+            (cells, width), opened = self._aside(
+                onnx_providers.open_best,
+                manifest.path,
+                self._prepare,
+                threads=threads,
+                providers=providers,
+            )
+        except BaseException:
+            self._aside.close()
+            raise
         self.provider = opened.provider
         self.provider_notes = opened.notes
         self._ids = IdMap(manifest, width, target_vocab_size)
@@ -99,6 +110,7 @@ class OnnxModel:
 
     def close(self) -> None:
         """Frees weights and cache; may be called again."""
+        self._aside.close()
         self._cells = None
         self._cache = PrefixCache(lambda length: True)
 
@@ -174,7 +186,7 @@ class OnnxModel:
         assert self._cells is not None
         self._cache.expect()
         try:
-            logits = self._cells.run(ids)
+            logits = self._aside(self._cells.run, ids)
         except onnx_providers.ENGINE_ERRORS as error:
             raise ModelError(
                 f"the drafter {self.manifest.name} failed in ONNX Runtime: "
