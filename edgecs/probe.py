@@ -195,7 +195,7 @@ def classify(
     """Probes what `classes` does not know yet, as far as time allows.
 
     Where no width passed, only two are asked about deeper. costs: learns from the
-    calls. deepest: probe no deeper.
+    shallow calls. deepest: probe no deeper.
     """
     worth = {n for n in widths if n <= model.max_draft + 1}
     for depth, start in points(min(model.n_ctx, deepest or model.n_ctx)):
@@ -208,7 +208,8 @@ def classify(
                 break
             progress(depth)
             found, timed = bits(model, depth, missing, until=until)
-            for call in timed if costs else ():
+            # Deeper calls take longer, and what depth adds is not known yet.
+            for call in timed if costs and depth < FIRST_BORDER - _AHEAD else ():
                 assert costs is not None
                 costs.observe(*call)
             if found.same or found.other:

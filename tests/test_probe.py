@@ -517,3 +517,14 @@ def test_strict_holds_across_a_border_of_the_default_model(
         with capsys.disabled():
             print(f"\n{limits.describe((0, 256))}; up to {1 + draft_max}: {widths}")
         assert said == plain
+
+
+def test_times_of_deep_calls_are_not_taken_for_those_of_shallow_ones():
+    class Noting(CostModel):
+        def observe(self, width: int, depth: int, seconds: float) -> None:
+            depths.append(depth)
+
+    depths: list[int] = []
+    classify(TableModel(50, n_ctx=1200), Classes(), QUICK, Noting())
+    assert depths
+    assert max(depths) < 256
