@@ -188,8 +188,9 @@ class Bench:
                 self.say(f"{mode.name} failed: {error}")
                 continue
             now = self.meter.joules()
-            known = used is not None and now is not None
-            joules[mode.name] = round(now - used, 4) if known else None  # type: ignore[operator]
+            joules[mode.name] = None
+            if used is not None and now is not None:
+                joules[mode.name] = round(now - used, 4)
         done = Done(number, (before, self.meter.anchor()), round(others.share, 4), [])
         done.errors = errors
         self._keep(done, block, asked, said, joules)
