@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecs.growth import Growth
+
 WIDEST = 32  # widths that are considered: 1 to WIDEST tokens in a call
 
 YOUNG = 3  # a width with fewer rounds may have been judged by an outlier
@@ -22,7 +24,9 @@ _TUNED = 16  # rounds that a careful measurement counts for
 _CLIP = 0.2  # largest log-ratio that one round can say: about 20 %
 _COMMON = 0.25  # weight of a round in what all widths share (the machine's pace)
 _OWN = 0.02  # least weight of a round in its own width's time
-_BUCKET = 64  # depths in one bucket share an array of times
+_HOPED = 0.12  # of a single call's time: least that one token more is taken to cost
+_TOO_MUCH = 0.8  # of what a young width took: least that it is taken to cost
+_BUCKET = 64  # depths in one bucket share what a token more costs
 
 
 class Choice(NamedTuple):
@@ -71,36 +75,37 @@ class CostModel:
     def __init__(self) -> None:
         self._base = [math.inf] * WIDEST  # [width - 1] seconds
         self._rounds = [0] * WIDEST  # [width - 1] that were timed
-        self._growth: dict[int, NDArray[np.float64]] = {}  # [depth][width - 1] seconds
+        self._growth = Growth(WIDEST)
         self._pace = 0.0  # log of how much slower everything is than when measured
-        self._more: dict[int, list[float]] = {}  # [bucket of depth][width - 1] seconds
-        self._least: dict[int, float] = {}  # [bucket of depth], see `least_more`
+        self._least: dict[int, tuple[float, float]] = {}  # by bucket: `least_more`
 
     def measured(self, depth: int, seconds: Mapping[int, float]) -> None:
         """Takes over careful measurements at one depth, the smallest depth first.
 
-        The first depth gives the curve. A later one gives what depth adds, linear in
-        the width between the widths that were measured.
+        The first depth gives the curve, unless rounds have already; a later one gives
+        what depth adds.
         """
         widths = [n for n in sorted(seconds) if n <= WIDEST]
         if not self.known:
             for n in widths:
                 self._base[n - 1] = seconds[n]
                 self._rounds[n - 1] = _TUNED
-            self._growth[depth] = np.zeros(WIDEST)
+            self._growth.measured(depth, dict.fromkeys(widths, 0.0))
         else:
-            known = [n for n in widths if math.isfinite(self._base[n - 1])]
-            more = [max(0.0, seconds[n] - self._base[n - 1]) for n in known]
-            if more:
-                every = np.arange(1, WIDEST + 1)
-                self._growth[depth] = np.interp(every, known, more)
-        self._more.clear()
+            pace, known = self.pace, [n for n in widths if self._base[n - 1] < math.inf]
+            more = {n: seconds[n] / pace - self._base[n - 1] for n in known}
+            self._growth.measured(depth, more)
         self._least.clear()
 
     @property
     def known(self) -> bool:
         """Whether the time of a single token is known."""
         return math.isfinite(self._base[0])
+
+    @property
+    def knows_depth(self) -> bool:
+        """Whether it was measured what depth adds."""
+        return self._growth.known
 
     @property
     def pace(self) -> float:
@@ -125,26 +130,49 @@ class CostModel:
         pace, few = self.pace, self._base[:most]
         return [
             (base + more) * pace
-            for base, more in zip(few, self._grown(depth), strict=False)
+            for base, more in zip(few, self._growth.at(depth), strict=False)
         ]
 
     def seconds(self, depth: int) -> NDArray[np.float64]:
         """The same as an array, float64 [WIDEST]."""
         return np.array(self.times(depth))
 
-    def least_more(self, depth: int) -> float:
+    def hoped(self, depth: int) -> list[float]:
+        """Seconds by width at a depth at best, [WIDEST], [n - 1] for n tokens.
+
+        A width that had few rounds may be faster than these were; one that had none is
+        taken to cost little more than a single token, no more than on average up to the
+        widest that is known, where that is even less. What depth adds is no hope.
+        """
+        single, grown, pace = self._base[0], self._growth.at(depth), self.pace
+        widest = max(n for n, base in enumerate(self._base, 1) if base < math.inf)
+        more = _HOPED * single
+        if widest > 1:
+            slope = (self._base[widest - 1] - single) / (widest - 1)
+            more = min(more, max(0.0, slope))
+        hoped = []
+        for at, (base, rounds) in enumerate(zip(self._base, self._rounds, strict=True)):
+            if rounds < YOUNG and at:
+                base = min(_TOO_MUCH * base, single + more * at)
+            hoped.append((base + grown[at]) * pace)
+        return hoped
+
+    def least_more(self, depth: int, *, hoped: bool = False) -> float:
         """What a token more costs at best, as a share of the time of a single one.
 
         No draft pays whose first token is right less often. inf: no other width is
-        known. It is worked out anew after a wider call, and as the context grows.
+        known. hoped: by what `hoped` says. It is worked out anew after a wider call,
+        and as the context grows.
         """
         bucket = depth // _BUCKET
         least = self._least.get(bucket)
         if least is None:
-            single, *wider = self.times(depth)
-            least = min((s / single - 1) / n for n, s in enumerate(wider, 1))
-            self._least[bucket] = least
-        return least
+            known, best = (
+                min((s / single - 1) / n for n, s in enumerate(wider, 1))
+                for single, *wider in (self.times(depth), self.hoped(depth))
+            )
+            least = self._least[bucket] = known, best
+        return least[hoped]
 
     def observe(self, width: int, depth: int, seconds: float) -> None:
         """Learns from one call.
@@ -154,7 +182,7 @@ class CostModel:
         if not (1 <= width <= WIDEST and seconds > 0):
             return
         at, rounds = width - 1, self._rounds[width - 1]
-        grown = self._grown(depth)[at]
+        grown = self._growth.at(depth)[at]
         if rounds < YOUNG:
             least = 0.2 * seconds  # whatever the growth was thought to be
             alone = max(seconds / self.pace - grown, least)
@@ -169,27 +197,6 @@ class CostModel:
         if width > 1:
             self._least.clear()
 
-    def _grown(self, depth: int) -> list[float]:
-        """Seconds that depth adds, [width - 1]; that of the start of its bucket."""
-        bucket = depth // _BUCKET
-        more = self._more.get(bucket)
-        if more is None:
-            more = self._more[bucket] = self._growth_at(bucket * _BUCKET).tolist()
-        return more
-
-    def _growth_at(self, depth: int) -> NDArray[np.float64]:
-        depths = sorted(self._growth)
-        if not depths or depth <= depths[0]:
-            return np.zeros(WIDEST)
-        if len(depths) < 2:
-            return np.zeros(WIDEST)
-        above = next((d for d in depths if d >= depth), depths[-1])
-        below = depths[depths.index(above) - 1]
-        more = (self._growth[above] - self._growth[below]) / (above - below)
-        if depth > above:  # goes on as between the last two, but never falls
-            more = np.maximum(0.0, more)
-        return self._growth[above] + (depth - above) * more
-
     def state(self) -> dict[str, Any]:
         """What is kept of it, for `from_state`; the pace goes into the curve."""
         pace = math.exp(self._pace)
@@ -197,7 +204,7 @@ class CostModel:
         return {
             "seconds": {str(i + 1): self._base[i] * pace for i in tried},
             "rounds": {str(i + 1): self._rounds[i] for i in tried},
-            "growth": {str(d): (g * pace).tolist() for d, g in self._growth.items()},
+            "growth": self._growth.state(pace),
         }
 
     @classmethod
@@ -216,13 +223,7 @@ class CostModel:
                     raise ValueError(f"width {name} had {rounds} rounds")
                 model._base[width - 1] = float(seconds)
                 model._rounds[width - 1] = min(rounds, _TUNED)
-            for name, values in dict(state["growth"]).items():
-                growth = np.array(values, dtype=np.float64)
-                # Written so that NaN is refused too.
-                known = growth.shape == (WIDEST,) and bool((growth >= 0).all())
-                if int(name) < 0 or not known or not np.isfinite(growth).all():
-                    raise ValueError(f"growth at depth {name} is not a curve")
-                model._growth[int(name)] = growth
+            model._growth = Growth.from_state(state["growth"], WIDEST)
         except OverflowError as error:  # JSON has integers of any size
             raise ValueError(f"no number for a machine: {error}") from error
         return model

@@ -35,7 +35,6 @@ CAUTION = 0.05  # by which the margin grows with each plain call's time that was
 FORGIVES = 0.99  # share of what was lost that still counts a round later
 BUDGET = 0.02  # share of the time that may be lost on trying things
 _TRIED = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)  # widths worth trying
-_HOPED = 0.12  # of a single call's time: least that one token more is taken to cost
 _FELT = 0.1  # share of an answer so far that asking a parked drafter may take
 _PAUSE = 0.002  # seconds; more between two rounds is somebody else's time
 _LATELY = 0.05  # weight of a round in the time that lies between calls
@@ -191,10 +190,8 @@ class Planner:
         """The chance of being right without which a copy's first token cannot pay."""
         if self.writers:  # a copy confirms what they write, however unlikely it is
             return 0.0
-        least = self.costs.least_more(depth)
-        if any(map(self.costs.is_young, _TRIED)):
-            return min(least, _HOPED)
-        return least
+        young = any(map(self.costs.is_young, _TRIED))
+        return self.costs.least_more(depth, hoped=young)
 
     def _try(self, path: Path, depth: int, allowed: Allowed, choice: Choice) -> Choice:
         """A width that was hardly tried, if it may be better and can be afforded."""
@@ -203,11 +200,10 @@ class Planner:
         if not young:
             return choice
         times = self._times(depth, allowed, WIDEST)
-        known = [n for n, seconds in enumerate(times, 1) if seconds < math.inf]
-        more = _hoped(times[0], known[-1], times[known[-1] - 1])
+        best = self.costs.hoped(depth)
         hoped = times.copy()
         for n in young:
-            hoped[n - 1] = min(0.8 * times[n - 1], times[0] + more * (n - 1))
+            hoped[n - 1] = best[n - 1] + self._overhead
         maybe = best_width(path, hoped, MARGIN)
         if maybe.rate <= choice.rate or maybe.width not in young:
             return choice
@@ -309,14 +305,3 @@ class Planner:
         seen = enumerate(times[: len(path) + 1], 1)
         known = [n for n, seconds in seen if seconds < math.inf]
         return Plan(path[:LOOKED_AT], choice.rate, 1 / times[0], known, reason)
-
-
-def _hoped(single: float, widest: int, seconds: float) -> float:
-    """The least that a token more is taken to cost in a width nobody knows.
-
-    A little; no more than on average up to the widest width that is known, where that
-    is even better than hoped.
-    """
-    if widest == 1:
-        return _HOPED * single
-    return min(_HOPED * single, max(0.0, (seconds - single) / (widest - 1)))

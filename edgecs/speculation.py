@@ -28,6 +28,9 @@ from edgecs.writers import Writer
 
 PROBE_SECONDS = 2.0  # most that probing may take at load
 PROBE_SHARE = 0.05  # of the time to load, for costs alone
+_FOR_DEPTH = 0.3  # of PROBE_SECONDS: for what depth adds
+_DEEP = 2048  # where that is measured
+_WIDE, _REPEATS = 4, 5  # width and number of the wider calls there
 _COSTS = (1, 4, 2, 8, 3, 6)  # widths that are timed at load, the most telling first
 FIRST_WIDTHS = (1, 4)  # of a drafter: one token, and a review of three
 _GUARDS = False  # whether auto may take guarded: see docs/concepts.md
@@ -104,19 +107,23 @@ class Speculation:
 
         Which widths are exact: within PROBE_SECONDS, or as long as it takes where
         strict was asked for. Its calls are timed too; where exactness does not matter,
-        calls are timed within PROBE_SHARE of the time that loading took.
+        calls are timed within PROBE_SHARE of the time that loading took. What depth
+        adds to a call is a part of both.
         """
         if not self.target.rewindable:
             return
-        began = time.perf_counter()
+        began, budget = time.perf_counter(), PROBE_SECONDS
         if self.exact != "numeric":
             if not self.classes.inside or self.exact == "strict":
                 progress("checking which widths give the same bits")
-                until = np.inf if self.exact == "strict" else began + PROBE_SECONDS
+                until = began + budget * (1 - _FOR_DEPTH)
+                until = np.inf if self.exact == "strict" else until
                 classify(self.target, self.classes, QUICK, self.costs, until=until)
         elif not self.costs.known:
-            until = began + min(PROBE_SECONDS, PROBE_SHARE * load_seconds)
-            self._time(until)
+            budget = min(budget, PROBE_SHARE * load_seconds)
+            self._time(began + budget * (1 - _FOR_DEPTH))
+        if self.costs.known and not self.costs.knows_depth:
+            self._time_deep(budget * _FOR_DEPTH)
         self.limits = self._limits()
 
     def _time(self, until: float) -> None:
@@ -128,6 +135,18 @@ class Speculation:
             took = curve(self.target, _near(self.target), [width], repeats=1)
             for seconds in took.values():
                 self.costs.observe(width, _near(self.target), seconds)
+
+    def _time_deep(self, budget: float) -> None:
+        """Times calls of one and of four tokens deep in the context, if it has room.
+
+        budget: seconds; a deep call is taken to be twice as long as a shallow one.
+        """
+        depth = min(_DEEP, self.target.n_ctx - 2 * WIDEST)
+        single, *_, wide = self.costs.times(0, _WIDE)
+        repeats = min(_REPEATS, int(budget / (2 * (single + wide))))
+        if depth > 0 and wide < np.inf and repeats > 0:
+            took = curve(self.target, depth, (1, _WIDE), repeats)
+            self.costs.measured(depth, took)
 
     def planner(
         self,

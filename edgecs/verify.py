@@ -39,6 +39,8 @@ def verify(
     >>> verify(Draft.chain([3, 2], "mag"), rows, greedy, Context([0]))
     Verdict(path=(0,), token=1)
     """
+    if not len(draft):  # most rounds
+        return Verdict((), choose(rows.logits[0], context.tokens))
     edges = zip(draft.parents.tolist(), draft.tokens.tolist(), strict=True)
     children = {edge: node for node, edge in reversed(list(enumerate(edges)))}
     path: list[int] = []

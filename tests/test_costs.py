@@ -170,6 +170,23 @@ class TestDepth:
         grown = [at_width(costs, width, 1024) - 1 for width in (1, 2, 3, 4)]
         assert grown == pytest.approx(np.linspace(low, high, 4).tolist())
 
+    @given(st.floats(0, 1), st.floats(0, 1))
+    def test_widths_beyond_the_widest_grow_as_those_up_to_it(self, shared, each):
+        costs = CostModel()
+        costs.measured(0, dict.fromkeys((1, 4, 16), 1.0))
+        costs.measured(1024, {n: 1 + shared + each * n for n in (1, 4)})
+        assert at_width(costs, 16, 1024) == pytest.approx(1 + shared + 16 * each)
+
+    def test_what_a_slow_machine_adds_is_not_taken_for_depth(self):
+        costs = CostModel()
+        costs.observe(1, 0, 0.01)
+        costs.observe(4, 0, 0.02)
+        for _ in range(400):
+            costs.observe(1, 0, 0.02)
+        costs.measured(1024, {1: 0.03, 4: 0.05})
+        assert at_width(costs, 1, 1024) == pytest.approx(0.03, rel=0.05)
+        assert at_width(costs, 1) == pytest.approx(0.02, rel=0.05)
+
     def test_a_width_that_was_only_measured_deep_stays_unknown(self):
         costs = CostModel()
         costs.measured(0, {1: 1.0, 2: 1.5})
@@ -187,6 +204,28 @@ class TestDepth:
             width = int(random.choice([1, 4]))
             costs.observe(width, depth, 1.5 * float(before[0 if width == 1 else 1]))
         assert costs.seconds(depth)[[0, 3]] == pytest.approx(1.5 * before, rel=0.03)
+
+
+class TestHoping:
+    @given(st.lists(calls, max_size=30), seconds, depths)
+    def test_it_is_no_more_than_what_is_known(self, tried, single: float, depth: int):
+        costs = observed([(1, 0, single), *tried])
+        hoped, times = np.array(costs.hoped(depth)), costs.seconds(depth)
+        assert (hoped > 0).all()
+        assert np.isfinite(hoped).all()
+        assert (hoped <= times * (1 + 1e-9)).all()
+        known = costs.rounds >= YOUNG
+        np.testing.assert_allclose(hoped[known], times[known])
+        assert costs.least_more(depth, hoped=True) <= costs.least_more(depth) + 1e-9
+
+    def test_a_width_nobody_tried_grows_with_depth_like_the_others(self):
+        costs = CostModel()
+        costs.measured(0, {1: 1.0, 4: 1.2})
+        costs.measured(1000, {1: 2.0, 4: 5.2})  # each token adds 1.0 of its own
+        start, deep = costs.hoped(0)[15], costs.hoped(960)[15]
+        assert start == pytest.approx(1 + 15 * 0.2 / 3)
+        assert deep - start == pytest.approx(0.96 * 16)
+        assert costs.least_more(960, hoped=True) > 0.4 > costs.least_more(0)
 
 
 class TestState:

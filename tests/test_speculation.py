@@ -229,6 +229,43 @@ class TestProbing:
         assert target.widths == []
         assert not known.costs.known
 
+    @pytest.mark.parametrize("exact", EXACTS)
+    def test_it_tells_what_depth_adds(self, profiles, monkeypatch, exact: Exact):
+        def seconds(width: int, depth: int) -> float:
+            return 0.010 + 0.001 * width + 1e-5 * depth * (1 + width / 2)
+
+        class Deep(Counted):
+            def score(self, context, draft):
+                nonlocal now
+                rows = super().score(context, draft)
+                if rows.fed == 1 + len(draft):  # else it fills its cells
+                    now += seconds(rows.fed, len(context) - 1)
+                return rows
+
+        now = 0.0
+        monkeypatch.setattr("edgecs.probe.time.perf_counter", lambda: now)
+        known = Speculation(Deep(n_ctx=3000), exact=exact, key=KEY, profiles=profiles)
+        known.prepare(1e9)
+        for depth in (0, 1024, 2800):
+            told = known.costs.seconds(depth)[[0, 3, 7]]
+            true = [seconds(width, depth) for width in (1, 4, 8)]
+            np.testing.assert_allclose(told, true, rtol=0.08)  # shallow is 24 tokens
+        assert known.save()
+        calls = len(known.target.widths)
+        known.prepare(1e9)
+        assert len(known.target.widths) == calls
+
+    @pytest.mark.parametrize("exact", EXACTS)
+    def test_a_profile_that_does_not_know_depth_is_completed(self, profiles, exact):
+        known = prepared(profiles, exact)
+        known.save()
+        assert known.profile
+        known.profile.costs["growth"] = {}
+        profiles.save(known.profile)
+        again = prepared(profiles, exact)
+        assert again.costs.knows_depth
+        assert set(again.target.widths) <= {1, 4}  # no class is probed again
+
     @pytest.mark.parametrize("exact", ["auto", "strict", "guarded", "numeric"])
     def test_a_small_context_is_no_failure(self, profiles, exact: Exact):
         for n_ctx in (60, 40, 36, 20, 2):

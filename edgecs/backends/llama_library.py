@@ -52,6 +52,11 @@ def _on_log(level: int, text: bytes, data: object) -> None:
     log.write(level, text)
 
 
+# As a number: to make a pointer object of it takes longer than the rest of the call.
+logits_address = lib.llama_cpp._lib["llama_get_logits_ith"]
+logits_address.argtypes = [lib.llama_context_p_ctypes, ctypes.c_int32]
+logits_address.restype = ctypes.c_void_p
+
 lib.llama_log_set(_on_log, ctypes.c_void_p(0))
 lib.llama_backend_init()
 

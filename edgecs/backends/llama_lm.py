@@ -259,12 +259,12 @@ class LlamaLM:
 
     def _logits(self, first: int, rows: int) -> NDArray[np.float32]:
         """Output rows as an array; wrapping memory is slow, so wraps are kept."""
-        pointer = lib.llama_get_logits_ith(self._ctx, first)
-        key = (ctypes.addressof(pointer.contents), rows)
-        if key not in self._wraps:
-            shape = (rows, self._row_size)
-            self._wraps[key] = np.ctypeslib.as_array(pointer, shape)
-        logits = self._wraps[key]
+        key = library.logits_address(self._ctx, first), rows
+        logits = self._wraps.get(key)
+        if logits is None:
+            floats = ctypes.c_float * (rows * self._row_size)
+            logits = np.ctypeslib.as_array(floats.from_address(key[0]))
+            logits = self._wraps[key] = logits.reshape(rows, self._row_size)
         if self._filled.size:
             self._filled[:rows, : self._row_size] = logits
             return self._filled[:rows]
