@@ -48,7 +48,9 @@ class PrefixCache:
         known = self._agreed if context.root is self._source else 0
         start = min(known, limit)
         common = limit
-        if start < limit:
+        if start == limit - 1:  # most calls add one token
+            common -= int(self._ids[start]) != int(here[start])
+        elif start < limit:
             differs = self._ids[start:limit] != here[start:limit]
             at = int(differs.argmax())
             common = start + at if differs[at] else limit

@@ -22,7 +22,7 @@ PACKAGES = {
     "edgecs_models": set(),
 }
 LAYERS = [
-    {"errors", "context", "machine", "random_gguf"},
+    {"errors", "context", "machine", "random_gguf", "growth"},
     {"holding"},
     {"draft", "prefix", "options", "manifest", "noise", "sampling", "kmatrix", "costs"},
     {"vocabulary", "theory", "gbnf", "exactness"},
@@ -40,6 +40,7 @@ LAYERS = [
     {"load", "speculation"},
     {"tuning"},
     {"testing", "__init__"},
+    {"forks"},
     {"audit"},
 ]
 ENGINES = {"llama_cpp", "onnxruntime", "torch", "transformers", "optimum"}

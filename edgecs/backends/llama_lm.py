@@ -247,7 +247,8 @@ class LlamaLM:
         start = len(self._cache)
         self._tokens[:n] = tokens
         self._positions[:n] = self._count[start : start + n]
-        self._flags[:first] = 0
+        if first:
+            self._flags[:first] = 0
         self._flags[first:n] = 1
         self._batch.n_tokens = n
         self._cache.expect()
