@@ -11,9 +11,10 @@ from typing import Any
 
 import click
 
-from edgecs.audit import NO_CLASS, Fork, Prompt, Report, Run, Subject
+from edgecs.audit import Subject
 from edgecs.audit import audit as examine
 from edgecs.chat_template import ChatTemplate
+from edgecs.forks import NO_CLASS, Fork, Prompt, Report, Run
 from edgecs.text import Tokenizer
 from edgecs_cli.audit_prompts import Encode, built_in, read_prompts
 from edgecs_cli.options import drafter_options, model_options, schedule_options

@@ -7,9 +7,9 @@ from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
 
-from edgecs.audit import Prompt
 from edgecs.context import Tokens
 from edgecs.errors import ConfigError
+from edgecs.forks import Prompt
 from edgecs_cli.generate import decode
 
 Encode = Callable[[str], Tokens]

@@ -1,4 +1,4 @@
-"""`edgecs bench`: what speculation brings on this machine, and files of results."""
+"""`edgecs bench`: what speculation brings on this machine."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import platformdirs
 
-from edgecs.errors import ConfigError
 from edgecs.profile import Profiles
+from edgecs_cli.bench_files import COMMANDS, RESULT_FILE, write_page
 from edgecs_cli.exact import open_target
 from edgecs_cli.files import find_models, load_drafters
 from edgecs_cli.options import drafter_options, model_options
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 FORMS = ("md", "csv", "json", "jsonl")
 _QUICK_SECONDS = 110.0  # of the suite `quick`: two minutes with what is around it
 _TOKENS, _CODE_TOKENS = 192, 512  # of an answer; of one that has to be whole
-_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.group(invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
@@ -156,17 +155,19 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     show_default=True,
     help="What is printed.",
 )
-@click.option("--output", type=_FILE, help="Write the whole result as JSON.")
-@click.option("--report", "page", type=_FILE, help="Write a report as one HTML file.")
+@click.option("--output", type=RESULT_FILE, help="Write the whole result as JSON.")
+@click.option(
+    "--report", "page", type=RESULT_FILE, help="Write a report as one HTML file."
+)
 @click.option(
     "--export-profile",
     "hardware",
-    type=_FILE,
+    type=RESULT_FILE,
     help="Write this machine's costs for `edgecs simulate --hardware`.",
 )
 @click.option(
     "--resume",
-    type=_FILE,
+    type=RESULT_FILE,
     help="Keep what is done in this file, and go on from it if it is there.",
 )
 @model_options
@@ -202,7 +203,7 @@ def bench(context: click.Context, /, **values: Any) -> None:
     if values["hardware"]:
         write(values["hardware"], exported(result))
     if values["page"]:
-        _write_page(values["page"], [result])
+        write_page(values["page"], [result])
     click.echo(rendered(result, values["form"]), nl=False)
 
 
@@ -304,87 +305,5 @@ def _peers(
     return parts(names, root, draft, subject.say)
 
 
-@bench.command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@reports_errors
-def compare(a: Path, b: Path, as_json: bool) -> None:
-    """Put two results side by side.
-
-    Says what else is different, speeds of both, and whether the intervals of their
-    speed-ups meet. Performance never decides the exit code.
-
-    \b
-    edgecs bench compare before.json after.json
-    """
-    from edgecs_bench.compare import show
-    from edgecs_bench.result import read
-
-    click.echo(show(read(a), read(b), as_json=as_json), nl=False)
-
-
-@bench.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--output", type=_FILE, required=True, help="The file to write.")
-@reports_errors
-def merge(files: tuple[Path, ...], output: Path) -> None:
-    """Put results of several models or machines into one file.
-
-    \b
-    edgecs bench merge laptop.json desktop.json --output all.json
-    """
-    from edgecs_bench.result import merge as merged
-    from edgecs_bench.result import overview, read, write
-
-    results = [result for file in files for result in read(file)]
-    write(output, merged(results))
-    click.echo(overview(results), nl=False)
-
-
-@bench.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--output", type=_FILE, required=True, help="The HTML file to write.")
-@click.option(
-    "--charts",
-    "folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Write the charts as PNG and SVG files into this folder too.",
-)
-@reports_errors
-def report(files: tuple[Path, ...], output: Path, folder: Path | None) -> None:
-    """Make one page of results that needs no network.
-
-    Charts want the extra `plot`.
-
-    \b
-    edgecs bench report run.json --output run.html --charts charts/
-    """
-    from edgecs_bench.result import read
-
-    results = [result for file in files for result in read(file)]
-    _write_page(output, results)
-    if folder:
-        _write_charts(folder, results)
-
-
-def _write_page(path: Path, results: list[dict[str, Any]]) -> None:
-    from edgecs_bench.page import render
-    from edgecs_bench.result import write_text
-
-    write_text(path, render(results))
-    say(f"written: {path}")
-
-
-def _write_charts(folder: Path, results: list[dict[str, Any]]) -> None:
-    from edgecs_bench.charts import save_charts
-
-    try:
-        for result in results:
-            name = result["model"]["name"] if len(results) > 1 else ""
-            save_charts(result, folder / name)
-    except ImportError as error:
-        raise ConfigError(
-            'charts need the extra plot: pip install "edgecs[plot]"'
-        ) from error
-    say(f"written: {folder}")
+for command in COMMANDS:
+    bench.add_command(command)
