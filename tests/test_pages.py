@@ -8,7 +8,7 @@ from typing import Any
 
 from edgecs_bench.answers import Answer
 from edgecs_bench.blocks import Done
-from edgecs_bench.pages import audits, speed_details, speed_overview
+from edgecs_bench.pages import audits, peers_overview, speed_details, speed_overview
 from edgecs_bench.result import assemble
 from tests.test_statistics import answer
 
@@ -79,6 +79,17 @@ def test_details_say_what_was_measured_and_where(tmp_path: Path):
     head, _, row = text.splitlines()[-3:]
     assert head.count("|") == row.count("|")
     assert row.startswith("| qa | 1 | 25.0 | 2.50 | 2.50-2.50 |")
+
+
+def test_peers_have_a_row_for_each_mode_but_plain(tmp_path: Path):
+    answers = [*block(0, "qa", 10.0, 4.0), *block(1, "mt_bench", 8.0, 4.0)]
+    _, _, *rows = peers_overview([result(tmp_path / "1", "one", answers)]).splitlines()
+    llama, planner = (row.strip("| ").split(" | ") for row in rows)
+    assert llama[:3] == ["one", "llama", "1.25 (1.25-1.25)"]
+    assert planner[:2] == ["one", "planner"]
+    assert planner[2].startswith("2.24 (")  # of 2.5 and 2.0
+    assert planner[3] == "2.00 (mt bench)"
+    assert planner[-1] == "0 of 2"
 
 
 def test_audits_count_forks_by_tier(tmp_path: Path):

@@ -252,6 +252,26 @@ def test_charts_are_files_too(tmp_path: Path):
             assert path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_no_two_bars_of_a_group_have_one_colour(many: bool):
+    result = few()
+    if many:  # more modes than colours
+        row = next(row for row in result["rows"] if row["mode"] == "planner")
+        for i in range(len(figures.SERIES)):
+            result["modes"].append({"name": f"peer/{i}"})
+            result["rows"].append({**row, "mode": f"peer/{i}"})
+    (chart,) = (one for one in charts(result) if one.name.startswith("speedups"))
+    svg = inline_svg(chart, "a")
+    colours = figures.SERIES
+    groups = chart.make.args[0]  # type: ignore[attr-defined]
+    assert ("planner" in groups) == many
+    for bars in groups.values():
+        used = [colours[bar.series % len(colours)] for bar in bars]
+        assert len(set(used)) == len(used)
+    if many:
+        assert "peer/" in svg
+
+
 def test_every_colour_in_a_page_can_be_changed():
     for chart in charts(few()):
         svg = inline_svg(chart, "a")

@@ -120,28 +120,34 @@ def _costs(result: Mapping[str, Any]) -> Iterator[Chart]:
 
 
 def _speedups(result: Mapping[str, Any]) -> Iterator[Chart]:
-    series = _series(result)
-    names = {index: name for name, index in series.items()}
+    """Kinds of task with a bar for every mode; with many modes the other way round."""
+    modes = _series(result)
+    group, colour = "category", "mode"
+    if len(modes) > len(figures.SERIES):  # than can be told apart by their colours
+        group, colour = colour, group
     rows = [r for r in result["rows"] if r["mode"] != PLAIN and r["speedup"]]
-    temperatures = sorted({row["temperature"] for row in rows})
-    for temperature in temperatures:
+    rows.sort(key=lambda row: modes[row["mode"]])
+    names = modes if colour == "mode" else dict.fromkeys(r[colour] for r in rows)
+    series = {name: at for at, name in enumerate(names)}
+    legend = {at: name for name, at in series.items()}
+    for temperature in sorted({row["temperature"] for row in rows}):
         groups: dict[str, list[Bar]] = defaultdict(list)
         for row in rows:
             if row["temperature"] == temperature:
                 ends = row["interval"] or [None]
                 bar = Bar(
-                    series[row["mode"]],
+                    series[row[colour]],
                     row["speedup"],
                     None if None in ends else ends,
                     f"{row['speedup']:.2f}",
                 )
-                groups[row["category"]].append(bar)
+                groups[row[group]].append(bar)
         yield Chart(
             f"speedups-t{temperature:g}",
             f"Speed-up at temperature {temperature:g}",
             "Decode speed over that of plain decoding, by kind of task; whiskers: "
-            "90 % interval. Left of 1 is slower. Modes in the order of the legend.",
-            partial(figures.bars, groups, names, start=1, label="plain decoding = 1"),
+            "90 % interval. Left of 1 is slower. Bars in the order of the legend.",
+            partial(figures.bars, groups, legend, start=1, label="plain decoding = 1"),
         )
 
 

@@ -153,7 +153,7 @@ def bars(
             at += 1
         at += 0.7
     axes.axvline(start, color=_INK, linewidth=1)
-    axes.set_yticks(ticks, [_short(name) for name in groups])
+    axes.set_yticks(ticks, [_in_lines(name) for name in groups])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set(ylim=(at - 1.1, -0.7), xlabel=label)
@@ -313,6 +313,12 @@ def _letters(labels: Sequence[str], rows: int) -> int:
     """The width of a legend that is filled column by column."""
     columns = (labels[at : at + rows] for at in range(0, len(labels), rows))
     return sum(max(map(len, column)) + 6 for column in columns)
+
+
+def _in_lines(name: str) -> str:
+    """A name such as runtime/configuration in two lines."""
+    *before, last = name.split("/")
+    return "\n".join([*(_short(f"{part}/") for part in before), _short(last)])
 
 
 def _short(name: str, longest: int = _LONGEST) -> str:

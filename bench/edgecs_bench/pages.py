@@ -63,6 +63,35 @@ def speed_details(files: Iterable[Path]) -> str:
     return "\n".join(parts)
 
 
+def peers_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
+    """Every mode of every model beside plain decoding in the same blocks.
+
+    Forks count as unlike edgecs' plain decoding, over all tokens compared.
+    """
+    lines = []
+    for result in _results(files):
+        for one in result["overall"]:
+            rows = _rows(result, one["mode"], temperature).values()
+            if one["mode"] == "plain" or one["temperature"] != temperature or not rows:
+                continue
+            low, high = one["interval"]
+            worst = one["worst"]
+            slowest = f"{worst['speedup']:.2f} ({worst['category'].replace('_', ' ')})"
+            answers = sum(row["identical"] + row["forks"] for row in rows)
+            lines.append(
+                [
+                    result["model"]["name"],
+                    one["mode"],
+                    f"{one['geomean']:.2f} ({low:.2f}-{high:.2f})",
+                    slowest,
+                    _ratio(one["end_to_end"]),
+                    f"{sum(row['forks'] for row in rows)} of {answers}",
+                ]
+            )
+    heads = ["model", "mode", "over plain (90 %)", "worst category", "end to end"]
+    return _table([*heads, "answers that fork"], lines)
+
+
 def _about(result: Result) -> str:
     """What was measured where, and what else has to be known."""
     options, over = result["options"], _over_llama(result)
