@@ -66,7 +66,7 @@ def speed_details(files: Iterable[Path]) -> str:
 def peers_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
     """Every mode of every model beside plain decoding in the same blocks.
 
-    Forks count as unlike edgecs' plain decoding, over all tokens compared.
+    A fork is an answer unlike that of edgecs' plain decoding.
     """
     lines = []
     for result in _results(files):
