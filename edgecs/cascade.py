@@ -39,12 +39,16 @@ class Round(NamedTuple):
     @property
     def tokens(self) -> list[int]:
         """What the round emits: the accepted tokens and the reviewer's own."""
+        if not self.verdict.path:  # most rounds
+            return [self.verdict.token]
         drafted = self.draft.tokens.tolist()
         return [*(drafted[node] for node in self.verdict.path), self.verdict.token]
 
     @property
     def sources(self) -> list[str]:
         """Who wrote each of `tokens`."""
+        if not self.verdict.path:
+            return [self.reviewer]
         accepted = [self.draft.sources[node] for node in self.verdict.path]
         return [*accepted, self.reviewer]
 

@@ -53,6 +53,14 @@ class Context:
         root = self._root
         return root._readable[: root._committed + self._tail]
 
+    @property
+    def last(self) -> int:
+        """The last token; IndexError where there is none."""
+        size = len(self)
+        if not size:
+            raise IndexError("an empty context has no last token")
+        return int(self._root._buffer[size - 1])
+
     def append(self, tokens: Sequence[int] | Tokens) -> None:
         """Commits tokens at the end; views with a tail are void from here on."""
         if self is not self._root:
@@ -83,4 +91,7 @@ class Context:
             old = self._buffer
             self._allocate(2 * end)
             self._buffer[:at] = old[:at]
-        self._buffer[at:end] = tokens
+        if end == at + 1:  # most writes; a slice takes several times as long
+            self._buffer[at] = tokens[0]
+        else:
+            self._buffer[at:end] = tokens

@@ -4,6 +4,9 @@ The time of one call over n new tokens is no smooth function of n: kernels work 
 tiles, so eight tokens can be cheaper than four. Nothing is interpolated between widths
 for that reason: a width that was never tried costs infinitely much, and its tokens fit
 into the next wider call that was tried.
+
+A call that is wider than the one before it also slows down the next ones, as engines
+build their graph of operations anew when its shape changes: *settling*.
 """
 
 from __future__ import annotations
@@ -19,13 +22,17 @@ from edgecs.growth import Growth
 
 WIDEST = 32  # widths that are considered: 1 to WIDEST tokens in a call
 
+TRYING = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)  # widths worth trying
 YOUNG = 3  # a width with fewer rounds may have been judged by an outlier
+SETTLED = 2  # calls of one token after a wider one; those that follow are as usual
 _TUNED = 16  # rounds that a careful measurement counts for
 _CLIP = 0.2  # largest log-ratio that one round can say: about 20 %
 _COMMON = 0.25  # weight of a round in what all widths share (the machine's pace)
 _OWN = 0.02  # least weight of a round in its own width's time
 _HOPED = 0.12  # of a single call's time: least that one token more is taken to cost
 _TOO_MUCH = 0.8  # of what a young width took: least that it is taken to cost
+_SETTLING = 0.05  # least weight of a call in what settling takes
+_MOST_SETTLING = 1.0  # of a single call's time: most that one call can say of it
 _BUCKET = 64  # depths in one bucket share what a token more costs
 
 
@@ -77,7 +84,10 @@ class CostModel:
         self._rounds = [0] * WIDEST  # [width - 1] that were timed
         self._growth = Growth(WIDEST)
         self._pace = 0.0  # log of how much slower everything is than when measured
-        self._least: dict[int, tuple[float, float]] = {}  # by bucket: `least_more`
+        self._settling = [0.0] * SETTLED  # seconds of each call after a wider one
+        self._settlings = [0] * SETTLED  # calls that said so
+        # By bucket and whether a wider call has to settle: `least_more`.
+        self._least: dict[tuple[int, bool], float] = {}
 
     def measured(self, depth: int, seconds: Mapping[int, float]) -> None:
         """Takes over careful measurements at one depth, the smallest depth first.
@@ -116,6 +126,11 @@ class CostModel:
     def rounds(self) -> NDArray[np.int64]:
         """How many rounds of each width were timed, int64 [WIDEST]."""
         return np.array(self._rounds)
+
+    @property
+    def settling(self) -> float:
+        """Seconds by which a wider call slows down the calls of one token after it."""
+        return max(0.0, sum(self._settling))
 
     def is_young(self, width: int) -> bool:
         """Whether a width had few rounds or none."""
@@ -157,27 +172,30 @@ class CostModel:
             hoped.append((base + grown[at]) * pace)
         return hoped
 
-    def least_more(self, depth: int, *, hoped: bool = False) -> float:
+    def least_more(self, depth: int, *, settles: bool = False) -> float:
         """What a token more costs at best, as a share of the time of a single one.
 
-        No draft pays whose first token is right less often. inf: no other width is
-        known. hoped: by what `hoped` says. It is worked out anew after a wider call,
-        and as the context grows.
+        No draft pays whose first token is right less often. Widths worth TRYING that
+        had few rounds count as `hoped`. settles: `settling` is to be paid. It is
+        worked out anew after a wider call, and as the context grows.
         """
-        bucket = depth // _BUCKET
-        least = self._least.get(bucket)
+        key = depth // _BUCKET, settles
+        least = self._least.get(key)
         if least is None:
-            known, best = (
-                min((s / single - 1) / n for n, s in enumerate(wider, 1))
-                for single, *wider in (self.times(depth), self.hoped(depth))
-            )
-            least = self._least[bucket] = known, best
-        return least[hoped]
+            young = any(map(self.is_young, TRYING))
+            single, *wider = self.hoped(depth) if young else self.times(depth)
+            once = self.settling if settles else 0.0
+            more = (((s + once) / single - 1) / n for n, s in enumerate(wider, 1))
+            least = self._least[key] = min(more)
+        return least
 
-    def observe(self, width: int, depth: int, seconds: float) -> None:
+    def observe(
+        self, width: int, depth: int, seconds: float, after: int = SETTLED
+    ) -> None:
         """Learns from one call.
 
         The first YOUNG rounds of a width keep their fastest: noise only adds time.
+        after: calls of one token since a wider one.
         """
         if not (1 <= width <= WIDEST and seconds > 0):
             return
@@ -189,6 +207,9 @@ class CostModel:
             self._base[at] = min(self._base[at], alone)
         else:
             expected = (self._base[at] + grown) * self.pace
+            if width == 1 and after < SETTLED:
+                self._settle(after, seconds - expected, _MOST_SETTLING * expected)
+                return
             said = math.log(seconds / expected)
             said = max(-_CLIP, min(_CLIP, said))
             self._pace += _COMMON * said
@@ -196,6 +217,14 @@ class CostModel:
         self._rounds[at] += 1
         if width > 1:
             self._least.clear()
+
+    def _settle(self, after: int, slower: float, most: float) -> None:
+        """Learns what one call after a wider one took more than usual, seconds."""
+        slower = max(-most, min(most, slower))
+        self._settlings[after] += 1
+        weight = max(_SETTLING, 1 / self._settlings[after])
+        self._settling[after] += weight * (slower - self._settling[after])
+        self._least.clear()
 
     def state(self) -> dict[str, Any]:
         """What is kept of it, for `from_state`; the pace goes into the curve."""
@@ -205,6 +234,7 @@ class CostModel:
             "seconds": {str(i + 1): self._base[i] * pace for i in tried},
             "rounds": {str(i + 1): self._rounds[i] for i in tried},
             "growth": self._growth.state(pace),
+            "settling": self._settling.copy(),
         }
 
     @classmethod
@@ -224,6 +254,13 @@ class CostModel:
                 model._base[width - 1] = float(seconds)
                 model._rounds[width - 1] = min(rounds, _TUNED)
             model._growth = Growth.from_state(state["growth"], WIDEST)
+            model._settling = [float(seconds) for seconds in state["settling"]]
+            if not (
+                len(model._settling) == SETTLED
+                and all(map(math.isfinite, model._settling))
+            ):
+                raise ValueError(f"settling takes {model._settling} seconds")
+            model._settlings = [_TUNED] * SETTLED
         except OverflowError as error:  # JSON has integers of any size
             raise ValueError(f"no number for a machine: {error}") from error
         return model

@@ -14,6 +14,7 @@ from edgecs.draft import NOTHING, Draft
 from edgecs.maxgram import MaxGram
 
 NEGLIGIBLE = 0.01  # a copy ends where the chance that it is right is below this
+_VAGUE = 0.25  # what a copy that only one token speaks for hardly ever reaches
 _LATER = 0.25  # of what its first token must have, as further calls may cost less
 
 Path = list[float]
@@ -38,7 +39,7 @@ class Ledger:
     """Proposals that wait for the committed text to reach or to contradict them."""
 
     def __init__(self) -> None:
-        self._waiting: list[_Proposal] = []
+        self._waiting: list[_Proposal] = []  # the earliest start first
         self._root: Context | None = None
         self._shown = 0  # tokens of the text when it was last looked at
 
@@ -57,7 +58,7 @@ class Ledger:
         self._root, self._shown = context.root, context.committed
         if not self._waiting:
             return
-        first = min(proposal.start for proposal in self._waiting)
+        first = self._waiting[0].start
         true = context.tokens[first : self._shown].tolist()
         still = []
         for proposal in self._waiting:
@@ -113,8 +114,8 @@ class Copier:
         if self.mag is None or most <= 0:
             return [], path
         tokens, certainty = self.mag.continuation(context, most), 1.0
-        if not tokens:
-            return tokens, path
+        if not tokens or (least > _VAGUE and self.mag.is_vague):
+            return [], path
         evidence: list[list[int]] = []
         enough = max(least, NEGLIGIBLE)
         looked = self.mag.evidence(tokens[:LOOKED_AT])

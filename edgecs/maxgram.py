@@ -77,6 +77,7 @@ class MaxGram:
         self._grams: dict[tuple[int, ...], _Gram] = {}
         self._before: list[int] = []  # [position]: earlier occurrence, or -1
         self._matched = 0  # tokens of the match behind the last proposal
+        self._run = 0  # how often in a row they were followed by the same token
         self._end: tuple[int, ...] = ()  # the GRAM tokens before it
 
     def propose(self, context: Context, k: int, choose: Choose | None = None) -> Draft:
@@ -108,6 +109,14 @@ class MaxGram:
             text.append(fill)
             drafted.append(fill)
         return drafted
+
+    @property
+    def is_vague(self) -> bool:
+        """Whether one token is all that speaks for the last proposal.
+
+        It was followed by what was proposed, but not twice in a row.
+        """
+        return self._matched == 1 and self._run == 1
 
     def evidence(self, tokens: Sequence[int]) -> Copy:
         """What is known of the last proposal; asked for by planners.
@@ -176,7 +185,7 @@ class MaxGram:
         for n in range(min(GRAM - 1, len(text)), self.min_match - 1, -1):
             gram = self._grams.get(tuple(text[-n:]))
             if gram is not None:
-                self._matched = n
+                self._matched, self._run = n, gram[1]
                 return gram[0]
         return None
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from edgecs.calibration import LOOKED_AT, Calibration
 from edgecs.cascade import NamedModel
 from edgecs.context import Context
-from edgecs.costs import WIDEST, Choice, CostModel, best_width
+from edgecs.costs import SETTLED, TRYING, WIDEST, Choice, CostModel, best_width
 from edgecs.draft import NOTHING, Choose, Draft, Drafter
 from edgecs.exactness import EVERY, Allowed, permitted
 from edgecs.ledger import Copier, Ledger, Path
@@ -34,7 +34,7 @@ MARGIN = 0.02  # share by which a draft must promise more than plain decoding
 CAUTION = 0.05  # by which the margin grows with each plain call's time that was lost
 FORGIVES = 0.99  # share of what was lost that still counts a round later
 BUDGET = 0.02  # share of the time that may be lost on trying things
-_TRIED = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)  # widths worth trying
+_LOOKS = 4  # of so many calls of one token in a row the time of one is looked at
 _FELT = 0.1  # share of an answer so far that asking a parked drafter may take
 _PAUSE = 0.002  # seconds; more between two rounds is somebody else's time
 _LATELY = 0.05  # weight of a round in the time that lies between calls
@@ -100,6 +100,9 @@ class Planner:
         self._debt = 0.0  # what drafts lost lately, in plain calls
         self._start = 0  # tokens before the first round of the answer; 0: no round yet
         self._lost = 0.0  # seconds lost on trying
+        self._singles: int | None = None  # calls of one token since a wider one;
+        #                                   None: since the prompt was read
+        self._stays = 0.0  # share of wider calls that another one followed, lately
         self._began: float | None = None  # when the round under way began
         self._called = 0.0  # seconds of its calls
         self._writing = 0.0  # of these, seconds of its writers
@@ -119,6 +122,7 @@ class Planner:
         for writer in self.writers:
             writer.begin()
         self._began, self._debt, self._start = None, 0.0, 0
+        self._singles = None
 
     def draft(
         self, context: Context, choose: Choose, most: int, allowed: Allowed = EVERY
@@ -154,17 +158,43 @@ class Planner:
         width = 1 + len(outcome.draft)
         spent = self._called = outcome.calling + self._writing
         if outcome.rows.fed != width:  # it read the prompt, or a part of it
+            self._singles = None
             return
-        self.costs.observe(width, len(context), outcome.calling)
+        settling = self._settling if width > 1 else 0.0
+        self._observe(width, len(context), outcome.calling)
         self._busy += spent
         if width > 1 or self._writing:
             emitted = 1 + len(outcome.verdict.path)
             (single,) = self.costs.times(len(context), 1)
-            over = spent / single - emitted
+            over = (spent + settling) / single - emitted
             self._debt = max(0.0, self._debt + over - self._invested / single)
             if self._trying:
                 self._lost += max(0.0, over) * spent / (over + emitted)
         self._debt *= FORGIVES
+
+    def _observe(self, width: int, depth: int, seconds: float) -> None:
+        """Corrects the target's times by a call."""
+        singles = self._singles
+        if singles == 0:
+            self._stays += _LATELY * ((width > 1) - self._stays)
+        if width > 1:
+            self._singles = 0
+        elif singles is None:  # reading a prompt slows it down otherwise
+            self._singles = SETTLED
+            return
+        else:
+            self._singles = singles + 1
+            if singles > SETTLED and singles % _LOOKS:  # they say the same
+                return
+        self.costs.observe(width, depth, seconds, singles or 0)
+
+    @property
+    def _settling(self) -> float:
+        """Seconds that a wider call costs the calls after it, if it is one now.
+
+        Wider calls in a row cost it once, so each of them its part.
+        """
+        return self.costs.settling * (1 - self._stays) if self._singles else 0.0
 
     def describe(self) -> str:
         """That it decides round by round."""
@@ -186,27 +216,32 @@ class Planner:
 
     def _times(self, depth: int, allowed: Allowed, size: int) -> list[float]:
         """Seconds of a round by width, [size]; inf where it may not be used."""
-        times = [s + self._overhead for s in self.costs.times(depth, size)]
+        single, *wider = self.costs.times(depth, size)
+        more = self._overhead + self._settling
+        times = [single + self._overhead, *(seconds + more for seconds in wider)]
         return times if allowed is EVERY else permitted(times, allowed)
 
     def _least(self, depth: int) -> float:
         """The chance of being right without which a copy's first token cannot pay."""
         if self.writers:  # a copy confirms what they write, however unlikely it is
             return 0.0
-        young = any(map(self.costs.is_young, _TRIED))
-        return self.costs.least_more(depth, hoped=young)
+        least = self.costs.least_more(depth)
+        if self._singles:  # no more than what a part of the settling makes of it
+            full = self.costs.least_more(depth, settles=True)
+            least += (1 - self._stays) * (full - least)
+        return least
 
     def _try(self, path: Path, depth: int, allowed: Allowed, choice: Choice) -> Choice:
         """A width that was hardly tried, if it may be better and can be afforded."""
         most, is_young = 1 + len(path), self.costs.is_young
-        young = [n for n in _TRIED if n <= most and is_young(n) and allowed[n - 1]]
+        young = [n for n in TRYING if n <= most and is_young(n) and allowed[n - 1]]
         if not young:
             return choice
         times = self._times(depth, allowed, WIDEST)
-        best = self.costs.hoped(depth)
+        best, more = self.costs.hoped(depth), self._overhead + self._settling
         hoped = times.copy()
         for n in young:
-            hoped[n - 1] = best[n - 1] + self._overhead
+            hoped[n - 1] = best[n - 1] + more
         maybe = best_width(path, hoped, MARGIN)
         if maybe.rate <= choice.rate or maybe.width not in young:
             return choice

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
-from edgecs.context import Context, Tokens
+from edgecs.context import Context
 
 
 class PrefixCache:
@@ -27,14 +25,13 @@ class PrefixCache:
     def __init__(self, drop: Callable[[int], bool]) -> None:
         self.first = 0  # context index of cell 0
         self._drop = drop
-        self._ids = np.empty(1024, dtype=np.int32)  # [cells], the first _length valid
-        self._length = 0
-        self._unsure = False  # cells past _length may exist: a call was cut short
+        self._ids: list[int] = []  # [cells]
+        self._unsure = False  # cells past these may exist: a call was cut short
         self._source: Context | None = None  # compared last, and how far it agreed
         self._agreed = 0
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._ids)
 
     def keep(self, context: Context, most: int) -> int:
         """Drops what does not belong to `context`; returns how many cells are left.
@@ -43,32 +40,32 @@ class PrefixCache:
         `first` on, at most `most`. What this context was found to share before is not
         compared again, so the cost follows the number of new tokens.
         """
-        here = context.tokens[self.first :]
-        limit = max(0, min(self._length, here.size, most))
-        known = self._agreed if context.root is self._source else 0
-        start = min(known, limit)
-        common = limit
-        if start == limit - 1:  # most calls add one token
-            common -= int(self._ids[start]) != int(here[start])
-        elif start < limit:
-            differs = self._ids[start:limit] != here[start:limit]
-            at = int(differs.argmax())
-            common = start + at if differs[at] else limit
-        final = max(0, context.committed - self.first)
-        self._source, self._agreed = context.root, min(common, final)
+        root, cells = context.root, len(self._ids)
+        committed = max(0, context.committed - self.first)
+        same = self._agreed if root is self._source else 0
+        if same == cells == most <= committed and not self._unsure:
+            return most  # plain decoding: nothing is new
+        limit = max(0, min(cells, len(context) - self.first, most))
+        common = start = min(same, limit)
+        if start < limit:
+            here = context.tokens[self.first + start : self.first + limit].tolist()
+            while common < limit and self._ids[common] == here[common - start]:
+                common += 1
+        self._source, self._agreed = root, min(common, committed)
         self.trim(common)
-        self._agreed = min(self._agreed, self._length)
-        return self._length
+        self._agreed = min(self._agreed, len(self._ids))
+        return len(self._ids)
 
     def trim(self, length: int) -> None:
         """Drops the cells from `length` on, or all if the engine cannot do less."""
-        if length >= self._length and not self._unsure:
+        if length >= len(self._ids) and not self._unsure:
             return
-        length = min(length, self._length)
+        length = min(length, len(self._ids))
         if not self._drop(length):
             self._drop(0)
             length = 0
-        self._length, self._unsure = length, False
+        del self._ids[length:]
+        self._unsure = False
         self._agreed = min(self._agreed, length)
 
     def expect(self) -> None:
@@ -78,18 +75,23 @@ class PrefixCache:
         """
         self._unsure = True
 
-    def extend(self, tokens: Tokens) -> None:
-        """To be called when the engine has computed the cells of `tokens`."""
-        end = self._length + tokens.size
-        if end > self._ids.size:
-            self._ids = np.concatenate([self._ids, np.empty(end, np.int32)])
-        self._ids[self._length : end] = tokens
-        self._length, self._unsure = end, False
+    def extend(self, tokens: list[int], context: Context | None = None) -> None:
+        """To be called when the engine has computed the cells of `tokens`.
 
-    def reset_to(self, tokens: Tokens) -> None:
+        context: what they are of, if it is the one that was last compared.
+        """
+        start = len(self._ids)
+        self._ids += tokens
+        self._unsure = False
+        if context is None or context.root is not self._source:
+            return
+        if self._agreed == start:
+            final = min(len(self._ids), context.committed - self.first)
+            self._agreed = max(start, final)
+
+    def reset_to(self, tokens: list[int]) -> None:
         """To be called when the engine has replaced all cells by those of `tokens`."""
-        self._length, self._source, self.first = 0, None, 0
-        self._agreed = 0
+        self._ids, self._source, self._agreed, self.first = [], None, 0, 0
         self.extend(tokens)
 
     def reset(self, first: int = 0) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.context import Context, Tokens
-from edgecs.costs import WIDEST, CostModel
+from edgecs.costs import SETTLED, WIDEST, CostModel
 from edgecs.draft import NOTHING, Draft, LanguageModel
 from edgecs.errors import Cancelled
 from edgecs.exactness import FIRST_BORDER, Classes, Finding, range_of
@@ -39,11 +39,12 @@ class Measurable(LanguageModel, Protocol):
 
 
 class Timed(NamedTuple):
-    """One call: how many tokens, on how many cells, how long."""
+    """One call, as `CostModel.observe` takes it."""
 
-    width: int
-    depth: int
+    width: int  # tokens in it
+    depth: int  # cells before it
     seconds: float
+    after: int  # calls of one token since a wider one
 
 
 def scratch(vocab_size: int, size: int) -> Tokens:
@@ -67,6 +68,7 @@ class Scratch:
         self._model = model
         self._tokens = scratch(model.vocab_size, depth + 2 * WIDEST + 1)
         self._depth = depth
+        self.singles = 0  # calls of one token since a wider one
 
     def __enter__(self) -> Scratch:
         first = Context(self._tokens[: self._depth])
@@ -95,7 +97,8 @@ class Scratch:
         began = time.perf_counter()
         rows = self._model.score(context, draft if width > 1 else NOTHING).logits
         seconds = time.perf_counter() - began
-        self.timed.append(Timed(width, start - 1, seconds))
+        self.timed.append(Timed(width, start - 1, seconds, self.singles))
+        self.singles = self.singles + 1 if width == 1 else 0
         return rows
 
 
@@ -104,7 +107,8 @@ def curve(
 ) -> dict[int, float]:
     """Median seconds of calls by width at a depth, the widths taken in turn.
 
-    Widths that the model or its context has no room for are left out.
+    Calls of one token are timed when they have settled. Widths that the model or its
+    context has no room for are left out.
     """
     room = min(model.max_draft + 1, model.n_ctx - depth - 1)
     order = [n for n in widths if n <= room]
@@ -115,10 +119,11 @@ def curve(
         cells.timed.clear()
         for i in range(repeats):
             for n in order if i % 2 else reversed(order):
+                while n == 1 and cells.singles < SETTLED:
+                    cells.rows(0, 1)
                 cells.rows(0, n)
-        return {
-            n: median(t.seconds for t in cells.timed if t.width == n) for n in order
-        }
+        settled = [t for t in cells.timed if t.width > 1 or t.after >= SETTLED]
+        return {n: median(t.seconds for t in settled if t.width == n) for n in order}
 
 
 def bits(

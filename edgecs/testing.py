@@ -158,7 +158,7 @@ class CachingModel(TableModel):
         if self.fail_next:
             self.fail_next = False
             raise RuntimeError("the engine failed after it had written its cells")
-        self._cache.extend(feed)
+        self._cache.extend(feed.tolist(), context)
         first = len(self.cells) - len(draft)
         rows = [self.law(self.cells[: first + i]) for i in range(len(draft) + 1)]
         return Rows(np.stack(rows), fed=feed.size)

@@ -13,6 +13,7 @@ import platformdirs
 import pytest
 from hypothesis import settings
 
+from edgecs.backends.llama_lm import LlamaLM
 from edgecs.load import load
 from edgecs.options import LoadOptions
 from edgecs.store import Store
@@ -30,6 +31,31 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _USER_CACHE = Path(platformdirs.user_cache_dir("edgecs")) / "models"
 _connect = socket.socket.connect
+
+
+def before_calls(
+    monkeypatch: pytest.MonkeyPatch, told: Callable[[int], None]
+) -> list[int]:
+    """Tells about every call of a llama.cpp target, 1 for the first; all so far."""
+    call, calls = LlamaLM._call, list[int]()
+
+    def telling(self: LlamaLM, first: int) -> tuple[int, int]:
+        calls.append(len(calls) + 1)
+        told(calls[-1])
+        return call(self, first)
+
+    monkeypatch.setattr(LlamaLM, "_call", telling)
+    return calls
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """Ctrl-C during the number-th target call; the numbers of all calls so far."""
+
+    def told(now: int) -> None:
+        if now == number:
+            signal.raise_signal(signal.SIGINT)
+
+    return before_calls(monkeypatch, told)
 
 
 class Outcome(NamedTuple):

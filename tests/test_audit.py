@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from edgecs.schedule import Quotas, Schedule
 from edgecs.speculation import Speculation
 from edgecs.testing import ByteTokenizer, CachingModel, Endless, ScriptedDrafter
 from edgecs_cli.audit_prompts import built_in
-from tests.conftest import Outcome
+from tests.conftest import Outcome, interrupt_at
 from tests.test_cli import one_line
 
 Edgecs = Callable[..., Outcome]
@@ -454,14 +453,6 @@ def test_wrong_options(edgecs: Edgecs, tiny_gguf: Path, options, parts):
 def test_ctrl_c_ends_within_a_round(edgecs, tiny_gguf, monkeypatch):
     command = ("audit", "-m", tiny_gguf, *FEW, "-q", "--json")
     assert edgecs(*command).code == 0  # nothing is left to be measured
-    call, calls = LlamaLM._call, []
-
-    def interrupting(self: LlamaLM) -> int:
-        calls.append(1)
-        if len(calls) == 70:
-            signal.raise_signal(signal.SIGINT)
-        return call(self)
-
-    monkeypatch.setattr(LlamaLM, "_call", interrupting)
+    calls = interrupt_at(monkeypatch, 70)
     one_line(edgecs(*command), 130, "stopped during the audit")
     assert len(calls) == 70

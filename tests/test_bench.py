@@ -13,12 +13,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from edgecs.backends.llama_lm import LlamaLM
 from edgecs_bench import hardware, throughput
 from edgecs_bench.compare import compare, differences
 from edgecs_bench.result import FORMAT, read, schema, tables
 from edgecs_bench.throughput import measure, row
-from tests.conftest import Outcome
+from tests.conftest import Outcome, before_calls
 from tests.test_cli import one_line
 
 Edgecs = Callable[..., Outcome]
@@ -222,17 +221,14 @@ def test_ctrl_c_ends_a_run_and_what_is_done_is_kept(
 ):
     path = tmp_path / "run.jsonl"
     options = ("--temp", 0, "--mode", "mag", "--resume", path)
-    call, calls = LlamaLM._call, []
 
-    def interrupting(self: LlamaLM) -> int:
-        calls.append(1)
-        if (tmp_path / "run.jsonl").exists() and path.read_text().count("\n") == 4:
+    def told(number: int) -> None:
+        if path.exists() and path.read_text().count("\n") == 4:
             signal.raise_signal(signal.SIGINT)
-        return call(self)
 
-    monkeypatch.setattr(LlamaLM, "_call", interrupting)
-    one_line(bench(*options, "-q"), 130, "stopped")
-    monkeypatch.setattr(LlamaLM, "_call", call)
+    with monkeypatch.context() as patch:
+        before_calls(patch, told)
+        one_line(bench(*options, "-q"), 130, "stopped")
     lines = path.read_text().splitlines()
     assert len(lines) == 4  # header, tests, costs, one block
     assert bench(*options).code == 0

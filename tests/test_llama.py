@@ -63,8 +63,8 @@ def test_rows_follow_the_context_and_every_draft_token(tiny: Loaded):
 def test_a_draft_never_rides_on_a_prefill_chunk(tiny: Loaded):
     target, calls = tiny.target, []
     decode = target._decode
-    target._decode = lambda tokens, rows: (
-        calls.append((tokens.size, rows)) or decode(tokens, rows)
+    target._decode = lambda context, tokens, rows: (
+        calls.append((len(tokens), rows)) or decode(context, tokens, rows)
     )
     rows = target.score(Context(range(100)), Draft.chain([8, 9], "x"))
     assert calls == [(64, 1), (36, 1), (2, 2)]
@@ -121,10 +121,10 @@ def test_prefill_can_be_cancelled_between_chunks(tiny: Loaded):
     target, calls = tiny.target, []
     call = target._call
 
-    def cancelling() -> int:
+    def cancelling(first: int) -> tuple[int, int]:
         calls.append(1)
         tiny.cancel.set()
-        return call()
+        return call(first)
 
     target._call = cancelling
     with tiny.session([], 0) as session:
@@ -149,8 +149,8 @@ def test_a_failed_call_leaves_the_model_usable(tiny: Loaded):
     right = np.array(target.score(Context(prompt), NOTHING).logits)
     call = target._call
 
-    def interrupted() -> int:
-        call()
+    def interrupted(first: int) -> tuple[int, int]:
+        call(first)
         raise KeyboardInterrupt
 
     target._call = interrupted

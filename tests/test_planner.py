@@ -309,14 +309,54 @@ def test_a_copy_that_cannot_pay_is_not_followed():
         if not timed:
             planner.costs.measured(0, {1: 0.01, 2: 0.02})
         planner.begin()
-        text = Context([5, 6, 7, 8, 9, 5])  # a single token was there before
+        text = Context(words)
         return len(planner.draft(text, greedy, 31).proposed)
 
+    words = [5, 6, 7, 5, 6, 8, 5]  # a single token was there before
     assert followed(STEEP, neural=False) == 1
+    words = [5, 6, 7, 8, 9, 5]  # only once
+    assert followed(STEEP, neural=False) == 0
     assert followed(FLAT, neural=False) > 2
     # A width that nobody tried may be cheap, and a copy confirms a drafter.
     assert followed(STEEP, timed=False, neural=False) > 2
     assert followed(STEEP, neural=True) > 2
+
+
+class Settling(Timed):
+    """Its calls of one token take twice as long after a wider one, for a while."""
+
+    after = 2
+
+    def score(self, context: Context, draft: Draft) -> Rows:
+        rows = super().score(context, draft)
+        if rows.fed == 1 and self.after < 2:
+            self.watch.pass_by(float(self.times[0]))
+        self.after = 0 if len(draft) else self.after + 1
+        return rows
+
+
+def test_what_a_wider_call_leaves_behind_is_charged_to_it(monkeypatch):
+    def over_plain(kind: type[Timed]) -> tuple[float, Planner]:
+        said, wide = 0, {1: 1.0, 2: 1.1, 4: 1.9, 8: 3.5}
+        target = kind(Watch(), 6, 3, relative=wide, memory=3)
+        planner = planned(target)
+        with opened(target, planner) as session:
+            for start in range(40):
+                prompt = [start % 6, start % 5, 1]
+                list(session.generate(prompt, max_tokens=30))
+                if start == 10:  # it has learnt
+                    began, said = target.watch.now(), 0
+                said += session.stats.rounds + session.stats.accepted
+        return said * 0.01 / (target.watch.now() - began), planner
+
+    usual, planner = over_plain(Timed)
+    assert planner.costs.settling == pytest.approx(0)
+    charged, planner = over_plain(Settling)
+    assert planner.costs.settling == pytest.approx(0.02, rel=0.05)
+    assert planner.costs.times(0, 1) == pytest.approx([0.01], rel=0.05)
+    monkeypatch.setattr(CostModel, "settling", 0.0)
+    blind, _ = over_plain(Settling)
+    assert usual > charged > 0.97 > blind
 
 
 def test_a_drafter_that_nobody_knows_is_not_relied_on():

@@ -22,7 +22,7 @@ from edgecs.backends import llama_lm
 from edgecs.backends.llama_cells import repeated
 from edgecs.backends.llama_lm import LlamaLM
 from edgecs.context import Context
-from edgecs.costs import WIDEST, CostModel
+from edgecs.costs import SETTLED, WIDEST, CostModel
 from edgecs.draft import NOTHING, Draft, Rows
 from edgecs.errors import Cancelled
 from edgecs.exactness import FIRST_BORDER, Classes, Limits, range_of
@@ -305,9 +305,9 @@ ids = st.lists(st.integers(0, 2), max_size=12)
 def test_replaced_cells_are_compared_anew(before, after, asked):
     """Also for a context that had been found to agree with those before."""
     cache, context = PrefixCache(lambda length: True), Context(asked)
-    cache.extend(np.array(before, np.int32))
+    cache.extend(before)
     cache.keep(context, len(asked))
-    cache.reset_to(np.array(after, np.int32))
+    cache.reset_to(after)
     assert len(cache) == len(after)
     pairs = enumerate(zip(after, asked, strict=False))
     common = next((i for i, (a, b) in pairs if a != b), min(len(after), len(asked)))
@@ -521,7 +521,7 @@ def test_strict_holds_across_a_border_of_the_default_model(
 
 def test_times_of_deep_calls_are_not_taken_for_those_of_shallow_ones():
     class Noting(CostModel):
-        def observe(self, width: int, depth: int, seconds: float) -> None:
+        def observe(self, width, depth, seconds, after=SETTLED) -> None:
             depths.append(depth)
 
     depths: list[int] = []

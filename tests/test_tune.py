@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgecs.backends.llama_lm import LlamaLM
 from edgecs.backends.llama_model import LlamaModel
 from edgecs.calibration import stated
 from edgecs.cascade import Cascade, NamedModel
@@ -43,7 +42,7 @@ from edgecs.tuning.trials import (
     compare,
     verdict,
 )
-from tests.conftest import Outcome
+from tests.conftest import Outcome, before_calls, interrupt_at
 
 Edgecs = Callable[..., Outcome]
 Slowness = Callable[[float], float]
@@ -757,10 +756,10 @@ def test_a_plot_is_drawn(edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path, name: 
 def no_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is measured."""
 
-    def refuse(self: LlamaLM) -> int:
+    def refuse(number: int) -> None:
         raise AssertionError("the model was called")
 
-    monkeypatch.setattr(LlamaLM, "_call", refuse)
+    before_calls(monkeypatch, refuse)
 
 
 def test_a_plot_without_matplotlib_is_refused_first(
@@ -808,16 +807,9 @@ def test_ctrl_c_keeps_the_old_profile(
     assert tune_cli(edgecs, tiny_gguf).code == 0
     (path,) = saved(cache)
     before = path.read_bytes()
-    call, calls = LlamaLM._call, itertools.count(1)
-
-    def interrupting(self: LlamaLM) -> int:
-        if next(calls) == number:
-            signal.raise_signal(signal.SIGINT)
-        return call(self)
-
-    monkeypatch.setattr(LlamaLM, "_call", interrupting)
+    calls = interrupt_at(monkeypatch, number)
     outcome = tune_cli(edgecs, tiny_gguf, "-q")
-    assert next(calls) > number
+    assert len(calls) >= number
     one_line(outcome, 130, "stopped")
     assert path.read_bytes() == before
     assert saved(cache) == [path]

@@ -81,6 +81,7 @@ class LlamaLM:
         self._memory = lib.llama_get_memory(self._ctx)
         self._batch = lib.llama_batch_init(options.n_batch, 0, 1)
         self._tokens, self._positions, self._flags = self._batch_arrays(options.n_batch)
+        self._flagged = 0, 0  # which tokens of the batch give rows: from, to
         self._count = np.arange(self.n_ctx, dtype=np.int32)
         self._wraps: dict[tuple[int, int], NDArray[np.float32]] = {}
         self._row_size = model.vocabulary.size
@@ -142,19 +143,21 @@ class LlamaLM:
         kept = self._cache.keep(context, most)
         if saved and kept < saved[0]:
             saved = self._prefill_row = None
-        pending = context.tokens[kept:]
-        fed, rows = pending.size + len(draft), 1 + len(draft)
+        if 0 < kept == len(context) - 1 and not len(draft):  # most calls
+            return Rows(self._decode(context, [context.last], 1), 1)
+        pending = context.tokens[kept:].tolist()
+        fed, rows = len(pending) + len(draft), 1 + len(draft)
         together = 1 if not self.drafts else self._chunk - len(draft)
-        if 1 <= pending.size <= together and kept:
-            feed = np.concatenate((pending, draft.tokens)) if len(draft) else pending
-            return Rows(self._decode(feed, rows), fed)
-        if pending.size:
-            saved = self._prefill_row = (len(context), self._prefill(pending))
+        if 1 <= len(pending) <= together and kept:
+            feed = pending + draft.tokens.tolist()
+            return Rows(self._decode(context, feed, rows), fed)
+        if pending:
+            saved = self._prefill_row = (len(context), self._prefill(context, pending))
         assert saved is not None
         first = saved[1][None]
         if not len(draft):
             return Rows(first, fed)
-        rest = self._decode(draft.tokens, len(draft))
+        rest = self._decode(context, draft.tokens.tolist(), len(draft))
         return Rows(np.concatenate([first, rest]), fed)
 
     def end_turn(self, context: Context) -> None:
@@ -175,7 +178,7 @@ class LlamaLM:
         there are none.
         """
         self.reset()
-        self._prefill(context.tokens[:_REAL])
+        self._prefill(context, context.tokens[:_REAL].tolist())
         missing = len(context) - len(self._cache)
         if missing <= 0:
             return True
@@ -184,7 +187,7 @@ class LlamaLM:
             given = (ctypes.c_uint8 * size)()
             lib.llama_state_seq_get_data(self._ctx, given, size, _SEQUENCE)
             if self._restore(bytes(given), len(context)):
-                self._cache.reset_to(context.tokens)
+                self._cache.reset_to(context.tokens.tolist())
                 return True
         self.reset()
         return False
@@ -229,53 +232,66 @@ class LlamaLM:
                 "call can verify"
             )
 
-    def _prefill(self, pending: Tokens) -> NDArray[np.float32]:
-        """Computes the context in chunks; returns a copy of its last row."""
-        for start in range(0, pending.size, self._chunk):
+    def _prefill(self, context: Context, pending: list[int]) -> NDArray[np.float32]:
+        """Computes the end of a context in chunks; returns a copy of its last row."""
+        for start in range(0, len(pending), self._chunk):
             if start and self.cancel.is_set():
                 raise Cancelled("stopped while reading the prompt")
-            rows = self._decode(pending[start : start + self._chunk], 1)
+            chunk = pending[start : start + self._chunk]
+            rows = self._decode(context, chunk, 1)
         return np.array(rows[0])
 
-    def _decode(self, tokens: Tokens, rows: int) -> NDArray[np.float32]:
-        """Computes `tokens` after the cells that are there.
+    def _decode(
+        self, context: Context, tokens: list[int], rows: int
+    ) -> NDArray[np.float32]:
+        """Computes `tokens` after the cells that are there, which are of a context.
 
         Returns the logits of the last `rows` of them, [rows, vocabulary], a view into
         llama.cpp's output buffer.
         """
-        n, first = tokens.size, tokens.size - rows
-        start = len(self._cache)
-        self._tokens[:n] = tokens
-        self._positions[:n] = self._count[start : start + n]
-        if first:
+        n, start = len(tokens), len(self._cache)
+        first = n - rows
+        if n == 1:  # a slice takes several times as long
+            self._tokens[0], self._positions[0] = tokens[0], start
+        else:
+            self._tokens[:n] = tokens
+            self._positions[:n] = self._count[start : start + n]
+        if self._flagged != (first, n):
             self._flags[:first] = 0
-        self._flags[first:n] = 1
-        self._batch.n_tokens = n
+            self._flags[first:n] = 1
+            self._batch.n_tokens = n
+            self._flagged = first, n
         self._cache.expect()
-        code = self._call()
+        code, address = self._call(first)
         if code:
             raise self._decode_error(code)
-        self._cache.extend(tokens)
-        return self._logits(first, rows)
+        self._cache.extend(tokens, context)
+        return self._logits(address, rows)
 
-    def _logits(self, first: int, rows: int) -> NDArray[np.float32]:
+    def _logits(self, address: int, rows: int) -> NDArray[np.float32]:
         """Output rows as an array; wrapping memory is slow, so wraps are kept."""
-        key = library.logits_address(self._ctx, first), rows
+        key = address, rows
         logits = self._wraps.get(key)
         if logits is None:
             floats = ctypes.c_float * (rows * self._row_size)
-            logits = np.ctypeslib.as_array(floats.from_address(key[0]))
-            logits = self._wraps[key] = logits.reshape(rows, self._row_size)
+            logits = np.ctypeslib.as_array(floats.from_address(address))
+            logits = logits.reshape(rows, self._row_size)[:, : self.vocab_size]
+            self._wraps[key] = logits
         if self._filled.size:
             self._filled[:rows, : self._row_size] = logits
             return self._filled[:rows]
-        return logits[:, : self.vocab_size]
+        return logits
 
-    def _call(self) -> int:
-        """The target call: everything outside it is edgecs' own time."""
-        code = int(lib.llama_decode(self._ctx, self._batch))
-        lib.llama_synchronize(self._ctx)
-        return code
+    def _call(self, first: int) -> tuple[int, int]:
+        """The target call: everything outside it is edgecs' own time.
+
+        llama.cpp's code, and where the rows from token `first` of the batch on are.
+        """
+        code = lib.llama_decode(self._ctx, self._batch)
+        if code:
+            return code, 0
+        # Asking for rows waits for the call to end.
+        return 0, library.logits_address(self._ctx, first)
 
     def _drop(self, length: int) -> bool:
         if length:

@@ -192,5 +192,5 @@ class OnnxModel:
                 f"the drafter {self.manifest.name} failed in ONNX Runtime: "
                 f"{onnx_providers.reason(error)}"
             ) from error
-        self._cache.extend(tokens)
+        self._cache.extend(tokens.tolist())
         return logits
