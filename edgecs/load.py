@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -118,6 +118,24 @@ class Loaded:
             vocabulary.pieces(),
             lambda text: vocabulary.encode(text, document=False).tolist(),
         )
+
+    @contextmanager
+    def otherwise(self, options: LoadOptions) -> Iterator[LlamaLM]:
+        """The same model with other options, beside this one and for a while.
+
+        Its weights are shared unless they are laid out otherwise. Raises OutOfMemory,
+        ModelError, Cancelled.
+        """
+        from edgecs.backends.llama_lm import LlamaLM
+
+        with ExitStack() as closing:
+            if options.repack == self.options.repack:
+                target = LlamaLM(self.model, options, self.cancel)
+            else:
+                model, target = _open(self.model.path, options, self.cancel, None)
+                closing.callback(model.close)
+            closing.callback(target.close)
+            yield target
 
     def close(self) -> None:
         """Frees context and weights; may be called again."""

@@ -126,6 +126,27 @@ def curve(
         return {n: median(t.seconds for t in settled if t.width == n) for n in order}
 
 
+def settling(model: LanguageModel, depth: int, width: int, repeats: int) -> float:
+    """Seconds by which a call of `width` tokens slows down the calls of one after it.
+
+    Medians at a depth, see `CostModel.settling`; 0 where there is no room.
+    """
+    if width > min(model.max_draft + 1, model.n_ctx - depth - 1):
+        return 0.0
+    with Scratch(model, depth) as cells:
+        for _ in range(repeats):
+            cells.rows(0, width)
+            for _ in range(2 * SETTLED):
+                cells.rows(0, 1)
+        singles = [t for t in cells.timed if t.width == 1]
+        usual = median(t.seconds for t in singles if t.after >= SETTLED)
+        slow = (
+            median(t.seconds for t in singles if t.after == after) - usual
+            for after in range(SETTLED)
+        )
+        return max(0.0, sum(slow))
+
+
 def bits(
     model: LanguageModel,
     depth: int,

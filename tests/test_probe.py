@@ -29,7 +29,16 @@ from edgecs.exactness import FIRST_BORDER, Classes, Limits, range_of
 from edgecs.load import Loaded, load
 from edgecs.options import LoadOptions
 from edgecs.prefix import PrefixCache
-from edgecs.probe import QUICK, Scratch, bits, classify, curve, points, scratch
+from edgecs.probe import (
+    QUICK,
+    Scratch,
+    bits,
+    classify,
+    curve,
+    points,
+    scratch,
+    settling,
+)
 from edgecs.testing import CachingModel, ScriptedDrafter, TableModel, write_random_gguf
 
 Kernel = Callable[[int, int], int]
@@ -286,6 +295,45 @@ def test_a_curve_has_the_widths_that_a_call_can_have():
     model = TableModel(5)
     model.max_draft = 3
     assert list(curve(model, 8, [1, 4, 5], repeats=2)) == [1, 4]
+
+
+class Unsettled(CachingModel):
+    """Its calls take a second; after a wider one 0.5 s and then 0.25 s longer."""
+
+    now, singles = 0.0, 2
+
+    def score(self, context: Context, draft: Draft) -> Rows:
+        self.now += 1.0 if len(draft) else (1.5, 1.25, 1.0)[min(self.singles, 2)]
+        self.singles = 0 if len(draft) else self.singles + 1
+        return super().score(context, draft)
+
+
+def test_a_wider_call_is_seen_in_the_calls_after_it(monkeypatch):
+    model = Unsettled(5)
+    clock = SimpleNamespace(perf_counter=lambda: model.now)
+    monkeypatch.setattr(probe, "time", clock)
+    assert settling(model, 8, 4, repeats=3) == 0.75
+    assert model.cells == []
+    assert curve(model, 8, [1, 2], repeats=4) == {1: 1.0, 2: 1.0}
+    model.max_draft = 2
+    assert settling(model, 8, 4, repeats=3) == 0
+
+
+def test_a_curve_has_single_tokens_that_have_settled():
+    model, calls = CachingModel(5), list[int]()
+    score = model.score
+
+    def noting(context: Context, draft: Draft) -> Rows:
+        calls.append(len(draft) + 1)
+        return score(context, draft)
+
+    model.score = noting
+    assert list(curve(model, 8, [1, 2, 4], repeats=3)) == [1, 2, 4]
+    wide = [at for at, width in enumerate(calls) if width > 1]
+    assert sum(calls[at - 1] == 1 for at in wide) == 2  # of six wider calls
+    for at in wide:
+        if at + 1 < len(calls) and calls[at + 1] == 1:
+            assert calls[at + 1 : at + 1 + SETTLED + 1] == [1] * (SETTLED + 1)
 
 
 def test_scratch_calls_are_what_they_say():

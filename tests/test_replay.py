@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from edgecs.load import load, load_drafter
 from edgecs.maxgram import MaxGram
 from edgecs.options import LoadOptions
 from edgecs.sampling import Sampling
+from edgecs.schedule import Quotas
 from edgecs.testing import TableModel, write_random_gguf
 from edgecs_bench import record as record_module
 from edgecs_bench import replay
@@ -532,6 +534,22 @@ def test_a_static_schedule_by_hand():
     # 1 drafted and right; 1 drafted and wrong; nothing; 1 drafted and right.
     assert static(known, made, 1, 2) == 16 + 16 + 11 + 16
     assert best_static([known], made) == 37
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=60), st.floats(0, 5))
+def test_every_wider_call_is_followed_by_its_settling_once(said, settling: float):
+    made = curve("x", 10.0, {1: 1.0, 2: 1.2, 32: 2.0}, 0.5)
+    trace = Trace("1", "x", [1, 2], said, [0.0] * len(said))
+    player = Player(made._replace(settling=settling), (), last=MaxGram())
+    player.schedule = Quotas([MaxGram()], [3])
+    took = player.play(trace) + player.play(trace)
+    widths = player.widths
+    half = len(widths) // 2
+    assert widths[:half] == widths[half:]
+    pairs = pairwise(widths[:half])
+    after = 2 * sum(wide > 1 == single for wide, single in pairs)
+    rounds = sum(made.round(width) for width in widths)
+    assert took == pytest.approx(rounds + after * settling)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

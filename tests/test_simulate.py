@@ -403,6 +403,7 @@ def bad_line(**change: object) -> dict[str, Any]:
         ),
         (bad_target(ms=[8, 9]), "ms is an object"),
         (bad_target(overhead_ms=-1), "overhead_ms is a number of 0 to"),
+        (bad_target(settling_ms=-1), "settling_ms is a number of 0 to"),
         (bad_target(parameters="7B"), "parameters is a number of 1e-09 to 1e+15"),
         (bad_line(gb_per_s=0), "gb_per_s is a number of 1e-09 to 1e+15"),
         (bad_line(tflops=None), "tflops is a number of 1e-09 to 1e+15"),
@@ -520,13 +521,98 @@ def test_predictions_are_compared_with_what_was_measured():
         "overhead_ms": 0.5,
         "speedups": {"plain": 1.0, "mag:3": 2.0},
     }
-    machine, speedups = against(fields, "here")
+    machine, speedups, prompts = against(fields, "here")
+    assert prompts is None
     assert machine.targets[0].ms == {1: 10.0, 2: 10.0, 4: 10.0}
+    assert machine.targets[0].settling_ms == 0
+    settles, *_ = against({**fields, "settling_ms": 2}, "here")
+    assert settles.targets[0].curve.settling == 2
     assert speedups == {"plain": 1.0, "mag:3": 2.0}
     with pytest.raises(ValueError, match="speedups is empty"):
         against({**fields, "speedups": {}}, "here")
     with pytest.raises(ConfigError, match="is no chain"):
         against({**fields, "speedups": {"fast": 2}}, "here")
+
+
+def bench_result(**change: Any) -> dict[str, Any]:
+    """A result of `edgecs bench` as far as it is looked at."""
+    ms = {"plain": 100.0, "planner": 80.0, "mag:3": 50.0, "d:4": 40.0}
+    ms |= {"k:2,2;0,2": 25.0, "other:2": 10.0, "llama": 5.0, "peer/plain": 2.0}
+    answers = [
+        {
+            "category": "qa",
+            "id": str(number),
+            "mode": mode,
+            "temperature": temperature,
+            "tokens": 9,
+            "decode_ms": (1 + number) * spent * (1 + repeat),
+        }
+        for temperature in (0.0, 0.8)
+        for repeat in (0, 1, 0)
+        for mode, spent in ms.items()
+        for number in range(3)
+        if temperature == 0 or mode == "plain"
+    ]
+    answers = [a for a in answers if (a["mode"], a["id"]) != ("d:4", "2")]
+    return {
+        "format": "edgecs-bench/1",
+        "drafters": [{"name": "d"}, {"name": "other"}],
+        "answers": answers,
+        "costs": {
+            "ms": {"1": 10, "8": 12},
+            "overhead_ms": 0.1,
+            "settling_ms": 1.5,
+            "drafters": {"d": {"ms": {"1": 1, "2": 1.5}, "reading_ms": 0.5}},
+        },
+        **change,
+    }
+
+
+def test_a_bench_is_predicted_from_its_own_costs():
+    machine, speedups, prompts = against(bench_result(), "here")
+    assert speedups == pytest.approx(
+        {"planner:drafter+mag": 1.25, "mag:3": 2.0, "drafter:4": 2.5, "2,2;0,2": 4.0}
+    )
+    assert prompts == {("qa", "0"), ("qa", "1")}  # that all of them have answered
+    (target,) = machine.targets
+    assert (target.settling_ms, target.overhead_ms) == (1.5, 0.1)
+    assert machine.drafters == (Drafter("d", {1: 1.0, 2: 1.5}, 0.5),)
+    alone = against(bench_result(drafters=[]), "here")
+    assert set(alone.speedups) == {"planner:mag", "mag:3", "2,2;0,2"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"answers": []}, "no mode that drafts beside plain decoding"),
+        ({"costs": None}, "costs is an object, got None"),
+    ],
+)
+def test_a_bench_that_says_too_little_is_refused(change, reason: str):
+    with pytest.raises(ValueError, match=reason):
+        against(bench_result(**change), "here")
+
+
+def test_only_what_was_measured_is_played_and_all_of_it(simulate, tmp_path: Path):
+    traces = [
+        Trace(str(n), "qa", [1, 2], [3, 4] * (n + 2), [0.0] * 2 * (n + 2))
+        for n in range(5)
+    ]
+    result, said = tmp_path / "run.json", tmp_path / "run.jsonl.gz"
+    fields = bench_result(drafters=[])
+    fields["answers"] = [a for a in fields["answers"] if not a["mode"].startswith("k")]
+    result.write_text(json.dumps(fields))
+    write_traces(said, recording(*traces, drafters=()))
+    done = simulate("--against", result, "--traces", said, "--json")
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    (one,) = report["recordings"]
+    assert one["answers"] == 3  # without a drafter the third prompt counts too
+    assert {row["chain"] for row in report["compared"]} == {"planner:mag", "mag:3"}
+    write_traces(said, recording(traces[4], drafters=()))
+    refused = simulate("--against", result, "--traces", said)
+    assert (refused.code, refused.out) == (2, "")
+    assert "have none of the prompts that were measured" in refused.err
 
 
 def test_the_curve_of_a_target_goes_through_its_times():

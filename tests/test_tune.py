@@ -6,21 +6,26 @@ import itertools
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar, get_args
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from edgecs.backends.llama_model import LlamaModel
 from edgecs.calibration import stated
 from edgecs.cascade import Cascade, NamedModel
 from edgecs.context import Context, Tokens
 from edgecs.costs import WIDEST, CostModel
-from edgecs.draft import Draft, Rows
-from edgecs.errors import Cancelled, ConfigError
+from edgecs.draft import Draft, LanguageModel, Rows
+from edgecs.errors import Cancelled, ConfigError, OutOfMemory
 from edgecs.load import LoadedDrafter
+from edgecs.options import FlashAttention, KVType, LoadOptions
 from edgecs.profile import Key, Profile, Profiles, fingerprint
 from edgecs.session import Session
 from edgecs.speculation import Speculation
@@ -29,6 +34,7 @@ from edgecs.text import Tokenizer
 from edgecs.tuning import Effort, Tuned, keep, tune
 from edgecs.tuning.promises import best_draft, expected, needed
 from edgecs.tuning.quantisations import quantisation, quantisations
+from edgecs.tuning.settings import Otherwise, Pair, otherwise, settings
 from edgecs.tuning.stage import Entrant, Stage, agreeing
 from edgecs.tuning.sweep import RETRIES, places, sweep, tiles
 from edgecs.tuning.trials import (
@@ -655,6 +661,82 @@ def test_other_quantisations_promise_what_their_profiles_say(
     assert known[1] > 110
 
 
+class TestSettings:
+    slow: ClassVar = {1: 0.01, 4: 0.02, 16: 0.04}
+    usual = LoadOptions(n_ctx=512)
+
+    def measured(
+        self, other: dict[int, float], slowness: Slowness = lambda now: 1.0
+    ) -> Otherwise:
+        now = TimedModel(self.slow, slowness)
+
+        @contextmanager
+        def open_with(options: LoadOptions) -> Iterator[LanguageModel]:
+            assert options.n_ctx == 512
+            yield TimedModel(other, slowness, clock=now.clock)
+
+        ways = [next(settings(self.usual, 2, 2))]
+        (found,) = otherwise(now, ways, open_with, 3, clock=now.clock)
+        return found
+
+    def test_calls_take_turns_so_that_drift_decides_nothing(self):
+        faster = {n: seconds / 2 for n, seconds in self.slow.items()}
+        found = self.measured(faster, lambda now: 1 + 2 * now)
+        assert list(found.seconds) == [64, 479]
+        for pairs in found.seconds.values():
+            assert list(pairs) == [1, 4, 16]
+            for pair in pairs.values():
+                assert pair.ratio == pytest.approx(0.5, rel=0.2)
+        assert found.tells
+        assert found.advice().startswith("--flash-attn off: a token takes 0.")
+        assert "an answer may differ" in found.advice()
+
+    @given(st.floats(0.5, 2), st.floats(0.5, 2))
+    def test_what_is_no_faster_is_not_advised(self, start: float, deep: float):
+        way = next(settings(self.usual, 2, 2))
+        seconds = {64: {1: Pair(1, start)}, 1024: {1: Pair(1, deep)}}
+        found = Otherwise(way, seconds)
+        assert found.tells == (min(start, deep) <= 0.95)
+        if start > 1.06 and deep < 0.94:
+            assert f"behind 1024 tokens, but {start:.2f} behind 64" in found.advice()
+
+    @given(
+        st.sampled_from(get_args(FlashAttention)),
+        st.sampled_from(get_args(KVType)),
+        st.sampled_from(get_args(KVType)),
+        st.booleans(),
+        st.integers(1, 16),
+        st.integers(1, 32),
+    )
+    def test_all_ways_are_possible_and_change_one_thing(
+        self, flash, type_k, type_v, repack: bool, threads: int, logical: int
+    ):
+        assume(flash != "off" or type_v in ("f32", "f16", "bf16"))
+        usual = LoadOptions(
+            flash_attention=flash, type_k=type_k, type_v=type_v, repack=repack
+        )
+        ways = list(settings(usual, threads, logical))
+        assert len({way.flags for way in ways}) == len(ways)
+        for way in ways:
+            assert way.options != usual
+            assert way.options.threads >= 0
+            assert way.options.threads != threads or "-t" not in way.flags
+        # What was asked to stay as it is cannot be laid out anew: it may crash.
+        assert not any(way.options.repack and not repack for way in ways)
+
+    def test_what_cannot_be_loaded_is_left_out_and_said(self):
+        said: list[str] = []
+
+        def open_with(options: LoadOptions):
+            raise OutOfMemory("no room")
+
+        ways = list(settings(self.usual, 2, 4))
+        now = TimedModel(self.slow)
+        assert otherwise(now, ways, open_with, 1, said.append) == []
+        assert said[1::2] == [f"{w.flags} was not measured: no room" for w in ways]
+        assert now.widths == []
+
+
 def tune_cli(edgecs: Edgecs, model: Path, *options: object) -> Outcome:
     few = ("-c", 1024, "-t", 1, "--quick", "--repeats", 1, "-n", 8)
     return edgecs("tune", "-m", model, *few, *options)
@@ -702,6 +784,12 @@ def test_json_has_curves_chains_and_the_choice(
         assert set(row["by_kind"]) == set(report["plain"]["measured"])
         assert row["verdict"]
         assert row["expected"] > 0
+    flags = [way["flags"] for way in report["settings"]]
+    assert flags[0] == "--flash-attn off"
+    assert "-ctk q8_0 -ctv q8_0" not in flags  # its heads are too small for that
+    for way in report["settings"]:
+        assert [at["depth"] for at in way["depths"]] == [64, 991]
+        assert list(way["depths"][0]["ms"]) == ["1", "4", "16"]
     assert report["chosen"] in [row["chain"] for row in report["chains"]]
     assert report["kept"] is True
     assert len(saved(cache)) == 1
@@ -717,6 +805,8 @@ def test_the_report_is_for_people(edgecs: Edgecs, tiny_gguf: Path, small_gguf: P
     lines = [line.split() for line in outcome.out.splitlines()]
     assert ["tokens", "ms", "relative", "must", "be", "right"] in lines
     assert sum(line[:1] == ["32"] for line in lines) == 1
+    way = "--flash-attn off  991 tokens "
+    assert sum(line.strip().startswith(way) for line in outcome.out.splitlines()) == 1
     for text in ("small <- mag  ", "plain  ", "small: ", "Chosen: target <- "):
         assert text in outcome.out
     assert "ms a token" in outcome.out
@@ -820,11 +910,11 @@ def test_ctrl_c_at_the_very_end_keeps_nothing(
     edgecs: Edgecs, tiny_gguf: Path, cache: Path, monkeypatch
 ):
     def interrupted(*args, **kwargs):
-        found = tune(*args, **kwargs)
+        found = otherwise(*args, **kwargs)
         signal.raise_signal(signal.SIGINT)
         return found
 
-    monkeypatch.setattr("edgecs.tuning.tune", interrupted)
+    monkeypatch.setattr("edgecs_cli.tune.otherwise", interrupted)
     one_line(tune_cli(edgecs, tiny_gguf, "-q"), 130, "nothing was kept")
     assert saved(cache) == []
 

@@ -15,7 +15,7 @@ from edgecs.context import Context
 from edgecs.costs import WIDEST
 from edgecs.draft import NOTHING
 from edgecs.load import Loaded, LoadedDrafter
-from edgecs.probe import curve, scratch
+from edgecs.probe import curve, scratch, settling
 from edgecs.speculation import Speculation
 from edgecs_bench.blocks import Done
 from edgecs_bench.hardware import export
@@ -26,6 +26,7 @@ from edgecs_bench.result import Result
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32)
 _REVIEWS = (1, 2, 3, 4, 8, 16)  # widths of a drafter's calls that are timed
 _DEPTH = 128  # tokens of context at which the cost curve is measured
+_SETTLES = 6  # tokens in a call whose effect on the next ones is timed
 _ANCHOR_SECONDS = 0.2
 
 Say = Callable[[str], None]
@@ -49,7 +50,9 @@ def costs(subject: Subject, whole: bool) -> dict[str, Any]:
     if whole:
         subject.say(f"timing calls of 1 to {WIDEST} tokens, at {depth} tokens")
         seconds = curve(target, depth, WIDTHS, repeats=5)
+        settles = settling(target, depth, _SETTLES, repeats=9)
     else:
+        settles = speculation.costs.settling
         times = speculation.costs.times(depth)
         seconds = {n: s for n, s in enumerate(times, 1) if math.isfinite(s)}
     same = speculation.classes.strict(depth).nonzero()[0] + 1
@@ -58,6 +61,7 @@ def costs(subject: Subject, whole: bool) -> dict[str, Any]:
         "depth": depth,
         "drafters": drafters,
         "ms": {str(n): round(1e3 * s, 4) for n, s in seconds.items()},
+        "settling_ms": round(1e3 * settles, 4),
         "same": [int(n) for n in same if n > 1],
     }
 
@@ -109,6 +113,7 @@ def exported(result: Result) -> dict[str, Any]:
         parameters=model["parameters"],
         bytes=model["bytes"],
         depth=costs["depth"],
+        settling_ms=costs.get("settling_ms", 0.0),
     )
     drafters = [
         Drafter(name, _by_width(one["ms"]), one["reading_ms"])

@@ -28,6 +28,7 @@ class Curve(NamedTuple):
     name: str
     times: Times
     overhead: float  # milliseconds that edgecs itself takes for a round
+    settling: float = 0.0  # more of the first call of one token after a wider one
 
     def round(self, width: int) -> float:
         """Milliseconds of a round with one call."""

@@ -4,14 +4,14 @@ A profile file is JSON:
 
     {"format": "edgecs-hardware/1", "name": NAME, "note": TEXT, "source": TEXT,
      "targets": [{"model": NAME, "ms": {WIDTH: ms}, "overhead_ms": ms,
-                  "parameters": N, "bytes": N, "depth": N}],
+                  "settling_ms": ms, "parameters": N, "bytes": N, "depth": N}],
      "drafters": [{"name": NAME, "ms": {WIDTH: ms}, "reading_ms": ms}]}
 
 ms has a call's milliseconds by the number of its tokens, at 1 and at one wider width at
 least; overhead_ms is what edgecs takes for a round outside of calls, reading_ms what a
-drafter takes for each token of a prompt. parameters, bytes and depth (tokens in the
-cache while it was timed) may be left out, and so may drafters. Instead of targets a
-profile can have
+drafter takes for each token of a prompt. settling_ms (what a wider call adds to the
+call of one token after it), parameters, bytes and depth (tokens in the cache while it
+was timed) may be left out, and so may drafters. Instead of targets a profile can have
 
      "roofline": {"gb_per_s": X, "tflops": X, "launch_ms": ms, "overhead_ms": ms,
                   "sources": {FIELD: where the number is from, or "assumed"}}
@@ -149,6 +149,7 @@ def _target(fields: Any) -> Target:
         time(fields["overhead_ms"], "overhead_ms"),
         **size,
         depth=int(number(fields.get("depth", 0), "depth", 0)),
+        settling_ms=time(fields.get("settling_ms", 0), "settling_ms"),
     )
 
 

@@ -67,13 +67,15 @@ class Target:
     parameters: float | None = None  # None: not known; so with bytes
     bytes: float | None = None
     depth: int = 0
+    settling_ms: float = 0.0  # see `Curve.settling`
 
     @property
     def curve(self) -> Curve:
         """Times at all widths, linear between those that are known."""
         single = self.ms[1]
         relative = {width: ms / single for width, ms in self.ms.items()}
-        return curve(self.model, single, relative, self.overhead_ms)
+        made = curve(self.model, single, relative, self.overhead_ms)
+        return made._replace(settling=self.settling_ms)
 
 
 @dataclass(frozen=True)

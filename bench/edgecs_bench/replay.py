@@ -83,6 +83,7 @@ class Player:
         )
         self.schedule: Schedule = self.planner  # who is asked; may be exchanged
         self.widths: list[int] = []  # of every round
+        self._goes_on = False
         self.thinking: list[float] = []  # real seconds of every decision
         for width in (1, *QUICK):
             self.planner.costs.observe(width, 0, float(curve.times[width - 1]) / 1e3)
@@ -98,6 +99,7 @@ class Player:
             model.hear(trace)
         context = Context([*trace.prompt, trace.output[0]])
         self.schedule.begin()
+        self._goes_on = False  # whether the call before was of this answer
         while len(context) < len(everything):
             self._round(context, everything)
         return (self.watch.now() - began) * 1e3
@@ -110,6 +112,9 @@ class Player:
         drafted = self.watch.now()
         right = _agreed(draft.tokens.tolist(), everything[at:])
         calling = float(self.curve.times[len(draft)]) / 1e3
+        if not len(draft) and self.widths and self.widths[-1] > 1 and self._goes_on:
+            calling += self.curve.settling / 1e3
+        self._goes_on = True
         self.watch.pass_by(calling)
         rows = Rows(np.empty((0, 0), dtype=np.float32), fed=1 + len(draft))
         verdict = Verdict(tuple(range(right)), everything[at + right])

@@ -4,23 +4,27 @@ The planner and the cascades are the real ones; a clock moves on by what their c
 would take. All chains answer the same prompts. One half of the answers of every
 recording (the one that may be tuned on) is played first and not reported, so that a
 planner has learnt what it would have in use; where that leaves nothing to report,
-everything is reported.
+everything is reported. Against a measurement everything is played and reported, as the
+planner of a bench begins with nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import groupby
 from operator import itemgetter
+from statistics import median
 from typing import Any, NamedTuple
 
 from edgecs.errors import ConfigError
 from edgecs_bench import hardware
-from edgecs_bench.chains import PLAIN, Chain
+from edgecs_bench.chains import ALL, MAG, PLAIN, Chain
 from edgecs_bench.curves import Steps
 from edgecs_bench.machines import Hardware, Size, Target
+from edgecs_bench.modes import PLANNER
+from edgecs_bench.result import FORMAT as BENCH
 from edgecs_bench.traces import Recording, Trace, for_tuning
 
 NEAR = 0.05  # relative error of a prediction that is good
@@ -64,13 +68,20 @@ class Tally(NamedTuple):
 Tallies = dict[str, Tally]
 """By category."""
 
+Prompt = tuple[str, str]
+"""Category and id."""
+
 
 def choose(
-    recordings: Sequence[Recording], chains: Sequence[Chain], limit: int | None
+    recordings: Sequence[Recording],
+    chains: Sequence[Chain],
+    limit: int | None,
+    only: Container[Prompt] | None = None,
 ) -> list[Recording]:
     """The recordings that all chains can be played on, with `limit` answers each.
 
-    Raises ConfigError where there is none.
+    only: the prompts that are played; None: all. Raises ConfigError where there is
+    none.
     """
     if any(chain.neural for chain in chains):
         recordings = [one for one in recordings if one.drafters]
@@ -78,9 +89,16 @@ def choose(
             raise ConfigError("the traces have no drafter: leave out chains with one")
     chosen = []
     for one in recordings:
-        traces = tuple(trace for trace in one.traces if len(trace.output) > 1)[:limit]
-        if traces:
+        said = (trace for trace in one.traces if len(trace.output) > 1)
+        if only is not None:
+            said = (trace for trace in said if (trace.category, trace.id) in only)
+        if traces := tuple(said)[:limit]:
             chosen.append(replace(one, traces=traces))
+    if not chosen and only is not None:
+        raise ConfigError(
+            "the traces have none of the prompts that were measured: record their "
+            "answers with python -m edgecs_bench.record"
+        )
     if not chosen:
         raise ConfigError("the traces have no answer of two tokens or more")
     return chosen
@@ -94,11 +112,19 @@ def halves(recording: Recording) -> tuple[list[Trace], list[Trace]]:
 
 
 def play(
-    chain: Chain, recording: Recording, aim: Target, steps: Mapping[str, Steps]
+    chain: Chain,
+    recording: Recording,
+    aim: Target,
+    steps: Mapping[str, Steps],
+    *,
+    learns: bool = True,
 ) -> Tallies:
-    """One chain over one recording."""
+    """One chain over one recording.
+
+    learns: half of it is played first and not reported; else all of it is reported.
+    """
     player = chain.player(recording.drafters, aim.curve, steps)
-    learnt, reported = halves(recording)
+    learnt, reported = halves(recording) if learns else ([], recording.traces)
     for trace in learnt if chain.plans else ():
         player.play(trace)
     found: Tallies = {}
@@ -124,11 +150,20 @@ def merged(parts: Iterable[Tallies]) -> Tallies:
 
 @dataclass(frozen=True)
 class Simulation:
-    """What is played: recordings, chains, and the size of drafters if it is given."""
+    """What is played: recordings, chains, and the size of drafters if it is given.
+
+    learns: see `play`.
+    """
 
     recordings: Sequence[Recording]
     chains: Sequence[Chain]
     drafter: Size | None = None
+    learns: bool = True
+
+    def reported(self, recording: Recording) -> int:
+        """How many answers of a recording are reported."""
+        said = halves(recording)[1] if self.learns else recording.traces
+        return len(said)
 
     def rows(
         self, machine: Hardware, aim: Target, *, by_category: bool = False
@@ -153,7 +188,13 @@ class Simulation:
 
     def _played(self, chain: Chain, machine: Hardware, aim: Target) -> Tallies:
         return merged(
-            play(chain, one, aim, self._steps(chain, one, machine, aim))
+            play(
+                chain,
+                one,
+                aim,
+                self._steps(chain, one, machine, aim),
+                learns=self.learns,
+            )
             for one in self.recordings
         )
 
@@ -175,18 +216,25 @@ class Measured(NamedTuple):
 
     machine: Hardware
     speedups: dict[str, float]  # by label
+    prompts: frozenset[Prompt] | None = None  # that were answered; None: not known
 
 
 def against(fields: Any, name: str) -> Measured:
-    """What to compare with, from the fields of a file.
+    """What to compare with, from the fields of a file: a result of `edgecs bench`, or
 
-    {"cost_ms": {WIDTH: ms}, "overhead_ms": ms, "speedups": {CHAIN: measured},
-    "drafters": as in a hardware profile}; the last may be left out. Raises ConfigError,
-    or what `hardware.load` reports.
+    {"cost_ms": {WIDTH: ms}, "overhead_ms": ms, "settling_ms": ms,
+    "speedups": {CHAIN: measured}, "drafters": as in a hardware profile}; settling_ms
+    and drafters may be left out. Raises ConfigError, or what `hardware.load` reports.
     """
-    fields = hardware.members(fields, "the file")
-    overhead = hardware.time(fields["overhead_ms"], "overhead_ms")
-    target = Target("measured", hardware.times(fields["cost_ms"]), overhead)
+    fields, prompts = hardware.members(fields, "the file"), None
+    if fields.get("format") == BENCH:
+        fields, prompts = _of_bench(fields)
+    target = Target(
+        "measured",
+        hardware.times(fields["cost_ms"]),
+        hardware.time(fields["overhead_ms"], "overhead_ms"),
+        settling_ms=hardware.time(fields.get("settling_ms", 0), "settling_ms"),
+    )
     drafters = tuple(map(hardware.read_drafter, fields.get("drafters", ())))
     speedups = {
         Chain.parse(label).label: hardware.number(value, f"speed-up of {label}")
@@ -194,7 +242,53 @@ def against(fields: Any, name: str) -> Measured:
     }
     if not speedups:
         raise ValueError("speedups is empty")
-    return Measured(Hardware(name, "", "measured", (target,), drafters), speedups)
+    machine = Hardware(name, "", "measured", (target,), drafters)
+    return Measured(machine, speedups, prompts)
+
+
+def _of_bench(result: dict[str, Any]) -> tuple[dict[str, Any], frozenset[Prompt]]:
+    """The same of a result of `edgecs bench`: greedy answers, mode by mode."""
+    costs = hardware.members(result["costs"], "costs")
+    drafters = [str(one["name"]) for one in result["drafters"]]
+    spent: dict[str, dict[Prompt, list[float]]] = {}
+    for answer in result["answers"]:
+        if not answer["temperature"] and answer["tokens"] > 1:
+            prompt = str(answer["category"]), str(answer["id"])
+            ms = hardware.number(answer["decode_ms"], "decode_ms")
+            spent.setdefault(answer["mode"], {}).setdefault(prompt, []).append(ms)
+    labels = {mode: _label(mode, drafters) for mode in spent}
+    labels = {mode: label for mode, label in labels.items() if label}
+    if not labels or PLAIN not in spent:
+        raise ValueError("no mode that drafts beside plain decoding")
+    shared = frozenset.intersection(
+        *(frozenset(spent[mode]) for mode in (PLAIN, *labels))
+    )
+    total = {
+        mode: sum(median(spent[mode][prompt]) for prompt in shared)
+        for mode in (PLAIN, *labels)
+    }
+    if not shared:
+        raise ValueError("no prompt was answered in all modes")
+    known = hardware.members(costs.get("drafters", {}), "drafters")
+    return {
+        "cost_ms": costs["ms"],
+        "overhead_ms": costs["overhead_ms"],
+        "settling_ms": costs.get("settling_ms", 0),
+        "drafters": [{"name": name, **one} for name, one in known.items()],
+        "speedups": {labels[mode]: total[PLAIN] / total[mode] for mode in labels},
+    }, shared
+
+
+def _label(mode: str, drafters: Sequence[str]) -> str | None:
+    """What a mode of a bench is called here; None: it is no chain."""
+    if mode == PLANNER:
+        return ALL if drafters else MAG
+    if mode.startswith("k:"):
+        return mode.removeprefix("k:")
+    who, _, count = mode.rpartition(":")
+    if who == "mag":
+        return mode
+    return f"drafter:{count}" if drafters[:1] == [who] else None
 
 
 def compared(

@@ -18,13 +18,13 @@ from edgecs_bench.simulate import (
     ASSUMPTIONS,
     NEAR,
     Measured,
+    Prompt,
     Simulation,
     against,
     choose,
     compared,
-    halves,
 )
-from edgecs_bench.traces import Recording, read_traces
+from edgecs_bench.traces import read_traces
 from edgecs_cli.shared import reports_errors
 
 _TARGET = "7B-q4"
@@ -74,7 +74,8 @@ _TARGET = "7B-q4"
     "--against",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Predict what was measured, from the costs in FILE, and compare.",
+    help="Predict what was measured, from the costs in FILE, and compare: a result of "
+    "`edgecs bench`, or see docs/simulate.md.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @reports_errors
@@ -121,7 +122,7 @@ def _compare(values: dict[str, Any]) -> None:
             "--target and --chain"
         )
     known: Measured = hardware.load(values["against"], against, "no result to predict")
-    simulation = _simulation(values, list(known.speedups))
+    simulation = _simulation(values, list(known.speedups), known.prompts)
     (aim,) = known.machine.targets
     rows = compared(simulation.rows(known.machine, aim), known.speedups)
     near = sum(abs(row["error"]) <= NEAR for row in rows)
@@ -145,8 +146,15 @@ def _compare(values: dict[str, Any]) -> None:
     _notes([known.machine])
 
 
-def _simulation(values: dict[str, Any], labels: Sequence[str]) -> Simulation:
-    """What is played; without --chain, chains with drafters only where there are."""
+def _simulation(
+    values: dict[str, Any],
+    labels: Sequence[str],
+    prompts: frozenset[Prompt] | None = None,
+) -> Simulation:
+    """What is played; without --chain, chains with drafters only where there are.
+
+    prompts: that were measured, if this is to predict a measurement.
+    """
     chains = [Chain.parse(label) for label in dict.fromkeys(labels)]
     files = values["files"] or sorted(TRACES.glob("*.gz"))
     recordings = [read_traces(file) for file in files]
@@ -154,18 +162,15 @@ def _simulation(values: dict[str, Any], labels: Sequence[str]) -> Simulation:
     if not asked and not any(one.drafters for one in recordings):
         chains = [chain for chain in chains if not chain.neural]
     size = Size.parse(values["drafter"]) if values["drafter"] else None
-    return Simulation(choose(recordings, chains, values["limit"]), chains, size)
+    chosen = choose(recordings, chains, values["limit"], prompts)
+    return Simulation(chosen, chains, size, learns=not values["against"])
 
 
 def _title(simulation: Simulation) -> str:
     parts = ", ".join(
-        f"{_reported(one)} of {one.target}" for one in simulation.recordings
+        f"{simulation.reported(one)} of {one.target}" for one in simulation.recordings
     )
     return f"simulated, not measured: recorded answers ({parts}) on other hardware"
-
-
-def _reported(recording: Recording) -> int:
-    return len(halves(recording)[1])
 
 
 def _shown(row: dict[str, Any], *, by_category: bool) -> dict[str, object]:
@@ -201,7 +206,7 @@ def _print(
             {
                 "target": one.target,
                 "drafters": one.drafters,
-                "answers": _reported(one),
+                "answers": simulation.reported(one),
             }
             for one in simulation.recordings
         ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from edgecs.load import Loaded, LoadedDrafter
 from edgecs.speculation import Speculation
 from edgecs.tuning.quantisations import quantisations
 from edgecs.tuning.report import Report
+from edgecs.tuning.settings import otherwise, settings
 from edgecs.tuning.trials import PROMPTS
 from edgecs_cli.exact import load_target, open_target
 from edgecs_cli.files import find_models, load_drafters
@@ -70,8 +72,9 @@ def tune(**values: Any) -> int:
 
     Times the model's calls by width and depth, finds the widths that give the bits of
     plain decoding, tries every chain of the drafters against plain decoding, and keeps
-    what it found for `generate` and `chat`. It takes about a minute for a small model
-    and several for a larger one; other work on the machine disturbs it.
+    what it found for `generate` and `chat`. Says whether the model would be faster
+    loaded otherwise. It takes about a minute for a small model and several for a larger
+    one; other work on the machine disturbs it.
 
     \b
     edgecs tune -m smollm2-135m-instruct
@@ -173,14 +176,22 @@ def _measure(
         effort,
         progress=lambda text: say(text, quiet=quiet),
     )
+    ways = settings(loaded.options, loaded.target.threads, os.cpu_count() or 1)
+    others = otherwise(
+        loaded.target,
+        list(ways),
+        loaded.otherwise,
+        max(1, effort.repeats // 2),
+        lambda text: say(text, quiet=quiet),
+    )
     if loaded.cancel.is_set():
         raise Cancelled("stopped before the end: nothing was kept")
     kept = tuning.keep(known, key, tuned)
     path = loaded.model.path
     here = [*path.parent.glob("*.gguf")]
     here += [model.path for model in open_store(offline=True).models() if model.path]
-    others = quantisations(path, here, key, profiles)
-    return Report(key, known, tuned, others, kept)
+    files = quantisations(path, here, key, profiles)
+    return Report(key, known, tuned, files, others, kept)
 
 
 def _encode(loaded: Loaded, text: str) -> Tokens:

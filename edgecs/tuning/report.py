@@ -10,6 +10,7 @@ from edgecs.profile import Key
 from edgecs.speculation import Speculation
 from edgecs.tuning import Tuned
 from edgecs.tuning.quantisations import Quantisation, promise
+from edgecs.tuning.settings import WIDTHS, Otherwise
 from edgecs.tuning.sweep import DEEPEST, Curve, tiles
 from edgecs.tuning.trials import PLAIN
 
@@ -20,14 +21,15 @@ _DRIFTED = "because the machine drifted"
 class Report:
     """Everything that is told at the end.
 
-    known: as `tune` left it. others: other files of the model. kept: whether the
-    profile was saved.
+    known: as `tune` left it. files: others of the same model. settings: other ways to
+    load it. kept: whether the profile was saved.
     """
 
     key: Key
     known: Speculation
     tuned: Tuned
-    others: Sequence[Quantisation]
+    files: Sequence[Quantisation]
+    settings: Sequence[Otherwise]
     kept: bool
 
     def fields(self) -> dict[str, object]:
@@ -58,8 +60,9 @@ class Report:
             "unsteady": tuned.unsteady,
             "chosen": tuned.chosen.chain.parts,
             "quantisations": [
-                {**other._asdict(), "path": str(other.path)} for other in self.others
+                {**other._asdict(), "path": str(other.path)} for other in self.files
             ],
+            "settings": [other.fields() for other in self.settings],
             "kept": self.kept,
         }
 
@@ -87,6 +90,10 @@ class Report:
             yield f"{trial.chain.name}: {self.tuned.verdict(trial)}"
         yield from (drafter.standing for drafter in self.tuned.drafters)
         yield ""
+        if self.settings:
+            yield "Loaded otherwise, ms of a call as it is -> as it would be:"
+            yield from _aligned(_setting_rows(self.settings))
+            yield ""
         yield from self._last_lines()
 
     def _how(self, curve: Curve) -> str:
@@ -123,7 +130,8 @@ class Report:
         yield f"{line}."
         if self.tuned.unsteady:
             yield "The machine was too busy: tune again when it is quiet."
-        yield from (self._other_line(other) for other in self.others)
+        yield from (other.advice() for other in self.settings if other.tells)
+        yield from (self._other_line(other) for other in self.files)
 
     def _other_line(self, other: Quantisation) -> str:
         if other.promise is None:
@@ -157,6 +165,19 @@ def _cost_rows(seconds: Mapping[int, float]) -> Iterator[list[str]]:
             note = f"{cheaper[n]} tokens take less"
         first = [str(n), f"{value * 1e3:.2f}", f"{relative:.2f}"]
         yield [*first, pays, note]
+
+
+def _setting_rows(others: Sequence[Otherwise]) -> Iterator[list[str]]:
+    """A line for every setting and depth, a column for every width."""
+    yield ["flags", "after", *(_counted(n) for n in WIDTHS)]
+    for other in others:
+        for depth, pairs in other.seconds.items():
+            cells = [f"{p.now * 1e3:.2f} -> {p.then * 1e3:.2f}" for p in pairs.values()]
+            yield [other.setting.flags, f"{depth} tokens", *cells]
+
+
+def _counted(tokens: int) -> str:
+    return "1 token" if tokens == 1 else f"{tokens} tokens"
 
 
 def _short_rows(seconds: Mapping[int, float]) -> Iterator[list[str]]:

@@ -55,7 +55,7 @@ def sweep(
     order = [n for n in widths if 1 < n <= most]
     ratios: dict[int, list[float]] = {n: [] for n in order}
     with Scratch(model, depth) as cells:
-        timer = _Timer(cells, clock)
+        timer = Timer(cells, clock)
         timer.call(1)  # the first call on new cells pays for more than itself
         anchors, discarded, unsure = [timer.anchor()], 0, 0
         frames = list(_frames(order, repeats))
@@ -78,19 +78,21 @@ def sweep(
     return Curve(depth, {1: single, **measured}, repeats, discarded, share)
 
 
-class _Timer:
-    """Calls on scratch cells: the moment in the middle of each, and its seconds."""
+class Timer:
+    """Calls on scratch cells, timed by a clock of one's choice."""
 
     def __init__(self, cells: Scratch, clock: Clock) -> None:
         self._cells, self._clock = cells, clock
 
     def call(self, width: int) -> tuple[float, float]:
+        """The moment in the middle of a call, and its seconds."""
         began = self._clock()
         self._cells.rows(0, width)
         ended = self._clock()
         return (began + ended) / 2, ended - began
 
     def anchor(self) -> tuple[float, float]:
+        """The same of the median of a few calls of one token."""
         calls = [self.call(1) for _ in range(_ANCHORS)]
         return calls[_ANCHORS // 2][0], median(seconds for _, seconds in calls)
 

@@ -1,0 +1,160 @@
+"""The same model loaded otherwise: what its calls would take.
+
+Flash attention, the type of the KV cache, the layout of the weights and the number of
+threads change what a call costs, each by another factor at every depth: attention that
+is fast at the start of a context may be slow behind thousands of tokens. Calls as the
+model is loaded and as it would be take turns, so a machine that drifts decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from statistics import median
+from time import perf_counter
+from typing import NamedTuple
+
+from edgecs.costs import SETTLED, WIDEST
+from edgecs.draft import LanguageModel
+from edgecs.errors import ModelError, OutOfMemory
+from edgecs.options import FlashAttention, LoadOptions
+from edgecs.probe import Scratch
+from edgecs.schedule import Clock
+from edgecs.tuning.sweep import DEEPEST, SHALLOW, Timer
+
+WIDTHS = (1, 4, 16)  # of the calls that are compared
+_DEPTHS = (SHALLOW, 1024, DEEPEST)
+TELLS = 0.05  # share by which a setting must be faster somewhere to be named
+
+Open = Callable[[LoadOptions], AbstractContextManager[LanguageModel]]
+"""Loads the same model with other options; raises OutOfMemory, ModelError."""
+
+
+class Setting(NamedTuple):
+    """A way to load a model."""
+
+    flags: str  # that ask for it
+    options: LoadOptions
+    rounds: bool  # whether its logits are rounded otherwise, so answers may differ
+
+
+class Pair(NamedTuple):
+    """Seconds of a call as the model is loaded, and as it would be."""
+
+    now: float
+    then: float
+
+    @property
+    def ratio(self) -> float:
+        """Below 1 the other setting is faster."""
+        return self.then / self.now
+
+
+class Otherwise(NamedTuple):
+    """What calls would take with another setting."""
+
+    setting: Setting
+    seconds: dict[int, dict[int, Pair]]  # by depth and width
+
+    @property
+    def tells(self) -> bool:
+        """Whether a single token is clearly faster at some depth."""
+        return min(pairs[1].ratio for pairs in self.seconds.values()) <= 1 - TELLS
+
+    def fields(self) -> dict[str, object]:
+        """As JSON takes it; milliseconds, as it is and as it would be."""
+        return {
+            "flags": self.setting.flags,
+            "rounds": self.setting.rounds,
+            "depths": [
+                {
+                    "depth": depth,
+                    "ms": {
+                        str(n): [round(seconds * 1e3, 4) for seconds in pair]
+                        for n, pair in pairs.items()
+                    },
+                }
+                for depth, pairs in self.seconds.items()
+            ],
+        }
+
+    def advice(self) -> str:
+        """When to ask for it, in words and numbers."""
+        ratios = {depth: pairs[1].ratio for depth, pairs in self.seconds.items()}
+        best = min(ratios, key=ratios.__getitem__)
+        text = f"{self.setting.flags}: a token takes {ratios[best]:.2f} of the time "
+        text += f"behind {best} tokens"
+        worst = max(ratios, key=ratios.__getitem__)
+        if ratios[worst] > 1 + TELLS:
+            text += f", but {ratios[worst]:.2f} behind {worst}"
+        if self.setting.rounds:
+            text += "; it rounds otherwise, so an answer may differ"
+        return f"{text}."
+
+
+def settings(options: LoadOptions, threads: int, logical: int) -> Iterator[Setting]:
+    """Other ways to load a model, each with one change.
+
+    threads: that are used now. logical: processors that the machine shows.
+    """
+    flash: FlashAttention = "on" if options.flash_attention == "off" else "off"
+    if flash == "on" or options.type_v in ("f32", "f16", "bf16"):
+        changed = replace(options, flash_attention=flash)
+        yield Setting(f"--flash-attn {flash}", changed, rounds=True)
+    if options.flash_attention != "off" and options.type_k == options.type_v == "f16":
+        changed = replace(options, type_k="q8_0", type_v="q8_0")
+        yield Setting("-ctk q8_0 -ctv q8_0", changed, rounds=True)
+    if options.repack:
+        changed = replace(options, repack=False)
+        yield Setting("--no-repack", changed, rounds=True)
+    for other in sorted({logical, max(1, threads // 2)} - {threads}):
+        yield Setting(f"-t {other}", replace(options, threads=other), rounds=False)
+
+
+def otherwise(
+    now: LanguageModel,
+    others: Sequence[Setting],
+    open_with: Open,
+    repeats: int,
+    progress: Callable[[str], None] = lambda text: None,
+    *,
+    clock: Clock = perf_counter,
+) -> list[Otherwise]:
+    """Times calls of a model as it is loaded and as it would be, in turn.
+
+    A setting that the engine refuses, or that memory has no room for, is left out.
+    repeats: calls behind every value. Raises Cancelled where the cancel of `now` is
+    set.
+    """
+    found = []
+    for setting in others:
+        progress(f"trying {setting.flags}")
+        room = min(now.n_ctx, DEEPEST + WIDEST + 1)  # cells that are looked at
+        try:
+            with open_with(replace(setting.options, n_ctx=room)) as then:
+                seconds = dict(_compared(now, then, repeats, clock))
+                found.append(Otherwise(setting, seconds))
+        except (OutOfMemory, ModelError) as error:
+            progress(f"{setting.flags} was not measured: {error}")
+    return found
+
+
+def _compared(
+    now: LanguageModel, then: LanguageModel, repeats: int, clock: Clock
+) -> Iterator[tuple[int, dict[int, Pair]]]:
+    room = min(now.n_ctx, then.n_ctx) - WIDEST - 1
+    for depth in sorted({max(1, min(depth, room)) for depth in _DEPTHS}):
+        with Scratch(now, depth) as ours, Scratch(then, depth) as theirs:
+            timers = Timer(ours, clock), Timer(theirs, clock)
+            yield depth, {n: _pair(timers, n, repeats) for n in WIDTHS}
+
+
+def _pair(timers: tuple[Timer, Timer], width: int, repeats: int) -> Pair:
+    """Medians of calls in turn, each kind after others of its width."""
+    took: tuple[list[float], list[float]] = [], []
+    for i in range(SETTLED + repeats):
+        for which in (0, 1) if i % 2 else (1, 0):
+            took[which].append(timers[which].call(width)[1])
+    now, then = (median(seconds[SETTLED:]) for seconds in took)
+    return Pair(now, then)
