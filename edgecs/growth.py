@@ -3,6 +3,8 @@
 Attention reads every cached token for every new one, so it can be most of a call: on a
 CPU, 2,000 tokens may make a call of a small model seven times as long, and a call of 32
 tokens twenty times. Drafts that pay at the start of a context then cost time later on.
+
+It grows in steps: llama.cpp looks at whole blocks of cells.
 """
 
 from __future__ import annotations
@@ -14,25 +16,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_BUCKET = 64  # depths in one bucket share an array of times
+BLOCK = 256  # cells
 
 
 class Growth:
     """Seconds that depth adds, by width; zero until measured at two depths.
 
-    Linear between the depths that were measured and beyond the last.
+    Linear in the blocks between those that were measured and beyond the last.
 
     widths: of calls, 1 to `widths` tokens.
     """
 
     def __init__(self, widths: int) -> None:
         self._widths = widths
-        self._curves: dict[int, NDArray[np.float64]] = {}  # [depth][width - 1]
-        self._cached: dict[int, list[float]] = {}  # [bucket][width - 1]
+        self._curves: dict[int, NDArray[np.float64]] = {}  # [blocks][width - 1]
+        self._cached: dict[int, list[float]] = {}  # the same at any number of blocks
 
     @property
     def known(self) -> bool:
-        """Whether it was measured at two depths."""
+        """Whether it was measured at two numbers of blocks."""
         return len(self._curves) > 1
 
     def measured(self, depth: int, more: Mapping[int, float]) -> None:
@@ -42,8 +44,9 @@ class Growth:
         """
         if not more:
             return
-        if not self._curves and depth:
-            self._curves[0] = np.zeros(self._widths)
+        blocks = _blocks(depth)
+        if not self._curves and blocks > 1:
+            self._curves[1] = np.zeros(self._widths)
         known = sorted(more)
         every = np.arange(1, self._widths + 1)
         curve = np.interp(every, known, [max(0.0, more[n]) for n in known])
@@ -51,31 +54,31 @@ class Growth:
         if last > first:
             slope = max(0.0, (curve[last - 1] - curve[first - 1]) / (last - first))
             curve[last:] += slope * (every[last:] - last)
-        self._curves[depth] = curve
+        self._curves[blocks] = curve
         self._cached.clear()
 
     def at(self, depth: int) -> list[float]:
-        """Seconds, [width - 1]; those of the start of a bucket of depths."""
-        bucket = depth // _BUCKET
-        more = self._cached.get(bucket)
+        """Seconds of a call whose first token has so many before it, [width - 1]."""
+        blocks = _blocks(depth)
+        more = self._cached.get(blocks)
         if more is None:
-            more = self._cached[bucket] = self._at(bucket * _BUCKET).tolist()
+            more = self._cached[blocks] = self._at(blocks).tolist()
         return more
 
-    def _at(self, depth: int) -> NDArray[np.float64]:
-        depths = sorted(self._curves)
-        if not self.known or depth <= depths[0]:
+    def _at(self, blocks: int) -> NDArray[np.float64]:
+        known = sorted(self._curves)
+        if not self.known or blocks <= known[0]:
             return np.zeros(self._widths)
-        above = depths[min(bisect_left(depths, depth), len(depths) - 1)]
-        below = depths[depths.index(above) - 1]
+        above = known[min(bisect_left(known, blocks), len(known) - 1)]
+        below = known[known.index(above) - 1]
         more = (self._curves[above] - self._curves[below]) / (above - below)
-        if depth > above:  # goes on as between the last two, but never falls
+        if blocks > above:  # goes on as between the last two, but never falls
             more = np.maximum(0.0, more)
-        return self._curves[above] + (depth - above) * more
+        return self._curves[above] + (blocks - above) * more
 
     def state(self, factor: float = 1.0) -> dict[str, Any]:
         """What is kept of it, times a factor, for `from_state`."""
-        return {str(d): (curve * factor).tolist() for d, curve in self._curves.items()}
+        return {str(n): (curve * factor).tolist() for n, curve in self._curves.items()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], widths: int) -> Growth:
@@ -85,7 +88,12 @@ class Growth:
             curve = np.array(values, dtype=np.float64)
             # Written so that NaN is refused too.
             known = curve.shape == (widths,) and bool((curve >= 0).all())
-            if int(name) < 0 or not known or not np.isfinite(curve).all():
-                raise ValueError(f"growth at depth {name} is not a curve")
+            if int(name) < 1 or not known or not np.isfinite(curve).all():
+                raise ValueError(f"growth at {name} blocks is not a curve")
             growth._curves[int(name)] = curve
         return growth
+
+
+def _blocks(depth: int) -> int:
+    """Blocks of cells that a call looks at behind so many tokens."""
+    return depth // BLOCK + 1

@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecs.costs import SETTLED, WIDEST, YOUNG, CostModel, best_width
+from edgecs.growth import BLOCK
 
 WIDTHS = (1, 2, 3, 4, 8, 16)
 GOOD: dict[str, Any] = {
     "seconds": {"1": 0.01, "4": 0.02},
     "rounds": {"1": 9, "4": 2},
-    "growth": {"0": [0.0] * WIDEST, "512": [0.001] * WIDEST},
+    "growth": {"1": [0.0] * WIDEST, "3": [0.001] * WIDEST},
     "settling": [0.002, 0.001],
 }
 NOISE = 0.05  # a call takes up to so much more or less than it should
@@ -150,7 +151,7 @@ class TestDepth:
         assert (times >= 0.01 - 1e-12).all()
         costs.observe(4, depth, 0.01)  # what it expects is something to compare with
 
-    @given(curves, st.integers(1, 64), st.floats(1e-3, 10), st.integers(0, 256))
+    @given(curves, st.integers(1, 16), st.floats(1e-3, 10), st.integers(0, 64))
     def test_growth_is_linear_between_and_beyond_depths(
         self, start, step: int, slope: float, bucket: int
     ):
@@ -158,10 +159,10 @@ class TestDepth:
             return start[width] * (1 + slope * depth / 4096)
 
         costs = CostModel()
-        for depth in (0, 64 * step, 192 * step):
+        for depth in (0, BLOCK * step, 3 * BLOCK * step):
             costs.measured(depth, {width: true(width, depth) for width in WIDTHS})
         for width in WIDTHS:
-            depth = 64 * bucket
+            depth = BLOCK * bucket
             assert at_width(costs, width, depth) == pytest.approx(true(width, depth))
 
     @given(st.floats(0, 1), st.floats(0, 1))
@@ -222,11 +223,21 @@ class TestHoping:
     def test_a_width_nobody_tried_grows_with_depth_like_the_others(self):
         costs = CostModel()
         costs.measured(0, {1: 1.0, 4: 1.2})
-        costs.measured(1000, {1: 2.0, 4: 5.2})  # each token adds 1.0 of its own
-        start, deep = costs.hoped(0)[15], costs.hoped(960)[15]
+        costs.measured(1024, {1: 2.0, 4: 5.2})  # each token adds 1.0 of its own
+        start, deep = costs.hoped(0)[15], costs.hoped(1024)[15]
         assert start == pytest.approx(1 + 15 * 0.2 / 3)
-        assert deep - start == pytest.approx(0.96 * 16)
-        assert costs.least_more(960) > 0.4 > costs.least_more(0)
+        assert deep - start == pytest.approx(16)
+        assert costs.least_more(1024) > 0.4 > costs.least_more(0)
+
+    def test_depth_costs_in_whole_blocks_of_cells(self):
+        costs = CostModel()
+        costs.measured(10, {1: 1.0, 4: 1.2})
+        costs.measured(4 * BLOCK + 7, {1: 2.0, 4: 5.2})
+        for depth in range(0, 6 * BLOCK, 50):
+            first = depth // BLOCK * BLOCK
+            assert costs.times(depth, 4) == costs.times(first, 4)
+        assert at_width(costs, 1, BLOCK - 1) == 1.0
+        assert at_width(costs, 1, 2 * BLOCK) == pytest.approx(1.5)
 
 
 class TestSettling:
@@ -315,13 +326,13 @@ class TestState:
             ("rounds", {"1": math.nan, "4": 2}),
             ("rounds", {"1": math.inf, "4": 2}),
             ("rounds", [9, 2]),
-            ("growth", {"0": [0.0] * (WIDEST - 1)}),
-            ("growth", {"0": [[0.0]] * WIDEST}),
-            ("growth", {"0": 0.0}),
-            ("growth", {"0": [math.nan] * WIDEST}),
-            ("growth", {"0": [-0.001] * WIDEST}),
-            ("growth", {"0": [10**400] * WIDEST}),
-            ("growth", {"-1": [0.0] * WIDEST}),
+            ("growth", {"1": [0.0] * (WIDEST - 1)}),
+            ("growth", {"1": [[0.0]] * WIDEST}),
+            ("growth", {"1": 0.0}),
+            ("growth", {"1": [math.nan] * WIDEST}),
+            ("growth", {"1": [-0.001] * WIDEST}),
+            ("growth", {"1": [10**400] * WIDEST}),
+            ("growth", {"0": [0.0] * WIDEST}),
             ("growth", {"deep": [0.0] * WIDEST}),
             ("growth", [[0.0] * WIDEST]),
             ("growth", None),

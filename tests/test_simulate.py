@@ -19,7 +19,7 @@ from edgecs.errors import ConfigError
 from edgecs_bench.chains import CHAINS, Chain
 from edgecs_bench.curves import curve
 from edgecs_bench.hardware import FORMAT, PROFILES, built_in, export, find, read
-from edgecs_bench.machines import Drafter, Hardware, Roofline, Size, Target
+from edgecs_bench.machines import Deep, Drafter, Hardware, Roofline, Size, Target
 from edgecs_bench.replay import TRACES, know, static
 from edgecs_bench.simulate import Simulation, against, choose, halves, play
 from edgecs_bench.traces import (
@@ -301,27 +301,21 @@ def machines(draw: st.DrawFn) -> tuple[list[Target], list[Drafter]]:
     times = st.dictionaries(st.integers(2, 4096), seconds, min_size=1, max_size=4)
     names = st.text(st.characters(categories=["L", "N", "P"]), max_size=9)
     optional = st.none() | seconds
+    curves = st.builds(
+        lambda single, ms: dict(sorted({1: single, **ms}.items())), seconds, times
+    )
     targets = st.builds(
-        lambda name, single, ms, overhead, size, weight, depth: Target(
-            name, dict(sorted({1: single, **ms}.items())), overhead, size, weight, depth
-        ),
+        Target,
         names,
-        seconds,
-        times,
+        curves,
         st.floats(0, 1e3),
         optional,
         optional,
         st.integers(0, 9999),
-    )
-    drafters = st.builds(
-        lambda name, single, ms, reading: Drafter(
-            name, dict(sorted({1: single, **ms}.items())), reading
-        ),
-        names,
-        seconds,
-        times,
         st.floats(0, 1e3),
+        st.just(()) | st.tuples(st.builds(Deep, st.integers(10_000, 1 << 20), curves)),
     )
+    drafters = st.builds(Drafter, names, curves, st.floats(0, 1e3))
     some = st.lists(targets, min_size=1, max_size=2)
     return draw(some), draw(st.lists(drafters, max_size=2))
 
@@ -404,6 +398,14 @@ def bad_line(**change: object) -> dict[str, Any]:
         (bad_target(ms=[8, 9]), "ms is an object"),
         (bad_target(overhead_ms=-1), "overhead_ms is a number of 0 to"),
         (bad_target(settling_ms=-1), "settling_ms is a number of 0 to"),
+        (bad_target(deep=3), "deep is a list, got 3"),
+        (bad_target(deep=[3]), "an entry of deep is an object, got 3"),
+        (bad_target(deep=[{"depth": 0, "ms": {}}]), "deep's depth is a number of 1"),
+        (bad_target(deep=[{"depth": 9, "ms": {"1": 1}}]), "ms needs width 1"),
+        (
+            bad_target(deep=[{"depth": 9, "ms": {"1": 1, "2": 1}}] * 2),
+            "deep's depth is a number of 10 to",
+        ),
         (bad_target(parameters="7B"), "parameters is a number of 1e-09 to 1e+15"),
         (bad_line(gb_per_s=0), "gb_per_s is a number of 1e-09 to 1e+15"),
         (bad_line(tflops=None), "tflops is a number of 1e-09 to 1e+15"),
@@ -562,6 +564,11 @@ def bench_result(**change: Any) -> dict[str, Any]:
             "ms": {"1": 10, "8": 12},
             "overhead_ms": 0.1,
             "settling_ms": 1.5,
+            "depth": 128,
+            "deep": [
+                {"depth": 1024, "ms": {"1": 20, "8": 40}},
+                {"depth": 2048, "ms": {"1": 20, "8": 60}},
+            ],
             "drafters": {"d": {"ms": {"1": 1, "2": 1.5}, "reading_ms": 0.5}},
         },
         **change,
@@ -573,9 +580,17 @@ def test_a_bench_is_predicted_from_its_own_costs():
     assert speedups == pytest.approx(
         {"planner:drafter+mag": 1.25, "mag:3": 2.0, "drafter:4": 2.5, "2,2;0,2": 4.0}
     )
-    assert prompts == {("qa", "0"), ("qa", "1")}  # that all of them have answered
+    assert prompts == {"0", "1"}  # that all of them have answered
     (target,) = machine.targets
     assert (target.settling_ms, target.overhead_ms) == (1.5, 0.1)
+    assert target.deep[0] == Deep(1024, {1: 20.0, 8: 40.0})
+    assert target.curve.call(8, 1536) == pytest.approx(50)
+    assert target.curve.call(8, 3072) == pytest.approx(80)
+    assert target.curve.call(1, 3072) == pytest.approx(20)
+    assert target.curve.call(1, 128) == pytest.approx(10)
+    assert target.curve.call(8, 1024) == pytest.approx(40)
+    assert target.curve.call(8, 512) == target.curve.call(8, 767) == pytest.approx(26)
+    assert target.curve.call(1, 0) == pytest.approx(10)
     assert machine.drafters == (Drafter("d", {1: 1.0, 2: 1.5}, 0.5),)
     alone = against(bench_result(drafters=[]), "here")
     assert set(alone.speedups) == {"planner:mag", "mag:3", "2,2;0,2"}

@@ -13,12 +13,12 @@ import click
 
 from edgecs.context import Context
 from edgecs.costs import WIDEST
-from edgecs.draft import NOTHING
+from edgecs.draft import NOTHING, LanguageModel
 from edgecs.load import Loaded, LoadedDrafter
 from edgecs.probe import curve, scratch, settling
 from edgecs.speculation import Speculation
 from edgecs_bench.blocks import Done
-from edgecs_bench.hardware import export
+from edgecs_bench.hardware import export, read_deep
 from edgecs_bench.machines import Drafter, Target
 from edgecs_bench.modes import PLAIN
 from edgecs_bench.result import Result
@@ -26,6 +26,7 @@ from edgecs_bench.result import Result
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32)
 _REVIEWS = (1, 2, 3, 4, 8, 16)  # widths of a drafter's calls that are timed
 _DEPTH = 128  # tokens of context at which the cost curve is measured
+_DEEPER, _DEEP_WIDTHS = (512, 1024), (1, 2, 4, 8, 16)
 _SETTLES = 6  # tokens in a call whose effect on the next ones is timed
 _ANCHOR_SECONDS = 0.2
 
@@ -51,8 +52,9 @@ def costs(subject: Subject, whole: bool) -> dict[str, Any]:
         subject.say(f"timing calls of 1 to {WIDEST} tokens, at {depth} tokens")
         seconds = curve(target, depth, WIDTHS, repeats=5)
         settles = settling(target, depth, _SETTLES, repeats=9)
+        deep = _deep(target, depth)
     else:
-        settles = speculation.costs.settling
+        deep, settles = [], speculation.costs.settling
         times = speculation.costs.times(depth)
         seconds = {n: s for n, s in enumerate(times, 1) if math.isfinite(s)}
     same = speculation.classes.strict(depth).nonzero()[0] + 1
@@ -62,8 +64,20 @@ def costs(subject: Subject, whole: bool) -> dict[str, Any]:
         "drafters": drafters,
         "ms": {str(n): round(1e3 * s, 4) for n, s in seconds.items()},
         "settling_ms": round(1e3 * settles, 4),
+        "deep": deep,
         "same": [int(n) for n in same if n > 1],
     }
+
+
+def _deep(target: LanguageModel, depth: int) -> list[dict[str, Any]]:
+    """Milliseconds by width further on, as far as the context goes."""
+    found = []
+    for further in _DEEPER:
+        if depth < further < target.n_ctx - WIDEST:
+            seconds = curve(target, further, _DEEP_WIDTHS, repeats=3)
+            ms = {str(n): round(1e3 * s, 4) for n, s in seconds.items()}
+            found.append({"depth": further, "ms": ms})
+    return found
 
 
 def _steps(drafter: LoadedDrafter) -> dict[str, Any]:
@@ -114,6 +128,7 @@ def exported(result: Result) -> dict[str, Any]:
         bytes=model["bytes"],
         depth=costs["depth"],
         settling_ms=costs.get("settling_ms", 0.0),
+        deep=read_deep(costs.get("deep", []), costs["depth"]),
     )
     drafters = [
         Drafter(name, _by_width(one["ms"]), one["reading_ms"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.costs import WIDEST
+from edgecs.growth import BLOCK
 
 Times = NDArray[np.float64]
 """Milliseconds by width, [WIDEST], [n - 1] for n tokens."""
@@ -20,6 +22,7 @@ Times = NDArray[np.float64]
 DRAFTER_MS = 21.4  # Qwen2.5-Coder-0.5B Q4_K_M, one token
 DRAFTER_CURVE = {1: 1.0, 2: 1.7, 3: 2.4, 4: 3.0, 8: 5.1, 16: 6.2}
 READING_MS = 3.0  # the same, for each token of a prompt
+_LEAST = 0.2  # of a call's time: no depth makes it shorter
 
 
 class Curve(NamedTuple):
@@ -29,10 +32,27 @@ class Curve(NamedTuple):
     times: Times
     overhead: float  # milliseconds that edgecs itself takes for a round
     settling: float = 0.0  # more of the first call of one token after a wider one
+    depth: int = 0  # tokens in the cache for which the times hold
+    deeper: tuple[tuple[int, Times], ...] = ()  # the same further on; none: no more
 
     def round(self, width: int) -> float:
         """Milliseconds of a round with one call."""
         return float(self.times[width - 1]) + self.overhead
+
+    def call(self, width: int, depth: int) -> float:
+        """Milliseconds of a call of so many tokens, at a depth; see `Growth`."""
+        shallow = float(self.times[width - 1])
+        if not self.deeper:
+            return shallow
+        known = {self.depth // BLOCK: shallow}
+        known |= {there // BLOCK: float(ms[width - 1]) for there, ms in self.deeper}
+        blocks, asked = [*known], depth // BLOCK
+        if len(blocks) == 1:
+            return shallow
+        at = min(max(bisect(blocks, asked), 1), len(blocks) - 1)
+        start, end = blocks[at - 1 : at + 1]
+        slope = (known[end] - known[start]) / (end - start)
+        return max(_LEAST * shallow, known[start] + slope * (asked - start))
 
 
 class Steps(NamedTuple):

@@ -4,14 +4,16 @@ A profile file is JSON:
 
     {"format": "edgecs-hardware/1", "name": NAME, "note": TEXT, "source": TEXT,
      "targets": [{"model": NAME, "ms": {WIDTH: ms}, "overhead_ms": ms,
-                  "settling_ms": ms, "parameters": N, "bytes": N, "depth": N}],
+                  "settling_ms": ms, "parameters": N, "bytes": N, "depth": N,
+                  "deep": [{"depth": N, "ms": {WIDTH: ms}}]}],
      "drafters": [{"name": NAME, "ms": {WIDTH: ms}, "reading_ms": ms}]}
 
 ms has a call's milliseconds by the number of its tokens, at 1 and at one wider width at
 least; overhead_ms is what edgecs takes for a round outside of calls, reading_ms what a
 drafter takes for each token of a prompt. settling_ms (what a wider call adds to the
-call of one token after it), parameters, bytes and depth (tokens in the cache while it
-was timed) may be left out, and so may drafters. Instead of targets a profile can have
+call of one token after it), parameters, bytes, depth (tokens in the cache while it was
+timed) and deep (the same further on) may be left out, and so may drafters. Instead of
+targets a profile can have
 
      "roofline": {"gb_per_s": X, "tflops": X, "launch_ms": ms, "overhead_ms": ms,
                   "sources": {FIELD: where the number is from, or "assumed"}}
@@ -30,7 +32,7 @@ from typing import Any, TypeVar
 from edgecs.errors import ConfigError
 from edgecs_bench import llama_bench
 from edgecs_bench.curves import LARGE
-from edgecs_bench.machines import Drafter, Hardware, Roofline, Target
+from edgecs_bench.machines import Deep, Drafter, Hardware, Roofline, Target
 
 T = TypeVar("T")
 
@@ -57,9 +59,14 @@ def export(
         "name": name,
         "note": note,
         "source": source,
-        "targets": [{**vars(target), "ms": _named(target.ms)} for target in targets],
+        "targets": [_written(target) for target in targets],
         "drafters": [{**vars(one), "ms": _named(one.ms)} for one in drafters],
     }
+
+
+def _written(target: Target) -> dict[str, Any]:
+    deep = [{"depth": there.depth, "ms": _named(there.ms)} for there in target.deep]
+    return {**vars(target), "ms": _named(target.ms), "deep": deep}
 
 
 def _named(ms: Mapping[int, float]) -> dict[str, float]:
@@ -143,14 +150,26 @@ def _target(fields: Any) -> Target:
         for key in ("parameters", "bytes")
         if fields.get(key) is not None
     }
+    depth = int(number(fields.get("depth", 0), "depth", 0))
     return Target(
         _text(fields["model"]),
         times(fields["ms"]),
         time(fields["overhead_ms"], "overhead_ms"),
         **size,
-        depth=int(number(fields.get("depth", 0), "depth", 0)),
+        depth=depth,
         settling_ms=time(fields.get("settling_ms", 0), "settling_ms"),
+        deep=read_deep(fields.get("deep", []), depth),
     )
+
+
+def read_deep(value: Any, depth: int) -> tuple[Deep, ...]:
+    """Times further and further on than `depth`; ValueError for anything else."""
+    found = []
+    for one in _list(value, "deep is a list"):
+        fields = members(one, "an entry of deep")
+        depth = int(number(fields["depth"], "deep's depth", depth + 1))
+        found.append(Deep(depth, times(fields["ms"])))
+    return tuple(found)
 
 
 def read_drafter(fields: Any) -> Drafter:
@@ -205,9 +224,9 @@ def members(value: Any, what: str) -> dict[str, Any]:
     return value
 
 
-def _list(value: Any) -> list[Any]:
+def _list(value: Any, what: str = "targets and drafters are lists") -> list[Any]:
     if not isinstance(value, list):
-        raise ValueError(f"targets and drafters are lists, got {str(value)[:_SHORT]}")
+        raise ValueError(f"{what}, got {str(value)[:_SHORT]}")
     return value
 
 

@@ -58,6 +58,14 @@ def _parameters(found: re.Match[str]) -> float:
 
 
 @dataclass(frozen=True)
+class Deep:
+    """What calls cost further on in the context."""
+
+    depth: int  # tokens in the cache
+    ms: dict[int, float]  # by width
+
+
+@dataclass(frozen=True)
 class Target:
     """What calls to a model cost."""
 
@@ -68,14 +76,16 @@ class Target:
     bytes: float | None = None
     depth: int = 0
     settling_ms: float = 0.0  # see `Curve.settling`
+    deep: tuple[Deep, ...] = ()  # none: depth is taken to cost nothing
 
     @property
     def curve(self) -> Curve:
         """Times at all widths, linear between those that are known."""
-        single = self.ms[1]
-        relative = {width: ms / single for width, ms in self.ms.items()}
-        made = curve(self.model, single, relative, self.overhead_ms)
-        return made._replace(settling=self.settling_ms)
+        made = curve(self.model, 1.0, self.ms, self.overhead_ms)
+        made = made._replace(settling=self.settling_ms, depth=self.depth)
+        there = (curve(self.model, 1.0, deep.ms, 0.0).times for deep in self.deep)
+        depths = (deep.depth for deep in self.deep)
+        return made._replace(deeper=tuple(zip(depths, there, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,9 @@ def record(
             if (prompt.category, prompt.id) in known:
                 continue
             ids = template.encode([{"role": "user", "content": prompt.text}]).tolist()
+            # Cells that the last prompt left would be read in other chunks, and an
+            # answer on other bits may be another one than a bench or a user gets.
+            loaded.target.reset()
             trace = listen(session, prompt, ids, most)
             choose = session.rule(len(ids)).drafters
             for drafter in drafters:

@@ -43,6 +43,7 @@ from edgecs_bench.traces import Recording, Trace, for_tuning, read_traces
 
 TRACES = Path(__file__).parent / "traces"
 _HOSTILE_ANSWERS = 12
+_DEEP = 2048  # where what depth adds is timed at load
 LENGTHS, MATCHES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15), (1, 2, 3, 5, 8)
 
 
@@ -86,7 +87,10 @@ class Player:
         self._goes_on = False
         self.thinking: list[float] = []  # real seconds of every decision
         for width in (1, *QUICK):
-            self.planner.costs.observe(width, 0, float(curve.times[width - 1]) / 1e3)
+            self.planner.costs.observe(width, 0, curve.call(width, 0) / 1e3)
+        if curve.deeper:
+            deep = {n: curve.call(n, _DEEP) / 1e3 for n in (1, 4)}
+            self.planner.costs.measured(_DEEP, deep)
         for writer, model in zip(self.planner.writers, self.models, strict=True):
             for width in FIRST_WIDTHS:
                 writer.costs.observe(width, 0, model.seconds(width))
@@ -111,7 +115,7 @@ class Player:
         thought = perf_counter() - begun
         drafted = self.watch.now()
         right = _agreed(draft.tokens.tolist(), everything[at:])
-        calling = float(self.curve.times[len(draft)]) / 1e3
+        calling = self.curve.call(1 + len(draft), at) / 1e3
         if not len(draft) and self.widths and self.widths[-1] > 1 and self._goes_on:
             calling += self.curve.settling / 1e3
         self._goes_on = True

@@ -30,7 +30,7 @@ from edgecs_bench.traces import Recording, Trace, for_tuning
 NEAR = 0.05  # relative error of a prediction that is good
 ASSUMPTIONS = (
     "every target accepts as often as the recorded one did",
-    "calls take as long deep in the context as at its start",
+    "what depth adds to a call counts as far as it was measured",
     "prompts are read before the clock starts, except by drafters",
 )
 
@@ -68,8 +68,8 @@ class Tally(NamedTuple):
 Tallies = dict[str, Tally]
 """By category."""
 
-Prompt = tuple[str, str]
-"""Category and id."""
+Prompt = str
+"""Its id."""
 
 
 def choose(
@@ -91,7 +91,7 @@ def choose(
     for one in recordings:
         said = (trace for trace in one.traces if len(trace.output) > 1)
         if only is not None:
-            said = (trace for trace in said if (trace.category, trace.id) in only)
+            said = (trace for trace in said if trace.id in only)
         if traces := tuple(said)[:limit]:
             chosen.append(replace(one, traces=traces))
     if not chosen and only is not None:
@@ -223,8 +223,9 @@ def against(fields: Any, name: str) -> Measured:
     """What to compare with, from the fields of a file: a result of `edgecs bench`, or
 
     {"cost_ms": {WIDTH: ms}, "overhead_ms": ms, "settling_ms": ms,
-    "speedups": {CHAIN: measured}, "drafters": as in a hardware profile}; settling_ms
-    and drafters may be left out. Raises ConfigError, or what `hardware.load` reports.
+    "speedups": {CHAIN: measured}, "drafters": as in a hardware profile, "depth" and
+    "deep" as there}; what may be left out there may be left out here. Raises
+    ConfigError, or what `hardware.load` reports.
     """
     fields, prompts = hardware.members(fields, "the file"), None
     if fields.get("format") == BENCH:
@@ -233,7 +234,9 @@ def against(fields: Any, name: str) -> Measured:
         "measured",
         hardware.times(fields["cost_ms"]),
         hardware.time(fields["overhead_ms"], "overhead_ms"),
+        depth=(depth := int(hardware.number(fields.get("depth", 0), "depth", 0))),
         settling_ms=hardware.time(fields.get("settling_ms", 0), "settling_ms"),
+        deep=hardware.read_deep(fields.get("deep", []), depth),
     )
     drafters = tuple(map(hardware.read_drafter, fields.get("drafters", ())))
     speedups = {
@@ -253,7 +256,7 @@ def _of_bench(result: dict[str, Any]) -> tuple[dict[str, Any], frozenset[Prompt]
     spent: dict[str, dict[Prompt, list[float]]] = {}
     for answer in result["answers"]:
         if not answer["temperature"] and answer["tokens"] > 1:
-            prompt = str(answer["category"]), str(answer["id"])
+            prompt = str(answer["id"])  # a bench may put kinds of prompts together
             ms = hardware.number(answer["decode_ms"], "decode_ms")
             spent.setdefault(answer["mode"], {}).setdefault(prompt, []).append(ms)
     labels = {mode: _label(mode, drafters) for mode in spent}
@@ -274,6 +277,8 @@ def _of_bench(result: dict[str, Any]) -> tuple[dict[str, Any], frozenset[Prompt]
         "cost_ms": costs["ms"],
         "overhead_ms": costs["overhead_ms"],
         "settling_ms": costs.get("settling_ms", 0),
+        "depth": costs["depth"],
+        "deep": costs.get("deep", []),
         "drafters": [{"name": name, **one} for name, one in known.items()],
         "speedups": {labels[mode]: total[PLAIN] / total[mode] for mode in labels},
     }, shared
