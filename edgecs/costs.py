@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecs.growth import BLOCK, Growth
+from edgecs.growth import Growth
 
 WIDEST = 32  # widths that are considered: 1 to WIDEST tokens in a call
 
@@ -32,6 +32,7 @@ _OWN = 0.02  # least weight of a round in its own width's time
 _HOPED = 0.12  # of a single call's time: least that one token more is taken to cost
 _TOO_MUCH = 0.8  # of what a young width took: least that it is taken to cost
 _SETTLING = 0.05  # least weight of a call in what settling takes
+_BUCKET = 64  # depths in one bucket share what a token more costs
 _MOST_SETTLING = 1.0  # of a single call's time: most that one call can say of it
 
 
@@ -85,7 +86,7 @@ class CostModel:
         self._pace = 0.0  # log of how much slower everything is than when measured
         self._settling = [0.0] * SETTLED  # seconds of each call after a wider one
         self._settlings = [0] * SETTLED  # calls that said so
-        # By blocks of cells and whether a wider call has to settle: `least_more`.
+        # By bucket of depths and whether a wider call has to settle: `least_more`.
         self._least: dict[tuple[int, bool], float] = {}
 
     def measured(self, depth: int, seconds: Mapping[int, float]) -> None:
@@ -178,7 +179,7 @@ class CostModel:
         had few rounds count as `hoped`. settles: `settling` is to be paid. It is
         worked out anew after a wider call, and as the context grows.
         """
-        key = depth // BLOCK, settles
+        key = depth // _BUCKET, settles
         least = self._least.get(key)
         if least is None:
             young = any(map(self.is_young, TRYING))

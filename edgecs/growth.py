@@ -4,7 +4,8 @@ Attention reads every cached token for every new one, so it can be most of a cal
 CPU, 2,000 tokens may make a call of a small model seven times as long, and a call of 32
 tokens twenty times. Drafts that pay at the start of a context then cost time later on.
 
-It grows in steps: llama.cpp looks at whole blocks of cells.
+Wider calls pass over the cells that no token of theirs may see. A call of one token,
+the most frequent one, looks at whole blocks of cells: its time grows in steps.
 """
 
 from __future__ import annotations
@@ -17,24 +18,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 256  # cells
+_BUCKET = 64  # depths in one bucket share an array of times
 
 
 class Growth:
     """Seconds that depth adds, by width; zero until measured at two depths.
 
-    Linear in the blocks between those that were measured and beyond the last.
+    Linear between the depths that were measured and beyond the last; for one token in
+    blocks of cells.
 
     widths: of calls, 1 to `widths` tokens.
     """
 
     def __init__(self, widths: int) -> None:
         self._widths = widths
-        self._curves: dict[int, NDArray[np.float64]] = {}  # [blocks][width - 1]
-        self._cached: dict[int, list[float]] = {}  # the same at any number of blocks
+        self._curves: dict[int, NDArray[np.float64]] = {}  # [depth][width - 1]
+        self._cached: dict[int, list[float]] = {}  # [bucket][width - 1]
 
     @property
     def known(self) -> bool:
-        """Whether it was measured at two numbers of blocks."""
+        """Whether it was measured at two depths."""
         return len(self._curves) > 1
 
     def measured(self, depth: int, more: Mapping[int, float]) -> None:
@@ -44,9 +47,8 @@ class Growth:
         """
         if not more:
             return
-        blocks = _blocks(depth)
-        if not self._curves and blocks > 1:
-            self._curves[1] = np.zeros(self._widths)
+        if not self._curves and depth:
+            self._curves[0] = np.zeros(self._widths)
         known = sorted(more)
         every = np.arange(1, self._widths + 1)
         curve = np.interp(every, known, [max(0.0, more[n]) for n in known])
@@ -54,31 +56,31 @@ class Growth:
         if last > first:
             slope = max(0.0, (curve[last - 1] - curve[first - 1]) / (last - first))
             curve[last:] += slope * (every[last:] - last)
-        self._curves[blocks] = curve
+        self._curves[depth] = curve
         self._cached.clear()
 
     def at(self, depth: int) -> list[float]:
         """Seconds of a call whose first token has so many before it, [width - 1]."""
-        blocks = _blocks(depth)
-        more = self._cached.get(blocks)
+        bucket = depth // _BUCKET
+        more = self._cached.get(bucket)
         if more is None:
-            more = self._cached[blocks] = self._at(blocks).tolist()
+            more = self._cached[bucket] = self._at(bucket * _BUCKET)
         return more
 
-    def _at(self, blocks: int) -> NDArray[np.float64]:
-        known = sorted(self._curves)
-        if not self.known or blocks <= known[0]:
-            return np.zeros(self._widths)
-        above = known[min(bisect_left(known, blocks), len(known) - 1)]
-        below = known[known.index(above) - 1]
-        more = (self._curves[above] - self._curves[below]) / (above - below)
-        if blocks > above:  # goes on as between the last two, but never falls
-            more = np.maximum(0.0, more)
-        return self._curves[above] + (blocks - above) * more
+    def _at(self, depth: int) -> list[float]:
+        if not self.known:
+            return [0.0] * self._widths
+        depths = sorted(self._curves)
+        blocks = {at // BLOCK: self._curves[at][0] for at in depths}
+        more = [
+            between({at: self._curves[at][i] for at in depths}, depth)
+            for i in range(1, self._widths)
+        ]
+        return [between(blocks, depth // BLOCK), *more]
 
     def state(self, factor: float = 1.0) -> dict[str, Any]:
         """What is kept of it, times a factor, for `from_state`."""
-        return {str(n): (curve * factor).tolist() for n, curve in self._curves.items()}
+        return {str(d): (curve * factor).tolist() for d, curve in self._curves.items()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], widths: int) -> Growth:
@@ -88,12 +90,27 @@ class Growth:
             curve = np.array(values, dtype=np.float64)
             # Written so that NaN is refused too.
             known = curve.shape == (widths,) and bool((curve >= 0).all())
-            if int(name) < 1 or not known or not np.isfinite(curve).all():
-                raise ValueError(f"growth at {name} blocks is not a curve")
+            if int(name) < 0 or not known or not np.isfinite(curve).all():
+                raise ValueError(f"growth at depth {name} is not a curve")
             growth._curves[int(name)] = curve
         return growth
 
 
-def _blocks(depth: int) -> int:
-    """Blocks of cells that a call looks at behind so many tokens."""
-    return depth // BLOCK + 1
+def between(known: Mapping[int, float], at: int) -> float:
+    """A value on straight lines between known ones, which are in order of place.
+
+    Before the first it is the first; beyond the last it goes on as between the last
+    two, but does not fall.
+
+    >>> [between({1: 10.0, 3: 14.0, 4: 12.0}, at) for at in (0, 2, 9)]
+    [10.0, 12.0, 12.0]
+    """
+    places = [*known]
+    if len(places) == 1 or at <= places[0]:
+        return float(known[places[0]])
+    above = min(bisect_left(places, at), len(places) - 1)
+    start, end = places[above - 1], places[above]
+    slope = (known[end] - known[start]) / (end - start)
+    if at > end:
+        slope = max(0.0, slope)
+    return float(known[end] + (at - end) * slope)

@@ -22,7 +22,7 @@ from typing import Any
 from edgecs.errors import ModelError
 from edgecs.fetch import reason, split_parts
 
-FORMAT = 3
+FORMAT = 2
 _LARGEST = 16 << 20  # bytes of a profile
 _END = 1 << 20  # bytes hashed at either end of a model file
 _SAMPLE, _SAMPLES = 64 << 10, 16  # bytes of one sample between the ends, and how many

@@ -20,7 +20,7 @@ WIDTHS = (1, 2, 3, 4, 8, 16)
 GOOD: dict[str, Any] = {
     "seconds": {"1": 0.01, "4": 0.02},
     "rounds": {"1": 9, "4": 2},
-    "growth": {"1": [0.0] * WIDEST, "3": [0.001] * WIDEST},
+    "growth": {"0": [0.0] * WIDEST, "512": [0.001] * WIDEST},
     "settling": [0.002, 0.001],
 }
 NOISE = 0.05  # a call takes up to so much more or less than it should
@@ -229,15 +229,16 @@ class TestHoping:
         assert deep - start == pytest.approx(16)
         assert costs.least_more(1024) > 0.4 > costs.least_more(0)
 
-    def test_depth_costs_in_whole_blocks_of_cells(self):
+    def test_a_single_token_pays_for_whole_blocks_of_cells(self):
         costs = CostModel()
         costs.measured(10, {1: 1.0, 4: 1.2})
-        costs.measured(4 * BLOCK + 7, {1: 2.0, 4: 5.2})
+        costs.measured(4 * BLOCK, {1: 2.0, 4: 5.2})
         for depth in range(0, 6 * BLOCK, 50):
             first = depth // BLOCK * BLOCK
-            assert costs.times(depth, 4) == costs.times(first, 4)
+            assert at_width(costs, 1, depth) == at_width(costs, 1, first)
         assert at_width(costs, 1, BLOCK - 1) == 1.0
         assert at_width(costs, 1, 2 * BLOCK) == pytest.approx(1.5)
+        assert at_width(costs, 4, 2 * BLOCK + 64) > at_width(costs, 4, 2 * BLOCK)
 
 
 class TestSettling:
@@ -332,7 +333,7 @@ class TestState:
             ("growth", {"1": [math.nan] * WIDEST}),
             ("growth", {"1": [-0.001] * WIDEST}),
             ("growth", {"1": [10**400] * WIDEST}),
-            ("growth", {"0": [0.0] * WIDEST}),
+            ("growth", {"-1": [0.0] * WIDEST}),
             ("growth", {"deep": [0.0] * WIDEST}),
             ("growth", [[0.0] * WIDEST]),
             ("growth", None),

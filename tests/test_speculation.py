@@ -149,7 +149,7 @@ class TestKeeping:
         [
             ("costs", "seconds", {"1": -1.0}),
             ("costs", "seconds", [1]),
-            ("costs", "growth", {"1": [10**400] * WIDEST}),
+            ("costs", "growth", {"0": [10**400] * WIDEST}),
             ("costs", "rounds", None),
             ("classes", "inside", {"0": {"same": [0], "other": [], "noise": 0}}),
             ("classes", "crossing", {"256": 7}),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from bisect import bisect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.costs import WIDEST
-from edgecs.growth import BLOCK
+from edgecs.growth import BLOCK, between
 
 Times = NDArray[np.float64]
 """Milliseconds by width, [WIDEST], [n - 1] for n tokens."""
@@ -22,7 +21,6 @@ Times = NDArray[np.float64]
 DRAFTER_MS = 21.4  # Qwen2.5-Coder-0.5B Q4_K_M, one token
 DRAFTER_CURVE = {1: 1.0, 2: 1.7, 3: 2.4, 4: 3.0, 8: 5.1, 16: 6.2}
 READING_MS = 3.0  # the same, for each token of a prompt
-_LEAST = 0.2  # of a call's time: no depth makes it shorter
 
 
 class Curve(NamedTuple):
@@ -44,15 +42,10 @@ class Curve(NamedTuple):
         shallow = float(self.times[width - 1])
         if not self.deeper:
             return shallow
-        known = {self.depth // BLOCK: shallow}
-        known |= {there // BLOCK: float(ms[width - 1]) for there, ms in self.deeper}
-        blocks, asked = [*known], depth // BLOCK
-        if len(blocks) == 1:
-            return shallow
-        at = min(max(bisect(blocks, asked), 1), len(blocks) - 1)
-        start, end = blocks[at - 1 : at + 1]
-        slope = (known[end] - known[start]) / (end - start)
-        return max(_LEAST * shallow, known[start] + slope * (asked - start))
+        unit = BLOCK if width == 1 else 1
+        known = {self.depth // unit: shallow}
+        known |= {there // unit: float(ms[width - 1]) for there, ms in self.deeper}
+        return between(known, depth // unit)
 
 
 class Steps(NamedTuple):
