@@ -30,7 +30,7 @@ _CLIP = 0.2  # largest log-ratio that one round can say: about 20 %
 _COMMON = 0.25  # weight of a round in what all widths share (the machine's pace)
 _OWN = 0.02  # least weight of a round in its own width's time
 _HOPED = 0.12  # of a single call's time: least that one token more is taken to cost
-_TOO_MUCH = 0.8  # of what a young width took: least that it is taken to cost
+_LEAST_OF = (0.0, 0.6, 0.8)  # of a young width's time by its rounds: least hoped for
 _SETTLING = 0.05  # least weight of a call in what settling takes
 _BUCKET = 64  # depths in one bucket share what a token more costs
 _MOST_SETTLING = 1.0  # of a single call's time: most that one call can say of it
@@ -155,9 +155,10 @@ class CostModel:
     def hoped(self, depth: int) -> list[float]:
         """Seconds by width at a depth at best, [WIDEST], [n - 1] for n tokens.
 
-        A width that had few rounds may be faster than these were; one that had none is
-        taken to cost little more than a single token, no more than on average up to the
-        widest that is known, where that is even less. What depth adds is no hope.
+        A width that had few rounds may be faster than these were, in part; one that had
+        none is taken to cost little more than a single token, no more than on average
+        up to the widest that is known, where that is even less. What depth adds is no
+        hope.
         """
         single, grown, pace = self._base[0], self._growth.at(depth), self.pace
         widest = max(n for n, base in enumerate(self._base, 1) if base < math.inf)
@@ -167,8 +168,10 @@ class CostModel:
             more = min(more, max(0.0, slope))
         hoped = []
         for at, (base, rounds) in enumerate(zip(self._base, self._rounds, strict=True)):
-            if rounds < YOUNG and at:
-                base = min(_TOO_MUCH * base, single + more * at)
+            if not rounds and at:
+                base = min(base, single + more * at)
+            elif rounds < YOUNG and at:
+                base = min(base, max(_LEAST_OF[rounds] * base, single + more * at))
             hoped.append((base + grown[at]) * pace)
         return hoped
 

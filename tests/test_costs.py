@@ -220,6 +220,17 @@ class TestHoping:
         known = costs.rounds >= YOUNG
         np.testing.assert_allclose(hoped[known], times[known])
 
+    @given(seconds, st.floats(1, 20), st.integers(1, YOUNG - 1))
+    def test_one_that_was_timed_is_hoped_to_be_faster_in_part(
+        self, single: float, factor: float, rounds: int
+    ):
+        costs = observed([(1, 0, single), *[(8, 0, factor * single)] * rounds])
+        hoped = costs.hoped(0)[7]
+        assert hoped <= factor * single
+        assert hoped >= 0.6 * factor * single * (1 - 1e-9)
+        if factor > 4:
+            assert hoped < 0.9 * factor * single
+
     def test_a_width_nobody_tried_grows_with_depth_like_the_others(self):
         costs = CostModel()
         costs.measured(0, {1: 1.0, 4: 1.2})

@@ -8,7 +8,14 @@ from typing import Any
 
 from edgecs_bench.answers import Answer
 from edgecs_bench.blocks import Done
-from edgecs_bench.pages import audits, peers_overview, speed_details, speed_overview
+from edgecs_bench.pages import (
+    audits,
+    first_tokens,
+    peers_overview,
+    predictions,
+    speed_details,
+    speed_overview,
+)
 from edgecs_bench.result import assemble
 from tests.test_statistics import answer
 
@@ -90,6 +97,43 @@ def test_peers_have_a_row_for_each_mode_but_plain(tmp_path: Path):
     assert planner[2].startswith("2.24 (")  # of 2.5 and 2.0
     assert planner[3] == "2.00 (mt bench)"
     assert planner[-1] == "0 of 2"
+
+
+def test_a_peer_that_gave_no_answer_has_a_row_with_its_error(tmp_path: Path):
+    path = result(tmp_path / "1", "one", block(0, "qa", 10.0, 4.0))
+    fields = json.loads(path.read_text())
+    fields["modes"].append({"name": "x/y", "about": "", "error": "no | wheel"})
+    path.write_text(json.dumps(fields))
+    head, _, *rows = peers_overview([path]).splitlines()
+    assert rows[-1].startswith("| one | x/y | failed: no / wheel | - ")
+    assert {row.count("|") for row in rows} == {head.count("|")}
+
+
+def test_times_to_the_first_token_are_those_of_long_prompts(tmp_path: Path):
+    answers = [*block(0, "qa", 10.0, 4.0), *block(1, "rag", 8.0, 4.0)]
+    path = result(tmp_path / "1", "one", answers)
+    fields = json.loads(path.read_text())
+    waits = {"plain": 102.0, "llama": 100.0, "planner": 98.0}
+    for one in fields["answers"]:
+        one["prompt_tokens"] = 499 if one["category"] == "qa" else 500
+        one["ttft_ms"] = waits[one["mode"]]
+    path.write_text(json.dumps(fields))
+    _, _, row = first_tokens([path]).splitlines()
+    cells = row.strip("| ").split(" | ")
+    assert cells[2:] == ["1", "1.020 (1.020-1.020)", "0.980 (0.980-0.980)"]
+    assert len(first_tokens([path], least=501).splitlines()) == 2
+
+
+def test_predictions_are_those_of_the_command(edgecs):
+    results = Path(__file__).parent.parent / "bench" / "results"
+    name = "predict-smollm2-135m-q4_1"
+    files = [results / f"{name}.json", results / f"{name}.jsonl.gz"]
+    text = edgecs("simulate", "--against", files[0], "--traces", files[1]).out
+    head, _, *rows = predictions(*files).splitlines()
+    assert head == "| chain | simulated | measured | error |"
+    assert len(rows) == 3
+    for row in rows:
+        assert " ".join(row.strip("| ").split(" | ")) in " ".join(text.split())
 
 
 def test_audits_count_forks_by_tier(tmp_path: Path):

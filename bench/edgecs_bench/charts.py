@@ -28,6 +28,7 @@ PLAIN = "plain"
 
 _WINDOW = 8  # rounds that a speed is taken over
 _PARTS = ("rows", "answers", "samples")  # that name modes
+_FEW = 10  # tested tokens of which a share says something
 _DEEPEST = 16  # positions in a draft that there is room for
 _ODD = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _VARIABLES = {colour: f"var(--{name})" for name, colour in figures.LIGHT.items()}
@@ -160,7 +161,9 @@ def _positions(result: Mapping[str, Any]) -> Iterator[Chart]:
             for at, (tested, accepted) in enumerate(pairs[:_DEEPEST], 1):
                 sums[at][0] += tested
                 sums[at][1] += accepted
-        points = {at: done / tried for at, (tried, done) in sums.items() if tried}
+        points = {
+            at: done / tried for at, (tried, done) in sums.items() if tried >= _FEW
+        }
         if points:
             curves.append(Line(_series(result)[mode], mode, points))
     if curves:
@@ -168,7 +171,7 @@ def _positions(result: Mapping[str, Any]) -> Iterator[Chart]:
             "positions",
             "Acceptance by position in the draft",
             "Share of the tested tokens that the target chose as well, first token of "
-            "a draft on the left.",
+            f"a draft on the left; where at least {_FEW} were tested.",
             partial(
                 figures.lines, curves, across="position in the draft", up="accepted"
             ),

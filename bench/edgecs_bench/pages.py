@@ -10,10 +10,14 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean, median
 from typing import Any
 
+from edgecs_bench.chains import Chain
+from edgecs_bench.hardware import load
 from edgecs_bench.result import Result, read, readable
+from edgecs_bench.simulate import Simulation, against, choose, compared
+from edgecs_bench.traces import read_traces
 
 _LEFT_OUT = ("category", "mode", "temp")  # of a row under a title that has them
 
@@ -66,10 +70,12 @@ def speed_details(files: Iterable[Path]) -> str:
 def peers_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
     """Every mode of every model beside plain decoding in the same blocks.
 
-    A fork is an answer unlike that of edgecs' plain decoding.
+    A fork is an answer unlike that of edgecs' plain decoding. A mode that gave no
+    answer has its error instead.
     """
     lines = []
     for result in _results(files):
+        name = result["model"]["name"]
         for one in result["overall"]:
             rows = _rows(result, one["mode"], temperature).values()
             if one["mode"] == "plain" or one["temperature"] != temperature or not rows:
@@ -80,7 +86,7 @@ def peers_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
             answers = sum(row["identical"] + row["forks"] for row in rows)
             lines.append(
                 [
-                    result["model"]["name"],
+                    name,
                     one["mode"],
                     f"{one['geomean']:.2f} ({low:.2f}-{high:.2f})",
                     slowest,
@@ -88,8 +94,57 @@ def peers_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
                     f"{sum(row['forks'] for row in rows)} of {answers}",
                 ]
             )
+        answered = {answer["mode"] for answer in result["answers"]}
+        for mode in result["modes"]:
+            if mode["name"] not in answered:
+                error = mode.get("error", "no answer").replace("|", "/")
+                lines.append([name, mode["name"], f"failed: {error}", *"---"])
     heads = ["model", "mode", "over plain (90 %)", "worst category", "end to end"]
     return _table([*heads, "answers that fork"], lines)
+
+
+def first_tokens(files: Iterable[Path], least: int = 500) -> str:
+    """Times to the first token over those of llama.cpp's own loop, a model a row.
+
+    least: tokens of a prompt that counts.
+    """
+    lines = []
+    for result in _results(files):
+        waits: dict[str, dict[str, float]] = {}
+        for answer in result["answers"]:
+            if answer["prompt_tokens"] >= least and not answer["temperature"]:
+                modes = waits.setdefault(answer["id"], {})
+                modes[answer["mode"]] = answer["ttft_ms"]
+        pairs = [one for one in waits.values() if one.get("llama")]
+        cells = []
+        for mode in ("plain", "planner"):
+            ratios = [one[mode] / one["llama"] for one in pairs if one.get(mode)]
+            if ratios:
+                span = f"{min(ratios):.3f}-{max(ratios):.3f}"
+                cells.append(f"{geometric_mean(ratios):.3f} ({span})")
+        if len(cells) == 2:
+            name = result["model"]["name"]
+            lines.append([name, _processor(result), len(pairs), *cells])
+    return _table(["model", "processor", "prompts", "plain", "planner"], lines)
+
+
+def predictions(file: Path, traces: Path) -> str:
+    """What a simulation says of a bench from its costs alone, a chain a row."""
+    known = load(file, against, "no result to predict")
+    chains = [Chain.parse(label) for label in known.speedups]
+    chosen = choose([read_traces(traces)], chains, None, known.prompts)
+    (aim,) = known.machine.targets
+    played = Simulation(chosen, chains, learns=False).rows(known.machine, aim)
+    rows = [
+        [
+            row["chain"],
+            f"{row['predicted']:.2f}",
+            f"{row['measured']:.2f}",
+            f"{row['error']:+.1%}",
+        ]
+        for row in compared(played, known.speedups)
+    ]
+    return _table(["chain", "simulated", "measured", "error"], rows)
 
 
 def _about(result: Result) -> str:
