@@ -3,9 +3,6 @@
 Attention reads every cached token for every new one, so it can be most of a call: on a
 CPU, 2,000 tokens may make a call of a small model seven times as long, and a call of 32
 tokens twenty times. Drafts that pay at the start of a context then cost time later on.
-
-Wider calls pass over the cells that no token of theirs may see. A call of one token,
-the most frequent one, looks at whole blocks of cells: its time grows in steps.
 """
 
 from __future__ import annotations
@@ -17,15 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 256  # cells
 _BUCKET = 64  # depths in one bucket share an array of times
 
 
 class Growth:
     """Seconds that depth adds, by width; zero until measured at two depths.
 
-    Linear between the depths that were measured and beyond the last; for one token in
-    blocks of cells.
+    Linear between the depths that were measured and beyond the last.
 
     widths: of calls, 1 to `widths` tokens.
     """
@@ -71,12 +66,10 @@ class Growth:
         if not self.known:
             return [0.0] * self._widths
         depths = sorted(self._curves)
-        blocks = {at // BLOCK: self._curves[at][0] for at in depths}
-        more = [
-            between({at: self._curves[at][i] for at in depths}, depth)
-            for i in range(1, self._widths)
+        return [
+            between({at: float(self._curves[at][i]) for at in depths}, depth)
+            for i in range(self._widths)
         ]
-        return [between(blocks, depth // BLOCK), *more]
 
     def state(self, factor: float = 1.0) -> dict[str, Any]:
         """What is kept of it, times a factor, for `from_state`."""

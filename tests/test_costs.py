@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecs.costs import SETTLED, WIDEST, YOUNG, CostModel, best_width
-from edgecs.growth import BLOCK
 
 WIDTHS = (1, 2, 3, 4, 8, 16)
 GOOD: dict[str, Any] = {
@@ -151,7 +150,7 @@ class TestDepth:
         assert (times >= 0.01 - 1e-12).all()
         costs.observe(4, depth, 0.01)  # what it expects is something to compare with
 
-    @given(curves, st.integers(1, 16), st.floats(1e-3, 10), st.integers(0, 64))
+    @given(curves, st.integers(1, 64), st.floats(1e-3, 10), st.integers(0, 256))
     def test_growth_is_linear_between_and_beyond_depths(
         self, start, step: int, slope: float, bucket: int
     ):
@@ -159,10 +158,10 @@ class TestDepth:
             return start[width] * (1 + slope * depth / 4096)
 
         costs = CostModel()
-        for depth in (0, BLOCK * step, 3 * BLOCK * step):
+        for depth in (0, 64 * step, 192 * step):
             costs.measured(depth, {width: true(width, depth) for width in WIDTHS})
         for width in WIDTHS:
-            depth = BLOCK * bucket
+            depth = 64 * bucket
             assert at_width(costs, width, depth) == pytest.approx(true(width, depth))
 
     @given(st.floats(0, 1), st.floats(0, 1))
@@ -239,17 +238,6 @@ class TestHoping:
         assert start == pytest.approx(1 + 15 * 0.2 / 3)
         assert deep - start == pytest.approx(16)
         assert costs.least_more(1024) > 0.4 > costs.least_more(0)
-
-    def test_a_single_token_pays_for_whole_blocks_of_cells(self):
-        costs = CostModel()
-        costs.measured(10, {1: 1.0, 4: 1.2})
-        costs.measured(4 * BLOCK, {1: 2.0, 4: 5.2})
-        for depth in range(0, 6 * BLOCK, 50):
-            first = depth // BLOCK * BLOCK
-            assert at_width(costs, 1, depth) == at_width(costs, 1, first)
-        assert at_width(costs, 1, BLOCK - 1) == 1.0
-        assert at_width(costs, 1, 2 * BLOCK) == pytest.approx(1.5)
-        assert at_width(costs, 4, 2 * BLOCK + 64) > at_width(costs, 4, 2 * BLOCK)
 
 
 class TestSettling:
