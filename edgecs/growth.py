@@ -55,21 +55,23 @@ class Growth:
         self._cached.clear()
 
     def at(self, depth: int) -> list[float]:
-        """Seconds of a call whose first token has so many before it, [width - 1]."""
+        """Seconds, [width - 1]; those of the start of a bucket of depths."""
         bucket = depth // _BUCKET
         more = self._cached.get(bucket)
         if more is None:
-            more = self._cached[bucket] = self._at(bucket * _BUCKET)
+            more = self._cached[bucket] = self._at(bucket * _BUCKET).tolist()
         return more
 
-    def _at(self, depth: int) -> list[float]:
-        if not self.known:
-            return [0.0] * self._widths
+    def _at(self, depth: int) -> NDArray[np.float64]:
         depths = sorted(self._curves)
-        return [
-            between({at: float(self._curves[at][i]) for at in depths}, depth)
-            for i in range(self._widths)
-        ]
+        if not self.known or depth <= depths[0]:
+            return np.zeros(self._widths)
+        above = depths[min(bisect_left(depths, depth), len(depths) - 1)]
+        below = depths[depths.index(above) - 1]
+        more = (self._curves[above] - self._curves[below]) / (above - below)
+        if depth > above:  # goes on as between the last two, but never falls
+            more = np.maximum(0.0, more)
+        return self._curves[above] + (depth - above) * more
 
     def state(self, factor: float = 1.0) -> dict[str, Any]:
         """What is kept of it, times a factor, for `from_state`."""
@@ -87,23 +89,3 @@ class Growth:
                 raise ValueError(f"growth at depth {name} is not a curve")
             growth._curves[int(name)] = curve
         return growth
-
-
-def between(known: Mapping[int, float], at: int) -> float:
-    """A value on straight lines between known ones, which are in order of place.
-
-    Before the first it is the first; beyond the last it goes on as between the last
-    two, but does not fall.
-
-    >>> [between({1: 10.0, 3: 14.0, 4: 12.0}, at) for at in (0, 2, 9)]
-    [10.0, 12.0, 12.0]
-    """
-    places = [*known]
-    if len(places) == 1 or at <= places[0]:
-        return float(known[places[0]])
-    above = min(bisect_left(places, at), len(places) - 1)
-    start, end = places[above - 1], places[above]
-    slope = (known[end] - known[start]) / (end - start)
-    if at > end:
-        slope = max(0.0, slope)
-    return float(known[end] + (at - end) * slope)

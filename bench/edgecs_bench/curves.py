@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.costs import WIDEST
-from edgecs.growth import between
 
 Times = NDArray[np.float64]
 """Milliseconds by width, [WIDEST], [n - 1] for n tokens."""
@@ -51,6 +51,26 @@ class Curve(NamedTuple):
         known = {self.depth // unit: shallow}
         known |= {there // unit: float(ms[width - 1]) for there, ms in self.deeper}
         return between(known, depth // unit)
+
+
+def between(known: Mapping[int, float], at: int) -> float:
+    """A value on straight lines between known ones, which are in order of place.
+
+    Before the first it is the first; beyond the last it goes on as between the last
+    two, but does not fall.
+
+    >>> [between({1: 10.0, 3: 14.0, 4: 12.0}, at) for at in (0, 2, 9)]
+    [10.0, 12.0, 12.0]
+    """
+    places = [*known]
+    if len(places) == 1 or at <= places[0]:
+        return known[places[0]]
+    above = min(bisect_left(places, at), len(places) - 1)
+    start, end = places[above - 1], places[above]
+    slope = (known[end] - known[start]) / (end - start)
+    if at > end:
+        slope = max(0.0, slope)
+    return known[end] + (at - end) * slope
 
 
 class Steps(NamedTuple):
