@@ -36,7 +36,6 @@ class Setting(NamedTuple):
 
     flags: str  # that ask for it
     options: LoadOptions
-    rounds: bool  # whether its logits are rounded otherwise, so answers may differ
 
 
 class Pair(NamedTuple):
@@ -66,7 +65,6 @@ class Otherwise(NamedTuple):
         """As JSON takes it; milliseconds, as it is and as it would be."""
         return {
             "flags": self.setting.flags,
-            "rounds": self.setting.rounds,
             "depths": [
                 {
                     "depth": depth,
@@ -88,9 +86,7 @@ class Otherwise(NamedTuple):
         worst = max(ratios, key=ratios.__getitem__)
         if ratios[worst] > 1 + TELLS:
             text += f", but {ratios[worst]:.2f} behind {worst}"
-        if self.setting.rounds:
-            text += "; it rounds otherwise, so an answer may differ"
-        return f"{text}."
+        return f"{text}; it may round otherwise, so an answer may differ."
 
 
 def settings(options: LoadOptions, threads: int, logical: int) -> Iterator[Setting]:
@@ -101,15 +97,15 @@ def settings(options: LoadOptions, threads: int, logical: int) -> Iterator[Setti
     flash: FlashAttention = "on" if options.flash_attention == "off" else "off"
     if flash == "on" or options.type_v in ("f32", "f16", "bf16"):
         changed = replace(options, flash_attention=flash)
-        yield Setting(f"--flash-attn {flash}", changed, rounds=True)
+        yield Setting(f"--flash-attn {flash}", changed)
     if options.flash_attention != "off" and options.type_k == options.type_v == "f16":
         changed = replace(options, type_k="q8_0", type_v="q8_0")
-        yield Setting("-ctk q8_0 -ctv q8_0", changed, rounds=True)
+        yield Setting("-ctk q8_0 -ctv q8_0", changed)
     if options.repack:
         changed = replace(options, repack=False)
-        yield Setting("--no-repack", changed, rounds=True)
+        yield Setting("--no-repack", changed)
     for other in sorted({logical, max(1, threads // 2)} - {threads}):
-        yield Setting(f"-t {other}", replace(options, threads=other), rounds=False)
+        yield Setting(f"-t {other}", replace(options, threads=other))
 
 
 def otherwise(
