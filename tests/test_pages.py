@@ -126,14 +126,16 @@ def test_times_to_the_first_token_are_those_of_long_prompts(tmp_path: Path):
 
 def test_predictions_are_those_of_the_command(edgecs):
     results = Path(__file__).parent.parent / "bench" / "results"
-    name = "predict-smollm2-135m-q4_1"
-    files = [results / f"{name}.json", results / f"{name}.jsonl.gz"]
-    text = edgecs("simulate", "--against", files[0], "--traces", files[1]).out
-    head, _, *rows = predictions(*files).splitlines()
-    assert head == "| chain | simulated | measured | error |"
+    file = results / "predict-smollm2-135m-q4_1.json"
+    traces = file.with_suffix(".jsonl.gz")
+    text = edgecs("simulate", "--against", file, "--traces", traces).out
+    head, _, *rows = predictions([file]).splitlines()
+    assert head == "| target | chain | simulated | measured | error |"
     assert len(rows) == 3
     for row in rows:
-        assert " ".join(row.strip("| ").split(" | ")) in " ".join(text.split())
+        target, *cells = row.strip("| ").split(" | ")
+        assert target == "SmolLM2-135M-Instruct.Q4_1"
+        assert " ".join(cells) in " ".join(text.split())
 
 
 def test_audits_count_forks_by_tier(tmp_path: Path):

@@ -128,15 +128,25 @@ def first_tokens(files: Iterable[Path], least: int = 500) -> str:
     return _table(["model", "processor", "prompts", "plain", "planner"], lines)
 
 
-def predictions(file: Path, traces: Path) -> str:
-    """What a simulation says of a bench from its costs alone, a chain a row."""
+def predictions(files: Sequence[Path]) -> str:
+    """What a simulation says of benches from their costs alone, a chain a row.
+
+    files: results; the traces of the same prompts lie beside them as `.jsonl.gz`.
+    """
+    rows = [row for file in files for row in _predicted(file)]
+    return _table(["target", "chain", "simulated", "measured", "error"], rows)
+
+
+def _predicted(file: Path) -> list[list[str]]:
+    recorded = read_traces(file.with_suffix(".jsonl.gz"))
     known = load(file, against, "no result to predict")
     chains = [Chain.parse(label) for label in known.speedups]
-    chosen = choose([read_traces(traces)], chains, None, known.prompts)
+    chosen = choose([recorded], chains, None, known.prompts)
     (aim,) = known.machine.targets
     played = Simulation(chosen, chains, learns=False).rows(known.machine, aim)
-    rows = [
+    return [
         [
+            recorded.target,
             row["chain"],
             f"{row['predicted']:.2f}",
             f"{row['measured']:.2f}",
@@ -144,7 +154,6 @@ def predictions(file: Path, traces: Path) -> str:
         ]
         for row in compared(played, known.speedups)
     ]
-    return _table(["chain", "simulated", "measured", "error"], rows)
 
 
 def _about(result: Result) -> str:
