@@ -23,7 +23,7 @@ PACKAGES = {
 }
 LAYERS = [
     {"errors", "context", "machine", "random_gguf", "growth"},
-    {"holding"},
+    {"holding", "states"},
     {"draft", "prefix", "options", "manifest", "noise", "sampling", "kmatrix", "costs"},
     {"vocabulary", "theory", "gbnf", "exactness"},
     {"penalties", "truncation", "lexing", "text", "fetch", "maxgram", "offload"},

@@ -56,6 +56,9 @@ def _on_log(level: int, text: bytes, data: object) -> None:
 logits_address = lib.llama_cpp._lib["llama_get_logits_ith"]
 logits_address.argtypes = [lib.llama_context_p_ctypes, ctypes.c_int32]
 logits_address.restype = ctypes.c_void_p
+states_address = lib.llama_cpp._lib["llama_get_embeddings_ith"]
+states_address.argtypes = [lib.llama_context_p_ctypes, ctypes.c_int32]
+states_address.restype = ctypes.c_void_p
 
 lib.llama_log_set(_on_log, ctypes.c_void_p(0))
 lib.llama_backend_init()

@@ -26,6 +26,7 @@ from edgecs.errors import Cancelled, ContextFull, EdgecsError, ModelError, OutOf
 from edgecs.holding import OneHolder
 from edgecs.options import LoadOptions
 from edgecs.prefix import PrefixCache
+from edgecs.states import States
 
 _SEQUENCE = 0
 _REAL = 32  # cells that are computed before they are repeated for measuring
@@ -83,7 +84,7 @@ class LlamaLM:
         self._tokens, self._positions, self._flags = self._batch_arrays(options.n_batch)
         self._flagged = 0, 0  # which tokens of the batch give rows: from, to
         self._count = np.arange(self.n_ctx, dtype=np.int32)
-        self._wraps: dict[tuple[int, int], NDArray[np.float32]] = {}
+        self._wraps: dict[tuple[int, int, int], NDArray[np.float32]] = {}
         self._row_size = model.vocabulary.size
         self._filled = np.empty((0, 0), dtype=np.float32)
         if self._row_size < self.vocab_size:
@@ -91,6 +92,18 @@ class LlamaLM:
             self._filled = np.full(shape, -np.inf, dtype=np.float32)
         self._cache = PrefixCache(self._drop)
         self._prefill_row: tuple[int, NDArray[np.float32]] | None = None
+        self.states: States | None = None
+        self._gives_states = False  # whether the next call would
+
+    def note_states(self) -> States:
+        """From now on every call for a draft notes the final states of its cells.
+
+        Reading a prompt does not, because llama.cpp would make an output row of every
+        token. The logits are the same, bit for bit.
+        """
+        if self.states is None:
+            self.states = States(int(lib.llama_model_n_embd_out(self._model.handle)))
+        return self.states
 
     def _open(self, options: LoadOptions) -> lib.llama_context_p:
         params = lib.llama_context_default_params()
@@ -238,18 +251,22 @@ class LlamaLM:
             if start and self.cancel.is_set():
                 raise Cancelled("stopped while reading the prompt")
             chunk = pending[start : start + self._chunk]
-            rows = self._decode(context, chunk, 1)
+            rows = self._decode(context, chunk, 1, reads=True)
         return np.array(rows[0])
 
     def _decode(
-        self, context: Context, tokens: list[int], rows: int
+        self, context: Context, tokens: list[int], rows: int, *, reads: bool = False
     ) -> NDArray[np.float32]:
         """Computes `tokens` after the cells that are there, which are of a context.
 
-        Returns the logits of the last `rows` of them, [rows, vocabulary], a view into
-        llama.cpp's output buffer.
+        reads: a prompt, whose states nobody wants. Returns the logits of the last
+        `rows` tokens, [rows, vocabulary], a view into llama.cpp's output buffer.
         """
         n, start = len(tokens), len(self._cache)
+        states = None if reads else self.states
+        if self._gives_states is (states is None):
+            lib.llama_set_embeddings(self._ctx, states is not None)
+            self._gives_states = states is not None
         first = n - rows
         if n == 1:  # a slice takes several times as long
             self._tokens[0], self._positions[0] = tokens[0], start
@@ -266,21 +283,32 @@ class LlamaLM:
         if code:
             raise self._decode_error(code)
         self._cache.extend(tokens, context)
+        if states is not None:
+            at = library.states_address(self._ctx, first)
+            kept = self._wrapped(at, rows, states.width, states.width)
+            states.put(context, start + first, kept)
         return self._logits(address, rows)
 
     def _logits(self, address: int, rows: int) -> NDArray[np.float32]:
-        """Output rows as an array; wrapping memory is slow, so wraps are kept."""
-        key = address, rows
-        logits = self._wraps.get(key)
-        if logits is None:
-            floats = ctypes.c_float * (rows * self._row_size)
-            logits = np.ctypeslib.as_array(floats.from_address(address))
-            logits = logits.reshape(rows, self._row_size)[:, : self.vocab_size]
-            self._wraps[key] = logits
+        """Output rows in the size of the target's vocabulary."""
+        logits = self._wrapped(address, rows, self._row_size, self.vocab_size)
         if self._filled.size:
             self._filled[:rows, : self._row_size] = logits
             return self._filled[:rows]
         return logits
+
+    def _wrapped(
+        self, address: int, rows: int, width: int, columns: int
+    ) -> NDArray[np.float32]:
+        """Columns of llama.cpp's rows; wrapping memory is slow, so wraps are kept."""
+        key = address, rows, width
+        wrap = self._wraps.get(key)
+        if wrap is None:
+            floats = ctypes.c_float * (rows * width)
+            wrap = np.ctypeslib.as_array(floats.from_address(address))
+            wrap = wrap.reshape(rows, width)[:, :columns]
+            self._wraps[key] = wrap
+        return wrap
 
     def _call(self, first: int) -> tuple[int, int]:
         """The target call: everything outside it is edgecs' own time.
@@ -294,6 +322,8 @@ class LlamaLM:
         return 0, library.logits_address(self._ctx, first)
 
     def _drop(self, length: int) -> bool:
+        if self.states is not None:
+            self.states.cut(length)
         if length:
             return bool(lib.llama_memory_seq_rm(self._memory, _SEQUENCE, length, -1))
         lib.llama_memory_clear(self._memory, False)
