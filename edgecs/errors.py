@@ -7,6 +7,7 @@
     ├── OutOfMemory              4   weights or KV cache did not fit
     ├── BrokenPromise            5   drafts changed an answer that strict had promised
     ├── FetchError               6   a download failed; nothing half-written is used
+    ├── DistillError             7   making a drafter cannot go on; what is done is kept
     └── Cancelled              130   stopped on request, while loading or in prefill
 
 A message is one sentence that says what was wrong, what was got and what to do.
@@ -51,6 +52,12 @@ class FetchError(EdgecsError):
     """A model could not be fetched."""
 
     exit_code = 6
+
+
+class DistillError(EdgecsError):
+    """Making a drafter cannot go on; what was done is kept."""
+
+    exit_code = 7
 
 
 class Cancelled(EdgecsError):

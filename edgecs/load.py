@@ -247,6 +247,7 @@ def load_drafter(
 
 def _load_onnx(folder: Path, target: Loaded, threads: int) -> LoadedDrafter:
     from edgecs.backends.onnx_drafter import OnnxModel
+    from edgecs.backends.onnx_head import OnnxHead
     from edgecs.onnx_manifest import read_drafter
 
     manifest = read_drafter(folder)
@@ -261,7 +262,12 @@ def _load_onnx(folder: Path, target: Loaded, threads: int) -> LoadedDrafter:
     )
     threads = threads or 1
     size, cancel = target.target.vocab_size, target.cancel
-    model = OnnxModel(manifest, size, cancel, threads=threads)
+    model: OnnxModel | OnnxHead
+    if manifest.kind == "head":
+        states = target.target.note_states()
+        model = OnnxHead(manifest, states, size, cancel, threads=threads)
+    else:
+        model = OnnxModel(manifest, size, cancel, threads=threads)
     about = f"ONNX {manifest.quantization or ''}, {model.provider}, {threads} thread(s)"
     return LoadedDrafter(
         manifest.name,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,17 @@ from edgecs.vocabulary import read_pieces
 NAME = "drafter.toml"
 SMALLEST_WINDOW = 8
 _HASHED_UP_TO = 64 << 20  # bytes; hashing more would be felt at every start
-_KINDS = ("growing", "shared")
+_CACHES = {"decoder": ("growing", "shared"), "head": ("rows",)}
 
 
 @dataclass(frozen=True)
 class DrafterManifest:
     """An exported decoder: its graph, its KV cache, and whose tokens it speaks.
 
+    kind: "decoder", a language model, or "head", a layer on the states of one target.
     cache: "growing", past goes in and past with the new cells comes out, or "shared",
-    both are one buffer of `window` cells. Files lie beside the manifest.
+    both are one buffer of `window` cells; of a head "rows", new cells alone come out.
+    Files lie beside the manifest.
     """
 
     name: str
@@ -39,6 +41,7 @@ class DrafterManifest:
     cache: str
     window: int  # tokens that the drafter sees at most
     vocabulary: str  # sha256 hex of the tokenizer, see edgecs.vocabulary
+    kind: str = "decoder"
     vocabulary_file: str | None = None  # the texts behind that hash
     id_map: str | None = None  # .npy, int32 [rows]: drafter row -> target id
     unknown: int | None = None  # the drafter's id for tokens that it lacks
@@ -47,6 +50,7 @@ class DrafterManifest:
     source: str | None = None  # what it was made from, in words
     size: int | None = None  # of the file, bytes
     sha256: str | None = None  # of the file, lower case hex
+    made: Mapping[str, Any] | None = None  # data, recipe and figures, as they were
     folder: Path = Path()  # where the manifest was read
 
     @property
@@ -85,13 +89,24 @@ def parse_drafter(table: Mapping[str, Any], folder: Path) -> DrafterManifest:
 
 def write_drafter(manifest: DrafterManifest) -> None:
     """Writes the manifest into its folder."""
-    lines = [
-        # A JSON text or number is a TOML one, as long as no surrogate is escaped.
-        f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
+    plain = {
+        key: value
         for key, value in vars(manifest).items()
-        if value is not None and key != "folder"
-    ]
+        if value is not None and key not in ("folder", "made")
+    }
+    lines = [*_lines(plain)]
+    if manifest.made:
+        lines += ["\n[made]\n", *_lines(manifest.made)]
     (manifest.folder / NAME).write_text("".join(lines), encoding="utf-8")
+
+
+def _lines(table: Mapping[str, Any]) -> Iterator[str]:
+    """Texts, numbers and lists of these: JSON's are TOML's.
+
+    As long as no surrogate is escaped.
+    """
+    for key, value in table.items():
+        yield f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
 
 
 def check_file(manifest: DrafterManifest) -> None:
@@ -117,11 +132,12 @@ def check_file(manifest: DrafterManifest) -> None:
 
 
 def _check(manifest: DrafterManifest, origin: str) -> None:
-    if manifest.cache not in _KINDS:
-        raise ModelError(
-            f"{origin}: 'cache' must be one of {', '.join(_KINDS)}, got "
-            f"{manifest.cache!r}"
-        )
+    for key, known in (("kind", _CACHES), ("cache", _CACHES.get(manifest.kind, ()))):
+        if getattr(manifest, key) not in known:
+            raise ModelError(
+                f"{origin}: {key!r} must be one of {', '.join(known)}, got "
+                f"{getattr(manifest, key)!r}"
+            )
     if manifest.window < SMALLEST_WINDOW:
         raise ModelError(
             f"{origin}: 'window' must be {SMALLEST_WINDOW} tokens or more, got "

@@ -25,6 +25,7 @@ COMMANDS = {
         "edgecs_cli.simulate", "Say what drafts should bring on other hardware."
     ),
     "audit": Entry("edgecs_cli.audit", "Prove that drafts change nothing."),
+    "distill": Entry("edgecs_cli.distill", "Make a drafter for a model."),
     "doctor": Entry("edgecs_cli.doctor", "Say what this machine can do for a model."),
 }
 

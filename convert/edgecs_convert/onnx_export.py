@@ -9,7 +9,6 @@ an architecture has to be one whose GGUF files transformers can read.
 from __future__ import annotations
 
 import hashlib
-import shutil
 import sys
 import tempfile
 import warnings
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from edgecs.errors import ConfigError, EdgecsError, ModelError
 from edgecs.onnx_manifest import SMALLEST_WINDOW, DrafterManifest, write_drafter
 from edgecs.vocabulary import vocabulary_hash, write_pieces
+from edgecs_convert.folders import whole_folder
 
 TASK = "text-generation-with-past"
 _GRAPH = "model.onnx"
@@ -37,7 +37,7 @@ def export(gguf: Path, out: Path, *, quantize: str = "int8", window: int = 512) 
     quantize: "int8", "int4" or "none". A run that is cut short leaves nothing at `out`.
     """
     _check(gguf, out, quantize, window)
-    return _whole(out, lambda folder: _fill(folder, gguf, quantize, window))
+    return whole_folder(out, lambda folder: _fill(folder, gguf, quantize, window))
 
 
 def export_module(model: Any, out: Path, *, quantize: str = "int8") -> None:
@@ -106,19 +106,6 @@ def _license(gguf: Path) -> str:
 
     field = reader.GGUFReader(gguf).get_field("general.license")
     return "unknown" if field is None else str(field.contents())
-
-
-def _whole(out: Path, fill: Callable[[Path], None]) -> Path:
-    """A folder that is there only when it is full."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    half = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        fill(half)
-        half.chmod(0o755)  # mkdtemp makes folders for one user
-        half.rename(out)
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
-    return out
 
 
 def _check(gguf: Path, out: Path, quantize: str, window: int) -> None:

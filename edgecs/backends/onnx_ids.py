@@ -17,15 +17,25 @@ from edgecs.onnx_manifest import DrafterManifest
 
 
 class IdMap:
-    """width: rows of the drafter's head; vocab_size: the target's."""
+    """width: rows of the drafter's head; vocab_size: the target's.
 
-    def __init__(self, manifest: DrafterManifest, width: int, vocab_size: int) -> None:
+    spare: ids that the drafter reads but never proposes.
+    """
+
+    def __init__(
+        self,
+        manifest: DrafterManifest,
+        width: int,
+        vocab_size: int,
+        *,
+        spare: int = 0,
+    ) -> None:
         self._vocab_size = vocab_size
         unknown = manifest.unknown or 0
-        if not 0 <= unknown < width:
+        if not 0 <= unknown < width + spare:
             raise ModelError(
                 f"'unknown' is {unknown} but the drafter {manifest.name} has the ids 0 "
-                f"to {width - 1}: correct its manifest"
+                f"to {width + spare - 1}: correct its manifest"
             )
         shared = min(width, vocab_size)
         self._columns: slice | NDArray[np.int32] = slice(shared)

@@ -1,0 +1,1 @@
+"""Making a drafter of a target's own answers: data, training, export, selection."""

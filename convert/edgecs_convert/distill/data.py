@@ -1,0 +1,186 @@
+"""The first stage: the target writes its own training data, until there is enough."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+from edgecs.backends.llama_model import LlamaModel
+from edgecs.chat_template import ChatTemplate
+from edgecs.context import Tokens
+from edgecs.errors import ConfigError, DistillError
+from edgecs_convert.distill.crowd import Crowd, Task
+from edgecs_convert.distill.samples import Sample, numbers, write_shard
+from edgecs_convert.distill.topics import Half, questions
+
+_SHARD = 64  # answers in a file
+_GREEDY = 2  # every so-manieth answer is the most likely one
+_PROMPT = 256  # tokens of a prompt, at most
+_PATIENCE = 1000  # prompts in a row that are too long
+_NOTED = "samples.json"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be written. tokens: of answers. most: of one answer."""
+
+    tokens: int
+    half: Half = "seen"
+    most: int = 256
+    temperature: float = 0.8  # of every other answer; the others are greedy
+    seats: int = 32
+    prompts: Path | None = None  # a file of prompts, instead of the topics
+    seed: int = 1
+
+
+Tell = Callable[[str], None]
+
+
+def write_samples(
+    model: LlamaModel,
+    folder: Path,
+    wanted: Wanted,
+    cancel: threading.Event,
+    tell: Tell,
+    *,
+    threads: int,
+) -> int:
+    """Fills a folder with samples; returns the tokens of the answers in it.
+
+    What is there already counts. Raises ConfigError for samples of another kind,
+    DistillError, Cancelled; either keeps what was written.
+    """
+    _check_same(folder, model, wanted)
+    done, tokens = numbers(folder)
+    if tokens >= wanted.tokens:
+        return tokens
+    room = _PROMPT + wanted.most
+    began, before = time.monotonic(), tokens
+    few: list[Sample] = []
+    with Crowd(
+        model, cancel, seats=wanted.seats, room=room, threads=threads, seed=wanted.seed
+    ) as crowd:
+        tasks = _tasks(model, wanted, done, crowd.longest(wanted.most))
+        try:
+            for sample in crowd.answers(tasks, wanted.most):
+                if sample.size < 2:
+                    continue  # nothing follows anything in it
+                few.append(sample)
+                if len(few) < _SHARD:
+                    continue
+                tokens += _keep(folder, few)
+                speed = (tokens - before) / (time.monotonic() - began)
+                left = max(0.0, (wanted.tokens - tokens) / speed)
+                tell(
+                    f"writing: {tokens:,} of {wanted.tokens:,} tokens, {speed:.0f} a "
+                    f"second, {left / 60:.0f} min left"
+                )
+                if tokens >= wanted.tokens:
+                    return tokens
+        finally:
+            if few:
+                tokens += _keep(folder, few)
+    return tokens
+
+
+def _keep(folder: Path, few: list[Sample]) -> int:
+    write_shard(folder, few)
+    tokens = sum(sample.size for sample in few)
+    few.clear()
+    return tokens
+
+
+def _check_same(folder: Path, model: LlamaModel, wanted: Wanted) -> None:
+    """Samples of two targets or settings must never meet in one folder."""
+    noted = {
+        "target": model.path.name,
+        "half": wanted.half,
+        "most": wanted.most,
+        "temperature": wanted.temperature,
+        "prompts": wanted.prompts.name if wanted.prompts else None,
+        "seed": wanted.seed,
+    }
+    path = folder / _NOTED
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(json.dumps(noted), encoding="utf-8")
+        return
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DistillError(f"{path} cannot be read ({error}): remove it") from error
+    if there != noted:
+        other = next(k for k in noted if there.get(k) != noted[k])
+        raise ConfigError(
+            f"{folder} has samples with {other} {there.get(other)!r}, not "
+            f"{noted[other]!r}: give another folder, or remove it"
+        )
+
+
+def _tasks(
+    model: LlamaModel, wanted: Wanted, done: set[int], longest: int
+) -> Iterator[Task]:
+    """Prompts as tokens, those that were answered left out; ones too long as well.
+
+    With the topics there is no end to them; a file of prompts is asked again and again,
+    as sampled answers differ.
+    """
+    template = ChatTemplate(model.vocabulary)
+    texts: Iterable[str]
+    if wanted.prompts:
+        read = _read_prompts(wanted.prompts)
+        fits = [t for t in read if _encode(template, t).size <= longest]
+        if not fits:
+            raise ConfigError(
+                f"no prompt in {wanted.prompts} leaves room for {wanted.most} tokens "
+                f"of an answer: they must have {longest} tokens at most"
+            )
+        texts = cycle(fits)
+    else:
+        texts = (q.text for q in questions(wanted.half, wanted.seed))
+    refused = 0
+    for number, text in enumerate(texts):
+        if number in done:
+            continue
+        prompt = _encode(template, text)
+        refused = 0 if prompt.size <= longest else refused + 1
+        if refused > _PATIENCE:
+            raise ConfigError(
+                f"with this model's tokens no prompt has the {longest} tokens or less "
+                "that leave room for an answer: give prompts of your own (--prompts)"
+            )
+        if not refused:
+            sampled = number % _GREEDY
+            yield Task(number, prompt, wanted.temperature if sampled else 0.0)
+
+
+def _encode(template: ChatTemplate, text: str) -> Tokens:
+    return template.encode([{"role": "user", "content": text}])
+
+
+def _read_prompts(path: Path) -> list[str]:
+    """One prompt a line, or a JSON object a line with prompt, text or turns."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as prompts: {error}") from error
+    found = [_prompt(line) for line in lines if line.strip()]
+    if not found:
+        raise ConfigError(f"there are no prompts in {path}: give one a line")
+    return found
+
+
+def _prompt(line: str) -> str:
+    try:
+        fields = json.loads(line)
+        if isinstance(fields, dict):
+            turns = fields.get("turns") or [fields.get("prompt") or fields["text"]]
+            return str(turns[0])
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        pass
+    return line

@@ -1,0 +1,152 @@
+"""A head in PyTorch: the same computation as `graph`, for whole texts and for training.
+
+In use a head's own outputs stand in for states that the target has not computed yet. So
+it is trained on them too: pass s sees the states that pass s - 1 put out, while its
+attention sees true states up to s - 1 tokens back (EAGLE-3, HASS).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgecs_convert.distill.shape import HeadShape
+
+
+class Head(nn.Module):  # type: ignore[misc]
+    """The weights are those of `HeadShape.shapes`, under the same names."""
+
+    def __init__(self, shape: HeadShape, seed: int = 0) -> None:
+        super().__init__()
+        self.shape = shape
+        source = torch.Generator().manual_seed(seed)
+        for name, size in shape.shapes().items():
+            if len(size) == 1:
+                weight = torch.ones(size)
+            else:
+                weight = torch.randn(size, generator=source) * size[0] ** -0.5
+            self.register_parameter(name, nn.Parameter(weight))
+
+    def begin_from(self, table: NDArray[np.float32], norm: NDArray[np.float32]) -> None:
+        """Takes over the target's embeddings [rows, width] and its last norm [width].
+
+        Unknown tokens begin as the mean of the known ones. The first output is then
+        about the last state again, from where training goes on.
+        """
+        with torch.no_grad():
+            known = torch.tensor(table)
+            self.table[:-1] = known
+            self.table[-1] = known.mean(0)
+            self.norm.copy_(torch.tensor(norm))
+            width = self.shape.width
+            self.join[:width] += torch.eye(width)
+            self.mix *= 0.1
+            self.down *= 0.1
+
+    def load_arrays(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
+        """Takes over weights by name."""
+        self.load_state_dict({n: torch.from_numpy(w) for n, w in weights.items()})
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """The weights by name, float32."""
+        return {n: w.detach().float().numpy() for n, w in self.named_parameters()}
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[..., width] -> [..., rows]: of the token behind that with this state."""
+        return states @ self.table[:-1].T
+
+    def forward(self, tokens: Tensor, states: Tensor, passes: int) -> list[Tensor]:
+        """The states that every pass puts out, the first one given the target's.
+
+        tokens: [texts, length]. states: [texts, length, width], the state that chose
+        each token, 0 where there is none. A result is [texts, length, width], for
+        pass s of use only from the s-th token of a text on.
+        """
+        length = tokens.shape[1]
+        place = torch.arange(length, device=tokens.device)
+        embedded = self._norm(F.embedding(tokens, self.table), self.token_norm)
+        turns = self._turns(place)
+        steps: list[Tensor] = []
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        given = states
+        for s in range(passes):
+            x = (
+                torch.cat([self._norm(given, self.state_norm), embedded], -1)
+                @ self.join
+            )
+            y = self._norm(x, self.attention_norm)
+            keys.append(_turned(self._split(y @ self.key, self.shape.kv_heads), turns))
+            values.append(self._split(y @ self.value, self.shape.kv_heads))
+            query = _turned(self._split(y @ self.query, self.shape.heads), turns)
+            # Tokens of the draft so far lie between here and the last true state.
+            far = place[:, None] - place[None] < s
+            seen = self._attend(query, keys, values, far)
+            x = x + seen @ self.mix
+            y = self._norm(x, self.inner_norm)
+            x = x + (F.silu(y @ self.gate) * (y @ self.up)) @ self.down
+            out = self._norm(x, self.norm)
+            steps.append(out)
+            given = F.pad(out, (0, 0, 1, 0))[:, :-1]
+        return steps
+
+    def _attend(
+        self, query: Tensor, keys: list[Tensor], values: list[Tensor], hidden: Tensor
+    ) -> Tensor:
+        """Attention to true states, and to the passes before this one along a draft.
+
+        query: [texts, heads, length, size]. hidden: [length, length], keys of the first
+        pass that are not seen. Pass t at the token s - t before is seen by pass s.
+        """
+        group = self.shape.heads // self.shape.kv_heads
+        last = len(keys) - 1
+        key, value = (x[0].repeat_interleave(group, 1) for x in (keys, values))
+        scale = self.shape.size**-0.5
+        scores = (query @ key.transpose(-1, -2) * scale).float()
+        scores = [scores.masked_fill(hidden, -torch.inf)]
+        extra = []
+        for t in range(1, last + 1):
+            key, more = (
+                F.pad(x[t], (0, 0, last - t, 0))[:, :, : query.shape[2]]
+                for x in (keys, values)
+            )
+            key, more = (x.repeat_interleave(group, 1) for x in (key, more))
+            scores.append(((query * key).sum(-1, keepdim=True) * scale).float())
+            extra.append(more)
+        shares = torch.cat(scores, -1).softmax(-1)
+        # Where not even a first token is seen there is nothing to attend to.
+        shares = shares.nan_to_num(0.0).to(value.dtype)
+        length = value.shape[2]
+        seen = shares[..., :length] @ value
+        for t, more in enumerate(extra):
+            seen = seen + shares[..., length + t, None] * more
+        return seen.transpose(1, 2).flatten(2)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        x = x.float()
+        mean = x.pow(2).mean(-1, keepdim=True)
+        return x * torch.rsqrt(mean + self.shape.epsilon) * weight
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        """[texts, length, heads * size] -> [texts, heads, length, size]."""
+        return x.unflatten(-1, (heads, self.shape.size)).transpose(1, 2)
+
+    def _turns(self, place: Tensor) -> tuple[Tensor, Tensor]:
+        size = self.shape.size
+        powers = torch.arange(0, size, 2, device=place.device) / size
+        angle = place[:, None] * self.shape.base**-powers
+        return angle.cos(), angle.sin()
+
+
+def _turned(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary positions: [texts, heads, length, size] -> the same."""
+    cosine, sine = (turn.to(x.dtype) for turn in turns)
+    first, second = x.chunk(2, -1)
+    return torch.cat(
+        [first * cosine - second * sine, second * cosine + first * sine], -1
+    )

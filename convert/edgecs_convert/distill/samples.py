@@ -1,0 +1,134 @@
+"""What a target said, kept for training: tokens, its best logits, its hidden states.
+
+Samples lie in shards, `.npz` files that are there whole or not at all, so that making
+them can stop at any time and go on.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.context import Tokens
+from edgecs.errors import DistillError
+
+
+class Sample(NamedTuple):
+    """One answer of n tokens to a prompt of p.
+
+    Row j of `top_ids` and `top_logits` is what answer token j was chosen from. State j
+    is the target's final hidden state behind answer token j, which token j + 1 was
+    chosen from; there is none behind the last one, nor behind the prompt.
+    """
+
+    number: int  # of the question
+    temperature: float
+    tokens: Tokens  # int32 [p + n]
+    start: int  # p
+    top_ids: NDArray[np.int32]  # [n, k], the best one first
+    top_logits: NDArray[np.float16]  # [n, k]
+    states: NDArray[np.float16]  # [n - 1, width]
+
+    @property
+    def size(self) -> int:
+        """Tokens of the answer."""
+        return int(self.tokens.size) - self.start
+
+
+_JOINED = ("tokens", "top_ids", "top_logits", "states")
+
+
+def write_shard(folder: Path, samples: Sequence[Sample]) -> Path:
+    """Writes samples as the next shard of a folder and returns its path.
+
+    Raises DistillError where the disk does not take it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{len(shards(folder)):05}.npz"
+    part = path.with_suffix(".part")
+    arrays: dict[str, NDArray[Any]] = {
+        name: np.concatenate([getattr(sample, name) for sample in samples])
+        for name in _JOINED
+    }
+    arrays["heads"] = np.array(
+        [(s.number, s.start, s.size) for s in samples], dtype=np.int64
+    )
+    arrays["temperatures"] = np.array([s.temperature for s in samples])
+    try:
+        with part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise DistillError(
+            f"{path} cannot be written ({error.strerror}): make room and start again, "
+            "what was written before it is kept"
+        ) from error
+    return path
+
+
+def shards(folder: Path) -> list[Path]:
+    """The shards of a folder in their order; none where there is no folder."""
+    return sorted(folder.glob("[0-9]*.npz"))
+
+
+def numbers(folder: Path) -> tuple[set[int], int]:
+    """The questions that are answered already, and the tokens of their answers."""
+    found: set[int] = set()
+    tokens = 0
+    for path in shards(folder):
+        heads = _load(path, ("heads",))["heads"]
+        found.update(heads[:, 0].tolist())
+        tokens += int(heads[:, 2].sum())
+    return found, tokens
+
+
+def read_samples(folder: Path, most: int | None = None) -> Iterator[Sample]:
+    """The samples of a folder in the order in which they were written.
+
+    most: tokens of answers after which no further shard is read. Raises DistillError
+    for a shard that is damaged.
+    """
+    tokens = 0
+    for path in shards(folder):
+        if most is not None and tokens >= most:
+            return
+        for sample in _samples(_load(path, (*_JOINED, "heads", "temperatures"))):
+            tokens += sample.size
+            yield sample
+
+
+def _samples(arrays: dict[str, NDArray[Any]]) -> Iterator[Sample]:
+    text = row = state = 0
+    for (number, start, size), temperature in zip(
+        arrays["heads"].tolist(), arrays["temperatures"].tolist(), strict=True
+    ):
+        yield Sample(
+            number,
+            temperature,
+            arrays["tokens"][text : text + start + size],
+            start,
+            arrays["top_ids"][row : row + size],
+            arrays["top_logits"][row : row + size],
+            arrays["states"][state : state + size - 1],
+        )
+        text, row, state = text + start + size, row + size, state + size - 1
+
+
+def _load(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    try:
+        # numpy leaves a file open that it cannot read.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DistillError(
+            f"{path} cannot be read ({error}): remove it, its questions are asked again"
+        ) from error

@@ -1,0 +1,93 @@
+"""What a head takes over from its target's file: embeddings, the last norm, sizes."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.errors import ModelError
+from edgecs_convert.distill.shape import HeadShape
+
+_SIZE = 64  # of an attention head
+_INNER = 8 / 3  # inner width over width
+
+
+class TargetFile:
+    """A GGUF, read without loading it. Raises ModelError for what is none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._reader = gguf.GGUFReader(path)
+        except (OSError, ValueError, IndexError, KeyError) as error:
+            raise ModelError(f"{path} cannot be read as a GGUF: {error}") from error
+        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+
+    @cached_property
+    def license(self) -> str:
+        """As the file states it."""
+        return str(self._field("general.license") or "unknown")
+
+    @property
+    def width(self) -> int:
+        """Of a hidden state."""
+        return int(self._table.shape[0])
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens, padding included."""
+        return int(self._table.shape[1])
+
+    def table(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Rows of the output matrix, float32 [ids, width]."""
+        return self._floats(self._table, self._table.data[ids])
+
+    def norm(self) -> NDArray[np.float32]:
+        """Weights of the last norm, float32 [width]; ones where there are none."""
+        tensor = self._tensors.get("output_norm.weight")
+        if tensor is None:
+            return np.ones(self.width, dtype=np.float32)
+        return self._floats(tensor, tensor.data).ravel()
+
+    def shape(self, rows: int) -> HeadShape:
+        """A head that suits this target. Raises ModelError where none does."""
+        width = self.width
+        if width % _SIZE:
+            raise ModelError(
+                f"{self.path.name} has hidden states of {width}: a head needs a "
+                f"multiple of {_SIZE}"
+            )
+        heads = width // _SIZE
+        kv_heads = max(n for n in range(1, heads // 3 + 2) if heads % n == 0)
+        inner = round(width * _INNER / _SIZE) * _SIZE
+        epsilon = self._architecture("attention.layer_norm_rms_epsilon") or 1e-5
+        return HeadShape(width, rows, heads, kv_heads, inner, float(epsilon))
+
+    @property
+    def _table(self) -> Any:
+        for name in ("output.weight", "token_embd.weight"):  # the first one, if untied
+            if name in self._tensors:
+                return self._tensors[name]
+        raise ModelError(f"{self.path} has no embeddings: give a whole model")
+
+    def _floats(self, tensor: Any, data: NDArray[Any]) -> NDArray[np.float32]:
+        try:
+            floats = gguf.quants.dequantize(data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise ModelError(
+                f"{self.path.name} keeps {tensor.name} as {tensor.tensor_type.name}, "
+                "which cannot be read here: give the model in another quantisation"
+            ) from error
+        return np.asarray(floats, dtype=np.float32)
+
+    def _architecture(self, key: str) -> Any:
+        return self._field(f"{self._field('general.architecture')}.{key}")
+
+    def _field(self, key: str) -> Any:
+        field = self._reader.get_field(key)
+        return None if field is None else field.contents()

@@ -1,0 +1,149 @@
+"""From samples to what a drafter is trained on: a small vocabulary, and batches.
+
+A batch holds windows of texts of one length: the end of a prompt, whose states nobody
+knows, and a part of the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.errors import DistillError
+from edgecs_convert.distill.samples import Sample
+
+PROMPT = 32  # tokens before the answer, or before a later part of it, that are read
+
+
+class Vocabulary:
+    """The target's ids that a drafter knows, as rows 0, 1, 2, ...
+
+    ids: int32 [rows]. Row `rows` stands for all others.
+    """
+
+    def __init__(self, ids: NDArray[np.int32], size: int) -> None:
+        self.ids = ids
+        self.rows = int(ids.size)
+        self._inverse = np.full(size, self.rows, dtype=np.int64)
+        self._inverse[ids] = np.arange(self.rows)
+
+    def rows_of(self, tokens: NDArray[np.int32]) -> NDArray[np.int64]:
+        """The rows of the target's tokens."""
+        return self._inverse[tokens]
+
+    def coverage(self, samples: Sequence[Sample]) -> float:
+        """Share of the tokens of answers that are known."""
+        known = total = 0
+        for sample in samples:
+            rows = self.rows_of(sample.tokens[sample.start :])
+            known += int((rows < self.rows).sum())
+            total += rows.size
+        return known / max(1, total)
+
+
+def choose_vocabulary(
+    samples: Sequence[Sample], rows: int, size: int, always: Sequence[int] = ()
+) -> Vocabulary:
+    """The tokens that a target says most often, and those that it has to know.
+
+    size: of the target's vocabulary. What a target nearly said counts a little, which
+    decides among the rare ones. Raises DistillError without samples.
+    """
+    if not samples:
+        raise DistillError("there are no samples to choose a vocabulary from")
+    counts = np.zeros(size)
+    for sample in samples:
+        np.add.at(counts, sample.tokens[sample.start :], 1.0)
+        np.add.at(counts, sample.top_ids[:, 1:4].ravel(), 0.02)
+        np.add.at(counts, sample.tokens[: sample.start], 0.02)
+    counts[list(always)] = np.inf
+    order = np.argsort(-counts, kind="stable")[: min(rows, size)]
+    return Vocabulary(np.sort(order).astype(np.int32), size)
+
+
+class Batch(NamedTuple):
+    """Windows of texts; `counts` says where something is to be learnt."""
+
+    tokens: NDArray[np.int64]  # [texts, length]: rows of a vocabulary
+    states: NDArray[np.float32]  # [texts, length, width]: that chose the token, or 0
+    next_states: NDArray[np.float32]  # the same behind the token
+    top_rows: NDArray[np.int64]  # [texts, length, k]: of the token after it
+    top_logits: NDArray[np.float32]  # [texts, length, k], -inf for unknown tokens
+    next_tokens: NDArray[np.int64]  # [texts, length]: what was said next
+    counts: NDArray[np.bool_]  # [texts, length]
+
+
+class Window(NamedTuple):
+    """A part of a sample: tokens from `begin` on, to be learnt from `first` on."""
+
+    sample: Sample
+    begin: int
+    first: int
+    end: int
+
+
+def windows(samples: Sequence[Sample], length: int) -> list[Window]:
+    """All answers, cut into windows of `length` tokens at most."""
+    found = []
+    for sample in samples:
+        first, last = sample.start, sample.tokens.size - 1  # nothing follows the last
+        while first < last:
+            begin = max(0, first - PROMPT)
+            end = min(last, begin + length)
+            found.append(Window(sample, begin, first, end))
+            first = end
+    return found
+
+
+def batches(
+    every: Sequence[Window],
+    vocabulary: Vocabulary,
+    length: int,
+    texts: int,
+    seed: int | None,
+) -> Iterator[Batch]:
+    """Batches of windows, in an order that depends on the seed; None: as they are."""
+    order = np.arange(len(every))
+    if seed is not None:
+        np.random.default_rng(seed).shuffle(order)
+    for start in range(0, len(every), texts):
+        yield batch(
+            [every[i] for i in order[start : start + texts]], vocabulary, length
+        )
+
+
+def batch(few: Sequence[Window], vocabulary: Vocabulary, length: int) -> Batch:
+    """One batch."""
+    width, k = few[0].sample.states.shape[1], few[0].sample.top_ids.shape[1]
+    shape = len(few), length
+    made = Batch(
+        np.full(shape, vocabulary.rows, dtype=np.int64),
+        np.zeros((*shape, width), dtype=np.float32),
+        np.zeros((*shape, width), dtype=np.float32),
+        np.zeros((*shape, k), dtype=np.int64),
+        np.full((*shape, k), -np.inf, dtype=np.float32),
+        np.full(shape, vocabulary.rows, dtype=np.int64),
+        np.zeros(shape, dtype=np.bool_),
+    )
+    for i, (sample, begin, first, end) in enumerate(few):
+        n, start = end - begin, sample.start
+        made.tokens[i, :n] = vocabulary.rows_of(sample.tokens[begin:end])
+        # The state that chose token t lies behind token t - 1 of the answer.
+        seen = max(start + 1, begin)
+        if seen < end:
+            chose = sample.states[seen - 1 - start : end - 1 - start]
+            made.states[i, seen - begin : n] = chose
+        here = slice(first - begin, n)
+        made.next_states[i, here] = sample.states[first - start : end - start]
+        rows = vocabulary.rows_of(sample.top_ids[first + 1 - start : end + 1 - start])
+        logits = sample.top_logits[first + 1 - start : end + 1 - start]
+        known = rows < vocabulary.rows
+        made.top_rows[i, here] = np.where(known, rows, 0)
+        made.top_logits[i, here] = np.where(known, logits, -np.inf)
+        said = sample.tokens[first + 1 : end + 1]
+        made.next_tokens[i, here] = vocabulary.rows_of(said)
+        made.counts[i, here] = known.any(axis=1)
+    return made
