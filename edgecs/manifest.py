@@ -55,6 +55,7 @@ class Manifest:
     source: Source
     size: int | None = None  # bytes
     sha256: str | None = None  # of the file, lower case hex
+    drafter: str | None = None  # that comes with edgecs, see edgecs.shipped
 
 
 def read_manifest(path: Path) -> Manifest:

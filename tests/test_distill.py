@@ -23,7 +23,6 @@ from edgecs.testing import write_random_gguf
 from edgecs_convert.distill import samples as store
 from edgecs_convert.distill.crowd import Crowd, Task, best
 from edgecs_convert.distill.data import Wanted, write_samples
-from edgecs_convert.distill.measure import expected
 from edgecs_convert.distill.samples import (
     Sample,
     numbers,
@@ -322,13 +321,6 @@ def test_every_token_of_an_answer_is_learnt_once(start: int, size: int, length: 
 
 
 # What comes out.
-
-
-def test_expected_speed_takes_the_best_length():
-    times = {1: 1.0, 2: 1.2, 3: 1.4, 4: 4.0}
-    by_hand = max(1.0, 1.6 / (1.2 + 0.1), 2.0 / (1.4 + 0.2), 2.2 / (4.0 + 0.3))
-    assert expected([0.6, 0.4, 0.2], 0.1, times) == pytest.approx(by_hand)
-    assert expected([0.6, 0.4], 5.0, times) == 1.0
 
 
 def make(edgecs: Edgecs, model: Path, folder: Path, *options: object) -> Outcome:

@@ -31,7 +31,7 @@ LAYERS = [
     {"ledger", "profile"},
     {"verify"},
     {"cascade", "store", "chat_template"},
-    {"writers"},
+    {"writers", "shipped"},
     {"planner"},
     {"stats"},
     {"session"},

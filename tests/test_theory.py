@@ -485,3 +485,11 @@ def test_a_target_that_is_free_or_never_called_is_refused(
 ):
     with pytest.raises(ConfigError, match="'target' must have forwards and a cost"):
         theory.walltime_improvement(1, forwards, {"target": cost, "base": 0.1})
+
+
+def test_drafts_of_the_best_length_are_taken():
+    times = {1: 1.0, 2: 1.2, 3: 1.4, 4: 4.0}
+    by_hand = max(1.6 / (1.2 + 0.1), 2.0 / (1.4 + 0.2), 2.2 / (4.0 + 0.3))
+    assert theory.draft_speedup([0.6, 0.4, 0.2], 0.1, times) == pytest.approx(by_hand)
+    assert theory.draft_speedup([0.6, 0.4], 5.0, times) == 1.0
+    assert theory.draft_speedup([0.9] * 9, 0.0, times) == pytest.approx(2.8 / 1.4)

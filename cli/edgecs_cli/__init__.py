@@ -20,6 +20,7 @@ EXIT_CODES = {
     4: "out of memory",
     5: "drafts changed an answer that strict had promised (`edgecs audit`)",
     6: "a download failed, or the disk is full; the next pull goes on where it stopped",
+    7: "making a drafter cannot go on; what was done is kept (`edgecs distill`)",
     130: "stopped with Ctrl-C",
     141: "the reader of standard output went away",
 }

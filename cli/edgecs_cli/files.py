@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from edgecs.load import Loaded, LoadedDrafter, load_drafter
+from edgecs.manifest import known_manifests
+from edgecs.shipped import shipped_drafters
 from edgecs_cli.options import draft_load_options
 from edgecs_cli.shared import open_store, progress_bars
+
+NOBODY = "none"  # as a --draft: not even the drafter that comes with the model
 
 
 def find_models(
@@ -20,9 +24,22 @@ def find_models(
     store = open_store(offline=offline)
     with progress_bars() as progress:
         return store.path(model, progress), [
-            Path(name) if Path(name).is_dir() else store.path(name, progress)
+            _folder(name) or store.path(name, progress)
             for name in drafts
+            if name != NOBODY
         ]
+
+
+def shipped_for(model: str) -> Path | None:
+    """The drafter that comes with edgecs for a model known by this name."""
+    manifest = known_manifests().get(model)
+    name = manifest.drafter if manifest else None
+    return shipped_drafters().get(name) if name else None
+
+
+def _folder(name: str) -> Path | None:
+    """An ONNX drafter's folder: one of edgecs' own, or a path; None: neither."""
+    return shipped_drafters().get(name) or (Path(name) if Path(name).is_dir() else None)
 
 
 def load_drafters(

@@ -124,7 +124,7 @@ def drafter_options(command: F) -> F:
             metavar="MODEL",
             help="A drafter: a model as for -m, or the folder of an ONNX drafter. May "
             "be repeated, the largest first: each one reviews those after it. Max-Gram "
-            "always comes last.",
+            "always comes last. none: not even the one that comes with a model.",
         ),
         click.option(
             "-td",

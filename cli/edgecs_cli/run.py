@@ -14,12 +14,14 @@ from edgecs.cascade import NamedModel, stack
 from edgecs.kmatrix import KMatrix
 from edgecs.load import Loaded, LoadedDrafter
 from edgecs.maxgram import MaxGram
+from edgecs.planner import MARGIN
 from edgecs.sampling import Sampling
 from edgecs.session import Session
+from edgecs.shipped import promise
 from edgecs.speculation import Speculation
 from edgecs.stats import Stats
 from edgecs_cli.exact import open_target, tiers
-from edgecs_cli.files import find_models, load_drafters
+from edgecs_cli.files import NOBODY, find_models, load_drafters, shipped_for
 from edgecs_cli.options import load_options
 from edgecs_cli.sampling import read_grammar, read_sampling
 from edgecs_cli.shared import Interrupt, say, show_log
@@ -84,7 +86,7 @@ def _matrix(values: dict[str, Any]) -> KMatrix | None:
     if values["draft_max"] is not None:
         raise click.UsageError("--k-matrix and --draft-max exclude each other")
     matrix = KMatrix.parse(values["k_matrix"])
-    matrix.check([*values["drafts"], "mag"])
+    matrix.check([*(name for name in values["drafts"] if name != NOBODY), "mag"])
     return matrix
 
 
@@ -95,15 +97,37 @@ def open_all(values: dict[str, Any], interrupt: Interrupt) -> Iterator[Opened]:
     with ExitStack() as closing:
         opening = open_target(request.model, values, interrupt)
         loaded, speculation = closing.enter_context(opening)
+        drafts, note = request.drafts, None
+        if speculation and not values["drafts"] and not request.matrix:
+            drafts, note = _shipped(values["model"], speculation)
         with interrupt:
-            drafters = load_drafters(request.drafts, loaded, values, closing)
+            drafters = load_drafters(drafts, loaded, values, closing)
         session = _session(loaded, drafters, request, speculation, values)
         closing.enter_context(session)
         opened = Opened(loaded, drafters, session, request, speculation)
         say(start_line(opened), quiet=values["quiet"])
+        if note:
+            say(note, quiet=values["quiet"])
         yield opened
         if speculation:
             speculation.save()
+
+
+def _shipped(model: str, speculation: Speculation) -> tuple[list[Path], str | None]:
+    """The drafter that comes with a model, if it promises anything here; else why not.
+
+    Loading one takes a third of a second, which is nothing to spend on hope.
+    """
+    folder = shipped_for(model)
+    if folder is None or not speculation.costs.known:
+        return [], None
+    promised = promise(folder, speculation.costs.times(0))
+    if promised > 1 + MARGIN:
+        return [folder], None
+    return [], (
+        f"drafter {folder.name} | left out: with it {promised:.2f} x plain decoding is "
+        "expected here"
+    )
 
 
 def _session(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -96,23 +96,3 @@ def _drafts(
         state = sample.states[at - 1 - sample.start]
         states.put(context, at - 1, state[None].astype(np.float32))
         context.append(said[at : at + 1])
-
-
-def expected(shares: Sequence[float], step: float, times: dict[int, float]) -> float:
-    """Tokens a second over plain decoding with drafts of the best length, or none.
-
-    step: seconds of a drafted token. times: seconds of a target call by width, 1 among
-    them. Drafts of every length from 0 to that of `shares` are looked at.
-
-    >>> expected([0.5, 0.25], 0.0, {1: 1.0, 2: 1.0})
-    1.5
-    >>> expected([0.5], 2.0, {1: 1.0, 2: 1.0})
-    1.0
-    """
-    best = 1.0
-    for k in range(1, len(shares) + 1):
-        wide = [seconds for width, seconds in times.items() if width > k]
-        if wide:
-            rate = (1 + sum(shares[:k])) / (min(wide) + k * step)
-            best = max(best, rate * times[1])
-    return best

@@ -17,10 +17,11 @@ from edgecs.errors import ConfigError
 from edgecs.load import Loaded
 from edgecs.onnx_manifest import read_drafter, write_drafter
 from edgecs.probe import curve
+from edgecs.theory import draft_speedup
 from edgecs_convert.distill.data import Wanted, write_samples
 from edgecs_convert.distill.export import export_head
 from edgecs_convert.distill.head import Head
-from edgecs_convert.distill.measure import Worth, expected, worth
+from edgecs_convert.distill.measure import Worth, worth
 from edgecs_convert.distill.samples import Sample, read_samples
 from edgecs_convert.distill.target import TargetFile
 from edgecs_convert.distill.texts import PROMPT, choose_vocabulary, windows
@@ -58,6 +59,7 @@ class Made:
     folder: Path
     coverage: float  # share of what the target says that it knows, on unseen topics
     worth: Worth
+    single: float  # seconds of the target's call of one token
     speedup: float  # expected, of greedy answers, over plain decoding
 
     def state(self) -> dict[str, Any]:
@@ -66,6 +68,7 @@ class Made:
             "coverage": round(self.coverage, 4),
             "agreement": [round(share, 4) for share in self.worth.shares],
             "ms_a_token": round(self.worth.seconds * 1e3, 3),
+            "target_ms": round(self.single * 1e3, 3),
             "expected_speedup": round(self.speedup, 3),
         }
 
@@ -104,8 +107,10 @@ def distill(loaded: Loaded, work: Path, out: Path, plan: Plan, tell: Tell) -> Ma
     tell("measuring the drafter on topics that it has not seen")
     size, cancel = target.vocab_size, loaded.cancel
     measured = worth(draft, unseen, size, cancel)
-    speedup = expected(measured.shares, measured.seconds, _times(loaded))
-    made = Made(out, vocabulary.coverage(unseen), measured, speedup)
+    times = _times(loaded)
+    speedup = draft_speedup(measured.shares, measured.seconds, times)
+    known = vocabulary.coverage(unseen)
+    made = Made(out, known, measured, times[1], speedup)
     figures = {**trained, "seconds": round(trainer.seconds), **made.state()}
     write_drafter(replace(read_drafter(draft), made=figures))
     whole_folder(out, lambda half: _copy(draft, half))

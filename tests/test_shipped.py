@@ -1,0 +1,96 @@
+"""Drafters that come with edgecs: used where their figures promise something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from edgecs.manifest import known_manifests
+from edgecs.onnx_manifest import DrafterManifest, read_drafter, write_drafter
+from edgecs.shipped import promise, shipped_drafters
+from edgecs_cli import files
+from tests.conftest import Outcome
+
+MADE = {"agreement": [0.6, 0.4, 0.2], "ms_a_token": 1.0, "target_ms": 10.0}
+FLAT = [10.0, 10.5, 11.0, 11.5]
+STEEP = [10.0, 20.0, 30.0, 40.0]
+
+
+def drafter(folder: Path, made: dict | None) -> Path:
+    folder.mkdir()
+    manifest = DrafterManifest(
+        name=folder.name,
+        description="a head",
+        license="MIT",
+        file="head.onnx",
+        kind="head",
+        cache="rows",
+        window=160,
+        vocabulary="0" * 64,
+        made=made,
+        folder=folder,
+    )
+    write_drafter(manifest)
+    return folder
+
+
+def test_the_drafters_of_known_models_are_there_and_small():
+    there = shipped_drafters()
+    for manifest in known_manifests().values():
+        if manifest.drafter:
+            folder = there[manifest.drafter]
+            about = read_drafter(folder)
+            assert about.made
+            assert about.license
+            size = sum(file.stat().st_size for file in folder.iterdir())
+            assert size <= 16 << 20
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (FLAT, 2.0 / (11 + 2) * 10),
+        (STEEP, 1.0),
+        ([20.0, 21.0, 22.0, 23.0], 2.0 / (22 + 4) * 20),  # all of it half as fast
+        ([10.0, float("inf"), float("inf"), 11.5], 2.2 / (11.5 + 3) * 10),
+    ],
+)
+def test_a_promise_follows_the_times_here(
+    tmp_path: Path, times: Sequence[float], expected: float
+):
+    folder = drafter(tmp_path / "head", MADE)
+    assert promise(folder, times) == pytest.approx(expected)
+
+
+def test_without_figures_nothing_is_promised(tmp_path: Path):
+    assert promise(drafter(tmp_path / "head", None), FLAT) == 1.0
+
+
+def test_a_drafter_that_promises_nothing_is_left_out_and_said_so(
+    edgecs: Callable[..., Outcome],
+    tiny_gguf: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """It is not even opened: there is no graph in its folder."""
+    slow = {**MADE, "ms_a_token": 1000.0}
+    folder = drafter(tmp_path / "slow-head", slow)
+    opening = import_module("edgecs_cli.run")  # `edgecs_cli.run` is a function too
+    monkeypatch.setattr(opening, "shipped_for", lambda model: folder)
+    fixed = ("generate", "-m", tiny_gguf, "-c", 512, "-p", "hi", "-n", 5)
+    outcome = edgecs(*fixed)
+    assert outcome.code == 0, outcome.err
+    assert "drafter slow-head | left out: with it 1.00 x plain" in outcome.err
+    for option in (("--draft", "none"), ("--no-spec",), ("--k-matrix", "3")):
+        assert "slow-head" not in edgecs(*fixed, *option).err
+
+
+def test_a_shipped_drafter_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = drafter(tmp_path / "head", MADE)
+    monkeypatch.setattr(files, "shipped_drafters", lambda: {"some-head": folder})
+    assert files._folder("some-head") == folder
+    assert files._folder(str(folder)) == folder
+    assert files._folder("other") is None
