@@ -25,6 +25,7 @@ COMMANDS = {
         "edgecs_cli.simulate", "Say what drafts should bring on other hardware."
     ),
     "audit": Entry("edgecs_cli.audit", "Prove that drafts change nothing."),
+    "convert": Entry("edgecs_cli.convert", "Make other forms of a model."),
     "distill": Entry("edgecs_cli.distill", "Make a drafter for a model."),
     "doctor": Entry("edgecs_cli.doctor", "Say what this machine can do for a model."),
 }

@@ -1,7 +1,5 @@
 """A GGUF as an ONNX drafter: its weights in a decoder graph, quantised, with manifest.
 
-    python -m edgecs_convert.onnx_export MODEL.gguf OUT [--quantize int8] [--window 512]
-
 Needs the extra `convert`; nothing is fetched. The weights go through transformers, so
 an architecture has to be one whose GGUF files transformers can read.
 """
@@ -9,18 +7,16 @@ an architecture has to be one whose GGUF files transformers can read.
 from __future__ import annotations
 
 import hashlib
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecs.errors import ConfigError, EdgecsError, ModelError
+from edgecs.errors import ConfigError, ModelError
 from edgecs.onnx_manifest import SMALLEST_WINDOW, DrafterManifest, write_drafter
 from edgecs.vocabulary import vocabulary_hash, write_pieces
 from edgecs_convert.folders import whole_folder
@@ -203,26 +199,3 @@ class _quietly(warnings.catch_warnings):
     def __enter__(self) -> None:
         super().__enter__()
         warnings.simplefilter("ignore")
-
-
-@click.command()
-@click.argument("gguf", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--quantize",
-    type=click.Choice(list(_QUANTISERS)),
-    default="int8",
-    show_default=True,
-)
-@click.option("--window", default=512, show_default=True, help="Tokens that it sees.")
-def main(gguf: Path, out: Path, quantize: str, window: int) -> None:
-    """Export a GGUF as an ONNX drafter."""
-    try:
-        print(export(gguf, out, quantize=quantize, window=window))
-    except EdgecsError as error:
-        print(f"onnx_export: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,197 @@
+"""`edgecs convert`: other forms of a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgecs.errors import ConfigError
+from edgecs_cli.files import find_models
+from edgecs_cli.shared import Interrupt, findings, reports_errors, say
+
+if TYPE_CHECKING:
+    from edgecs_convert.gguf_types import Variant
+    from edgecs_convert.ranking import Ranked
+
+_USUAL = ("bf16", "q8_0", "q4_0")
+
+
+@click.group()
+def convert() -> None:
+    """Make other forms of a model.
+
+    \b
+    edgecs convert gguf model-bf16.gguf --to q4_k_m --to q8_0
+    edgecs convert gguf model-bf16.gguf --for-this-machine
+    edgecs convert onnx small.gguf drafter
+    """
+
+
+@convert.command()
+@click.argument("model")
+@click.option(
+    "--to",
+    "kinds",
+    multiple=True,
+    metavar="TYPE",
+    help="A type of llama.cpp, as q4_k_m or iq4_xs. May be repeated.  "
+    f"[default: {', '.join(_USUAL)}]",
+)
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    metavar="FOLDER",
+    help="Where the files go; by default here.",
+)
+@click.option(
+    "--imatrix",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="An importance matrix, the .gguf that llama-imatrix writes.",
+)
+@click.option(
+    "--for-this-machine",
+    "ranked",
+    is_flag=True,
+    help="Also measure each type here, with its perplexity and its divergence from the "
+    "source on a small text, and show the fastest first.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--offline", is_flag=True, help="Never use the network.")
+@click.option("-q", "--quiet", is_flag=True, help="The table and nothing else.")
+@reports_errors
+def gguf(model: str, **values: Any) -> int:
+    """Make other types of a GGUF, with llama.cpp's own quantiser.
+
+    A file that is there already is kept. What is quantised already is quantised again,
+    and the table says so: its answers are those of the worse of the two types.
+
+    \b
+    edgecs convert gguf model-f16.gguf --to q4_k_m --imatrix imatrix.gguf -o models
+    edgecs convert gguf smollm2-135m-instruct --to q8_0 --for-this-machine
+    """
+    from edgecs_convert.gguf_types import make
+
+    path, _ = find_models(model, (), offline=values["offline"])
+    folder, kinds = values["folder"], [kind.lower() for kind in values["kinds"]]
+    variants = []
+    for kind in kinds or _USUAL:
+        say(f"making {kind}", quiet=values["quiet"])
+        variants.append(make(path, folder, kind, imatrix=values["imatrix"]))
+    perplexity, ranked = None, list["Ranked"]()
+    if values["ranked"]:
+        perplexity, ranked = _ranked(path, variants, values["quiet"])
+        variants = [one.variant for one in ranked]
+    if values["as_json"]:
+        click.echo(json.dumps(_fields(path, variants, perplexity, ranked)))
+        return 0
+    _table(variants, ranked)
+    if perplexity is not None:
+        click.echo(f"{path.name}: perplexity {perplexity:.3f}")
+    return 0
+
+
+@convert.command()
+@click.argument("model")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--quantize",
+    type=click.Choice(["int8", "int4", "none"]),
+    default="int8",
+    show_default=True,
+    help="Matrices, the output matrix among them.",
+)
+@click.option(
+    "--window",
+    type=click.IntRange(8),
+    default=512,
+    show_default=True,
+    help="Tokens that the drafter looks back over.",
+)
+@click.option("--offline", is_flag=True, help="Never use the network.")
+@reports_errors
+def onnx(model: str, folder: Path, quantize: str, window: int, offline: bool) -> int:
+    """Make an ONNX drafter of a small GGUF.
+
+    It drafts for every model with the same tokenizer. Needs the extra `convert`.
+
+    \b
+    edgecs convert onnx small.gguf drafter
+    edgecs generate -m big.gguf --draft drafter -p "What is a llama?"
+    """
+    from importlib.util import find_spec
+
+    if missing := [name for name in ("torch", "optimum") if find_spec(name) is None]:
+        raise ConfigError(
+            f"convert onnx needs {missing[0]}, which is not installed: pip install "
+            '"edgecs[convert]"'
+        )
+    from edgecs_convert.onnx_export import export
+
+    path, _ = find_models(model, (), offline=offline)
+    click.echo(export(path, folder, quantize=quantize, window=window))
+    return 0
+
+
+def _ranked(
+    path: Path, variants: Sequence[Variant], quiet: bool
+) -> tuple[float, list[Ranked]]:
+    from edgecs_convert.ranking import rank
+
+    with Interrupt() as cancel:
+        tell = partial(say, quiet=quiet)
+        return rank(path, variants, cancel, tell, findings())
+
+
+def _table(variants: Sequence[Variant], ranked: Sequence[Ranked]) -> None:
+    titles = ["type", "MiB", "bits a weight"]
+    if ranked:
+        titles += ["tok/s", "with drafts", "perplexity", "divergence"]
+    rows = []
+    for i, one in enumerate(variants):
+        row = [one.kind, f"{one.size / (1 << 20):.1f}", f"{one.bits:.2f}"]
+        if ranked:
+            here = ranked[i]
+            row += [f"{here.plain:.1f}", f"{here.drafted:.1f}"]
+            row += [f"{here.perplexity:.3f}", f"{here.divergence:.4f}"]
+        rows.append([*row, str(one.path) + _note(one)])
+    columns = list(zip([*titles, "file"], *rows, strict=True))
+    sizes = [max(map(len, column)) for column in columns[:-1]]
+    for row in [[*titles, "file"], *rows]:
+        cells = [cell.rjust(size) for cell, size in zip(row, sizes, strict=False)]
+        click.echo("  ".join([*cells, row[-1]]))
+
+
+def _note(variant: Variant) -> str:
+    if variant.source is None:
+        return ""
+    return f" (quantised again, from {variant.source}: no measure of quality)"
+
+
+def _fields(
+    path: Path,
+    variants: Sequence[Variant],
+    perplexity: float | None,
+    ranked: Sequence[Ranked],
+) -> dict[str, Any]:
+    rows = []
+    for i, one in enumerate(variants):
+        row: dict[str, Any] = {**one._asdict(), "path": str(one.path)}
+        row["requantised_from"] = row.pop("source")
+        if ranked:
+            row |= {
+                "plain_tokens_per_second": ranked[i].plain,
+                "drafted_tokens_per_second": ranked[i].drafted,
+                "perplexity": ranked[i].perplexity,
+                "divergence": ranked[i].divergence,
+            }
+        rows.append(row)
+    return {"source": path.name, "perplexity": perplexity, "variants": rows}
