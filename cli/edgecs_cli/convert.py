@@ -69,10 +69,12 @@ def convert() -> None:
 @click.option("-q", "--quiet", is_flag=True, help="The table and nothing else.")
 @reports_errors
 def gguf(model: str, **values: Any) -> int:
-    """Make other types of a GGUF, with llama.cpp's own quantiser.
+    """Make GGUFs of a model, with llama.cpp's own quantiser.
 
-    A file that is there already is kept. What is quantised already is quantised again,
-    and the table says so: its answers are those of the worse of the two types.
+    MODEL is as for -m, or the folder of a Hugging Face checkpoint (Llama, Qwen2, Qwen3;
+    needs the extra `convert`), of which a file in bf16 is made first. A file that is
+    there already is kept. What is quantised already is quantised again, and the table
+    says so: its answers are those of the worse of the two types.
 
     \b
     edgecs convert gguf model-f16.gguf --to q4_k_m --imatrix imatrix.gguf -o models
@@ -80,7 +82,7 @@ def gguf(model: str, **values: Any) -> int:
     """
     from edgecs_convert.gguf_types import make
 
-    path, _ = find_models(model, (), offline=values["offline"])
+    path = _source(model, values)
     folder, kinds = values["folder"], [kind.lower() for kind in values["kinds"]]
     variants = []
     for kind in kinds or _USUAL:
@@ -97,6 +99,33 @@ def gguf(model: str, **values: Any) -> int:
     if perplexity is not None:
         click.echo(f"{path.name}: perplexity {perplexity:.3f}")
     return 0
+
+
+def _source(model: str, values: dict[str, Any]) -> Path:
+    """The GGUF to start from; made now, where the model is a checkpoint."""
+    from edgecs_convert.hf_checkpoint import is_checkpoint, write_gguf
+
+    folder = Path(model)
+    if not is_checkpoint(folder):
+        path, _ = find_models(model, (), offline=values["offline"])
+        return path
+    _require("convert gguf of a checkpoint", "torch", "safetensors")
+    path = Path(values["folder"]) / f"{folder.resolve().name.lower()}-bf16.gguf"
+    if not path.exists():
+        say("making bf16 of the checkpoint", quiet=values["quiet"])
+        write_gguf(folder, path)
+    return path
+
+
+def _require(what: str, *modules: str) -> None:
+    """Raises ConfigError where the extra `convert` is not installed."""
+    from importlib.util import find_spec
+
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise ConfigError(
+            f"{what} needs {missing[0]}, which is not installed: pip install "
+            '"edgecs[convert]"'
+        )
 
 
 @convert.command()
@@ -127,13 +156,7 @@ def onnx(model: str, folder: Path, quantize: str, window: int, offline: bool) ->
     edgecs convert onnx small.gguf drafter
     edgecs generate -m big.gguf --draft drafter -p "What is a llama?"
     """
-    from importlib.util import find_spec
-
-    if missing := [name for name in ("torch", "optimum") if find_spec(name) is None]:
-        raise ConfigError(
-            f"convert onnx needs {missing[0]}, which is not installed: pip install "
-            '"edgecs[convert]"'
-        )
+    _require("convert onnx", "torch", "optimum")
     from edgecs_convert.onnx_export import export
 
     path, _ = find_models(model, (), offline=offline)
