@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from edgecs.onnx_manifest import read_drafter
 from edgecs.options import LoadOptions
 from edgecs.sampling import Sampling
 from edgecs.vocabulary import check_same
-from edgecs_convert.onnx_export import export, pack_int4
+from edgecs_convert.onnx_export import Form, export, pack_int4
+from edgecs_convert.pruning import frequent
+from tests.conftest import Outcome
 
 _MISSING = [
     name
@@ -117,7 +120,7 @@ def test_the_drafter_has_the_vocabulary_of_the_model(exported: Path, model_path:
 def test_a_plain_export_answers_as_llama_does(
     quantize: str, tiny_gguf: Path, tmp_path: Path
 ):
-    folder = export(tiny_gguf, tmp_path / "plain", quantize=quantize, window=32)
+    folder = export(tiny_gguf, tmp_path / "plain", Form(quantize, window=32))
     model = OnnxModel(folder, 272, threading.Event(), providers=CPU)
     assert model._cells._masks  # its mask is exact: forgetting costs nothing
     options = LoadOptions(
@@ -172,9 +175,9 @@ def test_what_cannot_be_exported_is_named(tiny_gguf: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="exists already"):
         export(tiny_gguf, tmp_path)
     with pytest.raises(ConfigError, match="'int3' is unknown: use one of int8, int4"):
-        export(tiny_gguf, tmp_path / "out", quantize="int3")
+        export(tiny_gguf, tmp_path / "out", Form("int3"))
     with pytest.raises(ConfigError, match="window must be 8 tokens or more, got 7"):
-        export(tiny_gguf, tmp_path / "out", window=7)
+        export(tiny_gguf, tmp_path / "out", Form(window=7))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -190,3 +193,124 @@ def test_importing_the_exporter_loads_no_torch():
     code = "import sys, edgecs_convert.onnx_export; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n"
+
+
+@needs_torch
+@pytest.mark.model
+def test_a_smaller_vocabulary_and_fewer_layers_still_draft(
+    edgecs: Callable[..., Outcome], tiny_gguf: Path, tmp_path: Path
+):
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog. " * 40)
+    folder = tmp_path / "small"
+    fixed = ("convert", "onnx", tiny_gguf, folder, "--quantize", "none")
+    pruned = ("--vocab-from", text, "--keep-layers", "0,", "--window", 64)
+    outcome = edgecs(*fixed, *pruned)
+    assert "cover 100.0% of the last tenth of text.txt" in outcome.err
+    assert "of the choices are the same" in outcome.err
+    manifest = read_drafter(folder)
+    assert manifest.made is not None
+    assert manifest.made["layers"] == [0]
+    ids = np.load(folder / "ids.npy")
+    letters = set(b"the quick brown fox jumps over the lazy dog. ")
+    assert letters <= set(ids.tolist())
+    assert ids.size < 60
+    said = (
+        "generate",
+        "-m",
+        tiny_gguf,
+        "-c",
+        256,
+        "-p",
+        "fox",
+        "-n",
+        30,
+        "-q",
+        "-s",
+        1,
+    )
+    plain = edgecs(*said, "--no-spec").out
+    drafted = edgecs(*said, "--draft", folder, "--k-matrix", "3,0;0,0")
+    assert drafted.code == 0, drafted.err
+    assert drafted.out == plain
+
+
+@needs_torch
+@pytest.mark.model
+def test_a_trimmed_drafter_says_what_the_whole_one_does(
+    tiny_gguf: Path, tmp_path: Path
+):
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefghijklmnopqrstuvwxyz " * 60)
+    form = Form("none", window=64, vocabulary_from=text)
+    folders = [
+        export(tiny_gguf, tmp_path / "whole", Form("none", window=64)),
+        export(tiny_gguf, tmp_path / "small", form),
+    ]
+    context = Context(list(b"hello world"))
+    rows = []
+    for folder in folders:
+        model = OnnxModel(folder, 272, threading.Event(), providers=CPU)
+        rows.append(model.score(context, NOTHING).logits[0].copy())
+        model.close()
+    known = np.load(folders[1] / "ids.npy")[:-1]
+    assert np.allclose(rows[0][known], rows[1][known], atol=1e-4)
+    # Of the small one this is about tokens that it does not know as well.
+    made = read_drafter(folders[0]).made
+    assert made is not None
+    assert made["largest_difference"] < 1e-3
+    assert made["same_choices"] == 1
+
+
+@needs_torch
+def test_the_layers_that_are_missed_least_go(tiny_gguf: Path):
+    import torch
+
+    from edgecs_convert.onnx_export import load_weights
+    from edgecs_convert.pruning import choices, find_layers, keep_layers
+
+    model = load_weights(tiny_gguf)
+    (first, last) = list(model.model.layers)
+    idle = type(first)(model.config, 0)
+    with torch.no_grad():
+        for weight in idle.parameters():
+            weight.zero_()
+    model.model.layers = torch.nn.ModuleList([first, idle, idle, last])
+    model.config.num_hidden_layers = 4
+    tokens = np.arange(40, dtype=np.int32)
+    before = choices(model, tokens)
+    assert find_layers(model, tokens, 2, lambda text: None) == [0, 3]
+    assert len(model.model.layers) == 4
+    keep_layers(model, [0, 3])
+    assert np.array_equal(choices(model, tokens), before)
+    for bad in ([], [0, 0], [7]):
+        with pytest.raises(ConfigError, match="cannot be kept: the model has 0 to 1"):
+            keep_layers(model, bad)
+    with pytest.raises(ConfigError, match="5 layers cannot be kept"):
+        find_layers(model, tokens, 5, lambda text: None)
+
+
+def test_frequent_tokens_are_kept_in_order():
+    tokens = np.array([5, 5, 3, 9, 9, 9, 1], dtype=np.int32)
+    assert frequent(tokens, 3, 12, always=[7]).tolist() == [5, 7, 9]
+    assert frequent(tokens, 99, 12, always=[]).tolist() == [1, 3, 5, 9]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"\xff", "cannot be read as text"), (b"short", "tokens: 1000 or more")],
+)
+def test_a_text_that_tells_nothing_is_refused(
+    tiny_gguf: Path, tmp_path: Path, content: bytes, says: str
+):
+    text = tmp_path / "text.txt"
+    text.write_bytes(content)
+    with pytest.raises(ConfigError, match=says):
+        export(tiny_gguf, tmp_path / "out", Form(vocabulary_from=text))
+    assert not (tmp_path / "out").exists()
+
+
+def test_layers_are_numbers(edgecs: Callable[..., Outcome], tiny_gguf: Path):
+    outcome = edgecs("convert", "onnx", tiny_gguf, "out", "--keep-layers", "some")
+    assert outcome.code == 2
+    assert "takes a number, or numbers with commas, not 'some'" in outcome.err

@@ -145,23 +145,61 @@ def _require(what: str, *modules: str) -> None:
     show_default=True,
     help="Tokens that the drafter looks back over.",
 )
+@click.option(
+    "--vocab-from",
+    "vocabulary_from",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="A text as the target writes it: only its tokens are kept, which makes the "
+    "largest matrices smaller.",
+)
+@click.option(
+    "--rows",
+    type=click.IntRange(16),
+    default=16_384,
+    show_default=True,
+    help="Most tokens that are kept so.",
+)
+@click.option(
+    "--keep-layers",
+    "layers",
+    metavar="N|A,B,...",
+    help="Keep N layers, those that are missed most, or these ones, counted from 0 "
+    "(a single one as A,).",
+)
 @click.option("--offline", is_flag=True, help="Never use the network.")
 @reports_errors
-def onnx(model: str, folder: Path, quantize: str, window: int, offline: bool) -> int:
+def onnx(model: str, folder: Path, layers: str | None, **values: Any) -> int:
     """Make an ONNX drafter of a small GGUF.
 
-    It drafts for every model with the same tokenizer. Needs the extra `convert`.
+    It drafts for every model with the same tokenizer, and says how far it is from what
+    it was made of. Needs the extra `convert`.
 
     \b
     edgecs convert onnx small.gguf drafter
+    edgecs convert onnx small.gguf drafter --vocab-from answers.txt --keep-layers 12
     edgecs generate -m big.gguf --draft drafter -p "What is a llama?"
     """
     _require("convert onnx", "torch", "optimum")
-    from edgecs_convert.onnx_export import export
+    from edgecs_convert.onnx_export import Form, export
 
-    path, _ = find_models(model, (), offline=offline)
-    click.echo(export(path, folder, quantize=quantize, window=window))
+    kept = _layers(layers)
+    path, _ = find_models(model, (), offline=values.pop("offline"))
+    click.echo(export(path, folder, Form(**values, layers=kept), say))
     return 0
+
+
+def _layers(text: str | None) -> int | tuple[int, ...] | None:
+    """The value of --keep-layers."""
+    if text is None:
+        return None
+    try:
+        numbers = tuple(int(part) for part in text.rstrip(",").split(","))
+    except ValueError as error:
+        raise click.UsageError(
+            f"--keep-layers takes a number, or numbers with commas, not {text!r}"
+        ) from error
+    return numbers if "," in text else numbers[0]
 
 
 def _ranked(

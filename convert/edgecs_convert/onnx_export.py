@@ -10,30 +10,62 @@ import hashlib
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecs.context import Tokens
 from edgecs.errors import ConfigError, ModelError
 from edgecs.onnx_manifest import SMALLEST_WINDOW, DrafterManifest, write_drafter
 from edgecs.vocabulary import vocabulary_hash, write_pieces
 from edgecs_convert.folders import whole_folder
+from edgecs_convert.pruning import find_layers, frequent, keep_layers, trim_vocabulary
+from edgecs_convert.text import TEXT
+
+if TYPE_CHECKING:
+    from edgecs.backends.llama_vocabulary import LlamaVocabulary
 
 TASK = "text-generation-with-past"
 _GRAPH = "model.onnx"
 _PIECES = "vocabulary.json"
+_IDS = "ids.npy"
+_COMPARED = 256  # tokens of the text that a drafter is compared on
+_LEAST = 1000  # tokens of a text that tells which tokens matter
 _BLOCK = 32  # weights that share a scale in int4
 
 
-def export(gguf: Path, out: Path, *, quantize: str = "int8", window: int = 512) -> Path:
+@dataclass(frozen=True)
+class Form:
+    """What a drafter is to be. quantize: "int8", "int4" or "none".
+
+    window: tokens that it looks back over. rows: most tokens in its vocabulary, of
+    those that occur in `vocabulary_from`, a text; without one it has all of the
+    source's. layers: how many are kept, the best ones are looked for; or which.
+    """
+
+    quantize: str = "int8"
+    window: int = 512
+    vocabulary_from: Path | None = None
+    rows: int = 16_384
+    layers: int | tuple[int, ...] | None = None
+
+
+Tell = Callable[[str], None]
+
+
+def export(
+    gguf: Path, out: Path, form: Form | None = None, tell: Tell = lambda text: None
+) -> Path:
     """Writes a drafter's folder and returns it; `out` must not exist yet.
 
-    quantize: "int8", "int4" or "none". A run that is cut short leaves nothing at `out`.
+    A run that is cut short leaves nothing at `out`. Raises ConfigError, ModelError.
     """
-    _check(gguf, out, quantize, window)
-    return whole_folder(out, lambda folder: _fill(folder, gguf, quantize, window))
+    form = form or Form()
+    _check(gguf, out, form)
+    return whole_folder(out, lambda folder: _fill(folder, gguf, form, tell))
 
 
 def export_module(model: Any, out: Path, *, quantize: str = "int8") -> None:
@@ -69,31 +101,114 @@ def load_weights(gguf: Path) -> Any:
     return model
 
 
-def _fill(folder: Path, gguf: Path, quantize: str, window: int) -> None:
-    from edgecs.backends.llama_vocabulary import read_pieces
+def _fill(folder: Path, gguf: Path, form: Form, tell: Tell) -> None:
+    from edgecs.backends.llama_vocabulary import open_vocabulary
+    from edgecs_convert.parity import parity
 
-    pieces = read_pieces(gguf)
+    with open_vocabulary(gguf) as vocabulary:
+        pieces = vocabulary.pieces()
+        text = vocabulary.encode(TEXT)[: min(_COMPARED, form.window - 1)]
+        ids, coverage = _ids(vocabulary, form, tell)
     write_pieces(folder / _PIECES, pieces)
     model = load_weights(gguf)
+    rows = _rows(model, text)
+    layers = _layers(model, form, text, tell)
+    if ids is not None:
+        ids = trim_vocabulary(model, ids)
+        np.save(folder / _IDS, ids)
     graph = folder / _GRAPH
-    export_module(model, graph, quantize=quantize)
-    write_drafter(
-        DrafterManifest(
-            name=gguf.stem,
-            description=f"{gguf.stem} as an ONNX drafter",
-            license=_license(gguf),
-            file=_GRAPH,
-            cache="growing",
-            window=window,
-            vocabulary=vocabulary_hash(pieces),
-            vocabulary_file=_PIECES,
-            parameters=sum(p.numel() for p in model.parameters()),
-            quantization=None if quantize == "none" else quantize,
-            source=gguf.name,
-            size=graph.stat().st_size,
-            sha256=hashlib.sha256(graph.read_bytes()).hexdigest(),
-            folder=folder,
+    export_module(model, graph, quantize=form.quantize)
+    manifest = _manifest(folder, gguf, form, model, vocabulary_hash(pieces), ids)
+    write_drafter(manifest)
+    apart = parity(folder, rows, text)
+    tell(
+        f"against {gguf.name}: logits differ by {apart.largest:.3g} at most, "
+        f"{apart.same:.1%} of the choices are the same"
+    )
+    made: dict[str, Any] = {
+        "largest_difference": round(apart.largest, 5),
+        "same_choices": round(apart.same, 4),
+    }
+    if layers:
+        made["layers"] = layers
+    if coverage is not None:
+        made["coverage"] = round(coverage, 4)
+    write_drafter(replace(manifest, made=made))
+
+
+def _ids(
+    vocabulary: LlamaVocabulary, form: Form, tell: Tell
+) -> tuple[Tokens | None, float | None]:
+    """The ids to keep, None: all; and the share of a part of the text that they cover.
+
+    They come from the other nine tenths of it.
+    """
+    path = form.vocabulary_from
+    if path is None:
+        return None, None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as text: {error}") from error
+    tokens = vocabulary.encode(text, document=False)
+    if tokens.size < _LEAST:
+        raise ConfigError(
+            f"{path} has {tokens.size} tokens: {_LEAST} or more are needed to tell "
+            "which ones matter"
         )
+    held = tokens[-tokens.size // 10 :]
+    always = [
+        *vocabulary.ends,
+        *vocabulary.encode(vocabulary.bos or "", document=False),
+    ]
+    ids = frequent(tokens[: -held.size], form.rows, vocabulary.size, always)
+    coverage = float(np.isin(held, ids).mean())
+    tell(f"{ids.size} tokens cover {coverage:.1%} of the last tenth of {path.name}")
+    return ids, coverage
+
+
+def _layers(model: Any, form: Form, text: Tokens, tell: Tell) -> list[int] | None:
+    """Cuts layers, as asked; the ones that are left."""
+    if form.layers is None:
+        return None
+    kept = form.layers
+    if isinstance(kept, int):
+        kept = tuple(find_layers(model, text, kept, tell))
+    keep_layers(model, kept)
+    return sorted(kept)
+
+
+def _rows(model: Any, tokens: Tokens) -> NDArray[np.float32]:
+    """The logits of a transformers model behind every token of a text."""
+    import torch
+
+    with torch.no_grad():
+        ids = torch.from_numpy(tokens[None].astype(np.int64))
+        rows = model(ids, use_cache=False).logits[0].numpy()
+    return np.asarray(rows, dtype=np.float32)
+
+
+def _manifest(
+    folder: Path, gguf: Path, form: Form, model: Any, hashed: str, ids: Tokens | None
+) -> DrafterManifest:
+    graph = folder / _GRAPH
+    return DrafterManifest(
+        name=gguf.stem,
+        description=f"{gguf.stem} as an ONNX drafter",
+        license=_license(gguf),
+        file=_GRAPH,
+        cache="growing",
+        window=form.window,
+        vocabulary=hashed,
+        vocabulary_file=_PIECES,
+        id_map=None if ids is None else _IDS,
+        unknown=None if ids is None else len(ids) - 1,
+        parameters=sum(p.numel() for p in model.parameters()),
+        quantization=None if form.quantize == "none" else form.quantize,
+        source=gguf.name,
+        size=graph.stat().st_size,
+        sha256=hashlib.sha256(graph.read_bytes()).hexdigest(),
+        folder=folder,
     )
 
 
@@ -104,7 +219,8 @@ def _license(gguf: Path) -> str:
     return "unknown" if field is None else str(field.contents())
 
 
-def _check(gguf: Path, out: Path, quantize: str, window: int) -> None:
+def _check(gguf: Path, out: Path, form: Form) -> None:
+    quantize, window = form.quantize, form.window
     if not gguf.is_file():
         raise ModelError(f"there is no file {gguf}: give the GGUF to export")
     if out.exists():

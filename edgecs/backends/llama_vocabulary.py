@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,12 +113,21 @@ class LlamaVocabulary:
 
 def read_pieces(gguf: Path) -> list[bytes]:
     """`LlamaVocabulary.pieces` of a file, without its weights; raises ModelError."""
+    with open_vocabulary(gguf) as vocabulary:
+        return vocabulary.pieces()
+
+
+@contextmanager
+def open_vocabulary(gguf: Path) -> Iterator[LlamaVocabulary]:
+    """The tokenizer of a file, without its weights; raises ModelError."""
     params = lib.llama_model_default_params()
     params.vocab_only = True
     model = lib.llama_model_load_from_file(os.fsencode(gguf), params)
     if model is None:
         raise ModelError(f"llama.cpp cannot read the tokenizer of {gguf}")
+    vocabulary = LlamaVocabulary(model)
     try:
-        return LlamaVocabulary(model).pieces()
+        yield vocabulary
     finally:
+        vocabulary.closed = True
         lib.llama_model_free(model)
