@@ -63,12 +63,14 @@ def follow(
 
     choose: the target's choice, see `describe`.
     """
-    numbers = count(1)
+    numbers, before = count(1), session.on_round
 
     def note(context: Context, done: Round) -> None:
         tier = session.cascade.limits.tier(len(context) - 1)
         told = describe(context, done, tier, session.tokenizer, choose)
         write({"round": next(numbers), **told})
+        if before:
+            before(context, done)
 
     session.on_round = note
 

@@ -21,10 +21,11 @@ from edgecs.load import Loaded
 from edgecs.onnx_manifest import read_drafter
 from edgecs.testing import write_random_gguf
 from edgecs_convert.distill import samples as store
-from edgecs_convert.distill.crowd import Crowd, Task, best
+from edgecs_convert.distill.crowd import Crowd, Task
 from edgecs_convert.distill.data import Wanted, write_samples
 from edgecs_convert.distill.samples import (
     Sample,
+    best,
     numbers,
     read_samples,
     shards,
@@ -351,6 +352,48 @@ def test_from_a_model_to_a_drafter_and_its_answers(
 
     again = make(edgecs, tiny_gguf, tmp_path, "--epochs", 1)
     one_line(again, 2, "exists already")
+
+
+@needs_torch
+@pytest.mark.filterwarnings("ignore")
+def test_a_drafter_learns_from_what_sessions_kept(
+    edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path
+):
+    made = make(edgecs, tiny_gguf, tmp_path, "--epochs", 0.1)
+    assert made.code == 0, made.err
+    log = tmp_path / "log"
+    said = ("generate", "-m", tiny_gguf, "-c", 512, "-n", 40, "-q", "-s", 1)
+    for text in ("hello", "what"):
+        plain = edgecs(*said, "-p", text, "--no-spec").out
+        drafter = ("--draft", tmp_path / "made", "--k-matrix", "3,2;0,0")
+        kept = edgecs(*said, "-p", text, *drafter, "--log-answers", log)
+        assert kept.out == plain
+    first, second = read_samples(log)
+    assert 1 < second.size < first.size == 40  # the second one came to its end
+    assert first.number != second.number
+    table = TargetFile(tiny_gguf).table(np.arange(272))
+    logits = first.states.astype(np.float32) @ table.T
+    picked = np.take_along_axis(logits, first.top_ids[1:], axis=1)
+    assert np.allclose(picked, first.top_logits[1:].astype(np.float32), atol=0.3)
+
+    work = ("--work", tmp_path / "work", "-o", tmp_path / "better", "--json")
+    sizes = ("--tokens", 1000, "--answer", 16, "--parallel", 8, "--rows", 120)
+    fixed = ("distill", "-m", tiny_gguf, "-c", 256, *sizes, *work)
+    outcome = edgecs(*fixed, "--resume-from-log", log, "--epochs", 1)
+    assert outcome.code == 0, outcome.err
+    manifest = read_drafter(tmp_path / "better")
+    assert manifest.made is not None
+    assert manifest.made["prompts"] == "sessions"
+    assert manifest.made["tokens"] == first.size + second.size
+    before, after = (
+        (tmp_path / name / "head.onnx").read_bytes() for name in ("made", "better")
+    )
+    assert before != after
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    other = ("--work", tmp_path / "work", "-o", tmp_path / "third")
+    nothing = edgecs(*fixed[:-5], *other, "-q", "--resume-from-log", empty)
+    one_line(nothing, 2, "has no answers: keep some with")
 
 
 @needs_torch

@@ -75,6 +75,14 @@ from edgecs_cli.shared import Interrupt, reports_errors, say, show_log
     show_default=True,
     help="Matrices of the drafter.",
 )
+@click.option(
+    "--resume-from-log",
+    "log",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="Go on training the drafter of --work with the answers in this folder, which "
+    "`--log-answers` kept; --tokens, --rows and --answer as when it was made.",
+)
 @click.option("-s", "--seed", type=click.IntRange(0), default=1, show_default=True)
 @click.option(
     "--work",
@@ -105,6 +113,8 @@ def distill(**values: Any) -> int:
     edgecs distill -m smollm2-135m-instruct -o drafter
     edgecs distill -m ./model.gguf --prompts mine.txt --tokens 1000000 -o drafter
     edgecs generate -m ./model.gguf --draft drafter -p "What is a llama?"
+    edgecs chat -m ./model.gguf --draft drafter --log-answers answers
+    edgecs distill -m ./model.gguf --resume-from-log answers --epochs 1 -o better
     """
     if find_spec("torch") is None:
         raise ConfigError(
@@ -133,6 +143,7 @@ def distill(**values: Any) -> int:
         values["prompts"],
         Recipe(values["epochs"], values["rate"], seed=values["seed"]),
         int8=values["quantize"] == "int8",
+        log=values["log"],
     )
     with Interrupt() as cancel, load_target(path, values, cancel) as loaded:
         made = make(

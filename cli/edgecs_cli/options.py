@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
@@ -161,6 +162,14 @@ def drafter_options(command: F) -> F:
 def schedule_options(command: F) -> F:
     """The options that say how much is drafted."""
     options = [
+        click.option(
+            "--log-answers",
+            "log_answers",
+            type=click.Path(path_type=Path, file_okay=False),
+            metavar="FOLDER",
+            help="Keep answers here, with the model's best logits and hidden states, "
+            "for `edgecs distill --resume-from-log`. They never leave this machine.",
+        ),
         click.option(
             "--k-matrix",
             metavar="ROWS",

@@ -104,6 +104,12 @@ def open_all(values: dict[str, Any], interrupt: Interrupt) -> Iterator[Opened]:
             drafters = load_drafters(drafts, loaded, values, closing)
         session = _session(loaded, drafters, request, speculation, values)
         closing.enter_context(session)
+        if values["log_answers"]:
+            from edgecs_convert.distill.log import AnswerLog
+
+            states, heat = loaded.target.note_states(), request.sampling.temperature
+            log = AnswerLog(session, states, values["log_answers"], heat)
+            closing.callback(log.close)
         opened = Opened(loaded, drafters, session, request, speculation)
         say(start_line(opened), quiet=values["quiet"])
         if note:

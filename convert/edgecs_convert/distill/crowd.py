@@ -19,11 +19,9 @@ from edgecs.backends import llama_library as library
 from edgecs.backends.llama_model import LlamaModel
 from edgecs.context import Tokens
 from edgecs.errors import Cancelled, DistillError, OutOfMemory
-from edgecs_convert.distill.samples import Sample
+from edgecs_convert.distill.samples import KEPT, Sample, best
 
-KEPT = 32  # logits of a row that are kept, and that a sampled token is drawn from
 _BATCH = 512  # tokens in one call
-_BLOCK = 64  # logits whose largest one is looked at first
 
 
 class Task(NamedTuple):
@@ -217,35 +215,3 @@ class Crowd:
     def _leave(self, i: int) -> None:
         lib.llama_memory_seq_rm(self._memory, i, -1, -1)
         self._seats[i] = None
-
-
-def best(
-    rows: NDArray[np.float32], count: int
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The `count` largest values of every row, largest first: indices and values.
-
-    They lie in the `count` blocks with the largest maxima, so only those are sorted.
-
-    >>> ids, values = best(np.array([[1, 5, 2, 4]], dtype=np.float32), 2)
-    >>> ids.tolist(), values.tolist()
-    ([[1, 3]], [[5.0, 4.0]])
-    """
-    n, size = rows.shape
-    count = min(count, size)
-    blocks = -(-size // _BLOCK)
-    whole = size // _BLOCK
-    if blocks <= count:
-        places = np.broadcast_to(np.arange(size), (n, size))
-    else:
-        top = np.empty((n, blocks), dtype=np.float32)
-        top[:, :whole] = rows[:, : whole * _BLOCK].reshape(n, whole, _BLOCK).max(axis=2)
-        if whole < blocks:
-            top[:, whole] = rows[:, whole * _BLOCK :].max(axis=1)
-        chosen = np.argpartition(top, -count)[:, -count:]
-        places = (chosen[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(n, -1)
-    # Places behind the end of a row stand for its last value, and must not win twice.
-    values = np.take_along_axis(rows, np.minimum(places, size - 1), axis=1)
-    values = np.where(places < size, values, -np.inf)
-    order = np.argsort(-values, kind="stable")[:, :count]
-    found = np.take_along_axis(places, order, axis=1).astype(np.int32)
-    return found, np.take_along_axis(values, order, axis=1)

@@ -24,11 +24,17 @@ from edgecs_convert.distill.head import Head
 from edgecs_convert.distill.measure import Worth, worth
 from edgecs_convert.distill.samples import Sample, read_samples
 from edgecs_convert.distill.target import TargetFile
-from edgecs_convert.distill.texts import PROMPT, choose_vocabulary, windows
+from edgecs_convert.distill.texts import (
+    PROMPT,
+    Vocabulary,
+    choose_vocabulary,
+    windows,
+)
 from edgecs_convert.distill.train import Recipe, Trainer
 from edgecs_convert.folders import whole_folder
 
-_SEEN, _UNSEEN, _CHECKPOINT = "samples", "unseen", "head.pt"
+_SEEN, _UNSEEN, _CHECKPOINT, _UPDATE = "samples", "unseen", "head.pt", "update.pt"
+_CALMER = 0.2  # of the learning rate, where a head that was trained learns more
 _UNSEEN_SHARE, _UNSEEN_MOST = 10, 30_000  # one of so many tokens is for measuring
 _WIDTHS = (1, 2, 3, 4)  # of the target, that are timed
 
@@ -40,7 +46,8 @@ class Plan:
     """What to make. tokens: of answers to learn from. rows: tokens that it knows.
 
     prompts: a file of prompts instead of the topics. With it the drafter is measured on
-    the topics all the same.
+    the topics all the same. log: what sessions kept (`log`): the head of the work
+    folder learns from it, and from as many of its old samples, so as not to forget.
     """
 
     tokens: int = 400_000
@@ -50,6 +57,7 @@ class Plan:
     prompts: Path | None = None
     recipe: Recipe = field(default_factory=Recipe)
     int8: bool = True
+    log: Path | None = None  # answers of sessions, for a head that is trained already
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,7 @@ def distill(loaded: Loaded, work: Path, out: Path, plan: Plan, tell: Tell) -> Ma
     figures = {**trained, "seconds": round(trainer.seconds), **made.state()}
     write_drafter(replace(read_drafter(draft), made=figures))
     whole_folder(out, lambda half: _copy(draft, half))
+    (work / _UPDATE).unlink(missing_ok=True)  # the next log is another one
     return made
 
 
@@ -154,6 +163,8 @@ def _trainer(
     )
     head = Head(target.shape(vocabulary.rows), plan.recipe.seed)
     head.begin_from(target.table(vocabulary.ids), target.norm())
+    if plan.log is not None:
+        return _updating(head, vocabulary, samples, work, plan, plan.log)
     every = windows(samples, plan.recipe.length)
     trainer = Trainer(head, every, vocabulary, plan.recipe, work / _CHECKPOINT)
     noted = {
@@ -161,6 +172,41 @@ def _trainer(
         "answers": len(samples),
         "prompts": plan.prompts.name if plan.prompts else "topics",
         **asdict(plan.recipe),
+    }
+    return trainer, noted
+
+
+def _updating(
+    head: Head,
+    vocabulary: Vocabulary,
+    old: list[Sample],
+    work: Path,
+    plan: Plan,
+    log: Path,
+) -> tuple[Trainer, dict[str, Any]]:
+    """More training of a head, on what sessions kept."""
+    new = [*read_samples(log)]
+    if not new:
+        raise ConfigError(
+            f"{log} has no answers: keep some with `edgecs chat --log-answers {log}`"
+        )
+    if new[0].states.shape[1] != head.shape.width:
+        raise ConfigError(f"the answers in {log} are of another model: give its own")
+    tokens = sum(sample.size for sample in new)
+    remembered: list[Sample] = []
+    for sample in old:
+        if sum(one.size for one in remembered) >= tokens:
+            break
+        remembered.append(sample)
+    recipe = replace(plan.recipe, rate=plan.recipe.rate * _CALMER)
+    every = windows([*new, *remembered], recipe.length)
+    trainer = Trainer(head, every, vocabulary, recipe, work / _UPDATE)
+    trainer.begin_from(work / _CHECKPOINT)
+    noted = {
+        "tokens": tokens,
+        "answers": len(new),
+        "prompts": "sessions",
+        **asdict(recipe),
     }
     return trainer, noted
 

@@ -104,6 +104,20 @@ class Trainer:
         if path.exists():
             self._load()
 
+    def begin_from(self, path: Path) -> None:
+        """Takes over the weights of another training's checkpoint, if it is new.
+
+        Raises DistillError where there is none, or one of another head.
+        """
+        if self.done:
+            return
+        if not path.exists():
+            raise DistillError(f"there is no checkpoint {path}: train a drafter first")
+        state = self._read(path)
+        if state["made"]["shape"] != self.head.shape.state():
+            raise DistillError(f"{path} is of another head: give the same --rows")
+        self.head.load_state_dict(state["head"])
+
     def run(self, cancel: threading.Event, tell: Tell) -> None:
         """Trains until the recipe is done.
 
@@ -199,16 +213,22 @@ class Trainer:
             ) from error
         return now
 
-    def _load(self) -> None:
+    def _read(self, path: Path) -> dict[str, Any]:
         try:
-            state = torch.load(self._path, map_location=self._on, weights_only=True)
-            made = state["made"]
+            state: dict[str, Any] = torch.load(
+                path, map_location=self._on, weights_only=True
+            )
+            state["made"]["shape"]
         except (*_BROKEN, pickle.UnpicklingError) as error:
             raise DistillError(
-                f"{self._path} cannot be read as a checkpoint "
-                f"({type(error).__name__}): remove it to train anew"
+                f"{path} cannot be read as a checkpoint ({type(error).__name__}): "
+                "remove it to train anew"
             ) from error
-        if made != self._made():
+        return state
+
+    def _load(self) -> None:
+        state = self._read(self._path)
+        if state["made"] != self._made():
             raise DistillError(
                 f"{self._path} was made with another recipe or other samples: remove "
                 "it, or give another folder"

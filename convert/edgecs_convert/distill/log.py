@@ -1,0 +1,105 @@
+"""Answers of a session as samples, for a drafter that learns from them later.
+
+What a target computed to verify is what training needs: its best logits and its hidden
+states (Online Speculative Decoding, arXiv 2310.07177, trains on rejected tokens; a head
+needs the states of the others too). Nothing leaves this machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.cascade import Round
+from edgecs.context import Context
+from edgecs.session import Session
+from edgecs.states import States
+from edgecs.stats import Stats
+from edgecs_convert.distill.samples import KEPT, Sample, best, write_shard
+
+_TOGETHER = 16  # answers in a file
+
+
+class AnswerLog:
+    """Keeps the answers of a session in a folder of samples; to be closed.
+
+    states: of the session's target, which it has to note. Raises DistillError where the
+    disk does not take it.
+    """
+
+    def __init__(
+        self, session: Session, states: States, folder: Path, temperature: float
+    ) -> None:
+        self._session, self._states = session, states
+        self._folder, self._temperature = folder, temperature
+        self._done: list[Sample] = []
+        self._begin(None)
+        self._before, session.on_round = session.on_round, self._note
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._end()
+        if self._done:
+            write_shard(self._folder, self._done)
+            self._done = []
+
+    def _begin(self, stats: Stats | None) -> None:
+        self._stats = stats  # of the answer that is being followed
+        self._whole = True  # whether every round so far could be kept
+        self._first: NDArray[np.int32] = np.empty(0, dtype=np.int32)
+        self._tokens: list[int] = []
+        self._ids: list[NDArray[np.int32]] = []
+        self._logits: list[NDArray[np.float16]] = []
+        self._kept: list[NDArray[np.float16]] = []
+
+    def _note(self, context: Context, done: Round) -> None:
+        """Called with every round but the first one, before it is committed."""
+        if self._session.stats is not self._stats:
+            self._end()
+            self._begin(self._session.stats)
+            self._first = context.tokens.copy()  # the prompt and the first token
+        # A choice that was made again has other rows than these.
+        self._whole &= not done.again
+        if self._whole:
+            nodes = [0, *(node + 1 for node in done.verdict.path)]
+            ids, logits = best(np.asarray(done.rows.logits[nodes]), KEPT)
+            cell = len(context) - 1
+            states = self._states.of(context, cell, cell + len(nodes))
+            self._tokens += done.tokens
+            self._ids += [*ids]
+            self._logits += [*logits.astype(np.float16)]
+            self._kept += [*states.astype(np.float16)]
+        if self._before:
+            self._before(context, done)
+
+    def _end(self) -> None:
+        """The answer that was followed, as a sample."""
+        if self._stats is None or not self._tokens:
+            return
+        size = self._stats.tokens - 1  # a round may have said more than was wanted
+        tokens = np.array(self._tokens[:size], dtype=np.int32)
+        self._done.append(
+            Sample(
+                time.time_ns(),
+                self._temperature,
+                np.concatenate([self._first, tokens]),
+                self._first.size - 1,
+                _with_first(int(self._first[-1]), self._ids[: tokens.size]),
+                _with_first(0, self._logits[: tokens.size]),
+                np.stack(self._kept[: tokens.size]),
+            )
+        )
+        self._begin(None)
+        if len(self._done) >= _TOGETHER:
+            write_shard(self._folder, self._done)
+            self._done = []
+
+
+def _with_first(value: int, rows: Sequence[NDArray[np.generic]]) -> NDArray:  # type: ignore[type-arg]
+    """Rows, with one before them for the first token, of which nothing is known."""
+    first = np.full_like(rows[0], value)
+    return np.stack([first, *rows])
