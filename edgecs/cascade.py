@@ -198,10 +198,14 @@ class Cascade:
 
 
 class NamedModel(NamedTuple):
-    """A language model that takes part in a cascade, and its name in statistics."""
+    """A language model that takes part in a cascade, and its name in statistics.
+
+    right: share of its tokens that is right, where somebody counted.
+    """
 
     name: str
     model: LanguageModel
+    right: float | None = None
 
 
 def stack(
@@ -218,10 +222,10 @@ def stack(
     nobody. The result goes with `matrix.counts(0)`. Raises ConfigError when the matrix
     does not fit.
     """
-    matrix.check([*(name for name, _ in models), last.name])
+    matrix.check([*(named.name for named in models), last.name])
     drafters: list[Drafter] = [last]
     for level in range(len(models), 0, -1):
-        name, model = models[level - 1]
+        name, model, _ = models[level - 1]
         counts = matrix.counts(level)
         inner = Cascade(
             model,

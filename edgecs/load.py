@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from edgecs.cascade import NamedModel
 from edgecs.choice import Choices, Rule, always, chooser, greedy
 from edgecs.draft import Drafter, LanguageModel
 from edgecs.errors import ModelError, OutOfMemory
@@ -159,6 +160,12 @@ class LoadedDrafter:
     parameters: int | None  # weights; None: not known
     close: Callable[[], None]  # may be called again
     fingerprint: str = ""  # of its files, see `profile.fingerprint`
+    right: float | None = None  # share of its tokens that was right where it was made
+
+    @property
+    def named(self) -> NamedModel:
+        """As it takes part in a cascade."""
+        return NamedModel(self.name, self.model, self.right)
 
     def __enter__(self) -> LoadedDrafter:
         return self
@@ -276,6 +283,7 @@ def _load_onnx(folder: Path, target: Loaded, threads: int) -> LoadedDrafter:
         manifest.parameters,
         model.close,
         fingerprint(folder),
+        manifest.right,
     )
 
 

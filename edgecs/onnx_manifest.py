@@ -58,6 +58,12 @@ class DrafterManifest:
         """The graph."""
         return self.folder / self.file
 
+    @property
+    def right(self) -> float | None:
+        """How often the first token of a draft was right when it was measured."""
+        shares = (self.made or {}).get("agreement")
+        return float(shares[0]) if shares else None
+
     def pieces(self) -> list[bytes] | None:
         """The texts of all tokens; None where the drafter came without them."""
         if self.vocabulary_file is None:

@@ -172,13 +172,16 @@ class Speculation:
             ends=ends,
         )
         known = self._kept("drafters")
+        told = {named.name: named.right for named in models}
         for writer in planner.writers:
             mark = (fingerprints or {}).get(writer.name, writer.name)
             if mark not in self._used:
                 self._used[mark] = self._times_of(writer.cascade.reviewer, known, mark)
             writer.review.costs = self._used[mark]
             right = self._kept("right").get(mark)
-            if isinstance(right, float):
+            # What this machine has seen counts; without it, what its makers counted.
+            right = right if isinstance(right, float) else told[writer.name]
+            if right is not None:
                 writer.taught(right)
             self._writers[mark] = writer
         return planner

@@ -10,6 +10,7 @@ from edgecs_bench.answers import Answer
 from edgecs_bench.blocks import Done
 from edgecs_bench.pages import (
     audits,
+    drafters_overview,
     first_tokens,
     peers_overview,
     predictions,
@@ -136,6 +137,22 @@ def test_predictions_are_those_of_the_command(edgecs):
         target, *cells = row.strip("| ").split(" | ")
         assert target == "SmolLM2-135M-Instruct.Q4_1"
         assert " ".join(cells) in " ".join(text.split())
+
+
+def test_drafters_are_a_row_for_each_temperature(tmp_path: Path):
+    row = {"drafter": "a", "right": [0.5, 0.25, 0.125], "drafts": 9, "temperature": 0.8}
+    told = {
+        "suites": ["x.jsonl", "y"],
+        "bytes": {"a": 2_500_000},
+        "rows": [{**row, "ms_a_token": 0.5}, {**row, "drafter": "b", "ms_a_token": 0}],
+    }
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps(told) + "\n")
+    _, _, *rows = drafters_overview(path).splitlines()
+    assert rows == [
+        "| x.jsonl, y | 0.8 | a | 0.50 / 0.25 / 0.12 | 0.50 | 2.5 |",
+        "| x.jsonl, y | 0.8 | b | 0.50 / 0.25 / 0.12 | - | - |",
+    ]
 
 
 def test_audits_count_forks_by_tier(tmp_path: Path):

@@ -6,16 +6,27 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from edgecs.cascade import NamedModel, stack
+from edgecs.chat_template import ChatTemplate
+from edgecs.context import Context
+from edgecs.draft import NOTHING, Draft
+from edgecs.kmatrix import KMatrix
+from edgecs.load import Loaded, load_drafter
 from edgecs.manifest import known_manifests
+from edgecs.maxgram import MaxGram
 from edgecs.onnx_manifest import DrafterManifest, read_drafter, write_drafter
+from edgecs.sampling import Sampling
 from edgecs.shipped import promise, shipped_drafters
 from edgecs_cli import files
+from edgecs_convert.distill.target import TargetFile
 from tests.conftest import Outcome
 
 MADE = {"agreement": [0.6, 0.4, 0.2], "ms_a_token": 1.0, "target_ms": 10.0}
 FLAT = [10.0, 10.5, 11.0, 11.5]
+MATRIX = KMatrix.parse("2,2;0,0")
 STEEP = [10.0, 20.0, 30.0, 40.0]
 
 
@@ -94,3 +105,51 @@ def test_a_shipped_drafter_has_a_name(tmp_path: Path, monkeypatch: pytest.Monkey
     assert files._folder("some-head") == folder
     assert files._folder(str(folder)) == folder
     assert files._folder("other") is None
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_answers_are_the_same_with_the_drafter_of_the_default_model(
+    smollm: Loaded, temperature: float
+):
+    rule = smollm.rule(Sampling(temperature, top_k=40, seed=3))
+    template = ChatTemplate(smollm.model.vocabulary)
+    prompts = [
+        template.encode([{"role": "user", "content": text}])
+        for text in ("What is a volcano?", "Write a poem about the sea.")
+    ]
+    folder = shipped_drafters()["smollm2-135m-instruct-head"]
+    answers, accepted, tested = [], 0, 0
+    with load_drafter(folder, smollm) as head:
+        drafters = stack([NamedModel(head.name, head.model)], MaxGram(), MATRIX)
+        for counts, those in (((), []), (MATRIX.counts(0), drafters)):
+            for prompt in prompts:
+                smollm.target.reset()
+                with smollm.session(those, counts, rule=rule) as session:
+                    stream = session.generate(prompt, max_tokens=80)
+                    answers.append([token.id for token in stream])
+                    accepted += session.stats.accepted
+                    tested += session.stats.tested
+    assert answers[:2] == answers[2:]
+    assert 0.1 * tested < accepted < tested
+
+
+@pytest.mark.model
+def test_states_change_no_bit_of_a_real_model(smollm: Loaded):
+    ids = smollm.model.vocabulary.encode("One, two, three, four, five, six. " * 12)
+    rows = []
+    for notes in (False, True):
+        smollm.target.reset()
+        if notes:
+            states = smollm.target.note_states()
+        context = Context(ids[:40])
+        for width in (0, 0, 3, 0, 7, 0):
+            draft = Draft.chain(ids[50 : 50 + width], "test") if width else NOTHING
+            rows.append(smollm.target.score(context, draft).logits.copy())
+            context.append(ids[len(context) : len(context) + 1])
+    for before, after in zip(rows[:6], rows[6:], strict=True):
+        assert np.array_equal(before, after)
+    table = TargetFile(smollm.model.path).table(np.arange(2000, dtype=np.int32))
+    state = states.of(context, len(context) - 2, len(context) - 1)[0]
+    # The weights are quantised, and so are the numbers they meet.
+    assert np.corrcoef(table @ state, rows[-1][0][:2000])[0, 1] > 0.99

@@ -340,6 +340,22 @@ class TestDrafters:
         again.planner([NamedModel("small", small)], fingerprints={"small": "b"})
         assert len(small.widths) > calls
 
+    def test_what_its_makers_counted_counts_until_this_machine_has_seen_more(
+        self, profiles
+    ):
+        known, small = prepared(profiles), Counted(seed=1)
+        (unknown,) = known.planner([NamedModel("small", small)]).writers
+        assert not unknown.known
+        (told,) = known.planner([NamedModel("small", small, 0.7)]).writers
+        assert (told.known, told.kept) == (True, 0.7)
+        for _ in range(100):
+            told.learn([], 0, True)
+        assert told.kept < 0.4
+        known.save()
+        again = opened(profiles)[0]
+        (writer,) = again.planner([NamedModel("small", small, 0.7)]).writers
+        assert writer.kept == told.kept
+
     def test_those_that_take_no_part_stay_known(self, profiles):
         known, small = prepared(profiles), Counted(seed=1)
         known.planner([NamedModel("small", small)])

@@ -26,7 +26,7 @@ from typing import Any
 
 import click
 
-from edgecs.cascade import NamedModel, stack
+from edgecs.cascade import stack
 from edgecs.choice import Rule
 from edgecs.draft import Drafter
 from edgecs.kmatrix import KMatrix
@@ -125,7 +125,7 @@ def cascade(
     loaded: Loaded, drafters: list[LoadedDrafter], matrix: KMatrix, min_match: int
 ) -> Case:
     """Real models over Max-Gram."""
-    models = [NamedModel(drafter.name, drafter.model) for drafter in drafters]
+    models = [drafter.named for drafter in drafters]
     ends = loaded.model.vocabulary.ends
 
     def make(prompt: list[int], said: list[int]) -> tuple[list[Drafter], Sequence[int]]:

@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 
 import click
 
-from edgecs.cascade import Cascade, NamedModel, Round, stack
+from edgecs.cascade import Cascade, Round, stack
 from edgecs.choice import Rule
 from edgecs.context import Context
 from edgecs.draft import Drafter
@@ -212,7 +212,7 @@ class Workshop:
 
         def drafting() -> Drafting:
             planner = self.speculation.planner(
-                [NamedModel(d.name, d.model) for d in self.drafters],
+                [d.named for d in self.drafters],
                 MaxGram(),
                 longest=self.loaded.target.max_draft,
                 fingerprints={d.name: d.fingerprint for d in self.drafters},
@@ -278,7 +278,7 @@ class Workshop:
         """Who drafts under a K matrix, and how much. Raises ConfigError."""
         matrix = KMatrix.parse(name.removeprefix("k:"))
         matrix.check([*(drafter.name for drafter in self.drafters), MAG])
-        models = [NamedModel(d.name, d.model) for d in self.drafters]
+        models = [d.named for d in self.drafters]
 
         def make() -> Sequence[Drafter]:
             return stack(models, MaxGram(), matrix, ends=self._ends)

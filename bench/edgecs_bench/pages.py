@@ -103,6 +103,28 @@ def peers_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
     return _table([*heads, "answers that fork"], lines)
 
 
+def drafters_overview(file: Path) -> str:
+    """What `edgecs_bench.drafters` printed, a drafter and a temperature a row."""
+    lines = []
+    for text in file.read_text(encoding="utf-8").splitlines():
+        told = json.loads(text)
+        for row in told["rows"]:
+            ms, name = row["ms_a_token"], row["drafter"]
+            size = told["bytes"].get(name)
+            lines.append(
+                [
+                    ", ".join(told["suites"]),
+                    f"{row['temperature']:g}",
+                    name,
+                    " / ".join(f"{share:.2f}" for share in row["right"]),
+                    f"{ms:.2f}" if ms else "-",
+                    f"{size / 1e6:.1f}" if size else "-",
+                ]
+            )
+    heads = ["prompts", "temp", "drafter", "first 1 / 2 / 3 right", "ms a token", "MB"]
+    return _table(heads, lines)
+
+
 def first_tokens(files: Iterable[Path], least: int = 500) -> str:
     """Times to the first token over those of llama.cpp's own loop, a model a row.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgecs.cascade import NamedModel, stack
+from edgecs.cascade import stack
 from edgecs.kmatrix import KMatrix
 from edgecs.load import Loaded, LoadedDrafter
 from edgecs.maxgram import MaxGram
@@ -146,7 +146,7 @@ def _session(
     rule = loaded.rule(request.sampling, request.grammar)
     if speculation is None:
         return loaded.session(rule=rule)
-    models = [NamedModel(drafter.name, drafter.model) for drafter in drafters]
+    models = [drafter.named for drafter in drafters]
     ends, lenience = loaded.model.vocabulary.ends, values["lenience"]
     last, matrix = MaxGram(min_match=values["min_match"]), request.matrix
     if matrix is None:

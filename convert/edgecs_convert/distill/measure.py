@@ -40,7 +40,7 @@ def worth(
     cancel: threading.Event,
     *,
     most: int = 3,
-    drafts: int = 3000,
+    drafts: int = 20_000,
     threads: int = 1,
 ) -> Worth:
     """Drafts of `most` tokens against what the target said greedily. Raises Cancelled.
