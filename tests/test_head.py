@@ -20,8 +20,10 @@ from edgecs.backends.onnx_head import OnnxHead
 from edgecs.context import Context
 from edgecs.draft import NOTHING, Draft
 from edgecs.errors import ModelError
+from edgecs.load import Loaded
 from edgecs.onnx_manifest import read_drafter, write_drafter
 from edgecs.states import States
+from edgecs.tuning.stage import agreeing
 from tests.conftest import Outcome
 
 if importlib.util.find_spec("torch") is None:
@@ -181,6 +183,23 @@ def test_an_answer_is_the_same_with_a_head(
     drafted = edgecs("generate", *fixed, *options, "--draft", made.folder)
     assert drafted.code == 0, drafted.err
     assert drafted.out == plain.out
+
+
+def test_tuning_asks_it_along_with_its_target(made: Made, tiny: Loaded):
+    states = tiny.target.note_states()
+    head = opened(made, states)
+    prompt = tiny.model.vocabulary.encode("hello")
+    context, answer, says = Context(prompt), list[int](), list[int]()
+    for _ in range(20):  # as in use: after every token of the target
+        row = tiny.target.score(context, NOTHING).logits[0]
+        answer.append(int(row.argmax()))
+        context.append(answer[-1:])
+        says.append(int(head.score(context, NOTHING).logits[0].argmax()))
+    tiny.target.reset()
+    same = [one == other for one, other in zip(says[:-1], answer[1:], strict=True)]
+    # What a head says of the first token, nobody uses.
+    assert agreeing(head, tiny.target, prompt, answer)[1:] == same
+    head.close()
 
 
 def test_it_takes_no_draft_to_review(made: Made):

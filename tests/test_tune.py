@@ -460,13 +460,13 @@ def test_a_drafter_writes_from_the_start_if_it_is_known_to_be_right(agreed, writ
 def test_agreement_is_what_a_drafter_would_have_said():
     target, other = TableModel(50), TableModel(50, seed=1, sharpness=0.1)
     answer = target.greedy(PROMPT, 100)
-    assert agreeing(target, PROMPT, answer) == [True] * 100
+    assert agreeing(target, target, PROMPT, answer) == [True] * 100
     texts = [[*PROMPT.tolist(), *answer[:i]] for i in range(100)]
     alone = [int(other.law(text).argmax()) for text in texts]
     same = [a == b for a, b in zip(alone, answer, strict=True)]
-    assert agreeing(other, PROMPT, answer) == same
+    assert agreeing(other, target, PROMPT, answer) == same
     short = TableModel(50, n_ctx=100)  # one call of 64 fits behind the prompt
-    assert agreeing(short, PROMPT, answer) == [True] * 64
+    assert agreeing(short, target, PROMPT, answer) == [True] * 64
 
 
 KEY = Key(

@@ -145,7 +145,10 @@ def tune(
     answers = {kind: plain.play(PLAIN, p).tokens for kind, p in prompts.items()}
     entrants = [
         Entrant(
-            d.name, d.model, _costs([measured[d.name]]), _agreed(d, prompts, answers)
+            d.name,
+            d.model,
+            _costs([measured[d.name]]),
+            _agreed(d, known.target, prompts, answers),
         )
         for d in drafters
     ]
@@ -175,6 +178,7 @@ def tune(
 
 def _agreed(
     drafter: LoadedDrafter,
+    target: LanguageModel,
     prompts: Mapping[str, Tokens],
     answers: Mapping[str, list[int]],
 ) -> list[bool]:
@@ -182,7 +186,7 @@ def _agreed(
     return [
         same
         for kind, prompt in prompts.items()
-        for same in agreeing(drafter.model, prompt, answers[kind])
+        for same in agreeing(drafter.model, target, prompt, answers[kind])
     ]
 
 

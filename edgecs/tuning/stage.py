@@ -10,7 +10,7 @@ from edgecs.calibration import Calibration, Evidence
 from edgecs.cascade import NamedModel
 from edgecs.context import Context, Tokens
 from edgecs.costs import CostModel
-from edgecs.draft import Draft, LanguageModel
+from edgecs.draft import NOTHING, Draft, LanguageModel
 from edgecs.errors import Cancelled
 from edgecs.maxgram import MaxGram
 from edgecs.planner import Planner
@@ -120,11 +120,19 @@ def _teach(writer: Writer, agreed: Sequence[bool]) -> None:
     writer.learn(_NO_EVIDENCE, run, decided=False)
 
 
-def agreeing(model: LanguageModel, prompt: Tokens, answer: Sequence[int]) -> list[bool]:
+def agreeing(
+    model: LanguageModel,
+    target: LanguageModel,
+    prompt: Tokens,
+    answer: Sequence[int],
+) -> list[bool]:
     """Which tokens of a target's answer a drafter chooses too, all before it right.
 
-    Those that its context does not hold are left out. prompt: int32 [n].
+    Those that its context does not hold are left out. prompt: int32 [n]. One that
+    reviews nobody goes on from what the target computes, which does so again for it.
     """
+    if not model.max_draft:
+        return _agreeing_along(model, target, prompt, answer)
     context, same, most = Context(prompt), list[bool](), model.max_draft + 1
     for at in range(0, len(answer), most):
         part = answer[at : at + most]
@@ -134,4 +142,22 @@ def agreeing(model: LanguageModel, prompt: Tokens, answer: Sequence[int]) -> lis
         same += (rows.argmax(axis=1) == part).tolist()
         context.append(part)
     model.reset()
+    return same
+
+
+def _agreeing_along(
+    model: LanguageModel, target: LanguageModel, prompt: Tokens, answer: Sequence[int]
+) -> list[bool]:
+    context, same, most = Context(prompt), list[bool](), target.max_draft
+    for at in range(0, len(answer), most):
+        part = answer[at : at + most]
+        if len(context) + len(part) > min(model.n_ctx, target.n_ctx):
+            break
+        target.score(context, Draft.chain(part, "answer"))
+        for token in part:
+            choice = int(model.score(context, NOTHING).logits[0].argmax())
+            same.append(choice == token)
+            context.append((token,))
+    model.reset()
+    target.reset()
     return same
