@@ -35,6 +35,9 @@ CAUTION = 0.05  # by which the margin grows with each plain call's time that was
 FORGIVES = 0.99  # share of what was lost that still counts a round later
 BUDGET = 0.02  # share of the time that may be lost on trying things
 _LOOKS = 4  # of so many calls of one token in a row the time of one is looked at
+_RESTS = (
+    8  # rounds until drafters that promise less than plain decoding are asked again
+)
 _FELT = 0.1  # share of an answer so far that asking a parked drafter may take
 _PAUSE = 0.002  # seconds; more between two rounds is somebody else's time
 _LATELY = 0.05  # weight of a round in the time that lies between calls
@@ -102,6 +105,7 @@ class Planner:
         self._lost = 0.0  # seconds lost on trying
         self._singles: int | None = None  # calls of one token since a wider one;
         #                                   None: since the prompt was read
+        self._rest = 0  # rounds for which no writer is asked
         self._stays = 0.0  # share of wider calls that another one followed, lately
         self._began: float | None = None  # when the round under way began
         self._called = 0.0  # seconds of its calls
@@ -122,7 +126,7 @@ class Planner:
         for writer in self.writers:
             writer.begin()
         self._began, self._debt, self._start = None, 0.0, 0
-        self._singles = None
+        self._singles, self._rest = None, 0
 
     def draft(
         self, context: Context, choose: Choose, most: int, allowed: Allowed = EVERY
@@ -134,15 +138,16 @@ class Planner:
         if not most or not self.costs.known:
             return Gathered(NOTHING, ())
         most, self._start = min(most, self._longest), self._start or len(context)
-        least = self._least(len(context))
+        asks = self._asks()
+        least = 0.0 if asks else self._least(len(context))
         copy, path = self.copier.propose(context, most, self.ledger, least)
-        if not self.writers and (not path or path[0] < least):
+        if not asks and (not path or path[0] < least):
             sources = self.copier.sources(copy)
             return Gathered(NOTHING, sources, self._idle(len(context), path))
-        size = WIDEST if self.writers else 1 + len(path)
+        size = WIDEST if asks else 1 + len(path)
         times = self._times(len(context), allowed, size)
         choice = best_width(path, times, MARGIN + CAUTION * self._debt)
-        if self.writers:
+        if asks:
             draft = self.copier.draft(copy)
             desk = _Desk(context, choose, most, np.array(times), draft, choice)
             if leaders := self._leaders(desk):
@@ -222,9 +227,10 @@ class Planner:
         return times if allowed is EVERY else permitted(times, allowed)
 
     def _least(self, depth: int) -> float:
-        """The chance of being right without which a copy's first token cannot pay."""
-        if self.writers:  # a copy confirms what they write, however unlikely it is
-            return 0.0
+        """The chance of being right without which a copy's first token cannot pay.
+
+        Not where a writer is asked: a copy confirms what it writes, however unlikely.
+        """
         least = self.costs.least_more(depth)
         if self._singles:  # no more than what a part of the settling makes of it
             full = self.costs.least_more(depth, settles=True)
@@ -260,11 +266,25 @@ class Planner:
             for n in range(1, width + 1)
         )
 
+    def _asks(self) -> bool:
+        """Whether neural drafters are thought about in this round."""
+        if not self.writers:
+            return False
+        if not self._rest:
+            return True
+        self._rest -= 1
+        for writer in self.writers:
+            writer.passed()
+        return False
+
     def _leaders(self, desk: _Desk) -> tuple[Writer, ...]:
         """The neural drafters that write in this round, the best first; often none."""
         depth = len(desk.context)
         better = desk.choice.rate * (1 + MARGIN + CAUTION * self._debt)
         leaders: tuple[Writer, ...] = ()
+        # Only a try could tell more about one that promises less than plain decoding.
+        hopes = (1 + MARGIN) / float(desk.times[0])
+        self._rest = _RESTS
         for i, writer in enumerate(self.writers):
             if not (writer.known and writer.has_room(depth)):
                 continue
@@ -272,8 +292,11 @@ class Planner:
             more, arrears = writer.catching_up(desk.context)
             each = arrears / max(1, depth - self._start)
             rates = writer.promise(depth, desk.times, more, each)
-            if rates.size and rates[: desk.most].max(initial=0) > better:
-                better, leaders = float(rates[: desk.most].max()), self.writers[i:]
+            best = float(rates[: desk.most].max(initial=0))
+            if best > hopes:
+                self._rest = 0
+            if best > better:
+                better, leaders = best, self.writers[i:]
         rate = better if leaders else desk.choice.rate
         for i, writer in enumerate(self.writers):
             if writer in leaders:

@@ -274,8 +274,12 @@ class Writer:
 
     def may_be_tried(self) -> bool:
         """Whether a parked drafter has waited long enough."""
-        self._waited += 1
+        self.passed()
         return self._waited >= self._wait
+
+    def passed(self) -> None:
+        """A round went by in which it was parked."""
+        self._waited += 1
 
     def tried(self, paid: bool) -> None:
         """Longer waits after every try, once it is known not to pay."""

@@ -755,7 +755,7 @@ def test_a_parked_drafter_is_told_in_numbers():
     flat = curve("flat", 20.0, FLAT, 0.2)
     player = Player(flat, ["wrong"], pace=relative_pace(flat, 0.5))
     (writer,) = player.planner.writers
-    for _ in range(12):
+    for _ in range(16):
         text = noise(150, random)
         player.play(answer(text, {"wrong": HOSTILE["always wrong"]}))
     (needs, has) = re.fullmatch(
