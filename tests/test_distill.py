@@ -7,6 +7,7 @@ import itertools
 import json
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -490,6 +491,17 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path):
 
 
 # What is refused.
+
+
+def test_distill_needs_its_extra(
+    edgecs: Edgecs, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+):
+    module = import_module(
+        "edgecs_cli.distill"
+    )  # `edgecs_cli.distill` is a command too
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    outcome = edgecs("distill", "-m", tiny_gguf, "-o", "out")
+    one_line(outcome, 2, "needs torch", 'pip install "edgecs[distill]"')
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path):

@@ -116,9 +116,9 @@ def distill(**values: Any) -> int:
     edgecs chat -m ./model.gguf --draft drafter --log-answers answers
     edgecs distill -m ./model.gguf --resume-from-log answers --epochs 1 -o better
     """
-    if find_spec("torch") is None:
+    if missing := [name for name in ("torch", "onnx") if find_spec(name) is None]:
         raise ConfigError(
-            "distill needs PyTorch, which is not installed: pip install "
+            f"distill needs {missing[0]}, which is not installed: pip install "
             '"edgecs[distill]"'
         )
     load_options(values)
