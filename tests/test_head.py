@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from edgecs.backends.llama_vocabulary import read_pieces
 from edgecs.backends.onnx_head import OnnxHead
+from edgecs.choice import greedy
 from edgecs.context import Context
 from edgecs.draft import NOTHING, Draft
 from edgecs.errors import ModelError
@@ -24,6 +25,8 @@ from edgecs.load import Loaded
 from edgecs.onnx_manifest import read_drafter, write_drafter
 from edgecs.states import States
 from edgecs.tuning.stage import agreeing
+from edgecs_bench.record import AskedAlong
+from edgecs_bench.traces import Trace
 from tests.conftest import Outcome
 
 if importlib.util.find_spec("torch") is None:
@@ -200,6 +203,28 @@ def test_tuning_asks_it_along_with_its_target(made: Made, tiny: Loaded):
     # What a head says of the first token, nobody uses.
     assert agreeing(head, tiny.target, prompt, answer)[1:] == same
     head.close()
+
+
+def test_recorded_drafts_are_those_in_use(made: Made, tiny: Loaded):
+    states = tiny.target.note_states()
+    head = opened(made, states)
+    prompt = tiny.model.vocabulary.encode("hello")
+    context, answer, drafts = Context(prompt), list[int](), list[list[int]]()
+    for _ in range(40):
+        row = tiny.target.score(context, NOTHING).logits[0]
+        answer.append(int(row.argmax()))
+        context.append(answer[-1:])
+        draft: list[int] = []
+        for _ in range(3):
+            here = context.with_tail(draft) if draft else context
+            draft.append(int(head.score(here, NOTHING).logits[0].argmax()))
+        drafts.append(draft)
+    trace = Trace("1", "test", prompt.tolist(), answer, [1.0] * 40)
+    asked = AskedAlong(head, tiny.target, greedy, trace).proposals(3)
+    head.close()
+    # The drafts before the first token are nobody's.
+    assert asked.tokens[1:] == drafts[:-1]
+    assert all(0 < p <= 1 for ps in asked.confidences for p in ps)
 
 
 def test_it_takes_no_draft_to_review(made: Made):

@@ -29,6 +29,7 @@ from edgecs.load import Loaded, LoadedDrafter, load, load_drafter
 from edgecs.options import LoadOptions
 from edgecs.sampling import Sampling
 from edgecs.session import Session
+from edgecs.shipped import shipped_drafters
 from edgecs_bench.prompts import Prompt, read_prompts
 from edgecs_bench.traces import (
     Proposals,
@@ -117,6 +118,47 @@ class Asked:
         return token, self._choose.confidence(row, context.tokens, token)
 
 
+class AskedAlong:
+    """The same of a drafter that goes on from what the target computes.
+
+    The target computes its answer again, so that the drafter finds its states, and
+    every position is drafted from.
+    """
+
+    def __init__(
+        self, model: LanguageModel, target: LanguageModel, choose: Choose, trace: Trace
+    ) -> None:
+        self._model, self._target, self._choose = model, target, choose
+        self._prompt, self._output = trace.prompt, trace.output
+
+    def proposals(self, most: int) -> Proposals:
+        """`most` tokens for every output position."""
+        context, drafts = Context(self._prompt), list[list[tuple[int, float]]]()
+        self._target.reset()
+        for at, token in enumerate(self._output):
+            if not at % _PIECE:
+                piece = self._output[at : at + _PIECE]
+                self._target.score(context, Draft.chain(piece, "target"))
+            drafts.append(self._draft(context, most))
+            context.append((token,))
+        self._target.reset()
+        self._model.reset()
+        return Proposals(
+            [[token for token, _ in draft] for draft in drafts],
+            [[p for _, p in draft] for draft in drafts],
+        )
+
+    def _draft(self, context: Context, most: int) -> list[tuple[int, float]]:
+        drafted: list[tuple[int, float]] = []
+        while len(drafted) < most:
+            tail = [token for token, _ in drafted]
+            here = context.with_tail(tail) if tail else context
+            row = self._model.score(here, NOTHING).logits[0]
+            token = self._choose(row, here.tokens)
+            drafted.append((token, self._choose.confidence(row, here.tokens, token)))
+        return drafted
+
+
 def record(
     loaded: Loaded,
     drafters: list[LoadedDrafter],
@@ -149,7 +191,9 @@ def record(
             trace = listen(session, prompt, ids, most)
             choose = session.rule(len(ids)).drafters
             for drafter in drafters:
-                asked = Asked(drafter.model, choose, trace)
+                asked: Asked | AskedAlong = Asked(drafter.model, choose, trace)
+                if not drafter.model.max_draft:  # a head
+                    asked = AskedAlong(drafter.model, loaded.target, choose, trace)
                 trace.proposals[drafter.name] = asked.proposals(empty.draft_max)
             traces.append(trace)
             said = len(trace.output)
@@ -193,7 +237,8 @@ def main(
         sampling = Sampling(temperature, top_k=40, top_p=0.95, min_p=0.05, seed=seed)
     with ExitStack() as closing:
         loaded = closing.enter_context(load(model, LoadOptions(n_ctx=n_ctx)))
-        drafters = [closing.enter_context(load_drafter(d, loaded)) for d in drafts]
+        paths = [shipped_drafters().get(str(path), path) for path in drafts]
+        drafters = [closing.enter_context(load_drafter(p, loaded)) for p in paths]
         names = tuple(drafter.name for drafter in drafters)
         empty = Recording(model.stem, names, temperature, seed, draft_max, ())
         done = record(loaded, drafters, chosen, most, sampling, empty, output)

@@ -104,6 +104,7 @@ def _describe(model: Model) -> dict[str, object]:
         "path": str(model.path) if model.path else None,
         "size": model.size,
         "sha256": manifest.sha256,
+        "drafter": manifest.drafter,
         "source": {source: asdict(manifest.source)},
     }
 
