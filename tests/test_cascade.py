@@ -95,7 +95,7 @@ def test_output_is_that_of_the_target_alone(data, sampling: Sampling, depth: int
         assert ids(session.generate(prompt, max_tokens=30)) == expected
         stats = session.stats
     assert stats.tokens == 1 + stats.accepted + stats.rounds == 30
-    assert set(stats.forwards) == {name for name, _ in models}
+    assert set(stats.forwards) == {named.name for named in models}
 
 
 def play(matrix: str, *, lenience: float = 1.0, noise: float = 0.3, **settings):

@@ -63,8 +63,8 @@ def test_rows_follow_the_context_and_every_draft_token(tiny: Loaded):
 def test_a_draft_never_rides_on_a_prefill_chunk(tiny: Loaded):
     target, calls = tiny.target, []
     decode = target._decode
-    target._decode = lambda context, tokens, rows: (
-        calls.append((len(tokens), rows)) or decode(context, tokens, rows)
+    target._decode = lambda context, tokens, rows, **more: (
+        calls.append((len(tokens), rows)) or decode(context, tokens, rows, **more)
     )
     rows = target.score(Context(range(100)), Draft.chain([8, 9], "x"))
     assert calls == [(64, 1), (36, 1), (2, 2)]

@@ -52,8 +52,8 @@ def test_a_drafters_rows_are_as_wide_as_the_targets(model: LlamaModel, size: int
 def test_few_context_tokens_and_a_draft_are_one_call(model: LlamaModel):
     drafter, calls = scorer(model, 272), []
     decode = drafter._decode
-    drafter._decode = lambda context, tokens, rows: (
-        calls.append((len(tokens), rows)) or decode(context, tokens, rows)
+    drafter._decode = lambda context, tokens, rows, **more: (
+        calls.append((len(tokens), rows)) or decode(context, tokens, rows, **more)
     )
     context = Context(TEXT)
     drafter.score(context, NOTHING)

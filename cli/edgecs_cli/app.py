@@ -26,7 +26,9 @@ COMMANDS = {
     ),
     "audit": Entry("edgecs_cli.audit", "Prove that drafts change nothing."),
     "convert": Entry("edgecs_cli.convert", "Make other forms of a model."),
-    "distill": Entry("edgecs_cli.distill", "Make a drafter for a model."),
+    "distill": Entry(
+        "edgecs_cli.distill", "Make a drafter for a model, on this machine."
+    ),
     "doctor": Entry("edgecs_cli.doctor", "Say what this machine can do for a model."),
 }
 

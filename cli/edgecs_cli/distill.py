@@ -83,7 +83,14 @@ from edgecs_cli.shared import Interrupt, reports_errors, say, show_log
     help="Go on training the drafter of --work with the answers in this folder, which "
     "`--log-answers` kept; --tokens, --rows and --answer as when it was made.",
 )
-@click.option("-s", "--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option(
+    "-s",
+    "--seed",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Of the questions, of sampled answers and of the training.",
+)
 @click.option(
     "--work",
     type=click.Path(path_type=Path, file_okay=False),
