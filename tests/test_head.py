@@ -25,7 +25,7 @@ from edgecs.load import Loaded
 from edgecs.onnx_manifest import read_drafter, write_drafter
 from edgecs.states import States
 from edgecs.tuning.stage import agreeing
-from edgecs_bench.record import AskedAlong
+from edgecs_bench.record import _asked
 from edgecs_bench.traces import Trace
 from tests.conftest import Outcome
 
@@ -220,7 +220,7 @@ def test_recorded_drafts_are_those_in_use(made: Made, tiny: Loaded):
             draft.append(int(head.score(here, NOTHING).logits[0].argmax()))
         drafts.append(draft)
     trace = Trace("1", "test", prompt.tolist(), answer, [1.0] * 40)
-    asked = AskedAlong(head, tiny.target, greedy, trace).proposals(3)
+    asked = _asked(head, tiny.target, greedy, trace).proposals(3)
     head.close()
     # The drafts before the first token are nobody's.
     assert asked.tokens[1:] == drafts[:-1]

@@ -159,6 +159,15 @@ class AskedAlong:
         return drafted
 
 
+def _asked(
+    model: LanguageModel, target: LanguageModel, choose: Choose, trace: Trace
+) -> Asked | AskedAlong:
+    """How a drafter is asked; one that reviews nobody is a head."""
+    if model.max_draft:
+        return Asked(model, choose, trace)
+    return AskedAlong(model, target, choose, trace)
+
+
 def record(
     loaded: Loaded,
     drafters: list[LoadedDrafter],
@@ -191,9 +200,7 @@ def record(
             trace = listen(session, prompt, ids, most)
             choose = session.rule(len(ids)).drafters
             for drafter in drafters:
-                asked: Asked | AskedAlong = Asked(drafter.model, choose, trace)
-                if not drafter.model.max_draft:  # a head
-                    asked = AskedAlong(drafter.model, loaded.target, choose, trace)
+                asked = _asked(drafter.model, loaded.target, choose, trace)
                 trace.proposals[drafter.name] = asked.proposals(empty.draft_max)
             traces.append(trace)
             said = len(trace.output)

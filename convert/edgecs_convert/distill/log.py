@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,7 +100,7 @@ class AnswerLog:
             self._done = []
 
 
-def _with_first(value: int, rows: Sequence[NDArray[np.generic]]) -> NDArray:  # type: ignore[type-arg]
+def _with_first(value: int, rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """Rows, with one before them for the first token, of which nothing is known."""
     first = np.full_like(rows[0], value)
     return np.stack([first, *rows])
