@@ -153,3 +153,18 @@ def test_states_change_no_bit_of_a_real_model(smollm: Loaded):
     state = states.of(context, len(context) - 2, len(context) - 1)[0]
     # The weights are quantised, and so are the numbers they meet.
     assert np.corrcoef(table @ state, rows[-1][0][:2000])[0, 1] > 0.99
+
+
+@pytest.mark.model
+def test_a_drafter_that_promises_much_is_used_and_changes_nothing(
+    edgecs: Callable[..., Outcome], model_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    opening = import_module("edgecs_cli.run")
+    folder = shipped_drafters()["smollm2-135m-instruct-head"]
+    monkeypatch.setattr(opening, "shipped_for", lambda model: folder)
+    monkeypatch.setattr(opening, "promise", lambda folder, times: 2.0)
+    fixed = ("generate", "-m", model_path, "-c", 512, "-p", "What is rain?", "-s", 1)
+    used = edgecs(*fixed, "-n", 40)
+    assert used.code == 0, used.err
+    assert "target <- smollm2-135m-instruct-head <- mag" in used.err
+    assert used.out == edgecs(*fixed, "-n", 40, "--no-spec").out

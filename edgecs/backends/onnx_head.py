@@ -209,7 +209,6 @@ class _Cells:
         self._keys = np.zeros((room, width), dtype=np.float32)
         self._values = np.zeros((room, width), dtype=np.float32)
         self._used = 0
-        self._masks: dict[tuple[int, int], NDArray[np.float32]] = {}
 
     def run(
         self, ids: NDArray[np.int64], states: State, position: int
