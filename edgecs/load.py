@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edgecs.grammar import Grammar
 
 _GREEDY = always(greedy)
+_WEIGHTS = ("repack", "mmap", "huge_pages")  # options that say where weights lie
 T = TypeVar("T")
 
 
@@ -49,6 +50,7 @@ class Loaded:
 
     def key(self) -> Key:
         """What measurements of this target depend on; reads samples of the file."""
+        from edgecs.backends import huge_pages
         from edgecs.backends import llama_library as library
 
         options = self.options
@@ -64,6 +66,8 @@ class Loaded:
             type_k=options.type_k,
             type_v=options.type_v,
             repack=options.repack,
+            mmap=options.mmap,
+            huge_pages=options.huge_pages and huge_pages.available(),
             n_batch=options.n_batch,
         )
 
@@ -130,7 +134,7 @@ class Loaded:
         from edgecs.backends.llama_lm import LlamaLM
 
         with ExitStack() as closing:
-            if options.repack == self.options.repack:
+            if all(getattr(options, n) == getattr(self.options, n) for n in _WEIGHTS):
                 target = LlamaLM(self.model, options, self.cancel)
             else:
                 model, target = _open(self.model.path, options, self.cancel, None)

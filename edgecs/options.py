@@ -20,6 +20,7 @@ class LoadOptions:
     threads: 0: one for each physical core. n_batch: tokens in a prefill chunk.
     max_draft: most draft tokens that one call can verify. repack: whether weights are
     laid out anew for faster kernels; which widths are exact can depend on it.
+    huge_pages: whether to ask for them; they change the speed and nothing else.
     """
 
     n_ctx: int = 0
@@ -31,6 +32,7 @@ class LoadOptions:
     repack: bool = True
     mmap: bool = True
     mlock: bool = False
+    huge_pages: bool = True
     n_batch: int = 512
     max_draft: int = 63
 

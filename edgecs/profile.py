@@ -22,7 +22,7 @@ from typing import Any
 from edgecs.errors import ModelError
 from edgecs.fetch import reason, split_parts
 
-FORMAT = 2
+FORMAT = 3
 _LARGEST = 16 << 20  # bytes of a profile
 _END = 1 << 20  # bytes hashed at either end of a model file
 _SAMPLE, _SAMPLES = 64 << 10, 16  # bytes of one sample between the ends, and how many
@@ -77,6 +77,8 @@ class Key:
     type_k: str
     type_v: str
     repack: bool  # weights laid out anew for faster kernels
+    mmap: bool  # the file is mapped, so that its weights stay in small pages
+    huge_pages: bool  # asked for, and given to those who ask
     n_batch: int  # tokens in a prefill chunk
 
     @property
@@ -87,7 +89,8 @@ class Key:
         to be stale, and replaced.
         """
         options = [self.model, self.layers, self.threads, self.flash_attention]
-        options += [self.type_k, self.type_v, self.repack, self.n_batch]
+        options += [self.type_k, self.type_v, self.repack, self.mmap]
+        options += [self.huge_pages, self.n_batch]
         digest = hashlib.sha256(json.dumps(options).encode()).hexdigest()
         return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', self.model)[:80]}-{digest[:12]}"
 

@@ -37,6 +37,8 @@ KEY = Key(
     type_k="f16",
     type_v="f16",
     repack=True,
+    mmap=True,
+    huge_pages=True,
     n_batch=64,
 )
 EXACTS: tuple[Exact, ...] = ("auto", "strict", "guarded", "numeric")

@@ -480,6 +480,8 @@ KEY = Key(
     type_k="f16",
     type_v="f16",
     repack=True,
+    mmap=True,
+    huge_pages=True,
     n_batch=512,
 )
 

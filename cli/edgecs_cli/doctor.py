@@ -39,6 +39,7 @@ def doctor(as_json: bool) -> None:
 
 def examine() -> dict[str, dict[str, Any]]:
     """The whole report; no network is used."""
+    from edgecs.backends import huge_pages
     from edgecs.backends import llama_library as llama
     from edgecs.backends import onnx_providers as onnx
 
@@ -54,6 +55,7 @@ def examine() -> dict[str, dict[str, Any]]:
             "logical cores": psutil.cpu_count(),
             "ram": _gib(memory.total),
             "ram available": _gib(memory.available),
+            "huge pages": huge_pages.setting(),
             "python": platform.python_version(),
         },
         "llama.cpp": {

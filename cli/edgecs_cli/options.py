@@ -104,6 +104,12 @@ def model_options(command: F) -> F:
         click.option(
             "--mlock/--no-mlock", default=False, help="Keep the weights in RAM."
         ),
+        click.option(
+            "--huge-pages/--no-huge-pages",
+            default=True,
+            help="Ask the system for huge pages, which weights that are mapped from a "
+            "file cannot have (Linux).",
+        ),
         click.option("--offline", is_flag=True, help="Never use the network."),
         click.option(
             "-q", "--quiet", is_flag=True, help="The answer and nothing else."
@@ -210,7 +216,7 @@ def schedule_options(command: F) -> F:
 def load_options(values: dict[str, Any]) -> LoadOptions:
     """Takes the load options out of a command's parameters."""
     names = ["n_ctx", "n_gpu_layers", "threads", "flash_attention", "type_k", "type_v"]
-    names += ["repack", "mmap", "mlock"]
+    names += ["repack", "mmap", "mlock", "huge_pages"]
     return LoadOptions(**{name: values[name] for name in names})
 
 

@@ -18,6 +18,7 @@ import psutil
 from numpy.typing import NDArray
 
 from edgecs.backends import llama_library as library
+from edgecs.backends.huge_pages import HugePages
 from edgecs.backends.llama_cells import repeated
 from edgecs.backends.llama_model import KV_TYPES, LlamaModel
 from edgecs.context import Context, Tokens
@@ -116,9 +117,11 @@ class LlamaLM:
         library.clear_log()
         if not self._model.kv_fits(self.n_ctx, options):
             raise self._does_not_fit()
+        pages = HugePages(options.huge_pages)
         context = lib.llama_init_from_model(self._model.handle, params)
         if context is None:
             raise self._open_error()
+        pages.collapse()  # its cells are in use already: llama.cpp has cleared them
         return cast(lib.llama_context_p, context)
 
     def _open_error(self) -> EdgecsError:

@@ -16,6 +16,7 @@ import llama_cpp as lib
 import psutil
 
 from edgecs.backends import llama_library as library
+from edgecs.backends.huge_pages import HugePages
 from edgecs.backends.llama_vocabulary import LlamaVocabulary
 from edgecs.errors import Cancelled, ModelError, OutOfMemory
 from edgecs.offload import context_that_fits, kv_bytes
@@ -147,11 +148,18 @@ class LlamaModel:
         params.load_mode = (
             lib.LLAMA_LOAD_MODE_MMAP if options.mmap else lib.LLAMA_LOAD_MODE_NONE
         ) | (lib.LLAMA_LOAD_MODE_MLOCK if options.mlock else 0)
+        pages, asked = HugePages(options.huge_pages), False
+
+        def keep_going(progress: float, data: object) -> bool:
+            nonlocal asked
+            if not asked:  # memory is there, weights are not
+                asked = True
+                pages.ask()
+            return not self._cancel.is_set()
+
         # The callback must outlive the call: the local name keeps it alive.
-        keep_going = lib.llama_progress_callback(
-            lambda progress, data: not self._cancel.is_set()
-        )
-        params.progress_callback = keep_going
+        callback = lib.llama_progress_callback(keep_going)
+        params.progress_callback = callback
         handle = lib.llama_model_load_from_file(os.fsencode(self.path), params)
         if handle is None and self._cancel.is_set():
             raise Cancelled(f"stopped while loading {self.path.name}")

@@ -36,6 +36,7 @@ class Setting(NamedTuple):
 
     flags: str  # that ask for it
     options: LoadOptions
+    same_bits: bool = False
 
 
 class Pair(NamedTuple):
@@ -86,6 +87,8 @@ class Otherwise(NamedTuple):
         worst = max(ratios, key=ratios.__getitem__)
         if ratios[worst] > 1 + TELLS:
             text += f", but {ratios[worst]:.2f} behind {worst}"
+        if self.setting.same_bits:
+            return f"{text}, with the same bits."
         return f"{text}; it may round otherwise, so an answer may differ."
 
 
@@ -104,6 +107,9 @@ def settings(options: LoadOptions, threads: int, logical: int) -> Iterator[Setti
     if options.repack:
         changed = replace(options, repack=False)
         yield Setting("--no-repack", changed)
+    if options.mmap and options.huge_pages:
+        changed = replace(options, mmap=False)
+        yield Setting("--no-mmap", changed, same_bits=True)
     for other in sorted({logical, max(1, threads // 2)} - {threads}):
         yield Setting(f"-t {other}", replace(options, threads=other))
 
