@@ -34,7 +34,7 @@ if importlib.util.find_spec("torch") is None:
 
 import torch
 
-from edgecs_convert.distill.export import export_head
+from edgecs_convert.distill.export import About, export_head
 from edgecs_convert.distill.head import Head
 from edgecs_convert.distill.shape import HeadShape
 from edgecs_convert.distill.texts import Vocabulary
@@ -55,19 +55,16 @@ def make(folder: Path, *, int8: bool, window: int, pieces: list[bytes]) -> Made:
     head = Head(SHAPE, seed=3)
     ids = np.random.default_rng(0).permutation(VOCAB)[:KNOWN]
     vocabulary = Vocabulary(np.sort(ids).astype(np.int32), VOCAB)
-    export_head(
-        folder,
-        SHAPE,
-        head.arrays(),
-        vocabulary,
-        pieces,
+    about = About(
         name="tiny head",
         source="tiny.gguf",
         license="MIT",
+        pieces=pieces,
         window=window,
         int8=int8,
         made={"rate": 0.1, "agreement": [0.5, 0.25], "prompts": 'a "file"'},
     )
+    export_head(folder, head, vocabulary.ids, about)
     return Made(folder, head, vocabulary)
 
 

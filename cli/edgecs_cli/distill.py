@@ -19,6 +19,16 @@ from edgecs_cli.shared import Interrupt, reports_errors, say, show_log
 
 @click.command()
 @click.option(
+    "--kind",
+    "kinds",
+    type=click.Choice(["head", "decoder"]),
+    multiple=True,
+    default=["head"],
+    show_default=True,
+    help="A head on the model's states, or a decoder that stands alone; given twice, "
+    "both are made and the better one is kept.",
+)
+@click.option(
     "--tokens",
     type=click.IntRange(1000),
     default=400_000,
@@ -69,6 +79,26 @@ from edgecs_cli.shared import Interrupt, reports_errors, say, show_log
     help="Highest learning rate.",
 )
 @click.option(
+    "--finish",
+    type=click.Choice(["tvd", "jsd"]),
+    multiple=True,
+    help="Train each drafter for one more epoch with another loss, a decoder also on "
+    "answers of its own; what comes out is one more to choose from.",
+)
+@click.option(
+    "--layers",
+    type=click.IntRange(1, 64),
+    default=2,
+    show_default=True,
+    help="Of a decoder.",
+)
+@click.option(
+    "--width",
+    type=click.IntRange(64, 8192),
+    help="Of a decoder, a multiple of 64; by default the model's own, if that is 576 "
+    "at most: then it begins with some of the model's layers.",
+)
+@click.option(
     "--quantize",
     type=click.Choice(["int8", "none"]),
     default="int8",
@@ -111,23 +141,28 @@ from edgecs_cli.shared import Interrupt, reports_errors, say, show_log
 def distill(**values: Any) -> int:
     """Make a drafter for a model, on this machine.
 
-    The model answers made-up questions, many at once; a small head on its hidden states
-    learns to say the same; it is quantised and measured on questions about things that
-    it has never seen. An interrupted run goes on where it stopped. A small model takes
-    about an hour on two cores.
+    The model answers made-up questions, many at once; a small drafter learns to say the
+    same; it is quantised and measured on questions about things that it has never seen.
+    Of several the one is kept that promises most on this machine. An interrupted run
+    goes on where it stopped. A small model takes about an hour on two cores.
 
     \b
     edgecs distill -m smollm2-135m-instruct -o drafter
     edgecs distill -m ./model.gguf --prompts mine.txt --tokens 1000000 -o drafter
+    edgecs distill -m ./model.gguf --kind head --kind decoder --finish tvd -o best
     edgecs generate -m ./model.gguf --draft drafter -p "What is a llama?"
     edgecs chat -m ./model.gguf --draft drafter --log-answers answers
     edgecs distill -m ./model.gguf --resume-from-log answers --epochs 1 -o better
     """
-    if missing := [name for name in ("torch", "onnx") if find_spec(name) is None]:
-        raise ConfigError(
-            f"distill needs {missing[0]}, which is not installed: pip install "
-            '"edgecs[distill]"'
-        )
+    needed = [("torch", "distill"), ("onnx", "distill")]
+    if "decoder" in values["kinds"]:
+        needed.append(("optimum", "convert"))
+    for package, extra in needed:
+        if find_spec(package) is None:
+            raise ConfigError(
+                f"distill needs {package}, which is not installed: pip install "
+                f'"edgecs[{extra}]"'
+            )
     load_options(values)
     show_log(values["verbose"])
     path, _ = find_models(values["model"], (), offline=values["offline"])
@@ -138,9 +173,10 @@ def distill(**values: Any) -> int:
     cache = Path(platformdirs.user_cache_dir("edgecs"))
     work = values["work"] or cache / "distill" / name
 
+    from edgecs_convert.distill.kinds import kind_of
     from edgecs_convert.distill.pipeline import Plan
     from edgecs_convert.distill.pipeline import distill as make
-    from edgecs_convert.distill.train import Recipe
+    from edgecs_convert.distill.recipe import Recipe
 
     plan = Plan(
         values["tokens"],
@@ -151,19 +187,29 @@ def distill(**values: Any) -> int:
         Recipe(values["epochs"], values["rate"], seed=values["seed"]),
         int8=values["quantize"] == "int8",
         log=values["log"],
+        kinds=[
+            kind_of(kind, layers=values["layers"], width=values["width"])
+            for kind in dict.fromkeys(values["kinds"])
+        ],
+        finish=list(dict.fromkeys(values["finish"])),
     )
     with Interrupt() as cancel, load_target(path, values, cancel) as loaded:
         made = make(
             loaded, work, out, plan, lambda text: say(text, quiet=values["quiet"])
         )
     if values["as_json"]:
-        click.echo(json.dumps({"folder": str(made.folder), **made.state()}))
+        others = [{"name": one.name, **one.state()} for one in made.candidates]
+        chosen = {"folder": str(made.folder), **made.chosen.state()}
+        click.echo(json.dumps({**chosen, "candidates": others}))
         return 0
-    shares = " / ".join(f"{share:.2f}" for share in made.worth.shares)
-    click.echo(
-        f"{made.folder}: its first token, first two and first three are right in "
-        f"{shares} of {made.worth.drafts:,} drafts on topics that it has not seen, "
-        f"{made.worth.seconds * 1e3:.2f} ms a token; {made.speedup:.2f} x plain "
-        "decoding is expected of greedy answers here"
-    )
+    for one in made.candidates:
+        shares = " / ".join(f"{share:.2f}" for share in one.worth.shares)
+        click.echo(
+            f"{one.name}: first token, first two, first three right in {shares} of "
+            f"{one.worth.drafts:,} drafts on topics that it has not seen, "
+            f"{one.worth.seconds * 1e3:.2f} ms a token; {one.speedup:.2f} x plain "
+            f"decoding is expected of greedy answers here, {one.ideal:.2f} x if wider "
+            "calls cost nothing more"
+        )
+    click.echo(f"{made.folder}: {made.chosen.name}")
     return 0

@@ -7,9 +7,11 @@ an architecture has to be one whose GGUF files transformers can read.
 from __future__ import annotations
 
 import hashlib
+import logging
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -309,9 +311,20 @@ _QUANTISERS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-class _quietly(warnings.catch_warnings):
-    """Tracing and loading warn about what is so for every model."""
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Tracing and loading tell what is so for every model, and draw bars."""
+    from transformers.utils import logging as told
 
-    def __enter__(self) -> None:
-        super().__enter__()
-        warnings.simplefilter("ignore")
+    level = logging.root.manager.disable
+    bars = told.is_progress_bar_enabled()
+    told.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+        if bars:
+            told.enable_progress_bar()

@@ -131,6 +131,30 @@ class Crowd:
                     yield seat.sample(self.width)
                     self._leave(i)
 
+    def judged(self, number: int, tokens: Tokens, start: int) -> Sample:
+        """An answer of somebody else, with what the target would have said in it.
+
+        tokens: a prompt of `start` tokens and the answer, `longest(0)` at most.
+        """
+        if self._cancel.is_set():
+            raise Cancelled("stopped while the target was reading")
+        read = tokens.size - 1  # nothing is chosen behind the last token
+        for position, token in enumerate(tokens[:-1].tolist()):
+            self._put(position, token, position, 0, True)
+        ids, logits = self._call(read, read)
+        states = lib.llama_get_embeddings(self._ctx)
+        states = np.ctypeslib.as_array(states, (read, self.width))[start:]
+        lib.llama_memory_seq_rm(self._memory, 0, -1, -1)
+        return Sample(
+            number,
+            1.0,
+            tokens,
+            start,
+            ids[start - 1 :],
+            logits[start - 1 :].astype(np.float16),
+            states.astype(np.float16),
+        )
+
     def longest(self, most: int) -> int:
         """Tokens of a prompt that leaves room for an answer of `most` tokens."""
         return min(_BATCH, self._room - most)

@@ -1,68 +1,107 @@
-"""A trained head as a drafter's folder: graph, id map, texts of tokens, manifest."""
+"""A trained drafter as a folder: graph, id map, texts of tokens, manifest."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
+from edgecs.context import Tokens
 from edgecs.onnx_manifest import DrafterManifest, write_drafter
 from edgecs.vocabulary import vocabulary_hash, write_pieces
-from edgecs_convert.distill.graph import Weights, build
-from edgecs_convert.distill.shape import HeadShape
-from edgecs_convert.distill.texts import Vocabulary
 from edgecs_convert.folders import whole_folder
 
-_GRAPH, _IDS, _PIECES = "head.onnx", "ids.npy", "vocabulary.json"
+_IDS, _PIECES = "ids.npy", "vocabulary.json"
 
 
-def export_head(
-    out: Path,
-    shape: HeadShape,
-    weights: Weights,
-    vocabulary: Vocabulary,
-    pieces: Sequence[bytes],
-    *,
-    name: str,
-    source: str,
-    license: str,
-    window: int,
-    int8: bool = True,
-    made: Mapping[str, Any] | None = None,
-) -> Path:
-    """Writes a drafter's folder and returns it; there is none if it fails.
+@dataclass(frozen=True)
+class About:
+    """What a manifest says of a drafter, whatever its kind.
 
-    pieces: texts of the target's tokens. source: the target. made: for the manifest.
+    source: the target's file. pieces: texts of the target's tokens. window: tokens
+    that it was trained to see.
     """
 
+    name: str
+    source: str
+    license: str
+    pieces: Sequence[bytes]
+    window: int
+    int8: bool = True
+    made: Mapping[str, Any] | None = None
+
+
+def export_head(out: Path, student: Any, ids: Tokens, about: About) -> Path:
+    """Writes the folder of a `Head` and returns it; there is none if it fails.
+
+    ids: int32 [rows], the target's id of every row; one more stands for all others.
+    """
+    import onnx
+
+    from edgecs_convert.distill.graph import build
+
+    weights = student.arrays()
+
+    def draw(graph: Path) -> None:
+        onnx.save(build(student.shape, weights, int8=about.int8), graph)
+
+    parameters = sum(weight.size for weight in weights.values())
+    return _export(out, "head", "rows", ids, len(ids), parameters, about, draw)
+
+
+def export_decoder(out: Path, student: Any, about: About) -> Path:
+    """Writes the folder of a `Decoder` and returns it; there is none if it fails."""
+    from edgecs_convert.onnx_export import export_module
+
+    model, ids = student.model.cpu().eval(), student.ids
+    whole = ids.size == len(about.pieces)
+
+    def draw(graph: Path) -> None:
+        export_module(model, graph, quantize="int8" if about.int8 else "none")
+
+    unknown = None if whole else ids.size - 1
+    parameters = sum(p.numel() for p in model.parameters())
+    return _export(out, "decoder", "growing", ids, unknown, parameters, about, draw)
+
+
+def _export(
+    out: Path,
+    kind: str,
+    cache: str,
+    ids: Tokens,
+    unknown: int | None,
+    parameters: int,
+    about: About,
+    draw: Callable[[Path], None],
+) -> Path:
     def fill(folder: Path) -> None:
-        graph = folder / _GRAPH
-        onnx.save(build(shape, weights, int8=int8), graph)
-        np.save(folder / _IDS, vocabulary.ids)
-        write_pieces(folder / _PIECES, pieces)
+        graph = folder / f"{kind}.onnx"
+        draw(graph)
+        np.save(folder / _IDS, ids)
+        write_pieces(folder / _PIECES, about.pieces)
         write_drafter(
             DrafterManifest(
-                name=name,
-                description=f"a head for {source}",
-                license=license,
-                file=_GRAPH,
-                kind="head",
-                cache="rows",
-                window=window,
-                vocabulary=vocabulary_hash(pieces),
+                name=about.name,
+                description=f"a {kind} for {about.source}",
+                license=about.license,
+                file=graph.name,
+                kind=kind,
+                cache=cache,
+                window=about.window,
+                vocabulary=vocabulary_hash(about.pieces),
                 vocabulary_file=_PIECES,
                 id_map=_IDS,
-                unknown=vocabulary.rows,
-                parameters=sum(weight.size for weight in weights.values()),
-                quantization="int8" if int8 else None,
-                source=source,
+                unknown=unknown,
+                parameters=parameters,
+                quantization="int8" if about.int8 else None,
+                source=about.source,
                 size=graph.stat().st_size,
                 sha256=hashlib.sha256(graph.read_bytes()).hexdigest(),
-                made=made,
+                made=about.made,
                 folder=folder,
             )
         )

@@ -8,6 +8,7 @@ attention sees true states up to s - 1 tokens back (EAGLE-3, HASS).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgecs_convert.distill.losses import divergence
+from edgecs_convert.distill.recipe import Recipe
 from edgecs_convert.distill.shape import HeadShape
+from edgecs_convert.distill.texts import Batch
 
 
 class Head(nn.Module):  # type: ignore[misc]
@@ -47,6 +51,32 @@ class Head(nn.Module):  # type: ignore[misc]
             self.join[:width] += torch.eye(width)
             self.mix *= 0.1
             self.down *= 0.1
+
+    def described(self) -> dict[str, Any]:
+        """What a checkpoint has to agree with."""
+        return {"kind": "head", **self.shape.state()}
+
+    def loss(self, batch: Batch[Tensor], recipe: Recipe) -> Tensor:
+        """Of every pass where it has seen as many tokens, later ones less."""
+        steps = self(batch.tokens, batch.states, recipe.passes)
+        counts = batch.counts
+        total, weights = torch.zeros((), device=counts.device), 0.0
+        for s, out in enumerate(steps):
+            here = counts.clone()
+            here[:, s:] &= counts[:, : counts.shape[1] - s]  # it began in the answer
+            here[:, :s] = False
+            if not here.any():
+                continue
+            mine = out[here]
+            said = self.logits(mine).float()
+            apart = divergence(
+                recipe.loss, said, batch.top_rows[here], batch.top_logits[here]
+            )
+            away = F.smooth_l1_loss(mine.float(), batch.next_states[here])
+            weight = recipe.fading**s
+            total = total + weight * (apart + recipe.likeness * away)
+            weights += weight
+        return total / max(weights, 1e-9)
 
     def load_arrays(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
         """Takes over weights by name."""

@@ -1,4 +1,4 @@
-"""What a head is worth: how often it is right, how long it takes, what it buys.
+"""What a drafter is worth: how often it is right, how long it takes, what it buys.
 
 Measured on the exported graph in ONNX Runtime, on answers that it was not trained on.
 """
@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from edgecs.backends.onnx_drafter import OnnxModel
 from edgecs.backends.onnx_head import OnnxHead
 from edgecs.context import Context
 from edgecs.draft import NOTHING
 from edgecs.errors import Cancelled
+from edgecs.onnx_manifest import read_drafter
 from edgecs.states import States
 from edgecs_convert.distill.samples import Sample
 
@@ -47,19 +49,16 @@ def worth(
 
     Drafts begin behind every token of an answer, until there are enough of them.
     """
+    greedy = [s for s in samples if not s.temperature and s.size > most]
+    if not greedy:
+        return Worth([0.0] * most, 0.0, 0)
     right, seen = np.zeros(most), 0
     took: list[float] = []
-    states: States | None = None
-    head: OnnxHead | None = None
+    states = States(greedy[0].states.shape[1])
+    model = _open(folder, states, vocab_size, cancel, threads)
     try:
-        for sample in samples:
-            if sample.temperature or sample.size <= most:
-                continue
-            if head is None:
-                states = States(sample.states.shape[1])
-                head = OnnxHead(folder, states, vocab_size, cancel, threads=threads)
-            assert states is not None
-            for hits in _drafts(head, states, sample, most, took):
+        for sample in greedy:
+            for hits in _drafts(model, states, sample, most, took):
                 if cancel.is_set():
                     raise Cancelled("stopped while measuring the drafter")
                 right[:hits] += 1
@@ -67,25 +66,40 @@ def worth(
             if seen >= drafts:
                 break
     finally:
-        if head is not None:
-            head.close()
-    shares = (right / max(1, seen)).tolist()
-    return Worth(shares, median(took) if took else 0.0, seen)
+        model.close()
+    return Worth((right / max(1, seen)).tolist(), median(took or [0.0]), seen)
+
+
+def _open(
+    folder: Path,
+    states: States,
+    vocab_size: int,
+    cancel: threading.Event,
+    threads: int,
+) -> OnnxHead | OnnxModel:
+    """The drafter in a folder, of either kind."""
+    if read_drafter(folder).kind == "head":
+        return OnnxHead(folder, states, vocab_size, cancel, threads=threads)
+    return OnnxModel(folder, vocab_size, cancel, threads=threads)
 
 
 def _drafts(
-    head: OnnxHead, states: States, sample: Sample, most: int, took: list[float]
+    model: OnnxHead | OnnxModel,
+    states: States,
+    sample: Sample,
+    most: int,
+    took: list[float],
 ) -> Iterable[int]:
     """How many tokens of each draft are right, behind every token of an answer."""
     said = sample.tokens.tolist()
     context = Context(sample.tokens[: sample.start + 1])
-    head.reset()
+    model.reset()
     for at in range(sample.start + 1, len(said) - most):
         tail: list[int] = []
         hits = 0
         for i in range(most):
             began = time.perf_counter()
-            row = head.score(context.with_tail(tail) if tail else context, NOTHING)
+            row = model.score(context.with_tail(tail) if tail else context, NOTHING)
             token = int(row.logits[0].argmax())
             took.append(time.perf_counter() - began)
             tail.append(token)

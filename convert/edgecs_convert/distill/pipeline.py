@@ -1,16 +1,16 @@
-"""From a target to a drafter: write, train, export, measure; every stage resumes.
+"""From a target to a drafter: write, train, export, measure, choose.
 
-Samples and the checkpoint of the training lie in a work folder; what is done there is
-not done again.
+Every stage resumes: samples and checkpoints lie in a work folder, and what is done
+there is not done again.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgecs.backends.llama_vocabulary import read_pieces
 from edgecs.errors import ConfigError
@@ -19,24 +19,22 @@ from edgecs.onnx_manifest import read_drafter, write_drafter
 from edgecs.probe import curve
 from edgecs.theory import draft_speedup
 from edgecs_convert.distill.data import Wanted, write_samples
-from edgecs_convert.distill.export import export_head
-from edgecs_convert.distill.head import Head
+from edgecs_convert.distill.export import About
+from edgecs_convert.distill.kinds import HeadKind, Kind
 from edgecs_convert.distill.measure import Worth, worth
+from edgecs_convert.distill.recipe import Divergence, Recipe
 from edgecs_convert.distill.samples import Sample, read_samples
 from edgecs_convert.distill.target import TargetFile
-from edgecs_convert.distill.texts import (
-    PROMPT,
-    Vocabulary,
-    choose_vocabulary,
-    windows,
-)
-from edgecs_convert.distill.train import Recipe, Trainer
+from edgecs_convert.distill.texts import Vocabulary, choose_vocabulary, windows
+from edgecs_convert.distill.train import Trainer
 from edgecs_convert.folders import whole_folder
 
-_SEEN, _UNSEEN, _CHECKPOINT, _UPDATE = "samples", "unseen", "head.pt", "update.pt"
-_CALMER = 0.2  # of the learning rate, where a head that was trained learns more
+_SEEN, _UNSEEN, _OWN, _DRAFTERS = "samples", "unseen", "own", "drafters"
+_CALMER = 0.2  # of the learning rate, where a drafter that was trained learns more
 _UNSEEN_SHARE, _UNSEEN_MOST = 10, 30_000  # one of so many tokens is for measuring
+_OWN_SHARE = 4  # one of so many tokens more is an answer of the drafter's own
 _WIDTHS = (1, 2, 3, 4)  # of the target, that are timed
+_READ = 32  # tokens in front of them
 
 Tell = Callable[[str], None]
 
@@ -45,9 +43,11 @@ Tell = Callable[[str], None]
 class Plan:
     """What to make. tokens: of answers to learn from. rows: tokens that it knows.
 
-    prompts: a file of prompts instead of the topics. With it the drafter is measured on
-    the topics all the same. log: what sessions kept (`log`): the head of the work
-    folder learns from it, and from as many of its old samples, so as not to forget.
+    kinds: of drafters, each of which is a candidate. finish: losses with which each is
+    trained for `finish_epochs` more, every one a candidate too. prompts: a file of
+    prompts instead of the topics; with it drafters are measured on the topics all the
+    same. log: what sessions kept (`log`): the drafters of the work folder learn from
+    it, and from as many of their old samples, so as not to forget.
     """
 
     tokens: int = 400_000
@@ -57,18 +57,23 @@ class Plan:
     prompts: Path | None = None
     recipe: Recipe = field(default_factory=Recipe)
     int8: bool = True
-    log: Path | None = None  # answers of sessions, for a head that is trained already
+    log: Path | None = None
+    kinds: Sequence[Kind] = (HeadKind(),)
+    finish: Sequence[Divergence] = ()
+    finish_epochs: float = 1.0
 
 
 @dataclass(frozen=True)
-class Made:
+class Candidate:
     """A finished drafter, and what it is worth on this machine."""
 
+    name: str
     folder: Path
     coverage: float  # share of what the target says that it knows, on unseen topics
     worth: Worth
     single: float  # seconds of the target's call of one token
     speedup: float  # expected, of greedy answers, over plain decoding
+    ideal: float  # the same, if wider calls of the target cost nothing more
 
     def state(self) -> dict[str, Any]:
         """As plain numbers."""
@@ -81,57 +86,66 @@ class Made:
         }
 
 
-def distill(loaded: Loaded, work: Path, out: Path, plan: Plan, tell: Tell) -> Made:
-    """Makes a head for a loaded target; `out` must not exist yet.
+class Made(NamedTuple):
+    """The folder of the drafter that was chosen, and all that it was chosen from."""
 
-    Raises ConfigError, ModelError, DistillError, Cancelled. What was done is in `work`.
+    folder: Path
+    chosen: Candidate
+    candidates: list[Candidate]
+
+
+class _Data(NamedTuple):
+    """What all candidates share."""
+
+    seen: list[Sample]
+    unseen: list[Sample]
+    vocabulary: Vocabulary
+
+
+def distill(loaded: Loaded, work: Path, out: Path, plan: Plan, tell: Tell) -> Made:
+    """Makes drafters for a loaded target and keeps the best; `out` must not exist yet.
+
+    The best one is what promises most with this machine's times. Raises ConfigError,
+    ModelError, DistillError, Cancelled. What was done is in `work`.
     """
     if out.exists():
         raise ConfigError(f"{out} exists already: give a folder that does not")
     target = TargetFile(loaded.model.path)
     target.shape(plan.rows)  # refuses at once what cannot be served
-    unseen = _write(loaded, work, plan, tell)
-    trainer, trained = _trainer(target, loaded, work, plan)
-    tell(
-        f"training on {trained['tokens']:,} tokens: {trainer.done:,} of "
-        f"{trainer.total:,} batches are done"
-    )
-    trainer.run(loaded.cancel, tell)
-    vocabulary = trainer.vocabulary
-    draft = work / "drafter"
-    shutil.rmtree(draft, ignore_errors=True)
-    export_head(
-        draft,
-        trainer.head.shape,
-        trainer.head.arrays(),
-        vocabulary,
-        read_pieces(target.path),
-        name=out.name,
-        source=target.path.name,
-        license=target.license,
-        window=plan.recipe.length,
-        int8=plan.int8,
-    )
-    tell("measuring the drafter on topics that it has not seen")
-    size, cancel = target.vocab_size, loaded.cancel
-    measured = worth(draft, unseen, size, cancel)
-    times = _times(loaded)
-    speedup = draft_speedup(measured.shares, measured.seconds, times)
-    known = vocabulary.coverage(unseen)
-    made = Made(out, known, measured, times[1], speedup)
-    figures = {**trained, "seconds": round(trainer.seconds), **made.state()}
-    write_drafter(replace(read_drafter(draft), made=figures))
-    whole_folder(out, lambda half: _copy(draft, half))
-    (work / _UPDATE).unlink(missing_ok=True)  # the next log is another one
-    return made
+    data = _data(target, loaded, work, plan, tell)
+    trainings = _Trainings(target, loaded, data, work, plan, tell)
+    times: dict[int, float] = {}
+    candidates = []
+    for kind in plan.kinds:
+        for name, trainer, noted in trainings.of(kind):
+            folder = _export(name, kind, trainer, loaded, work, plan)
+            tell(f"measuring {name} on topics that it has not seen")
+            measured = worth(
+                folder, data.unseen, loaded.target.vocab_size, loaded.cancel
+            )
+            times = times or _times(loaded)
+            made = _candidate(name, folder, data, measured, times)
+            figures = {**noted, "seconds": round(trainer.seconds), **made.state()}
+            write_drafter(replace(read_drafter(folder), made=figures))
+            candidates.append(made)
+    chosen = max(candidates, key=lambda made: (made.speedup, made.ideal))
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(chosen.folder, folder, dirs_exist_ok=True)
+        write_drafter(replace(read_drafter(folder), name=out.name))
+
+    whole_folder(out, fill)
+    for kind in plan.kinds:
+        (work / f"{kind.name}-update.pt").unlink(
+            missing_ok=True
+        )  # the next log differs
+    return Made(out, chosen, candidates)
 
 
-def _copy(source: Path, folder: Path) -> None:
-    shutil.copytree(source, folder, dirs_exist_ok=True)
-
-
-def _write(loaded: Loaded, work: Path, plan: Plan, tell: Tell) -> list[Sample]:
-    """Both sets of samples; those that are not for training."""
+def _data(
+    target: TargetFile, loaded: Loaded, work: Path, plan: Plan, tell: Tell
+) -> _Data:
+    """Both sets of samples, and the tokens that drafters are to know."""
     wanted = Wanted(
         plan.tokens,
         most=plan.answer,
@@ -150,67 +164,169 @@ def _write(loaded: Loaded, work: Path, plan: Plan, tell: Tell) -> list[Sample]:
             tell,
             threads=loaded.target.threads,
         )
-    return [*read_samples(work / _UNSEEN, few)]
+    seen = [*read_samples(work / _SEEN, plan.tokens)]
+    ends = sorted(loaded.model.vocabulary.ends)
+    vocabulary = choose_vocabulary(seen, plan.rows, target.vocab_size, ends)
+    return _Data(seen, [*read_samples(work / _UNSEEN, few)], vocabulary)
 
 
-def _trainer(
-    target: TargetFile, loaded: Loaded, work: Path, plan: Plan
-) -> tuple[Trainer, dict[str, Any]]:
-    """The training as far as it went, and what is to be noted about it."""
-    samples = [*read_samples(work / _SEEN, plan.tokens)]
-    vocabulary = choose_vocabulary(
-        samples, plan.rows, target.vocab_size, sorted(loaded.model.vocabulary.ends)
-    )
-    head = Head(target.shape(vocabulary.rows), plan.recipe.seed)
-    head.begin_from(target.table(vocabulary.ids), target.norm())
-    if plan.log is not None:
-        return _updating(head, vocabulary, samples, work, plan, plan.log)
-    every = windows(samples, plan.recipe.length)
-    trainer = Trainer(head, every, vocabulary, plan.recipe, work / _CHECKPOINT)
-    noted = {
-        "tokens": sum(sample.size for sample in samples),
-        "answers": len(samples),
-        "prompts": plan.prompts.name if plan.prompts else "topics",
-        **asdict(plan.recipe),
-    }
-    return trainer, noted
+class _Trainings:
+    """All that is to be trained, one after the other."""
 
+    def __init__(
+        self,
+        target: TargetFile,
+        loaded: Loaded,
+        data: _Data,
+        work: Path,
+        plan: Plan,
+        tell: Tell,
+    ) -> None:
+        self._target, self._loaded, self._data = target, loaded, data
+        self._work, self._plan, self._tell = work, plan, tell
 
-def _updating(
-    head: Head,
-    vocabulary: Vocabulary,
-    old: list[Sample],
-    work: Path,
-    plan: Plan,
-    log: Path,
-) -> tuple[Trainer, dict[str, Any]]:
-    """More training of a head, on what sessions kept."""
-    new = [*read_samples(log)]
-    if not new:
-        raise ConfigError(
-            f"{log} has no answers: keep some with `edgecs chat --log-answers {log}`"
+    def of(self, kind: Kind) -> Iterator[tuple[str, Trainer, dict[str, Any]]]:
+        """Trained candidates of one kind: name, training, what is to be noted."""
+        recipe = kind.recipe(self._plan.recipe)
+        first = self._work / f"{kind.name}.pt"
+        if self._plan.log is not None:
+            yield kind.name, *self._update(kind, recipe, first, self._plan.log)
+            return
+        trainer = self._trainer(kind, self._data.seen, recipe, first)
+        fresh = trainer.done < trainer.total
+        yield kind.name, self._run(trainer), self._noted(self._data.seen, recipe)
+        own = self._work / f"{kind.name}-{_OWN}"
+        if fresh:  # what followed from another training is of no use now
+            shutil.rmtree(own, ignore_errors=True)
+            for path in self._work.glob(f"{kind.name}-*.pt"):
+                path.unlink()
+        for loss in self._plan.finish:
+            calmer = replace(
+                recipe,
+                loss=loss,
+                rate=recipe.rate * _CALMER,
+                epochs=self._plan.finish_epochs,
+            )
+            samples = self._data.seen
+            if kind.speaks:
+                samples = self._with_own(kind, first, recipe, own)
+            name = f"{kind.name}-{loss}"
+            after = self._trainer(kind, samples, calmer, self._work / f"{name}.pt")
+            after.begin_from(first)
+            yield name, self._run(after), self._noted(samples, calmer)
+
+    def _update(
+        self, kind: Kind, recipe: Recipe, first: Path, log: Path
+    ) -> tuple[Trainer, dict[str, Any]]:
+        """More training of a drafter, on what sessions kept."""
+        new = [*read_samples(log)]
+        if not new:
+            raise ConfigError(
+                f"{log} has no answers: keep some with `edgecs chat --log-answers "
+                f"{log}`"
+            )
+        if new[0].states.shape[1] != self._target.width:
+            raise ConfigError(
+                f"the answers in {log} are of another model: give its own"
+            )
+        calmer = replace(recipe, rate=recipe.rate * _CALMER)
+        samples = [*new, *_as_much(self._data.seen, new)]
+        path = self._work / f"{kind.name}-update.pt"
+        trainer = self._trainer(kind, samples, calmer, path)
+        trainer.begin_from(first)
+        noted = self._noted(new, calmer)
+        return self._run(trainer), {**noted, "prompts": "sessions"}
+
+    def _with_own(
+        self, kind: Kind, first: Path, recipe: Recipe, own: Path
+    ) -> list[Sample]:
+        """Answers that the drafter wrote itself, and as many of the target's."""
+        from edgecs_convert.distill.own import own_samples
+
+        trained = self._trainer(kind, self._data.seen, recipe, first)
+        written = own_samples(
+            trained.student,
+            self._data.vocabulary,
+            self._loaded.model,
+            self._data.seen,
+            own,
+            self._loaded.cancel,
+            self._tell,
+            tokens=self._plan.tokens // _OWN_SHARE,
+            most=self._plan.answer,
+            threads=self._loaded.target.threads,
+            seed=recipe.seed,
         )
-    if new[0].states.shape[1] != head.shape.width:
-        raise ConfigError(f"the answers in {log} are of another model: give its own")
+        return [*written, *_as_much(self._data.seen, written)]
+
+    def _trainer(
+        self, kind: Kind, samples: Sequence[Sample], recipe: Recipe, path: Path
+    ) -> Trainer:
+        vocabulary = self._data.vocabulary
+        student = kind.begin(self._target, vocabulary, recipe.seed)
+        every = windows(samples, recipe.length, recipe.before)
+        return Trainer(student, every, vocabulary, recipe, path)
+
+    def _run(self, trainer: Trainer) -> Trainer:
+        self._tell(f"training: {trainer.done:,} of {trainer.total:,} batches are done")
+        trainer.run(self._loaded.cancel, self._tell)
+        return trainer
+
+    def _noted(self, samples: Sequence[Sample], recipe: Recipe) -> dict[str, Any]:
+        prompts = self._plan.prompts
+        return {
+            "tokens": sum(sample.size for sample in samples),
+            "answers": len(samples),
+            "prompts": prompts.name if prompts else "topics",
+            **asdict(recipe),
+        }
+
+
+def _as_much(old: Sequence[Sample], new: Sequence[Sample]) -> list[Sample]:
+    """The first of the old samples, about as many tokens as the new ones have."""
     tokens = sum(sample.size for sample in new)
-    remembered: list[Sample] = []
+    found: list[Sample] = []
     for sample in old:
-        if sum(one.size for one in remembered) >= tokens:
+        if tokens <= 0:
             break
-        remembered.append(sample)
-    recipe = replace(plan.recipe, rate=plan.recipe.rate * _CALMER)
-    every = windows([*new, *remembered], recipe.length)
-    trainer = Trainer(head, every, vocabulary, recipe, work / _UPDATE)
-    trainer.begin_from(work / _CHECKPOINT)
-    noted = {
-        "tokens": tokens,
-        "answers": len(new),
-        "prompts": "sessions",
-        **asdict(recipe),
-    }
-    return trainer, noted
+        found.append(sample)
+        tokens -= sample.size
+    return found
+
+
+def _export(
+    name: str, kind: Kind, trainer: Trainer, loaded: Loaded, work: Path, plan: Plan
+) -> Path:
+    target = TargetFile(loaded.model.path)
+    folder = work / _DRAFTERS / name
+    shutil.rmtree(folder, ignore_errors=True)
+    about = About(
+        name=name,
+        source=target.path.name,
+        license=target.license,
+        pieces=read_pieces(target.path),
+        window=trainer.recipe.length,
+        int8=plan.int8,
+    )
+    kind.export(folder, trainer.student, trainer.vocabulary, about)
+    return folder
+
+
+def _candidate(
+    name: str, folder: Path, data: _Data, measured: Worth, times: dict[int, float]
+) -> Candidate:
+    ideal = dict.fromkeys(times, times[1])
+    return Candidate(
+        name,
+        folder,
+        data.vocabulary.coverage(data.unseen),
+        measured,
+        times[1],
+        draft_speedup(measured.shares, measured.seconds, times),
+        draft_speedup(measured.shares, measured.seconds, ideal),
+    )
 
 
 def _times(loaded: Loaded) -> dict[int, float]:
     loaded.target.reset()
-    return curve(loaded.target, PROMPT, _WIDTHS, repeats=5)
+    return curve(loaded.target, _READ, _WIDTHS, repeats=5)

@@ -7,7 +7,7 @@ knows, and a part of the answer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgecs.errors import DistillError
 from edgecs_convert.distill.samples import Sample
 
-PROMPT = 32  # tokens before the answer, or before a later part of it, that are read
+Array = TypeVar("Array")
 
 
 class Vocabulary:
@@ -64,16 +64,15 @@ def choose_vocabulary(
     return Vocabulary(np.sort(order).astype(np.int32), size)
 
 
-class Batch(NamedTuple):
-    """Windows of texts; `counts` says where something is to be learnt."""
+class Batch(NamedTuple, Generic[Array]):
+    """Windows of texts, as arrays of numpy or of PyTorch."""
 
-    tokens: NDArray[np.int64]  # [texts, length]: rows of a vocabulary
-    states: NDArray[np.float32]  # [texts, length, width]: that chose the token, or 0
-    next_states: NDArray[np.float32]  # the same behind the token
-    top_rows: NDArray[np.int64]  # [texts, length, k]: of the token after it
-    top_logits: NDArray[np.float32]  # [texts, length, k], -inf for unknown tokens
-    next_tokens: NDArray[np.int64]  # [texts, length]: what was said next
-    counts: NDArray[np.bool_]  # [texts, length]
+    tokens: Array  # int64 [texts, length]: rows of a vocabulary
+    states: Array  # float32 [texts, length, width]: that chose the token, or 0
+    next_states: Array  # the same behind the token
+    top_rows: Array  # int64 [texts, length, k]: of the token after it
+    top_logits: Array  # float32 [texts, length, k], -inf for unknown tokens
+    counts: Array  # bool [texts, length]: where something is to be learnt
 
 
 class Window(NamedTuple):
@@ -85,13 +84,16 @@ class Window(NamedTuple):
     end: int
 
 
-def windows(samples: Sequence[Sample], length: int) -> list[Window]:
-    """All answers, cut into windows of `length` tokens at most."""
+def windows(samples: Sequence[Sample], length: int, before: int) -> list[Window]:
+    """All answers, cut into windows of `length` tokens at most.
+
+    before: so many of them come before what is to be learnt, if there are as many.
+    """
     found = []
     for sample in samples:
         first, last = sample.start, sample.tokens.size - 1  # nothing follows the last
         while first < last:
-            begin = max(0, first - PROMPT)
+            begin = max(0, first - before)
             end = min(last, begin + length)
             found.append(Window(sample, begin, first, end))
             first = end
@@ -104,7 +106,7 @@ def batches(
     length: int,
     texts: int,
     seed: int | None,
-) -> Iterator[Batch]:
+) -> Iterator[Batch[NDArray[Any]]]:
     """Batches of windows, in an order that depends on the seed; None: as they are."""
     order = np.arange(len(every))
     if seed is not None:
@@ -115,17 +117,18 @@ def batches(
         )
 
 
-def batch(few: Sequence[Window], vocabulary: Vocabulary, length: int) -> Batch:
+def batch(
+    few: Sequence[Window], vocabulary: Vocabulary, length: int
+) -> Batch[NDArray[Any]]:
     """One batch."""
     width, k = few[0].sample.states.shape[1], few[0].sample.top_ids.shape[1]
     shape = len(few), length
-    made = Batch(
+    made: Batch[NDArray[Any]] = Batch(
         np.full(shape, vocabulary.rows, dtype=np.int64),
         np.zeros((*shape, width), dtype=np.float32),
         np.zeros((*shape, width), dtype=np.float32),
         np.zeros((*shape, k), dtype=np.int64),
         np.full((*shape, k), -np.inf, dtype=np.float32),
-        np.full(shape, vocabulary.rows, dtype=np.int64),
         np.zeros(shape, dtype=np.bool_),
     )
     for i, (sample, begin, first, end) in enumerate(few):
@@ -143,7 +146,5 @@ def batch(few: Sequence[Window], vocabulary: Vocabulary, length: int) -> Batch:
         known = rows < vocabulary.rows
         made.top_rows[i, here] = np.where(known, rows, 0)
         made.top_logits[i, here] = np.where(known, logits, -np.inf)
-        said = sample.tokens[first + 1 : end + 1]
-        made.next_tokens[i, here] = vocabulary.rows_of(said)
         made.counts[i, here] = known.any(axis=1)
     return made

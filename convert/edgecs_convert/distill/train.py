@@ -1,4 +1,4 @@
-"""Training a head: soft cross-entropy to the target's best tokens, in several passes.
+"""Training a drafter on what its target said.
 
 Everything that a run needs to go on lies in one checkpoint, which is replaced as a
 whole. Given the same samples, recipe and machine a run that was interrupted ends with
@@ -13,47 +13,29 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from edgecs.errors import Cancelled, DistillError
-from edgecs_convert.distill.head import Head
+from edgecs_convert.distill.recipe import Recipe
 from edgecs_convert.distill.texts import Batch, Vocabulary, Window, batches
 
 _SAVE = 60.0  # seconds between two checkpoints
 _BROKEN = (OSError, RuntimeError, KeyError, EOFError, ValueError)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a head is trained; what is written into its manifest."""
+class Student(Protocol):
+    """A drafter in PyTorch, a module with a loss of its own."""
 
-    epochs: float = 4.0
-    rate: float = 1.5e-3  # highest learning rate
-    warm: int = 100  # batches until it is reached
-    texts: int = 4  # of a batch: many small steps teach more than few large ones
-    length: int = 160  # tokens of a text
-    passes: int = 3
-    fading: float = 0.8  # weight of a pass over that of the one before it
-    likeness: float = 0.1  # weight of the distance of states
-    decay: float = 0.01
-    clip: float = 1.0  # norm of the gradient
-    seed: int = 1
+    def described(self) -> dict[str, Any]:
+        """Kind and sizes: what a checkpoint has to agree with."""
 
-
-class Agreement(NamedTuple):
-    """How often the first, the first two, the first three ... tokens were right."""
-
-    shares: list[float]
-    tokens: int
-
-    def __str__(self) -> str:
-        return " / ".join(f"{share:.3f}" for share in self.shares)
+    def loss(self, batch: Batch[Tensor], recipe: Recipe) -> Tensor:
+        """Of one batch, a scalar."""
 
 
 Tell = Callable[[str], None]
@@ -67,15 +49,15 @@ def device() -> str:
 
 
 class Trainer:
-    """A head under training, which can stop and go on.
+    """A drafter under training, which can stop and go on.
 
-    samples: windows to learn from. path: of the checkpoint; one that was made with
-    another recipe is refused.
+    student: a module that is a `Student`. every: windows to learn from. path: of the
+    checkpoint; one that was made with another recipe is refused.
     """
 
     def __init__(
         self,
-        head: Head,
+        student: Any,
         every: Sequence[Window],
         vocabulary: Vocabulary,
         recipe: Recipe,
@@ -83,16 +65,17 @@ class Trainer:
         *,
         on: str | None = None,
     ) -> None:
-        self.head, self.recipe = head.to(on or device()), recipe
         self._on = on or device()
+        self.student, self.recipe = student.to(self._on), recipe
         self.vocabulary = vocabulary
         self._every, self._path = every, path
         self._a_round = max(1, math.ceil(len(every) / recipe.texts))
         self.total = max(1, round(self._a_round * recipe.epochs))
         self.done = 0  # batches
         self.seconds = 0.0  # of training, over all runs
-        matrices = [w for w in head.parameters() if w.ndim == 2]
-        vectors = [w for w in head.parameters() if w.ndim == 1]
+        weights = [*self.student.parameters()]
+        matrices = [w for w in weights if w.ndim == 2]
+        vectors = [w for w in weights if w.ndim == 1]
         self._optimizer = torch.optim.AdamW(
             [
                 {"params": matrices, "weight_decay": recipe.decay},
@@ -105,18 +88,18 @@ class Trainer:
             self._load()
 
     def begin_from(self, path: Path) -> None:
-        """Takes over the weights of another training's checkpoint, if it is new.
+        """Takes over the weights of another training's checkpoint, if this one is new.
 
-        Raises DistillError where there is none, or one of another head.
+        Raises DistillError where there is none, or one of another drafter.
         """
         if self.done:
             return
         if not path.exists():
             raise DistillError(f"there is no checkpoint {path}: train a drafter first")
         state = self._read(path)
-        if state["made"]["shape"] != self.head.shape.state():
-            raise DistillError(f"{path} is of another head: give the same --rows")
-        self.head.load_state_dict(state["head"])
+        if state["made"]["student"] != self.student.described():
+            raise DistillError(f"{path} is of another drafter: give the same --rows")
+        self.student.load_state_dict(state["student"])
 
     def run(self, cancel: threading.Event, tell: Tell) -> None:
         """Trains until the recipe is done.
@@ -126,7 +109,7 @@ class Trainer:
         """
         began = saved = time.monotonic()
         before, loss = self.done, math.nan
-        self.head.train()
+        self.student.train()
         for batch in self._batches():
             if cancel.is_set():
                 self._keep(began)
@@ -148,7 +131,7 @@ class Trainer:
         if self.done > before:
             self._keep(began)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[Batch[Any]]:
         """What is still to be done, every epoch in an order of its own."""
         recipe = self.recipe
         while self.done < self.total:
@@ -164,11 +147,12 @@ class Trainer:
                 if i >= at and self.done < self.total:
                     yield batch
 
-    def _step(self, batch: Batch) -> float:
+    def _step(self, batch: Batch[Any]) -> float:
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate()
         with torch.autocast(self._on, torch.bfloat16, enabled=self._on != "mps"):
-            loss = loss_of(self.head, batch, self.recipe, self._on)
+            there = Batch(*(torch.from_numpy(array).to(self._on) for array in batch))
+            loss = self.student.loss(there, self.recipe)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DistillError(
@@ -177,7 +161,7 @@ class Trainer:
             )
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.head.parameters(), self.recipe.clip)
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.recipe.clip)
         self._optimizer.step()
         self.done += 1
         return value
@@ -196,7 +180,7 @@ class Trainer:
         self.seconds += now - began
         part = self._path.with_suffix(".part")
         state = {
-            "head": self.head.state_dict(),
+            "student": self.student.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "done": self.done,
             "seconds": self.seconds,
@@ -218,7 +202,7 @@ class Trainer:
             state: dict[str, Any] = torch.load(
                 path, map_location=self._on, weights_only=True
             )
-            state["made"]["shape"]
+            state["made"]["student"]
         except (*_BROKEN, pickle.UnpicklingError) as error:
             raise DistillError(
                 f"{path} cannot be read as a checkpoint ({type(error).__name__}): "
@@ -233,79 +217,17 @@ class Trainer:
                 f"{self._path} was made with another recipe or other samples: remove "
                 "it, or give another folder"
             )
-        self.head.load_state_dict(state["head"])
+        self.student.load_state_dict(state["student"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.done, self.seconds = state["done"], state["seconds"]
 
     def _made(self) -> dict[str, Any]:
         return {
             "recipe": asdict(self.recipe),
-            "shape": self.head.shape.state(),
+            "student": self.student.described(),
             "windows": len(self._every),
         }
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def loss_of(head: Head, batch: Batch, recipe: Recipe, on: str) -> Tensor:
-    """Of one batch: every pass where it has seen as many tokens, later ones less."""
-    tokens, states, next_states, rows, logits, _, counts = (
-        torch.from_numpy(array).to(on) for array in batch
-    )
-    steps = head(tokens, states, recipe.passes)
-    total, weights = torch.zeros((), device=on), 0.0
-    for s, out in enumerate(steps):
-        here = counts.clone()
-        here[:, s:] &= counts[:, : counts.shape[1] - s]  # its draft began in the answer
-        here[:, :s] = False
-        if not here.any():
-            continue
-        mine = out[here]
-        said = head.logits(mine).float()
-        law = logits[here].softmax(-1)
-        best = said.gather(1, rows[here])
-        entropy = said.logsumexp(-1) - (law * best).sum(-1)
-        apart = torch.nn.functional.smooth_l1_loss(mine.float(), next_states[here])
-        weight = recipe.fading**s
-        total = total + weight * (entropy.mean() + recipe.likeness * apart)
-        weights += weight
-    return total / max(weights, 1e-9)
-
-
-def agreement(
-    head: Head,
-    every: Sequence[Window],
-    vocabulary: Vocabulary,
-    recipe: Recipe,
-    *,
-    on: str | None = None,
-    most: int = 3,
-) -> Agreement:
-    """How often drafts of up to `most` tokens are what the target said, greedily.
-
-    Drafts of all lengths begin at the same tokens, those with as many after them. A
-    token that the vocabulary lacks is never right.
-    """
-    on = on or device()
-    head.eval().to(on)
-    right, total = np.zeros(most), 0
-    for batch in batches(every, vocabulary, recipe.length, recipe.texts, None):
-        tokens, states = (torch.from_numpy(a).to(on) for a in batch[:2])
-        with torch.no_grad(), torch.autocast(on, torch.bfloat16, enabled=on != "mps"):
-            steps = head(tokens, states, most)
-            said = [head.logits(out).argmax(-1).cpu().numpy() for out in steps]
-        begins = batch.counts.copy()
-        for s in range(1, most):
-            begins[:, :-s] &= batch.counts[:, s:]
-            begins[:, -s:] = False
-        same = begins.copy()
-        total += int(begins.sum())
-        for s in range(most):
-            hit = said[s] == batch.next_tokens
-            shifted = np.zeros_like(hit)
-            shifted[:, : hit.shape[1] - s] = hit[:, s:]
-            same &= shifted
-            right[s] += same.sum()
-    return Agreement((right / max(1, total)).tolist(), total)

@@ -1,0 +1,141 @@
+"""A small decoder in PyTorch, a drafter that stands alone: a Llama of few layers.
+
+Where it is as wide as its target it begins with some of the target's own layers (a
+layer-pruned target, FastDraft, arXiv 2411.11055); else with random ones, between the
+target's embeddings in as many dimensions as it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgecs.context import Tokens
+from edgecs.errors import ConfigError
+from edgecs_convert.distill.losses import divergence
+from edgecs_convert.distill.recipe import Recipe
+from edgecs_convert.distill.target import TargetFile
+from edgecs_convert.distill.texts import Batch
+from edgecs_convert.onnx_export import load_weights
+from edgecs_convert.pruning import keep_layers, trim_vocabulary
+
+_SIZE = 64  # of an attention head
+_INNER = 8 / 3  # inner width over width
+_WIDEST = 576  # where nothing is said: a wider one costs more than it is right
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """layers: of the decoder. width: of its states; None: the target's, up to 576."""
+
+    layers: int = 2
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.layers < 1 or (self.width and self.width % _SIZE):
+            raise ConfigError(
+                "a decoder has one layer or more, and a width that is a multiple of "
+                f"{_SIZE}: got {self.layers} layers, {self.width} wide"
+            )
+
+
+class Decoder(nn.Module):  # type: ignore[misc]
+    """A causal language model of transformers.
+
+    ids: int32 [rows], the target's id of every row of its vocabulary; if there are
+    other tokens, the last row stands for them.
+    """
+
+    def __init__(self, model: Any, ids: Tokens) -> None:
+        super().__init__()
+        self.model, self.ids = model, ids
+
+    def described(self) -> dict[str, Any]:
+        """What a checkpoint has to agree with."""
+        config = self.model.config
+        return {
+            "kind": "decoder",
+            "width": config.hidden_size,
+            "layers": config.num_hidden_layers,
+            "rows": int(self.ids.size),
+        }
+
+    def loss(self, batch: Batch[Tensor], recipe: Recipe) -> Tensor:
+        """Of everything that is to be learnt, in one pass."""
+        # What fills a text up is no token of a vocabulary that is whole.
+        tokens = batch.tokens.clamp(max=self.ids.size - 1)
+        hidden = self.model.model(tokens, use_cache=False).last_hidden_state
+        said = self.model.lm_head(hidden[batch.counts]).float()
+        return divergence(
+            recipe.loss,
+            said,
+            batch.top_rows[batch.counts],
+            batch.top_logits[batch.counts],
+        )
+
+
+def begin(target: TargetFile, known: Tokens, shape: DecoderShape, seed: int) -> Decoder:
+    """A decoder before any training, for the tokens `known` of a target.
+
+    Raises ModelError for a target that transformers cannot read, ConfigError.
+    """
+    width = shape.width or min(target.width, _WIDEST)
+    if width == target.width:
+        model = load_weights(target.path)
+        keep_layers(model, _spread(shape.layers, len(model.model.layers)))
+        return Decoder(model, trim_vocabulary(model, known))
+    if width > target.width:
+        raise ConfigError(
+            f"a decoder of {width} is wider than its target, {target.width}: give less"
+        )
+    other = np.setdiff1d(np.arange(target.vocab_size), known)[-1:]
+    table = _narrowed(target, known, width)
+    if other.size:
+        table = np.vstack((table, table.mean(0)))
+    model = _llama(shape.layers, width, len(table), seed)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(torch.from_numpy(table))
+    return Decoder(model, np.append(known, other).astype(np.int32))
+
+
+def _spread(count: int, layers: int) -> Sequence[int]:
+    """So many layers, the first and the last among them, evenly apart."""
+    if count > layers:
+        raise ConfigError(f"{count} layers cannot be kept: the target has {layers}")
+    places = np.linspace(0, layers - 1, count) if count > 1 else [layers - 1]
+    return [round(float(place)) for place in places]
+
+
+def _narrowed(target: TargetFile, known: Tokens, width: int) -> NDArray[np.float32]:
+    """The target's embeddings in the `width` directions in which they differ most."""
+    table = target.table(known)
+    _, directions = np.linalg.eigh(table.T @ table)
+    return np.ascontiguousarray(table @ directions[:, -width:], dtype=np.float32)
+
+
+def _llama(layers: int, width: int, rows: int, seed: int) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    heads = width // _SIZE
+    config = LlamaConfig(
+        vocab_size=rows,
+        hidden_size=width,
+        intermediate_size=round(width * _INNER / _SIZE) * _SIZE,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=max(n for n in range(1, heads // 3 + 2) if heads % n == 0),
+        tie_word_embeddings=True,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    # Everything random comes from here, and nobody else's state is disturbed.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)

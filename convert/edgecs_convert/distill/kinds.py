@@ -1,0 +1,102 @@
+"""The kinds of drafters that can be made, and what each of them does in its own way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgecs.errors import ConfigError
+from edgecs_convert.distill.export import About, export_decoder, export_head
+from edgecs_convert.distill.recipe import Recipe
+from edgecs_convert.distill.target import TargetFile
+from edgecs_convert.distill.texts import Vocabulary
+
+
+class Kind(Protocol):
+    """A kind of drafter."""
+
+    @property
+    def name(self) -> str:
+        """As it is asked for."""
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it can write answers of its own."""
+
+    def recipe(self, given: Recipe) -> Recipe:
+        """What suits this kind, where a recipe for a head was given."""
+
+    def begin(self, target: TargetFile, vocabulary: Vocabulary, seed: int) -> Any:
+        """A `Student` before any training. Raises ModelError, ConfigError."""
+
+    def export(
+        self, out: Path, student: Any, vocabulary: Vocabulary, about: About
+    ) -> None:
+        """Writes a drafter's folder."""
+
+
+@dataclass(frozen=True)
+class HeadKind:
+    """One layer on the target's states."""
+
+    name: str = "head"
+    speaks: bool = False
+
+    def recipe(self, given: Recipe) -> Recipe:
+        """As it is."""
+        return given
+
+    def begin(self, target: TargetFile, vocabulary: Vocabulary, seed: int) -> Any:
+        """See `Kind`."""
+        from edgecs_convert.distill.head import Head
+
+        head = Head(target.shape(vocabulary.rows), seed)
+        head.begin_from(target.table(vocabulary.ids), target.norm())
+        return head
+
+    def export(
+        self, out: Path, student: Any, vocabulary: Vocabulary, about: About
+    ) -> None:
+        """See `Kind`."""
+        export_head(out, student, vocabulary.ids, about)
+
+
+@dataclass(frozen=True)
+class DecoderKind:
+    """A small language model that stands alone. layers, width: see `DecoderShape`."""
+
+    layers: int = 2
+    width: int | None = None
+    name: str = "decoder"
+    speaks: bool = True
+
+    def recipe(self, given: Recipe) -> Recipe:
+        """Longer texts, as it has to read the prompt as well, and smaller steps."""
+        return replace(given, rate=given.rate * 0.5, length=320, before=160)
+
+    def begin(self, target: TargetFile, vocabulary: Vocabulary, seed: int) -> Any:
+        """See `Kind`."""
+        from edgecs_convert.distill.decoder import DecoderShape, begin
+
+        return begin(
+            target, vocabulary.ids, DecoderShape(self.layers, self.width), seed
+        )
+
+    def export(
+        self, out: Path, student: Any, vocabulary: Vocabulary, about: About
+    ) -> None:
+        """See `Kind`."""
+        export_decoder(out, student, about)
+
+
+NAMES = ("head", "decoder")
+
+
+def kind_of(name: str, *, layers: int = 2, width: int | None = None) -> Kind:
+    """The kind with this name. Raises ConfigError."""
+    if name == "head":
+        return HeadKind()
+    if name == "decoder":
+        return DecoderKind(layers, width)
+    raise ConfigError(f"there is no drafter {name!r}: known are {', '.join(NAMES)}")
