@@ -33,6 +33,11 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._ids)
 
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens of the cells, a copy."""
+        return list(self._ids)
+
     def keep(self, context: Context, most: int) -> int:
         """Drops what does not belong to `context`; returns how many cells are left.
 

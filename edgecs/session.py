@@ -113,7 +113,7 @@ class Session:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         rule: Rule | None = None,
-    ) -> Iterator[Token]:
+    ) -> Generator[Token]:
         """Yields the answer to `prompt`, which is the whole conversation so far.
 
         rule: for this answer instead of the session's own.

@@ -41,6 +41,10 @@ class ByteTokenizer:
         """The bytes; what comes after them has no text."""
         return [bytes([i]) for i in range(256)]
 
+    def spelling(self, token: int) -> str:
+        """The end token is spelt as a control character."""
+        return "\x03" if token in self.ends else self.piece(token).decode("latin-1")
+
     def piece(self, token: int) -> bytes:
         """One byte, or none for ids beyond 255 and for the end token."""
         return b"" if token in self.ends or token > 255 else bytes([token])

@@ -33,6 +33,9 @@ class Tokenizer(Protocol):
     def piece(self, token: int) -> bytes:
         """What a token adds to the text; control tokens add nothing."""
 
+    def spelling(self, token: int) -> str:
+        """How a template writes a token; that of control tokens as well."""
+
 
 class TextStream:
     """Collects pieces; gives out text as soon as it cannot change any more.

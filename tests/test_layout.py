@@ -22,7 +22,7 @@ PACKAGES = {
     "edgecs_models": set(),
 }
 LAYERS = [
-    {"errors", "context", "machine", "random_gguf", "growth"},
+    {"errors", "context", "machine", "random_gguf", "growth", "cells"},
     {"holding", "states"},
     {"draft", "prefix", "options", "manifest", "noise", "sampling", "kmatrix", "costs"},
     {"vocabulary", "theory", "gbnf", "exactness"},
@@ -31,10 +31,12 @@ LAYERS = [
     {"ledger", "profile"},
     {"verify"},
     {"cascade", "store", "chat_template"},
-    {"writers", "shipped"},
+    {"writers", "shipped", "conversation"},
+    {"overflow", "saved"},
     {"planner"},
     {"stats"},
     {"session"},
+    {"chat"},
     {"trace"},
     {"backends"},
     {"load", "speculation"},

@@ -21,6 +21,7 @@ from edgecs.backends import llama_library as library
 from edgecs.backends.huge_pages import HugePages
 from edgecs.backends.llama_cells import repeated
 from edgecs.backends.llama_model import KV_TYPES, LlamaModel
+from edgecs.cells import Cells
 from edgecs.context import Context, Tokens
 from edgecs.draft import Draft, Rows
 from edgecs.errors import Cancelled, ContextFull, EdgecsError, ModelError, OutOfMemory
@@ -187,6 +188,34 @@ class LlamaLM:
             self._cache.reset()
         self._prefill_row = None
 
+    def cells(self) -> Cells | None:
+        """Everything that is computed, to be given back to `take`; None: nothing."""
+        tokens = self._cache.tokens
+        if self._ctx is None or not tokens:
+            return None
+        size = lib.llama_state_seq_get_size(self._ctx, _SEQUENCE)
+        data = (ctypes.c_uint8 * size)()
+        lib.llama_state_seq_get_data(self._ctx, data, size, _SEQUENCE)
+        saved = self._prefill_row
+        return Cells(tokens, bytes(data), saved and (saved[0], saved[1].copy()))
+
+    def take(self, cells: Cells) -> bool:
+        """Has what `cells` gave, instead of what there is now.
+
+        False where llama.cpp does not take it; then there is nothing.
+        """
+        self.reset()
+        if len(cells.tokens) > self.n_ctx:
+            return False
+        self._cache.expect()
+        if not self._put(cells.data, len(cells.tokens)):
+            self.reset()
+            return False
+        self._cache.reset_to(cells.tokens)
+        if cells.row and cells.row[1].shape == (self.vocab_size,):
+            self._prefill_row = cells.row
+        return True
+
     def pretend(self, context: Context) -> bool:
         """Fills the cells of a context for measuring, see `probe.Measurable`.
 
@@ -214,6 +243,10 @@ class LlamaLM:
             state = repeated(given, cells)
         except ValueError:
             return False
+        return self._put(state, cells)
+
+    def _put(self, state: bytes, cells: int) -> bool:
+        """Whether llama.cpp took a state of so many cells."""
         data = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         taken = lib.llama_state_seq_set_data(self._ctx, data, len(state), _SEQUENCE)
         last = lib.llama_memory_seq_pos_max(self._memory, _SEQUENCE)

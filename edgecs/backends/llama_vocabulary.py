@@ -73,6 +73,10 @@ class LlamaVocabulary:
             known = self._pieces[token] = self._render(token, special=False)
         return known
 
+    def spelling(self, token: int) -> str:
+        """How a template writes a token; that of control tokens as well."""
+        return self._text(token)
+
     def pieces(self) -> list[bytes]:
         """The text of every token, special ones spelt out, without padding at the end.
 
