@@ -94,6 +94,13 @@ class Key:
         digest = hashlib.sha256(json.dumps(options).encode()).hexdigest()
         return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', self.model)[:80]}-{digest[:12]}"
 
+    @property
+    def bits(self) -> str:
+        """What the bits of a target's cells depend on, its weights apart."""
+        names = ["build", "device", "layers", "threads", "flash_attention"]
+        names += ["type_k", "type_v", "repack", "n_batch"]
+        return json.dumps({name: getattr(self, name) for name in names})
+
     def differences(self, other: Key) -> list[str]:
         """What has changed since `other`, for people; empty: nothing."""
         now, before = vars(self), vars(other)

@@ -2,24 +2,66 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, get_args
 
 import click
 
-from edgecs.chat_template import ChatTemplate
-from edgecs.errors import ConfigError
-from edgecs.session import Session
-from edgecs_cli.generate import decode
+from edgecs.errors import EdgecsError
+from edgecs.overflow import Overflow
+from edgecs.session import Token
+from edgecs_cli.explain import has_colours, painter
 from edgecs_cli.options import drafter_options, model_options, schedule_options
 from edgecs_cli.run import open_all, statistics_line
 from edgecs_cli.sampling import sampling_options
+from edgecs_cli.screen import shown
 from edgecs_cli.shared import Interrupt, reports_errors, say
+from edgecs_cli.slash import Deck, Leave
+from edgecs_cli.talk import Talk
+from edgecs_cli.typed import Reader, Typed, reader
 
 
 @click.command()
 @click.option("-sys", "--system", help="System message.")
+@click.option(
+    "-n",
+    "--predict",
+    "--max-tokens",
+    "max_tokens",
+    type=click.IntRange(-1),
+    default=-1,
+    show_default=True,
+    help="Most tokens of an answer; -1: until the model stops.",
+)
+@click.option("--stop", multiple=True, help="Stop at this text; may be repeated.")
+@click.option(
+    "--overflow",
+    type=click.Choice(get_args(Overflow)),
+    default="stop",
+    show_default=True,
+    help="When the conversation does not fit the context any more: say so; leave the "
+    "oldest turns out; or keep the first one, and cut the middle out of a message that "
+    "is too long by itself.",
+)
+@click.option(
+    "--load",
+    "loads",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Go on with a conversation that /save kept.",
+)
+@click.option(
+    "--prompt-cache",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep what was computed for the system message here, and take it from here "
+    "the next time.",
+)
+@click.option("--no-history", is_flag=True, help="Keep no history of what is typed.")
 @model_options
 @drafter_options
 @schedule_options
@@ -28,80 +70,158 @@ from edgecs_cli.shared import Interrupt, reports_errors, say
 def chat(**values: Any) -> None:
     """Talk with a model.
 
-    Ctrl-C stops an answer and keeps what was said; Ctrl-D leaves. Without a terminal
-    every line of stdin is a message.
+    /help lists the commands. Ctrl-C stops an answer and keeps what was said; Ctrl-D
+    leaves. Without a terminal every line of stdin is a message.
 
     \b
     edgecs chat -m smollm2-135m-instruct
+    edgecs chat -m ./model.gguf --system "Be brief." --overflow shift
+    edgecs chat -m ./model.gguf --load talk.edgecs
+    edgecs chat -m ./model.gguf -sys "$(cat rules.txt)" --prompt-cache rules.cache
     """
+    ask = reader(history=not values["no_history"])
     interrupt = Interrupt()
-    with open_all(values, interrupt) as opened:
-        session = opened.session
-        template = ChatTemplate(opened.loaded.model.vocabulary)
-        messages: list[dict[str, str]] = []
-        if values["system"]:
-            messages.append({"role": "system", "content": values["system"]})
-        ask = _reader()
-        while (text := ask()) is not None:
-            if not text.strip():
-                continue
-            messages.append({"role": "user", "content": text})
-            try:
-                answer = _turn(session, template, messages, interrupt)
-            except ConfigError as error:
-                messages.pop()
-                click.echo(f"edgecs chat: {error}", err=True)
-                continue
-            if answer:
-                messages.append({"role": "assistant", "content": answer})
-            else:  # stopped before the first word: as if it had not been asked
-                messages.pop()
-            line = statistics_line(session.stats, session.finish_reason)
-            say(line, quiet=values["quiet"])
+    before: str | None = None  # a model that worked
+    messages: list[tuple[str, str]] = []  # of a conversation that changes its model
+    while True:
+        try:
+            with ExitStack() as closing:
+                opened = closing.enter_context(open_all(values, interrupt))
+                talk = Talk(opened, values, closing)
+                if before is None:
+                    _begin(talk, values)
+                elif messages:
+                    _take_over(talk, messages)
+                before = values["model"]
+                wanted = _converse(talk, ask, interrupt, quiet=values["quiet"])
+                messages = [(m.role, m.content) for m in talk.chat.messages]
+        except EdgecsError as error:
+            if before is None or before == values["model"]:
+                raise
+            click.echo(f"edgecs chat: {error}", err=True)
+            wanted = before
+        if wanted is None:
+            return
+        values["model"] = wanted
 
 
-def _turn(
-    session: Session,
-    template: ChatTemplate,
-    messages: list[dict[str, str]],
-    interrupt: Interrupt,
-) -> str:
-    """Streams one answer; Ctrl-C ends it early, and what was said stays."""
-    texts = []
+def _begin(talk: Talk, values: dict[str, Any]) -> None:
+    """What the options say about the conversation."""
+    if values["loads"]:
+        reason = talk.load(values["loads"])
+        note = f"; it is read again, as {reason}" if reason else ""
+        text = f"{len(talk.chat.messages)} messages from {values['loads']}{note}"
+        say(text, quiet=values["quiet"])
+    if values["prompt_cache"]:
+        talk.warm(values["prompt_cache"], lambda text: say(text, quiet=values["quiet"]))
+
+
+def _take_over(talk: Talk, messages: list[tuple[str, str]]) -> None:
+    """A conversation with another model, from its text: its tokens are others."""
+    talk.chat.conversation.messages = []
+    for role, content in messages:
+        talk.chat.conversation.add(role, content)
+
+
+def _converse(
+    talk: Talk, ask: Reader, interrupt: Interrupt, *, quiet: bool
+) -> str | None:
+    """Messages and answers until the end; the model to go on with, if there is one."""
+
+    def answer(tokens: Callable[[], Iterator[Token]]) -> None:
+        _turn(deck, tokens(), interrupt)
+        _report(deck, quiet=quiet)
+        if talk.chat.finish_reason == "cancelled" and isinstance(ask, Typed):
+            ask.stopped()
+
+    deck = Deck(talk, answer)
+    while (text := ask()) is not None:
+        if not text.strip():
+            continue
+        try:
+            if ask.commands and text.lstrip().startswith("/"):
+                text = text.lstrip()
+                if not text.startswith("//"):
+                    deck.run(text)
+                    continue
+                text = text[1:]
+            message = "\n\n".join([*deck.attached, text])
+            answer(lambda message=message: talk.ask(message))  # type: ignore[misc]
+            deck.attached.clear()
+        except Leave as leave:
+            return leave.model
+        except EdgecsError as error:
+            click.echo(f"edgecs chat: {error}", err=True)
+    return None
+
+
+def _turn(deck: Deck, tokens: Iterator[Token], interrupt: Interrupt) -> None:
+    """Shows an answer as it comes; Ctrl-C ends it early, and what was said stays."""
+    session, last = deck.talk.session, ""
     interrupt.event.clear()
-    with interrupt:
-        for token in session.generate(template.encode(messages)):
-            texts.append(token.text)
-            sys.stdout.write(token.text)
-            sys.stdout.flush()
-    sys.stdout.write("\n")
-    interrupt.event.clear()
-    return "".join(texts)
+    try:
+        with interrupt, _reading(deck.talk):
+            for piece in filter(None, _pieces(deck, tokens)):
+                click.echo(piece, nl=False, color=has_colours(sys.stdout))
+                last = piece
+    finally:
+        interrupt.event.clear()
+    if session.stats.tokens and not last.endswith("\n"):
+        click.echo()
 
 
-def _reader() -> Callable[[], str | None]:
-    """A function that gives the next message, None at the end."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        lines = enumerate(sys.stdin.buffer, 1)
-        return lambda: next(
-            (
-                decode(line, f"line {n} of standard input").rstrip("\n")
-                for n, line in lines
-            ),
-            None,
+def _pieces(deck: Deck, tokens: Iterator[Token]) -> Iterator[str]:
+    colours = has_colours(sys.stdout)
+    if deck.explain:
+        return painter(deck.talk.session.chain, colours=colours)(tokens)
+    return shown(tokens, looks=colours and deck.markdown, folds=deck.folds)
+
+
+@contextmanager
+def _reading(talk: Talk) -> Iterator[None]:
+    """Says how far a long prompt is read, while somebody waits in front of it."""
+    target, wrote = talk.opened.loaded.target, False
+
+    def tell(done: int, total: int) -> None:
+        nonlocal wrote
+        if done < total:
+            wrote = True
+            sys.stderr.write(f"\r{done} of {total} tokens read ")
+        elif wrote:
+            sys.stderr.write("\r" + " " * 40 + "\r")
+        sys.stderr.flush()
+
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        target.on_read = tell
+    try:
+        yield
+    finally:
+        target.on_read = None
+
+
+def _report(deck: Deck, *, quiet: bool) -> None:
+    """What is to be known of an answer, dim, on stderr."""
+    chat, stats = deck.talk.chat, deck.talk.session.stats
+    if chat.finish_reason == "cancelled" and not stats.tokens:
+        say("stopped before the first word: the message was taken back", quiet=quiet)
+        return
+    if chat.asked.left_out:
+        say(
+            f"{chat.asked.left_out} older messages do not fit the context any more and "
+            "are not fed (--overflow)",
+            quiet=quiet,
         )
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import InMemoryHistory
-
-    prompt: PromptSession[str] = PromptSession("> ", history=InMemoryHistory())
-
-    def ask() -> str | None:
-        while True:
-            try:
-                return prompt.prompt()
-            except KeyboardInterrupt:
-                say("Ctrl-D leaves")
-            except EOFError:
-                return None
-
-    return ask
+    if chat.asked.again:
+        say(
+            f"the template rewrites earlier answers: {chat.asked.again} tokens of them "
+            "were read again",
+            quiet=quiet,
+        )
+    if deck.stats:
+        say(statistics_line(stats, chat.finish_reason), quiet=quiet)
+    if chat.finish_reason == "context":
+        say(
+            "the context is full: /clear begins anew, /set overflow shift lets old "
+            "turns go, -c gives more",
+            quiet=quiet,
+        )

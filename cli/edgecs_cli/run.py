@@ -136,6 +136,16 @@ def _shipped(model: str, speculation: Speculation) -> tuple[list[Path], str | No
     )
 
 
+def session_for(
+    opened: Opened,
+    request: Request,
+    speculation: Speculation | None,
+    values: dict[str, Any],
+) -> Session:
+    """Another session with the same models, once the one before is closed."""
+    return _session(opened.loaded, opened.drafters, request, speculation, values)
+
+
 def _session(
     loaded: Loaded,
     drafters: list[LoadedDrafter],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import cast
 
@@ -94,6 +95,7 @@ class LlamaLM:
             self._filled = np.full(shape, -np.inf, dtype=np.float32)
         self._cache = PrefixCache(self._drop)
         self._prefill_row: tuple[int, NDArray[np.float32]] | None = None
+        self.on_read: Callable[[int, int], None] | None = None  # tokens read, of all
         self.states: States | None = None
         self._gives_states = False  # whether the next call would
 
@@ -288,6 +290,8 @@ class LlamaLM:
                 raise Cancelled("stopped while reading the prompt")
             chunk = pending[start : start + self._chunk]
             rows = self._decode(context, chunk, 1, reads=True)
+            if self.on_read:
+                self.on_read(start + len(chunk), len(pending))
         return np.array(rows[0])
 
     def _decode(

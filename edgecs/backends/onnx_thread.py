@@ -1,8 +1,9 @@
 """Where ONNX Runtime computes: in the caller's thread, or in one of its own.
 
-Both ONNX Runtime and llama.cpp set up the processor's matrix tiles (AMX) for
+ONNX Runtime, PyTorch and llama.cpp set up the processor's matrix tiles (AMX) for
 themselves, llama.cpp once for each of its threads. What one leaves in a thread is wrong
-for the other: the target would compute nonsense after a drafter's call.
+for the other: the target would compute nonsense after a drafter's call, or crash after
+a training.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from edgecs.backends.llama_model import LlamaModel
+from edgecs.backends.onnx_thread import Aside
 from edgecs.context import Tokens
 from edgecs.errors import Cancelled
 from edgecs_convert.distill.crowd import Crowd
@@ -37,6 +38,7 @@ def own_samples(
     folder: Path,
     cancel: threading.Event,
     tell: Tell,
+    aside: Aside,
     *,
     tokens: int,
     most: int,
@@ -45,8 +47,9 @@ def own_samples(
 ) -> list[Sample]:
     """Sampled answers of `most` tokens at most to the prompts of samples, judged.
 
-    tokens: of answers, together. They are kept in a folder, from which they are read if
-    it is whole. Raises Cancelled, DistillError.
+    aside: the thread that PyTorch computes in. tokens: of answers, together. They are
+    kept in a folder, from which they are read if it is whole. Raises Cancelled,
+    DistillError.
     """
     if not (folder / _WHOLE).exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -55,7 +58,7 @@ def own_samples(
             model, cancel, seats=1, room=_ROOM, threads=threads, seed=seed
         ) as crowd:
             answers = _answers(decoder, vocabulary, model, prompts, most, seed)
-            for few in answers:
+            while few := aside(next, answers, None):
                 if cancel.is_set():
                     raise Cancelled("stopped while the drafter was writing")
                 judged = [

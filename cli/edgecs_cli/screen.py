@@ -1,0 +1,176 @@
+"""How an answer looks while it comes: Markdown, thoughts, who wrote what.
+
+Nothing that was written is ever written again, so the stream neither flickers nor
+fights with a terminal that is resized: Markdown keeps its marks and gets its looks as
+it passes by.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+
+import click
+
+from edgecs.session import Token
+
+_OPENS, _CLOSES = "<think>", "</think>"
+_SPECIAL = re.compile(r"(\*\*|`|\n)")
+# What a model may write that a terminal would obey: all control characters but
+# newline and tab, which are shown as pictures.
+_CONTROL = {code: 0x2400 + code for code in range(32) if code not in (9, 10)}
+_CONTROL |= {127: 0x2421} | dict.fromkeys(range(128, 160), 65533)
+
+
+def harmless(text: str) -> str:
+    """Text that cannot move the cursor, change colours or ring.
+
+    >>> harmless("a\\x1b[31mb\\n")
+    'a␛[31mb\\n'
+    """
+    return text.translate(_CONTROL)
+
+
+class Markdown:
+    """Gives Markdown its looks while it streams; a chunk may end anywhere.
+
+    Headings and `**text**` become bold, code coloured; the marks stay.
+    """
+
+    def __init__(self) -> None:
+        self._line = ""  # the line so far
+        self._waiting = ""  # a star that may be the first of two
+        self._fence = self._code = self._bold = False
+
+    def feed(self, text: str) -> str:
+        """The text with escape codes; every chunk ends with plain looks."""
+        text, self._waiting = self._waiting + text, ""
+        if text.endswith("*") and not text.endswith("**"):
+            text, self._waiting = text[:-1], "*"
+        return "".join(self._part(part) for part in _SPECIAL.split(text) if part)
+
+    def flush(self) -> str:
+        """What was waiting for more, at the end."""
+        rest, self._waiting = self._waiting, ""
+        return self._styled(rest)
+
+    def _part(self, part: str) -> str:
+        if part == "\n":
+            return self._newline()
+        opens = not self._fence and not (self._code and part == "**")
+        before = self._styled(part) if not (opens and part in ("**", "`")) else ""
+        self._line += part
+        if before:
+            return before
+        if part == "**":
+            self._bold = not self._bold
+            return click.style(part, bold=True)
+        self._code = not self._code
+        return click.style(part, fg="cyan")
+
+    def _newline(self) -> str:
+        if self._line.lstrip().startswith("```"):
+            self._fence = not self._fence
+        self._line, self._code, self._bold = "", False, False
+        return "\n"
+
+    def _styled(self, text: str) -> str:
+        if not text:
+            return ""
+        line = (self._line + text).lstrip()
+        if self._fence or self._code or line.startswith("```"):
+            return click.style(text, fg="cyan")
+        if self._bold or re.match(r"#{1,6} ", line):
+            return click.style(text, bold=True)
+        return text
+
+
+class Thoughts:
+    """Folds what a reasoning model thinks before it answers.
+
+    `feed` gives the answer alone. `open` says whether it is thinking now.
+    """
+
+    def __init__(self) -> None:
+        self.open = False
+        self.characters = 0  # that were thought
+        self._begun = False  # whether the answer has begun
+        self._blank = False  # whether blank lines behind a thought are being skipped
+        self._text = ""
+
+    def feed(self, text: str) -> str:
+        """What is not a thought, as soon as that is certain."""
+        if self._blank:
+            text = text.lstrip("\n")
+            self._blank = not text
+        if self._begun:
+            return text
+        self._text += text
+        if not self.open:
+            start = self._text.lstrip()
+            if _OPENS.startswith(start[: len(_OPENS)]):
+                if len(start) < len(_OPENS):
+                    return ""
+                self.open, self._text = True, start[len(_OPENS) :]
+            else:
+                return self._begin(self._text)
+        at = self._text.find(_CLOSES)
+        if at < 0:
+            kept = len(_CLOSES) - 1
+            self.characters += max(0, len(self._text) - kept)
+            self._text = self._text[-kept:]
+            return ""
+        self.characters += at
+        rest = self._text[at + len(_CLOSES) :].lstrip("\n")
+        self.open, self._blank = False, not rest
+        return self._begin(rest)
+
+    def flush(self) -> str:
+        """What might have been the beginning of a thought, at the end."""
+        if self._begun or self.open:
+            return ""
+        return self._begin(self._text)
+
+    def _begin(self, text: str) -> str:
+        self._begun, self._text = True, ""
+        return text
+
+
+def shown(tokens: Iterable[Token], *, looks: bool, folds: bool) -> Iterator[str]:
+    """What to write for an answer, piece by piece.
+
+    looks: Markdown gets its looks. folds: thoughts are left out, and how much was
+    thought is said on stderr.
+    """
+    thoughts = Thoughts() if folds else None
+    markdown = Markdown() if looks else None
+    thinking = False
+    for token in tokens:
+        text = token.text
+        if thoughts:
+            text = thoughts.feed(text)
+            if thoughts.open and not thinking:
+                thinking = True
+                _aside("thinking ...")
+            elif thinking and not thoughts.open:
+                thinking = False
+                _aside(f" {thoughts.characters} characters, folded\n")
+        yield _piece(markdown, text)
+    if thinking:
+        _aside(" not finished\n")
+    if thoughts:
+        yield _piece(markdown, thoughts.flush())
+    if markdown:
+        yield markdown.flush()
+
+
+def _piece(markdown: Markdown | None, text: str) -> str:
+    if markdown is None:
+        return text
+    return markdown.feed(harmless(text))
+
+
+def _aside(text: str) -> None:
+    click.secho(text, err=True, dim=True, nl=False)
+    sys.stderr.flush()

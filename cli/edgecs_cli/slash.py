@@ -1,0 +1,354 @@
+"""What a chat does when a line begins with a slash."""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import glob
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+from edgecs.errors import ConfigError
+from edgecs.sampling import Sampling
+from edgecs_cli.explain import has_colours, legend
+from edgecs_cli.generate import decode
+from edgecs_cli.run import start_line, statistics_line
+from edgecs_cli.shared import say
+from edgecs_cli.talk import Talk
+
+_LARGEST = 4 << 20  # bytes of a file that is read
+_CODE = re.compile(r"^```[^\n]*\n(.*?)^```", re.M | re.S)
+_NUMBERS = {f.name: f for f in fields(Sampling) if isinstance(f.default, int | float)}
+_OWN = ("max_tokens", "overflow", "markdown", "think")
+
+
+class Leave(Exception):
+    """The chat is to end, or to go on with another model."""
+
+    def __init__(self, model: str | None = None) -> None:
+        super().__init__()
+        self.model = model
+
+
+class Deck:
+    """The state of a chat's screen, and the commands that act on it.
+
+    answer: shows an answer, as `Talk` gives it. attached: texts that go in front of the
+    next message.
+    """
+
+    def __init__(self, talk: Talk, answer: Callable[..., None]) -> None:
+        self.talk, self._answer = talk, answer
+        self.attached: list[str] = []
+        self.explain = False
+        self.stats = True
+        self.markdown = True
+        self.folds = True
+
+    def run(self, line: str) -> None:
+        """Does what a line like "/set seed 3" says. Raises ConfigError, Leave."""
+        name, _, rest = line.strip().partition(" ")
+        command = _BY_NAME.get(name)
+        if command is None:
+            near = difflib.get_close_matches(name, _BY_NAME, n=1)
+            hint = f"did you mean {near[0]}?" if near else "/help lists them all"
+            raise ConfigError(
+                f"there is no command {name}: {hint} (// begins a message with a slash)"
+            )
+        command.does(self, rest.strip())
+
+    # One method for each command.
+
+    def help(self, rest: str) -> None:
+        """Lists the commands."""
+        width = max(len(_usage(command)) for command in COMMANDS)
+        for command in COMMANDS:
+            say(f"{_usage(command):{width}}  {command.help}")
+        say(
+            'Alt-Enter or a line that begins with """ writes on over several lines; '
+            "Ctrl-C stops an answer, Ctrl-D leaves."
+        )
+
+    def exit(self, rest: str) -> None:
+        """Leaves."""
+        raise Leave
+
+    def model(self, rest: str) -> None:
+        """Goes on with another model; it reads the conversation from its text."""
+        if not rest:
+            say(start_line(self.talk.now))
+            return
+        raise Leave(rest)
+
+    def clear(self, rest: str) -> None:
+        """Forgets the conversation, not the system message."""
+        messages = self.talk.chat.conversation.messages
+        messages[:] = [m for m in messages if m.role == "system"]
+        self.attached.clear()
+        say("the conversation begins anew")
+
+    def regen(self, rest: str) -> None:
+        """Answers the last message again."""
+        if self.talk.sampling.is_greedy:
+            say("greedy: the same tokens come again (/set temperature 0.8 for others)")
+        self._answer(self.talk.again)
+
+    def undo(self, rest: str) -> None:
+        """Takes the last message and its answer back."""
+        gone = self.talk.chat.undo()
+        if not gone:
+            raise ConfigError("there is nothing to take back: no message was sent yet")
+        say(f"taken back: {_short(gone[0].content)}")
+
+    def edit(self, rest: str) -> None:
+        """Opens the last message in $EDITOR, and asks it anew."""
+        asked = [m.content for m in self.talk.chat.messages if m.role == "user"]
+        try:
+            text = click.edit(asked[-1] if asked else "", extension=".md")
+        except click.ClickException as error:
+            raise ConfigError(
+                f"no editor could be started ({error.format_message()}): set EDITOR"
+            ) from error
+        if text is None or not text.strip():
+            say("nothing was changed")
+            return
+        self.talk.chat.undo()
+        self._answer(lambda: self.talk.ask(text.rstrip("\n")))
+
+    def system(self, rest: str) -> None:
+        """Shows or changes the system message; `/system none` takes it away."""
+        talk = self.talk.chat.conversation
+        if rest:
+            talk.set_system(None if rest == "none" else rest)
+        first = talk.messages[0] if talk.messages else None
+        has = first is not None and first.role == "system"
+        say(f"system: {first.content}" if first and has else "system: none")
+
+    def set(self, rest: str) -> None:
+        """Changes a setting; without a name, shows them."""
+        words = rest.removeprefix("parameter ").split(None, 1)
+        if len(words) < 2:
+            self.show("")
+            return
+        name, value = words[0].replace("-", "_"), words[1].strip()
+        name = {"temp": "temperature", "predict": "max_tokens"}.get(name, name)
+        if name == "max_tokens":
+            number = _number(name, value, whole=True)
+            self.talk.chat.max_tokens = None if number < 0 else int(number)
+        elif name == "overflow":
+            _one_of(name, value, ("stop", "shift", "truncate-middle"))
+            self.talk.chat.overflow = value  # type: ignore[assignment]
+        elif name == "markdown":
+            self.markdown = _switch(name, value)
+        elif name == "think":
+            self.folds = not _switch(name, value)
+        elif name in _NUMBERS:
+            whole = isinstance(_NUMBERS[name].default, int)
+            self.talk.set_sampling(name, _number(name, value, whole=whole))
+        else:
+            known = settings()
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"there is no setting {name!r}: {hint}")
+        say(f"{name} = {value}")
+
+    def show(self, rest: str) -> None:
+        """Shows the model, the settings and how long the conversation is."""
+        talk, default = self.talk, Sampling()
+        say(start_line(talk.now))
+        changed = [
+            f"{name} {getattr(talk.sampling, name):g}"
+            for name in _NUMBERS
+            if getattr(talk.sampling, name) != getattr(default, name)
+        ]
+        say(f"sampling: {', '.join(changed) or 'greedy'}")
+        chat = talk.chat
+        own = {
+            "max_tokens": "none" if chat.max_tokens is None else chat.max_tokens,
+            "overflow": chat.overflow,
+            "speculation": talk.spec,
+            "explain": _onoff(self.explain),
+            "stats": _onoff(self.stats),
+            "markdown": _onoff(self.markdown),
+            "think": _onoff(not self.folds),
+        }
+        say(" | ".join(f"{name}: {value}" for name, value in own.items()))
+        out = sum(m.left_out for m in chat.messages)
+        used, room = len(talk.session.context), talk.session.target.n_ctx
+        note = f", {out} of them not fed any more" if out else ""
+        say(f"{len(chat.messages)} messages{note}; {used} of {room} tokens of context")
+
+    def save(self, rest: str) -> None:
+        """Keeps the conversation in a file, with its KV cells."""
+        path = _path(rest, "/save talk.edgecs")
+        self.talk.save(path)
+        size = path.stat().st_size / (1 << 20)
+        say(f"{len(self.talk.chat.messages)} messages are in {path} ({size:.1f} MiB)")
+
+    def load(self, rest: str) -> None:
+        """Goes on with the conversation in a file."""
+        path = _path(rest, "/load talk.edgecs")
+        reason = self.talk.load(path)
+        messages = self.talk.chat.messages
+        note = f"; it is read again, as {reason}" if reason else ""
+        say(f"{len(messages)} messages from {path}{note}")
+        for message in messages[-2:]:
+            say(f"{message.role}: {_short(message.content, 200)}")
+
+    def read(self, rest: str) -> None:
+        """Puts a text file in front of the next message."""
+        self._attach(_path(rest, "/read notes.txt"))
+
+    def glob(self, rest: str) -> None:
+        """Puts all text files that match in front of the next message."""
+        if not rest:
+            raise ConfigError("no pattern was given: as in /glob src/*.py")
+        found = sorted(p for p in glob.glob(rest, recursive=True) if Path(p).is_file())
+        if not found:
+            raise ConfigError(f"no file matches {rest}: check the pattern")
+        for name in found:
+            self._attach(Path(name))
+
+    def copy(self, rest: str) -> None:
+        """Copies the last code block of the last answer, or else all of it."""
+        said = [m.content for m in self.talk.chat.messages if m.role == "assistant"]
+        if not said:
+            raise ConfigError("there is no answer to copy yet")
+        blocks = _CODE.findall(said[-1])
+        text = blocks[-1] if blocks else said[-1]
+        # OSC 52: the terminal has the clipboard, also at the other end of ssh.
+        data = base64.b64encode(text.encode("utf-8", "replace")).decode()
+        sys.stderr.write(f"\033]52;c;{data}\a")
+        sys.stderr.flush()
+        what = "the last code block" if blocks else "the last answer"
+        say(f"{what} ({len(text)} characters) went to the terminal's clipboard")
+
+    def toggle_stats(self, rest: str) -> None:
+        """Shows what the last answer took; on or off: after every answer."""
+        if rest:
+            self.stats = _switch("stats", rest)
+            return
+        session = self.talk.session
+        say(statistics_line(session.stats, self.talk.chat.finish_reason))
+        for line in legend(session, self.talk.now.tiers, colours=False):
+            say(line)
+
+    def set_spec(self, rest: str) -> None:
+        """auto: the planner decides; on: always draft; off: plain decoding."""
+        if rest:
+            _one_of("spec", rest, ("auto", "on", "off"))
+            self.talk.set_spec(rest)  # type: ignore[arg-type]
+        chain = " <- ".join(self.talk.session.chain)
+        say(f"speculation: {self.talk.spec}" + (f", {chain}" if rest != "off" else ""))
+
+    def toggle_explain(self, rest: str) -> None:
+        """Shows who wrote which part of an answer, in colours or as [name:text]."""
+        self.explain = _switch("explain", rest) if rest else not self.explain
+        say(f"explain: {_onoff(self.explain)}")
+        if self.explain:
+            session, colours = self.talk.session, has_colours(sys.stderr)
+            lines = legend(session, self.talk.now.tiers, colours=colours)
+            for line in lines[: 1 + len(session.chain)]:
+                click.echo(line, err=True, color=colours)
+
+    def _attach(self, path: Path) -> None:
+        try:
+            if path.stat().st_size > _LARGEST:
+                raise ConfigError(
+                    f"{path} has {path.stat().st_size >> 20} MiB, more than "
+                    f"{_LARGEST >> 20}: give a part of it"
+                )
+            text = decode(path.read_bytes(), str(path))
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        self.attached.append(f"{path.name}:\n```\n{text.rstrip()}\n```")
+        say(f"{path} ({len(text)} characters) goes with your next message")
+
+
+class Command(NamedTuple):
+    """A command: its names, what follows it, and what it does."""
+
+    names: tuple[str, ...]
+    takes: str
+    does: Callable[[Deck, str], None]
+
+    @property
+    def help(self) -> str:
+        """One line."""
+        return (self.does.__doc__ or "").strip()
+
+
+COMMANDS = (
+    Command(("/help", "/?"), "", Deck.help),
+    Command(("/exit", "/bye", "/quit"), "", Deck.exit),
+    Command(("/clear",), "", Deck.clear),
+    Command(("/regen",), "", Deck.regen),
+    Command(("/undo",), "", Deck.undo),
+    Command(("/edit",), "", Deck.edit),
+    Command(("/system",), "[TEXT]", Deck.system),
+    Command(("/set",), "[NAME VALUE]", Deck.set),
+    Command(("/show",), "", Deck.show),
+    Command(("/save",), "FILE", Deck.save),
+    Command(("/load",), "FILE", Deck.load),
+    Command(("/read",), "FILE", Deck.read),
+    Command(("/glob",), "PATTERN", Deck.glob),
+    Command(("/copy",), "", Deck.copy),
+    Command(("/stats", "/tps"), "[on|off]", Deck.toggle_stats),
+    Command(("/spec",), "[auto|on|off]", Deck.set_spec),
+    Command(("/explain",), "[on|off]", Deck.toggle_explain),
+    Command(("/model",), "[MODEL]", Deck.model),
+)
+_BY_NAME = {name: command for command in COMMANDS for name in command.names}
+
+
+def settings() -> list[str]:
+    """The names that /set knows."""
+    return [*_NUMBERS, *_OWN]
+
+
+def _usage(command: Command) -> str:
+    return f"{', '.join(command.names)} {command.takes}".strip()
+
+
+def _path(rest: str, example: str) -> Path:
+    if not rest:
+        raise ConfigError(f"no file was given: as in {example}")
+    try:
+        words = shlex.split(rest, posix=sys.platform != "win32")
+    except ValueError:
+        words = [rest]
+    return Path(words[0] if len(words) == 1 else rest).expanduser()
+
+
+def _number(name: str, value: str, *, whole: bool) -> float:
+    try:
+        return int(value) if whole else float(value)
+    except ValueError as error:
+        kind = "a whole number" if whole else "a number"
+        raise ConfigError(f"{name} must be {kind}, got {value!r}") from error
+
+
+def _switch(name: str, value: str) -> bool:
+    _one_of(name, value, ("on", "off"))
+    return value == "on"
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name} must be {' or '.join(known)}, got {value!r}")
+
+
+def _onoff(value: bool) -> str:
+    return "on" if value else "off"
+
+
+def _short(text: str, most: int = 60) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"

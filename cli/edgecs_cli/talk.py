@@ -1,0 +1,161 @@
+"""What a chat in the terminal is about: a model, a conversation, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from edgecs.chat import Chat
+from edgecs.chat_template import ChatTemplate
+from edgecs.context import Context
+from edgecs.conversation import Conversation
+from edgecs.draft import NOTHING
+from edgecs.errors import ConfigError
+from edgecs.kmatrix import KMatrix
+from edgecs.saved import Owner, read, save
+from edgecs.session import Session, Token
+from edgecs_cli.run import Opened, session_for
+
+Spec = Literal["auto", "on", "off"]
+_FIXED = 4  # tokens of every drafter's draft with `/spec on`
+
+
+class Talk:
+    """A conversation with an opened model.
+
+    `sampling` and `spec` may be changed between answers, each by its method.
+    """
+
+    def __init__(self, opened: Opened, values: dict[str, Any], closing: ExitStack):
+        self.opened, self._values, self._closing = opened, values, closing
+        self.sampling = opened.request.sampling
+        self.spec: Spec = "auto" if opened.session.off_reason is None else "off"
+        vocabulary = opened.loaded.model.vocabulary
+        conversation = Conversation(ChatTemplate(vocabulary), vocabulary)
+        conversation.set_system(values["system"])
+        self.chat = Chat(
+            opened.session,
+            conversation,
+            overflow=values["overflow"],
+            stop=values["stop"],
+            max_tokens=None if values["max_tokens"] < 0 else values["max_tokens"],
+        )
+        self._times = 0  # that the last message was answered again
+
+    @property
+    def session(self) -> Session:
+        """The one in use."""
+        return self.chat.session
+
+    @property
+    def now(self) -> Opened:
+        """What answers, with the session in use."""
+        return replace(self.opened, session=self.session)
+
+    def ask(self, text: str) -> Iterator[Token]:
+        """The answer to a message, see `Chat.ask`."""
+        self._times = 0
+        return self.chat.ask(text, rule=self._rule())
+
+    def again(self) -> Iterator[Token]:
+        """Another answer to the last message: sampled ones with another seed."""
+        self._times += 1
+        return self.chat.again(rule=self._rule())
+
+    def set_sampling(self, name: str, value: float) -> None:
+        """Changes a setting of the sampler chain. Raises ConfigError."""
+        changed: dict[str, Any] = {name: value}
+        self.sampling = replace(self.sampling, **changed)
+
+    def set_spec(self, spec: Spec) -> None:
+        """auto: the planner decides; on: every drafter drafts always; off: nobody.
+
+        Raises ConfigError where the model was opened without speculation.
+        """
+        opened = self.opened
+        if spec != "off" and opened.speculation is None:
+            raise ConfigError(
+                "speculation was switched off at the start (--no-spec or --draft-max "
+                "0): start without these to use it"
+            )
+        request = opened.request
+        if spec == "on" and request.matrix is None:
+            names = [drafter.name for drafter in opened.drafters]
+            request = replace(request, matrix=_always(len(names)))
+        speculation = None if spec == "off" else opened.speculation
+        self.session.close()
+        session = session_for(opened, request, speculation, self._values)
+        self._closing.callback(session.close)
+        self.chat.session, self.spec = session, spec
+
+    def owner(self) -> Owner:
+        """Whose conversations these are."""
+        key = self.opened.loaded.key()
+        return Owner(key.model, key.fingerprint, key.bits)
+
+    def save(self, path: Path) -> None:
+        """Writes the conversation and its cells. Raises ConfigError."""
+        cells = self.opened.loaded.target.cells()
+        save(path, self.chat.conversation.state(), self.owner(), cells)
+
+    def load(self, path: Path) -> str | None:
+        """Goes on with a conversation; why it has to be read again, if it has to.
+
+        Raises ConfigError, ModelError; then this conversation is as it was.
+        """
+        found = read(path, self.owner())
+        target, reason = self.opened.loaded.target, found.reason
+        if found.cells and not target.take(found.cells):
+            reason = "llama.cpp does not take its cells"
+        self.chat.conversation.messages = found.messages
+        return reason
+
+    def warm(self, path: Path, say: Callable[[str], None]) -> None:
+        """Reads the system message, or takes its cells from a file, which is made.
+
+        Either way it is read by itself, so an answer does not depend on which way it
+        was. Raises ConfigError.
+        """
+        prefix = self._prefix()
+        target = self.opened.loaded.target
+        if path.exists():
+            cells = read(path, self.owner()).cells
+            if cells and cells.tokens == prefix and target.take(cells):
+                say(f"{len(prefix)} tokens of the system message come from {path}")
+                return
+        if not prefix:
+            return
+        target.score(Context(prefix), NOTHING)
+        save(path, [], self.owner(), target.cells())
+        say(f"{len(prefix)} tokens of the system message are kept in {path}")
+
+    def _prefix(self) -> list[int]:
+        """What every conversation with this system message begins with."""
+        talk = self.chat.conversation
+        prompts: list[list[int]] = []
+        for text in ("a", "b"):
+            talk.add("user", text)
+            prompts.append(talk.prompt().tokens.tolist())
+            talk.pop_turn()
+        if not any(m.role == "system" for m in talk.messages):
+            return []
+        pairs = enumerate(zip(*prompts, strict=False))
+        size = next((i for i, (one, other) in pairs if one != other), 0)
+        return prompts[0][:size]
+
+    def _rule(self) -> Any:
+        sampling = self.sampling
+        if not sampling.is_greedy:
+            seed = (sampling.seed + self._times) % (1 << 64)
+            sampling = replace(sampling, seed=seed)
+        return self.opened.loaded.rule(sampling, self.opened.request.grammar)
+
+
+def _always(drafters: int) -> KMatrix:
+    """A fixed schedule in which everybody drafts, whoever reviews."""
+    count = drafters + 1  # Max-Gram as well
+    rows = range(count)
+    return KMatrix(tuple(tuple(_FIXED * (c >= r) for c in rows) for r in rows))

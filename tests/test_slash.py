@@ -1,0 +1,405 @@
+"""What a chat in the terminal shows, and what lines with a slash do."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgecs.errors import ConfigError
+from edgecs.session import Token
+from edgecs_cli.run import open_all
+from edgecs_cli.screen import Markdown, Thoughts, harmless, shown
+from edgecs_cli.shared import Interrupt
+from edgecs_cli.slash import COMMANDS, Deck, Leave
+from edgecs_cli.talk import Talk
+from tests.conftest import Outcome
+
+Edgecs = Callable[..., Outcome]
+markdown = st.text(st.sampled_from("a*`#\n -<日🙂\x1b"), max_size=40)
+
+
+def cut(text: str, places: list[int]) -> list[str]:
+    ends = sorted({min(place, len(text)) for place in places} | {0, len(text)})
+    return [text[a:b] for a, b in itertools.pairwise(ends)]
+
+
+def looks(styled: str) -> list[tuple[str, str]]:
+    """Every character with the codes that are on for it."""
+    found, on = [], ""
+    for code, letter in re.findall(r"(\x1b\[[0-9;]*m)|(.)", styled, re.S):
+        if code:
+            on = "" if code == "\x1b[0m" else on + code
+        else:
+            found.append((letter, on))
+    return found
+
+
+@given(markdown, st.lists(st.integers(0, 40), max_size=6))
+def test_markdown_keeps_every_character_however_it_is_cut(text: str, places: list[int]):
+    def painted(chunks: list[str]) -> str:
+        paint = Markdown()
+        return "".join(map(paint.feed, chunks)) + paint.flush()
+
+    text = harmless(text)
+    whole = looks(painted([text]))
+    assert "".join(letter for letter, _ in whole) == text
+    assert looks(painted(list(text))) == looks(painted(cut(text, places)))
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("a **b** c", "a  c"),
+        ("# Title\nx", "\nx"),
+        ("use `a*b` now", "use  now"),
+        ("```py\n# x **y**\n```\nend", "\n\n\nend"),
+        ("2 * 3 * 4", "2 * 3 * 4"),
+    ],
+)
+def test_what_has_looks_and_what_has_none(text: str, plain: str):
+    paint = Markdown()
+    styled = looks(paint.feed(text) + paint.flush())
+    assert "".join(letter for letter, on in styled if not on) == plain
+
+
+@given(markdown, markdown, st.lists(st.integers(0, 60), max_size=6))
+def test_thoughts_are_folded_however_they_are_cut(
+    thought: str, answer: str, places: list[int]
+):
+    def folded(text: str) -> str:
+        thoughts = Thoughts()
+        said = "".join(map(thoughts.feed, cut(text, places)))
+        return said + thoughts.flush()
+
+    assert folded(f"\n<think>{thought}</think>\n\n{answer}") == answer.lstrip("\n")
+    assert folded(f"{answer}x") == f"{answer}x"
+    assert folded(f"<think>{thought}") == ""
+
+
+def test_what_a_terminal_would_obey_is_shown_instead():
+    tokens = [Token(1, "a\x1b]0;x\x07\r\tb\n", "target"), Token(2, "\x9b31m", "target")]
+    text = click.unstyle("".join(shown(tokens, looks=True, folds=True)))
+    assert text == "a␛]0;x␇␍\tb\n\ufffd31m"
+
+
+def test_thinking_is_told_on_the_side(capfd: pytest.CaptureFixture[str]):
+    texts = ["<think>", "long ", "thought", "</think>", "yes"]
+    tokens = [Token(i, text, "target") for i, text in enumerate(texts)]
+    assert "".join(shown(tokens, looks=False, folds=True)) == "yes"
+    assert "thinking ... 12 characters, folded" in capfd.readouterr().err
+    assert "".join(shown(tokens, looks=False, folds=False)) == "".join(texts)
+
+
+# Commands, with a model behind them.
+
+
+@pytest.fixture
+def deck(tiny_gguf: Path, edgecs: Edgecs) -> Iterator[Deck]:
+    """A chat with the tiny model; its answers are heard by nobody."""
+    chat = import_module("edgecs_cli.chat").chat
+    options = ["-m", str(tiny_gguf), "-c", "512", "-s", "1", "-n", "12", "-q"]
+    with chat.make_context("chat", options) as context, ExitStack() as closing:
+        values = context.params
+        opened = closing.enter_context(open_all(values, Interrupt()))
+        talk = Talk(opened, values, closing)
+        yield Deck(talk, lambda tokens: [*tokens()])
+
+
+def ask(deck: Deck, text: str) -> list[int]:
+    return [token.id for token in deck.talk.ask(text)]
+
+
+def last(deck: Deck) -> tuple[int, ...]:
+    ids = deck.talk.chat.messages[-1].ids
+    assert ids
+    return ids
+
+
+def test_every_command_has_a_line_of_help(deck: Deck, capfd):
+    deck.run("/help")
+    told = capfd.readouterr().err
+    for command in COMMANDS:
+        assert command.help
+        assert all(name in told for name in command.names)
+
+
+def test_an_answer_given_again_is_another_one_and_the_first_comes_back(deck: Deck):
+    first = tuple(ask(deck, "hello"))
+    deck.run("/regen")
+    second = last(deck)
+    deck.run("/regen")
+    assert len({first, second, last(deck)}) == 3
+    deck.run("/undo")
+    assert tuple(ask(deck, "hello")) == first
+    deck.run("/set temp 0")
+    deck.run("/regen")
+    greedy = last(deck)
+    deck.run("/regen")
+    assert last(deck) == greedy
+    assert len(deck.talk.chat.messages) == 2
+
+
+def test_speculation_changes_nothing_whatever_it_is_set_to(deck: Deck):
+    answers = []
+    for spec in ("auto", "off", "on"):
+        deck.run(f"/spec {spec}")
+        deck.run("/clear")
+        answers.append([ask(deck, "abc abc abc"), ask(deck, "abc abc")])
+    assert answers[0] == answers[1] == answers[2]
+    assert deck.talk.session.stats.proposed
+
+
+def test_a_conversation_goes_on_from_a_file(deck: Deck, tmp_path: Path, capfd):
+    file = tmp_path / "my talk.edgecs"
+    deck.run("/system Be brief.")
+    ask(deck, "hello")
+    deck.run(f'/save "{file}"')
+    before = list(deck.talk.chat.messages)
+    after = ask(deck, "and?")
+    deck.run("/clear")
+    ask(deck, "something else")
+    deck.run(f"/load {file}")
+    assert list(deck.talk.chat.messages) == before
+    assert "read again" not in capfd.readouterr().err
+    assert ask(deck, "and?") == after
+    assert deck.talk.session.stats.cached_tokens
+
+
+def test_files_go_in_front_of_the_next_message(deck: Deck, tmp_path: Path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(f"text of {name}\n")
+    deck.run(f"/read {tmp_path / 'a.txt'}")
+    deck.run(f"/glob {tmp_path}/*.txt")
+    assert [text.split(":")[0] for text in deck.attached] == ["a.txt", "a.txt", "b.txt"]
+    assert "text of b.txt" in deck.attached[2]
+    deck.run("/clear")
+    assert not deck.attached
+
+
+def test_the_last_message_is_edited(deck: Deck, monkeypatch: pytest.MonkeyPatch):
+    ask(deck, "helo")
+    shown = []
+
+    def edit(text: str, extension: str) -> str:
+        shown.append(text)
+        return "hello\n"
+
+    monkeypatch.setattr(click, "edit", edit)
+    deck.run("/edit")
+    assert shown == ["helo"]
+    assert [m.content for m in deck.talk.chat.messages if m.role == "user"] == ["hello"]
+    monkeypatch.setattr(click, "edit", lambda *a, **k: None)
+    deck.run("/edit")
+    assert len(deck.talk.chat.messages) == 2
+
+
+def test_the_clipboard_gets_the_last_code_block(deck: Deck, capfd):
+    ask(deck, "hello")
+    deck.talk.chat.conversation.add_answer("say\n```py\nx = 1\n```\nend", [1])
+    deck.run("/copy")
+    assert "eCA9IDEK" in capfd.readouterr().err  # "x = 1\n"
+
+
+def test_settings_are_shown_and_changed(deck: Deck, capfd):
+    deck.run("/set top-k 3")
+    deck.run("/set parameter overflow shift")
+    deck.run("/set max_tokens -1")
+    deck.run("/show")
+    told = capfd.readouterr().err
+    assert "top_k 3" in told
+    assert "overflow: shift" in told
+    assert "max_tokens: none" in told
+    assert deck.talk.chat.max_tokens is None
+    deck.run("/stats")
+    deck.run("/explain on")
+    assert "source" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("/regn", "no command /regn: did you mean /regen?"),
+        ("/xyzzy", "/help lists them all"),
+        ("/regen", "nothing was asked yet"),
+        ("/undo", "nothing to take back"),
+        ("/set temprature 1", "did you mean temperature?"),
+        ("/set top_k many", "top_k must be a whole number, got 'many'"),
+        ("/set temp -1", "temperature must be 0"),
+        ("/set overflow never", "overflow must be stop or shift or truncate-middle"),
+        ("/spec maybe", "spec must be auto or on or off"),
+        ("/stats maybe", "stats must be on or off"),
+        ("/save", "no file was given"),
+        ("/load /nowhere/x", "cannot be read: No such file"),
+        ("/read /nowhere/x", "cannot be read: No such file"),
+        ("/read /", "cannot be read: Is a directory"),
+        ("/glob /nowhere/*", "no file matches"),
+        ("/glob", "no pattern was given"),
+        ("/copy", "no answer to copy"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_sentence(deck: Deck, line: str, says: str):
+    with pytest.raises(ConfigError) as caught:
+        deck.run(line)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not deck.talk.chat.messages
+
+
+def test_leaving_and_changing_the_model(deck: Deck):
+    for line, model in (("/bye", None), ("/exit", None), ("/model x.gguf", "x.gguf")):
+        with pytest.raises(Leave) as caught:
+            deck.run(line)
+        assert caught.value.model == model
+
+
+def test_the_system_message(deck: Deck, capfd):
+    deck.run("/system")
+    deck.run("/system Be brief.")
+    deck.run("/system none")
+    told = capfd.readouterr().err.splitlines()
+    assert told == ["system: none", "system: Be brief.", "system: none"]
+
+
+def test_a_prompt_cache_changes_no_token(edgecs, tiny_gguf, tmp_path, monkeypatch):
+    import io
+
+    said = []
+    cache = tmp_path / "rules.cache"
+    for _ in range(2):
+        stdin = io.TextIOWrapper(io.BytesIO(b"hi\n"))
+        monkeypatch.setattr(sys, "stdin", stdin)
+        options = ("-c", 512, "-s", 1, "-n", 20, "-sys", "rules " * 9)
+        outcome = edgecs("chat", "-m", tiny_gguf, *options, "--prompt-cache", cache)
+        assert outcome.code == 0, outcome.err
+        said.append(outcome)
+    assert said[0].out == said[1].out
+    assert "are kept in" in said[0].err
+    assert "come from" in said[1].err
+
+
+# On a terminal.
+
+
+class Terminal:
+    """A chat on a pseudo-terminal: what is typed, and what was written so far."""
+
+    def __init__(self, *arguments: str, term: str = "xterm-256color") -> None:
+        import pty
+
+        ours, theirs = pty.openpty()
+        self._fd = ours
+        self.text = ""
+        environment = {**os.environ, "TERM": term, "PROMPT_TOOLKIT_NO_CPR": "1"}
+        environment.pop("NO_COLOR", None)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "edgecs_cli", "chat", *arguments],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_take_terminal,
+        )
+        os.close(theirs)
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = os.read(self._fd, 4096)
+            except OSError:
+                return
+            if not data:
+                return
+            self.text += data.decode("utf-8", "replace")
+
+    def wait(self, pattern: str, seconds: float = 60) -> str:
+        """Until what was written since the last time matches."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            found = re.search(pattern, click.unstyle(self.text))
+            if found:
+                seen, self.text = self.text, ""
+                return seen
+            time.sleep(0.02)
+        raise AssertionError(f"no {pattern!r} in {self.text!r}")
+
+    def type(self, text: str) -> None:
+        os.write(self._fd, text.encode())
+
+    def end(self) -> int:
+        code = self.process.wait(30)
+        os.close(self._fd)
+        return code
+
+
+def _take_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+on_a_terminal = pytest.mark.skipif(
+    sys.platform == "win32", reason="there are no pseudo-terminals here"
+)
+
+
+@on_a_terminal
+def test_a_chat_on_a_terminal(tiny_gguf: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = ("-m", str(tiny_gguf), "-c", "512", "-s", "1", "-n", "8")
+    terminal = Terminal(*options)
+    terminal.wait(r"speculation: [\s\S]*>")
+    terminal.type("hello\r")
+    terminal.wait(r"8 tokens, .*end: length")
+    terminal.type('"""two\r')
+    terminal.type('lines"""\r')
+    terminal.wait(r"8 tokens, .*end: length")
+    terminal.type("/undo\r")
+    terminal.wait(r"taken back: two lines")
+    terminal.type("/nonsense\r")
+    terminal.wait(r"there is no command /nonsense")
+    terminal.type("/model /nowhere.gguf\r")
+    terminal.wait(r"there is no file /nowhere.gguf")
+    terminal.wait(r"speculation: ")
+    terminal.type("/show\r")
+    terminal.wait(r"2 messages")
+    terminal.type("\x03")
+    terminal.wait("Ctrl-C once more")
+    terminal.type("\x03")
+    assert terminal.end() == 0
+    assert "+hello" in (tmp_path / "state" / "edgecs" / "history").read_text()
+
+
+@on_a_terminal
+def test_ctrl_c_stops_an_answer_and_keeps_it(tiny_gguf: Path, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = ("-m", str(tiny_gguf), "-c", "2048", "--temp", "0", "--no-history")
+    terminal = Terminal(*options, "--logit-bias", "269-100", term="dumb")
+    terminal.wait(r"speculation: ")
+    terminal.type("hello\r")
+    time.sleep(0.3)
+    terminal.process.send_signal(signal.SIGINT)
+    terminal.wait(r"end: (cancelled|context)")
+    terminal.type("/show\r")
+    terminal.wait(r"2 messages")
+    terminal.type("\x04")
+    assert terminal.end() == 0
