@@ -80,6 +80,14 @@ def _no_network(
     monkeypatch.setattr(socket.socket, "connect", connect)
 
 
+@pytest.fixture(autouse=True)
+def _no_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the user of this machine has configured does not count."""
+    monkeypatch.setattr(platformdirs, "user_config_dir", lambda name: "/nowhere")
+    for name in [name for name in os.environ if name.startswith("EDGECS_")]:
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even a socket can be made."""

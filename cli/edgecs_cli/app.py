@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import NamedTuple
 
 import click
+
+from edgecs_cli.config import config_path, defaults, listen, read_config
 
 
 class Entry(NamedTuple):
@@ -30,6 +33,9 @@ COMMANDS = {
         "edgecs_cli.distill", "Make a drafter for a model, on this machine."
     ),
     "doctor": Entry("edgecs_cli.doctor", "Say what this machine can do for a model."),
+    "completion": Entry(
+        "edgecs_cli.completion", "Print a script that completes commands and options."
+    ),
 }
 
 
@@ -46,7 +52,18 @@ class LazyGroup(click.Group):
             return None
         command = getattr(importlib.import_module(COMMANDS[name].module), name)
         assert isinstance(command, click.Command)
+        listen(command, name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is meant; a typo is told the nearest name."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "see `edgecs --help`"
+            ctx.fail(f"there is no command {args[0]!r}: {hint}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(
         self, ctx: click.Context, formatter: click.HelpFormatter
@@ -58,7 +75,8 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="edgecs", prog_name="edgecs")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Makes a local language model answer faster without changing its answer.
 
     \b
@@ -66,3 +84,16 @@ def cli() -> None:
     edgecs chat -m smollm2-135m-instruct
     edgecs doctor
     """
+    from edgecs.errors import ConfigError
+    from edgecs_cli.shared import Failure
+
+    name = ctx.invoked_subcommand
+    command = cli.get_command(ctx, name) if name else None
+    if name is None or command is None:
+        return
+    path = config_path()
+    try:
+        table = read_config(path)
+        ctx.default_map = {name: defaults(command, name, table, path)} if table else {}
+    except ConfigError as error:
+        raise Failure(str(error), error.exit_code) from error

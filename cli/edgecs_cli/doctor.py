@@ -14,19 +14,37 @@ from edgecs.exactness import Limits
 from edgecs.machine import cpu_name
 from edgecs.profile import Profile
 from edgecs.speculation import NONSENSE, Known
+from edgecs_cli.config import (
+    Given,
+    check_names,
+    config_path,
+    flag,
+    given,
+    read_config,
+)
 from edgecs_cli.exact import tiers
 from edgecs_cli.shared import findings, open_profiles, open_store, reports_errors
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--show-config",
+    is_flag=True,
+    help="Show instead which options have values from the config file or from the "
+    "environment, and from where.",
+)
 @reports_errors
-def doctor(as_json: bool) -> None:
+def doctor(as_json: bool, show_config: bool) -> None:
     """Say what this machine can do for a model.
 
     \b
     edgecs doctor --json
+    edgecs doctor --show-config
     """
+    if show_config:
+        _show_config(as_json)
+        return
     report = examine()
     if as_json:
         click.echo(json.dumps(report))
@@ -85,6 +103,28 @@ def examine() -> dict[str, dict[str, Any]]:
             for model in open_store().models()
         },
     }
+
+
+def _show_config(as_json: bool) -> None:
+    """Every value that nobody types."""
+    context = click.get_current_context()
+    group, path = context.find_root().command, config_path()
+    assert isinstance(group, click.Group)
+    table, found, options = read_config(path), list[Given](), set[str]()
+    names = group.list_commands(context)
+    for name in names:
+        command = group.get_command(context, name)
+        assert command is not None
+        options.update(map(flag, command.params))
+        found += given(name, command, table, path)
+    check_names(table, path, names, options - {""})
+    if as_json:
+        rows = [one._asdict() for one in found]
+        click.echo(json.dumps({"file": str(path), "values": rows}, default=str))
+        return
+    click.echo(f"{path} ({'read' if path.exists() else 'not there'})")
+    for one in found:
+        click.echo(f"{one.command} --{one.option} {one.value}   from {one.origin}")
 
 
 def _measured(profile: Profile) -> str:

@@ -1,0 +1,137 @@
+"""Values that nobody types: a file, the environment, and which one counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from tests.conftest import Outcome
+from tests.test_cli import one_line
+
+Edgecs = Callable[..., Outcome]
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the file of a user would be; it is not there yet."""
+    monkeypatch.setattr(platformdirs, "user_config_dir", lambda name: str(tmp_path))
+    monkeypatch.delenv("EDGECS_CONFIG", raising=False)
+    return tmp_path / "config.toml"
+
+
+def seed(edgecs: Edgecs, model: Path, *options: object) -> int:
+    outcome = edgecs("generate", "-p", "hi", "-n", 1, "-q", "--json", *options)
+    assert outcome.code == 0, outcome.err
+    return int(json.loads(outcome.out)["sampling"]["seed"])
+
+
+def test_the_command_line_counts_first_then_the_environment_then_the_file(
+    edgecs: Edgecs, tiny_gguf: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config.write_text(
+        f"seed = 1\nctx-size = 256\n[generate]\nmodel = '{tiny_gguf}'\nseed = 2\n"
+        "[chat]\nseed = 3\n"
+    )
+    assert seed(edgecs, tiny_gguf) == 2
+    monkeypatch.setenv("EDGECS_SEED", "4")
+    assert seed(edgecs, tiny_gguf) == 4
+    monkeypatch.setenv("EDGECS_GENERATE_SEED", "5")
+    assert seed(edgecs, tiny_gguf) == 5
+    assert seed(edgecs, tiny_gguf, "--seed", 6) == 6
+
+
+def test_what_stands_in_no_table_is_for_every_command(
+    edgecs: Edgecs, tiny_gguf: Path, config: Path
+):
+    config.write_text(
+        f"model = '{tiny_gguf}'\nctx-size = 256\nseed = 7\nno-spec = true\n"
+    )
+    assert seed(edgecs, tiny_gguf) == 7
+
+
+def test_options_that_may_be_repeated_take_lists(
+    edgecs: Edgecs, tiny_gguf: Path, config: Path
+):
+    config.write_text(f"model = '{tiny_gguf}'\nctx-size = 256\nstop = ['a', 'b c']\n")
+    outcome = edgecs("doctor", "--show-config", "--json")
+    values = {
+        (v["command"], v["option"]): v["value"]
+        for v in json.loads(outcome.out)["values"]
+    }
+    assert values["generate", "stop"] == ["a", "b c"]
+    assert values["chat", "stop"] == ["a", "b c"]
+    assert seed(edgecs, tiny_gguf, "--seed", 1) == 1
+
+
+def test_it_is_said_where_a_value_comes_from(
+    edgecs: Edgecs, config: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config.write_text("threads = 3\n[chat]\ntemp = 0.5\n")
+    monkeypatch.setenv("EDGECS_CHAT_THREADS", "2")
+    lines = edgecs("doctor", "--show-config").out.splitlines()
+    assert lines[0] == f"{config} (read)"
+    assert f"generate --threads 3   from {config}" in lines
+    assert "chat --threads 2   from EDGECS_CHAT_THREADS" in lines
+    assert f"chat --temp 0.5   from {config} [chat]" in lines
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("seed = ", "is not TOML"),
+        ("[chat]\ntempp = 1", "unknown key 'tempp' in [chat]; did you mean 'temp'?"),
+        ("chat = 3", "chat must be a table, [chat], got 3"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(
+    edgecs: Edgecs, config: Path, text: str, says: str
+):
+    config.write_text(text)
+    one_line(edgecs("chat", "-m", "x"), 2, str(config), says)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[chta]\nseed = 1", "unknown key 'chta' in the file; did you mean 'chat'?"),
+        ("sede = 1", "unknown key 'sede' in the file; did you mean 'seed'?"),
+    ],
+)
+def test_names_that_no_command_knows(
+    edgecs: Edgecs, config: Path, text: str, says: str
+):
+    config.write_text(text)
+    one_line(edgecs("doctor", "--show-config"), 2, says)
+
+
+def test_values_are_checked_as_if_they_were_typed(
+    edgecs: Edgecs, tiny_gguf: Path, config: Path
+):
+    config.write_text(f"model = '{tiny_gguf}'\n[generate]\nctx-size = 'many'\n")
+    outcome = edgecs("generate", "-p", "hi")
+    one_line(outcome, 2, "'many' is not a valid integer range")
+
+
+def test_another_file_by_name(
+    edgecs: Edgecs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("EDGECS_CONFIG", str(tmp_path / "none.toml"))
+    one_line(edgecs("chat", "-m", "x"), 2, "there is no file", "EDGECS_CONFIG")
+    monkeypatch.setenv("EDGECS_CONFIG", str(tmp_path))
+    one_line(edgecs("chat", "-m", "x"), 2, "cannot be read: Is a directory")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete(edgecs: Edgecs, shell: str):
+    outcome = edgecs("completion", shell)
+    assert outcome.code == 0
+    assert "_EDGECS_COMPLETE" in outcome.out
+
+
+def test_a_typo_is_told_the_nearest_command(edgecs: Edgecs):
+    one_line(edgecs("genrate"), 2, "did you mean 'generate'?")
+    one_line(edgecs("xyzzy"), 2, "see `edgecs --help`")
