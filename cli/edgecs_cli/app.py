@@ -84,16 +84,8 @@ def cli(ctx: click.Context) -> None:
     edgecs chat -m smollm2-135m-instruct
     edgecs doctor
     """
-    from edgecs.errors import ConfigError
-    from edgecs_cli.shared import Failure
-
     name = ctx.invoked_subcommand
     command = cli.get_command(ctx, name) if name else None
-    if name is None or command is None:
-        return
-    path = config_path()
-    try:
-        table = read_config(path)
-        ctx.default_map = {name: defaults(command, name, table, path)} if table else {}
-    except ConfigError as error:
-        raise Failure(str(error), error.exit_code) from error
+    if name and command:
+        path = config_path()
+        ctx.default_map = {name: defaults(command, name, read_config(path), path)}

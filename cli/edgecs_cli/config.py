@@ -26,10 +26,14 @@ from typing import Any, NamedTuple
 import click
 import platformdirs
 
-from edgecs.errors import ConfigError
-
 _PREFIX = "EDGECS"
 _LARGEST = 1 << 20  # bytes
+
+
+class BadConfig(click.ClickException):
+    """A file that cannot be used. No error of the library: `--help` loads none of it."""
+
+    exit_code = 2
 
 
 class Given(NamedTuple):
@@ -48,23 +52,23 @@ def config_path() -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The file as a table; empty where there is none. Raises ConfigError."""
+    """The file as a table; empty where there is none. Raises BadConfig."""
     named = f"{_PREFIX}_CONFIG" in os.environ
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST + 1)
     except FileNotFoundError as error:
         if named:
-            raise ConfigError(f"there is no file {path} ({_PREFIX}_CONFIG)") from error
+            raise BadConfig(f"there is no file {path} ({_PREFIX}_CONFIG)") from error
         return {}
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        raise BadConfig(f"{path} cannot be read: {error.strerror}") from error
     if len(text) > _LARGEST:
-        raise ConfigError(f"{path} is larger than a MiB: that is no configuration")
+        raise BadConfig(f"{path} is larger than a MiB: that is no configuration")
     try:
         return tomllib.loads(text.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+        raise BadConfig(f"{path} is not TOML: {error}") from error
 
 
 def flag(param: click.Parameter) -> str:
@@ -90,15 +94,15 @@ def defaults(
 ) -> dict[str, Any]:
     """What the file says about the options of a command, by the names of click.
 
-    Raises ConfigError for a key that the command does not know.
+    Raises BadConfig for a key that the command does not know.
     """
     known = _options(command)
     own = table.get(name, {})
     if not isinstance(own, Mapping):
-        raise ConfigError(f"{path}: {name} must be a table, [{name}], got {own!r}")
+        raise BadConfig(f"{path}: {name} must be a table, [{name}], got {own!r}")
     unknown = [key for key in own if key not in known]
     if unknown:
-        raise ConfigError(f"{path}: {_hint(unknown[0], list(known), f'[{name}]')}")
+        raise BadConfig(f"{path}: {_hint(unknown[0], list(known), f'[{name}]')}")
     general = {k: v for k, v in table.items() if k in known and not _is_table(v)}
     return {
         str(known[key].name): _value(known[key], value)
@@ -109,11 +113,11 @@ def defaults(
 def check_names(
     table: Mapping[str, Any], path: Path, commands: Sequence[str], options: set[str]
 ) -> None:
-    """Raises ConfigError for a table or a key that no command knows."""
+    """Raises BadConfig for a table or a key that no command knows."""
     for key, value in table.items():
         known = list(commands) if _is_table(value) else sorted(options)
         if key not in known:
-            raise ConfigError(f"{path}: {_hint(key, known, 'the file')}")
+            raise BadConfig(f"{path}: {_hint(key, known, 'the file')}")
 
 
 def given(
