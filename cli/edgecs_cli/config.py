@@ -31,7 +31,7 @@ _LARGEST = 1 << 20  # bytes
 
 
 class BadConfig(click.ClickException):
-    """A file that cannot be used. No error of the library: `--help` loads none of it."""
+    """A file that cannot be used; no error of the library, which is not loaded yet."""
 
     exit_code = 2
 
