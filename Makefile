@@ -5,7 +5,7 @@ QUESTION ?= Who wrote Romeo and Juliet, and what happens in each of its five act
 BIN := .venv/bin
 EDGECS := $(BIN)/edgecs
 
-.PHONY: demo test lint fix docs bench clean
+.PHONY: demo test lint fix docs site bench clean
 
 demo: .venv/base  ## install, fetch the default model, answer a question
 	$(EDGECS) generate -m $(MODEL) -n 256 -p "$(QUESTION)"
@@ -18,6 +18,7 @@ lint: .venv/dev  ## formatting, style, types, generated documents
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/cog --check README.md docs/*.md
+	$(BIN)/mkdocs build --quiet --strict
 
 fix: .venv/dev  ## let the tools mend what they can
 	$(BIN)/ruff check --fix .
@@ -25,6 +26,9 @@ fix: .venv/dev  ## let the tools mend what they can
 
 docs: .venv/dev  ## write the generated parts of the documents
 	$(BIN)/cog -r README.md docs/*.md
+
+site: .venv/dev  ## the documentation as a web site, at http://127.0.0.1:8000
+	$(BIN)/mkdocs serve
 
 bench: .venv/base  ## what edgecs itself costs on this machine
 	$(BIN)/python -m edgecs_bench.overhead

@@ -7,7 +7,9 @@ package loads no engine.
 
 import logging
 
+from edgecs.api import Model, load
 from edgecs.cascade import Cascade, NamedModel, Round, stack
+from edgecs.chat import Chat
 from edgecs.choice import Choices, Rule, always, chooser, greedy
 from edgecs.context import Context
 from edgecs.draft import Choose, Draft, Drafter, LanguageModel, Rows, Verdict
@@ -22,7 +24,8 @@ from edgecs.errors import (
     OutOfMemory,
 )
 from edgecs.kmatrix import KMatrix
-from edgecs.load import Loaded, LoadedDrafter, load, load_drafter
+from edgecs.load import Loaded, LoadedDrafter, load_drafter
+from edgecs.load import load as load_target
 from edgecs.manifest import Manifest
 from edgecs.maxgram import MaxGram
 from edgecs.options import LoadOptions
@@ -40,6 +43,7 @@ __all__ = [
     "BrokenPromise",
     "Cancelled",
     "Cascade",
+    "Chat",
     "Choices",
     "Choose",
     "ConfigError",
@@ -56,6 +60,7 @@ __all__ = [
     "LoadedDrafter",
     "Manifest",
     "MaxGram",
+    "Model",
     "ModelError",
     "NamedModel",
     "OutOfMemory",
@@ -80,6 +85,7 @@ __all__ = [
     "greedy",
     "load",
     "load_drafter",
+    "load_target",
     "stack",
     "verify",
 ]

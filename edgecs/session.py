@@ -129,7 +129,7 @@ class Session:
         """
         tokens = np.array(prompt, dtype=np.int32)
         self._check_room(tokens)
-        self._end_stream()
+        self.stop()
         self._continue(tokens)
         self.stats, self.finish_reason = Stats(prompt_tokens=tokens.size), None
         self.cascade.schedule.begin()
@@ -139,7 +139,7 @@ class Session:
 
     def close(self) -> None:
         """Ends the answer under way and releases the models; may be called again."""
-        self._end_stream()
+        self.stop()
         self._closing.close()
 
     def __enter__(self) -> Session:
@@ -148,7 +148,8 @@ class Session:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _end_stream(self) -> None:
+    def stop(self) -> None:
+        """Ends the answer under way, if there is one; what was said stays."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
+from edgecs import chat_template
 from edgecs.chat_template import ChatTemplate
 from edgecs.errors import ConfigError, ModelError
 from edgecs.testing import ByteTokenizer
@@ -73,3 +76,51 @@ def test_broken_and_missing_templates_are_named():
         template("{% if %}")
     with pytest.raises(ModelError, match="--raw"):
         template(None)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("{% for a in 'x' * 99999999 %}{% endfor %}", "repeats something"),
+        ("{{ 'x' * 99999999 }}", "repeats something"),
+        ("{{ [0] * 99999999 }}", "repeats something"),
+        ("{{ 9 ** 999999999 }}", "a huge power"),
+        (
+            "{% for a in range(9999) %}{{ 'x' * 9999 }}{% endfor %}",
+            "more than 16777216",
+        ),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
+            "{% endfor %}",
+            "longer than 0.2 seconds",
+        ),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+    ],
+)
+def test_a_template_has_neither_time_nor_memory_without_end(
+    monkeypatch: pytest.MonkeyPatch, source: str, says: str
+):
+    """A file comes from anywhere, and may have been made to do harm."""
+    monkeypatch.setattr(chat_template, "_SECONDS", 0.2)
+    with pytest.raises(ModelError, match=says) as caught:
+        template(source).render(HELLO)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_template_that_was_stopped_leaves_no_thread_behind(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(chat_template, "_SECONDS", 0.1)
+    loops = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+    with pytest.raises(ModelError, match="was stopped"):
+        template(loops).render(HELLO)
+    for thread in threading.enumerate():
+        if thread.name == "chat template":
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+def test_a_template_may_be_large_but_not_without_end():
+    assert template("x" * 1000).render(HELLO) == "x" * 1000
+    with pytest.raises(ModelError, match="has 1048577 characters"):
+        template("x" * ((1 << 20) + 1))

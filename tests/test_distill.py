@@ -422,6 +422,20 @@ def test_decoders_that_cannot_be(
     )
 
 
+@needs_export
+def test_an_architecture_that_no_decoder_can_be_made_from(
+    edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path
+):
+    """Said in one sentence, as the exporter says it."""
+    from edgecs_convert.onnx_export import load_weights
+
+    other = tmp_path / "other.gguf"
+    other.write_bytes(tiny_gguf.read_bytes().replace(b"llama", b"llamz"))
+    with pytest.raises(ModelError, match="transformers cannot read other.gguf") as told:
+        load_weights(other)
+    assert "\n" not in str(told.value)
+
+
 @needs_torch
 @pytest.mark.filterwarnings("ignore")
 def test_a_drafter_learns_from_what_sessions_kept(
@@ -612,6 +626,30 @@ def test_a_loss_that_is_no_number_ends_training_and_keeps_the_checkpoint(
     with pytest.raises(DistillError, match=r"the loss is nan .*learning rate"):
         bad.run(threading.Event(), quiet)
     assert path.read_bytes() == kept
+
+
+@needs_torch
+@pytest.mark.parametrize("kind", [OSError, RuntimeError])
+def test_a_full_disk_keeps_the_checkpoint_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+):
+    import torch
+
+    path = tmp_path / "c.pt"
+    trainer_of(path).run(threading.Event(), quiet)
+    kept = path.read_bytes()
+
+    def full(state: object, to: Path) -> None:
+        to.write_bytes(b"half")
+        raise kind("no space left on device\nand much more")
+
+    monkeypatch.setattr(torch, "save", full)
+    more = trainer_of(tmp_path / "c.pt")
+    more.total += 3
+    with pytest.raises(DistillError, match=r"cannot be written \(no space .*make room"):
+        more.run(threading.Event(), quiet)
+    assert path.read_bytes() == kept
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
 
 
 @needs_torch

@@ -41,6 +41,7 @@ LAYERS = [
     {"backends"},
     {"load", "speculation"},
     {"tuning"},
+    {"api"},
     {"testing", "__init__"},
     {"forks"},
     {"audit"},

@@ -6,15 +6,20 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from edgecs.chat import Chat
 from edgecs.chat_template import ChatTemplate
+from edgecs.conversation import Conversation
 from edgecs.load import Loaded, load
 from edgecs.manifest import known_manifests
 from edgecs.maxgram import MaxGram
 from edgecs.options import LoadOptions
+from edgecs.sampling import Sampling
+from edgecs.session import Token
 from edgecs.testing import ScriptedDrafter
 from tests.conftest import DEFAULT_MODEL
 from tests.reference import plain_greedy
@@ -79,6 +84,37 @@ def test_the_second_turn_computes_only_what_is_new(smollm: Loaded):
         list(session.generate(chat.encode(messages), max_tokens=4))
         stats = session.stats
     assert stats.prompt_tokens - stats.cached_tokens < 30 < stats.cached_tokens
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_chat_is_the_same_with_and_without_drafts(smollm: Loaded, temperature: float):
+    """Turn after turn, also behind a stop string, a limit, /undo and /regen."""
+    heard = []
+    rule = smollm.rule(Sampling(temperature, seed=3))
+    for drafters, most in (([], 0), ([MaxGram()], 3)):
+        smollm.target.reset()
+        said: list[list[int]] = []
+        with smollm.session(drafters, most, rule=rule) as session:
+            vocabulary = smollm.model.vocabulary
+            talk = Conversation(ChatTemplate(vocabulary), vocabulary)
+            talk.set_system("Be brief.")
+            chat = Chat(session, talk, max_tokens=40)
+
+            def hear(tokens: Iterator[Token], said: list[list[int]] = said) -> None:
+                said.append([token.id for token in tokens])
+
+            hear(chat.ask("Repeat three times: the red house"))
+            chat.stop = ("house",)
+            hear(chat.ask("Once more."))
+            chat.stop = ()
+            hear(chat.again())
+            chat.undo()
+            hear(chat.ask("And now the blue house, three times."))
+            hear(chat.ask("Thank you."))
+            assert session.stats.cached_tokens > session.stats.prompt_tokens // 2
+            said += [[*m.ids] for m in chat.messages if m.ids]
+        heard.append(said)
+    assert heard[0] == heard[1]
 
 
 def test_the_template_of_the_model_is_understood(smollm: Loaded):

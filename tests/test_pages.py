@@ -12,6 +12,7 @@ from edgecs_bench.pages import (
     audits,
     drafters_overview,
     first_tokens,
+    huge_pages,
     peers_overview,
     predictions,
     speed_details,
@@ -153,6 +154,12 @@ def test_drafters_are_a_row_for_each_temperature(tmp_path: Path):
         "| x.jsonl, y | 0.8 | a | 0.50 / 0.25 / 0.12 | 0.50 | 2.5 |",
         "| x.jsonl, y | 0.8 | b | 0.50 / 0.25 / 0.12 | - | - |",
     ]
+
+
+def test_huge_pages_are_told_over_small_ones(tmp_path: Path):
+    ms = {"huge pages": [8.0], "--no-huge-pages": [10.0], "--no-mmap": [4.0]}
+    path = written(tmp_path / "huge.jsonl", {"model": "m", "depths": [64], "ms": ms})
+    assert huge_pages(path).splitlines()[2] == "| m | 64 | 10.0 | 0.80 | 0.40 |"
 
 
 def test_audits_count_forks_by_tier(tmp_path: Path):

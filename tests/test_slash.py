@@ -20,6 +20,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgecs.chat_template import ChatTemplate
+from edgecs.conversation import Conversation
 from edgecs.errors import ConfigError
 from edgecs.session import Token
 from edgecs_cli.run import open_all
@@ -89,12 +91,28 @@ def test_thoughts_are_folded_however_they_are_cut(
     assert folded(f"\n<think>{thought}</think>\n\n{answer}") == answer.lstrip("\n")
     assert folded(f"{answer}x") == f"{answer}x"
     assert folded(f"<think>{thought}") == ""
+    begun = Thoughts(open=True)
+    said = "".join(map(begun.feed, cut(f"{thought}</think>{answer}", places)))
+    assert said + begun.flush() == answer.lstrip("\n")
 
 
 def test_what_a_terminal_would_obey_is_shown_instead():
     tokens = [Token(1, "a\x1b]0;x\x07\r\tb\n", "target"), Token(2, "\x9b31m", "target")]
     text = click.unstyle("".join(shown(tokens, looks=True, folds=True)))
     assert text == "a␛]0;x␇␍\tb\n\ufffd31m"
+
+
+def test_a_template_may_open_the_thought_itself(deck: Deck):
+    assert not deck.talk.thinks_at_once
+    template = deck.talk.session.tokenizer.chat_template
+    talk = deck.talk
+    talk.session.tokenizer.chat_template = f"{template}<think>\n"
+    talk.chat.conversation = Conversation(
+        ChatTemplate(talk.session.tokenizer), talk.session.tokenizer
+    )
+    del talk.thinks_at_once
+    assert talk.thinks_at_once
+    assert not talk.chat.messages
 
 
 def test_thinking_is_told_on_the_side(capfd: pytest.CaptureFixture[str]):

@@ -2,53 +2,86 @@
 
     python -m edgecs_bench.huge -m MODEL.gguf
 
-The model is loaded as usual, without huge pages, and without mapping its file; calls of
-all three take turns behind contexts of several lengths.
+The model is loaded with huge pages, without, and without mapping its file, in processes
+of their own that take turns: where pages lie differs from process to process.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import subprocess
+import sys
+import time
 from pathlib import Path
+from statistics import median
 
 import click
 
 from edgecs.backends import huge_pages
+from edgecs.context import Context
+from edgecs.draft import NOTHING
 from edgecs.load import load
 from edgecs.machine import cpu_name
 from edgecs.options import LoadOptions
-from edgecs.tuning.settings import Setting, otherwise
-from edgecs.tuning.sweep import DEEPEST
+
+DEPTHS = (64, 1024, 4000)  # tokens of context
+_CALLS, _SETTLED = 9, 2  # calls behind a depth, and how many of these do not count
+WAYS = {
+    "huge pages": LoadOptions(n_ctx=4096),
+    "--no-huge-pages": LoadOptions(n_ctx=4096, huge_pages=False),
+    "--no-mmap": LoadOptions(n_ctx=4096, mmap=False),
+}
+
+
+def calls(model: Path, options: LoadOptions) -> list[float]:
+    """Median milliseconds of a call of one token behind each depth."""
+    found = []
+    with load(model, options) as loaded:
+        for depth in DEPTHS:
+            context, took = Context([5] * depth), list[float]()
+            loaded.target.pretend(context)
+            for _ in range(_CALLS):
+                began = time.perf_counter()
+                loaded.target.score(context, NOTHING)
+                took.append((time.perf_counter() - began) * 1e3)
+                context.append([7])
+            found.append(median(took[_SETTLED:]))
+    return found
 
 
 @click.command()
 @click.option("-m", "--model", type=click.Path(path_type=Path), required=True)
-@click.option("-r", "--repeats", default=15, show_default=True)
-@click.option("-c", "--ctx-size", default=DEEPEST + 128, show_default=True)
-def main(model: Path, repeats: int, ctx_size: int) -> None:
+@click.option("-r", "--rounds", default=3, show_default=True)
+@click.option("--one", type=click.Choice(list(WAYS)), hidden=True)
+def main(model: Path, rounds: int, one: str | None) -> None:
     """Compare a model's calls with and without huge pages."""
-    options = LoadOptions(n_ctx=ctx_size)
-    others = [
-        Setting("--no-huge-pages", replace(options, huge_pages=False), same_bits=True),
-        Setting("--no-mmap", replace(options, mmap=False), same_bits=True),
-    ]
-    with load(model, options) as loaded:
-        found = otherwise(loaded.target, others, loaded.otherwise, repeats)
-    for other in found:
-        for depth, pairs in other.seconds.items():
-            now, then = pairs[1]
-            print(
-                f"{other.setting.flags:16} behind {depth:5} tokens: "
-                f"{then * 1e3:7.2f} ms a token instead of {now * 1e3:7.2f}"
+    if one:
+        print(json.dumps(calls(model, WAYS[one])))
+        return
+    every: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+    for _ in range(rounds):
+        for way, rows in every.items():
+            command = [sys.executable, "-m", "edgecs_bench.huge", "-m", str(model)]
+            done = subprocess.run(
+                [*command, "--one", way], stdout=subprocess.PIPE, check=True
             )
+            rows.append(json.loads(done.stdout))
+    milliseconds = {
+        way: [round(median(column), 3) for column in zip(*rows, strict=True)]
+        for way, rows in every.items()
+    }
+    for way, row in milliseconds.items():
+        print(f"{way:16} " + "  ".join(f"{value:7.2f}" for value in row))
     print(
         json.dumps(
             {
                 "model": model.stem,
                 "cpu": cpu_name(),
-                "huge_pages": huge_pages.setting(),
-                "others": [other.fields() for other in found],
+                "setting": huge_pages.setting(),
+                "rounds": rounds,
+                "depths": DEPTHS,
+                "ms": milliseconds,
+                "every": every,
             }
         )
     )

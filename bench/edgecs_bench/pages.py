@@ -125,6 +125,24 @@ def drafters_overview(file: Path) -> str:
     return _table(heads, lines)
 
 
+def huge_pages(file: Path) -> str:
+    """What `edgecs_bench.huge` printed: a token's time over that in small pages.
+
+    A model and a length of context a row.
+    """
+    lines = []
+    for text in file.read_text(encoding="utf-8").splitlines():
+        told = json.loads(text)
+        small, huge, read = (
+            told["ms"][way] for way in ("--no-huge-pages", "huge pages", "--no-mmap")
+        )
+        for i, depth in enumerate(told["depths"]):
+            shares = (f"{ms[i] / small[i]:.2f}" for ms in (huge, read))
+            lines.append([told["model"], str(depth), f"{small[i]:.1f}", *shares])
+    heads = ["model", "behind", "small pages, ms", "huge pages", "and --no-mmap"]
+    return _table(heads, lines)
+
+
 def first_tokens(files: Iterable[Path], least: int = 500) -> str:
     """Times to the first token over those of llama.cpp's own loop, a model a row.
 

@@ -174,7 +174,12 @@ def _pieces(deck: Deck, tokens: Iterator[Token]) -> Iterator[str]:
     colours = has_colours(sys.stdout)
     if deck.explain:
         return painter(deck.talk.session.chain, colours=colours)(tokens)
-    return shown(tokens, looks=colours and deck.markdown, folds=deck.folds)
+    return shown(
+        tokens,
+        looks=colours and deck.markdown,
+        folds=deck.folds,
+        thinks=deck.talk.thinks_at_once,
+    )
 
 
 @contextmanager

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
 from edgecs.store import Model
-from edgecs_cli.shared import open_store, progress_bars, reports_errors, say
+from edgecs_cli.pairs import find_pairs
+from edgecs_cli.shared import (
+    open_profiles,
+    open_store,
+    progress_bars,
+    reports_errors,
+    say,
+)
 
 
 @click.group()
@@ -76,6 +84,37 @@ def show(model: str, as_json: bool) -> None:
         return
     for key, value in entry.items():
         click.echo(f"{key:12} {'-' if value is None else value}")
+
+
+@models.command()
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+@reports_errors
+def pairs(models: tuple[str, ...], as_json: bool) -> None:
+    """Say which drafters fit which models, and what to expect of them here.
+
+    Every model with every smaller one, with the folders of ONNX drafters, and with
+    those that come with edgecs. Without names: the models that are here.
+
+    \b
+    edgecs models pairs
+    edgecs models pairs big.gguf small.gguf drafter/
+    """
+    store = open_store()
+    if models:
+        paths = [Path(m) if Path(m).is_dir() else store.path(m) for m in models]
+    else:
+        paths = [model.path for model in store.models() if model.path]
+    found, problems = find_pairs(paths, open_profiles())
+    for problem in problems:
+        click.echo(f"edgecs models pairs: {problem}", err=True)
+    if as_json:
+        click.echo(json.dumps([{**vars(pair), "about": pair.about} for pair in found]))
+        return
+    for pair in found:
+        click.echo(f"{pair.target} <- {pair.drafter}: {pair.about}")
+    if not found:
+        say("there are no pairs: name some models, or pull one (edgecs models list)")
 
 
 @models.command()

@@ -15,7 +15,7 @@ import click
 
 from edgecs.session import Token
 
-_OPENS, _CLOSES = "<think>", "</think>"
+OPENS, _CLOSES = "<think>", "</think>"
 _SPECIAL = re.compile(r"(\*\*|`|\n)")
 # What a model may write that a terminal would obey: all control characters but
 # newline and tab, which are shown as pictures.
@@ -89,11 +89,12 @@ class Markdown:
 class Thoughts:
     """Folds what a reasoning model thinks before it answers.
 
-    `feed` gives the answer alone. `open` says whether it is thinking now.
+    `feed` gives the answer alone. `open` says whether it is thinking now; some
+    templates open the thought themselves.
     """
 
-    def __init__(self) -> None:
-        self.open = False
+    def __init__(self, *, open: bool = False) -> None:
+        self.open = open
         self.characters = 0  # that were thought
         self._begun = False  # whether the answer has begun
         self._blank = False  # whether blank lines behind a thought are being skipped
@@ -109,10 +110,10 @@ class Thoughts:
         self._text += text
         if not self.open:
             start = self._text.lstrip()
-            if _OPENS.startswith(start[: len(_OPENS)]):
-                if len(start) < len(_OPENS):
+            if OPENS.startswith(start[: len(OPENS)]):
+                if len(start) < len(OPENS):
                     return ""
-                self.open, self._text = True, start[len(_OPENS) :]
+                self.open, self._text = True, start[len(OPENS) :]
             else:
                 return self._begin(self._text)
         at = self._text.find(_CLOSES)
@@ -137,13 +138,15 @@ class Thoughts:
         return text
 
 
-def shown(tokens: Iterable[Token], *, looks: bool, folds: bool) -> Iterator[str]:
+def shown(
+    tokens: Iterable[Token], *, looks: bool, folds: bool, thinks: bool = False
+) -> Iterator[str]:
     """What to write for an answer, piece by piece.
 
     looks: Markdown gets its looks. folds: thoughts are left out, and how much was
-    thought is said on stderr.
+    thought is said on stderr. thinks: it begins within a thought.
     """
-    thoughts = Thoughts() if folds else None
+    thoughts = Thoughts(open=thinks) if folds else None
     markdown = Markdown() if looks else None
     thinking = False
     for token in tokens:

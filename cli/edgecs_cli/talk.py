@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from edgecs.kmatrix import KMatrix
 from edgecs.saved import Owner, read, save
 from edgecs.session import Session, Token
 from edgecs_cli.run import Opened, session_for
+from edgecs_cli.screen import OPENS
 
 Spec = Literal["auto", "on", "off"]
 _FIXED = 4  # tokens of every drafter's draft with `/spec on`
@@ -132,16 +134,27 @@ class Talk:
         save(path, [], self.owner(), target.cells())
         say(f"{len(prefix)} tokens of the system message are kept in {path}")
 
+    @cached_property
+    def thinks_at_once(self) -> bool:
+        """Whether the template itself opens a thought where the answer begins."""
+        spelling = self.session.tokenizer.spelling
+        last = self._probe("a")[-8:]
+        return "".join(map(spelling, last)).rstrip().endswith(OPENS)
+
+    def _probe(self, text: str) -> list[int]:
+        """What would be fed for a message."""
+        talk = self.chat.conversation
+        talk.add("user", text)
+        try:
+            return [*talk.prompt().tokens.tolist()]
+        finally:
+            talk.pop_turn()
+
     def _prefix(self) -> list[int]:
         """What every conversation with this system message begins with."""
-        talk = self.chat.conversation
-        prompts: list[list[int]] = []
-        for text in ("a", "b"):
-            talk.add("user", text)
-            prompts.append(talk.prompt().tokens.tolist())
-            talk.pop_turn()
-        if not any(m.role == "system" for m in talk.messages):
+        if not any(m.role == "system" for m in self.chat.messages):
             return []
+        prompts = [self._probe(text) for text in ("a", "b")]
         pairs = enumerate(zip(*prompts, strict=False))
         size = next((i for i, (one, other) in pairs if one != other), 0)
         return prompts[0][:size]

@@ -7,11 +7,12 @@ an architecture has to be one whose GGUF files transformers can read.
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,7 @@ def load_weights(gguf: Path) -> Any:
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     # Not from_pretrained: for a GGUF it wants accelerate, which has no work to do here.
-    with _quietly():
+    with _quietly(), _understood(gguf):
         config = AutoConfig.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         config.dtype = torch.float32
         model = AutoModelForCausalLM.from_config(config).eval()
@@ -312,19 +313,26 @@ _QUANTISERS: dict[str, Callable[[Path, Path], None]] = {
 
 
 @contextmanager
+def _understood(gguf: Path) -> Iterator[None]:
+    """Turns what transformers says of a file that it cannot read into one sentence."""
+    try:
+        yield
+    except (ValueError, KeyError, NotImplementedError, OSError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"transformers cannot read {gguf.name}: {why.rstrip('.')}; give a model of "
+            "another architecture"
+        ) from error
+
+
+@contextmanager
 def _quietly() -> Iterator[None]:
     """Tracing and loading tell what is so for every model, and draw bars."""
-    from transformers.utils import logging as told
-
     level = logging.root.manager.disable
-    bars = told.is_progress_bar_enabled()
-    told.disable_progress_bar()
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(level)
-        if bars:
-            told.enable_progress_bar()

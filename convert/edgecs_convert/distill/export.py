@@ -81,7 +81,8 @@ def _export(
     def fill(folder: Path) -> None:
         graph = folder / f"{kind}.onnx"
         draw(graph)
-        np.save(folder / _IDS, ids)
+        if unknown is not None:
+            np.save(folder / _IDS, ids)
         write_pieces(folder / _PIECES, about.pieces)
         write_drafter(
             DrafterManifest(
@@ -94,7 +95,7 @@ def _export(
                 window=about.window,
                 vocabulary=vocabulary_hash(about.pieces),
                 vocabulary_file=_PIECES,
-                id_map=_IDS,
+                id_map=None if unknown is None else _IDS,  # else ids are the target's
                 unknown=unknown,
                 parameters=parameters,
                 quantization="int8" if about.int8 else None,

@@ -210,7 +210,7 @@ class _Trainings:
             calmer = replace(
                 recipe,
                 loss=loss,
-                rate=recipe.rate * _CALMER,
+                rate=round(recipe.rate * _CALMER, 12),
                 epochs=self._plan.finish_epochs,
             )
             samples = self._data.seen
@@ -219,7 +219,9 @@ class _Trainings:
             name = f"{kind.name}-{loss}"
             after = self._trainer(kind, samples, calmer, self._work / f"{name}.pt")
             after.begin_from(first)
-            yield name, self._run(after), self._noted(samples, calmer)
+            earlier = f"{recipe.epochs:g} epochs of {recipe.loss}"
+            noted = {**self._noted(samples, calmer), "after": earlier}
+            yield name, self._run(after), noted
 
     def _update(
         self, kind: Kind, recipe: Recipe, first: Path, log: Path
