@@ -32,6 +32,7 @@ from edgecs_cli.talk import Talk
 from tests.conftest import Outcome
 
 Edgecs = Callable[..., Outcome]
+VALUES = {"system": None, "overflow": "stop", "stop": (), "max_tokens": -1}
 markdown = st.text(st.sampled_from("a*`#\n -<日🙂\x1b"), max_size=40)
 
 
@@ -237,15 +238,20 @@ def test_settings_are_shown_and_changed(deck: Deck, capfd):
     deck.run("/set top-k 3")
     deck.run("/set parameter overflow shift")
     deck.run("/set max_tokens -1")
+    deck.run("/set temp 0")
     deck.run("/show")
     told = capfd.readouterr().err
+    assert "| greedy |" in told
     assert "top_k 3" in told
     assert "overflow: shift" in told
     assert "max_tokens: none" in told
     assert deck.talk.chat.max_tokens is None
     deck.run("/stats")
+    assert "nothing was answered yet" in capfd.readouterr().err
+    ask(deck, "hello")
+    deck.run("/stats")
     deck.run("/explain on")
-    assert "source" in capfd.readouterr().err
+    assert capfd.readouterr().err.count("source") == 2
 
 
 @pytest.mark.parametrize(
@@ -283,6 +289,21 @@ def test_leaving_and_changing_the_model(deck: Deck):
         with pytest.raises(Leave) as caught:
             deck.run(line)
         assert caught.value.model == model
+
+
+def test_another_model_goes_on_with_text_and_settings(deck: Deck):
+    deck.run("/system Be brief.")
+    ask(deck, "hello")
+    deck.run("/set temp 0")
+    deck.run("/set overflow shift")
+    other = Talk(deck.talk.opened, {**VALUES, "max_tokens": 5}, ExitStack())
+    other.take_over(deck.talk)
+    texts = [(m.role, m.content) for m in deck.talk.chat.messages]
+    assert [(m.role, m.content) for m in other.chat.messages] == texts
+    assert all(m.ids is None for m in other.chat.messages)
+    assert other.sampling.temperature == 0
+    assert (other.chat.overflow, other.chat.max_tokens) == ("shift", 12)
+    assert other.tokens() == deck.talk.tokens()
 
 
 def test_the_system_message(deck: Deck, capfd):

@@ -82,7 +82,7 @@ def chat(**values: Any) -> None:
     ask = reader(history=not values["no_history"])
     interrupt = Interrupt()
     before: str | None = None  # a model that worked
-    messages: list[tuple[str, str]] = []  # of a conversation that changes its model
+    old: Talk | None = None  # whose conversation goes on
     while True:
         try:
             with ExitStack() as closing:
@@ -90,11 +90,11 @@ def chat(**values: Any) -> None:
                 talk = Talk(opened, values, closing)
                 if before is None:
                     _begin(talk, values)
-                elif messages:
-                    _take_over(talk, messages)
+                elif old:
+                    talk.take_over(old)
                 before = values["model"]
                 wanted = _converse(talk, ask, interrupt, quiet=values["quiet"])
-                messages = [(m.role, m.content) for m in talk.chat.messages]
+                old = talk
         except EdgecsError as error:
             if before is None or before == values["model"]:
                 raise
@@ -114,13 +114,6 @@ def _begin(talk: Talk, values: dict[str, Any]) -> None:
         say(text, quiet=values["quiet"])
     if values["prompt_cache"]:
         talk.warm(values["prompt_cache"], lambda text: say(text, quiet=values["quiet"]))
-
-
-def _take_over(talk: Talk, messages: list[tuple[str, str]]) -> None:
-    """A conversation with another model, from its text: its tokens are others."""
-    talk.chat.conversation.messages = []
-    for role, content in messages:
-        talk.chat.conversation.add(role, content)
 
 
 def _converse(

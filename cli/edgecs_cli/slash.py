@@ -181,7 +181,7 @@ class Deck:
         }
         say(" | ".join(f"{name}: {value}" for name, value in own.items()))
         out = sum(m.left_out for m in chat.messages)
-        used, room = len(talk.session.context), talk.session.target.n_ctx
+        used, room = talk.tokens(), talk.session.target.n_ctx
         note = f", {out} of them not fed any more" if out else ""
         say(f"{len(chat.messages)} messages{note}; {used} of {room} tokens of context")
 
@@ -236,6 +236,9 @@ class Deck:
             self.stats = _switch("stats", rest)
             return
         session = self.talk.session
+        if not session.stats.tokens:
+            say("nothing was answered yet with these settings")
+            return
         say(statistics_line(session.stats, self.talk.chat.finish_reason))
         for line in legend(session, self.talk.now.tiers, colours=False):
             say(line)
@@ -252,7 +255,7 @@ class Deck:
         """Shows who wrote which part of an answer, in colours or as [name:text]."""
         self.explain = _switch("explain", rest) if rest else not self.explain
         say(f"explain: {_onoff(self.explain)}")
-        if self.explain:
+        if self.explain and self.talk.session.stats.tokens:
             session, colours = self.talk.session, has_colours(sys.stderr)
             lines = legend(session, self.talk.now.tiers, colours=colours)
             for line in lines[: 1 + len(session.chain)]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from edgecs.chat import Chat
 from edgecs.chat_template import ChatTemplate
 from edgecs.context import Context
-from edgecs.conversation import Conversation
+from edgecs.conversation import Conversation, Message
 from edgecs.draft import NOTHING
 from edgecs.errors import ConfigError
 from edgecs.kmatrix import KMatrix
@@ -54,8 +54,9 @@ class Talk:
 
     @property
     def now(self) -> Opened:
-        """What answers, with the session in use."""
-        return replace(self.opened, session=self.session)
+        """What answers, with the session and the settings in use."""
+        request = replace(self.opened.request, sampling=self.sampling)
+        return replace(self.opened, session=self.session, request=request)
 
     def ask(self, text: str) -> Iterator[Token]:
         """The answer to a message, see `Chat.ask`."""
@@ -92,6 +93,20 @@ class Talk:
         session = session_for(opened, request, speculation, self._values)
         self._closing.callback(session.close)
         self.chat.session, self.spec = session, spec
+
+    def take_over(self, other: Talk) -> None:
+        """Goes on where another model stopped: from its text, with its settings."""
+        mine, theirs = self.chat, other.chat
+        mine.conversation.messages = [
+            Message(m.role, m.content) for m in theirs.messages
+        ]
+        mine.overflow, mine.stop = theirs.overflow, theirs.stop
+        mine.max_tokens, self.sampling = theirs.max_tokens, other.sampling
+
+    def tokens(self) -> int:
+        """How many tokens the conversation has so far."""
+        talk = self.chat.conversation
+        return talk.prompt().tokens.size if talk.messages else 0
 
     def owner(self) -> Owner:
         """Whose conversations these are."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from edgecs.backends.llama_library import has_amx
 from edgecs.backends.llama_model import LlamaModel
 from edgecs.backends.onnx_thread import Aside
 from edgecs.context import Tokens
@@ -38,7 +40,6 @@ def own_samples(
     folder: Path,
     cancel: threading.Event,
     tell: Tell,
-    aside: Aside,
     *,
     tokens: int,
     most: int,
@@ -47,16 +48,18 @@ def own_samples(
 ) -> list[Sample]:
     """Sampled answers of `most` tokens at most to the prompts of samples, judged.
 
-    aside: the thread that PyTorch computes in. tokens: of answers, together. They are
-    kept in a folder, from which they are read if it is whole. Raises Cancelled,
-    DistillError.
+    tokens: of answers, together. They are kept in a folder, from which they are read if
+    it is whole. Raises Cancelled, DistillError.
     """
     if not (folder / _WHOLE).exists():
         shutil.rmtree(folder, ignore_errors=True)
         written = 0
-        with Crowd(
-            model, cancel, seats=1, room=_ROOM, threads=threads, seed=seed
-        ) as crowd:
+        with (
+            closing(Aside(has_amx())) as aside,
+            Crowd(
+                model, cancel, seats=1, room=_ROOM, threads=threads, seed=seed
+            ) as crowd,
+        ):
             answers = _answers(decoder, vocabulary, model, prompts, most, seed)
             while few := aside(next, answers, None):
                 if cancel.is_set():

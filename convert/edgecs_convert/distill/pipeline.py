@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgecs.backends.llama_library import has_amx
 from edgecs.backends.llama_vocabulary import read_pieces
-from edgecs.backends.onnx_thread import Aside
 from edgecs.errors import ConfigError
 from edgecs.load import Loaded
 from edgecs.onnx_manifest import read_drafter, write_drafter
@@ -118,19 +115,18 @@ def distill(loaded: Loaded, work: Path, out: Path, plan: Plan, tell: Tell) -> Ma
     data = _data(target, loaded, work, plan, tell)
     times = _times(loaded)
     candidates = []
-    with closing(Aside(has_amx())) as aside:
-        trainings = _Trainings(target, loaded, data, work, plan, tell, aside)
-        for kind in plan.kinds:
-            for name, trainer, noted in trainings.of(kind):
-                folder = _export(name, kind, trainer, loaded, work, plan)
-                tell(f"measuring {name} on topics that it has not seen")
-                measured = worth(
-                    folder, data.unseen, loaded.target.vocab_size, loaded.cancel
-                )
-                made = _candidate(name, folder, data, measured, times)
-                figures = {**noted, "seconds": round(trainer.seconds), **made.state()}
-                write_drafter(replace(read_drafter(folder), made=figures))
-                candidates.append(made)
+    trainings = _Trainings(target, loaded, data, work, plan, tell)
+    for kind in plan.kinds:
+        for name, trainer, noted in trainings.of(kind):
+            folder = _export(name, kind, trainer, loaded, work, plan)
+            tell(f"measuring {name} on topics that it has not seen")
+            measured = worth(
+                folder, data.unseen, loaded.target.vocab_size, loaded.cancel
+            )
+            made = _candidate(name, folder, data, measured, times)
+            figures = {**noted, "seconds": round(trainer.seconds), **made.state()}
+            write_drafter(replace(read_drafter(folder), made=figures))
+            candidates.append(made)
     chosen = max(candidates, key=lambda made: (made.speedup, made.ideal))
 
     def fill(folder: Path) -> None:
@@ -184,12 +180,9 @@ class _Trainings:
         work: Path,
         plan: Plan,
         tell: Tell,
-        aside: Aside,
     ) -> None:
         self._target, self._loaded, self._data = target, loaded, data
         self._work, self._plan, self._tell = work, plan, tell
-        # PyTorch changes a thread's AMX state, and llama.cpp crashes on it.
-        self._aside = aside
 
     def of(self, kind: Kind) -> Iterator[tuple[str, Trainer, dict[str, Any]]]:
         """Trained candidates of one kind: name, training, what is to be noted."""
@@ -260,7 +253,6 @@ class _Trainings:
             own,
             self._loaded.cancel,
             self._tell,
-            self._aside,
             tokens=self._plan.tokens // _OWN_SHARE,
             most=self._plan.answer,
             threads=self._loaded.target.threads,
@@ -278,7 +270,7 @@ class _Trainings:
 
     def _run(self, trainer: Trainer) -> Trainer:
         self._tell(f"training: {trainer.done:,} of {trainer.total:,} batches are done")
-        self._aside(trainer.run, self._loaded.cancel, self._tell)
+        trainer.run(self._loaded.cancel, self._tell)
         return trainer
 
     def _noted(self, samples: Sequence[Sample], recipe: Recipe) -> dict[str, Any]:

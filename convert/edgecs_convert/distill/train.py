@@ -13,6 +13,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from edgecs.backends.llama_library import has_amx
+from edgecs.backends.onnx_thread import Aside
 from edgecs.errors import Cancelled, DistillError
 from edgecs_convert.distill.recipe import Recipe
 from edgecs_convert.distill.texts import Batch, Vocabulary, Window, batches
@@ -104,9 +107,14 @@ class Trainer:
     def run(self, cancel: threading.Event, tell: Tell) -> None:
         """Trains until the recipe is done.
 
-        Raises Cancelled when `cancel` is set, DistillError for a loss that is no
-        number; what was done until then is kept.
+        PyTorch computes in a thread of its own where it would leave the AMX state of
+        this one so that llama.cpp crashes on it. Raises Cancelled when `cancel` is set,
+        DistillError for a loss that is no number; what was done until then is kept.
         """
+        with closing(Aside(has_amx())) as aside:
+            aside(self._run, cancel, tell)
+
+    def _run(self, cancel: threading.Event, tell: Tell) -> None:
         began = saved = time.monotonic()
         before, loss = self.done, math.nan
         self.student.train()
