@@ -16,6 +16,7 @@ import click
 from edgecs.session import Token
 
 OPENS, _CLOSES = "<think>", "</think>"
+_HEADING = re.compile(r"[ \t]*#{1,6} ")
 _SPECIAL = re.compile(r"(\*\*|`|\n)")
 # What a model may write that a terminal would obey: all control characters but
 # newline and tab, which are shown as pictures.
@@ -78,12 +79,17 @@ class Markdown:
     def _styled(self, text: str) -> str:
         if not text:
             return ""
-        line = (self._line + text).lstrip()
-        if self._fence or self._code or line.startswith("```"):
+        line = self._line + text
+        if self._fence or self._code or line.lstrip().startswith("```"):
             return click.style(text, fg="cyan")
-        if self._bold or re.match(r"#{1,6} ", line):
+        if self._bold:
             return click.style(text, bold=True)
-        return text
+        heading = _HEADING.match(line)
+        if heading is None:
+            return text
+        marks = max(0, heading.end() - len(self._line))  # they may be in this chunk
+        title = text[marks:]
+        return text[:marks] + (click.style(title, bold=True) if title else "")
 
 
 class Thoughts:
