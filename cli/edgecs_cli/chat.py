@@ -186,7 +186,13 @@ def _reading(talk: Talk) -> Iterator[None]:
             wrote = True
             sys.stderr.write(f"\r{done} of {total} tokens read ")
         elif wrote:
-            sys.stderr.write("\r" + " " * 40 + "\r")
+            wipe()
+        sys.stderr.flush()
+
+    def wipe() -> None:
+        nonlocal wrote
+        wrote = False
+        sys.stderr.write("\r" + " " * 40 + "\r")
         sys.stderr.flush()
 
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
@@ -195,6 +201,8 @@ def _reading(talk: Talk) -> Iterator[None]:
         yield
     finally:
         target.on_read = None
+        if wrote:  # it was stopped before the end
+            wipe()
 
 
 def _report(deck: Deck, *, quiet: bool) -> None:

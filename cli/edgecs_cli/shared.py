@@ -93,7 +93,8 @@ def show_log(verbose: bool) -> None:
 def say(text: str, *, quiet: bool = False) -> None:
     """One line on stderr, dim where there are colours."""
     if not quiet:
-        click.secho(text, err=True, dim=not os.environ.get("NO_COLOR"))
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        click.secho(text, err=True, dim=not plain)
 
 
 class _Bars:
