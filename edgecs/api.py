@@ -11,7 +11,7 @@ machine, are kept where the command line keeps them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -153,7 +153,7 @@ class Model:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         raw: bool = False,
-    ) -> AsyncIterator[Token]:
+    ) -> AsyncGenerator[Token, None]:
         """`generate` beside an event loop: the engine computes in a thread.
 
         Closing it, or cancelling the task that reads it, ends it within a round.

@@ -75,7 +75,7 @@ def test_an_answer_beside_an_event_loop(tiny_gguf: Path, tmp_path: Path):
             said.append(token.text)
             if len(said) == most:
                 break
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         return said
 
     async def cancelled(model: edgecs.Model) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -139,7 +140,7 @@ def _converse(
                     continue
                 text = text[1:]
             message = "\n\n".join([*deck.attached, text])
-            answer(lambda message=message: talk.ask(message))  # type: ignore[misc]
+            answer(partial(talk.ask, message))
             deck.attached.clear()
         except Leave as leave:
             return leave.model

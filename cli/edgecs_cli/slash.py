@@ -11,17 +11,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast, get_args
 
 import click
 
 from edgecs.errors import ConfigError
+from edgecs.overflow import Overflow
 from edgecs.sampling import Sampling
 from edgecs_cli.explain import has_colours, legend
 from edgecs_cli.generate import decode
 from edgecs_cli.run import start_line, statistics_line
 from edgecs_cli.shared import say
-from edgecs_cli.talk import Talk
+from edgecs_cli.talk import Spec, Talk
 
 _LARGEST = 4 << 20  # bytes of a file that is read
 _CODE = re.compile(r"^```[^\n]*\n(.*?)^```", re.M | re.S)
@@ -143,8 +144,8 @@ class Deck:
             number = _number(name, value, whole=True)
             self.talk.chat.max_tokens = None if number < 0 else int(number)
         elif name == "overflow":
-            _one_of(name, value, ("stop", "shift", "truncate-middle"))
-            self.talk.chat.overflow = value  # type: ignore[assignment]
+            _one_of(name, value, get_args(Overflow))
+            self.talk.chat.overflow = cast(Overflow, value)
         elif name == "markdown":
             self.markdown = _switch(name, value)
         elif name == "think":
@@ -246,8 +247,8 @@ class Deck:
     def set_spec(self, rest: str) -> None:
         """auto: the planner decides; on: always draft; off: plain decoding."""
         if rest:
-            _one_of("spec", rest, ("auto", "on", "off"))
-            self.talk.set_spec(rest)  # type: ignore[arg-type]
+            _one_of("spec", rest, get_args(Spec))
+            self.talk.set_spec(cast(Spec, rest))
         chain = " <- ".join(self.talk.session.chain)
         say(f"speculation: {self.talk.spec}" + (f", {chain}" if rest != "off" else ""))
 
