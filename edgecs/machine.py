@@ -1,8 +1,44 @@
-"""What this machine is called."""
+"""What this machine is called, and whether it is busy with something else."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
+
+import psutil
+
+
+class Others:
+    """How much of the processors' time others have used since it was made.
+
+    pids: processes that are not others.
+    """
+
+    def __init__(self, pids: Sequence[int] = ()) -> None:
+        self._own = [psutil.Process(), *(psutil.Process(pid) for pid in pids)]
+        self._before = self._seconds()
+
+    @property
+    def share(self) -> float:
+        """Between 0 and 1; where it is not near 0 speeds mean nothing."""
+        pairs = zip(self._seconds(), self._before, strict=True)
+        others, everything = (now - before for now, before in pairs)
+        return max(0.0, others / everything) if everything else 0.0
+
+    def _seconds(self) -> tuple[float, float]:
+        """Of other programs, and all there were, idle ones too."""
+        machine = psutil.cpu_times()
+        own = sum(map(_used, self._own))
+        idle = machine.idle + getattr(machine, "iowait", 0.0)
+        return sum(machine) - idle - own, sum(machine)
+
+
+def _used(process: psutil.Process) -> float:
+    """Seconds of the processors' time; 0 for a process that is gone."""
+    try:
+        return float(sum(process.cpu_times()[:2]))
+    except psutil.Error:
+        return 0.0
 
 
 def cpu_name() -> str:

@@ -20,6 +20,7 @@ from edgecs.cascade import NamedModel
 from edgecs.costs import WIDEST, CostModel, best_width
 from edgecs.draft import LanguageModel
 from edgecs.exactness import Allowed, Classes, Exact, Limits, permitted
+from edgecs.machine import Others
 from edgecs.maxgram import MaxGram
 from edgecs.planner import MARGIN, Planner
 from edgecs.probe import QUICK, classify, curve
@@ -32,6 +33,8 @@ _FOR_DEPTH = 0.3  # of PROBE_SECONDS: for what depth adds
 _DEEP = 2048  # where that is measured
 _WIDE, _REPEATS = 4, 5  # width and number of the wider calls there
 _COSTS = (1, 4, 2, 8, 3, 6)  # widths that are timed at load, the most telling first
+BUSY = 0.15  # share of the processors' time for others that makes times worthless
+TELLING = 0.2  # seconds; in less time the share of others cannot be told
 FIRST_WIDTHS = (1, 4)  # of a drafter: one token, and a review of three
 _GUARDS = False  # whether auto may take guarded: see docs/concepts.md
 
@@ -76,6 +79,8 @@ class Speculation:
         self.exact: Exact = exact
         self.profile: Profile | None = None
         self.notes: list[str] = []  # for people
+        # Costs and classes as they were before a probe that others disturbed.
+        self._before: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._key, self._profiles = key, profiles
         self._used: dict[str, CostModel] = {}  # of drafters, by fingerprint
         self._writers: dict[str, Writer] = {}  # the last planner's, likewise
@@ -108,10 +113,27 @@ class Speculation:
         Which widths are exact: within PROBE_SECONDS, or as long as it takes where
         strict was asked for. Its calls are timed too; where exactness does not matter,
         calls are timed within PROBE_SHARE of the time that loading took. What depth
-        adds to a call is a part of both.
+        adds to a call is a part of both. On a machine that is busy with something else
+        the times are used but not kept, and a note says so.
         """
         if not self.target.rewindable:
             return
+        others, before, began = Others(), self._states(), time.perf_counter()
+        self._probe(load_seconds, progress)
+        telling = time.perf_counter() - began > TELLING
+        if telling and self._states() != before and (share := others.share) > BUSY:
+            self._before = before
+            self.notes.append(
+                f"other programs took {share:.0%} of the processors while the model "
+                "was measured: it will be measured again at the next start"
+            )
+        self.limits = self._limits()
+
+    def _states(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Costs and classes, as a profile has them."""
+        return self.costs.state(), self.classes.state()
+
+    def _probe(self, load_seconds: float, progress: Callable[[str], None]) -> None:
         began, budget = time.perf_counter(), PROBE_SECONDS
         if self.exact != "numeric":
             if not self.classes.inside or self.exact == "strict":
@@ -124,7 +146,6 @@ class Speculation:
             self._time(began + budget * (1 - _FOR_DEPTH))
         if self.costs.known and not self.costs.knows_depth:
             self._time_deep(budget * _FOR_DEPTH)
-        self.limits = self._limits()
 
     def _time(self, until: float) -> None:
         """Times calls of a few widths until the time is up."""
@@ -230,12 +251,13 @@ class Speculation:
         if not (self._key and self._profiles and self.costs.known):
             return False
         profile = self.profile or Profile(self._key)
-        profile.costs = self.costs.state()
-        profile.classes = self.classes.state()
+        # Probing leaves out what is known, so what is worthless must not be.
+        profile.costs, profile.classes = self._before or self._states()
         profile.acceptance = self.calibration.state()
         self.profile = profile
         drafters, right = self._kept("drafters"), self._kept("right")
-        drafters.update({n: c.state() for n, c in self._used.items() if c.known})
+        if self._before is None:
+            drafters.update({n: c.state() for n, c in self._used.items() if c.known})
         right.update({n: w.kept for n, w in self._writers.items() if w.known})
         profile.chain = {**profile.chain, "drafters": drafters, "right": right}
         return self._profiles.save(profile)

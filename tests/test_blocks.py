@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from edgecs_bench.blocks import Bench, Done, Meter, ModeFailed, blocks
 from edgecs_bench.journal import Journal
 from edgecs_bench.modes import Asked
 from edgecs_bench.prompts import Prompt
-from edgecs_bench.watch import Calls, Others, Watched
+from edgecs_bench.watch import Calls, Watched
 
 PROMPTS = [Prompt(str(i), kind, "x" * i) for i, kind in enumerate(("qa", "qa", "rag"))]
 
@@ -279,24 +278,3 @@ def test_a_schedules_own_time_is_without_calls(monkeypatch: pytest.MonkeyPatch):
     # Neither the call that reads the prompt nor the last one can have a draft.
     assert watched.spans == [3.0] * 3
     assert calls.seconds == 500
-
-
-def test_others_are_all_who_are_not_idle_and_not_ours(monkeypatch):
-    Machine = namedtuple("Machine", "user system idle iowait")
-    Own = namedtuple("Own", "user system")
-    machine = iter([Machine(10, 5, 50, 5), Machine(40, 10, 80, 10)])
-    own = iter([Own(4, 1), Own(2, 0), Own(19, 6)])
-
-    class Process:
-        def __init__(self, pid: int | None = None):
-            self.pid = pid
-
-        def cpu_times(self):
-            if found := next(own, None):
-                return found
-            raise watch.psutil.NoSuchProcess(self.pid)
-
-    monkeypatch.setattr(watch.psutil, "cpu_times", lambda: next(machine))
-    monkeypatch.setattr(watch.psutil, "Process", Process)
-    # The other process, which had used two seconds, is gone by then.
-    assert Others([5]).share == (35 - (25 - 7)) / 70

@@ -101,6 +101,35 @@ class TestKeeping:
         assert not unmeasured.save()
         assert profiles.all() == []
 
+    @pytest.mark.parametrize("exact", EXACTS)
+    def test_times_of_a_busy_machine_are_used_and_not_kept(
+        self, profiles, exact: Exact, monkeypatch
+    ):
+        monkeypatch.setattr(speculation, "BUSY", 0.15)
+        monkeypatch.setattr(speculation, "TELLING", 0.0)
+        monkeypatch.setattr(speculation.Others, "share", 0.1)
+        with monkeypatch.context() as busy:
+            busy.setattr(speculation.Others, "share", 0.4)
+            first = prepared(profiles, exact)
+        assert first.costs.known
+        assert first.notes == [
+            "other programs took 40% of the processors while the model was measured: "
+            "it will be measured again at the next start"
+        ]
+        assert first.save()
+        again, target = opened(profiles, exact)
+        assert not again.costs.known
+        assert again.classes == Classes()
+        again.prepare(1e9)
+        assert target.widths
+        assert again.notes == []
+        assert again.save()
+        # What is known by then stays, however busy the machine is at the next start.
+        monkeypatch.setattr(speculation.Others, "share", 0.4)
+        third, target = opened(profiles, exact)
+        third.prepare(1e9)
+        assert third.notes == target.widths == []
+
     @pytest.mark.parametrize(
         ("change", "why"),
         [

@@ -14,11 +14,11 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from edgecs.choice import Rule
+from edgecs.machine import Others
 from edgecs_bench.answers import Answer, Said, of
 from edgecs_bench.journal import Journal
 from edgecs_bench.modes import PLAIN, Asked, Mode
 from edgecs_bench.prompts import Prompt
-from edgecs_bench.watch import Others
 
 DRIFT = 0.1  # share by which an anchor may change within a block
 _WARM = 16  # tokens of an answer that is not timed

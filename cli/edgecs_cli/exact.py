@@ -73,11 +73,11 @@ def _speculation(
         loaded.target, exact=values["exact"], key=loaded.key(), profiles=profiles
     )
     quiet = values["quiet"]
-    for note in speculation.notes:
-        say(note, quiet=quiet)
     # Like a progress bar: of use while somebody waits, noise in a file.
     hidden = quiet or not sys.stderr.isatty()
     speculation.prepare(loaded.seconds, lambda text: say(text, quiet=hidden))
+    for note in speculation.notes:
+        say(note, quiet=quiet)
     speculation.save()
     return speculation
 
