@@ -51,6 +51,29 @@ def test_stdout_is_the_answer_and_stderr_the_rest(edgecs: Edgecs, tiny_gguf: Pat
     assert silent == (0, plain.out, "")
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("generate", ()), ("generate", ("--explain",)), ("chat", ())],
+)
+def test_no_answer_reaches_a_terminal_raw(
+    edgecs: Edgecs, tiny_gguf: Path, monkeypatch, command: str, options: tuple[str, ...]
+):
+    monkeypatch.setenv("NO_COLOR", "1")  # with colours it is Markdown's business too
+    monkeypatch.setattr("edgecs_cli.screen.harmless", lambda text: "~" * len(text))
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    typed = io.TextIOWrapper(io.BytesIO(b"hello, hello\n"))
+    monkeypatch.setattr(sys, "stdin", typed)
+    fixed = ("-m", tiny_gguf, "-c", 512, "--temp", 0, "-n", 20, "--no-spec", *options)
+    assert edgecs(command, *fixed).code == 0
+    shown = sys.stdout.getvalue()  # type: ignore[attr-defined]
+    assert re.fullmatch("~+\n", shown), shown
+
+
 EAGER = ("--draft-max", 5, "--mag-min-match", 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import re
@@ -25,7 +26,7 @@ from edgecs.conversation import Conversation
 from edgecs.errors import ConfigError
 from edgecs.session import Token
 from edgecs_cli.run import open_all
-from edgecs_cli.screen import Markdown, Thoughts, harmless, shown
+from edgecs_cli.screen import Markdown, Thoughts, for_terminal, harmless, shown
 from edgecs_cli.shared import Interrupt
 from edgecs_cli.slash import COMMANDS, Deck, Leave
 from edgecs_cli.talk import Talk
@@ -100,8 +101,13 @@ def test_thoughts_are_folded_however_they_are_cut(
 
 def test_what_a_terminal_would_obey_is_shown_instead():
     tokens = [Token(1, "a\x1b]0;x\x07\r\tb\n", "target"), Token(2, "\x9b31m", "target")]
-    text = click.unstyle("".join(shown(tokens, looks=True, folds=True)))
-    assert text == "a␛]0;x␇␍\tb\n\ufffd31m"
+    terminal, pipe = io.StringIO(), io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    for looks in (True, False):
+        guarded = for_terminal(tokens, terminal)
+        text = click.unstyle("".join(shown(guarded, looks=looks, folds=True)))
+        assert text == "a␛]0;x␇␍\tb\n\ufffd31m"
+    assert list(for_terminal(tokens, pipe)) == tokens
 
 
 def test_a_template_may_open_the_thought_itself(deck: Deck):

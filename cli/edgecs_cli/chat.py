@@ -19,7 +19,7 @@ from edgecs_cli.explain import has_colours, painter
 from edgecs_cli.options import drafter_options, model_options, schedule_options
 from edgecs_cli.run import open_all, statistics_line
 from edgecs_cli.sampling import sampling_options
-from edgecs_cli.screen import shown
+from edgecs_cli.screen import for_terminal, shown
 from edgecs_cli.shared import Interrupt, reports_errors, say
 from edgecs_cli.slash import Deck, Leave
 from edgecs_cli.talk import Talk
@@ -165,7 +165,7 @@ def _turn(deck: Deck, tokens: Iterator[Token], interrupt: Interrupt) -> None:
 
 
 def _pieces(deck: Deck, tokens: Iterator[Token]) -> Iterator[str]:
-    colours = has_colours(sys.stdout)
+    colours, tokens = has_colours(sys.stdout), for_terminal(tokens, sys.stdout)
     if deck.explain:
         return painter(deck.talk.session.chain, colours=colours)(tokens)
     return shown(

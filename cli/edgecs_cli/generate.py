@@ -22,6 +22,7 @@ from edgecs_cli.explain import Paint, has_colours, legend, painter, plain
 from edgecs_cli.options import drafter_options, model_options, schedule_options
 from edgecs_cli.run import Opened, exactness, open_all, statistics_line
 from edgecs_cli.sampling import sampling_options
+from edgecs_cli.screen import for_terminal
 from edgecs_cli.shared import Interrupt, reports_errors, say
 
 
@@ -192,7 +193,7 @@ def _stream(
     if paint is None:
         deque(noted(), maxlen=0)
     else:
-        _show(paint(noted()))
+        _show(paint(for_terminal(noted(), sys.stdout)))
     return "".join(token.text for token in said), [token.id for token in said]
 
 

@@ -1,4 +1,4 @@
-"""How an answer looks while it comes: Markdown, thoughts, who wrote what.
+"""How an answer looks while it comes: Markdown, thoughts, what terminals would obey.
 
 Nothing that was written is ever written again, so the stream neither flickers nor
 fights with a terminal that is resized: Markdown keeps its marks and gets its looks as
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from typing import TextIO
 
 import click
 
@@ -31,6 +32,13 @@ def harmless(text: str) -> str:
     'a␛[31mb\\n'
     """
     return text.translate(_CONTROL)
+
+
+def for_terminal(tokens: Iterable[Token], stream: TextIO) -> Iterator[Token]:
+    """Tokens whose text is harmless if a terminal reads it; a pipe gets all of it."""
+    guarded = stream.isatty()
+    for token in tokens:
+        yield token._replace(text=harmless(token.text)) if guarded else token
 
 
 class Markdown:
@@ -165,19 +173,14 @@ def shown(
             elif thinking and not thoughts.open:
                 thinking = False
                 _aside(f" {thoughts.characters} characters, folded\n")
-        yield _piece(markdown, text)
+        yield markdown.feed(text) if markdown else text
     if thinking:
         _aside(" not finished\n")
     if thoughts:
-        yield _piece(markdown, thoughts.flush())
+        text = thoughts.flush()
+        yield markdown.feed(text) if markdown else text
     if markdown:
         yield markdown.flush()
-
-
-def _piece(markdown: Markdown | None, text: str) -> str:
-    if markdown is None:
-        return text
-    return markdown.feed(harmless(text))
 
 
 def _aside(text: str) -> None:
