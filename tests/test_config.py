@@ -79,6 +79,29 @@ def test_it_is_said_where_a_value_comes_from(
     assert f"chat --temp 0.5   from {config} [chat]" in lines
 
 
+def test_commands_below_others_have_values_too(
+    edgecs: Edgecs,
+    tiny_gguf: Path,
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    there, here = tmp_path / "there", tmp_path / "here"
+    config.write_text(
+        f"quiet = true\n[convert.gguf]\nto = 'q8_0'\noutput = '{there}'\n"
+        "[bench]\nreport = 'page.html'\n[models]\n"
+    )
+    assert edgecs("convert", "gguf", tiny_gguf).code == 0
+    assert [file.suffix for file in there.iterdir()] == [".gguf"]
+    monkeypatch.setenv("EDGECS_CONVERT_GGUF_OUTPUT", str(here))
+    assert edgecs("convert", "gguf", tiny_gguf).code == 0
+    assert len(list(here.iterdir())) == 1
+    lines = edgecs("doctor", "--show-config").out.splitlines()
+    assert f"convert gguf --to ['q8_0']   from {config} [convert.gguf]" in lines
+    assert f"convert gguf --output {here}   from EDGECS_CONVERT_GGUF_OUTPUT" in lines
+    assert f"bench --report page.html   from {config} [bench]" in lines
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -99,6 +122,9 @@ def test_a_file_that_cannot_be_used_is_named(
     [
         ("[chta]\nseed = 1", "unknown key 'chta' in the file; did you mean 'chat'?"),
         ("sede = 1", "unknown key 'sede' in the file; did you mean 'seed'?"),
+        ("[models]\npul = 1", "unknown key 'pul' in [models]; did you mean 'pull'?"),
+        ("[models.pull]\noffl = 1", "unknown key 'offl' in [models.pull]"),
+        ("[convert]\ngguf = 1", "unknown key 'gguf' in [convert]"),
     ],
 )
 def test_names_that_no_command_knows(

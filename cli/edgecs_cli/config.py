@@ -10,14 +10,18 @@ that has such an option.
     [chat]
     model = "smollm2-135m-instruct"
     temp = 0.7
+    [convert.gguf]
+    output = "models"
 
-The environment has `EDGECS_CHAT_TEMP` for one command, `EDGECS_TEMP` for all.
+The environment has `EDGECS_CHAT_TEMP` and `EDGECS_CONVERT_GGUF_OUTPUT` for one command,
+`EDGECS_TEMP` for all.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,7 +75,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise BadConfig(f"{path} is not TOML: {error}") from error
 
 
-def flag(param: click.Parameter) -> str:
+def _flag(param: click.Parameter) -> str:
     """The long name of an option without its dashes; "" for what is no option."""
     if not isinstance(param, click.Option):
         return ""
@@ -79,35 +83,63 @@ def flag(param: click.Parameter) -> str:
     return long[0].removeprefix("--") if long else ""
 
 
+def option_names(command: click.Command) -> set[str]:
+    """Every option of a command and of those below it."""
+    below = _below(command).values()
+    return set(_options(command)).union(*map(option_names, below))
+
+
 def listen(command: click.Command, name: str) -> None:
-    """Has the options of a command listen to the environment."""
-    for param in command.params:
-        option = flag(param)
-        if option and not param.envvar:
+    """Has the options of a command, and of those below it, listen to the environment.
+
+    name: the whole one, as "models pull".
+    """
+    head = re.sub("[ -]", "_", name).upper()
+    for option, param in _options(command).items():
+        if not param.envvar:
             tail = option.replace("-", "_").upper()
-            head = name.replace("-", "_").upper()
             param.envvar = [f"{_PREFIX}_{head}_{tail}", f"{_PREFIX}_{tail}"]
+    for below, inner in _below(command).items():
+        listen(inner, f"{name} {below}")
 
 
 def defaults(
     command: click.Command, name: str, table: Mapping[str, Any], path: Path
 ) -> dict[str, Any]:
-    """What the file says about the options of a command, by the names of click.
+    """What the file says about a command, as click takes it (`default_map`).
 
-    Raises BadConfig for a key that the command does not know.
+    The options by the names of click, and such a dict for each command below it that
+    something is said about. Raises BadConfig for a key that the command does not know.
     """
-    known = _options(command)
-    own = table.get(name, {})
-    if not isinstance(own, Mapping):
+    general = {key: value for key, value in table.items() if not _is_table(value)}
+    return _said(command, name, table.get(name, {}), general, path)
+
+
+def _said(
+    command: click.Command,
+    name: str,
+    own: Any,
+    general: Mapping[str, Any],
+    path: Path,
+) -> dict[str, Any]:
+    """`defaults` of one command. own: its table, general: what is for every command."""
+    if not _is_table(own):
         raise BadConfig(f"{path}: {name} must be a table, [{name}], got {own!r}")
-    unknown = [key for key in own if key not in known]
-    if unknown:
-        raise BadConfig(f"{path}: {_hint(unknown[0], list(known), f'[{name}]')}")
-    general = {k: v for k, v in table.items() if k in known and not _is_table(v)}
-    return {
+    known, below = _options(command), _below(command)
+    tables = {key: own[key] for key in below if _is_table(own.get(key))}
+    said = {key: value for key, value in own.items() if key not in tables}
+    if unknown := [key for key in said if key not in known]:
+        hint = _hint(unknown[0], [*known, *below], f"[{name}]")
+        raise BadConfig(f"{path}: {hint}")
+    found: dict[str, Any] = {
         str(known[key].name): _value(known[key], value)
-        for key, value in {**general, **own}.items()
+        for key, value in {**general, **said}.items()
+        if key in known
     }
+    for key, inner in below.items():
+        if more := _said(inner, f"{name}.{key}", tables.get(key, {}), general, path):
+            found[key] = more
+    return found
 
 
 def check_names(
@@ -123,21 +155,40 @@ def check_names(
 def given(
     name: str, command: click.Command, table: Mapping[str, Any], path: Path
 ) -> Iterator[Given]:
-    """Every value of a command that is not a default, as it would be used now."""
-    own, said = table.get(name, {}), defaults(command, name, table, path)
+    """Every value of a command, and of those below it, that is not a default."""
+    yield from _given(
+        [name], command, table, defaults(command, name, table, path), path
+    )
+
+
+def _given(
+    names: Sequence[str],
+    command: click.Command,
+    table: Mapping[str, Any],
+    said: Mapping[str, Any],
+    path: Path,
+) -> Iterator[Given]:
+    """`given` of one command; names: the whole name of it, table: its parent's."""
+    own = table.get(names[-1], {})
     for option, param in _options(command).items():
         for variable in param.envvar or ():
             if os.environ.get(variable):
-                yield Given(name, option, os.environ[variable], variable)
+                yield Given(" ".join(names), option, os.environ[variable], variable)
                 break
         else:
             if param.name in said:
-                where = f"{path} [{name}]" if option in own else str(path)
-                yield Given(name, option, said[param.name], where)
+                where = f"{path} [{'.'.join(names)}]" if option in own else str(path)
+                yield Given(" ".join(names), option, said[param.name], where)
+    for below, inner in _below(command).items():
+        yield from _given([*names, below], inner, own, said.get(below, {}), path)
 
 
 def _options(command: click.Command) -> dict[str, click.Parameter]:
-    return {flag(param): param for param in command.params if flag(param)}
+    return {_flag(param): param for param in command.params if _flag(param)}
+
+
+def _below(command: click.Command) -> Mapping[str, click.Command]:
+    return command.commands if isinstance(command, click.Group) else {}
 
 
 def _value(param: click.Parameter, value: Any) -> Any:

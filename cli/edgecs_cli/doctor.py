@@ -18,8 +18,8 @@ from edgecs_cli.config import (
     Given,
     check_names,
     config_path,
-    flag,
     given,
+    option_names,
     read_config,
 )
 from edgecs_cli.exact import tiers
@@ -115,9 +115,9 @@ def _show_config(as_json: bool) -> None:
     for name in names:
         command = group.get_command(context, name)
         assert command is not None
-        options.update(map(flag, command.params))
+        options |= option_names(command)
         found += given(name, command, table, path)
-    check_names(table, path, names, options - {""})
+    check_names(table, path, names, options)
     if as_json:
         rows = [one._asdict() for one in found]
         click.echo(json.dumps({"file": str(path), "values": rows}, default=str))
