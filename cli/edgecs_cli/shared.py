@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
@@ -48,15 +49,20 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             return result
         except EdgecsError as error:
             raise Failure(str(error), error.exit_code) from error
-        except BrokenPipeError as error:
+        except OSError as error:  # of the streams: the library has its own errors
             # Python would complain again when it flushes stdout at the end.
             _drop_stdout()
-            raise click.exceptions.Exit(READER_GONE) from error
-        except OSError as error:  # of the streams: the library has its own errors
-            _drop_stdout()
+            if _is_gone(error):
+                raise click.exceptions.Exit(READER_GONE) from error
             raise Failure(f"cannot go on: {error}", 1) from error
 
     return wrapped
+
+
+def _is_gone(error: OSError) -> bool:
+    """Whether the reader went away; Windows calls that an invalid argument."""
+    gone = isinstance(error, BrokenPipeError)
+    return gone or (sys.platform == "win32" and error.errno == errno.EINVAL)
 
 
 def _drop_stdout() -> None:
