@@ -17,7 +17,7 @@ lint: .venv/dev  ## formatting, style, types, generated documents
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/cog --check README.md docs/*.md
+	$(BIN)/cog --check README.md docs/*.md docs/images/curve.svg
 	$(BIN)/mkdocs build --quiet --strict
 
 fix: .venv/dev  ## let the tools mend what they can
@@ -25,7 +25,7 @@ fix: .venv/dev  ## let the tools mend what they can
 	$(BIN)/ruff format .
 
 docs: .venv/dev  ## write the generated parts of the documents
-	$(BIN)/cog -r README.md docs/*.md
+	$(BIN)/cog -r README.md docs/*.md docs/images/curve.svg
 
 site: .venv/dev  ## the documentation as a web site, at http://127.0.0.1:8000
 	$(BIN)/mkdocs serve

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from edgecs_bench.answers import Answer
 from edgecs_bench.blocks import Done
@@ -18,6 +19,7 @@ from edgecs_bench.pages import (
     speed_details,
     speed_overview,
 )
+from edgecs_bench.picture import cost_curves
 from edgecs_bench.result import assemble
 from tests.test_statistics import answer
 
@@ -94,9 +96,9 @@ def test_peers_have_a_row_for_each_mode_but_plain(tmp_path: Path):
     answers = [*block(0, "qa", 10.0, 4.0), *block(1, "mt_bench", 8.0, 4.0)]
     _, _, *rows = peers_overview([result(tmp_path / "1", "one", answers)]).splitlines()
     llama, planner = (row.strip("| ").split(" | ") for row in rows)
-    assert llama[:3] == ["one", "llama", "1.25 (1.25-1.25)"]
+    assert llama[:3] == ["one", "llama", "1.25"]
     assert planner[:2] == ["one", "planner"]
-    assert planner[2].startswith("2.24 (")  # of 2.5 and 2.0
+    assert planner[2] == "2.24"  # of 2.5 and 2.0, each alone in its category
     assert planner[3] == "2.00 (mt bench)"
     assert planner[-1] == "0 of 2"
 
@@ -184,3 +186,16 @@ def test_audits_count_forks_by_tier(tmp_path: Path):
     assert row == (
         "| one | auto | f16 | 0.8 | 5 of 8 | 800 | numeric 5.00, strict 0.00 | no |"
     )
+
+
+def test_the_picture_of_cost_curves_has_every_curve(tmp_path: Path):
+    path = result(tmp_path / "1", "one", block(0, "qa", 10.0, 4.0))
+    fields = json.loads(path.read_text())
+    fields["costs"] = {"depth": 0, "drafters": {}, "ms": {"1": 2, "16": 8, "32": 99}}
+    path.write_text(json.dumps(fields))
+    root = ElementTree.fromstring(cost_curves({"flat": path, "other": path}))
+    (line, _) = (one for one in root if one.get("stroke-width") == "2.5")
+    # 16 tokens cost four times as much as one: half of what is shown.
+    assert line.get("d") == "M50.0 230.0 L450.0 140.0"
+    texts = [one.text for one in root if one.text]
+    assert texts[-2:] == ["flat", "other"]

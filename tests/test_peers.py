@@ -14,6 +14,7 @@ import pytest
 from edgecs.errors import ConfigError
 from edgecs_bench.peers import PEERS, Peer, PeerFailed, PeerProcess, resolve, venv_for
 from edgecs_bench.peers import process as module
+from edgecs_bench.peers.speak import sentence
 from edgecs_bench.peers.venvs import fingerprint
 
 Start = Callable[..., PeerProcess]
@@ -282,3 +283,20 @@ def wheel() -> bytes:
         file.writestr(f"{info}/WHEEL", tag)
         file.writestr(f"{info}/RECORD", "")
     return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("a\n  b"), "ValueError: a b"),
+        (ValueError(), "ValueError"),
+        (
+            RuntimeError("Exception from /a/b/c.cpp:716:\nNo type"),
+            "RuntimeError: No type",
+        ),
+    ],
+)
+def test_an_error_is_a_sentence_without_places_in_somebodys_sources(
+    error: Exception, words: str
+):
+    assert sentence(error) == words

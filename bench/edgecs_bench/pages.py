@@ -81,6 +81,8 @@ def peers_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
             if one["mode"] == "plain" or one["temperature"] != temperature or not rows:
                 continue
             low, high = one["interval"]
+            # One prompt of each category has no spread.
+            spread = f" ({low:.2f}-{high:.2f})" if low < high else ""
             worst = one["worst"]
             slowest = f"{worst['speedup']:.2f} ({worst['category'].replace('_', ' ')})"
             answers = sum(row["identical"] + row["forks"] for row in rows)
@@ -88,7 +90,7 @@ def peers_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
                 [
                     name,
                     one["mode"],
-                    f"{one['geomean']:.2f} ({low:.2f}-{high:.2f})",
+                    f"{one['geomean']:.2f}{spread}",
                     slowest,
                     _ratio(one["end_to_end"]),
                     f"{sum(row['forks'] for row in rows)} of {answers}",

@@ -21,6 +21,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -134,6 +135,7 @@ def _answer(adapter: Adapter, question: dict[str, Any]) -> dict[str, Any]:
 def sentence(error: Exception) -> str:
     """An error in one line, which need not be all of it."""
     words = " ".join(str(error).split())
+    words = re.sub(r"Exception from \S+:\d+: ?", "", words)  # a place in C++ sources
     return f"{type(error).__name__}: {words[:300]}" if words else type(error).__name__
 
 
