@@ -430,6 +430,12 @@ def test_a_chat_on_a_terminal(tiny_gguf: Path, tmp_path: Path, monkeypatch):
     terminal.wait(r"speculation: ")
     terminal.type("/show\r")
     terminal.wait(r"2 messages")
+    # What is typed is dropped first, however much of it there is.
+    for typed in ("a", "b", '"""c\rd'):
+        terminal.type(typed)
+        terminal.wait(typed[-1])
+        terminal.type("\x03")
+        terminal.wait(r"\n>")
     terminal.type("\x03")
     terminal.wait("Ctrl-C once more")
     terminal.type("\x03")

@@ -54,7 +54,8 @@ class Piped:
 class Typed:
     """A prompt on the terminal.
 
-    The first Ctrl-C at an empty prompt says how to leave, the second one leaves.
+    Ctrl-C drops what is typed. At an empty prompt the first one says how to leave, the
+    second one leaves.
     """
 
     commands = True
@@ -74,11 +75,15 @@ class Typed:
     def __call__(self) -> str | None:
         """What was typed; several lines between triple quotes."""
         while True:
+            text = ""
             try:
                 text = self._prompt.prompt("> ")
                 if text.lstrip().startswith(_QUOTES):
                     text = self._quoted(text.lstrip().removeprefix(_QUOTES))
             except KeyboardInterrupt:
+                if text or self._prompt.default_buffer.text:
+                    self._warned = False
+                    continue
                 if self._warned:
                     return None
                 self._warned = True
