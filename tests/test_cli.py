@@ -415,7 +415,7 @@ def test_a_message_that_does_not_fit_does_not_end_the_chat(
     edgecs, tiny_gguf, monkeypatch
 ):
     outcome = chat(edgecs, tiny_gguf, b"x" * 600 + b"\nhi\n", monkeypatch)
-    assert outcome.code == 0
+    assert outcome.code == 2
     assert "has 604 tokens but the context holds 512" in outcome.err
     assert sum("tokens," in line for line in outcome.err.splitlines()) == 1
 

@@ -137,6 +137,14 @@ def test_prefill_can_be_cancelled_between_chunks(tiny: Loaded):
         assert session.stats.cached_tokens == 64  # the chunk that was done is kept
 
 
+def test_reading_a_prompt_tells_how_far_it_is(tiny: Loaded):
+    told: list[tuple[int, int]] = []
+    tiny.target.on_read = lambda done, total: told.append((done, total))
+    tiny.target.score(Context(range(150)), Draft.chain([8], "x"))
+    tiny.target.score(Context([*range(150), 7]), NOTHING)
+    assert told == [(0, 150), (64, 150), (128, 150), (150, 150)]
+
+
 def test_loading_can_be_cancelled(tiny_gguf: Path):
     cancel = threading.Event()
     cancel.set()

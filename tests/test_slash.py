@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from edgecs.chat_template import ChatTemplate
 from edgecs.conversation import Conversation
-from edgecs.errors import ConfigError
+from edgecs.errors import ConfigError, ModelError
 from edgecs.session import Token
 from edgecs_cli.run import open_all
 from edgecs_cli.screen import Markdown, Thoughts, for_terminal, harmless, shown
@@ -291,11 +291,18 @@ def test_what_cannot_be_done_is_said_in_one_sentence(deck: Deck, line: str, says
     assert not deck.talk.chat.messages
 
 
-def test_leaving_and_changing_the_model(deck: Deck):
-    for line, model in (("/bye", None), ("/exit", None), ("/model x.gguf", "x.gguf")):
+def test_leaving_and_changing_the_model(deck: Deck, tiny_gguf: Path):
+    path = str(tiny_gguf)
+    for line, model in (("/bye", None), ("/exit", None), (f"/model {path}", path)):
         with pytest.raises(Leave) as caught:
             deck.run(line)
         assert caught.value.model == model
+
+
+def test_a_model_that_is_not_there_does_not_cost_the_one_that_is(deck: Deck):
+    for name in ("nonesuch", "/nowhere.gguf"):
+        with pytest.raises(ModelError, match=name):
+            deck.run(f"/model {name}")
 
 
 def test_another_model_goes_on_with_text_and_settings(deck: Deck):
@@ -303,12 +310,15 @@ def test_another_model_goes_on_with_text_and_settings(deck: Deck):
     ask(deck, "hello")
     deck.run("/set temp 0")
     deck.run("/set overflow shift")
+    deck.run("/spec off")
     other = Talk(deck.talk.opened, {**VALUES, "max_tokens": 5}, ExitStack())
+    deck.talk.session.close()
     other.take_over(deck.talk)
     texts = [(m.role, m.content) for m in deck.talk.chat.messages]
     assert [(m.role, m.content) for m in other.chat.messages] == texts
     assert all(m.ids is None for m in other.chat.messages)
     assert other.sampling.temperature == 0
+    assert other.spec == "off"
     assert (other.chat.overflow, other.chat.max_tokens) == ("shift", 12)
     assert other.tokens() > len("Be brief.hello")
 
@@ -427,9 +437,13 @@ def test_a_chat_on_a_terminal(tiny_gguf: Path, tmp_path: Path, monkeypatch):
     terminal.wait(r"there is no command /nonsense")
     terminal.type("/model /nowhere.gguf\r")
     terminal.wait(r"there is no file /nowhere.gguf")
-    terminal.wait(r"speculation: ")
+    terminal.type("/set temp 0\r")
+    terminal.wait(r"temperature = 0")
+    terminal.type("/stats off\r")
+    terminal.type(f"/model {tiny_gguf}\r")
+    terminal.wait(r"greedy[^\n]* speculation: ")
     terminal.type("/show\r")
-    terminal.wait(r"2 messages")
+    terminal.wait(r"stats: off[^\n]*\n[^\n]*2 messages")
     # What is typed is dropped first, however much of it there is.
     for typed in ("a", "b", '"""c\rd'):
         terminal.type(typed)

@@ -25,6 +25,8 @@ from edgecs_cli.slash import Deck, Leave
 from edgecs_cli.talk import Talk
 from edgecs_cli.typed import Reader, Typed, reader
 
+_LONG = 256  # tokens of a prompt that somebody waits for
+
 
 @click.command()
 @click.option("-sys", "--system", help="System message.")
@@ -82,22 +84,24 @@ def chat(**values: Any) -> None:
     """
     ask = reader(history=not values["no_history"])
     interrupt = Interrupt()
-    before: str | None = None  # a model that worked
-    old: Talk | None = None  # whose conversation goes on
+    deck: Deck | None = None
+    before = values["model"]  # one that works, once there is a deck
     while True:
         try:
             with ExitStack() as closing:
-                opened = closing.enter_context(open_all(values, interrupt))
+                kept = deck.talk.sampling if deck else None
+                opened = closing.enter_context(open_all(values, interrupt, kept))
                 talk = Talk(opened, values, closing)
-                if before is None:
+                if deck is None:
+                    deck = _deck(talk, ask, interrupt, quiet=values["quiet"])
                     _begin(talk, values)
-                elif old:
-                    talk.take_over(old)
+                else:
+                    talk.take_over(deck.talk)
+                    deck.talk = talk
                 before = values["model"]
-                wanted = _converse(talk, ask, interrupt, quiet=values["quiet"])
-                old = talk
+                wanted = _converse(deck, ask)
         except EdgecsError as error:
-            if before is None or before == values["model"]:
+            if deck is None or before == values["model"]:
                 raise
             click.echo(f"edgecs chat: {error}", err=True)
             wanted = before
@@ -117,18 +121,22 @@ def _begin(talk: Talk, values: dict[str, Any]) -> None:
         talk.warm(values["prompt_cache"], lambda text: say(text, quiet=values["quiet"]))
 
 
-def _converse(
-    talk: Talk, ask: Reader, interrupt: Interrupt, *, quiet: bool
-) -> str | None:
-    """Messages and answers until the end; the model to go on with, if there is one."""
+def _deck(talk: Talk, ask: Reader, interrupt: Interrupt, *, quiet: bool) -> Deck:
+    """Commands and looks, which outlive a change of the model."""
 
     def answer(tokens: Callable[[], Iterator[Token]]) -> None:
         _turn(deck, tokens(), interrupt)
         _report(deck, quiet=quiet)
-        if talk.chat.finish_reason == "cancelled" and isinstance(ask, Typed):
+        if deck.talk.chat.finish_reason == "cancelled" and isinstance(ask, Typed):
             ask.stopped()
 
     deck = Deck(talk, answer)
+    return deck
+
+
+def _converse(deck: Deck, ask: Reader) -> str | None:
+    """Messages and answers until the end; the model to go on with, if there is one."""
+    failed = 0
     while (text := ask()) is not None:
         if not text.strip():
             continue
@@ -140,12 +148,15 @@ def _converse(
                     continue
                 text = text[1:]
             message = "\n\n".join([*deck.attached, text])
-            answer(partial(talk.ask, message))
+            deck.answer(partial(deck.talk.ask, message))
             deck.attached.clear()
         except Leave as leave:
             return leave.model
         except EdgecsError as error:
             click.echo(f"edgecs chat: {error}", err=True)
+            failed = failed or error.exit_code
+    if failed and not ask.commands:  # nobody was there to read what was wrong
+        raise click.exceptions.Exit(failed)
     return None
 
 
@@ -183,6 +194,8 @@ def _reading(talk: Talk) -> Iterator[None]:
 
     def tell(done: int, total: int) -> None:
         nonlocal wrote
+        if total < _LONG:
+            return
         if done < total:
             wrote = True
             sys.stderr.write(f"\r{done} of {total} tokens read ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,9 +91,16 @@ def _matrix(values: dict[str, Any]) -> KMatrix | None:
 
 
 @contextmanager
-def open_all(values: dict[str, Any], interrupt: Interrupt) -> Iterator[Opened]:
-    """Target, drafters and session as the options ask; freed at the end."""
+def open_all(
+    values: dict[str, Any], interrupt: Interrupt, sampling: Sampling | None = None
+) -> Iterator[Opened]:
+    """Target, drafters and session as the options ask; freed at the end.
+
+    sampling: instead of what the options say about it.
+    """
     request = read_request(values)
+    if sampling:
+        request = replace(request, sampling=sampling)
     with ExitStack() as closing:
         opening = open_target(request.model, values, interrupt)
         loaded, speculation = closing.enter_context(opening)

@@ -41,12 +41,12 @@ class Leave(Exception):
 class Deck:
     """The state of a chat's screen, and the commands that act on it.
 
-    answer: shows an answer, as `Talk` gives it. attached: texts that go in front of the
-    next message.
+    answer: shows an answer, as `Talk` gives it. talk: another one after a change of the
+    model. attached: texts that go in front of the next message.
     """
 
     def __init__(self, talk: Talk, answer: Callable[..., None]) -> None:
-        self.talk, self._answer = talk, answer
+        self.talk, self.answer = talk, answer
         self.attached: list[str] = []
         self.explain = False
         self.stats = True
@@ -86,6 +86,7 @@ class Deck:
         if not rest:
             say(start_line(self.talk.now))
             return
+        self.talk.find(rest)  # a typing error costs neither the cells nor their time
         raise Leave(rest)
 
     def clear(self, rest: str) -> None:
@@ -99,7 +100,7 @@ class Deck:
         """Answers the last message again."""
         if self.talk.sampling.is_greedy:
             say("greedy: the same tokens come again (/set temperature 0.8 for others)")
-        self._answer(self.talk.again)
+        self.answer(self.talk.again)
 
     def undo(self, rest: str) -> None:
         """Takes the last message and its answer back."""
@@ -121,7 +122,7 @@ class Deck:
             say("nothing was changed")
             return
         self.talk.chat.undo()
-        self._answer(lambda: self.talk.ask(text.rstrip("\n")))
+        self.answer(lambda: self.talk.ask(text.rstrip("\n")))
 
     def system(self, rest: str) -> None:
         """Shows or changes the system message; `/system none` takes it away."""

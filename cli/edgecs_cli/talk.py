@@ -18,6 +18,7 @@ from edgecs.errors import ConfigError
 from edgecs.kmatrix import KMatrix
 from edgecs.saved import Owner, read, save
 from edgecs.session import Session, Token
+from edgecs_cli.files import find_models
 from edgecs_cli.run import Opened, session_for
 from edgecs_cli.screen import OPENS
 
@@ -94,6 +95,12 @@ class Talk:
         self._closing.callback(session.close)
         self.chat.session, self.spec = session, spec
 
+    def find(self, model: str) -> None:
+        """Sees to it that another model is here. Raises ModelError, FetchError."""
+        from edgecs.backends.llama_model import check_file
+
+        check_file(find_models(model, (), offline=self._values["offline"])[0])
+
     def take_over(self, other: Talk) -> None:
         """Goes on where another model stopped: from its text, with its settings."""
         mine, theirs = self.chat, other.chat
@@ -102,6 +109,8 @@ class Talk:
         ]
         mine.overflow, mine.stop = theirs.overflow, theirs.stop
         mine.max_tokens, self.sampling = theirs.max_tokens, other.sampling
+        if other.spec != self.spec:
+            self.set_spec(other.spec)
 
     def tokens(self) -> int:
         """How many tokens the conversation has so far."""

@@ -288,10 +288,12 @@ class LlamaLM:
         for start in range(0, len(pending), self._chunk):
             if start and self.cancel.is_set():
                 raise Cancelled("stopped while reading the prompt")
+            if self.on_read:
+                self.on_read(start, len(pending))
             chunk = pending[start : start + self._chunk]
             rows = self._decode(context, chunk, 1, reads=True)
-            if self.on_read:
-                self.on_read(start + len(chunk), len(pending))
+        if self.on_read:
+            self.on_read(len(pending), len(pending))
         return np.array(rows[0])
 
     def _decode(

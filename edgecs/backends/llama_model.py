@@ -64,7 +64,7 @@ class LlamaModel:
     ) -> None:
         self.path = path
         self._cancel = cancel
-        _check_file(path)
+        check_file(path)
         library.clear_log()
         self.handle = self._open(options)
         if self.handle is None:
@@ -185,8 +185,8 @@ class LlamaModel:
             )
 
 
-def _check_file(path: Path) -> None:
-    """The mistakes that deserve a better sentence than llama.cpp's."""
+def check_file(path: Path) -> None:
+    """Raises ModelError where a mistake deserves a better sentence than llama.cpp's."""
     if not path.exists():
         raise ModelError(f"there is no file {path}: check the path of the model")
     if path.is_dir():
