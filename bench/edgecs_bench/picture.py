@@ -45,9 +45,10 @@ def draw(curves: Sequence[Curve]) -> str:
         "<title>What a call of several tokens costs, in calls of one token</title>",
     ]
     for y in range(0, _HIGHEST + 1, 2):
+        label = _label(_LEFT - 10, _y(y) + 5, f"{y} x", "end")
         lines.append(
             f'<path d="M{_at(1, y)} L{_at(_WIDEST, y)}" stroke="#888" '
-            f'stroke-opacity="0.3"/>{_label(_LEFT - 10, _y(y) + 5, str(y), "end")}'
+            f'stroke-opacity="0.3"/>{label}'
         )
     lines += [_label(_x(n), _TOP + _HIGH + 20, str(n), "middle") for n in (1, 4, 8, 16)]
     middle = (_x(1) + _x(_WIDEST)) / 2
