@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from edgecs.maxgram import MaxGram
 from edgecs.onnx_manifest import DrafterManifest, read_drafter, write_drafter
 from edgecs.sampling import Sampling
 from edgecs.shipped import promise, shipped_drafters
-from edgecs_cli import files
+from edgecs_cli import files, opening
 from edgecs_convert.distill.target import TargetFile
 from tests.conftest import Outcome
 
@@ -89,7 +88,6 @@ def test_a_drafter_that_promises_nothing_is_left_out_and_said_so(
     """It is not even opened: there is no graph in its folder."""
     slow = {**MADE, "ms_a_token": 1000.0}
     folder = drafter(tmp_path / "slow-head", slow)
-    opening = import_module("edgecs_cli.run")  # `edgecs_cli.run` is a function too
     monkeypatch.setattr(opening, "shipped_for", lambda model: folder)
     fixed = ("generate", "-m", tiny_gguf, "-c", 512, "-p", "hi", "-n", 5)
     outcome = edgecs(*fixed)
@@ -159,7 +157,6 @@ def test_states_change_no_bit_of_a_real_model(smollm: Loaded):
 def test_a_drafter_that_promises_much_is_used_and_changes_nothing(
     edgecs: Callable[..., Outcome], model_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    opening = import_module("edgecs_cli.run")
     folder = shipped_drafters()["smollm2-135m-instruct-head"]
     monkeypatch.setattr(opening, "shipped_for", lambda model: folder)
     monkeypatch.setattr(opening, "promise", lambda folder, times: 2.0)

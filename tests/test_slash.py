@@ -25,7 +25,7 @@ from edgecs.chat_template import ChatTemplate
 from edgecs.conversation import Conversation
 from edgecs.errors import ConfigError, ModelError
 from edgecs.session import Token
-from edgecs_cli.run import open_all
+from edgecs_cli.opening import open_all
 from edgecs_cli.screen import Markdown, Thoughts, for_terminal, harmless, shown
 from edgecs_cli.shared import Interrupt
 from edgecs_cli.slash import COMMANDS, Deck, Leave

@@ -17,8 +17,8 @@ from edgecs.chat_template import ChatTemplate
 from edgecs.forks import NO_CLASS, Fork, Prompt, Report, Run
 from edgecs.text import Tokenizer
 from edgecs_cli.audit_prompts import Encode, built_in, read_prompts
+from edgecs_cli.opening import Opened, open_all
 from edgecs_cli.options import drafter_options, model_options, schedule_options
-from edgecs_cli.run import Opened, open_all
 from edgecs_cli.sampling import sampling_options
 from edgecs_cli.shared import Interrupt, reports_errors, say
 

@@ -16,8 +16,8 @@ from edgecs.errors import EdgecsError
 from edgecs.overflow import Overflow
 from edgecs.session import Token
 from edgecs_cli.explain import has_colours, painter
+from edgecs_cli.opening import open_all, statistics_line
 from edgecs_cli.options import drafter_options, model_options, schedule_options
-from edgecs_cli.run import open_all, statistics_line
 from edgecs_cli.sampling import sampling_options
 from edgecs_cli.screen import for_terminal, shown
 from edgecs_cli.shared import Interrupt, reports_errors, say

@@ -19,8 +19,8 @@ from edgecs.load import Loaded
 from edgecs.session import Session, Token
 from edgecs.trace import TraceFile, follow, header
 from edgecs_cli.explain import Paint, has_colours, legend, painter, plain
+from edgecs_cli.opening import Opened, exactness, open_all, statistics_line
 from edgecs_cli.options import drafter_options, model_options, schedule_options
-from edgecs_cli.run import Opened, exactness, open_all, statistics_line
 from edgecs_cli.sampling import sampling_options
 from edgecs_cli.screen import for_terminal
 from edgecs_cli.shared import Interrupt, reports_errors, say

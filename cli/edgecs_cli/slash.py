@@ -20,7 +20,7 @@ from edgecs.overflow import Overflow
 from edgecs.sampling import Sampling
 from edgecs_cli.explain import has_colours, legend
 from edgecs_cli.generate import decode
-from edgecs_cli.run import start_line, statistics_line
+from edgecs_cli.opening import start_line, statistics_line
 from edgecs_cli.shared import say
 from edgecs_cli.talk import Spec, Talk
 

@@ -19,7 +19,7 @@ from edgecs.kmatrix import KMatrix
 from edgecs.saved import Owner, read, save
 from edgecs.session import Session, Token
 from edgecs_cli.files import find_models
-from edgecs_cli.run import Opened, session_for
+from edgecs_cli.opening import Opened, session_for
 from edgecs_cli.screen import OPENS
 
 Spec = Literal["auto", "on", "off"]
