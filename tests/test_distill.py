@@ -420,6 +420,8 @@ def test_decoders_that_cannot_be(
     one_line(
         make(edgecs, tiny_gguf, tmp_path, "--kind", "decoder", "-q", *shape), 2, says
     )
+    # Answers take hours: nothing is begun.
+    assert not (tmp_path / "work").exists()
 
 
 @needs_export

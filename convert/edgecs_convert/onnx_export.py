@@ -80,16 +80,24 @@ def export_module(model: Any, out: Path, *, quantize: str = "int8") -> None:
         _QUANTISERS[quantize](Path(plain) / _GRAPH, out)
 
 
+def read_config(gguf: Path) -> Any:
+    """What transformers makes of a GGUF's header. Raises ModelError."""
+    from transformers import AutoConfig
+
+    with _quietly(), _understood(gguf):
+        return AutoConfig.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+
+
 def load_weights(gguf: Path) -> Any:
-    """The transformers model of a GGUF, float32, on the CPU."""
+    """The transformers model of a GGUF, float32, on the CPU. Raises ModelError."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+    config = read_config(gguf)
+    config.dtype = torch.float32
     # Not from_pretrained: for a GGUF it wants accelerate, which has no work to do here.
     with _quietly(), _understood(gguf):
-        config = AutoConfig.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-        config.dtype = torch.float32
         model = AutoModelForCausalLM.from_config(config).eval()
         read = load_gguf_checkpoint(str(gguf), return_tensors=True, model_to_load=model)
     missing, _ = model.load_state_dict(read["tensors"], strict=False)

@@ -22,7 +22,7 @@ from edgecs_convert.distill.losses import divergence
 from edgecs_convert.distill.recipe import Recipe
 from edgecs_convert.distill.target import TargetFile
 from edgecs_convert.distill.texts import Batch
-from edgecs_convert.onnx_export import load_weights
+from edgecs_convert.onnx_export import load_weights, read_config
 from edgecs_convert.pruning import keep_layers, trim_vocabulary
 
 _SIZE = 64  # of an attention head
@@ -43,6 +43,10 @@ class DecoderShape:
                 "a decoder has one layer or more, and a width that is a multiple of "
                 f"{_SIZE}: got {self.layers} layers, {self.width} wide"
             )
+
+    def width_for(self, target: TargetFile) -> int:
+        """Of its states."""
+        return self.width or min(target.width, _WIDEST)
 
 
 class Decoder(nn.Module):  # type: ignore[misc]
@@ -80,20 +84,32 @@ class Decoder(nn.Module):  # type: ignore[misc]
         )
 
 
+def check(target: TargetFile, shape: DecoderShape) -> None:
+    """Raises what `begin` would raise, without loading weights."""
+    width = shape.width_for(target)
+    if width > target.width:
+        raise ConfigError(
+            f"a decoder of {width} is wider than its target, {target.width}: give less"
+        )
+    if width == target.width:
+        read_config(target.path)
+        if shape.layers > target.layers:
+            raise ConfigError(
+                f"{shape.layers} layers cannot be kept: the target has {target.layers}"
+            )
+
+
 def begin(target: TargetFile, known: Tokens, shape: DecoderShape, seed: int) -> Decoder:
     """A decoder before any training, for the tokens `known` of a target.
 
     Raises ModelError for a target that transformers cannot read, ConfigError.
     """
-    width = shape.width or min(target.width, _WIDEST)
+    check(target, shape)
+    width = shape.width_for(target)
     if width == target.width:
         model = load_weights(target.path)
         keep_layers(model, _spread(shape.layers, len(model.model.layers)))
         return Decoder(model, trim_vocabulary(model, known))
-    if width > target.width:
-        raise ConfigError(
-            f"a decoder of {width} is wider than its target, {target.width}: give less"
-        )
     other = np.setdiff1d(np.arange(target.vocab_size), known)[-1:]
     table = _narrowed(target, known, width)
     if other.size:
@@ -106,8 +122,6 @@ def begin(target: TargetFile, known: Tokens, shape: DecoderShape, seed: int) -> 
 
 def _spread(count: int, layers: int) -> Sequence[int]:
     """So many layers, the first and the last among them, evenly apart."""
-    if count > layers:
-        raise ConfigError(f"{count} layers cannot be kept: the target has {layers}")
     places = np.linspace(0, layers - 1, count) if count > 1 else [layers - 1]
     return [round(float(place)) for place in places]
 

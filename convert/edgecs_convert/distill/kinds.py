@@ -27,8 +27,11 @@ class Kind(Protocol):
     def recipe(self, given: Recipe) -> Recipe:
         """What suits this kind, where a recipe for a head was given."""
 
+    def check(self, target: TargetFile, rows: int) -> None:
+        """Raises ModelError, ConfigError where none can be made for this target."""
+
     def begin(self, target: TargetFile, vocabulary: Vocabulary, seed: int) -> Any:
-        """A `Student` before any training. Raises ModelError, ConfigError."""
+        """A `Student` before any training. Raises what `check` raises."""
 
     def export(
         self, out: Path, student: Any, vocabulary: Vocabulary, about: About
@@ -46,6 +49,10 @@ class HeadKind:
     def recipe(self, given: Recipe) -> Recipe:
         """As it is."""
         return given
+
+    def check(self, target: TargetFile, rows: int) -> None:
+        """See `Kind`."""
+        target.shape(rows)
 
     def begin(self, target: TargetFile, vocabulary: Vocabulary, seed: int) -> Any:
         """See `Kind`."""
@@ -75,13 +82,18 @@ class DecoderKind:
         """Longer texts, as it has to read the prompt as well, and smaller steps."""
         return replace(given, rate=given.rate * 0.5, length=320, before=160)
 
+    def check(self, target: TargetFile, rows: int) -> None:
+        """See `Kind`."""
+        from edgecs_convert.distill.decoder import DecoderShape, check
+
+        check(target, DecoderShape(self.layers, self.width))
+
     def begin(self, target: TargetFile, vocabulary: Vocabulary, seed: int) -> Any:
         """See `Kind`."""
         from edgecs_convert.distill.decoder import DecoderShape, begin
 
-        return begin(
-            target, vocabulary.ids, DecoderShape(self.layers, self.width), seed
-        )
+        shape = DecoderShape(self.layers, self.width)
+        return begin(target, vocabulary.ids, shape, seed)
 
     def export(
         self, out: Path, student: Any, vocabulary: Vocabulary, about: About

@@ -111,7 +111,8 @@ def distill(loaded: Loaded, work: Path, out: Path, plan: Plan, tell: Tell) -> Ma
     if out.exists():
         raise ConfigError(f"{out} exists already: give a folder that does not")
     target = TargetFile(loaded.model.path)
-    target.shape(plan.rows)  # refuses at once what cannot be served
+    for kind in plan.kinds:  # answers take hours
+        kind.check(target, plan.rows)
     data = _data(target, loaded, work, plan, tell)
     times = _times(loaded)
     candidates = []

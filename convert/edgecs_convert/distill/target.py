@@ -39,6 +39,11 @@ class TargetFile:
         return int(self._table.shape[0])
 
     @property
+    def layers(self) -> int:
+        """As the file states it."""
+        return int(self._architecture("block_count") or 0)
+
+    @property
     def vocab_size(self) -> int:
         """Tokens, padding included."""
         return int(self._table.shape[1])
