@@ -35,13 +35,14 @@ class Scribe:
     def __init__(self, name: str, log: list, *, greedy_only: bool = False):
         self.name, self.greedy_only = name, greedy_only
         self.log, self.tokens = log, [1, 2, 3]
+        self.spans: list[float] = []
         self.fails: Callable[[], bool] = lambda: False
 
     def answer(self, asked: Asked) -> Said:
         self.log.append((self.name, len(asked.ids), asked.most))
         if self.fails():
             raise ModeFailed("it fell over")
-        return Said(self.tokens, 0.5, 1.0, tested=0, accepted=0)
+        return Said(self.tokens, 0.5, 1.0, spans=self.spans, tested=0, accepted=0)
 
 
 class Anchors:
@@ -130,6 +131,16 @@ def test_a_block_in_which_the_machine_changed_is_run_once_more():
     always_drifts = bench([Scribe("plain", [])], anchors=(1.0, 2.0) * 20)
     done = always_drifts.run(blocks(PROMPTS, (0.0,), 1))
     assert [d.answers[0].drifted for d in done] == [True] * 3
+
+
+def test_every_category_has_a_sample_also_if_it_was_run_once_more():
+    drafts = Scribe("b", [])
+    drafts.spans = [1e-4]
+    for anchors in ((1.0,), (1.0, 2.0) * 20, (1.0, 2.0, 2.0)):
+        modes = [Scribe("plain", []), drafts]
+        done = bench(modes, anchors=anchors).run(blocks(PROMPTS, (0.0,), 1))
+        samples = [d.sample["category"] for d in done if d.sample]
+        assert sorted(samples) == ["qa", "rag"]
 
 
 def test_a_mode_that_fails_costs_only_its_own_rows():

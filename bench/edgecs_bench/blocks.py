@@ -127,6 +127,9 @@ class Bench:
         drifted = [b for b, d in zip(fitting, done, strict=False) if d.drifted]
         if drifted:
             self.say(f"the machine changed its speed in {len(drifted)} blocks: again")
+            # What is run again takes the place of the samples that it gave.
+            lost = {d.sample["category"] for d in done if d.drifted and d.sample}
+            self._sampled -= lost
             again = iter(self._all(drifted, again=True))
             done = [next(again, d) if d.drifted else d for d in done]
         return done
