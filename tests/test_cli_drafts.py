@@ -126,7 +126,8 @@ def test_chat_draws_too(edgecs, tiny_gguf, monkeypatch: pytest.MonkeyPatch):
     for options in (("-s", 3), ("-s", 3, "--draft", tiny_gguf), ("-s", 4)):
         stdin = io.TextIOWrapper(io.BytesIO(b"hello\nhello\n"))
         monkeypatch.setattr(sys, "stdin", stdin)
-        outcome = edgecs("chat", "-m", tiny_gguf, "-c", 256, "-q", *options)
+        fixed = ("-m", tiny_gguf, "-c", 256, "-n", 60, "-q")
+        outcome = edgecs("chat", *fixed, *options)
         assert outcome.code == 0
         said.append(outcome.out)
     assert said[0] == said[1] != said[2]
