@@ -47,6 +47,7 @@ class Talk:
             max_tokens=None if values["max_tokens"] < 0 else values["max_tokens"],
         )
         self._times = 0  # that the last message was answered again
+        self._wanted: Spec | None = None  # what somebody set `spec` to
 
     @property
     def session(self) -> Session:
@@ -94,6 +95,7 @@ class Talk:
         session = session_for(opened, request, speculation, self._values)
         self._closing.callback(session.close)
         self.chat.session, self.spec = session, spec
+        self._wanted = spec
 
     def find(self, model: str) -> None:
         """Sees to it that another model is here. Raises ModelError, FetchError."""
@@ -109,8 +111,8 @@ class Talk:
         ]
         mine.overflow, mine.stop = theirs.overflow, theirs.stop
         mine.max_tokens, self.sampling = theirs.max_tokens, other.sampling
-        if other.spec != self.spec:
-            self.set_spec(other.spec)
+        if other._wanted:
+            self.set_spec(other._wanted)
 
     def tokens(self) -> int:
         """How many tokens the conversation has so far."""
