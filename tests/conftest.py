@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
@@ -57,6 +58,13 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
             signal.raise_signal(signal.SIGINT)
 
     return before_calls(monkeypatch, told)
+
+
+class Screen(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 class Outcome(NamedTuple):

@@ -17,7 +17,7 @@ import llama_cpp as lib
 import pytest
 
 from edgecs.testing import write_random_gguf
-from tests.conftest import Outcome, interrupt_at
+from tests.conftest import Outcome, Screen, interrupt_at
 
 Edgecs = Callable[..., Outcome]
 
@@ -51,11 +51,6 @@ def test_stdout_is_the_answer_and_stderr_the_rest(edgecs: Edgecs, tiny_gguf: Pat
     assert silent == (0, plain.out, "")
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 @pytest.mark.parametrize(
     ("command", "options"),
     [("generate", ()), ("generate", ("--explain",)), ("chat", ())],
@@ -65,13 +60,13 @@ def test_no_answer_reaches_a_terminal_raw(
 ):
     monkeypatch.setenv("NO_COLOR", "1")  # with colours it is Markdown's business too
     monkeypatch.setattr("edgecs_cli.screen.harmless", lambda text: "~" * len(text))
-    monkeypatch.setattr(sys, "stdout", Terminal())
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
     typed = io.TextIOWrapper(io.BytesIO(b"hello, hello\n"))
     monkeypatch.setattr(sys, "stdin", typed)
     fixed = ("-m", tiny_gguf, "-c", 512, "--temp", 0, "-n", 20, "--no-spec", *options)
     assert edgecs(command, *fixed).code == 0
-    shown = sys.stdout.getvalue()  # type: ignore[attr-defined]
-    assert re.fullmatch("~+\n", shown), shown
+    assert re.fullmatch("~+\n", screen.getvalue()), screen.getvalue()
 
 
 EAGER = ("--draft-max", 5, "--mag-min-match", 1)

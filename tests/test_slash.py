@@ -30,7 +30,7 @@ from edgecs_cli.screen import Markdown, Thoughts, for_terminal, harmless, shown
 from edgecs_cli.shared import Interrupt
 from edgecs_cli.slash import COMMANDS, Deck, Leave
 from edgecs_cli.talk import Talk
-from tests.conftest import Outcome
+from tests.conftest import Outcome, Screen
 
 Edgecs = Callable[..., Outcome]
 VALUES = {"system": None, "overflow": "stop", "stop": (), "max_tokens": -1}
@@ -101,8 +101,7 @@ def test_thoughts_are_folded_however_they_are_cut(
 
 def test_what_a_terminal_would_obey_is_shown_instead():
     tokens = [Token(1, "a\x1b]0;x\x07\r\tb\n", "target"), Token(2, "\x9b31m", "target")]
-    terminal, pipe = io.StringIO(), io.StringIO()
-    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    terminal, pipe = Screen(), io.StringIO()
     for looks in (True, False):
         guarded = for_terminal(tokens, terminal)
         text = click.unstyle("".join(shown(guarded, looks=looks, folds=True)))
