@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from edgecs.backends import NO_TELEMETRY
 from edgecs.errors import ConfigError
 from edgecs_bench.peers import PEERS, Peer, PeerFailed, PeerProcess, resolve, venv_for
 from edgecs_bench.peers import process as module
@@ -228,6 +229,10 @@ def test_one_configuration_can_be_named():
 def test_an_unknown_peer_is_refused_with_the_names_there_are():
     with pytest.raises(ConfigError, match="no peer vllm: .*llama-cpp-python"):
         resolve(["vllm"], has_draft=True)
+
+
+def test_no_peer_calls_home():
+    assert module.environment(2).items() >= NO_TELEMETRY.items()
 
 
 def test_an_environment_is_named_after_what_is_in_it():

@@ -1,1 +1,3 @@
-"""Conversion to GGUF and ONNX; to come."""
+"""Conversion to GGUF and ONNX."""
+
+import edgecs.backends  # noqa: F401  keeps the exporters' engines from calling home

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgecs.backends import NO_TELEMETRY
 from edgecs_bench.peers.failure import PeerFailed
 from edgecs_bench.peers.line import Line
 from edgecs_bench.peers.table import Config, Peer
@@ -117,4 +118,4 @@ class PeerProcess:
 def environment(threads: int) -> dict[str, str]:
     """This process's with a number of threads, without its Python and the network."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    return kept | dict.fromkeys(_THREADS, str(threads)) | _OFFLINE
+    return kept | dict.fromkeys(_THREADS, str(threads)) | _OFFLINE | NO_TELEMETRY
