@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
@@ -51,7 +51,7 @@ class Chat:
         """All of them, those that are not fed any more as well."""
         return self.conversation.messages
 
-    def ask(self, content: str, *, rule: Rule | None = None) -> Iterator[Token]:
+    def ask(self, content: str, *, rule: Rule | None = None) -> Generator[Token]:
         """The answer to a user's message, as it comes.
 
         Both are in the conversation when it ends, also if it ends early; a message
@@ -64,7 +64,7 @@ class Chat:
         self.conversation.add("user", content)
         yield from self._turn(rule)
 
-    def again(self, *, rule: Rule | None = None) -> Iterator[Token]:
+    def again(self, *, rule: Rule | None = None) -> Generator[Token]:
         """Another answer to the last message; the one before it is forgotten.
 
         With the same rule it is the same answer, from the same bits. Raises ConfigError

@@ -18,6 +18,8 @@ from edgecs.chat_template import ChatTemplate
 from edgecs.context import Tokens
 from edgecs.text import Tokenizer
 
+ROLES = ("system", "user", "assistant")
+
 
 @dataclass(frozen=True)
 class Message:
@@ -160,26 +162,37 @@ class Conversation:
         ]
 
 
-def restored(state: Sequence[dict[str, Any]]) -> list[Message]:
-    """Messages from `Conversation.state`. Raises TypeError, KeyError, ValueError."""
+def restored(
+    state: Sequence[dict[str, Any]], vocab_size: int | None = None
+) -> list[Message]:
+    """Messages from `Conversation.state`. Raises TypeError, KeyError, ValueError.
+
+    vocab_size: of the model that is to go on; None: ids are not looked at.
+    """
     found = []
     for fields in state:
-        ids = fields.get("ids")
-        texts = {key: fields[key] for key in ("role", "content")}
-        if not all(isinstance(text, str) for text in texts.values()):
-            raise TypeError("role and content must be texts")
-        shortened = fields.get("shortened")
+        role, content = fields["role"], fields["content"]
+        if role not in ROLES or not isinstance(content, str):
+            raise TypeError(f"role must be one of {', '.join(ROLES)}, content a text")
+        ids, shortened = fields.get("ids"), fields.get("shortened")
         if not (shortened is None or isinstance(shortened, str)):
             raise TypeError("shortened must be a text")
+        if ids is not None:
+            ids = checked_ids(ids, vocab_size) if vocab_size else None
         found.append(
-            Message(
-                **texts,
-                ids=None if ids is None else tuple(int(i) for i in ids),
-                shortened=shortened,
-                left_out=bool(fields.get("left_out")),
-            )
+            Message(role, content, ids, shortened, bool(fields.get("left_out")))
         )
     return found
+
+
+def checked_ids(ids: Any, size: int) -> tuple[int, ...]:
+    """Ids below `size` from plain values. Raises TypeError, ValueError."""
+    for token in ids:
+        if type(token) is not int:
+            raise TypeError(f"an id must be a whole number, got {token!r:.40}")
+        if not 0 <= token < size:
+            raise ValueError(f"ids go from 0 to {size - 1}, got {token!r:.40}")
+    return tuple(ids)
 
 
 def _answers(messages: Sequence[Message]) -> Iterator[tuple[int, tuple[int, ...]]]:

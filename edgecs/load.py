@@ -17,7 +17,7 @@ from edgecs.errors import ModelError, OutOfMemory
 from edgecs.exactness import Limits
 from edgecs.machine import cpu_name
 from edgecs.offload import fewer_layers
-from edgecs.options import LoadOptions
+from edgecs.options import GpuLayers, LoadOptions
 from edgecs.penalties import Breakers, sequence_breakers
 from edgecs.profile import Key, fingerprint
 from edgecs.sampling import Sampling
@@ -45,7 +45,7 @@ class Loaded:
     note: str | None  # what automatic offloading decided, None: nothing to decide
     options: LoadOptions
     seconds: float  # that loading took
-    warning: str | None = None  # what it cannot do as asked; None: nothing
+    warnings: Sequence[str] = ()  # what it cannot do as asked
     findings: Path | None = None  # see `load`
 
     def key(self) -> Key:
@@ -193,13 +193,15 @@ def load(
     process tries. Raises ModelError, OutOfMemory, Cancelled.
     """
     cancel = cancel or threading.Event()
+    asked = options.n_gpu_layers
     options, warning = _that_compute(options, findings)
+    warnings = [text for text in (_no_gpu(asked), warning) if text]
 
     def open_with(options: LoadOptions, note: str | None) -> Loaded:
         began = time.perf_counter()
         model, target = _open(path, options, cancel, None)
         took = time.perf_counter() - began
-        return Loaded(model, target, cancel, note, options, took, warning, findings)
+        return Loaded(model, target, cancel, note, options, took, warnings, findings)
 
     return _with_layers_that_fit(path, options, open_with)
 
@@ -305,6 +307,18 @@ def _that_compute(
     if found == amx.WORKS:
         return options, None
     return replace(options, repack=False), amx.warning(found)
+
+
+def _no_gpu(layers: GpuLayers) -> str | None:
+    """What a user should know who asked for GPU layers where there is no GPU."""
+    from edgecs.backends import llama_library as library
+
+    if layers in ("auto", 0) or library.supports_offload():
+        return None
+    return (
+        f"no layer goes to a GPU (-ngl {layers}): this build of llama.cpp finds none; "
+        "`edgecs doctor` says what is there"
+    )
 
 
 def _with_layers_that_fit(

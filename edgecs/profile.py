@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 from edgecs.errors import ModelError
 from edgecs.fetch import reason, split_parts
+from edgecs.files import read_regular, write_whole
 
 FORMAT = 3
 _LARGEST = 16 << 20  # bytes of a profile
@@ -187,18 +187,6 @@ class Profiles:
         return self.root / f"{key.slot}.json"
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file beside `path`, then gives it that name; raises OSError."""
-    handle, name = tempfile.mkstemp(".tmp", f"{path.stem}-", path.parent)
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def _files(path: Path) -> list[tuple[bytes, Path]]:
     """The files behind a model's path, each with the name that counts."""
     if path.is_dir():
@@ -227,9 +215,7 @@ def _samples(file: Path) -> Iterator[bytes]:
 def _read(path: Path) -> tuple[Profile | None, str | None]:
     """The profile in a file, or why there is none; (None, None): no such file."""
     try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
-        return _parse(data)
+        return _parse(read_regular(path, _LARGEST))
     except FileNotFoundError:
         return None, None
     except OSError as error:
@@ -240,8 +226,6 @@ def _read(path: Path) -> tuple[Profile | None, str | None]:
 
 def _parse(data: bytes) -> tuple[Profile | None, str | None]:
     """Raises ValueError for what `save` has not written."""
-    if len(data) > _LARGEST:
-        raise ValueError(f"more than {_LARGEST >> 20} MiB")
     table = json.loads(data, parse_float=_finite, parse_constant=_finite)
     if not isinstance(table, dict):
         raise ValueError("not a JSON object")

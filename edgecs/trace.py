@@ -7,8 +7,12 @@ are described in docs/trace.md.
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
+import stat
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -29,6 +33,7 @@ from edgecs.session import Session
 from edgecs.text import Tokenizer
 
 FORMAT = "edgecs-rounds/1"
+_BEGINS = f'{{"format": "{FORMAT}"'.encode()  # every trace, as `header` comes first
 
 Record = dict[str, object]
 """One line; JSON without numbers that JSON does not have."""
@@ -113,8 +118,9 @@ class TraceFile:
 
     So a run that ends anywhere leaves whole lines. A write that fails, as on a full
     disk, ends the trace and not the answer: what is written later is dropped, and
-    leaving the `with` block raises EdgecsError. Making one empties an existing file;
-    raises ConfigError if the file cannot be written.
+    leaving the `with` block raises EdgecsError. The file is for its owner alone. An
+    older trace is emptied by the first line; raises ConfigError for a file that is not
+    a trace, or that cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -122,7 +128,7 @@ class TraceFile:
         self._failed: OSError | None = None
         self._whole = 0  # bytes of all whole lines
         try:
-            self._file = path.open("wb", buffering=0)
+            self._file = _open_trace(path)
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise ConfigError(
@@ -135,6 +141,8 @@ class TraceFile:
             return
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         try:
+            if not self._whole and self.path.is_file():
+                self._file.truncate(0)
             rest = memoryview(line)
             while rest:  # what is left of a disk may take a part of a line
                 rest = rest[self._file.write(rest) :]
@@ -161,6 +169,29 @@ class TraceFile:
             raise EdgecsError(
                 f"the trace {self.path} ends early: {why}; the answer is not affected"
             ) from self._failed
+
+
+def _open_trace(path: Path) -> io.FileIO:
+    """Opens for writing without losing what is there yet. Raises OSError, ConfigError.
+
+    A pipe without a reader is refused, where opening it would wait for one.
+    """
+    if path.is_file():
+        with path.open("rb") as old:
+            begins = old.read(len(_BEGINS))
+        if begins and begins != _BEGINS:
+            raise ConfigError(
+                f"{path} is not a trace of edgecs, so it is not replaced: name another "
+                "file"
+            )
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, flags, 0o600)
+    if sys.platform != "win32":
+        os.set_blocking(handle, True)
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            os.fchmod(handle, 0o600)
+    return io.FileIO(handle, "ab")
 
 
 def _tokens(

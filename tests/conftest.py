@@ -6,7 +6,7 @@ import io
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,6 +73,16 @@ class Outcome(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The folders of the user stay as they are, in processes that tests start too."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("CACHE", "CONFIG", "STATE", "DATA"):
+            folder = tmp_path_factory.mktemp(f"user-{kind.lower()}")
+            patch.setenv(f"XDG_{kind}_HOME", str(folder))
+        yield
 
 
 @pytest.fixture(autouse=True)

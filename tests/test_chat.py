@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -324,8 +326,8 @@ def test_the_first_turn_stays_with_truncate_middle_and_long_messages_are_cut():
 # In a file.
 
 
-def owner(**changes: str) -> Owner:
-    fields = {"model": "m", "fingerprint": "f", "loading": "l"}
+def owner(**changes: Any) -> Owner:
+    fields = {"model": "m", "fingerprint": "f", "loading": "l", "tokens": 272}
     return Owner(**{**fields, **changes})
 
 
@@ -343,10 +345,10 @@ CELLS = Cells([1, 2, 3], b"\0\1\2", (3, np.arange(4, dtype=np.float32)))
 def test_what_was_saved_comes_back(tmp_path: Path):
     path = tmp_path / "deep" / "talk.edgecs"
     here = spoken()
-    save(path, here.state(), owner(), CELLS, {"explain": True})
+    save(path, here.state(), owner(), CELLS, {"model": "x"})
     found = read(path, owner())
     assert found.messages == here.messages
-    assert found.settings == {"explain": True}
+    assert found.settings == {"model": "x"}
     assert found.reason is None
     assert found.cells is not None
     assert found.cells[:2] == CELLS[:2]
@@ -354,7 +356,7 @@ def test_what_was_saved_comes_back(tmp_path: Path):
     assert CELLS.row is not None
     assert np.array_equal(found.cells.row[1], CELLS.row[1])
     first = path.read_bytes()
-    save(path, here.state(), owner(), CELLS, {"explain": True})
+    save(path, here.state(), owner(), CELLS, {"model": "x"})
     assert path.read_bytes() == first
     assert [p.name for p in path.parent.iterdir()] == ["talk.edgecs"]
 
@@ -391,31 +393,107 @@ def test_a_damaged_file_is_never_half_believed(
     assert found.cells is None or found.cells.data == CELLS.data
 
 
+def rewritten(path: Path, change: dict[str, Any], **zipped: Any) -> None:
+    """The file with another text, and with the checksum that belongs to it."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    text = {**json.loads(entries["conversation.json"]), **change}
+    data = entries["conversation.json"] = json.dumps(text).encode()
+    with zipfile.ZipFile(path, "w", **zipped) as archive:
+        for name, entry in entries.items():
+            archive.writestr(name, entry)
+        archive.comment = hashlib.sha256(data).hexdigest().encode()
+
+
+def says(**fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "assistant", "content": "x", **fields}]}
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"format": 99},
         {"messages": 3},
         {"messages": [{"role": "user"}]},
-        {"messages": [{"role": "user", "content": 3}]},
-        {"messages": [{"role": "user", "content": "x", "ids": ["a"]}]},
+        {"messages": [3]},
+        says(content=3),
+        says(role="tool\x1b[2J"),
+        says(shortened=[]),
+        *(says(ids=[i]) for i in ("a", 1.5, 1e400, True, -1, 272, 2**31, 2**70)),
+        says(ids="12"),
         {"settings": 1},
+        {"settings": {"model": 3}},
+        {"settings": {"model": "x" * 10_000}},
         {"cells": {}},
+        {"cells": {"tokens": [1, 2, 2**40], "row": None}},
+        {"cells": {"tokens": [1, 2, 3], "row": 2**70}},
         {"sha256": {}},
     ],
 )
 def test_nonsense_is_refused(tmp_path: Path, change: dict[str, Any]):
     path = tmp_path / "talk"
     save(path, spoken().state(), owner(), CELLS)
-    with zipfile.ZipFile(path) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    text = {**json.loads(entries["conversation.json"]), **change}
-    entries["conversation.json"] = json.dumps(text).encode()
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in entries.items():
-            archive.writestr(name, data)
+    rewritten(path, change)
     with pytest.raises(ConfigError, match=str(path)):
         read(path, owner())
+
+
+def test_a_text_that_was_changed_is_refused(tmp_path: Path):
+    """Also where the archive's own checksums were brought up to date."""
+    path = tmp_path / "talk"
+    save(path, spoken().state(), owner(), None)
+    rewritten(path, {})
+    read(path, owner())
+    rewritten(path, says(content="other words"))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"0" * 64
+    with pytest.raises(ConfigError, match="is not what was written"):
+        read(path, owner())
+
+
+def test_nothing_unpacks_to_more_than_the_file_is(tmp_path: Path):
+    path = tmp_path / "talk"
+    save(path, [], owner(), CELLS._replace(data=bytes(1 << 20)))
+    rewritten(path, {}, compression=zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 1 << 14
+    with pytest.raises(ConfigError, match="would unpack to"):
+        read(path, owner())
+
+
+def test_only_saved_conversations_are_replaced(tmp_path: Path):
+    notes = tmp_path / "notes.txt"
+    archive = tmp_path / "photos.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a.txt", "mine")
+    notes.write_text("mine")
+    for path in (notes, archive):
+        before = path.read_bytes()
+        with pytest.raises(ConfigError, match="so it is not replaced"):
+            save(path, spoken().state(), owner(), None)
+        assert path.read_bytes() == before
+    (tmp_path / "empty").touch()
+    for name in ("empty", "empty", "new"):  # the second time it is edgecs's own
+        save(tmp_path / name, spoken().state(), owner(), None)
+        assert read(tmp_path / name, owner()).messages == spoken().messages
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_not_a_file_is_not_waited_for(tmp_path: Path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigError, match="a pipe or a device"):
+        read(pipe, owner())
+    with pytest.raises(ConfigError, match="a pipe or a device"):
+        save(pipe, [], owner(), None)
+
+
+def test_without_an_owner_the_text_is_read_and_no_ids(tmp_path: Path):
+    path = tmp_path / "talk"
+    save(path, spoken().state(), owner(), CELLS, {"model": "x"})
+    found = read(path, None)
+    assert [m.content for m in found.messages] == [m.content for m in spoken().messages]
+    assert all(m.ids is None for m in found.messages)
+    assert (found.settings, found.cells) == ({"model": "x"}, None)
 
 
 def test_a_file_that_is_not_there_or_no_place_to_write(tmp_path: Path):

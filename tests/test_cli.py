@@ -32,7 +32,7 @@ def one_line(outcome: Outcome, code: int, *parts: str) -> None:
     """The promise for bad input."""
     assert outcome.code == code, outcome
     assert outcome.out == ""
-    lines = [line for line in outcome.err.splitlines() if "speculation:" not in line]
+    lines = [line for line in outcome.err.splitlines() if " · speculation" not in line]
     assert len(lines) == 1, outcome.err
     for part in parts:
         assert part in lines[0]
@@ -42,11 +42,17 @@ def test_stdout_is_the_answer_and_stderr_the_rest(edgecs: Edgecs, tiny_gguf: Pat
     plain = generate(edgecs, tiny_gguf, "-n", 40)
     assert plain.code == 0
     start, end = plain.err.splitlines()
-    assert "CPU" in start
-    assert "speculation: target <- mag" in start
-    assert start.startswith("tiny | llama")
-    assert end.startswith("40 tokens")
-    assert "end: length" in end
+    assert re.fullmatch(
+        r"tiny · CPU, \d threads? · 512 context · speculation on", start
+    )
+    assert re.fullmatch(
+        r"40 tokens · [\d.e+]+ tok/s · first token [\d.]+ s( · \d+ % drafted)?"
+        " · limit reached",
+        end,
+    )
+    told = generate(edgecs, tiny_gguf, "-n", 40, "-v").err
+    for detail in ("choice: greedy", "drafts: target <- mag, planned", "exactness: "):
+        assert f"\n{detail}" in told
     silent = generate(edgecs, tiny_gguf, "-n", 40, "-q")
     assert silent == (0, plain.out, "")
 
@@ -59,14 +65,23 @@ def test_no_answer_reaches_a_terminal_raw(
     edgecs: Edgecs, tiny_gguf: Path, monkeypatch, command: str, options: tuple[str, ...]
 ):
     monkeypatch.setenv("NO_COLOR", "1")  # with colours it is Markdown's business too
-    monkeypatch.setattr("edgecs_cli.screen.harmless", lambda text: "~" * len(text))
+    monkeypatch.setattr("edgecs_cli.console.harmless", lambda text: "~" * len(text))
     screen = Screen()
     monkeypatch.setattr(sys, "stdout", screen)
     typed = io.TextIOWrapper(io.BytesIO(b"hello, hello\n"))
     monkeypatch.setattr(sys, "stdin", typed)
     fixed = ("-m", tiny_gguf, "-c", 512, "--temp", 0, "-n", 20, "--no-spec", *options)
     assert edgecs(command, *fixed).code == 0
-    assert re.fullmatch("~+\n", screen.getvalue()), screen.getvalue()
+    assert re.fullmatch("[~\n]+", screen.getvalue()), screen.getvalue()
+
+
+def test_layers_for_a_gpu_that_is_not_there_are_told(edgecs: Edgecs, tiny_gguf: Path):
+    for layers in (10, "all"):
+        told = generate(edgecs, tiny_gguf, "-n", 2, "-ngl", layers)
+        assert told.code == 0
+        assert f"no layer goes to a GPU (-ngl {layers})" in told.err
+    for layers in (0, "auto"):
+        assert "GPU" not in generate(edgecs, tiny_gguf, "-n", 2, "-ngl", layers).err
 
 
 EAGER = ("--draft-max", 5, "--mag-min-match", 1)
@@ -103,7 +118,7 @@ def test_drafts_do_not_change_the_answer(edgecs: Edgecs, tiny_gguf: Path):
     }
     assert len(answers) == 1
     off = generate(edgecs, tiny_gguf, "-n", 1, "--no-spec")
-    assert "speculation: off (not asked for)" in off.err
+    assert "speculation off (not asked for)" in off.err
 
 
 def test_the_prompt_comes_from_option_file_or_stdin(
@@ -180,6 +195,8 @@ def test_a_prompt_longer_than_the_context(edgecs: Edgecs, tiny_gguf: Path):
         (["--grammar-file", "no.gbnf"], ["no.gbnf cannot be read: No such file"]),
         (["-j", "{"], ["JSON schema"]),
         (["-ngl", "-3"], ["'-3' is not a number >= 0"]),
+        (["-ngl", "²"], ["'²' is not a number >= 0"]),
+        (["-ngld", "²"], ["'²' is not a number >= 0"]),
         (["-n", -2], ["-2 is not in the range"]),
         (["-ctk", "q3"], ["-ctk", "q3"]),
         (["-ctv", "q8_0", "-fa", "off"], ["needs flash attention"]),
@@ -288,7 +305,7 @@ def test_ctrl_c_in_an_answer_keeps_what_was_said(edgecs, tiny_gguf, monkeypatch)
     assert 0 < len(outcome.out) < len(whole)
     assert whole.startswith(outcome.out.rstrip("\n"))
     assert "30 tokens" in outcome.err
-    assert "end: cancelled" in outcome.err
+    assert " · stopped" in outcome.err
 
 
 @pytest.fixture(scope="module")
@@ -314,12 +331,14 @@ def process(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
 def test_a_real_ctrl_c_ends_a_real_process(slow_gguf: Path, json_too: list[str]):
     with process("generate", "-m", slow_gguf, "-p", "a", "-s", 1, *json_too) as running:
         assert running.stderr is not None
-        assert b"speculation:" in running.stderr.readline()
+        assert any(
+            b"speculation" in line for line in iter(running.stderr.readline, b"")
+        )
         time.sleep(0.5)
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert b"end: cancelled" in err
+    assert " · stopped".encode() in err
     assert b"Traceback" not in err
     if json_too:
         assert json.loads(out)["finish_reason"] == "cancelled"
@@ -382,10 +401,11 @@ def chat(edgecs: Edgecs, model: Path, data: bytes, monkeypatch, *options) -> Out
 
 def test_chat_keeps_the_conversation(edgecs, tiny_gguf, monkeypatch):
     # With some seeds the random model talks until the context is full.
-    seed = ("-sys", "s", "-s", 1)
+    seed = ("-sys", "s", "-s", 1, "-v")
     outcome = chat(edgecs, tiny_gguf, b"hi\n\nho\n", monkeypatch, *seed)
     assert outcome.code == 0
-    first, second = map(numbers, re.findall(r"\d+ tokens, .*", outcome.err))
+    found = re.findall(r"(\d+) tokens · .*\nprompt: (\d+).*, (\d+) of", outcome.err)
+    first, second = [map(int, numbers) for numbers in found]
     (said, prompt, cached), (_, prompt2, cached2) = first, second
     # <|user|>, two letters, <|end|>, <|assistant|> are new, and so is the last token.
     assert cached == 0
@@ -393,17 +413,11 @@ def test_chat_keeps_the_conversation(edgecs, tiny_gguf, monkeypatch):
     assert cached2 >= prompt
 
 
-def numbers(line: str) -> tuple[int, int, int]:
-    """Tokens said, tokens of the prompt, and how many of these were cached."""
-    match = re.match(r"(\d+) tokens,.*prompt (\d+) \((\d+) cached\)", line)
-    assert match
-    said, prompt, cached = map(int, match.groups())
-    return said, prompt, cached
-
-
-def test_chat_refuses_what_it_cannot_read(edgecs, tiny_gguf, monkeypatch):
-    outcome = chat(edgecs, tiny_gguf, b"\xff\n", monkeypatch)
-    one_line(outcome, 2, "line 1 of standard input is not UTF-8")
+def test_chat_goes_on_after_what_it_cannot_read(edgecs, tiny_gguf, monkeypatch):
+    outcome = chat(edgecs, tiny_gguf, b"\xff\nhi\n", monkeypatch, "-n", 5, "-s", 1)
+    assert outcome.code == 2
+    assert "line 1 of standard input is not UTF-8" in outcome.err
+    assert "5 tokens · " in outcome.err
 
 
 def test_a_message_that_does_not_fit_does_not_end_the_chat(
@@ -412,7 +426,7 @@ def test_a_message_that_does_not_fit_does_not_end_the_chat(
     outcome = chat(edgecs, tiny_gguf, b"x" * 600 + b"\nhi\n", monkeypatch)
     assert outcome.code == 2
     assert "has 604 tokens but the context holds 512" in outcome.err
-    assert sum("tokens," in line for line in outcome.err.splitlines()) == 1
+    assert sum("first token" in line for line in outcome.err.splitlines()) == 1
 
 
 def test_doctor_says_what_is_there(edgecs: Edgecs):

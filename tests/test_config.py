@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,6 +162,50 @@ def test_shells_complete(edgecs: Edgecs, shell: str):
     assert "_EDGECS_COMPLETE" in outcome.out
 
 
+def completions(*words: str) -> list[str]:
+    """What a shell is offered for the last word, with its kind."""
+    environment = {
+        **os.environ,
+        "_EDGECS_COMPLETE": "bash_complete",
+        "COMP_WORDS": shlex.join(["edgecs", *words]),
+        "COMP_CWORD": str(len(words)),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "edgecs_cli"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.split()
+
+
+def test_models_and_files_are_completed():
+    name = "smollm2-135m-instruct"
+    assert completions("chat", "-m", "smo") == [f"plain,{name}", "file,smo"]
+    assert completions("models", "pull", "smo") == [f"plain,{name}", "file,smo"]
+    offered = completions("generate", "--draft", "")
+    assert offered[:2] == ["plain,none", f"plain,{name}"]
+    assert f"plain,{name}-head" in offered
+    assert completions("generate", "-f", "x") == ["file,x"]
+    assert "plain,--overflow" in completions("chat", "--over")
+    assert "plain,chat" in completions("ch")
+
+
 def test_a_typo_is_told_the_nearest_command(edgecs: Edgecs):
     one_line(edgecs("genrate"), 2, "did you mean 'generate'?")
     one_line(edgecs("xyzzy"), 2, "see `edgecs --help`")
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("run", "edgecs chat -m MODEL"),
+        ("serve", "has no server"),
+        ("ls", "edgecs models list"),
+        ("ps", "no model stays loaded"),
+        ("pull", "edgecs models pull MODEL"),
+        ("rm", "edgecs models rm MODEL"),
+    ],
+)
+def test_words_of_other_tools_lead_to_ours(edgecs: Edgecs, typed: str, hint: str):
+    one_line(edgecs(typed, "x"), 2, f"there is no command {typed!r}: ", hint)

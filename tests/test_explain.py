@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -31,7 +31,7 @@ from edgecs.sampling import Sampling
 from edgecs.session import Session, Token
 from edgecs.testing import CachingModel, Endless, ScriptedDrafter, TableModel
 from edgecs.trace import TraceFile, follow, header
-from edgecs_cli.explain import COLOURS, coloured, has_colours, legend, marked, plain
+from edgecs_cli.explain import COLOURS, coloured, legend, marked, plain
 from tests.conftest import Outcome
 from tests.test_cli import one_line
 
@@ -220,11 +220,15 @@ def test_a_header_is_json_whatever_the_settings():
 
 def test_lines_are_whole_before_the_file_is_closed(tmp_path: Path):
     path = tmp_path / "rounds.jsonl"
-    path.write_text("something older, and longer than what comes")
+    older = json.dumps(header("m", [], "", Sampling(), 1)) + "\nlonger than what comes"
+    path.write_text(older)
+    path.chmod(0o644)
     trace = TraceFile(path)
+    assert path.read_text() == older  # until there is something to write
     for n in range(3):
         trace.write({"n": n})
         assert path.read_text().splitlines()[-1] == f'{{"n": {n}}}'
+    assert path.stat().st_mode & 0o777 == 0o600
     trace.close()
     trace.close()
     assert len(path.read_text().splitlines()) == 3
@@ -263,8 +267,19 @@ def write_to_full(failure: Exception | None) -> None:
             raise failure
 
 
+@pytest.mark.parametrize("content", [b"GGUF\3\0\0\0", b"notes\n", b'{"format": "x"}'])
+def test_a_trace_replaces_nothing_but_traces(tmp_path: Path, content: bytes):
+    path = tmp_path / "mine"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="mine is not a trace of edgecs"):
+        TraceFile(path)
+    assert path.read_bytes() == content
+
+
 def test_a_trace_is_refused_where_no_file_can_be(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
     for path, why in (
+        (tmp_path / "pipe", "No such device"),  # it has no reader
         (tmp_path, "Is a directory"),
         (tmp_path / "none" / "x", "No such file"),
         (tmp_path / ("x" * 300), "File name too long"),
@@ -374,35 +389,6 @@ def test_colours_can_be_read_on_black_and_on_white():
         assert min(light / 0.05, 1.05 / light) > 3, colour
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(
-    ("variables", "terminal", "pipe"),
-    [
-        ({}, True, False),
-        ({"TERM": "dumb"}, False, False),
-        ({"NO_COLOR": "1"}, False, False),
-        ({"NO_COLOR": ""}, True, False),
-        ({"FORCE_COLOR": "1"}, True, True),
-        ({"FORCE_COLOR": "1", "TERM": "dumb"}, True, True),
-        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False, False),
-    ],
-)
-def test_where_there_are_colours(monkeypatch, variables, terminal: bool, pipe: bool):
-    clean_environment(monkeypatch)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert has_colours(Terminal()) is terminal
-    assert has_colours(io.StringIO()) is pipe
-    for said in (True, False):  # a program around the command decides for it
-        with click.Context(click.Command("x")) as context:
-            context.color = said
-            assert has_colours(Terminal()) is has_colours(io.StringIO()) is said
-
-
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
@@ -493,7 +479,7 @@ def test_the_file_of_a_trace_agrees_with_the_report(
 ):
     options = [tiny_gguf if option == "tiny" else option for option in options]
     path = tmp_path / "rounds.jsonl"
-    path.write_text("older\n" * 10_000)
+    path.write_text('{"format": "edgecs-rounds/1"}\n' * 10_000)
     more = ("--json", "--trace", path, *options)
     report = json.loads(generate(edgecs, tiny_gguf, *LETTERS, *more).out)
     top, *records = map(json.loads, path.read_text().splitlines())

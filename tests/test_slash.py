@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import os
 import re
-import signal
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib import import_module
@@ -25,12 +19,13 @@ from edgecs.chat_template import ChatTemplate
 from edgecs.conversation import Conversation
 from edgecs.errors import ConfigError, ModelError
 from edgecs.session import Token
+from edgecs_cli.console import harmless
 from edgecs_cli.opening import open_all
-from edgecs_cli.screen import Markdown, Thoughts, for_terminal, harmless, shown
+from edgecs_cli.screen import Markdown, Thoughts, WordWrap, shown
 from edgecs_cli.shared import Interrupt
 from edgecs_cli.slash import COMMANDS, Deck, Leave
 from edgecs_cli.talk import Talk
-from tests.conftest import Outcome, Screen
+from tests.conftest import Outcome
 
 Edgecs = Callable[..., Outcome]
 VALUES = {"system": None, "overflow": "stop", "stop": (), "max_tokens": -1}
@@ -99,16 +94,6 @@ def test_thoughts_are_folded_however_they_are_cut(
     assert said + begun.flush() == answer.lstrip("\n")
 
 
-def test_what_a_terminal_would_obey_is_shown_instead():
-    tokens = [Token(1, "a\x1b]0;x\x07\r\tb\n", "target"), Token(2, "\x9b31m", "target")]
-    terminal, pipe = Screen(), io.StringIO()
-    for looks in (True, False):
-        guarded = for_terminal(tokens, terminal)
-        text = click.unstyle("".join(shown(guarded, looks=looks, folds=True)))
-        assert text == "a␛]0;x␇␍\tb\n\ufffd31m"
-    assert list(for_terminal(tokens, pipe)) == tokens
-
-
 def test_a_template_may_open_the_thought_itself(deck: Deck):
     assert not deck.talk.thinks_at_once
     template = deck.talk.session.tokenizer.chat_template
@@ -125,9 +110,10 @@ def test_a_template_may_open_the_thought_itself(deck: Deck):
 def test_thinking_is_told_on_the_side(capfd: pytest.CaptureFixture[str]):
     texts = ["<think>", "long ", "thought", "</think>", "yes"]
     tokens = [Token(i, text, "target") for i, text in enumerate(texts)]
-    assert "".join(shown(tokens, looks=False, folds=True)) == "yes"
+    wrap = WordWrap(lambda: None)
+    assert "".join(shown(tokens, wrap, looks=False, folds=True)) == "yes"
     assert "thinking ... 12 characters, folded" in capfd.readouterr().err
-    assert "".join(shown(tokens, looks=False, folds=False)) == "".join(texts)
+    assert "".join(shown(tokens, wrap, looks=False, folds=False)) == "".join(texts)
 
 
 # Commands, with a model behind them.
@@ -247,7 +233,7 @@ def test_settings_are_shown_and_changed(deck: Deck, capfd):
     deck.run("/set temp 0")
     deck.run("/show")
     told = capfd.readouterr().err
-    assert "| greedy |" in told
+    assert "choice: greedy" in told
     assert "top_k 3" in told
     assert "overflow: shift" in told
     assert "max_tokens: none" in told
@@ -345,129 +331,3 @@ def test_a_prompt_cache_changes_no_token(edgecs, tiny_gguf, tmp_path, monkeypatc
     assert said[0].out == said[1].out
     assert "are kept in" in said[0].err
     assert "come from" in said[1].err
-
-
-# On a terminal.
-
-
-class Terminal:
-    """A chat on a pseudo-terminal: what is typed, and what was written so far."""
-
-    def __init__(self, *arguments: str, term: str = "xterm-256color") -> None:
-        import pty
-
-        ours, theirs = pty.openpty()
-        self._fd, self.text = ours, ""
-        self._lock = threading.Lock()
-        environment = {**os.environ, "TERM": term, "PROMPT_TOOLKIT_NO_CPR": "1"}
-        environment.pop("NO_COLOR", None)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "edgecs_cli", "chat", *arguments],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=_take_terminal,
-        )
-        os.close(theirs)
-        self._reading = threading.Thread(target=self._read, daemon=True)
-        self._reading.start()
-
-    def _read(self) -> None:
-        while True:
-            try:
-                data = os.read(self._fd, 4096)
-            except OSError:
-                return
-            if not data:
-                return
-            with self._lock:
-                self.text += data.decode("utf-8", "replace")
-
-    def wait(self, pattern: str, seconds: float = 60) -> None:
-        """Until what was written behind the last match matches."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            with self._lock:
-                text = click.unstyle(self.text)
-                if found := re.search(pattern, text):
-                    self.text = text[found.end() :]
-                    return
-            time.sleep(0.02)
-        raise AssertionError(f"no {pattern!r} in {self.text!r}")
-
-    def type(self, text: str) -> None:
-        os.write(self._fd, text.encode())
-
-    def end(self) -> int:
-        code = self.process.wait(30)
-        os.close(self._fd)
-        return code
-
-
-def _take_terminal() -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-on_a_terminal = pytest.mark.skipif(
-    sys.platform == "win32", reason="there are no pseudo-terminals here"
-)
-
-
-@on_a_terminal
-def test_a_chat_on_a_terminal(tiny_gguf: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    options = ("-m", str(tiny_gguf), "-c", "512", "-s", "1", "-n", "8")
-    terminal = Terminal(*options)
-    terminal.wait(r"speculation: [^\n]*\n[\s\S]*>")
-    terminal.type("hello\r")
-    terminal.wait(r"8 tokens, .*end: length")
-    terminal.type('"""two\r')
-    terminal.type('lines"""\r')
-    terminal.wait(r"8 tokens, .*end: length")
-    terminal.type("/undo\r")
-    terminal.wait(r"taken back: two lines")
-    terminal.type("/nonsense\r")
-    terminal.wait(r"there is no command /nonsense")
-    terminal.type("/model /nowhere.gguf\r")
-    terminal.wait(r"there is no file /nowhere.gguf")
-    terminal.type("/set temp 0\r")
-    terminal.wait(r"temperature = 0")
-    terminal.type("/stats off\r")
-    terminal.type(f"/model {tiny_gguf}\r")
-    terminal.wait(r"greedy[^\n]* speculation: ")
-    terminal.type("/show\r")
-    terminal.wait(r"stats: off[^\n]*\n[^\n]*2 messages")
-    # What is typed is dropped first, however much of it there is.
-    for typed in ("a", "b", '"""c\rd'):
-        terminal.type(typed)
-        terminal.wait(typed[-1])
-        terminal.type("\x03")
-        terminal.wait(r"\n>")
-    terminal.type("\x03")
-    terminal.wait("Ctrl-C once more")
-    terminal.type("\x03")
-    assert terminal.end() == 0
-    assert "+hello" in (tmp_path / "state" / "edgecs" / "history").read_text()
-
-
-@on_a_terminal
-def test_ctrl_c_stops_an_answer_and_keeps_it(tiny_gguf: Path, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    # Without its end token the model would talk until 60,000 tokens are there.
-    options = ("-m", str(tiny_gguf), "-c", "60000", "--temp", "0", "--no-history")
-    terminal = Terminal(*options, "--logit-bias", "269-100", term="dumb")
-    terminal.wait(r"speculation: ")
-    terminal.type("hello\r")
-    time.sleep(0.3)
-    terminal.process.send_signal(signal.SIGINT)
-    terminal.wait(r"end: cancelled")
-    terminal.type("/show\r")
-    terminal.wait(r"2 messages")
-    terminal.type("\x04")
-    assert terminal.end() == 0

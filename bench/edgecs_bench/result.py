@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from edgecs.profile import write_whole
+from edgecs.files import write_whole
 from edgecs_bench.answers import Answer
 from edgecs_bench.blocks import Done
 from edgecs_bench.statistics import overall, rows

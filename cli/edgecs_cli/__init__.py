@@ -9,6 +9,7 @@ import sys
 import click
 
 from edgecs_cli.app import cli
+from edgecs_cli.console import complain
 
 __all__ = ["cli", "main"]
 
@@ -42,10 +43,10 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         where = getattr(error, "ctx", None)
         path = where.command_path if where else "edgecs"
-        click.echo(f"{path}: {error.format_message()}", err=True)
+        complain(path, error.format_message())
         return getattr(error, "code", error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("edgecs: stopped", err=True)
+        complain("edgecs", "stopped")
         return 130
     return result if isinstance(result, int) else 0
 

@@ -39,6 +39,24 @@ COMMANDS = {
 }
 
 
+# What those who know Ollama, llama.cpp or mlx-lm may type.
+_ELSEWHERE = {
+    "run": "to talk with a model: edgecs chat -m MODEL",
+    "cli": "to talk with a model: edgecs chat -m MODEL",
+    "serve": "this version has no server; to talk with a model: edgecs chat -m MODEL",
+    "server": "this version has no server; to talk with a model: edgecs chat -m MODEL",
+    "ps": "no model stays loaded between commands; those that are here: edgecs models "
+    "list",
+    "quantize": "to make other types of a model: edgecs convert gguf MODEL",
+    **dict.fromkeys(("ls", "list"), "models are listed by edgecs models list"),
+    **{
+        name: f"that is edgecs models {verb} MODEL"
+        for name, verb in (("pull", "pull"), ("download", "pull"), ("show", "show"))
+    },
+    **dict.fromkeys(("rm", "remove"), "that is edgecs models rm MODEL"),
+}
+
+
 class LazyGroup(click.Group):
     """A group that knows its commands by name and imports only the one it runs."""
 
@@ -62,6 +80,7 @@ class LazyGroup(click.Group):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "see `edgecs --help`"
+            hint = _ELSEWHERE.get(args[0], hint)
             ctx.fail(f"there is no command {args[0]!r}: {hint}")
         return super().resolve_command(ctx, args)
 

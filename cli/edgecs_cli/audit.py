@@ -17,10 +17,12 @@ from edgecs.chat_template import ChatTemplate
 from edgecs.forks import NO_CLASS, Fork, Prompt, Report, Run
 from edgecs.text import Tokenizer
 from edgecs_cli.audit_prompts import Encode, built_in, read_prompts
+from edgecs_cli.console import echo, say
+from edgecs_cli.describe import introduce
 from edgecs_cli.opening import Opened, open_all
 from edgecs_cli.options import drafter_options, model_options, schedule_options
 from edgecs_cli.sampling import sampling_options
-from edgecs_cli.shared import Interrupt, reports_errors, say
+from edgecs_cli.shared import Interrupt, reports_errors
 
 
 @click.command()
@@ -66,12 +68,13 @@ def audit(**values: Any) -> None:
     given = read_prompts(values["file"]) if values["file"] else None
     interrupt = Interrupt()
     with open_all(values, interrupt) as opened, interrupt:
+        introduce(opened, quiet=values["quiet"], verbose=values["verbose"])
         encode = _encoder(opened.loaded.model.vocabulary)
         prompts = [Prompt(name, encode(text)) for name, text in given or ()]
         prompts = (prompts or built_in(encode))[: values["limit"]]
         report = _examine(opened, prompts, values)
         if values["as_json"]:
-            click.echo(json.dumps(_plain(_data(opened, report, values))))
+            echo(json.dumps(_plain(_data(opened, report, values))))
         else:
             show(report, opened.loaded.model.vocabulary)
     report.check()
@@ -112,7 +115,7 @@ def _encoder(vocabulary: Tokenizer) -> Encode:
 def show(report: Report, vocabulary: Tokenizer) -> None:
     """Tables for people; the last line sums up."""
     for prompt in report.skipped:
-        click.echo(f"skipped {prompt.id}: {prompt.tokens.size} tokens leave no room")
+        echo(f"skipped {prompt.id}: {prompt.tokens.size} tokens leave no room")
     _table(
         ["prompt", "tokens", "answer", "tier", "widths forced"],
         [
@@ -129,16 +132,16 @@ def show(report: Report, vocabulary: Tokenizer) -> None:
     titles = ["drafts", "answers", "identical", "tokens", "accepted", "rejected"]
     _table([*titles, "rounds by width"], list(map(_row, report.runs)))
     if report.no_class:
-        click.echo(f"{NO_CLASS} for {', '.join(report.no_class)}: {report.why}")
+        echo(f"{NO_CLASS} for {', '.join(report.no_class)}: {report.why}")
     for run in report.runs:
         if not run.proves:
-            click.echo(f"{run.name} proves nothing: {_missing(run)}")
+            echo(f"{run.name} proves nothing: {_missing(run)}")
     if report.forks:
         titles = ["fork", "drafts", "token", "context", "width", "tier", "top-2 gap"]
         rows = [_fork_row(r, f, vocabulary) for r in report.runs for f in r.forks]
         _table([*titles, "plain", "instead"], rows)
-        click.echo("forks per 1,000 tokens: " + "; ".join(_rates(report)))
-    click.echo(report.summary())
+        echo("forks per 1,000 tokens: " + "; ".join(_rates(report)))
+    echo(report.summary())
 
 
 def _row(run: Run) -> list[object]:
@@ -176,8 +179,8 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     for line in lines:
         cells = zip(line, sizes, right, strict=True)
         padded = [text.rjust(n) if to else text.ljust(n) for text, n, to in cells]
-        click.echo("  ".join(padded).rstrip())
-    click.echo()
+        echo("  ".join(padded).rstrip())
+    echo()
 
 
 def _data(opened: Opened, report: Report, values: dict[str, Any]) -> dict[str, Any]:

@@ -15,16 +15,11 @@ import platformdirs
 
 from edgecs.profile import Profiles
 from edgecs_cli.bench_files import COMMANDS, RESULT_FILE, write_page
+from edgecs_cli.console import echo, say, show_log
 from edgecs_cli.exact import open_target
 from edgecs_cli.files import find_models, load_drafters
 from edgecs_cli.options import drafter_options, model_options
-from edgecs_cli.shared import (
-    Interrupt,
-    open_profiles,
-    reports_errors,
-    say,
-    show_log,
-)
+from edgecs_cli.shared import Interrupt, open_profiles, reports_errors
 
 if TYPE_CHECKING:
     from edgecs_bench.calls import Subject
@@ -204,7 +199,7 @@ def bench(context: click.Context, /, **values: Any) -> None:
         write(values["hardware"], exported(result))
     if values["page"]:
         write_page(values["page"], [result])
-    click.echo(rendered(result, values["form"]), nl=False)
+    echo(rendered(result, values["form"]), nl=False)
 
 
 # A group asks for what it needs only when none of its commands was named.

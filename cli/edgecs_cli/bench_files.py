@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from edgecs.errors import ConfigError
-from edgecs_cli.shared import reports_errors, say
+from edgecs_cli.console import echo, say
+from edgecs_cli.shared import reports_errors
 
 RESULT_FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -30,7 +31,7 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
     from edgecs_bench.compare import show
     from edgecs_bench.result import read
 
-    click.echo(show(read(a), read(b), as_json=as_json), nl=False)
+    echo(show(read(a), read(b), as_json=as_json), nl=False)
 
 
 @click.command()
@@ -48,7 +49,7 @@ def merge(files: tuple[Path, ...], output: Path) -> None:
 
     results = [result for file in files for result in read(file)]
     write(output, merged(results))
-    click.echo(overview(results), nl=False)
+    echo(overview(results), nl=False)
 
 
 @click.command()

@@ -6,6 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from edgecs.errors import ConfigError
+from edgecs_cli.console import echo
 from edgecs_cli.shared import reports_errors
 
 
@@ -25,4 +26,4 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     if kind is None:
         raise ConfigError(f"click cannot complete in {shell}: use bash, zsh or fish")
-    click.echo(kind(cli, {}, "edgecs", "_EDGECS_COMPLETE").source())
+    echo(kind(cli, {}, "edgecs", "_EDGECS_COMPLETE").source())

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgecs.errors import ConfigError
+from edgecs_cli.console import echo, say
 from edgecs_cli.files import find_models
-from edgecs_cli.shared import Interrupt, findings, reports_errors, say
+from edgecs_cli.references import Reference
+from edgecs_cli.shared import Interrupt, findings, reports_errors
 
 if TYPE_CHECKING:
     from edgecs_convert.gguf_types import Variant
@@ -33,7 +35,7 @@ def convert() -> None:
 
 
 @convert.command()
-@click.argument("model")
+@click.argument("model", type=Reference())
 @click.option(
     "--to",
     "kinds",
@@ -93,11 +95,11 @@ def gguf(model: str, **values: Any) -> int:
         perplexity, ranked = _ranked(path, variants, values["quiet"])
         variants = [one.variant for one in ranked]
     if values["as_json"]:
-        click.echo(json.dumps(_fields(path, variants, perplexity, ranked)))
+        echo(json.dumps(_fields(path, variants, perplexity, ranked)))
         return 0
     _table(variants, ranked)
     if perplexity is not None:
-        click.echo(f"{path.name}: perplexity {perplexity:.3f}")
+        echo(f"{path.name}: perplexity {perplexity:.3f}")
     return 0
 
 
@@ -129,7 +131,7 @@ def _require(what: str, *modules: str) -> None:
 
 
 @convert.command()
-@click.argument("model")
+@click.argument("model", type=Reference())
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--quantize",
@@ -185,7 +187,7 @@ def onnx(model: str, folder: Path, layers: str | None, **values: Any) -> int:
 
     kept = _layers(layers)
     path, _ = find_models(model, (), offline=values.pop("offline"))
-    click.echo(export(path, folder, Form(**values, layers=kept), say))
+    echo(str(export(path, folder, Form(**values, layers=kept), say)))
     return 0
 
 
@@ -228,7 +230,7 @@ def _table(variants: Sequence[Variant], ranked: Sequence[Ranked]) -> None:
     sizes = [max(map(len, column)) for column in columns[:-1]]
     for row in [[*titles, "file"], *rows]:
         cells = [cell.rjust(size) for cell, size in zip(row, sizes, strict=False)]
-        click.echo("  ".join([*cells, row[-1]]))
+        echo("  ".join([*cells, row[-1]]))
 
 
 def _note(variant: Variant) -> str:

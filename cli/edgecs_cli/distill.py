@@ -11,10 +11,11 @@ import click
 import platformdirs
 
 from edgecs.errors import ConfigError
+from edgecs_cli.console import echo, say, show_log
 from edgecs_cli.exact import load_target
 from edgecs_cli.files import find_models
 from edgecs_cli.options import load_options, model_options
-from edgecs_cli.shared import Interrupt, reports_errors, say, show_log
+from edgecs_cli.shared import Interrupt, reports_errors
 
 
 @click.command()
@@ -200,16 +201,16 @@ def distill(**values: Any) -> int:
     if values["as_json"]:
         others = [{"name": one.name, **one.state()} for one in made.candidates]
         chosen = {"folder": str(made.folder), **made.chosen.state()}
-        click.echo(json.dumps({**chosen, "candidates": others}))
+        echo(json.dumps({**chosen, "candidates": others}))
         return 0
     for one in made.candidates:
         shares = " / ".join(f"{share:.2f}" for share in one.worth.shares)
-        click.echo(
+        echo(
             f"{one.name}: first token, first two, first three right in {shares} of "
             f"{one.worth.drafts:,} drafts on topics that it has not seen, "
             f"{one.worth.seconds * 1e3:.2f} ms a token; {one.speedup:.2f} x plain "
             f"decoding is expected of greedy answers here, {one.ideal:.2f} x if wider "
             "calls cost nothing more"
         )
-    click.echo(f"{made.folder}: {made.chosen.name}")
+    echo(f"{made.folder}: {made.chosen.name}")
     return 0

@@ -22,6 +22,7 @@ from edgecs_cli.config import (
     option_names,
     read_config,
 )
+from edgecs_cli.console import echo, paint
 from edgecs_cli.exact import tiers
 from edgecs_cli.shared import findings, open_profiles, open_store, reports_errors
 
@@ -47,12 +48,12 @@ def doctor(as_json: bool, show_config: bool) -> None:
         return
     report = examine()
     if as_json:
-        click.echo(json.dumps(report))
+        echo(json.dumps(report))
         return
     for section, values in report.items():
-        click.secho(section, bold=True)
+        echo(paint(section, bold=True))
         for key, value in values.items():
-            click.echo(f"  {key:18} {_plain(value)}")
+            echo(f"  {key:18} {_plain(value)}")
 
 
 def examine() -> dict[str, dict[str, Any]]:
@@ -120,11 +121,11 @@ def _show_config(as_json: bool) -> None:
     check_names(table, path, names, options)
     if as_json:
         rows = [one._asdict() for one in found]
-        click.echo(json.dumps({"file": str(path), "values": rows}, default=str))
+        echo(json.dumps({"file": str(path), "values": rows}, default=str))
         return
-    click.echo(f"{path} ({'read' if path.exists() else 'not there'})")
+    echo(f"{path} ({'read' if path.exists() else 'not there'})")
     for one in found:
-        click.echo(f"{one.command} --{one.option} {one.value}   from {one.origin}")
+        echo(f"{one.command} --{one.option} {one.value}   from {one.origin}")
 
 
 def _measured(profile: Profile) -> str:

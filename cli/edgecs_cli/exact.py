@@ -20,8 +20,9 @@ from edgecs.options import KVType, LoadOptions
 from edgecs.probe import curve
 from edgecs.profile import Profiles
 from edgecs.speculation import Speculation
+from edgecs_cli.console import say
 from edgecs_cli.options import load_options
-from edgecs_cli.shared import Interrupt, findings, open_profiles, say
+from edgecs_cli.shared import Interrupt, findings, open_profiles
 
 _STRICT_CACHE: KVType = "q8_0"  # its rows do not depend on the width, at any depth
 _FAR = 1024  # tokens of context at which its price is told
@@ -59,8 +60,8 @@ def open_target(
 def load_target(path: Path, values: dict[str, Any], cancel: threading.Event) -> Loaded:
     """The target as the options ask; says what it cannot do."""
     loaded = load(path, load_options(values), cancel=cancel, findings=findings())
-    if loaded.warning:
-        say(loaded.warning, quiet=values["quiet"])
+    for warning in loaded.warnings:
+        say(warning, quiet=values["quiet"])
     return loaded
 
 

@@ -11,16 +11,14 @@ has the colour of the token that it came with, whoever wrote the tokens it waite
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, TextIO
-
-import click
+from typing import NamedTuple
 
 from edgecs.planner import Planner
 from edgecs.session import Session, Token
 from edgecs.stats import Stats
+from edgecs_cli.console import joined, paint
 
 COLOURS = (32, 136, 161, 93)  # of 256: blue, gold, crimson, violet
 
@@ -33,22 +31,6 @@ class Style(NamedTuple):
 
     colour: int
     underline: bool
-
-
-def has_colours(stream: TextIO) -> bool:
-    """Whether to write colours to a stream.
-
-    The command's own setting counts first (click's `color`), then NO_COLOR, then
-    FORCE_COLOR, then whether it is a terminal that has colours.
-    """
-    context = click.get_current_context(silent=True)
-    if context is not None and context.color is not None:
-        return context.color
-    if os.environ.get("NO_COLOR"):
-        return False
-    if os.environ.get("FORCE_COLOR"):
-        return True
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def painter(chain: Sequence[str], *, colours: bool) -> Paint:
@@ -115,7 +97,7 @@ def _styles(chain: Sequence[str]) -> dict[str, Style]:
 def _styled(text: str, style: Style | None) -> str:
     if style is None or not text:
         return text
-    return click.style(text, fg=style.colour, underline=style.underline or None)
+    return paint(text, fg=style.colour, underline=style.underline or None)
 
 
 def _table(session: Session, *, colours: bool) -> list[str]:
@@ -133,8 +115,9 @@ def _table(session: Session, *, colours: bool) -> list[str]:
         tokens = stats.tokens - stats.accepted if own else counts["accepted"]
         share = f"{tokens / stats.tokens:.0%}" if stats.tokens else ""
         cells = row.format(tokens, share, *(("", "", "") if own else counts.values()))
-        painted = _styled(name, styles.get(name)) + " " * (width - len(name))
-        lines.append(f"{painted} {cells}".rstrip())
+        padding = " " * (width - len(name))
+        painted = joined([_styled(name, styles.get(name)), padding])
+        lines.append(joined([painted, " ", cells.rstrip()]))
     return lines
 
 

@@ -18,12 +18,13 @@ from edgecs.errors import ConfigError
 from edgecs.load import Loaded
 from edgecs.session import Session, Token
 from edgecs.trace import TraceFile, follow, header
-from edgecs_cli.explain import Paint, has_colours, legend, painter, plain
-from edgecs_cli.opening import Opened, exactness, open_all, statistics_line
+from edgecs_cli.console import echo, has_colours, say
+from edgecs_cli.describe import answer_details, answer_line, introduce
+from edgecs_cli.explain import Paint, legend, painter, plain
+from edgecs_cli.opening import Opened, exactness, open_all
 from edgecs_cli.options import drafter_options, model_options, schedule_options
 from edgecs_cli.sampling import sampling_options
-from edgecs_cli.screen import for_terminal
-from edgecs_cli.shared import Interrupt, reports_errors, say
+from edgecs_cli.shared import Interrupt, reports_errors
 
 
 @click.command()
@@ -87,18 +88,28 @@ def generate(**values: Any) -> int:
         open_all(values, interrupt) as opened,
         interrupt,
     ):
+        introduce(opened, quiet=values["quiet"], verbose=values["verbose"])
         session = opened.session
         prompt = _encode(opened.loaded, text, values)
         if trace:
             _follow(opened, trace, prompt.size)
         answer = _stream(session, prompt, values, _paint(session, values))
         if values["as_json"]:
-            click.echo(json.dumps(_report(opened, answer)))
+            echo(json.dumps(_report(opened, answer)))
         reason = session.finish_reason
         if values["explain"] and not values["quiet"]:
             _explain(opened)
-        say(statistics_line(session.stats, reason), quiet=values["quiet"])
+        say(_summary(opened, drawn=values["seed"] < 0), quiet=values["quiet"])
+        for line in answer_details(session) if values["verbose"] else ():
+            say(line, quiet=values["quiet"])
     return 130 if reason == "cancelled" else 0
+
+
+def _summary(opened: Opened, *, drawn: bool) -> str:
+    """The answer in a line, with the seed if it was drawn and meant something."""
+    session, sampling = opened.session, opened.request.sampling
+    seed = sampling.seed if drawn and not sampling.is_greedy else None
+    return answer_line(session.stats, session.finish_reason, seed=seed)
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
@@ -175,7 +186,7 @@ def _explain(opened: Opened) -> None:
     """Who wrote what and why, on stderr."""
     colours = has_colours(sys.stdout)
     for line in legend(opened.session, opened.tiers, colours=colours):
-        click.echo(line, err=True, color=has_colours(sys.stderr))
+        echo(line, err=True)
 
 
 def _stream(
@@ -193,7 +204,7 @@ def _stream(
     if paint is None:
         deque(noted(), maxlen=0)
     else:
-        _show(paint(for_terminal(noted(), sys.stdout)))
+        _show(paint(noted()))
     return "".join(token.text for token in said), [token.id for token in said]
 
 
@@ -201,10 +212,10 @@ def _show(pieces: Iterator[str]) -> None:
     """Writes an answer as it comes, and a newline at its end."""
     last = ""
     for piece in filter(None, pieces):
-        click.echo(piece, nl=False, color=True)
+        echo(piece, nl=False)
         last = piece
     if not last.endswith("\n"):
-        click.echo()
+        echo()
 
 
 def _report(opened: Opened, answer: tuple[str, list[int]]) -> dict[str, object]:

@@ -9,14 +9,10 @@ from pathlib import Path
 import click
 
 from edgecs.store import Model
+from edgecs_cli.console import complain, echo, say
 from edgecs_cli.pairs import find_pairs
-from edgecs_cli.shared import (
-    open_profiles,
-    open_store,
-    progress_bars,
-    reports_errors,
-    say,
-)
+from edgecs_cli.references import Reference
+from edgecs_cli.shared import open_profiles, open_store, progress_bars, reports_errors
 
 
 @click.group()
@@ -40,19 +36,19 @@ def list_models(as_json: bool) -> None:
     """
     entries = open_store().models()
     if as_json:
-        click.echo(json.dumps([_describe(model) for model in entries]))
+        echo(json.dumps([_describe(model) for model in entries]))
         return
     for model in entries:
         here = "here" if model.path else "not here"
         size = _mib(model.size)
-        click.echo(
+        echo(
             f"{model.manifest.name:28} {size:>10}  {here:8}  "
             f"{model.manifest.description}"
         )
 
 
 @models.command()
-@click.argument("model")
+@click.argument("model", type=Reference())
 @reports_errors
 def pull(model: str) -> None:
     """Fetch a model, or check the one that is here.
@@ -65,11 +61,11 @@ def pull(model: str) -> None:
     """
     with progress_bars() as progress:
         path = open_store().pull(model, progress)
-    click.echo(path)
+    echo(str(path))
 
 
 @models.command()
-@click.argument("model")
+@click.argument("model", type=Reference())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @reports_errors
 def show(model: str, as_json: bool) -> None:
@@ -80,14 +76,14 @@ def show(model: str, as_json: bool) -> None:
     """
     entry = _describe(open_store().find(model))
     if as_json:
-        click.echo(json.dumps(entry))
+        echo(json.dumps(entry))
         return
     for key, value in entry.items():
-        click.echo(f"{key:12} {'-' if value is None else value}")
+        echo(f"{key:12} {'-' if value is None else value}")
 
 
 @models.command()
-@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.argument("models", nargs=-1, type=Reference(), metavar="[MODEL]...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 @reports_errors
 def pairs(models: tuple[str, ...], as_json: bool) -> None:
@@ -107,18 +103,18 @@ def pairs(models: tuple[str, ...], as_json: bool) -> None:
         paths = [model.path for model in store.models() if model.path]
     found, problems = find_pairs(paths, open_profiles())
     for problem in problems:
-        click.echo(f"edgecs models pairs: {problem}", err=True)
+        complain("edgecs models pairs", problem)
     if as_json:
-        click.echo(json.dumps([{**vars(pair), "about": pair.about} for pair in found]))
+        echo(json.dumps([{**vars(pair), "about": pair.about} for pair in found]))
         return
     for pair in found:
-        click.echo(f"{pair.target} <- {pair.drafter}: {pair.about}")
+        echo(f"{pair.target} <- {pair.drafter}: {pair.about}")
     if not found:
         say("there are no pairs: name some models, or pull one (edgecs models list)")
 
 
 @models.command()
-@click.argument("model")
+@click.argument("model", type=Reference())
 @reports_errors
 def rm(model: str) -> None:
     """Remove the files of a model from this machine.
@@ -128,7 +124,7 @@ def rm(model: str) -> None:
     """
     gone = open_store().remove(model)
     for path in gone:
-        click.echo(path)
+        echo(str(path))
     if not gone:
         say(f"{model} is not on this machine: nothing to remove")
 

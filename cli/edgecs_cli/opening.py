@@ -1,4 +1,4 @@
-"""Opening models for a command, and the lines that say what they are doing."""
+"""Opening models for a command."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from edgecs.sampling import Sampling
 from edgecs.session import Session
 from edgecs.shipped import promise
 from edgecs.speculation import Speculation
-from edgecs.stats import Stats
+from edgecs_cli.console import show_log
 from edgecs_cli.exact import open_target, tiers
 from edgecs_cli.files import NOBODY, find_models, load_drafters, shipped_for
 from edgecs_cli.options import load_options
 from edgecs_cli.sampling import read_grammar, read_sampling
-from edgecs_cli.shared import Interrupt, say, show_log
+from edgecs_cli.shared import Interrupt
 
 if TYPE_CHECKING:
     from edgecs.grammar import Grammar
@@ -50,6 +50,7 @@ class Opened:
     session: Session
     request: Request
     speculation: Speculation | None  # None: it is off
+    notes: list[str]  # for people who ask for details
 
     @property
     def tiers(self) -> str:
@@ -104,9 +105,9 @@ def open_all(
     with ExitStack() as closing:
         opening = open_target(request.model, values, interrupt)
         loaded, speculation = closing.enter_context(opening)
-        drafts, note = request.drafts, None
+        drafts, notes = request.drafts, list[str]()
         if speculation and not values["drafts"] and not request.matrix:
-            drafts, note = _shipped(values["model"], speculation)
+            drafts, notes = _shipped(values["model"], speculation)
         with interrupt:
             drafters = load_drafters(drafts, loaded, values, closing)
         session = _session(loaded, drafters, request, speculation, values)
@@ -117,30 +118,26 @@ def open_all(
             states, heat = loaded.target.note_states(), request.sampling.temperature
             log = AnswerLog(session, states, values["log_answers"], heat)
             closing.callback(log.close)
-        opened = Opened(loaded, drafters, session, request, speculation)
-        say(start_line(opened), quiet=values["quiet"])
-        if note:
-            say(note, quiet=values["quiet"])
-        yield opened
+        yield Opened(loaded, drafters, session, request, speculation, notes)
         if speculation:
             speculation.save()
 
 
-def _shipped(model: str, speculation: Speculation) -> tuple[list[Path], str | None]:
+def _shipped(model: str, speculation: Speculation) -> tuple[list[Path], list[str]]:
     """The drafter that comes with a model, if it promises anything here; else why not.
 
     Loading one takes a third of a second, which is nothing to spend on hope.
     """
     folder = shipped_for(model)
     if folder is None or not speculation.costs.known:
-        return [], None
+        return [], []
     promised = promise(folder, speculation.costs.times(0))
     if promised > 1 + MARGIN:
-        return [folder], None
-    return [], (
-        f"drafter {folder.name} | left out: with it {promised:.2f} x plain decoding is "
-        "expected here"
-    )
+        return [folder], []
+    return [], [
+        f"drafter {folder.name}: left out, as {promised:.2f} x plain decoding is "
+        "expected of it here"
+    ]
 
 
 def session_for(
@@ -187,31 +184,6 @@ def _session(
     )
 
 
-def start_line(opened: Opened) -> str:
-    """What runs, where, how it chooses, and who drafts."""
-    loaded, session, sampling = opened.loaded, opened.session, opened.request.sampling
-    offload, target = loaded.model.offload, loaded.target
-    where = f"CPU, {target.threads} threads"
-    if offload.layers:
-        where = f"{offload.layers}/{offload.total} layers on GPU, {where}"
-    if loaded.note:
-        where += f" ({loaded.note})"
-    choice = f"temp {sampling.temperature:g}, seed {sampling.seed}"
-    if sampling.is_greedy:
-        choice = "greedy"
-    spec = f"off ({session.off_reason})"
-    if session.off_reason is None:
-        matrix = opened.request.matrix
-        how = f"K {matrix}" if matrix else session.cascade.schedule.describe()
-        spec = f"{' <- '.join(session.chain)}, {how}, {opened.tiers}"
-    lines = [
-        f"{loaded.model.path.stem} | {loaded.model.description} | {where} | "
-        f"context {target.n_ctx} | {choice} | speculation: {spec}"
-    ]
-    lines += [f"drafter {d.name} | {d.about}" for d in opened.drafters]
-    return "\n".join(lines)
-
-
 def exactness(opened: Opened) -> dict[str, object]:
     """The tier that was asked for, and the tiers along the context."""
     limits = opened.session.cascade.limits
@@ -220,20 +192,3 @@ def exactness(opened: Opened) -> dict[str, object]:
         "tiers": opened.tiers,
         "classes": limits.classes.state(),
     }
-
-
-def statistics_line(stats: Stats, reason: str | None) -> str:
-    """One answer in one line."""
-    speed = f"{stats.tokens_per_second:.1f} tok/s" if stats.tokens > 1 else "no speed"
-    parts = [
-        f"{stats.tokens} tokens, {speed}",
-        f"prompt {stats.prompt_tokens} ({stats.cached_tokens} cached) "
-        f"in {stats.prompt_seconds:.2f} s",
-        f"{stats.rounds} rounds",
-    ]
-    if stats.tested:
-        parts.append(
-            f"{stats.accepted} of {stats.tested} draft tokens accepted, "
-            f"{stats.mean_acceptance_length:.2f} tokens/round"
-        )
-    return " | ".join([*parts, f"end: {reason}"])

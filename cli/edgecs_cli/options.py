@@ -12,6 +12,7 @@ import click
 from edgecs.exactness import Exact
 from edgecs.maxgram import LONGEST
 from edgecs.options import GpuLayers, KVType, LoadOptions
+from edgecs_cli.references import Reference
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,9 +28,10 @@ class GpuLayersType(click.ParamType[GpuLayers]):
         """Checks a value of -ngl."""
         if value in ("auto", "all") or isinstance(value, int):
             return value  # type: ignore[no-any-return]
-        if not str(value).isdigit():
+        text = str(value)
+        if not (text.isascii() and text.isdigit()):
             self.fail(f"{value!r} is not a number >= 0, 'auto' or 'all'", param, ctx)
-        return int(value)
+        return int(text)
 
 
 def model_options(command: F) -> F:
@@ -39,6 +41,7 @@ def model_options(command: F) -> F:
             "-m",
             "--model",
             required=True,
+            type=Reference(),
             metavar="MODEL",
             help="A name (`edgecs models list`), a .gguf file, or user/repo[:quant].",
         ),
@@ -128,6 +131,7 @@ def drafter_options(command: F) -> F:
             "--draft",
             "drafts",
             multiple=True,
+            type=Reference(drafters=True),
             metavar="MODEL",
             help="A drafter: a model as for -m, or the folder of an ONNX drafter. May "
             "be repeated, the largest first: each one reviews those after it. Max-Gram "

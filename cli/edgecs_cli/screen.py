@@ -1,44 +1,103 @@
-"""How an answer looks while it comes: Markdown, thoughts, what terminals would obey.
+"""How an answer looks while it comes: Markdown, thoughts, lines broken at words.
 
 Nothing that was written is ever written again, so the stream neither flickers nor
 fights with a terminal that is resized: Markdown keeps its marks and gets its looks as
-it passes by.
+it passes by, and a word waits until it is whole.
 """
 
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterable, Iterator
-from typing import TextIO
+from collections.abc import Callable, Iterable, Iterator
 
-import click
+from wcwidth import wcswidth
 
 from edgecs.session import Token
+from edgecs_cli.console import Painted, echo, joined, paint
 
 OPENS, _CLOSES = "<think>", "</think>"
 _HEADING = re.compile(r"[ \t]*#{1,6} ")
 _SPECIAL = re.compile(r"(\*\*|`|\n)")
-# What a model may write that a terminal would obey: all control characters but
-# newline and tab, which are shown as pictures.
-_CONTROL = {code: 0x2400 + code for code in range(32) if code not in (9, 10)}
-_CONTROL |= {127: 0x2421} | dict.fromkeys(range(128, 160), 65533)
+_UNITS = re.compile(r"\n|[ \t]+|[^ \t\n]+")
 
 
-def harmless(text: str) -> str:
-    """Text that cannot move the cursor, change colours or ring.
+class WordWrap:
+    """Breaks lines at words in a stream of tokens; a word waits until it is whole.
 
-    >>> harmless("a\\x1b[31mb\\n")
-    'a␛[31mb\\n'
+    Lines of code and of tables stay as they are, and so does what has no blanks. width:
+    columns of the terminal, asked for at every line as it may be resized; None: no
+    lines are broken.
     """
-    return text.translate(_CONTROL)
+
+    def __init__(self, width: Callable[[], int | None]) -> None:
+        self._ask = width
+        self._width = width()
+        self._column = 0
+        self._line = ""  # what the source has of the line so far
+        self._fence = False
+        self._blank: Token | None = None  # between two words, or where a line ends
+        self._word: list[Token] = []  # parts of a word that may go on
+
+    def __call__(self, tokens: Iterable[Token]) -> Iterator[Token]:
+        """The same text with other line ends, each part with its own source."""
+        for token in tokens:
+            for unit in _UNITS.findall(token.text):
+                yield from self._unit(token._replace(text=unit))
+        yield from self._release()
+        yield from self._blanks()
+
+    def _unit(self, part: Token) -> Iterator[Token]:
+        if part.text == "\n":
+            yield from self._release()
+            yield from self._blanks()
+            yield part
+            self._fence ^= self._line.lstrip().startswith("```")
+            self._column, self._line, self._width = 0, "", self._ask()
+            return
+        self._line += part.text
+        if part.text.isspace():
+            yield from self._release()
+            if self._blank:
+                part = part._replace(text=self._blank.text + part.text)
+            self._blank = part
+        elif self._stays():
+            yield from self._release()
+            yield from self._blanks()
+            self._column += _columns(part.text)
+            yield part
+        else:
+            self._word.append(part)
+
+    def _stays(self) -> bool:
+        """Whether the line is none that may be broken."""
+        begun = self._line.lstrip()
+        return self._width is None or self._fence or begun.startswith(("```", "|"))
+
+    def _release(self) -> Iterator[Token]:
+        """The word that waited, on the next line where this one has no room for it."""
+        if not self._word:
+            return
+        size = sum(_columns(part.text) for part in self._word)
+        blank = _columns(self._blank.text) if self._blank else 0
+        full = self._width is not None and self._column + blank + size > self._width
+        if full and self._column and self._blank:
+            yield self._blank._replace(text="\n")
+            self._blank, self._column, self._width = None, 0, self._ask()
+        yield from self._blanks()
+        yield from self._word
+        self._column += size
+        self._word.clear()
+
+    def _blanks(self) -> Iterator[Token]:
+        if self._blank:
+            yield self._blank
+            self._column += _columns(self._blank.text)
+            self._blank = None
 
 
-def for_terminal(tokens: Iterable[Token], stream: TextIO) -> Iterator[Token]:
-    """Tokens whose text is harmless if a terminal reads it; a pipe gets all of it."""
-    guarded = stream.isatty()
-    for token in tokens:
-        yield token._replace(text=harmless(token.text)) if guarded else token
+def _columns(text: str) -> int:
+    """Columns that a text takes on a terminal, as far as that is known."""
+    return max(0, wcswidth(text.expandtabs())) or len(text)
 
 
 class Markdown:
@@ -52,14 +111,14 @@ class Markdown:
         self._waiting = ""  # a star that may be the first of two
         self._fence = self._code = self._bold = False
 
-    def feed(self, text: str) -> str:
+    def feed(self, text: str) -> Painted:
         """The text with escape codes; every chunk ends with plain looks."""
         text, self._waiting = self._waiting + text, ""
         if text.endswith("*") and not text.endswith("**"):
             text, self._waiting = text[:-1], "*"
-        return "".join(self._part(part) for part in _SPECIAL.split(text) if part)
+        return joined(self._part(part) for part in _SPECIAL.split(text) if part)
 
-    def flush(self) -> str:
+    def flush(self) -> Painted:
         """What was waiting for more, at the end."""
         rest, self._waiting = self._waiting, ""
         return self._styled(rest)
@@ -74,9 +133,9 @@ class Markdown:
             return before
         if part == "**":
             self._bold = not self._bold
-            return click.style(part, bold=True)
+            return paint(part, bold=True)
         self._code = not self._code
-        return click.style(part, fg="cyan")
+        return paint(part, fg="cyan")
 
     def _newline(self) -> str:
         if self._line.lstrip().startswith("```"):
@@ -84,20 +143,17 @@ class Markdown:
         self._line, self._code, self._bold = "", False, False
         return "\n"
 
-    def _styled(self, text: str) -> str:
-        if not text:
-            return ""
+    def _styled(self, text: str) -> Painted:
         line = self._line + text
         if self._fence or self._code or line.lstrip().startswith("```"):
-            return click.style(text, fg="cyan")
+            return paint(text, fg="cyan")
         if self._bold:
-            return click.style(text, bold=True)
+            return paint(text, bold=True)
         heading = _HEADING.match(line)
         if heading is None:
-            return text
+            return joined([text])
         marks = max(0, heading.end() - len(self._line))  # they may be in this chunk
-        title = text[marks:]
-        return text[:marks] + (click.style(title, bold=True) if title else "")
+        return joined([text[:marks], paint(text[marks:], bold=True)])
 
 
 class Thoughts:
@@ -153,36 +209,44 @@ class Thoughts:
 
 
 def shown(
-    tokens: Iterable[Token], *, looks: bool, folds: bool, thinks: bool = False
+    tokens: Iterable[Token],
+    wrap: WordWrap,
+    *,
+    looks: bool,
+    folds: bool,
+    thinks: bool = False,
 ) -> Iterator[str]:
     """What to write for an answer, piece by piece.
 
     looks: Markdown gets its looks. folds: thoughts are left out, and how much was
     thought is said on stderr. thinks: it begins within a thought.
     """
-    thoughts = Thoughts(open=thinks) if folds else None
+    if folds:
+        tokens = _folded(tokens, Thoughts(open=thinks))
     markdown = Markdown() if looks else None
-    thinking = False
-    for token in tokens:
-        text = token.text
-        if thoughts:
-            text = thoughts.feed(text)
-            if thoughts.open and not thinking:
-                thinking = True
-                _aside("thinking ...")
-            elif thinking and not thoughts.open:
-                thinking = False
-                _aside(f" {thoughts.characters} characters, folded\n")
-        yield markdown.feed(text) if markdown else text
-    if thinking:
-        _aside(" not finished\n")
-    if thoughts:
-        text = thoughts.flush()
-        yield markdown.feed(text) if markdown else text
+    for token in wrap(tokens):
+        yield markdown.feed(token.text) if markdown else token.text
     if markdown:
         yield markdown.flush()
 
 
+def _folded(tokens: Iterable[Token], thoughts: Thoughts) -> Iterator[Token]:
+    """Tokens without the text of thoughts."""
+    thinking, last = False, None
+    for token in tokens:
+        last = token._replace(text=thoughts.feed(token.text))
+        if thoughts.open and not thinking:
+            thinking = True
+            _aside("thinking ...")
+        elif thinking and not thoughts.open:
+            thinking = False
+            _aside(f" {thoughts.characters} characters, folded\n")
+        yield last
+    if thinking:
+        _aside(" not finished\n")
+    if last:
+        yield last._replace(text=thoughts.flush())
+
+
 def _aside(text: str) -> None:
-    click.secho(text, err=True, dim=True, nl=False)
-    sys.stderr.flush()
+    echo(paint(text, dim=True), err=True, nl=False)

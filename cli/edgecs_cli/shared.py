@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import logging
 import os
 import signal
 import sys
@@ -22,6 +21,7 @@ from edgecs.errors import EdgecsError
 from edgecs.fetch import Progress
 from edgecs.profile import Profiles
 from edgecs.store import Store
+from edgecs_cli.console import harmless
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,7 +61,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 def _is_gone(error: OSError) -> bool:
     """Whether the reader went away; Windows calls that an invalid argument."""
-    gone = isinstance(error, BrokenPipeError)
+    gone = error.errno == errno.EPIPE
     return gone or (sys.platform == "win32" and error.errno == errno.EINVAL)
 
 
@@ -86,23 +86,6 @@ def findings() -> Path:
     return Path(platformdirs.user_cache_dir("edgecs")) / "llama.json"
 
 
-def show_log(verbose: bool) -> None:
-    """Shows llama.cpp's log on stderr, if asked for."""
-    if verbose:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger = logging.getLogger("edgecs")
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-
-
-def say(text: str, *, quiet: bool = False) -> None:
-    """One line on stderr, dim where there are colours."""
-    if not quiet:
-        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-        click.secho(text, err=True, dim=not plain)
-
-
 class _Bars:
     """Progress bars on stderr, one for each kind of work."""
 
@@ -111,7 +94,7 @@ class _Bars:
         from rich.console import Console
 
         self._bars = progress.Progress(
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
             progress.DownloadColumn(),
             progress.TransferSpeedColumn(),
@@ -122,6 +105,7 @@ class _Bars:
         self._bars.start()
 
     def advance(self, what: str, done: int, total: int) -> None:
+        what = harmless(what)
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what, total=total or None)
         self._bars.update(self._tasks[what], completed=done)

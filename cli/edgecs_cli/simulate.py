@@ -25,6 +25,7 @@ from edgecs_bench.simulate import (
     compared,
 )
 from edgecs_bench.traces import read_traces
+from edgecs_cli.console import echo
 from edgecs_cli.shared import reports_errors
 
 _TARGET = "7B-q4"
@@ -109,7 +110,7 @@ def simulate(**values: Any) -> None:
     if values["as_json"]:
         _print(simulation, machines, {"results": rows})
         return
-    click.echo(_title(simulation))
+    echo(_title(simulation))
     table([_shown(row, by_category=values["by_category"]) for row in rows])
     _notes(machines)
 
@@ -130,7 +131,7 @@ def _compare(values: dict[str, Any]) -> None:
         found = {"compared": rows, "near": near, "within": NEAR}
         _print(simulation, [known.machine], found)
         return
-    click.echo(_title(simulation))
+    echo(_title(simulation))
     table(
         [
             {
@@ -142,7 +143,7 @@ def _compare(values: dict[str, Any]) -> None:
             for row in rows
         ]
     )
-    click.echo(f"{near} of {len(rows)} predictions are within {NEAR:.0%}")
+    echo(f"{near} of {len(rows)} predictions are within {NEAR:.0%}")
     _notes([known.machine])
 
 
@@ -190,10 +191,10 @@ def _shown(row: dict[str, Any], *, by_category: bool) -> dict[str, object]:
 
 def _notes(machines: Iterable[Hardware]) -> None:
     """Where the numbers are from, and what is assumed."""
-    click.echo()
+    echo()
     for machine in machines:
-        click.echo(machine.describe())
-    click.echo(f"assumed: {'; '.join(ASSUMPTIONS)}")
+        echo(machine.describe())
+    echo(f"assumed: {'; '.join(ASSUMPTIONS)}")
 
 
 def _print(
@@ -221,4 +222,4 @@ def _print(
         ],
         **found,
     }
-    click.echo(json.dumps(fields))
+    echo(json.dumps(fields))

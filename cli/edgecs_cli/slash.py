@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import difflib
 import glob
 import re
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple, cast, get_args
@@ -18,10 +18,10 @@ import click
 from edgecs.errors import ConfigError
 from edgecs.overflow import Overflow
 from edgecs.sampling import Sampling
-from edgecs_cli.explain import has_colours, legend
+from edgecs_cli.console import columns, echo, has_colours, say, to_clipboard, wrapped
+from edgecs_cli.describe import answer_details, answer_line, details, start_line
+from edgecs_cli.explain import legend
 from edgecs_cli.generate import decode
-from edgecs_cli.opening import start_line, statistics_line
-from edgecs_cli.shared import say
 from edgecs_cli.talk import Spec, Talk
 
 _LARGEST = 4 << 20  # bytes of a file that is read
@@ -41,12 +41,18 @@ class Leave(Exception):
 class Deck:
     """The state of a chat's screen, and the commands that act on it.
 
-    answer: shows an answer, as `Talk` gives it. talk: another one after a change of the
-    model. attached: texts that go in front of the next message.
+    answer: shows an answer, as `Talk` gives it. lent: the time in which an editor has
+    the terminal. talk: another one after a change of the model. attached: texts that go
+    in front of the next message.
     """
 
-    def __init__(self, talk: Talk, answer: Callable[..., None]) -> None:
-        self.talk, self.answer = talk, answer
+    def __init__(
+        self,
+        talk: Talk,
+        answer: Callable[..., None],
+        lent: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.talk, self.answer, self._lent = talk, answer, lent
         self.attached: list[str] = []
         self.explain = False
         self.stats = True
@@ -69,20 +75,19 @@ class Deck:
 
     def help(self, rest: str) -> None:
         """Lists the commands."""
-        width = max(len(_usage(command)) for command in COMMANDS)
+        width = 2 + max(len(_usage(command)) for command in COMMANDS)
         for command in COMMANDS:
-            say(f"{_usage(command):{width}}  {command.help}")
-        say(
-            'Alt-Enter or a line that begins with """ writes on over several lines; '
-            "Ctrl-C stops an answer, Ctrl-D leaves."
-        )
+            line = f"{_usage(command):{width}}{command.help}"
+            echo(wrapped(line, columns(sys.stderr), " " * width), err=True)
+        say('Alt-Enter: a new line. """ begins and ends a text of several lines.')
+        say("Ctrl-C stops an answer, Ctrl-D leaves.")
 
     def exit(self, rest: str) -> None:
         """Leaves."""
         raise Leave
 
     def model(self, rest: str) -> None:
-        """Goes on with another model; it reads the conversation from its text."""
+        """Goes on with another model, from the text so far."""
         if not rest:
             say(start_line(self.talk.now))
             return
@@ -113,10 +118,15 @@ class Deck:
         """Opens the last message in $EDITOR, and asks it anew."""
         asked = [m.content for m in self.talk.chat.messages if m.role == "user"]
         try:
-            text = click.edit(asked[-1] if asked else "", extension=".md")
+            with self._lent():
+                text = click.edit(asked[-1] if asked else "", extension=".md")
         except click.ClickException as error:
             raise ConfigError(
                 f"no editor could be started ({error.format_message()}): set EDITOR"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"the edited text is not UTF-8 (byte {error.start}): edit it again"
             ) from error
         if text is None or not text.strip():
             say("nothing was changed")
@@ -125,7 +135,7 @@ class Deck:
         self.answer(lambda: self.talk.ask(text.rstrip("\n")))
 
     def system(self, rest: str) -> None:
-        """Shows or changes the system message; `/system none` takes it away."""
+        """Shows or changes the system message; none: takes it away."""
         talk = self.talk.chat.conversation
         if rest:
             talk.set_system(None if rest == "none" else rest)
@@ -162,9 +172,11 @@ class Deck:
         say(f"{name} = {value}")
 
     def show(self, rest: str) -> None:
-        """Shows the model, the settings and how long the conversation is."""
+        """Shows the model, the settings, and the tokens so far."""
         talk, default = self.talk, Sampling()
         say(start_line(talk.now))
+        for line in details(talk.now):
+            say(line)
         changed = [
             f"{name} {getattr(talk.sampling, name):g}"
             for name in _NUMBERS
@@ -209,7 +221,7 @@ class Deck:
         self._attach(_path(rest, "/read notes.txt"))
 
     def glob(self, rest: str) -> None:
-        """Puts all text files that match in front of the next message."""
+        """Puts all files that match in front of the next message."""
         if not rest:
             raise ConfigError("no pattern was given: as in /glob src/*.py")
         found = sorted(p for p in glob.glob(rest, recursive=True) if Path(p).is_file())
@@ -219,21 +231,18 @@ class Deck:
             self._attach(Path(name))
 
     def copy(self, rest: str) -> None:
-        """Copies the last code block of the last answer, or else all of it."""
+        """Copies the last block of code, or the whole last answer."""
         said = [m.content for m in self.talk.chat.messages if m.role == "assistant"]
         if not said:
             raise ConfigError("there is no answer to copy yet")
         blocks = _CODE.findall(said[-1])
         text = blocks[-1] if blocks else said[-1]
-        # OSC 52: the terminal has the clipboard, also at the other end of ssh.
-        data = base64.b64encode(text.encode("utf-8", "replace")).decode()
-        sys.stderr.write(f"\033]52;c;{data}\a")
-        sys.stderr.flush()
+        to_clipboard(text)
         what = "the last code block" if blocks else "the last answer"
         say(f"{what} ({len(text)} characters) went to the terminal's clipboard")
 
     def toggle_stats(self, rest: str) -> None:
-        """Shows what the last answer took; on or off: after every answer."""
+        """Shows what the last answer took; on, off: after each."""
         if rest:
             self.stats = _switch("stats", rest)
             return
@@ -241,12 +250,16 @@ class Deck:
         if not session.stats.tokens:
             say("nothing was answered yet with these settings")
             return
-        say(statistics_line(session.stats, self.talk.chat.finish_reason))
-        for line in legend(session, self.talk.now.tiers, colours=False):
+        say(answer_line(session.stats, self.talk.chat.finish_reason))
+        for line in answer_details(session):
             say(line)
+        for line in legend(
+            session, self.talk.now.tiers, colours=has_colours(sys.stderr)
+        ):
+            echo(line, err=True)
 
     def set_spec(self, rest: str) -> None:
-        """auto: the planner decides; on: always draft; off: plain decoding."""
+        """auto: as it pays; on: always draft; off: plain decoding."""
         if rest:
             _one_of("spec", rest, get_args(Spec))
             self.talk.set_spec(cast(Spec, rest))
@@ -254,14 +267,14 @@ class Deck:
         say(f"speculation: {self.talk.spec}" + (f", {chain}" if rest != "off" else ""))
 
     def toggle_explain(self, rest: str) -> None:
-        """Shows who wrote which part of an answer, in colours or as [name:text]."""
+        """Shows who wrote which part of an answer."""
         self.explain = _switch("explain", rest) if rest else not self.explain
         say(f"explain: {_onoff(self.explain)}")
         if self.explain and self.talk.session.stats.tokens:
             session, colours = self.talk.session, has_colours(sys.stderr)
             lines = legend(session, self.talk.now.tiers, colours=colours)
             for line in lines[: 1 + len(session.chain)]:
-                click.echo(line, err=True, color=colours)
+                echo(line, err=True)
 
     def _attach(self, path: Path) -> None:
         try:
@@ -329,7 +342,10 @@ def _path(rest: str, example: str) -> Path:
         words = shlex.split(rest, posix=sys.platform != "win32")
     except ValueError:
         words = [rest]
-    return Path(words[0] if len(words) == 1 else rest).expanduser()
+    try:
+        return Path(words[0] if len(words) == 1 else rest).expanduser()
+    except RuntimeError as error:  # the home of a user that there is not
+        raise ConfigError(f"{rest!r} is not a path: {error}") from error
 
 
 def _number(name: str, value: str, *, whole: bool) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -16,6 +16,7 @@ from edgecs.conversation import Conversation, Message
 from edgecs.draft import NOTHING
 from edgecs.errors import ConfigError
 from edgecs.kmatrix import KMatrix
+from edgecs.profile import Key
 from edgecs.saved import Owner, read, save
 from edgecs.session import Session, Token
 from edgecs_cli.files import find_models
@@ -49,6 +50,11 @@ class Talk:
         self._times = 0  # that the last message was answered again
         self._wanted: Spec | None = None  # what somebody set `spec` to
 
+    @cached_property
+    def _key(self) -> Key:
+        """What the cells depend on; reads samples of the model's file."""
+        return self.opened.loaded.key()
+
     @property
     def session(self) -> Session:
         """The one in use."""
@@ -60,12 +66,12 @@ class Talk:
         request = replace(self.opened.request, sampling=self.sampling)
         return replace(self.opened, session=self.session, request=request)
 
-    def ask(self, text: str) -> Iterator[Token]:
+    def ask(self, text: str) -> Generator[Token]:
         """The answer to a message, see `Chat.ask`."""
         self._times = 0
         return self.chat.ask(text, rule=self._rule())
 
-    def again(self) -> Iterator[Token]:
+    def again(self) -> Generator[Token]:
         """Another answer to the last message: sampled ones with another seed."""
         self._times += 1
         return self.chat.again(rule=self._rule())
@@ -121,8 +127,9 @@ class Talk:
 
     def owner(self) -> Owner:
         """Whose conversations these are."""
-        key = self.opened.loaded.key()
-        return Owner(key.model, key.fingerprint, key.bits)
+        key = self._key
+        tokens = self.session.target.vocab_size
+        return Owner(key.model, key.fingerprint, key.bits, tokens)
 
     def save(self, path: Path) -> None:
         """Writes the conversation and its cells. Raises ConfigError."""

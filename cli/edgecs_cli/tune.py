@@ -22,17 +22,11 @@ from edgecs.tuning.quantisations import quantisations
 from edgecs.tuning.report import Report
 from edgecs.tuning.settings import otherwise, settings
 from edgecs.tuning.trials import PROMPTS
+from edgecs_cli.console import echo, say, show_log
 from edgecs_cli.exact import load_target, open_target
 from edgecs_cli.files import find_models, load_drafters
 from edgecs_cli.options import drafter_options, load_options, model_options
-from edgecs_cli.shared import (
-    Interrupt,
-    open_profiles,
-    open_store,
-    reports_errors,
-    say,
-    show_log,
-)
+from edgecs_cli.shared import Interrupt, open_profiles, open_store, reports_errors
 
 _PLAINLY = "it cannot forget rejected tokens, so nothing can be drafted for it"
 
@@ -97,9 +91,9 @@ def tune(**values: Any) -> int:
             drafters = load_drafters(drafts, loaded, values, closing)
             report = _measure(loaded, drafters, values)
     if values["as_json"]:
-        click.echo(json.dumps(report.fields()))
+        echo(json.dumps(report.fields()))
     else:
-        click.echo("\n".join(report.lines()))
+        echo("\n".join(report.lines()))
     if plotter:
         plotter.draw(values["plot"], report.key.model, report.tuned)
     if not report.kept:
@@ -147,9 +141,9 @@ def _decodes_plainly(loaded: Loaded, *, as_json: bool) -> None:
     name = loaded.model.path.stem
     if as_json:
         fields = {"model": vars(loaded.key()), "chosen": [], "reason": _PLAINLY}
-        click.echo(json.dumps(fields))
+        echo(json.dumps(fields))
     else:
-        click.echo(f"{name} decodes plainly: {_PLAINLY}. There is nothing to tune.")
+        echo(f"{name} decodes plainly: {_PLAINLY}. There is nothing to tune.")
 
 
 def _measure(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import re
+import select
 import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import platformdirs
 
+from edgecs_cli.console import say
 from edgecs_cli.generate import decode
-from edgecs_cli.shared import say
 from edgecs_cli.slash import COMMANDS, settings
 
 if TYPE_CHECKING:
@@ -18,6 +24,9 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings
 
 _QUOTES = '"""'
+_LEAVES = "\x04"  # Ctrl-D
+_AHEAD = 1 << 16  # bytes that may be typed while an answer comes
+_KEYS = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|O.|.)?")  # arrows and the like
 
 
 class Reader(Protocol):
@@ -26,7 +35,13 @@ class Reader(Protocol):
     commands: bool  # whether lines that begin with a slash are commands
 
     def __call__(self) -> str | None:
-        """Raises ConfigError for what is no text."""
+        """Raises ConfigError for what is no text; the next call goes on after it."""
+
+    def answered(self, *, stopped: bool) -> None:
+        """Told when an answer has ended, by Ctrl-C or by itself."""
+
+    def usual(self) -> AbstractContextManager[None]:
+        """For the time in which another program has the terminal, or none needs it."""
 
 
 def reader(*, history: bool) -> Reader:
@@ -50,12 +65,20 @@ class Piped:
             return decode(line, f"line {n} of standard input").rstrip("\r\n")
         return None
 
+    def answered(self, *, stopped: bool) -> None:
+        """A pipe is read to its end."""
+
+    def usual(self) -> AbstractContextManager[None]:
+        """A pipe has no modes."""
+        return nullcontext()
+
 
 class Typed:
     """A prompt on the terminal.
 
     Ctrl-C drops what is typed. At an empty prompt the first one says how to leave, the
-    second one leaves.
+    second one leaves. Between prompts the terminal echoes nothing: what is typed while
+    an answer comes stands in the next prompt, to be sent or not.
     """
 
     commands = True
@@ -71,13 +94,18 @@ class Typed:
             enable_open_in_editor=True,
         )
         self._warned = False
+        self._ahead = ""  # typed while an answer came
+        self._modes = _Modes()
 
     def __call__(self) -> str | None:
         """What was typed; several lines between triple quotes."""
         while True:
             text = ""
             try:
-                text = self._prompt.prompt("> ")
+                ahead, self._ahead = self._ahead, ""
+                if ahead == _LEAVES:
+                    return None
+                text = self._prompt.prompt("> ", default=ahead.replace(_LEAVES, ""))
                 if text.lstrip().startswith(_QUOTES):
                     text = self._quoted(text.lstrip().removeprefix(_QUOTES))
             except KeyboardInterrupt:
@@ -94,9 +122,15 @@ class Typed:
             self._warned = False
             return text
 
-    def stopped(self) -> None:
-        """An answer was stopped with Ctrl-C: another one leaves."""
-        self._warned = True
+    def answered(self, *, stopped: bool) -> None:
+        """Another Ctrl-C leaves; it also took what was typed meanwhile."""
+        self._warned = stopped
+        ahead = self._modes.typed_ahead()
+        self._ahead = "" if stopped else ahead
+
+    def usual(self) -> AbstractContextManager[None]:
+        """The terminal as it was before the chat."""
+        return self._modes.usual()
 
     def _quoted(self, text: str) -> str:
         """Lines up to the closing quotes."""
@@ -105,6 +139,69 @@ class Typed:
             lines.append(self._prompt.prompt("... "))
         lines[-1] = lines[-1].rstrip().removesuffix(_QUOTES)
         return "\n".join(lines).strip("\n")
+
+
+class _Modes:
+    """A terminal that echoes nothing and hands out keys one by one; Ctrl-C works.
+
+    Nothing happens where there are no such modes (Windows).
+    """
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdin.fileno()
+        if sys.platform != "win32":
+            import termios
+
+            self._before = termios.tcgetattr(self._terminal)
+            self._quiet = termios.tcgetattr(self._terminal)
+            self._quiet[3] &= ~(termios.ECHO | termios.ICANON)
+            self._set(self._quiet)
+            atexit.register(self._set, self._before)
+
+    def _set(self, modes: list[Any]) -> None:
+        import termios
+
+        with suppress(termios.error, OSError):  # the terminal may be gone
+            termios.tcsetattr(self._terminal, termios.TCSANOW, modes)
+
+    @contextmanager
+    def usual(self) -> Iterator[None]:
+        """As it was, for a while."""
+        if sys.platform == "win32":
+            yield
+            return
+        self._set(self._before)
+        try:
+            yield
+        finally:
+            self._set(self._quiet)
+
+    def typed_ahead(self) -> str:
+        """Text that waits to be read; keys that are no text are left out."""
+        data = b""
+        while sys.platform != "win32" and len(data) < _AHEAD:
+            if not select.select([self._terminal], [], [], 0)[0]:
+                break
+            more = os.read(self._terminal, _AHEAD)
+            if not more:
+                break
+            data += more
+        return _edited(_KEYS.sub("", data.decode("utf-8", "ignore")))
+
+
+def _edited(keys: str) -> str:
+    r"""What a line would be after these keys; lines that were ended are still one's own.
+
+    >>> _edited("helo\x7flo\r")
+    'hello'
+    """
+    text: list[str] = []
+    for key in keys.replace("\r", "\n"):
+        if key in "\b\x7f":
+            del text[-1:]
+        elif key.isprintable() or key in "\n\t" + _LEAVES:
+            text.append(key)
+    return "".join(text).rstrip("\n")
 
 
 def _history() -> History:
@@ -121,18 +218,42 @@ def _history() -> History:
 
 
 def _completer() -> Completer:
-    from prompt_toolkit.completion import NestedCompleter, PathCompleter
-
-    after: dict[str, Any] = {
-        "FILE": PathCompleter(expanduser=True),
-        "PATTERN": PathCompleter(expanduser=True),
-        "[on|off]": {"on": None, "off": None},
-        "[auto|on|off]": {"auto": None, "on": None, "off": None},
-        "[NAME VALUE]": dict.fromkeys(settings()),
-    }
-    return NestedCompleter.from_nested_dict(
-        {name: after.get(c.takes) for c in COMMANDS for name in c.names}
+    """Commands by their names with the slash, and what follows each of them."""
+    from prompt_toolkit.completion import (
+        Completer,
+        Completion,
+        PathCompleter,
+        WordCompleter,
     )
+
+    files = PathCompleter(expanduser=True)
+    after: dict[str, Completer] = {
+        "FILE": files,
+        "PATTERN": files,
+        "[MODEL]": files,
+        "[on|off]": WordCompleter(["on", "off"]),
+        "[auto|on|off]": WordCompleter(["auto", "on", "off"]),
+        "[NAME VALUE]": WordCompleter(settings()),
+    }
+    takes = {name: after.get(c.takes) for c in COMMANDS for name in c.names}
+
+    class Commands(Completer):
+        def get_completions(self, document: Any, event: Any) -> Iterator[Completion]:
+            text = document.text_before_cursor
+            name, blank, rest = text.partition(" ")
+            if not text.startswith("/") or "\n" in text:
+                return
+            if not blank:
+                for known in takes:
+                    if known.startswith(name):
+                        yield Completion(known, start_position=-len(name))
+            elif inner := takes.get(name):
+                from prompt_toolkit.document import Document
+
+                here = Document(rest.lstrip())
+                yield from inner.get_completions(here, event)
+
+    return Commands()
 
 
 def _on_a_command() -> Any:

@@ -26,9 +26,9 @@ from edgecs.backends.llama_lm import LlamaLM
 from edgecs.backends.llama_model import LlamaModel
 from edgecs.context import Context
 from edgecs.draft import NOTHING
+from edgecs.files import read_regular, write_whole
 from edgecs.machine import cpu_features, cpu_name
 from edgecs.options import LoadOptions
-from edgecs.profile import write_whole
 from edgecs.random_gguf import write_random_gguf
 
 WORKS, CRASHES, WRONG = "works", "crashes", "computes nonsense"
@@ -154,8 +154,7 @@ def _build() -> str | None:
 def _read(kept: Path, build: str) -> str | None:
     """What was found for this build; None: nothing that `_write` has written."""
     try:
-        with kept.open("rb") as file:
-            table = json.loads(file.read(_LARGEST))
+        table = json.loads(read_regular(kept, _LARGEST))
     except (OSError, ValueError, RecursionError):  # the latter by [[[[[[...
         return None
     for found in _CERTAIN:

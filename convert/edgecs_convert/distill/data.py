@@ -14,6 +14,7 @@ from edgecs.backends.llama_model import LlamaModel
 from edgecs.chat_template import ChatTemplate
 from edgecs.context import Tokens
 from edgecs.errors import ConfigError, DistillError
+from edgecs.files import write_whole
 from edgecs_convert.distill.crowd import Crowd, Task
 from edgecs_convert.distill.samples import Sample, numbers, write_shard
 from edgecs_convert.distill.topics import Half, questions
@@ -108,7 +109,7 @@ def _check_same(folder: Path, model: LlamaModel, wanted: Wanted) -> None:
     path = folder / _NOTED
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        path.write_text(json.dumps(noted), encoding="utf-8")
+        write_whole(path, json.dumps(noted).encode())
         return
     try:
         there = json.loads(path.read_text(encoding="utf-8"))

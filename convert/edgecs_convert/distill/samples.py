@@ -6,7 +6,6 @@ them can stop at any time and go on.
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgecs.context import Tokens
 from edgecs.errors import DistillError
+from edgecs.files import replacing
 
 
 class Sample(NamedTuple):
@@ -53,7 +53,6 @@ def write_shard(folder: Path, samples: Sequence[Sample]) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{len(shards(folder)):05}.npz"
-    part = path.with_suffix(".part")
     arrays: dict[str, NDArray[Any]] = {
         name: np.concatenate([getattr(sample, name) for sample in samples])
         for name in _JOINED
@@ -63,13 +62,9 @@ def write_shard(folder: Path, samples: Sequence[Sample]) -> Path:
     )
     arrays["temperatures"] = np.array([s.temperature for s in samples])
     try:
-        with part.open("wb") as file:
+        with replacing(path, private=True) as file:
             np.savez(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise DistillError(
             f"{path} cannot be written ({error.strerror}): make room and start again, "
             "what was written before it is kept"

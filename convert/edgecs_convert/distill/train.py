@@ -8,7 +8,6 @@ the weights of one that was not.
 from __future__ import annotations
 
 import math
-import os
 import pickle
 import threading
 import time
@@ -24,6 +23,7 @@ from torch import Tensor
 from edgecs.backends.llama_library import has_amx
 from edgecs.backends.onnx_thread import Aside
 from edgecs.errors import Cancelled, DistillError
+from edgecs.files import replacing
 from edgecs_convert.distill.recipe import Recipe
 from edgecs_convert.distill.texts import Batch, Vocabulary, Window, batches
 
@@ -186,7 +186,6 @@ class Trainer:
         """Writes a checkpoint; the time from which the next one counts."""
         now = time.monotonic()
         self.seconds += now - began
-        part = self._path.with_suffix(".part")
         state = {
             "student": self.student.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -195,10 +194,9 @@ class Trainer:
             "made": self._made(),
         }
         try:
-            torch.save(state, part)
-            os.replace(part, self._path)
+            with replacing(self._path) as file:
+                torch.save(state, file)
         except (OSError, RuntimeError) as error:
-            part.unlink(missing_ok=True)
             raise DistillError(
                 f"{self._path} cannot be written ({_first_line(error)}): make room and "
                 "start again, the checkpoint before it is kept"

@@ -1,0 +1,43 @@
+"""Models as options and arguments name them, and how a shell completes them."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+
+class Reference(click.ParamType[str]):
+    """A name, a path or user/repo; what it means is found out later.
+
+    drafters: also the names of drafters, and `none`.
+    """
+
+    name = "text"
+
+    def __init__(self, *, drafters: bool = False) -> None:
+        self._drafters = drafters
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """Any text is taken."""
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Names that begin so, and whatever files the shell finds."""
+        root = resources.files("edgecs_models")
+        names = [
+            entry.name.removesuffix(".toml")
+            for entry in root.iterdir()
+            if entry.name.endswith(".toml")
+        ]
+        if self._drafters:
+            folders = root.joinpath("drafters").iterdir()
+            names += ["none", *(entry.name for entry in folders if entry.is_dir())]
+        known = [CompletionItem(n) for n in sorted(names) if n.startswith(incomplete)]
+        return [*known, CompletionItem(incomplete, type="file")]

@@ -1,0 +1,88 @@
+"""Files that are whole or not there, and what is refused before it is opened."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgecs.files import check_regular, read_regular, replacing, write_whole
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+@given(st.lists(st.binary(max_size=64), min_size=1, max_size=4))
+def test_the_last_write_stays_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, writes: list[bytes]
+):
+    path = tmp_path_factory.mktemp("files") / "data"
+    for data in writes:
+        write_whole(path, data)
+        assert read_regular(path, 64) == data
+    assert names(path.parent) == ["data"]
+
+
+def test_a_write_that_fails_keeps_what_was_there(tmp_path: Path):
+    path = tmp_path / "data"
+    write_whole(path, b"old")
+    with pytest.raises(TypeError), replacing(path) as file:
+        file.write("not bytes")
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["data"]
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path: Path):
+    path = tmp_path / "talk.edgecs"
+    script = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from edgecs.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as file:\n"
+        "    file.write(b'half'); file.flush()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, path], check=False)
+    (left,) = names(tmp_path)
+    assert left != path.name
+    alive = tmp_path / f".talk.edgecs.{os.getpid()}-00000000.part"
+    other = tmp_path / left.replace("talk", "walk")
+    for kept in (alive, other):
+        kept.touch()
+    write_whole(path, b"whole")
+    assert names(tmp_path) == sorted([path.name, alive.name, other.name])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such modes")
+def test_private_files_are_for_their_owner_alone(tmp_path: Path):
+    before = os.umask(0o022)
+    try:
+        for private, mode in ((True, 0o600), (False, 0o644)):
+            write_whole(tmp_path / "x", b"", private=private)
+            assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == mode
+    finally:
+        os.umask(before)
+
+
+def test_what_is_not_a_file_is_not_opened(tmp_path: Path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (tmp_path, pipe, Path("/dev/zero"), tmp_path / "none"):
+        with pytest.raises(OSError, match="."):
+            check_regular(path)
+        with pytest.raises(OSError, match="."):
+            read_regular(path, 10)
+
+
+def test_no_more_is_read_than_wanted(tmp_path: Path):
+    path = tmp_path / "x"
+    path.write_bytes(b"1234")
+    assert read_regular(path, 4) == b"1234"
+    with pytest.raises(OSError, match="larger than"):
+        read_regular(path, 3)
