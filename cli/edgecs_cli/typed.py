@@ -190,7 +190,7 @@ class _Modes:
 
 
 def _edited(keys: str) -> str:
-    r"""What a line would be after these keys; lines that were ended are still one's own.
+    r"""What a line would be after these keys; an Enter sends nothing.
 
     >>> _edited("helo\x7flo\r")
     'hello'
