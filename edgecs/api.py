@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 
 import platformdirs
@@ -182,7 +183,7 @@ class Model:
     ) -> Chat:
         """A conversation whose turns compute only what is new, see `Chat`."""
         vocabulary = self.loaded.model.vocabulary
-        conversation = Conversation(ChatTemplate(vocabulary), vocabulary)
+        conversation = Conversation(self._template, vocabulary)
         conversation.set_system(system)
         self.session.rule = self.loaded.rule(sampling or Sampling())
         return Chat(
@@ -216,4 +217,10 @@ class Model:
             return vocabulary.encode(prompt)
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
-        return ChatTemplate(vocabulary).encode(prompt)
+        return self._template.encode(prompt)
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        template = ChatTemplate(self.loaded.model.vocabulary)
+        self._closing.callback(template.close)
+        return template

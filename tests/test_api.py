@@ -6,6 +6,7 @@ import asyncio
 import re
 from pathlib import Path
 
+import psutil
 import pytest
 
 import edgecs
@@ -45,6 +46,14 @@ def test_drafters_may_be_given(tiny_gguf: Path, tmp_path: Path):
     with edgecs.load(tiny_gguf, SMALL, drafts=[tiny_gguf], folder=tmp_path) as model:
         assert text(model) == plain
         assert model.session.chain == ["target", "tiny", "mag"]
+
+
+def test_one_process_renders_all_prompts_of_a_model(tiny_gguf: Path, tmp_path: Path):
+    with edgecs.load(tiny_gguf, SMALL, speculate=False, folder=tmp_path) as model:
+        before = {process.pid for process in psutil.Process().children()}
+        assert [text(model), text(model), [*model.chat(max_tokens=2).ask("hi")]]
+        assert len({p.pid for p in psutil.Process().children()} - before) == 1
+    assert {p.pid for p in psutil.Process().children()} <= before
 
 
 def test_a_chat_goes_on(tiny_gguf: Path, tmp_path: Path):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import zipfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,16 @@ PLAIN = (
 STRIPS = PLAIN.replace("{{ m.content }}", "{{ m.content.split('|')[-1] }}")
 
 
-def talk(source: str = PLAIN, end: int = 256) -> Conversation:
-    tokenizer = ByteTokenizer()
+@cache
+def template(source: str, kind: type[ByteTokenizer] = ByteTokenizer) -> ChatTemplate:
+    """Shared: each one has a process."""
+    tokenizer = kind()
     tokenizer.chat_template = source
-    return Conversation(ChatTemplate(tokenizer), tokenizer)
+    return ChatTemplate(tokenizer)
+
+
+def talk(source: str = PLAIN) -> Conversation:
+    return Conversation(template(source), ByteTokenizer())
 
 
 def ids(text: str) -> list[int]:
@@ -119,11 +126,11 @@ def chat(
     **more: Any,
 ) -> Chat:
     tokenizer = tokenizer or ByteTokenizer()
-    tokenizer.chat_template = source
     target = CachingModel(257, n_ctx=n_ctx)
     drafters, most = ([MaxGram()], 4) if spec else ([], 0)
     session = Session(target, tokenizer, drafters, draft_max=most)
-    return Chat(session, Conversation(ChatTemplate(tokenizer), tokenizer), **more)
+    here = template(source, type(tokenizer))
+    return Chat(session, Conversation(here, tokenizer), **more)
 
 
 def said(chat: Chat, text: str, most: int | None = 20) -> list[int]:

@@ -27,6 +27,7 @@ LAYERS = [
     {"draft", "prefix", "options", "manifest", "noise", "sampling", "kmatrix", "costs"},
     {"vocabulary", "theory", "gbnf", "exactness"},
     {"penalties", "truncation", "lexing", "text", "fetch", "maxgram", "offload"},
+    {"template_process"},
     {"choice", "onnx_manifest", "grammar", "schedule", "calibration", "probe"},
     {"ledger", "profile"},
     {"verify"},
@@ -119,6 +120,15 @@ def modules_after(code: str) -> set[str]:
 
 def test_importing_edgecs_loads_no_engine():
     assert not modules_after("import edgecs") & HEAVY
+
+
+def test_templates_are_rendered_with_little_that_they_could_reach():
+    child = ROOT / "edgecs" / "template_child.py"
+    found = {name.split(".")[0] for name in imports(child)}
+    assert found <= sys.stdlib_module_names | {"jinja2"}
+    for package in PACKAGES:
+        for path in sources(package):
+            assert "edgecs.template_child" not in imports(path), path
 
 
 def test_help_loads_no_engine_and_no_numpy():
