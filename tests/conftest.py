@@ -158,8 +158,12 @@ def edgecs(capfd: pytest.CaptureFixture[str], cache: Path) -> Callable[..., Outc
 
 @pytest.fixture(scope="session")
 def model_path() -> Path:
-    """The default model, fetched once for this user."""
-    return Store(_USER_CACHE).path(DEFAULT_MODEL)
+    """The default model, fetched once for this user, as the tests' own cache has it."""
+    path = Store(_USER_CACHE).path(DEFAULT_MODEL)
+    models = Path(platformdirs.user_cache_dir("edgecs")) / "models"
+    models.mkdir(parents=True)
+    (models / DEFAULT_MODEL).symlink_to(path.parent, target_is_directory=True)
+    return models / DEFAULT_MODEL / path.name
 
 
 @pytest.fixture(scope="session")
