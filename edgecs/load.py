@@ -137,7 +137,9 @@ class Loaded:
             if all(getattr(options, n) == getattr(self.options, n) for n in _WEIGHTS):
                 target = LlamaLM(self.model, options, self.cancel)
             else:
-                model, target = _open(self.model.path, options, self.cancel, None)
+                model, target = _open(
+                    self.model.path, options, self.cancel, self.findings
+                )
                 closing.callback(model.close)
             closing.callback(target.close)
             yield target
@@ -199,7 +201,7 @@ def load(
 
     def open_with(options: LoadOptions, note: str | None) -> Loaded:
         began = time.perf_counter()
-        model, target = _open(path, options, cancel, None)
+        model, target = _open(path, options, cancel, findings)
         took = time.perf_counter() - began
         return Loaded(model, target, cancel, note, options, took, warnings, findings)
 
@@ -224,7 +226,7 @@ def load_drafter(
     size = target.target.vocab_size
 
     def open_with(options: LoadOptions, note: str | None) -> LoadedDrafter:
-        model, scorer = _open(path, options, target.cancel, size)
+        model, scorer = _open(path, options, target.cancel, target.findings, size)
 
         def close() -> None:
             scorer.close()
@@ -344,11 +346,15 @@ def _open(
     path: Path,
     options: LoadOptions,
     cancel: threading.Event,
-    drafts_for: int | None,
+    findings: Path | None,
+    drafts_for: int | None = None,
 ) -> tuple[LlamaModel, LlamaLM]:
     from edgecs.backends.llama_lm import LlamaLM
-    from edgecs.backends.llama_model import LlamaModel
+    from edgecs.backends.llama_model import LlamaModel, check_file
+    from edgecs.backends.llama_trial import refuse_fatal
 
+    check_file(path)
+    refuse_fatal(path, findings, cancel)
     with ExitStack() as undo:
         model = LlamaModel(path, options, cancel)
         undo.callback(model.close)

@@ -11,6 +11,9 @@ KVType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "
 GpuLayers = int | Literal["auto", "all"]
 FlashAttention = Literal["auto", "on", "off"]
 
+MOST_THREADS = 512  # ggml ends its process beyond that
+MOST_CELLS, MOST_TOGETHER = 1 << 30, 1 << 16  # of a context; tokens in a prefill chunk
+
 
 @dataclass(frozen=True)
 class LoadOptions:
@@ -37,10 +40,15 @@ class LoadOptions:
     max_draft: int = 63
 
     def __post_init__(self) -> None:
-        for name in ("n_ctx", "threads"):
-            if getattr(self, name) < 0:
+        for name, least, most in (
+            ("n_ctx", 0, MOST_CELLS),
+            ("threads", 0, MOST_THREADS),
+            ("n_batch", 1, MOST_TOGETHER),
+        ):
+            if not least <= getattr(self, name) <= most:
                 raise ConfigError(
-                    f"{name} must be 0 or more, got {getattr(self, name)}"
+                    f"{name} must be between {least} and {most}, got "
+                    f"{getattr(self, name)}"
                 )
         if not 0 <= self.max_draft < self.n_batch:
             raise ConfigError(

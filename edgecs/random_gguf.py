@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,15 @@ def write_random_gguf(
     padding: int = 0,
     seed: int = 0,
     kind: str = "F32",
+    changes: Mapping[str, object] | None = None,
 ) -> Path:
     """Writes a tiny random Llama (GGUF, a few hundred KB) with byte tokens.
 
     Real enough for llama.cpp: 2 layers 64 wide, grouped heads, a chat template. The
     last four ids are <|begin|> (BOS), <|end|> (EOS), <|user|> and <|assistant|>, before
     `padding` more rows that the vocabulary marks as unused. kind: the type of the
-    matrices, one of those that gguf can write ("Q8_0").
+    matrices, one of those that gguf can write ("Q8_0"). changes: other values for keys
+    of the metadata, which may contradict the rest.
     """
     import gguf
 
@@ -71,6 +74,8 @@ def write_random_gguf(
             writer.add_tensor(f"blk.{layer}.{norm}.weight", ones)
         for name, (rows, columns) in shapes.items():
             add_matrix(f"blk.{layer}.{name}", weights(rows, columns, columns**-0.5))
+    for key, value in (changes or {}).items():
+        writer.kv_data[0][key].value = value
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

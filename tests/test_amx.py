@@ -153,7 +153,7 @@ def test_another_build_is_tried_again(child, tmp_path, monkeypatch, changed: str
 def test_another_processor_is_tried_again(child, tmp_path, monkeypatch, changed: str):
     kept, started = tmp_path / "llama.json", child("")
     amx.finding(kept)
-    monkeypatch.setattr(amx, changed, lambda: "another")
+    monkeypatch.setattr(library, changed, lambda: "another")
     amx._tested.cache_clear()
     amx.finding(kept)
     assert len(started) == 2
@@ -180,7 +180,7 @@ def test_another_processor_is_tried_again(child, tmp_path, monkeypatch, changed:
 )
 def test_a_file_that_nobody_has_written_is_replaced(child, tmp_path, content: bytes):
     kept, started = tmp_path / "llama.json", child(DIES.format("SEGV"))
-    build = json.dumps(amx._build()).encode()
+    build = json.dumps(library.stamp()).encode()
     kept.write_bytes(content.replace(b"BUILD", build))
     assert amx.finding(kept) == amx.CRASHES
     assert len(started) == 1

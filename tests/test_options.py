@@ -9,8 +9,8 @@ from edgecs.options import LoadOptions
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"n_ctx": -1}, "n_ctx must be 0 or more, got -1"),
-        ({"threads": -2}, "threads must be 0 or more"),
+        ({"n_ctx": -1}, "n_ctx must be between 0 and 1073741824, got -1"),
+        ({"threads": -2}, "threads must be between 0 and 512"),
         ({"max_draft": 512}, "between 0 and 511"),
         ({"max_draft": -1}, "between 0 and 511"),
         ({"n_gpu_layers": -1}, "'auto' or 'all', got -1"),

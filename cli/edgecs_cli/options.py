@@ -11,7 +11,13 @@ import click
 
 from edgecs.exactness import Exact
 from edgecs.maxgram import LONGEST
-from edgecs.options import GpuLayers, KVType, LoadOptions
+from edgecs.options import (
+    MOST_CELLS,
+    MOST_THREADS,
+    GpuLayers,
+    KVType,
+    LoadOptions,
+)
 from edgecs_cli.references import Reference
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -49,7 +55,7 @@ def model_options(command: F) -> F:
             "-c",
             "--ctx-size",
             "n_ctx",
-            type=click.IntRange(0),
+            type=click.IntRange(0, MOST_CELLS),
             default=0,
             help="Context in tokens; 0: the model's own, as far as memory allows.",
         ),
@@ -65,7 +71,7 @@ def model_options(command: F) -> F:
         click.option(
             "-t",
             "--threads",
-            type=click.IntRange(0),
+            type=click.IntRange(0, MOST_THREADS),
             default=0,
             help="CPU threads; 0: one for each physical core.",
         ),
@@ -141,7 +147,7 @@ def drafter_options(command: F) -> F:
             "-td",
             "--threads-draft",
             "threads_draft",
-            type=click.IntRange(0),
+            type=click.IntRange(0, MOST_THREADS),
             default=0,
             help="Threads of drafters; 0: one for ONNX, those of -t for GGUF.",
         ),

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.backends.llama_library import clear_log, logged_errors
+from edgecs.backends.llama_trial import refuse_fatal
 from edgecs.errors import ConfigError, ModelError
 from edgecs.profile import fingerprint
 from edgecs.tuning.quantisations import quantisation
@@ -63,6 +64,7 @@ def make(
     """
     if kind not in TYPES:
         raise ConfigError(f"type {kind!r} is unknown: use one of {', '.join(TYPES)}")
+    refuse_fatal(model)
     source = quantised_as(model)
     path = variant_path(model, folder, kind)
     if not path.exists():

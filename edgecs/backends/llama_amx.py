@@ -8,9 +8,7 @@ it builds dies at the first prompt that meets quantised weights, and its process
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecs.backends import child
 from edgecs.backends import llama_library as library
 from edgecs.backends.llama_lm import LlamaLM
 from edgecs.backends.llama_model import LlamaModel
 from edgecs.context import Context
 from edgecs.draft import NOTHING
 from edgecs.files import read_regular, write_whole
-from edgecs.machine import cpu_features, cpu_name
 from edgecs.options import LoadOptions
 from edgecs.random_gguf import write_random_gguf
 
@@ -35,8 +33,7 @@ WORKS, CRASHES, WRONG = "works", "crashes", "computes nonsense"
 _CERTAIN = (WORKS, CRASHES, WRONG)
 _LIMIT = 30.0  # seconds: it takes one, and many while the machine is busy
 _LARGEST = 1 << 10  # bytes of the file that keeps a finding
-_FAULTS = ("SIGSEGV", "SIGILL", "SIGBUS")  # others may come from outside
-_NTSTATUS = 0xC0000000  # Windows: an exit code from here on is a fault
+_MEMORY = 2 << 30  # bytes that it may take
 _DISAGREES = 3  # the child's exit code, not one that Python has a use for
 _TOLERANCE = 1.0  # of logits with a spread of 8; roundings make 0.2
 _SCRIPT = (
@@ -51,7 +48,7 @@ def finding(kept: Path | None) -> str:
     kept: the file that keeps what is certain, None: each process tests. Where it is
     unreadable, of another build or not to be written, the next process tests again.
     """
-    build = _build() if kept else None
+    build = library.stamp() if kept else None
     found = _read(kept, build) if kept and build else None
     if found:
         return found
@@ -78,10 +75,7 @@ def warning(found: str) -> str:
 
 def compute(folder: str) -> None:
     """What the child does: a prompt on quantised weights, repacked and as they are."""
-    with suppress(ImportError):  # Windows has no such module
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the crash is no news
+    child.prepare(_LIMIT, _MEMORY)
     path = write_random_gguf(Path(folder) / "tiny.gguf", kind="Q8_0")
     plain, repacked = _row(path, repack=False), _row(path, repack=True)
     if not np.allclose(plain, repacked, rtol=0, atol=_TOLERANCE):
@@ -103,7 +97,7 @@ def _row(path: Path, *, repack: bool) -> NDArray[np.float32]:
 @functools.cache
 def _tested() -> str:
     """What a child process finds; asked once a process."""
-    if getattr(sys, "frozen", False) or not sys.executable:
+    if not child.can_start():
         return "needs a Python of its own"
     try:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -115,9 +109,8 @@ def _tested() -> str:
 
 
 def _exit_code(folder: str) -> int:
-    """The child's; -P keeps the current folder from lending it modules."""
     return subprocess.run(
-        [sys.executable, "-P", "-c", _SCRIPT, folder, *sys.path],
+        child.command(_SCRIPT, folder),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -131,24 +124,10 @@ def _verdict(code: int) -> str:
         return WORKS
     if code == _DISAGREES:
         return WRONG
-    if code >= _NTSTATUS:
+    if child.is_fault(code):
         return CRASHES
-    if code > 0:
-        return f"ended with exit code {code}"
-    names = {int(number): number.name for number in signal.Signals}
-    name = names.get(-code, f"signal {-code}")
-    return CRASHES if name in _FAULTS else f"was ended by {name}"
-
-
-def _build() -> str | None:
-    """What a finding depends on, as a digest; None: it cannot be told."""
-    try:
-        files = [(file.name, file.stat()) for file in library.folder().iterdir()]
-    except OSError:
-        return None
-    stamps = sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)
-    parts = [library.version(), library.system_info(), cpu_name(), cpu_features()]
-    return hashlib.sha256(json.dumps([parts, stamps]).encode()).hexdigest()
+    name = child.ended_by(code)
+    return f"was ended by {name}" if name else f"ended with exit code {code}"
 
 
 def _read(kept: Path, build: str) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import json
 import logging
 import sys
 from collections import deque
@@ -13,6 +15,7 @@ from typing import Any, cast
 import llama_cpp as lib
 from llama_cpp import _ggml
 
+from edgecs.machine import cpu_features, cpu_name
 from edgecs.offload import Device
 
 logger = logging.getLogger("edgecs.llama_cpp")
@@ -149,6 +152,17 @@ def has_amx() -> bool:
 def folder() -> Path:
     """Where the shared libraries of this build are."""
     return Path(lib.llama_cpp._lib._name).parent
+
+
+def stamp() -> str | None:
+    """A digest of this build and this processor; None: it cannot be told."""
+    try:
+        files = [(file.name, file.stat()) for file in folder().iterdir()]
+    except OSError:
+        return None
+    stamps = sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)
+    parts = [version(), system_info(), cpu_name(), cpu_features()]
+    return hashlib.sha256(json.dumps([parts, stamps]).encode()).hexdigest()
 
 
 def build_command(gpus: list[str]) -> str:

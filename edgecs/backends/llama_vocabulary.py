@@ -124,6 +124,9 @@ def read_pieces(gguf: Path) -> list[bytes]:
 @contextmanager
 def open_vocabulary(gguf: Path) -> Iterator[LlamaVocabulary]:
     """The tokenizer of a file, without its weights; raises ModelError."""
+    from edgecs.backends.llama_trial import refuse_fatal
+
+    refuse_fatal(gguf)
     params = lib.llama_model_default_params()
     params.vocab_only = True
     model = lib.llama_model_load_from_file(os.fsencode(gguf), params)

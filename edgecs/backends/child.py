@@ -1,0 +1,57 @@
+"""A Python process of its own for what may end its process."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from contextlib import suppress
+
+_NTSTATUS = 0xC0000000  # Windows: an exit code from here on is a fault
+FAULTS = ("SIGSEGV", "SIGILL", "SIGBUS", "SIGABRT", "SIGFPE")
+
+
+def can_start() -> bool:
+    """Whether there is a Python to start: an application that is frozen has none."""
+    return bool(sys.executable) and not getattr(sys, "frozen", False)
+
+
+def command(script: str, *arguments: str) -> list[str]:
+    """What starts a script with arguments, which are followed by where to import from.
+
+    -P keeps the current folder from lending it modules.
+    """
+    return [sys.executable, "-P", "-c", script, *arguments, *sys.path]
+
+
+def ended_by(code: int) -> str:
+    """The name of the signal or of the fault that ended a process; "": an exit code.
+
+    >>> ended_by(-6), ended_by(0xC0000005), ended_by(3)
+    ('SIGABRT', 'fault 0xc0000005', '')
+    """
+    if code >= _NTSTATUS:
+        return f"fault {code:#x}"
+    if code >= 0:
+        return ""
+    names = {int(number): number.name for number in signal.Signals}
+    return names.get(-code, f"signal {-code}")
+
+
+def is_fault(code: int) -> bool:
+    """Whether a process ended by its own doing, not from outside."""
+    return code >= _NTSTATUS or ended_by(code) in FAULTS
+
+
+def prepare(seconds: float, memory: int) -> None:
+    """In the child: no core file, and an end after so many seconds or bytes.
+
+    As far as the system has such limits.
+    """
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    with suppress(ImportError):
+        import resource
+
+        for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_DATA, memory)):
+            with suppress(ValueError, OSError):  # macOS refuses some
+                resource.setrlimit(kind, (most, most))
