@@ -20,11 +20,16 @@ class PrefixCache:
 
     An engine with a window has computed only what follows some point of the context:
     cell 0 then belongs to context index `first`, and cells are counted from there.
+
+    marks: another context keeps cells up to a mark only. For engines whose cells depend,
+    in the last bits, on what was computed in the same call: at a mark they are those
+    that the other context would have computed itself.
     """
 
-    def __init__(self, drop: Callable[[int], bool]) -> None:
+    def __init__(self, drop: Callable[[int], bool], *, marks: bool = False) -> None:
         self.first = 0  # context index of cell 0
         self._drop = drop
+        self._marks: list[int] | None = [0] if marks else None  # ascending
         self._ids: list[int] = []  # [cells]
         self._unsure = False  # cells past these may exist: a call was cut short
         self._source: Context | None = None  # compared last, and how far it agreed
@@ -38,17 +43,19 @@ class PrefixCache:
         """The tokens of the cells, a copy."""
         return list(self._ids)
 
-    def keep(self, context: Context, most: int) -> int:
+    def keep(self, context: Context, most: int, also: int = 0) -> int:
         """Drops what does not belong to `context`; returns how many cells are left.
 
         These are the longest common prefix of the cells and of the context from
         `first` on, at most `most`. What this context was found to share before is not
-        compared again, so the cost follows the number of new tokens.
+        compared again, so the cost follows the number of new tokens. also: a place that
+        is as good as a mark for this call.
         """
         root, cells = context.root, len(self._ids)
         committed = max(0, context.committed - self.first)
-        same = self._agreed if root is self._source else 0
-        if same == cells == most <= committed and not self._unsure:
+        known = root is self._source
+        same = self._agreed if known else 0
+        if known and same == cells == most <= committed and not self._unsure:
             return most  # plain decoding: nothing is new
         limit = max(0, min(cells, len(context) - self.first, most))
         common = start = min(same, limit)
@@ -56,6 +63,8 @@ class PrefixCache:
             here = context.tokens[self.first + start : self.first + limit].tolist()
             while common < limit and self._ids[common] == here[common - start]:
                 common += 1
+        if self._marks is not None and not known and common != also:
+            common = max(mark for mark in self._marks if mark <= common)
         self._source, self._agreed = root, min(common, committed)
         self.trim(common)
         self._agreed = min(self._agreed, len(self._ids))
@@ -70,8 +79,15 @@ class PrefixCache:
             self._drop(0)
             length = 0
         del self._ids[length:]
+        while self._marks and self._marks[-1] > length:
+            self._marks.pop()
         self._unsure = False
         self._agreed = min(self._agreed, length)
+
+    def mark(self) -> None:
+        """Another context may go on from the cells that are there now."""
+        if self._marks is not None and self._marks[-1] < len(self._ids):
+            self._marks.append(len(self._ids))
 
     def expect(self) -> None:
         """To be called before the engine computes cells.
@@ -97,7 +113,10 @@ class PrefixCache:
     def reset_to(self, tokens: list[int]) -> None:
         """To be called when the engine has replaced all cells by those of `tokens`."""
         self._ids, self._source, self._agreed, self.first = [], None, 0, 0
+        if self._marks is not None:
+            self._marks = [0]
         self.extend(tokens)
+        self.mark()
 
     def reset(self, first: int = 0) -> None:
         """Drops everything; what comes next begins at context index `first`."""

@@ -74,8 +74,8 @@ def test_a_draft_never_rides_on_a_prefill_chunk(tiny: Loaded):
 
 def test_a_regenerated_answer_starts_from_the_same_bits(tiny: Loaded):
     target, prompt = tiny.target, list(range(90))
-    first = np.array(target.score(Context(prompt), NOTHING).logits)
     context = Context(prompt)
+    first = np.array(target.score(context, NOTHING).logits)
     for token in (4, 5, 6):
         context.append([token])
         target.score(context, NOTHING)
@@ -140,8 +140,10 @@ def test_prefill_can_be_cancelled_between_chunks(tiny: Loaded):
 def test_reading_a_prompt_tells_how_far_it_is(tiny: Loaded):
     told: list[tuple[int, int]] = []
     tiny.target.on_read = lambda done, total: told.append((done, total))
-    tiny.target.score(Context(range(150)), Draft.chain([8], "x"))
-    tiny.target.score(Context([*range(150), 7]), NOTHING)
+    context = Context(range(150))
+    tiny.target.score(context, Draft.chain([8], "x"))
+    context.append([7])
+    tiny.target.score(context, NOTHING)
     assert told == [(0, 150), (64, 150), (128, 150), (150, 150)]
 
 

@@ -52,10 +52,11 @@ def _cores() -> int:
 class LlamaLM:
     """Scores drafts with a GGUF model. The model must outlive it.
 
-    A target must not let any bit of its cache depend on what was drafted. So a call
-    that has more than one context token to compute is a prefill: chunks of n_batch
-    tokens without the draft, whose last row is copied. A later call for the very same
-    context, such as a regenerated answer, takes that copy.
+    A target must not let any bit of its cache depend on what was drafted, or on what
+    was read before. So a call that has more than one context token to compute is a
+    prefill: chunks without the draft that end at multiples of n_batch, and whose last
+    row is copied. A later call for the very same context, such as a regenerated answer,
+    takes that copy; another context goes on from the end of a chunk or of a turn.
 
     drafts_for: vocabulary size of the target, for a drafter. Its rows are cut or filled
     (with -inf) to that size, and few context tokens and a draft go in one call.
@@ -93,7 +94,7 @@ class LlamaLM:
         if self._row_size < self.vocab_size:
             shape = (self.max_draft + 1, self.vocab_size)
             self._filled = np.full(shape, -np.inf, dtype=np.float32)
-        self._cache = PrefixCache(self._drop)
+        self._cache = PrefixCache(self._drop, marks=not self.drafts)
         self._prefill_row: tuple[int, NDArray[np.float32]] | None = None
         self.on_read: Callable[[int, int], None] | None = None  # tokens read, of all
         self.states: States | None = None
@@ -158,8 +159,9 @@ class LlamaLM:
         """Logits after the context and after every draft token, see `LanguageModel`."""
         self._check(context, draft)
         saved = self._prefill_row
-        most = len(context) - (saved is None or saved[0] != len(context))
-        kept = self._cache.keep(context, most)
+        again = saved is not None and saved[0] == len(context)
+        most = len(context) - (not again)
+        kept = self._cache.keep(context, most, also=len(context) if again else 0)
         if saved and kept < saved[0]:
             saved = self._prefill_row = None
         if 0 < kept == len(context) - 1 and not len(draft):  # most calls
@@ -183,6 +185,8 @@ class LlamaLM:
         """Cuts the cache to one token short of the context, see `LanguageModel`."""
         if len(context) and self._ctx is not None:
             self._cache.keep(context, len(context) - 1)
+            if self._prefill_row is None or self._prefill_row[0] < len(context):
+                self._cache.mark()  # a prompt without an answer is no turn
 
     def reset(self) -> None:
         """Forgets everything, as if just loaded."""
@@ -285,13 +289,18 @@ class LlamaLM:
 
     def _prefill(self, context: Context, pending: list[int]) -> NDArray[np.float32]:
         """Computes the end of a context in chunks; returns a copy of its last row."""
-        for start in range(0, len(pending), self._chunk):
+        start = 0
+        while start < len(pending):
             if start and self.cancel.is_set():
                 raise Cancelled("stopped while reading the prompt")
             if self.on_read:
                 self.on_read(start, len(pending))
-            chunk = pending[start : start + self._chunk]
+            size = self._chunk - len(self._cache) % self._chunk
+            chunk = pending[start : start + size]
             rows = self._decode(context, chunk, 1, reads=True)
+            if len(chunk) == size:
+                self._cache.mark()
+            start += size
         if self.on_read:
             self.on_read(len(pending), len(pending))
         return np.array(rows[0])
