@@ -1,0 +1,168 @@
+"""Runs cases one after the other in this process, which any of them may end.
+
+    python -m tests.fuzz.worker SEED
+
+Reads lines "KIND NUMBER" and answers each with a line of JSON on the stdout that it was
+started with; what commands write goes to files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tests.fuzz.kinds import KINDS, Case
+
+_MEMORY = 6 << 30  # bytes
+_FILE = 1 << 30  # bytes of a file
+_OBEYED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
+
+
+def main(seed: str) -> None:
+    """Until stdin ends."""
+    _limit()
+    # Commands read and write 0, 1 and 2.
+    requests = os.fdopen(os.dup(0), encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    for line in requests:
+        kind, number = line.split()
+        answers.write(json.dumps(run(seed, kind, int(number))) + "\n")
+        answers.flush()
+
+
+def run(seed: str, kind: str, number: int) -> dict[str, Any]:
+    """One case: the command, its exit code, and what is wrong with it."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        case = KINDS[kind][0](Random(f"{seed}:{kind}:{number}"), folder)
+        code, said, escaped = _run(case, folder)
+    problem = ""
+    if escaped or "Traceback (most recent call last)" in said:
+        problem = "tracebacks"
+    elif code not in _codes():
+        problem = "exit codes"
+    elif _OBEYED.search(said):
+        problem = "control characters"
+    return {
+        "arguments": case.arguments,
+        "typed": case.typed,
+        "code": code,
+        "problem": problem,
+        "said": escaped or said[-2000:],
+    }
+
+
+def _codes() -> set[int]:
+    from edgecs_cli import EXIT_CODES
+
+    return {*EXIT_CODES}
+
+
+def _run(case: Case, folder: Path) -> tuple[int, str, str]:
+    """Exit code, stderr, and the traceback of what escaped."""
+    import edgecs_cli
+    from edgecs_cli import chat
+
+    escaped, code = "", -1
+    (folder / "in").write_bytes(case.stdin)
+    with _environment(case, folder), _streams(folder):
+        if case.typed:
+            lines = iter([*case.typed])
+            reader, chat.reader = chat.reader, lambda **options: _Typed(lines)
+        try:
+            code = edgecs_cli.run(case.arguments)
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        except BaseException:
+            escaped = traceback.format_exc()
+        finally:
+            if case.typed:
+                chat.reader = reader
+    return code, (folder / "err").read_text("utf-8", "replace"), escaped
+
+
+class _Typed:
+    """A reader of a chat that is told its lines."""
+
+    commands = True
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines = lines
+
+    def __call__(self) -> str | None:
+        return next(self._lines, None)
+
+    def answered(self, *, stopped: bool) -> None:
+        """Nothing is typed meanwhile."""
+
+    def usual(self) -> contextlib.AbstractContextManager[None]:
+        """There is no terminal."""
+        return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _environment(case: Case, folder: Path) -> Iterator[None]:
+    """Folders of a user that nothing was in, and no network."""
+    before = dict(os.environ)
+    for kind in ("CACHE", "CONFIG", "STATE"):
+        os.environ[f"XDG_{kind}_HOME"] = str(folder / kind.lower())
+    os.environ |= {"PIP_NO_INDEX": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    os.environ |= case.variables
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(here)
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _streams(folder: Path) -> Iterator[None]:
+    """Descriptors 0, 1 and 2 are files for a while, and what Python has on them too."""
+    kept = [os.dup(number) for number in range(3)]
+    streams = sys.stdin, sys.stdout, sys.stderr
+    writes = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    for number, name in enumerate(("in", "out", "err")):
+        opened = os.open(folder / name, writes if number else os.O_RDONLY, 0o600)
+        os.dup2(opened, number)
+        os.close(opened)
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(number, mode, encoding="utf-8", closefd=False)
+        for number, mode in ((0, "r"), (1, "w"), (2, "w"))
+    )
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        sys.stdin, sys.stdout, sys.stderr = streams
+        for number, copy in enumerate(kept):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def _limit() -> None:
+    import resource
+
+    for kind, most in (
+        (resource.RLIMIT_DATA, _MEMORY),
+        (resource.RLIMIT_FSIZE, _FILE),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (most, most))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
