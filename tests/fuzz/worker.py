@@ -138,7 +138,7 @@ def _streams(folder: Path) -> Iterator[None]:
         os.dup2(opened, number)
         os.close(opened)
     sys.stdin, sys.stdout, sys.stderr = (
-        open(number, mode, encoding="utf-8", closefd=False)
+        os.fdopen(os.dup(number), mode, encoding="utf-8")
         for number, mode in ((0, "r"), (1, "w"), (2, "w"))
     )
     try:
