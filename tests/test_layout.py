@@ -23,7 +23,7 @@ PACKAGES = {
 }
 LAYERS = [
     {"errors", "context", "machine", "random_gguf", "growth", "cells"},
-    {"holding", "states"},
+    {"holding", "states", "reading"},
     {"draft", "prefix", "options", "manifest", "noise", "sampling", "kmatrix", "costs"},
     {"vocabulary", "theory", "gbnf", "exactness"},
     {"penalties", "truncation", "lexing", "text", "fetch", "maxgram", "offload"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from edgecs.backends import llama_library
 from edgecs.backends.llama_lm import LlamaLM
 from edgecs.backends.llama_model import LlamaModel
 from edgecs.backends.llama_offload import _footprint, automatic_layers
+from edgecs.backends.llama_vocabulary import read_pieces
 from edgecs.context import Context
 from edgecs.draft import NOTHING, Draft
 from edgecs.errors import (
@@ -21,6 +23,7 @@ from edgecs.errors import (
     ModelError,
     OutOfMemory,
 )
+from edgecs.fetch import split_parts
 from edgecs.load import Loaded, load
 from edgecs.maxgram import MaxGram
 from edgecs.offload import Device
@@ -258,6 +261,29 @@ def test_missing_files_and_folders_are_named(tmp_path: Path):
         load(tmp_path / "none.gguf", LoadOptions())
     with pytest.raises(ModelError, match="is a folder"):
         load(tmp_path, LoadOptions())
+
+
+@pytest.mark.parametrize("with_gpu", [False, True])
+@pytest.mark.parametrize("name", ["m.gguf", "m-00001-of-00002.gguf"])
+def test_a_pipe_is_refused_and_not_opened(
+    tiny_gguf: Path, tmp_path: Path, name: str, with_gpu: bool, request
+):
+    if with_gpu:
+        request.getfixturevalue("gpu")
+    path = tmp_path / name
+    pipe = path.with_name(split_parts(name)[-1])
+    path.write_bytes(tiny_gguf.read_bytes())
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    with pytest.raises(ModelError, match=f"{pipe.name} cannot be read .it is a named"):
+        load(path, LoadOptions())
+    with pytest.raises(ModelError, match="cannot be read .it is a named pipe"):
+        read_pieces(pipe)
+
+
+def test_a_missing_file_is_named_where_layers_are_chosen(tmp_path: Path, gpu: Device):
+    with pytest.raises(ModelError, match=r"there is no file .*none.gguf"):
+        load(tmp_path / "none.gguf", LoadOptions())
 
 
 def test_the_vocabulary_goes_both_ways(tiny: Loaded):

@@ -19,8 +19,10 @@ from edgecs.backends import llama_library as library
 from edgecs.backends.huge_pages import HugePages
 from edgecs.backends.llama_vocabulary import LlamaVocabulary
 from edgecs.errors import Cancelled, ModelError, OutOfMemory
+from edgecs.fetch import split_parts
 from edgecs.offload import context_that_fits, kv_bytes
 from edgecs.options import LoadOptions
+from edgecs.reading import check_model
 
 _MAGIC = b"GGUF"
 _ALLOCATION = re.compile(r"(unable|failed) to alloc|out of memory|cannot meet", re.I)
@@ -187,10 +189,9 @@ class LlamaModel:
 
 def check_file(path: Path) -> None:
     """Raises ModelError where a mistake deserves a better sentence than llama.cpp's."""
-    if not path.exists():
-        raise ModelError(f"there is no file {path}: check the path of the model")
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder: give the .gguf file in it")
+    check_model(path)
+    for part in split_parts(path.name)[1:]:
+        check_model(path.with_name(part))
     try:
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgecs.backends import llama_library as library
+from edgecs.backends.llama_model import check_file
 from edgecs.offload import (
     SMALLEST_CONTEXT,
     Footprint,
@@ -26,10 +27,14 @@ class Choice(NamedTuple):
 
 
 def automatic_layers(path: Path, options: LoadOptions) -> Choice:
-    """The largest number of layers that fits the devices as they are now."""
+    """The largest number of layers that fits the devices as they are now.
+
+    Raises ModelError for what is not a GGUF file.
+    """
     devices = library.devices() if library.supports_offload() else []
     if not devices:
         return Choice(0, options.n_ctx, None)
+    check_file(path)
     free = sum(device.free for device in devices)
     try:
         footprint, n_ctx = _footprint(path, options, free)

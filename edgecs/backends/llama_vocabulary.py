@@ -16,6 +16,7 @@ import numpy as np
 from edgecs.backends import llama_library  # noqa: F401  takes llama.cpp's log
 from edgecs.context import Tokens
 from edgecs.errors import ConfigError, ModelError
+from edgecs.reading import check_model
 from edgecs.vocabulary import real_size
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def open_vocabulary(gguf: Path) -> Iterator[LlamaVocabulary]:
     """The tokenizer of a file, without its weights; raises ModelError."""
     from edgecs.backends.llama_trial import refuse_fatal
 
+    check_model(gguf)
     refuse_fatal(gguf)
     params = lib.llama_model_default_params()
     params.vocab_only = True
