@@ -6,22 +6,56 @@ can tell.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from edgecs.errors import ModelError
-from edgecs.manifest import build, read_table, refuse_paths
+from edgecs.fetch import file_sha256
+from edgecs.manifest import (
+    AnyTable,
+    Line,
+    Number,
+    PlainName,
+    Rule,
+    Several,
+    Sha256,
+    Size,
+    Text,
+    build,
+    check,
+    read_table,
+)
+from edgecs.reading import CONTROL, plain, reason, regular_size
 from edgecs.vocabulary import read_pieces
 
 NAME = "drafter.toml"
 SMALLEST_WINDOW = 8
+LARGEST_WINDOW = 1 << 17  # tokens; buffers of this size are made at load
 _HASHED_UP_TO = 64 << 20  # bytes; hashing more would be felt at every start
 _CACHES = {"decoder": ("growing", "shared"), "head": ("rows",)}
+_AGAIN = "fetch or export the drafter again"
+_ONE_LINE = ("name", "license", "quantization", "source")  # may be a GGUF's own words
+
+
+Prose = Annotated[
+    str, Text("text without control characters", rf"(?:[\n\t]|[^{CONTROL}])*", 2000)
+]
+Title = Annotated[str, Text("a name of one line", f"[^{CONTROL}]+", 200)]
+Window = Annotated[int, Number(SMALLEST_WINDOW, LARGEST_WINDOW, " tokens")]
+Id = Annotated[int, Number(0, (1 << 31) - 1)]
+Count = Annotated[int, Number(0, 1 << 50)]
+Made = Annotated[Mapping[str, Any], AnyTable()]
+
+_MS = Number(1e-6, 10**9, " ms", whole=False)
+_FIGURES: dict[str, Rule] = {  # of [made], those that are computed with
+    "agreement": Several(Number(0, 1, whole=False), 64),
+    "ms_a_token": _MS,
+    "target_ms": _MS,
+}
 
 
 @dataclass(frozen=True)
@@ -34,23 +68,23 @@ class DrafterManifest:
     Files lie beside the manifest.
     """
 
-    name: str
-    description: str
-    license: str
-    file: str
-    cache: str
-    window: int  # tokens that the drafter sees at most
-    vocabulary: str  # sha256 hex of the tokenizer, see edgecs.vocabulary
-    kind: str = "decoder"
-    vocabulary_file: str | None = None  # the texts behind that hash
-    id_map: str | None = None  # .npy, int32 [rows]: drafter row -> target id
-    unknown: int | None = None  # the drafter's id for tokens that it lacks
-    parameters: int | None = None
-    quantization: str | None = None
-    source: str | None = None  # what it was made from, in words
-    size: int | None = None  # of the file, bytes
-    sha256: str | None = None  # of the file, lower case hex
-    made: Mapping[str, Any] | None = None  # data, recipe and figures, as they were
+    name: Title
+    description: Prose
+    license: Line
+    file: PlainName
+    cache: Line
+    window: Window  # tokens that the drafter sees at most
+    vocabulary: Sha256  # of the tokenizer, see edgecs.vocabulary
+    kind: Line = "decoder"
+    vocabulary_file: PlainName | None = None  # the texts behind that hash
+    id_map: PlainName | None = None  # .npy, int32 [rows]: drafter row -> target id
+    unknown: Id | None = None  # the drafter's id for tokens that it lacks
+    parameters: Count | None = None
+    quantization: Line | None = None
+    source: Line | None = None  # what it was made from, in words
+    size: Size | None = None  # of the file
+    sha256: Sha256 | None = None  # of the file
+    made: Made | None = None  # data, recipe and figures, as they were
     folder: Path = Path()  # where the manifest was read
 
     @property
@@ -74,9 +108,9 @@ class DrafterManifest:
 def read_drafter(folder: Path) -> DrafterManifest:
     """The manifest of a drafter's folder; raises ModelError for what is not one."""
     path = folder / NAME
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ModelError(f"there is no folder {folder}: give that of an ONNX drafter")
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise ModelError(f"{folder} is no ONNX drafter: it has no {NAME}")
     return parse_drafter(read_table(path), folder)
 
@@ -84,23 +118,23 @@ def read_drafter(folder: Path) -> DrafterManifest:
 def parse_drafter(table: Mapping[str, Any], folder: Path) -> DrafterManifest:
     """A manifest from its table; `folder` is where its files lie."""
     origin = str(folder / NAME)
-    refuse_paths(table, ("file", "vocabulary_file", "id_map"), origin)
     written = {key: value for key, value in table.items() if key != "folder"}
     if len(written) != len(table):
         raise ModelError(f"{origin}: 'folder' cannot be set, it is where the file lies")
     manifest: DrafterManifest = build(DrafterManifest, written, origin)
     _check(manifest, origin)
+    check(manifest.made or {}, _FIGURES, f"{origin}, [made]")
     return DrafterManifest(**{**written, "folder": folder})
 
 
 def write_drafter(manifest: DrafterManifest) -> None:
-    """Writes the manifest into its folder."""
-    plain = {
-        key: value
+    """Writes the manifest into its folder; what is to be one line becomes one."""
+    written = {
+        key: plain(value) if key in _ONE_LINE else value
         for key, value in vars(manifest).items()
         if value is not None and key not in ("folder", "made")
     }
-    lines = [*_lines(plain)]
+    lines = [*_lines(written)]
     if manifest.made:
         lines += ["\n[made]\n", *_lines(manifest.made)]
     (manifest.folder / NAME).write_text("".join(lines), encoding="utf-8")
@@ -118,23 +152,25 @@ def _lines(table: Mapping[str, Any]) -> Iterator[str]:
 def check_file(manifest: DrafterManifest) -> None:
     """Raises ModelError if the graph is missing or not the one that was written."""
     path = manifest.path
-    if not path.is_file():
-        raise ModelError(f"there is no file {path}: fetch or export the drafter again")
-    size = path.stat().st_size
+    if not os.path.exists(path):
+        raise ModelError(f"there is no file {path}: {_AGAIN}")
+    try:
+        size = regular_size(path)
+        hashed = manifest.sha256 and size < _HASHED_UP_TO
+        got = file_sha256(path) if hashed else manifest.sha256
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {reason(error)}") from error
     if not size:
-        raise ModelError(f"{path} is empty: fetch or export the drafter again")
-    if manifest.size is not None and size != manifest.size:
+        raise ModelError(f"{path} is empty: {_AGAIN}")
+    if size != (manifest.size or size):
         raise ModelError(
-            f"{path} has {size} bytes, its manifest says {manifest.size}: fetch or "
-            "export the drafter again"
+            f"{path} has {size} bytes, its manifest says {manifest.size}: {_AGAIN}"
         )
-    if manifest.sha256 and size < _HASHED_UP_TO:
-        got = hashlib.sha256(path.read_bytes()).hexdigest()
-        if got != manifest.sha256:
-            raise ModelError(
-                f"{path} has the sha256 {got}, its manifest says {manifest.sha256}: "
-                "fetch or export the drafter again"
-            )
+    if got != manifest.sha256:
+        raise ModelError(
+            f"{path} has the sha256 {got}, its manifest says {manifest.sha256}: "
+            f"{_AGAIN}"
+        )
 
 
 def _check(manifest: DrafterManifest, origin: str) -> None:
@@ -144,19 +180,8 @@ def _check(manifest: DrafterManifest, origin: str) -> None:
                 f"{origin}: {key!r} must be one of {', '.join(known)}, got "
                 f"{getattr(manifest, key)!r}"
             )
-    if manifest.window < SMALLEST_WINDOW:
-        raise ModelError(
-            f"{origin}: 'window' must be {SMALLEST_WINDOW} tokens or more, got "
-            f"{manifest.window}"
-        )
     if manifest.id_map is not None and manifest.unknown is None:
         raise ModelError(
             f"{origin}: 'id_map' needs 'unknown', the drafter's id for tokens that it "
             "lacks"
         )
-    for key in ("vocabulary", "sha256"):
-        value = getattr(manifest, key)
-        if value is not None and not re.fullmatch("[0-9a-f]{64}", value):
-            raise ModelError(
-                f"{origin}: {key!r} must be 64 digits of lower case hex, got {value!r}"
-            )

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from edgecs.errors import ModelError
-from edgecs.fetch import reason, split_parts
+from edgecs.fetch import split_parts
 from edgecs.files import read_regular, write_whole
+from edgecs.reading import reason
 
 FORMAT = 3
 _LARGEST = 16 << 20  # bytes of a profile

@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as arrays
 
 from edgecs.errors import Cancelled, ConfigError, DistillError, ModelError
 from edgecs.load import Loaded
-from edgecs.onnx_manifest import read_drafter
+from edgecs.onnx_manifest import parse_drafter, read_drafter
 from edgecs.testing import write_random_gguf
 from edgecs_convert.distill import samples as store
 from edgecs_convert.distill.crowd import Crowd, Task
@@ -336,6 +336,30 @@ def make(edgecs: Edgecs, model: Path, folder: Path, *options: object) -> Outcome
         *("-m", model, "-c", 256, "--tokens", 1000, "--answer", 16, "--parallel", 8),
         *("--rows", 120, "--work", folder / "work", "-o", folder / "made", *options),
     )
+
+
+@needs_torch
+@pytest.mark.parametrize(("seconds", "drafts"), [(0.0, 0), (2e-3, 10)])
+def test_figures_can_be_read_back_where_nothing_was_measured(
+    tmp_path: Path, seconds: float, drafts: int
+):
+    pipeline = import_module("edgecs_convert.distill.pipeline")
+    worth = import_module("edgecs_convert.distill.measure").Worth
+    made = pipeline.Candidate(
+        "head", tmp_path, 1.0, worth([0.0], seconds, drafts), 4e-3, 1.0, 1.0
+    ).state()
+    about = {
+        "name": "d",
+        "description": "",
+        "license": "",
+        "file": "d.onnx",
+        "cache": "growing",
+        "window": 64,
+        "vocabulary": "0" * 64,
+        "made": made,
+    }
+    assert parse_drafter(about, tmp_path).right == 0
+    assert made.get("ms_a_token") == (2.0 if drafts else None)
 
 
 @needs_torch

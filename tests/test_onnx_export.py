@@ -178,6 +178,8 @@ def test_what_cannot_be_exported_is_named(tiny_gguf: Path, tmp_path: Path):
         export(tiny_gguf, tmp_path / "out", Form("int3"))
     with pytest.raises(ConfigError, match="window must be 8 tokens or more, got 7"):
         export(tiny_gguf, tmp_path / "out", Form(window=7))
+    with pytest.raises(ConfigError, match="window must be 131072 tokens at most"):
+        export(tiny_gguf, tmp_path / "out", Form(window=1 << 18))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgecs.cascade import NamedModel, stack
 from edgecs.chat_template import ChatTemplate
 from edgecs.context import Context
 from edgecs.draft import NOTHING, Draft
+from edgecs.errors import ModelError
 from edgecs.kmatrix import KMatrix
 from edgecs.load import Loaded, load_drafter
 from edgecs.manifest import known_manifests
 from edgecs.maxgram import MaxGram
-from edgecs.onnx_manifest import DrafterManifest, read_drafter, write_drafter
+from edgecs.onnx_manifest import (
+    DrafterManifest,
+    parse_drafter,
+    read_drafter,
+    write_drafter,
+)
 from edgecs.sampling import Sampling
-from edgecs.shipped import promise, shipped_drafters
+from edgecs.shipped import _promise, promise, shipped_drafters
 from edgecs_cli import files, opening
 from edgecs_convert.distill.target import TargetFile
 from tests.conftest import Outcome
@@ -77,6 +87,76 @@ def test_a_promise_follows_the_times_here(
 
 def test_without_figures_nothing_is_promised(tmp_path: Path):
     assert promise(drafter(tmp_path / "head", None), FLAT) == 1.0
+
+
+ABOUT = {
+    "name": "d",
+    "description": "",
+    "license": "",
+    "file": "head.onnx",
+    "kind": "head",
+    "cache": "rows",
+    "window": 160,
+    "vocabulary": "0" * 64,
+}
+figures = st.one_of(
+    st.floats(), st.integers(), st.booleans(), st.text(max_size=2), st.just(10**400)
+)
+
+
+@given(shares=st.lists(figures, max_size=3) | figures, step=figures, single=figures)
+def test_figures_of_any_kind_are_refused_or_promise_something_finite(
+    shares: object, step: object, single: object
+):
+    made = {"agreement": shares, "ms_a_token": step, "target_ms": single}
+    try:
+        about = parse_drafter({**ABOUT, "made": made}, Path("here"))
+    except ModelError:
+        return
+    assert 1 <= _promise(about, FLAT) < len(FLAT) + 1
+    assert about.right is None or 0 <= about.right <= 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("agreement", 0.5, "'agreement' must be a list of 64 entries at most, got 0.5"),
+        ("agreement", [0.5] * 65, "'agreement' must be a list of 64 entries at most"),
+        ("agreement", [0.5, 1.5], "'agreement' has an entry that must be 1 at most"),
+        ("agreement", [-0.5], "'agreement' has an entry that must be 0 or more"),
+        ("agreement", [True], "'agreement' has an entry that must be a number"),
+        (
+            "agreement",
+            [float("nan")],
+            "'agreement' has an entry that must be 1 at most",
+        ),
+        ("ms_a_token", 0, "'ms_a_token' must be 1e-06 ms or more, got 0"),
+        ("ms_a_token", -1.0, "'ms_a_token' must be 1e-06 ms or more, got -1.0"),
+        ("target_ms", math.inf, "'target_ms' must be 1000000000 ms at most"),
+        ("target_ms", math.nan, "'target_ms' must be 1000000000 ms at most"),
+        ("target_ms", "3", "'target_ms' must be a number, got '3'"),
+    ],
+)
+def test_figures_that_cannot_be_are_named(key: str, value: object, sentence: str):
+    with pytest.raises(ModelError) as error:
+        parse_drafter({**ABOUT, "made": {**MADE, key: value}}, Path("here"))
+    assert str(error.value).startswith(f"here/drafter.toml, [made]: {sentence}")
+
+
+@pytest.mark.parametrize("key", [*ABOUT, "vocabulary_file", "id_map", "made", "size"])
+@given(value=st.booleans() | st.floats() | st.integers(max_value=0) | st.lists(figures))
+def test_wrong_types_in_a_drafters_manifest_are_refused(key: str, value: object):
+    with pytest.raises(ModelError, match=f"'{key}' must be"):
+        parse_drafter({**ABOUT, key: value}, Path("here"))
+
+
+def test_what_a_gguf_says_of_itself_is_written_as_one_line(tmp_path: Path):
+    folder = drafter(tmp_path / "head", MADE)
+    said = "MIT\nAND \x1b[31mmore" + "x" * 300
+    write_drafter(replace(read_drafter(folder), license=said, source="a\udcff.gguf"))
+    about = read_drafter(folder)
+    assert about.license.startswith("MIT?AND ?[31mmorexx")
+    assert about.source == "a?.gguf"
 
 
 def test_a_drafter_that_promises_nothing_is_left_out_and_said_so(

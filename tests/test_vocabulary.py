@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 from pathlib import Path
 
 import llama_cpp as lib
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgecs import vocabulary
 from edgecs.errors import ModelError
 from edgecs.load import Loaded
 from edgecs.vocabulary import (
@@ -98,6 +100,8 @@ def test_texts_read_back_as_they_were_written(
         ("7", "cannot be read as a list of token texts"),
         ("[7]", "cannot be read as a list of token texts"),
         ('["\u20ac"]', "cannot be read as a list of token texts"),
+        ("[" * 50_000, "cannot be read as a list of token texts"),
+        ("[1" + "0" * 5000 + "]", "cannot be read as a list of token texts"),
         ('["b"]', "has the vocabulary .* its manifest says"),
     ],
 )
@@ -108,6 +112,17 @@ def test_a_damaged_list_is_refused(text: str, sentence: str, tmp_path: Path):
         read_pieces(path, vocabulary_hash([b"a"]))
     with pytest.raises(ModelError, match="cannot be read"):
         read_pieces(tmp_path / "none", vocabulary_hash([b"a"]))
+
+
+def test_a_list_is_a_regular_file_of_bounded_size(tmp_path: Path, monkeypatch):
+    path = tmp_path / "vocabulary.json"
+    write_pieces(path, PIECES)
+    monkeypatch.setattr(vocabulary, "_LARGEST", path.stat().st_size - 1)
+    with pytest.raises(ModelError, match="it has more than [0-9]+ bytes"):
+        read_pieces(path, vocabulary_hash(PIECES))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ModelError, match="it is a named pipe"):
+        read_pieces(tmp_path / "pipe", vocabulary_hash(PIECES))
 
 
 def test_the_texts_of_a_gguf_are_its_tokenizers(tiny: Loaded):

@@ -22,7 +22,12 @@ from numpy.typing import NDArray
 
 from edgecs.context import Tokens
 from edgecs.errors import ConfigError, ModelError
-from edgecs.onnx_manifest import SMALLEST_WINDOW, DrafterManifest, write_drafter
+from edgecs.onnx_manifest import (
+    LARGEST_WINDOW,
+    SMALLEST_WINDOW,
+    DrafterManifest,
+    write_drafter,
+)
 from edgecs.vocabulary import vocabulary_hash, write_pieces
 from edgecs_convert.folders import whole_folder
 from edgecs_convert.pruning import find_layers, frequent, keep_layers, trim_vocabulary
@@ -242,6 +247,10 @@ def _check(gguf: Path, out: Path, form: Form) -> None:
     if window < SMALLEST_WINDOW:
         raise ConfigError(
             f"the window must be {SMALLEST_WINDOW} tokens or more, got {window}"
+        )
+    if window > LARGEST_WINDOW:
+        raise ConfigError(
+            f"the window must be {LARGEST_WINDOW} tokens at most, got {window}"
         )
 
 

@@ -76,11 +76,12 @@ class Candidate:
     ideal: float  # the same, if wider calls of the target cost nothing more
 
     def state(self) -> dict[str, Any]:
-        """As plain numbers."""
+        """As plain numbers; no time of a drafted token where none was measured."""
+        took = round(self.worth.seconds * 1e3, 3)
         return {
             "coverage": round(self.coverage, 4),
             "agreement": [round(share, 4) for share in self.worth.shares],
-            "ms_a_token": round(self.worth.seconds * 1e3, 3),
+            **({"ms_a_token": took} if took else {}),
             "target_ms": round(self.single * 1e3, 3),
             "expected_speedup": round(self.speedup, 3),
         }
