@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edgecs.backends.onnx_graph import Graph
+from edgecs.backends.onnx_graph import Graph, check_rows
 
 Ids = NDArray[np.int64]
 Logits = NDArray[Any]  # [n, width], float32 or float16
@@ -240,4 +240,5 @@ def _measured_width(session: ort.InferenceSession, graph: Graph) -> int:
     for cell in graph.cells:
         feeds[cell.past] = np.empty((1, cell.heads, 0, cell.size), dtype=cell.dtype)
     (logits,) = session.run(["logits"], feeds)
+    check_rows(logits.shape)
     return int(logits.shape[-1])

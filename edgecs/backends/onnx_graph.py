@@ -7,6 +7,7 @@ past_key_values.N.key and .value; logits, present.N.key and .value.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ _TYPES: dict[str, type[np.generic]] = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
 }
+_LARGEST = 1 << 22  # of one dimension; more would be buffers without end
 _CALL = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -62,15 +64,31 @@ def read_graph(session: ort.InferenceSession) -> Graph:
     _require(bool(cells), "has no past_key_values (a KV cache)")
     inputs = {name: _dtype(takes[name]) for name in _CALL if name in takes}
     head = gives["logits"]
-    width = head.shape[-1] if head.shape else None
-    return Graph(
-        inputs, tuple(cells), _dtype(head), width if isinstance(width, int) else None
-    )
+    return Graph(inputs, tuple(cells), _dtype(head), _head_width(head.shape))
+
+
+def check_rows(shape: Sequence[Any]) -> None:
+    """Raises ModelError unless this is the shape of logits: one row for every token."""
+    known = len(shape) == 3 and (not isinstance(shape[2], int) or is_size(shape[2]))
+    _require(known, f"has logits of shape {list(shape)}, not [batch, n, rows]")
+
+
+def is_size(dimension: Any) -> bool:
+    """Whether a dimension is a number that buffers can be made of."""
+    return isinstance(dimension, int) and 1 <= dimension <= _LARGEST
+
+
+def _head_width(shape: Sequence[Any]) -> int | None:
+    """None where the file leaves it open, or says nothing of the shape."""
+    if not shape:
+        return None
+    check_rows(shape)
+    return shape[2] if isinstance(shape[2], int) else None
 
 
 def _cell(node: Any, present: str) -> Cell:
     shape = node.shape
-    known = len(shape) == 4 and isinstance(shape[1], int) and isinstance(shape[3], int)
+    known = len(shape) == 4 and is_size(shape[1]) and is_size(shape[3])
     _require(
         known,
         f"has the input {node.name} of shape {shape}, not [batch, heads, n, size]",

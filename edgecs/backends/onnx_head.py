@@ -12,6 +12,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from edgecs.backends import onnx_providers
 from edgecs.backends.llama_library import has_amx
+from edgecs.backends.onnx_graph import is_size
 from edgecs.backends.onnx_ids import IdMap
 from edgecs.backends.onnx_thread import Aside
 from edgecs.context import Context, Tokens
@@ -134,13 +136,19 @@ class OnnxHead:
         gives = {node.name: node.shape for node in session.get_outputs()}
         if set(takes) != _INPUTS or set(gives) != set(_OUTPUTS):
             raise ModelError("the graph is no head: make it with `edgecs distill`")
+        shapes = {**takes, **gives}
         width, kv_width, rows = (
-            takes["state"][1],
-            takes["past_key"][1],
-            gives["logits"][1],
+            _columns(name, shapes[name]) for name in ("state", "past_key", "logits")
         )
         cells = _Cells(session, self.manifest.window, kv_width)
-        cells.run(np.zeros(1, dtype=np.int64), np.zeros((1, width), np.float32), 0)
+        zeros = np.zeros((1, width), np.float32)
+        logits, state = cells.run(np.zeros(1, dtype=np.int64), zeros, 0)
+        for name, got, wanted in ("logits", logits, rows), ("next_state", state, width):
+            if got.shape != (1, wanted):
+                raise ModelError(
+                    f"the graph gives {name} of shape {list(got.shape)}, not "
+                    f"{[1, wanted]}: make it with `edgecs distill`"
+                )
         cells.drop(0)
         return cells, rows, width
 
@@ -199,6 +207,16 @@ class OnnxHead:
             ) from error
         self._cache.extend(tokens.tolist())
         self._last, self._at = (state, logits), len(self._cache)
+
+
+def _columns(name: str, shape: Sequence[Any]) -> int:
+    """The width of one of the graph's matrices; raises ModelError where it has none."""
+    if len(shape) != 2 or not is_size(shape[1]):
+        raise ModelError(
+            f"the graph has {name} of shape {shape}, not [n, width]: make it with "
+            "`edgecs distill`"
+        )
+    return int(shape[1])
 
 
 class _Cells:

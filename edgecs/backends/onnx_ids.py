@@ -6,6 +6,7 @@ rows than the target, or fewer. No engine in here.
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,13 @@ from numpy.typing import NDArray
 from edgecs.context import Tokens
 from edgecs.errors import ModelError
 from edgecs.onnx_manifest import DrafterManifest
+from edgecs.reading import reason, regular_size
+
+_LONGEST_HEADER = 16 << 10  # bytes; numpy reads no more than 10,000 of it
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 class IdMap:
@@ -80,23 +88,36 @@ def _read_map(
 ) -> NDArray[np.int32]:
     path = manifest.folder / str(manifest.id_map)
     try:
-        ids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        size = regular_size(path)
+        with path.open("rb") as file:
+            start = io.BytesIO(file.read(_LONGEST_HEADER))
+            header = _HEADERS[np.lib.format.read_magic(start)](start)
+            problem = _form_problem(header, size - start.tell(), width)
+            file.seek(start.tell())
+            body = b"" if problem else file.read(4 * width)
+    except Exception as error:  # a header is a Python literal: anything may go wrong
         raise ModelError(
-            f"{path} cannot be read as an id map ({error}): fetch or export the "
-            "drafter again"
+            f"{path} cannot be read as an id map ({reason(error)}): fetch or export "
+            "the drafter again"
         ) from error
-    problem = _problem(ids, width, vocab_size)
+    ids = np.frombuffer(body, dtype=np.int32)
+    problem = problem or _problem(ids, vocab_size)
     if problem:
         raise ModelError(f"{path} {problem}: use a drafter made for this model")
-    return np.asarray(ids, dtype=np.int32)
+    return ids
 
 
-def _problem(ids: Any, width: int, vocab_size: int) -> str | None:
-    if not isinstance(ids, np.ndarray) or ids.dtype != np.int32 or ids.ndim != 1:
+def _form_problem(header: tuple[Any, ...], size: int, width: int) -> str | None:
+    """What is wrong with the claims of a header; size: bytes that follow it."""
+    shape, fortran_order, dtype = header
+    if dtype != np.int32 or len(shape) != 1 or fortran_order:
         return "must be one row of int32"
-    if ids.size != width:
-        return f"has {ids.size} ids for {width} rows of logits"
+    if shape[0] != width:
+        return f"has {shape[0]} ids for {width} rows of logits"
+    return None if size == 4 * width else f"has {size} bytes for {width} ids"
+
+
+def _problem(ids: NDArray[np.int32], vocab_size: int) -> str | None:
     if ids.min() < 0 or ids.max() >= vocab_size:
         worst = ids[(ids < 0) | (ids >= vocab_size)][0]
         return f"has the id {worst} for a target of {vocab_size} tokens"

@@ -28,9 +28,11 @@ DEVICES = {"CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
 """Where a provider keeps its tensors; cpu for those that are not here."""
 
 # Every failure has a class of its own there; they share no base but Exception.
+# MemoryError comes from buffers as large as the file says.
 ENGINE_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
+    MemoryError,
     *(kind for kind in vars(state).values() if isinstance(kind, type)
       and issubclass(kind, Exception)),
 )  # fmt: skip
