@@ -6,10 +6,12 @@ what it raises, differs by version.
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 import ssl
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from edgecs.errors import FetchError
@@ -29,10 +31,11 @@ def fetch_from_hub(source: HubSource) -> Path:
 
     parts = split_parts(source.file)
     try:
-        paths = [
-            hub.hf_hub_download(source.repo, part, revision=source.revision)
-            for part in parts
-        ]
+        with _retries_unsaid():
+            paths = [
+                hub.hf_hub_download(source.repo, part, revision=source.revision)
+                for part in parts
+            ]
         return Path(paths[0])
     except Exception as error:
         file = f"{source.repo}/{source.file}"
@@ -44,7 +47,8 @@ def hub_files(repo: str) -> list[str]:
     import huggingface_hub as hub
 
     try:
-        return hub.list_repo_files(repo)
+        with _retries_unsaid():
+            return hub.list_repo_files(repo)
     except Exception as error:
         raise _failure(f"{repo} could not be looked up", error) from error
 
@@ -110,6 +114,18 @@ def remove_cached(source: HubSource) -> list[Path]:
     for blob in blobs:
         blob.unlink(missing_ok=True)
     return sorted(gone)
+
+
+@contextmanager
+def _retries_unsaid() -> Iterator[None]:
+    """Keeps huggingface_hub from logging a raw error for each request it retries."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _failure(failed: str, error: Exception) -> FetchError:

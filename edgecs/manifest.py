@@ -122,7 +122,7 @@ PlainName = Annotated[str, Text(_PLAIN, _NAME, 128)]
 AnyPath = Annotated[str, Text("a path of one line", f"[^{CONTROL}]+", 4096)]
 Line = Annotated[str, Text("one line without control characters", f"[^{CONTROL}]*")]
 Sha256 = Annotated[str, Text("64 digits of lower case hex", "[0-9a-f]{64}")]
-Size = Annotated[int, Number(1, (1 << 50) - 1, " bytes")]
+Size = Annotated[int, Number(1, (1 << 50) - 1)]  # bytes
 
 
 @dataclass(frozen=True)

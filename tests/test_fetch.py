@@ -8,6 +8,7 @@ import http.server
 import io
 import itertools
 import json
+import logging
 import os
 import re
 import resource
@@ -697,6 +698,25 @@ def test_a_hub_that_is_not_reached_is_one_sentence(
     with pytest.raises(FetchError) as caught:
         Store(tmp_path).pull("user/repo")
     assert str(caught.value) == f"user/repo could not be looked up {ending}"
+
+
+def test_what_the_hub_retries_is_not_logged(monkeypatch: pytest.MonkeyPatch):
+    records: list[logging.LogRecord] = []
+    logger = logging.getLogger("huggingface_hub")
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", records.append)
+    monkeypatch.setattr(logger, "handlers", [handler])
+    before = logger.level
+
+    def fail(*arguments: object, **more: object) -> None:
+        logging.getLogger("huggingface_hub.utils").warning("MaxRetryError(...)")
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    with pytest.raises(FetchError, match=r"not reached .refused.: check the conn"):
+        fetch_from_hub(HubSource("user/repo", "m.gguf"))
+    assert not records
+    assert logger.level == before
 
 
 def test_what_the_hub_answers_and_what_the_disk_says_is_kept(

@@ -242,7 +242,7 @@ def test_hostile_values_are_refused(kind: str | None, key: str, value: Any):
     )
 )
 def test_wrong_types_are_refused_by_name(kind: str | None, key: str, value: Any):
-    with pytest.raises(ModelError, match=f"'{key}' must be (text|a number|1 bytes)"):
+    with pytest.raises(ModelError, match=f"'{key}' must be (text|a number|1 or)"):
         parse_manifest(table(kind, key, value), "here")
 
 

@@ -616,7 +616,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "true window": (_text("window = 64", "window = true"), "'window' must be a number"),
     "parameters": (_keys(parameters=-1), "'parameters' must be 0 or more, got -1"),
     "unknown negative": (_keys(unknown=-1), "'unknown' must be 0 or more, got -1"),
-    "no size": (_keys(size=0), "'size' must be 1 bytes or more, got 0"),
+    "no size": (_keys(size=0), "'size' must be 1 or more, got 0"),
     "long name": (_text('"tiny"', f'"{"t" * 201}"'), "'name' must have 200 char"),
     "control": (_text('"random"', '"a\\u001bb"'), "'description' must be text without"),
     "two lines": (_text('"none"', '"a\\nb"'), "'license' must be one line"),
