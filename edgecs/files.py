@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all; and no more than what one wants to read.
+"""Files that are there whole or not at all.
 
 A file that is written has another name until it is whole. What a killed process left
 under such a name goes when the same file is written the next time.
@@ -6,11 +6,9 @@ under such a name goes when the same file is written the next time.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import secrets
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,26 +63,3 @@ def _sweep(path: Path) -> None:
         found = part.fullmatch(left)
         if found and not psutil.pid_exists(int(found[1])):
             path.with_name(left).unlink(missing_ok=True)
-
-
-def read_regular(path: Path, most: int) -> bytes:
-    """All of a file. Raises OSError; EFBIG where it has more than `most` bytes.
-
-    A pipe, a device or a folder is refused before it is opened: reading one may never
-    end.
-    """
-    check_regular(path)
-    with path.open("rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise OSError(errno.EFBIG, f"larger than {most >> 20} MiB", str(path))
-    return data
-
-
-def check_regular(path: Path) -> None:
-    """Raises OSError for what is not a plain file."""
-    mode = path.stat().st_mode
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))

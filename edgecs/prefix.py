@@ -21,9 +21,9 @@ class PrefixCache:
     An engine with a window has computed only what follows some point of the context:
     cell 0 then belongs to context index `first`, and cells are counted from there.
 
-    marks: another context keeps cells up to a mark only. For engines whose cells depend,
-    in the last bits, on what was computed in the same call: at a mark they are those
-    that the other context would have computed itself.
+    marks: another context keeps cells up to a mark only. For engines whose cells
+    depend, in the last bits, on what was computed in the same call: at a mark they are
+    those that the other context would have computed itself.
     """
 
     def __init__(self, drop: Callable[[int], bool], *, marks: bool = False) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 
 from edgecs.errors import ModelError
 from edgecs.fetch import split_parts
-from edgecs.files import read_regular, write_whole
-from edgecs.reading import reason
+from edgecs.files import write_whole
+from edgecs.reading import read_bounded, reason
 
 FORMAT = 3
 _LARGEST = 16 << 20  # bytes of a profile
@@ -216,7 +216,7 @@ def _samples(file: Path) -> Iterator[bytes]:
 def _read(path: Path) -> tuple[Profile | None, str | None]:
     """The profile in a file, or why there is none; (None, None): no such file."""
     try:
-        return _parse(read_regular(path, _LARGEST))
+        return _parse(read_bounded(path, _LARGEST))
     except FileNotFoundError:
         return None, None
     except OSError as error:

@@ -27,7 +27,8 @@ import numpy as np
 from edgecs.cells import Cells
 from edgecs.conversation import Message, checked_ids, restored
 from edgecs.errors import ConfigError, ModelError
-from edgecs.files import check_regular, replacing
+from edgecs.files import replacing
+from edgecs.reading import regular_size
 
 FORMAT = 2
 _TEXT, _CELLS, _ROW = "conversation.json", "cells.bin", "row.bin"
@@ -122,7 +123,7 @@ def save(
 
 def _refuse_others(path: Path) -> None:
     """Raises ConfigError for a file that may be somebody's work."""
-    check_regular(path)
+    regular_size(path)
     if not path.stat().st_size:
         return
     try:
@@ -141,7 +142,7 @@ def read(path: Path, owner: Owner | None) -> Saved:
     Raises ConfigError for what is none, ModelError for another model's.
     """
     try:
-        check_regular(path)
+        regular_size(path)
         with zipfile.ZipFile(path) as archive:
             text = _checked_text(archive, path)
             if owner:

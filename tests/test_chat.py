@@ -488,9 +488,9 @@ def test_only_saved_conversations_are_replaced(tmp_path: Path):
 def test_what_is_not_a_file_is_not_waited_for(tmp_path: Path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with pytest.raises(ConfigError, match="a pipe or a device"):
+    with pytest.raises(ConfigError, match="a named pipe"):
         read(pipe, owner())
-    with pytest.raises(ConfigError, match="a pipe or a device"):
+    with pytest.raises(ConfigError, match="a named pipe"):
         save(pipe, [], owner(), None)
 
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecs.files import check_regular, read_regular, replacing, write_whole
+from edgecs.files import replacing, write_whole
+from edgecs.reading import read_bounded
 
 
 def names(folder: Path) -> list[str]:
@@ -26,7 +27,7 @@ def test_the_last_write_stays_and_nothing_else(
     path = tmp_path_factory.mktemp("files") / "data"
     for data in writes:
         write_whole(path, data)
-        assert read_regular(path, 64) == data
+        assert read_bounded(path, 64) == data
     assert names(path.parent) == ["data"]
 
 
@@ -68,21 +69,3 @@ def test_private_files_are_for_their_owner_alone(tmp_path: Path):
             assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == mode
     finally:
         os.umask(before)
-
-
-def test_what_is_not_a_file_is_not_opened(tmp_path: Path):
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    for path in (tmp_path, pipe, Path("/dev/zero"), tmp_path / "none"):
-        with pytest.raises(OSError, match="."):
-            check_regular(path)
-        with pytest.raises(OSError, match="."):
-            read_regular(path, 10)
-
-
-def test_no_more_is_read_than_wanted(tmp_path: Path):
-    path = tmp_path / "x"
-    path.write_bytes(b"1234")
-    assert read_regular(path, 4) == b"1234"
-    with pytest.raises(OSError, match="larger than"):
-        read_regular(path, 3)

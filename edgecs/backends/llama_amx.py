@@ -25,9 +25,10 @@ from edgecs.backends.llama_lm import LlamaLM
 from edgecs.backends.llama_model import LlamaModel
 from edgecs.context import Context
 from edgecs.draft import NOTHING
-from edgecs.files import read_regular, write_whole
+from edgecs.files import write_whole
 from edgecs.options import LoadOptions
 from edgecs.random_gguf import write_random_gguf
+from edgecs.reading import read_bounded
 
 WORKS, CRASHES, WRONG = "works", "crashes", "computes nonsense"
 _CERTAIN = (WORKS, CRASHES, WRONG)
@@ -133,7 +134,7 @@ def _verdict(code: int) -> str:
 def _read(kept: Path, build: str) -> str | None:
     """What was found for this build; None: nothing that `_write` has written."""
     try:
-        table = json.loads(read_regular(kept, _LARGEST))
+        table = json.loads(read_bounded(kept, _LARGEST))
     except (OSError, ValueError, RecursionError):  # the latter by [[[[[[...
         return None
     for found in _CERTAIN:

@@ -28,7 +28,8 @@ from edgecs.backends import child
 from edgecs.backends import llama_library as library
 from edgecs.errors import Cancelled, EdgecsError, ModelError
 from edgecs.fetch import split_parts
-from edgecs.files import read_regular, write_whole
+from edgecs.files import write_whole
+from edgecs.reading import read_bounded
 
 NAME = "tried.json"  # beside what was found out about AMX
 _SECONDS, _SLOW = 60.0, 20 << 20  # to open any file, and bytes a second of a slow disk
@@ -173,7 +174,7 @@ def _mark(path: Path) -> str:
 def _read(tried: Path, build: str) -> Sequence[str]:
     """Files that this build has survived."""
     with suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
-        table = json.loads(read_regular(tried, _LARGEST))
+        table = json.loads(read_bounded(tried, _LARGEST))
         if table["build"] == build:
             return [str(mark) for mark in list(table["files"])]
     return []
