@@ -26,6 +26,7 @@ from edgecs.context import Context, Tokens
 from edgecs.draft import Choose, Drafter, LanguageModel, Row
 from edgecs.errors import Cancelled, ConfigError
 from edgecs.exactness import EVERY, Allowed, Limits, range_of
+from edgecs.faults import refuse
 from edgecs.forks import Fork, Plain, Prompt, Report, Run
 from edgecs.maxgram import MaxGram
 from edgecs.schedule import Gathered, Outcome, Quotas, Schedule
@@ -170,6 +171,10 @@ class _EveryWidth:
     def learn(self, context: Context, outcome: Outcome) -> None:
         """Nothing changes the turns."""
 
+    def park(self, name: str) -> None:
+        """Nobody else drafts."""
+        self._turns = cycle([Quotas()])
+
     def describe(self) -> str:
         """What it does."""
         return "every width in turn"
@@ -218,6 +223,7 @@ def _answer(
         tokens = [token.id for token in stream]
     if session.finish_reason == "cancelled":
         raise Cancelled("stopped during the audit: nothing is proved")
+    refuse(session.stats.faults)
     return _Answer(tokens, depths, widths, session.stats)
 
 

@@ -8,7 +8,9 @@ target is the outermost reviewer.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+import logging
+from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from time import perf_counter
 from typing import NamedTuple
@@ -16,11 +18,18 @@ from typing import NamedTuple
 from edgecs.choice import Choices
 from edgecs.context import Context
 from edgecs.draft import NOTHING, Choose, Draft, Drafter, LanguageModel, Rows, Verdict
-from edgecs.errors import ConfigError
+from edgecs.errors import ConfigError, Faulty, ModelError
 from edgecs.exactness import Limits
+from edgecs.faults import blame
 from edgecs.kmatrix import KMatrix
-from edgecs.schedule import Clock, Outcome, Plan, Quotas, Schedule
+from edgecs.schedule import Clock, Gathered, Outcome, Plan, Quotas, Schedule
 from edgecs.verify import verify
+
+logger = logging.getLogger("edgecs")
+
+PARKED = "%s; %s asked again in this session"  # what is logged
+_SCHEDULE = "schedule"  # is to blame where it is not known which drafter failed
+_NOBODY: Mapping[str, str] = {}
 
 
 class Round(NamedTuple):
@@ -35,6 +44,7 @@ class Round(NamedTuple):
     drafting: float = 0.0  # seconds until the draft was there
     calling: float = 0.0  # seconds of the reviewer's call
     again: bool = False  # whether the last choice was made again at width 1
+    faults: Mapping[str, str] = _NOBODY  # drafters that failed, and why
 
     @property
     def tokens(self) -> list[int]:
@@ -88,6 +98,8 @@ class Cascade:
         self.lenience = lenience
         self.confident = confident
         self.forwards = 0
+        self.faults: dict[str, str] = {}  # drafters that are parked, and why
+        self._off = False  # whether the schedule is left alone
         self._clock = clock
 
     @property
@@ -95,18 +107,74 @@ class Cascade:
         """Who writes for the reviewer, the best first."""
         return self.schedule.drafters
 
+    def begin(self) -> None:
+        """Told when an answer begins."""
+        if self._off:
+            return
+        try:
+            self.schedule.begin()
+        except Exception as error:
+            self._park(error)
+
     def step(self, context: Context, choices: Choices, most: int) -> Round:
         """One round: gather at most `most` draft tokens, score them, verify.
 
-        Emits between 1 and most + 1 tokens. Nothing is committed.
+        Emits between 1 and most + 1 tokens. Nothing is committed. A drafter that fails
+        is parked, and the round has no draft; what fails in the reviewer's own call
+        is raised.
         """
+        began, gathered = self._clock(), Gathered(NOTHING, ())
+        if not self._off:
+            try:
+                gathered = self._gather(context, choices.drafters, most)
+            except Exception as error:
+                self._park(error)
+        return self._review(context, choices, gathered, began)
+
+    def attempt(self, context: Context, choices: Choices, most: int) -> Round:
+        """A round of an inner level: raises Faulty where a drafter fails."""
+        began = self._clock()
+        gathered = self._gather(context, choices.drafters, most)
+        done = self._review(context, choices, gathered, began)
+        token, size = done.verdict.token, self.reviewer.vocab_size
+        if not 0 <= token < size:
+            raise ModelError(f"it chose token {token}, but {_ids(size)}")
+        return done
+
+    def _gather(self, context: Context, choose: Choose, most: int) -> Gathered:
+        """A draft that the reviewer can score; raises Faulty for another one."""
         # The last token of the context is computed by this call: its cell is the first.
-        depth, began = len(context) - 1, self._clock()
-        draft, proposed, plan = self.schedule.draft(
-            context, choices.drafters, most, self.limits.allowed(depth)
+        depth = len(context) - 1
+        gathered = self.schedule.draft(
+            context, choose, most, self.limits.allowed(depth)
         )
-        draft = draft.clip(self.limits.fits(depth, 1 + len(draft)) - 1)
-        drafted = self._clock()
+        draft = gathered.draft
+        if draft is NOTHING:
+            return gathered
+        self._check(draft, most)
+        clipped = draft.clip(self.limits.fits(depth, 1 + len(draft)) - 1)
+        return gathered if clipped is draft else gathered._replace(draft=clipped)
+
+    def _check(self, draft: Draft, most: int) -> None:
+        """Raises Faulty or ConfigError for what the reviewer cannot score."""
+        draft.check()
+        if len(draft) > most:
+            raise ConfigError(f"a draft had {len(draft)} tokens, at most {most} fit")
+        ids, size = draft.tokens.tolist(), self.reviewer.vocab_size
+        if ids and (min(ids) < 0 or max(ids) >= size):
+            at = next(i for i, token in enumerate(ids) if not 0 <= token < size)
+            why = f"it proposed token {ids[at]}, but {_ids(size)}"
+            raise Faulty(draft.sources[at], why)
+        if not (draft.is_chain or getattr(self.reviewer, "takes_trees", False)):
+            why = f"it proposed a tree, but {self.name} takes chains"
+            raise Faulty(draft.sources[0], why)
+
+    def _review(
+        self, context: Context, choices: Choices, gathered: Gathered, began: float
+    ) -> Round:
+        """Scores a draft and verifies it."""
+        draft, proposed, plan = gathered
+        depth, drafted = len(context) - 1, self._clock()
         rows = self.reviewer.score(context, draft)
         scored = self._clock()
         self.forwards += 1
@@ -134,7 +202,7 @@ class Cascade:
         while len(draft) < k and len(context) + len(draft) <= reviewer.n_ctx:
             here = context.with_tail(draft.tokens)
             free = min(k - len(draft) - 1, reviewer.n_ctx - len(here))
-            done = self.step(here, choices, min(free, reviewer.max_draft))
+            done = self.attempt(here, choices, min(free, reviewer.max_draft))
             stated = confidences(done, here, choose) if self.confident else None
             draft = draft.then(Draft.chain(done.tokens, done.sources, stated))
             if done.verdict.token in self.ends:
@@ -143,10 +211,15 @@ class Cascade:
 
     def learn(self, context: Context, done: Round) -> None:
         """Tells the schedule and everyone who drafts what came of a round."""
+        if self._off:
+            return
         outcome = Outcome(
             done.draft, done.rows, done.verdict, done.drafting, done.calling
         )
-        self.schedule.learn(context, outcome)
+        try:
+            self.schedule.learn(context, outcome)
+        except Exception as error:
+            self._park(error)
         self.observe(context, done.draft, done.rows, done.verdict)
 
     def observe(
@@ -154,7 +227,35 @@ class Cascade:
     ) -> None:
         """Passes the outcome on to everyone who drafts, once each."""
         for drafter in self._writers:
-            drafter.observe(context, draft, rows, verdict)
+            if drafter.name in self.faults:
+                continue
+            try:
+                drafter.observe(context, draft, rows, verdict)
+            except Exception as error:
+                self._park(error, drafter.name)
+
+    def _park(self, error: Exception, name: str = _SCHEDULE) -> None:
+        """Sees to it that a drafter that failed is not asked again at any level.
+
+        name: whom to blame for an error that does not say. Where it is the schedule,
+        or it goes on asking, there are no more drafts.
+        """
+        try:
+            blame(error, name)
+        except Faulty as named:
+            fault = named
+        levels = self.levels()
+        known = {drafter.name for level in levels for drafter in level.drafters}
+        self._off |= fault.name in self.faults or fault.name not in known
+        self.faults.setdefault(fault.name, fault.reason)
+        who = "no drafter is" if self._off else "it is not"
+        logger.warning(PARKED, fault, who)
+        logger.debug("where it failed", exc_info=fault)
+        for level in levels:
+            with suppress(Exception):
+                level.schedule.park(fault.name)
+                if level is not self and level.name == fault.name:
+                    level.reviewer.reset()  # its cells may hold anything
 
     def levels(self) -> list[Cascade]:
         """This reviewer and all inner ones, each once, the outermost first."""
@@ -195,6 +296,10 @@ class Cascade:
                 token = choices.target(row, here.tokens)
                 return Verdict(verdict.path[:at], token)
         return None
+
+
+def _ids(vocab_size: int) -> str:
+    return f"ids go from 0 to {vocab_size - 1}"
 
 
 class NamedModel(NamedTuple):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgecs import noise, penalties, truncation
 from edgecs.context import Tokens
 from edgecs.draft import Choose, Row
-from edgecs.errors import ConfigError, ModelError
+from edgecs.errors import ConfigError, NoNumbers
 from edgecs.sampling import Sampling
 from edgecs.truncation import Candidates
 
@@ -52,8 +52,11 @@ class Greedy:
     """The most probable token; of several, the one with the smallest id."""
 
     def __call__(self, row: Row, tokens: Tokens) -> int:
-        """Largest logit."""
-        return int(row.argmax())
+        """Largest logit; raises NoNumbers where it is not a number."""
+        token = int(row.argmax())
+        if not math.isfinite(row[token]):  # of several the first NaN is the largest
+            raise NoNumbers(float(row[token]))
+        return token
 
     def confidence(self, row: Row, tokens: Tokens, token: int) -> float:
         """Probability of a token at temperature 1."""
@@ -141,9 +144,24 @@ class Chain:
         """The largest logit; the mask is worked out only if it forbids that one."""
         row = self._penalised(row, tokens)
         token = int(row.argmax())
+        self._check(row[token])
         if self._mask is None or self._mask.allows(tokens[self._start :], token):
             return token
-        return int(self._mask.mask(row, tokens[self._start :]).argmax())
+        row = self._mask.mask(row, tokens[self._start :])
+        token = int(row.argmax())
+        self._check(row[token])
+        return token
+
+    def _check(self, best: np.float32) -> None:
+        """Raises NoNumbers where the best logit is none, for all that a user set."""
+        if math.isfinite(best) or (best == math.inf and self._biased.size):
+            return
+        if best == -math.inf and (self._mask or self._biased.size):
+            raise ConfigError(
+                "no token is left: the grammar and the logit bias forbid all that the "
+                "model can say here; change one of them"
+            )
+        raise NoNumbers(float(best))
 
     def law(self, row: Row, tokens: Tokens) -> NDArray[np.float64]:
         """The law after the chain, float64 [vocabulary]; greedy is a point mass."""
@@ -266,8 +284,7 @@ class Chain:
     def _truncated(self, row: Row, key: int) -> Candidates | None:
         """The survivors of truncation; None: every token that the row allows."""
         s, left = self.sampling, None
-        if not row.max() > -np.inf:  # not a number is none either
-            raise ModelError("the model gives no token a probability: is it damaged?")
+        self._check(row.max())  # of several the first NaN is the largest
         if s.top_n_sigma > 0:
             row = truncation.top_n_sigma(row, s.top_n_sigma)
             left = truncation.top(row, row.size)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.context import Context, Tokens
+from edgecs.errors import ConfigError
 
 Row = NDArray[np.float32]
 """The target's logits at one position, float32 [vocabulary]."""
@@ -78,6 +79,30 @@ class Draft:
             return True
         return bool(np.array_equal(self.parents, _chain_parents(len(self))))
 
+    def check(self) -> None:
+        """Raises ConfigError where its parts do not fit together."""
+        n = self.tokens.size
+        if (
+            self.parents.base is _CHAIN  # as `chain` makes it
+            and self.tokens.dtype is _INT32
+            and self.tokens.ndim == 1
+            and self.parents.size == n == len(self.sources) == self.confidences.size
+        ):
+            return
+        if self.tokens.dtype != np.int32 or self.tokens.shape != (n,):
+            raise ConfigError(
+                f"tokens must be int32 [n], got {self.tokens.dtype} "
+                f"{list(self.tokens.shape)}"
+            )
+        sizes = self.parents.size, len(self.sources), self.confidences.size
+        if sizes != (n, n, n) or self.confidences.dtype.kind != "f":
+            raise ConfigError(
+                f"{n} tokens have parents, sources and confidences {sizes}, of the "
+                f"type {self.confidences.dtype}: one of each is needed for each token"
+            )
+        if not self.is_chain and not _come_first(self.parents):
+            raise ConfigError("a parent must be -1 or an earlier token of the draft")
+
     def clip(self, most: int) -> Draft:
         """The first `most` tokens; self when there are no more than that."""
         if len(self) <= most:
@@ -100,6 +125,7 @@ class Draft:
         return Draft.chain(tokens, self.sources + other.sources, stated)
 
 
+_INT32 = np.dtype(np.int32)
 _CHAIN = np.arange(-1, 1023, dtype=np.int32)
 _CHAIN.flags.writeable = False
 _CERTAIN = np.ones(1024)
@@ -108,6 +134,10 @@ _CERTAIN.flags.writeable = False
 
 def _chain_parents(n: int) -> NDArray[np.int32]:
     return _CHAIN[:n] if n <= _CHAIN.size else np.arange(-1, n - 1, dtype=np.int32)
+
+
+def _come_first(parents: NDArray[np.int32]) -> bool:
+    return bool(((parents >= -1) & (parents < np.arange(parents.size))).all())
 
 
 def _certain(n: int) -> NDArray[np.float64]:
@@ -137,7 +167,8 @@ class Verdict(NamedTuple):
 class LanguageModel(Protocol):
     """A function from tokens to logits; its KV cache is its own affair.
 
-    One holder at a time: `hold` raises ModelError for a second one.
+    One holder at a time: `hold` raises ModelError for a second one. Drafts are chains,
+    unless it has an attribute `takes_trees` that is true.
     """
 
     vocab_size: int

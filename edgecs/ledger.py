@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 from edgecs.calibration import LOOKED_AT, Acceptance, Evidence, copied
 from edgecs.context import Context
 from edgecs.draft import NOTHING, Draft
+from edgecs.faults import blame
 from edgecs.maxgram import MaxGram
 
 NEGLIGIBLE = 0.01  # a copy ends where the chance that it is right is below this
@@ -96,6 +97,11 @@ class Copier:
         self.mag = mag
         self._acceptance = acceptance
         self._ends = ends
+        self._parked = False
+
+    def park(self, name: str) -> None:
+        """If that is its name, it says nothing more."""
+        self._parked = self._parked or (self.mag is not None and self.mag.name == name)
 
     def propose(
         self,
@@ -110,15 +116,28 @@ class Copier:
         ledger: where the proposal is noted, to learn from it. least: the chance without
         which its first token cannot pay.
         """
+        if self.mag is None or self._parked or most <= 0:
+            return [], []
+        try:
+            return self._copied(self.mag, context, most, ledger, least)
+        except Exception as error:
+            blame(error, self.mag.name)
+
+    def _copied(
+        self,
+        mag: MaxGram,
+        context: Context,
+        most: int,
+        ledger: Ledger | None,
+        least: float,
+    ) -> tuple[list[int], Path]:
         path: Path = []
-        if self.mag is None or most <= 0:
-            return [], path
-        tokens, certainty = self.mag.continuation(context, most), 1.0
-        if not tokens or (least > _VAGUE and self.mag.is_vague):
+        tokens, certainty = mag.continuation(context, most)[:most], 1.0
+        if not tokens or (least > _VAGUE and mag.is_vague):
             return [], path
         evidence: list[list[int]] = []
         enough = max(least, NEGLIGIBLE)
-        looked = self.mag.evidence(tokens[:LOOKED_AT])
+        looked = mag.evidence(tokens[:LOOKED_AT])
         for token, buckets in zip(tokens, copied(looked, len(tokens)), strict=True):
             certainty *= self._acceptance.odds(buckets)
             path.append(certainty)
@@ -133,7 +152,12 @@ class Copier:
 
     def draft(self, tokens: list[int]) -> Draft:
         """Tokens that were proposed, as a draft."""
-        return Draft.chain(tokens, self.mag.name) if self.mag and tokens else NOTHING
+        if self.mag is None or not tokens:
+            return NOTHING
+        try:
+            return Draft.chain(tokens, self.mag.name)
+        except Exception as error:
+            blame(error, self.mag.name)
 
     def sources(self, tokens: list[int]) -> tuple[str, ...]:
         """Who wrote each of them."""

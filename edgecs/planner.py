@@ -95,6 +95,7 @@ class Planner:
             )
             writers.insert(0, writer)
         self.writers = tuple(writers)
+        self._sound = self.writers  # those that have not failed
         self._longest = min(longest, WIDEST - 1)
         self._ends = ends
         self._clock = clock
@@ -176,6 +177,11 @@ class Planner:
             if self._trying:
                 self._lost += max(0.0, over) * spent / (over + emitted)
         self._debt *= FORGIVES
+
+    def park(self, name: str) -> None:
+        """Whoever is named so has failed, and is left alone."""
+        self.copier.park(name)
+        self._sound = tuple(writer for writer in self._sound if writer.name != name)
 
     def _observe(self, width: int, depth: int, seconds: float) -> None:
         """Corrects the target's times by a call."""
@@ -268,12 +274,12 @@ class Planner:
 
     def _asks(self) -> bool:
         """Whether neural drafters are thought about in this round."""
-        if not self.writers:
+        if not self._sound:
             return False
         if not self._rest:
             return True
         self._rest -= 1
-        for writer in self.writers:
+        for writer in self._sound:
             writer.passed()
         return False
 
@@ -285,7 +291,7 @@ class Planner:
         # Only a try could tell more about one that promises less than plain decoding.
         hopes = (1 + MARGIN) / float(desk.times[0])
         self._rest = _RESTS
-        for i, writer in enumerate(self.writers):
+        for i, writer in enumerate(self._sound):
             if not (writer.known and writer.has_room(depth)):
                 continue
             # An answer is expected to go on for as many tokens as it has.
@@ -296,9 +302,9 @@ class Planner:
             if best > hopes:
                 self._rest = 0
             if best > better:
-                better, leaders = best, self.writers[i:]
+                better, leaders = best, self._sound[i:]
         rate = better if leaders else desk.choice.rate
-        for i, writer in enumerate(self.writers):
+        for i, writer in enumerate(self._sound):
             if writer in leaders:
                 writer.tried(paid=True)
                 writer.parked = None
@@ -307,7 +313,7 @@ class Planner:
             if writer.may_be_tried() and self._affordable(writer, desk):
                 writer.tried(paid=False)
                 self._trying = True
-                return self.writers[i : i + 1]
+                return self._sound[i : i + 1]
         return leaders
 
     def _affordable(self, writer: Writer, desk: _Desk) -> bool:

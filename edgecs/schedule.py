@@ -12,7 +12,9 @@ from typing import NamedTuple, Protocol
 
 from edgecs.context import Context
 from edgecs.draft import NOTHING, Choose, Draft, Drafter, Rows, Verdict
+from edgecs.errors import ConfigError
 from edgecs.exactness import EVERY, Allowed
+from edgecs.faults import blame
 
 Clock = Callable[[], float]
 """Seconds since some moment."""
@@ -68,6 +70,9 @@ class Schedule(Protocol):
     def learn(self, context: Context, outcome: Outcome) -> None:
         """Told once a round, before anything of it is committed."""
 
+    def park(self, name: str) -> None:
+        """Told that a drafter failed: it must not be asked again."""
+
     def describe(self) -> str:
         """What it does, in words."""
 
@@ -90,7 +95,7 @@ class Quotas:
         self._drafters = tuple(drafters)
         self.counts = tuple(counts)
         self._ends = ends
-        self._goals = tuple(accumulate(counts))
+        self._turns = [*zip(drafters, accumulate(counts), strict=True)]
 
     @property
     def drafters(self) -> tuple[Drafter, ...]:
@@ -106,20 +111,43 @@ class Quotas:
         """The drafters' tokens, the best drafter's first (horizontal cascade)."""
         draft = NOTHING
         proposed: tuple[str, ...] = ()
-        for drafter, goal in zip(self.drafters, self._goals, strict=True):
+        for drafter, goal in self._turns:
             room = min(goal, most) - len(draft)
             if room > 0:
                 here = context.with_tail(draft.tokens) if len(draft) else context
-                part = drafter.propose(here, room, choose)
-                proposed += part.sources
-                draft = draft.then(part.clip(room))
-                if len(part) and int(draft.tokens[-1]) in self._ends:
+                try:
+                    part = _asked(drafter, here, room, choose)
+                    proposed += part.sources
+                    draft = draft.then(part.clip(room))
+                except Exception as error:
+                    blame(error, drafter.name)
+                if len(part) and self._is_over(draft):
                     break
         return Gathered(draft, proposed)
+
+    def _is_over(self, draft: Draft) -> bool:
+        """Whether nothing can follow: an end token, or a tree, which has many ends."""
+        return int(draft.tokens[-1]) in self._ends or not draft.is_chain
 
     def learn(self, context: Context, outcome: Outcome) -> None:
         """Nothing changes the quotas."""
 
+    def park(self, name: str) -> None:
+        """Cheaper drafters write up to its quota."""
+        self._turns = [turn for turn in self._turns if turn[0].name != name]
+
     def describe(self) -> str:
         """The counts."""
         return f"K {','.join(map(str, self.counts))}"
+
+
+def _asked(drafter: Drafter, context: Context, k: int, choose: Choose) -> Draft:
+    """What a drafter proposes; raises ConfigError if that is no draft."""
+    draft = drafter.propose(context, k, choose)
+    if not isinstance(draft, Draft):
+        raise ConfigError(f"a proposal must be a Draft, got {type(draft).__name__}")
+    if draft is not NOTHING:
+        draft.check()
+        if not set(map(type, draft.sources)) <= {str}:
+            raise ConfigError(f"sources must be names, got {draft.sources!r}")
+    return draft

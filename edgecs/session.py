@@ -131,8 +131,10 @@ class Session:
         self._check_room(tokens)
         self.stop()
         self._continue(tokens)
-        self.stats, self.finish_reason = Stats(prompt_tokens=tokens.size), None
-        self.cascade.schedule.begin()
+        faults = dict(self.cascade.faults)
+        self.stats = Stats(prompt_tokens=tokens.size, faults=faults)
+        self.finish_reason = None
+        self.cascade.begin()
         choices = (rule or self.rule)(tokens.size)
         self._stream = self._answer(max_tokens, TextStream(stop), choices)
         return self._stream
@@ -194,6 +196,7 @@ class Session:
             stats.decode_seconds = time.perf_counter() - began - stats.prompt_seconds
             after = self._forwards()
             stats.forwards = {name: after[name] - before[name] for name in after}
+            stats.faults = dict(self.cascade.faults)
             self.target.end_turn(self.context)
 
     def _forwards(self) -> dict[str, int]:
@@ -212,9 +215,18 @@ class Session:
         )
         done = self.cascade.step(self.context, choices, most if stats.tokens else 0)
         self.cascade.learn(self.context, done)
+        if stats.tokens and len(self.cascade.faults) > len(stats.faults):
+            done = self._with_faults(done)
         if self.on_round and stats.tokens:
             self.on_round(self.context, done)
         return done
+
+    def _with_faults(self, done: Round) -> Round:
+        """The round, and with it what has failed since the one before."""
+        known, faults = self.stats.faults, self.cascade.faults
+        self.stats.faults = dict(faults)
+        new = {name: why for name, why in faults.items() if name not in known}
+        return done._replace(faults=new)
 
     def _emit(self, done: Round, limit: int, text: TextStream) -> Iterator[Token]:
         """Commits and yields the tokens of a round up to where the answer ends."""

@@ -19,6 +19,7 @@ from edgecs.calibration import Calibration
 from edgecs.cascade import NamedModel
 from edgecs.costs import WIDEST, CostModel, best_width
 from edgecs.draft import LanguageModel
+from edgecs.errors import Cancelled
 from edgecs.exactness import Allowed, Classes, Exact, Limits, permitted
 from edgecs.machine import Others
 from edgecs.maxgram import MaxGram
@@ -215,14 +216,22 @@ class Speculation:
     def _times_of(
         self, model: LanguageModel, known: Mapping[str, Any], mark: str
     ) -> CostModel:
-        """A drafter's times from the profile, or from one token and a short review."""
+        """A drafter's times from the profile, or from one token and a short review.
+
+        One that fails has none: a session parks it when it fails again.
+        """
         try:
             return CostModel.from_state(known[mark])
         except NONSENSE:
             costs, depth = CostModel(), _near(model)
+        try:
             for width, seconds in curve(model, depth, FIRST_WIDTHS, repeats=1).items():
                 costs.observe(width, depth, seconds)
-            return costs
+        except Cancelled:
+            raise
+        except Exception:
+            return CostModel()
+        return costs
 
     def fixed(self, width: int) -> Limits:
         """Limits for a schedule whose drafts make calls of up to `width` tokens.

@@ -46,6 +46,8 @@ class Stats:
     decode_seconds: float = 0.0  # from there to the last token
     records: list[Record] = field(default_factory=list)
     forwards: dict[str, int] = field(default_factory=dict)  # calls of inner reviewers
+    # Drafters that failed, here or before in the session, and why: they are parked.
+    faults: dict[str, str] = field(default_factory=dict)
 
     def observe(self, done: Round, emitted: int) -> None:
         """Keeps the record of a round of which `emitted` tokens are in the answer."""
@@ -163,6 +165,7 @@ class Stats:
             "mean_accept_len": round(self.mean_acceptance_length, 4),
             "accept_per_pos": [round(x, 4) for x in self.acceptance_by_position()],
             "by_level": self.by_source(),
+            "faults": self.faults,
             "rounds_by_width": {str(n): k for n, k in self.rounds_by_width.items()},
         }
 

@@ -3,7 +3,8 @@
 `TableModel` is a language model whose law depends on every token before it, so an
 off-by-one in any cache changes its answer. `CachingModel` is the same model behind a
 `PrefixCache`: it computes from what its cells hold, right or wrong. `ScriptedDrafter`
-proposes what it was told to, wrong as often as you like.
+proposes what it was told to, wrong as often as you like. `FaultyDrafter` fails after a
+while, in a way of your choice.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class TableModel:
         self.vocab_size = vocab_size
         self.n_ctx = n_ctx
         self.max_draft = 63
+        self.takes_trees = True
         self.rewindable = rewindable
         self.cancel = threading.Event()
         self._seed = seed
@@ -140,6 +142,7 @@ class CachingModel(TableModel):
         self, vocab_size: int, seed: int = 0, *, partial: bool = True, n_ctx: int = 4096
     ) -> None:
         super().__init__(vocab_size, seed, n_ctx=n_ctx)
+        self.takes_trees = False
         self.cells: list[int] = []
         self.fail_next = False
         self._partial = partial
@@ -210,3 +213,30 @@ class ScriptedDrafter:
     ) -> None:
         """Remembers the verdicts."""
         self.seen.append(verdict)
+
+
+class FaultyDrafter(ScriptedDrafter):
+    """A ScriptedDrafter that fails from some proposal on.
+
+    after: proposals that are sound. fails: given a sound draft, raises or returns what
+    is proposed instead. asked: proposals so far.
+    """
+
+    def __init__(
+        self,
+        script: Sequence[int] | Tokens,
+        fails: Callable[[Draft], Draft],
+        *,
+        after: int = 0,
+        name: str = "faulty",
+    ) -> None:
+        super().__init__(script, name=name)
+        self.fails = fails
+        self.after = after
+        self.asked = 0
+
+    def propose(self, context: Context, k: int, choose: Choose | None = None) -> Draft:
+        """The script's next k tokens, or what comes of failing."""
+        self.asked += 1
+        draft = super().propose(context, k, choose)
+        return draft if self.asked <= self.after else self.fails(draft)

@@ -108,6 +108,7 @@ def describe(
         "tokens": _tokens(tokenizer, done.tokens, done.sources),
         "decided_again": done.again,
         "rejected": _rejected(context, done, tokenizer, choose),
+        "faults": dict(done.faults),
         "drafting_ms": round(done.drafting * 1e3, 3),
         "calling_ms": round(done.calling * 1e3, 3),
     }

@@ -23,6 +23,7 @@ from edgecs.context import Context
 from edgecs.costs import WIDEST, CostModel, best_width
 from edgecs.draft import Choose, Draft, Drafter
 from edgecs.exactness import EVERY, Allowed
+from edgecs.faults import blame
 from edgecs.ledger import Copier
 from edgecs.schedule import Clock, Gathered, Outcome
 
@@ -66,7 +67,10 @@ class Review:
             rates = self._cheaper.promise(len(context), np.array(times))
             if rates.size and rates[:most].max(initial=0) > choice.rate:
                 size = int(rates[:most].argmax()) + 1
-                part = self._cheaper.cascade.propose(context, size, choose)
+                try:
+                    part = self._cheaper.cascade.propose(context, size, choose)
+                except Exception as error:
+                    blame(error, self._cheaper.name)
                 return Gathered(part.clip(size), part.sources)
         draft = self._copier.draft(copy[: choice.width - 1])
         return Gathered(draft, self._copier.sources(copy))
@@ -78,6 +82,12 @@ class Review:
             self.costs.observe(fed, len(context), outcome.calling)
         else:
             self.reading = outcome.calling / fed
+
+    def park(self, name: str) -> None:
+        """The next cheaper drafter takes the place of one that failed."""
+        self._copier.park(name)
+        if self._cheaper and self._cheaper.name == name:
+            self._cheaper = self._cheaper.review._cheaper
 
     def describe(self) -> str:
         """That it decides step by step."""
@@ -243,12 +253,21 @@ class Writer:
     ) -> None:
         """One step: appends what it chose, and how likely that is right.
 
-        copy: what Max-Gram proposed at the start of the draft.
+        copy: what Max-Gram proposed at the start of the draft. Raises Faulty where it,
+        or a drafter that it reviews, fails.
         """
+        try:
+            self._write(draft, context, choose, most, copy)
+        except Exception as error:
+            blame(error, self.name)
+
+    def _write(
+        self, draft: Written, context: Context, choose: Choose, most: int, copy: Draft
+    ) -> None:
         here = context.with_tail(draft.tokens) if draft.tokens else context
         model = self.cascade.reviewer
         room = min(most - len(draft.tokens) - 1, model.n_ctx - len(here))
-        done = self.cascade.step(
+        done = self.cascade.attempt(
             here, Choices(choose, choose), min(room, model.max_draft)
         )
         # Max-Gram is not told: its bigrams are the target's.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from hypothesis import settings
 
 from edgecs import speculation
 from edgecs.backends.llama_lm import LlamaLM
+from edgecs.cascade import PARKED
 from edgecs.load import load
 from edgecs.options import LoadOptions
 from edgecs.store import Store
@@ -111,6 +113,29 @@ def _no_config(monkeypatch: pytest.MonkeyPatch) -> None:
 def _never_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     """What else this machine computes does not count."""
     monkeypatch.setattr(speculation, "BUSY", 1.0)
+
+
+class _Faults(logging.Handler):
+    """Keeps what is logged of drafters that failed."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.told: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.msg == PARKED:
+            self.told.append(record.getMessage())
+
+
+@pytest.fixture(autouse=True)
+def _no_faults(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A bug in a drafter costs no token, so only this shows it."""
+    handler, logger = _Faults(), logging.getLogger("edgecs")
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
+    if not request.node.get_closest_marker("faults"):
+        assert not handler.told
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ PACKAGES = {
     "edgecs_models": set(),
 }
 LAYERS = [
-    {"errors", "context", "machine", "random_gguf", "growth", "cells"},
+    {"errors", "faults", "context", "machine", "random_gguf", "growth", "cells"},
     {"holding", "states", "reading"},
     {"draft", "prefix", "options", "manifest", "noise", "sampling", "kmatrix", "costs"},
     {"vocabulary", "theory", "gbnf", "exactness"},

@@ -31,7 +31,7 @@ from edgecs.session import Session
 from edgecs.testing import CachingModel, Endless
 from edgecs.writers import Writer
 from edgecs_bench.curves import Curve, curve
-from edgecs_bench.recorded import Watch
+from edgecs_bench.recorded import UNSAID, Watch
 from edgecs_bench.replay import Player, know, oracle
 from edgecs_bench.traces import Proposals, Trace
 
@@ -475,11 +475,11 @@ HOSTILE = {
 def drafts(
     output: list[int], how: Hostile, random: np.random.Generator, size: int = 8
 ) -> Proposals:
-    """What a drafter says at every position; -1 is a token that nobody says."""
+    """What a drafter says at every position."""
     tokens, said = [], []
     for at in range(len(output)):
         piece = output[at : at + size]
-        tokens.append([t if how.right(at + i) else -1 for i, t in enumerate(piece)])
+        tokens.append([t if how.right(at + i) else UNSAID for i, t in enumerate(piece)])
         sure = random.random(len(piece)) if how.sure is None else [how.sure] * 8
         said.append([float(p) for p in sure[: len(piece)]])
     return Proposals(tokens, said)

@@ -20,6 +20,7 @@ import numpy as np
 from edgecs.cascade import NamedModel, stack
 from edgecs.context import Context, Tokens
 from edgecs.draft import NOTHING, Draft, LanguageModel, Rows, Verdict
+from edgecs.faults import refuse
 from edgecs.kmatrix import KMatrix
 from edgecs.maxgram import MaxGram
 from edgecs.session import Session
@@ -198,6 +199,7 @@ def play(trace: Trace, drafter: Remembered, last: MaxGram, schedule: Schedule) -
         said = [t.id for t in session.generate(trace.ids, max_tokens=len(trace.said))]
         assert said == trace.said
         stats = session.stats
+        refuse(stats.faults)
     # The call that reads the prompt gives the first token, in every schedule.
     return Count(stats.tokens - 1, stats.rounds, stats.forwards["drafter"])
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
+from edgecs_bench.recorded import UNSAID
 from edgecs_bench.traces import Proposals, Trace
 
 _SIZE = 8  # tokens of a proposal
-_WRONG = -1  # a token that nobody says
 
 
 class Kind(NamedTuple):
@@ -25,7 +25,7 @@ class Kind(NamedTuple):
         tokens, confidences = [], []
         for at in range(len(trace.output)):
             draft = [
-                token if self.right(at + i) else _WRONG
+                token if self.right(at + i) else UNSAID
                 for i, token in enumerate(trace.output[at : at + _SIZE])
             ]
             tokens.append(draft)

@@ -29,6 +29,7 @@ import click
 from edgecs.cascade import stack
 from edgecs.choice import Rule
 from edgecs.draft import Drafter
+from edgecs.faults import refuse
 from edgecs.kmatrix import KMatrix
 from edgecs.load import Loaded, LoadedDrafter, load, load_drafter
 from edgecs.maxgram import MaxGram
@@ -69,6 +70,7 @@ def run(
             stream = session.generate(prompt, max_tokens=len(expected) + room)
             said = [token.id for token in stream]
         stats = session.stats
+        refuse(stats.faults)
         widths.update(stats.rounds_by_width)
         accepted, tested = accepted + stats.accepted, tested + stats.tested
         tokens += len(said)

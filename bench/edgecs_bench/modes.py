@@ -26,6 +26,7 @@ from edgecs.choice import Rule
 from edgecs.context import Context
 from edgecs.draft import Drafter
 from edgecs.exactness import Limits
+from edgecs.faults import refuse
 from edgecs.kmatrix import KMatrix
 from edgecs.load import Loaded, LoadedDrafter
 from edgecs.maxgram import MaxGram
@@ -137,6 +138,7 @@ class Own:
                 started[0] = started[0] or perf_counter()
                 pieces.append(token)
             stats = session.stats
+            refuse(stats.faults)
         return Said(
             [token.id for token in pieces],
             stats.prompt_seconds,

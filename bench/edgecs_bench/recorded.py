@@ -13,7 +13,9 @@ from edgecs.draft import Draft, Row, Rows
 from edgecs_bench.curves import DRAFTER_CURVE, DRAFTER_MS, READING_MS, Steps, curve
 from edgecs_bench.traces import Trace
 
-_UNKNOWN = (-1, 0.3)  # what was not recorded: a token that nobody says
+_VOCABULARY = 1 << 20
+UNSAID = _VOCABULARY - 1  # a token that no answer has
+_UNKNOWN = (UNSAID, 0.3)  # what was not recorded
 
 
 class Watch:
@@ -61,7 +63,7 @@ class Recorded:
     """
 
     TIMES = curve("drafter", DRAFTER_MS, DRAFTER_CURVE, 0.0).times
-    vocab_size = 1 << 20
+    vocab_size = _VOCABULARY
     n_ctx = 1 << 30
     max_draft = 31
     rewindable = True

@@ -67,6 +67,10 @@ class Watched:
         if self._drafting is not None:
             self.spans.append(self._drafting + perf_counter() - began)
 
+    def park(self, name: str) -> None:
+        """A drafter failed."""
+        self._schedule.park(name)
+
     def describe(self) -> str:
         """What it does."""
         return self._schedule.describe()

@@ -76,6 +76,10 @@ def legend(session: Session, tiers: str, *, colours: bool) -> list[str]:
         lines.append(f"marks: text of a drafter is in [{session.chain[-1]}:...]")
     if isinstance(session.cascade.schedule, Planner):
         lines += _planned(session.cascade.schedule, session.stats)
+    lines += [
+        f"{name}: parked for this session, as it failed: {reason}"
+        for name, reason in session.stats.faults.items()
+    ]
     widths = session.stats.rounds_by_width.items()
     if widths:
         shown = ", ".join(f"{rounds} of {width}" for width, rounds in widths)
@@ -123,9 +127,10 @@ def _table(session: Session, *, colours: bool) -> list[str]:
 
 def _planned(planner: Planner, stats: Stats) -> list[str]:
     """What the planner used and what not, and why."""
-    lines = [f"{writer.name}: {writer.standing}" for writer in planner.writers]
+    sound = [writer for writer in planner.writers if writer.name not in stats.faults]
+    lines = [f"{writer.name}: {writer.standing}" for writer in sound]
     mag = planner.copier.mag
-    if mag is None:
+    if mag is None or mag.name in stats.faults:
         return lines
     records = stats.records
     used = sum(mag.name in record.tested for record in records)

@@ -12,6 +12,7 @@ from edgecs.context import Context, Tokens
 from edgecs.costs import CostModel
 from edgecs.draft import NOTHING, Draft, LanguageModel
 from edgecs.errors import Cancelled
+from edgecs.faults import refuse
 from edgecs.maxgram import MaxGram
 from edgecs.planner import Planner
 from edgecs.schedule import Clock
@@ -75,6 +76,7 @@ class Stage:
             seconds = self._clock() - began
             if session.finish_reason == "cancelled":
                 raise Cancelled("stopped while trying chains: nothing was kept")
+            refuse(session.stats.faults)
         return Played((len(ids) - 1) / seconds if seconds > 0 else 0.0, ids)
 
     def learnt(self) -> Calibration:
