@@ -101,9 +101,13 @@ class Classes:
         return max((f.noise for f in found if f), default=0.0)
 
     def state(self) -> dict[str, Any]:
-        """For `from_state`."""
+        """For `from_state`; findings whose noise is not a number are left out."""
         return {
-            name: {str(at): _finding_state(f) for at, f in findings.items()}
+            name: {
+                str(at): _finding_state(found)
+                for at, found in findings.items()
+                if 0 <= found.noise < math.inf
+            }
             for name, findings in vars(self).items()
         }
 

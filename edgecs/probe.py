@@ -7,6 +7,7 @@ The model is empty afterwards.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import median
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from edgecs.context import Context, Tokens
 from edgecs.costs import SETTLED, WIDEST, CostModel
 from edgecs.draft import NOTHING, Draft, LanguageModel
-from edgecs.errors import Cancelled
+from edgecs.errors import Cancelled, NoNumbers
 from edgecs.exactness import FIRST_BORDER, Classes, Finding, range_of
 
 QUICK = (2, 3, 4, 6, 8)  # widths that are probed at load
@@ -87,7 +88,8 @@ class Scratch:
     def rows(self, after: int, width: int) -> NDArray[np.float32]:
         """Logits of a call of `width` tokens, [width, vocabulary], a view.
 
-        after: tokens between the scratch cells and the call.
+        after: tokens between the scratch cells and the call. Raises NoNumbers for a
+        model that computes none.
         """
         if self._model.cancel.is_set():
             raise Cancelled("stopped while measuring the model")
@@ -99,6 +101,7 @@ class Scratch:
         seconds = time.perf_counter() - began
         self.timed.append(Timed(width, start - 1, seconds, self.singles))
         self.singles = self.singles + 1 if width == 1 else 0
+        _check(rows)
         return rows
 
 
@@ -179,13 +182,27 @@ def bits(
         return Finding(frozenset(same), frozenset(other), noise), cells.timed
 
 
+def _check(rows: NDArray[np.float32]) -> None:
+    """Raises NoNumbers where the best logit of a row is not a number."""
+    best = rows.max(axis=1)  # a NaN, if there is one
+    bad = best[~np.isfinite(best)]
+    if bad.size:
+        raise NoNumbers(float(bad[0]))
+
+
 def _changes(
     alone: Sequence[NDArray[np.float32]], together: NDArray[np.float32]
 ) -> Iterator[float]:
-    """By how much the gap between the two best tokens of a row changed."""
+    """By how much the gap between the two best tokens of a row changed.
+
+    Rows in which only one token is possible have no gap.
+    """
     for one, row in zip(alone, together, strict=True):
         second, first = np.argpartition(one, -2)[-2:].tolist()
-        yield float((row[first] - row[second]) - (one[first] - one[second]))
+        best, rival = float(one[first]), float(one[second])
+        change = (float(row[first]) - float(row[second])) - (best - rival)
+        if math.isfinite(change):
+            yield change
 
 
 def points(n_ctx: int) -> list[tuple[int, int]]:

@@ -20,6 +20,7 @@ def write_random_gguf(
     seed: int = 0,
     kind: str = "F32",
     changes: Mapping[str, object] | None = None,
+    spoilt: Mapping[str, float] | None = None,
 ) -> Path:
     """Writes a tiny random Llama (GGUF, a few hundred KB) with byte tokens.
 
@@ -27,7 +28,8 @@ def write_random_gguf(
     last four ids are <|begin|> (BOS), <|end|> (EOS), <|user|> and <|assistant|>, before
     `padding` more rows that the vocabulary marks as unused. kind: the type of the
     matrices, one of those that gguf can write ("Q8_0"). changes: other values for keys
-    of the metadata, which may contradict the rest.
+    of the metadata, which may contradict the rest. spoilt: a value that the first
+    weight of each of these matrices has instead ({"output": nan}).
     """
     import gguf
 
@@ -38,6 +40,8 @@ def write_random_gguf(
         return random.standard_normal((rows, columns), dtype=np.float32) * scale
 
     def add_matrix(name: str, matrix: NDArray[np.float32]) -> None:
+        if spoilt and name in spoilt:
+            matrix[0, 0] = spoilt[name]
         packed = gguf.quants.quantize(matrix, dtype)
         writer.add_tensor(f"{name}.weight", packed, raw_dtype=dtype)
 

@@ -7,6 +7,7 @@ what fits a small budget; closing it saves what the rounds have taught.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from functools import cache
@@ -203,7 +204,7 @@ class Speculation:
             right = self._kept("right").get(mark)
             # What this machine has seen counts; without it, what its makers counted.
             right = right if isinstance(right, float) else told[writer.name]
-            if right is not None:
+            if right is not None and math.isfinite(right):
                 writer.taught(right)
             self._writers[mark] = writer
         return planner
@@ -256,7 +257,7 @@ class Speculation:
         return _speed(permitted(times, allowed)) / _speed(times)
 
     def save(self) -> bool:
-        """Keeps what is known now; False: there is nothing to keep, or no place."""
+        """Keeps what is known now; False: nothing that can be kept, or no place."""
         if not (self._key and self._profiles and self.costs.known):
             return False
         profile = self.profile or Profile(self._key)
@@ -269,7 +270,10 @@ class Speculation:
             drafters.update({n: c.state() for n, c in self._used.items() if c.known})
         right.update({n: w.kept for n, w in self._writers.items() if w.known})
         profile.chain = {**profile.chain, "drafters": drafters, "right": right}
-        return self._profiles.save(profile)
+        try:
+            return self._profiles.save(profile)
+        except ValueError:  # what is not a number says nothing about the next run
+            return False
 
 
 def _near(model: LanguageModel) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -495,6 +496,33 @@ def test_a_context_smaller_than_a_draft_is_enough_for_an_answer(
     report = json.loads(outcome.out)
     assert len(report["tokens"]) == 2  # BOS and "a" leave one cell, and one more row
     assert report["finish_reason"] == "context"
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--temp", 0),
+        ("--temp", 0.8),
+        ("--temp", 0, "--no-spec"),
+        ("--temp", 0.8, "--no-spec"),
+        ("--temp", 0.8, "--no-spec", "--top-k", 0, "--top-p", 1, "--min-p", 0),
+        ("--temp", 0, "--exact", "numeric"),
+        ("--temp", 0, "--exact", "strict", "-ctk", "f16"),
+        ("--temp", 0, "--k-matrix", "3"),
+    ],
+    ids=lambda options: " ".join(map(str, options)),
+)
+@pytest.mark.parametrize("matrix", ["output", "blk.1.ffn_down"])
+def test_a_model_without_numbers_is_named_as_such(
+    edgecs: Edgecs, tmp_path: Path, weight: float, options: tuple, matrix: str
+):
+    path = write_random_gguf(tmp_path / "spoilt.gguf", spoilt={matrix: weight})
+    outcome = edgecs("generate", "-m", path, "-c", 512, "-p", "hello", "-q", *options)
+    assert outcome.code == 3
+    (line,) = outcome.err.splitlines()
+    assert "the model gives no token a probability (its best logit is" in line
+    assert "fetch it again" in line
 
 
 def test_without_arguments_there_is_help(edgecs: Edgecs):

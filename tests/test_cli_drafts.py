@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,22 @@ def answer(edgecs: Edgecs, model: Path, *options: object) -> dict:
     assert outcome.code == 0, outcome.err
     report: dict = json.loads(outcome.out)
     return report
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+@pytest.mark.parametrize("options", [("--k-matrix", "4,2;0,3"), (), ("--temp", 0)])
+def test_a_drafter_without_numbers_is_parked(
+    edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path, weight: float, options: tuple
+):
+    path = write_random_gguf(tmp_path / "spoilt.gguf", spoilt={"output": weight})
+    chosen = () if "--k-matrix" in options else options
+    plain = answer(edgecs, tiny_gguf, "--no-spec", "-s", 7, *chosen)
+    report = answer(edgecs, tiny_gguf, "--draft", path, "-s", 7, *options)
+    assert report["tokens"] == plain["tokens"]
+    faults = report["speculative"]["faults"]
+    assert set(faults) == {"spoilt"} or "--k-matrix" not in options
+    assert all("no token a probability" in reason for reason in faults.values())
 
 
 SAMPLERS = {

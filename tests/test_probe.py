@@ -24,7 +24,7 @@ from edgecs.backends.llama_lm import LlamaLM
 from edgecs.context import Context
 from edgecs.costs import SETTLED, WIDEST, CostModel
 from edgecs.draft import NOTHING, Draft, Rows
-from edgecs.errors import Cancelled
+from edgecs.errors import Cancelled, NoNumbers
 from edgecs.exactness import FIRST_BORDER, Classes, Limits, range_of
 from edgecs.load import Loaded, load
 from edgecs.options import LoadOptions
@@ -576,3 +576,46 @@ def test_times_of_deep_calls_are_not_taken_for_those_of_shallow_ones():
     classify(TableModel(50, n_ctx=1200), Classes(), QUICK, Noting())
     assert depths
     assert max(depths) < 256
+
+
+@pytest.mark.parametrize(
+    ("value", "columns"),
+    [
+        (np.nan, slice(3, 4)),
+        (np.inf, slice(3, 4)),
+        (np.nan, slice(None)),
+        (np.inf, slice(None)),
+        (-np.inf, slice(None)),
+    ],
+)
+def test_a_model_without_numbers_is_not_measured(value: float, columns: slice):
+    model = CachingModel(5, n_ctx=640)
+    law = model.law
+
+    def spoilt(prefix):
+        row = law(prefix)
+        row[columns] = value
+        return row
+
+    model.law = spoilt
+    for measure in (
+        lambda: bits(model, 24, QUICK),
+        lambda: curve(model, 24, (1, 4), 2),
+        lambda: classify(model, Classes(), QUICK),
+        lambda: settling(model, 24, 4, 2),
+    ):
+        with pytest.raises(NoNumbers, match="no token a probability"):
+            measure()
+        assert model.cells == []
+
+
+def test_rows_in_which_only_one_token_is_possible_have_bits():
+    class Sure(Kernels):
+        def law(self, prefix):
+            row = super().law(prefix)
+            row[1:] = -np.inf
+            return row
+
+    found, _ = bits(Sure(5, lambda width, start: width > 2), 24, QUICK)
+    assert found.same == {2}
+    assert found.other == set(QUICK) - {2}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgecs import noise, penalties, truncation
 from edgecs.choice import Chain, chooser, greedy
-from edgecs.errors import ConfigError, ModelError
+from edgecs.errors import ConfigError, ModelError, NoNumbers
 from edgecs.sampling import Sampling
 
 INF = float("inf")
@@ -274,3 +274,21 @@ def test_truncation_does_not_disturb_greedy(t: float):
 def test_a_row_without_any_token_is_a_broken_model(s: Sampling):
     with pytest.raises(ModelError, match="no token a probability"):
         chooser(s, 600)(np.full(600, -np.inf, np.float32), np.zeros(1, np.int32))
+
+
+@pytest.mark.parametrize("s", [{}, {"temperature": 1.0, "top_k": 3}])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_row_without_a_best_number_is_a_broken_model(s, value: float):
+    row = np.zeros(5, np.float32)
+    row[slice(None) if value < 0 else 2] = value
+    with pytest.raises(NoNumbers, match=f"its best logit is {value}"):
+        chooser(Sampling(**s), 5)(row, np.zeros(1, np.int32))
+
+
+def test_a_bias_without_bounds_is_no_broken_model():
+    row, before = np.zeros(5, np.float32), np.zeros(1, np.int32)
+    assert chooser(Sampling(logit_bias=((3, np.inf),)), 5)(row, before) == 3
+    none = tuple((token, -np.inf) for token in range(5))
+    for t in (0.0, 1.0):
+        with pytest.raises(ConfigError, match="the logit bias forbid all"):
+            chooser(Sampling(temperature=t, logit_bias=none), 5)(row, before)

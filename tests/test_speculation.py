@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecs import speculation
+from edgecs.calibration import stated
 from edgecs.cascade import NamedModel
 from edgecs.choice import always, chooser
 from edgecs.costs import WIDEST, CostModel
@@ -99,6 +100,38 @@ class TestKeeping:
         assert not homeless.save()
         unmeasured, _ = opened(profiles)
         assert not unmeasured.save()
+        assert profiles.all() == []
+
+    @given(
+        noises=st.lists(st.floats(), min_size=1, max_size=3),
+        right=st.floats(),
+        times=st.lists(st.floats(), max_size=6),
+    )
+    def test_whatever_the_numbers_saving_does_not_raise(
+        self, tmp_path_factory: pytest.TempPathFactory, noises, right, times
+    ):
+        profiles = Profiles(tmp_path_factory.mktemp("profiles"))
+        known, _ = opened(profiles)
+        known.costs.measured(0, {1: 1.0, 4: 2.0})
+        for seconds in times:
+            known.costs.observe(2, 0, seconds)
+        planner = known.planner([NamedModel("d", CachingModel(5), right)])
+        for writer in planner.writers:
+            writer.learn(stated([0.5] * 8, [None] * 8), 8, False)
+        for at, noise in enumerate(noises):
+            finding = Finding(frozenset({2}), frozenset({3}), noise)
+            known.classes.add(256 * at, 256 * at + 4, finding)
+        assert known.save()
+        again, _ = opened(profiles)
+        assert again.notes == []
+        np.testing.assert_allclose(again.costs.seconds(0), known.costs.seconds(0))
+        kept = {s: f for s, f in known.classes.inside.items() if 0 <= f.noise < np.inf}
+        assert again.classes.inside == kept
+
+    def test_what_is_not_a_number_is_not_saved(self, profiles, monkeypatch):
+        known = prepared(profiles)
+        monkeypatch.setattr(known.costs, "state", lambda: {"settling": [np.nan]})
+        assert not known.save()
         assert profiles.all() == []
 
     @pytest.mark.parametrize("exact", EXACTS)
