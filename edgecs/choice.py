@@ -156,7 +156,7 @@ class Chain:
         """Raises NoNumbers where the best logit is none, for all that a user set."""
         if math.isfinite(best) or (best == math.inf and self._biased.size):
             return
-        if best == -math.inf and (self._mask or self._biased.size):
+        if best == -math.inf and (self._mask is not None or self._biased.size):
             raise ConfigError(
                 "no token is left: the grammar and the logit bias forbid all that the "
                 "model can say here; change one of them"

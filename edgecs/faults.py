@@ -29,7 +29,7 @@ def refuse(faults: Mapping[str, str]) -> None:
     """For what is measured with drafters: raises ModelError where one was parked."""
     for name, reason in faults.items():
         raise ModelError(
-            f"{name} failed ({reason}), so this is not its speed: leave it out"
+            f"{name} failed ({reason}), so nothing can be said about it: leave it out"
         )
 
 

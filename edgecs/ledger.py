@@ -100,7 +100,7 @@ class Copier:
         self._parked = False
 
     def park(self, name: str) -> None:
-        """If that is its name, it says nothing more."""
+        """Proposes nothing more if it is Max-Gram that failed."""
         self._parked = self._parked or (self.mag is not None and self.mag.name == name)
 
     def propose(

@@ -179,7 +179,7 @@ class Planner:
         self._debt *= FORGIVES
 
     def park(self, name: str) -> None:
-        """Whoever is named so has failed, and is left alone."""
+        """Leaves a drafter alone that failed."""
         self.copier.park(name)
         self._sound = tuple(writer for writer in self._sound if writer.name != name)
 

@@ -95,7 +95,7 @@ class Quotas:
         self._drafters = tuple(drafters)
         self.counts = tuple(counts)
         self._ends = ends
-        self._turns = [*zip(drafters, accumulate(counts), strict=True)]
+        self._turns = [*zip(self._drafters, accumulate(counts), strict=True)]
 
     @property
     def drafters(self) -> tuple[Drafter, ...]:
