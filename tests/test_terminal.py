@@ -2,99 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
-import struct
-import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
-import click
 import pytest
 
 from edgecs_cli.autosave import last_chat
+from tests.terminal import Terminal
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="there are no pseudo-terminals here"
 )
-
-
-class Terminal:
-    """A chat on a pseudo-terminal: what is typed, and what was written so far.
-
-    XDG folders are those of the test session unless a test has its own.
-    """
-
-    def __init__(self, *arguments: object, term: str = "xterm-256color") -> None:
-        import fcntl
-        import pty
-        import termios
-
-        ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        self._fd, self.text = ours, ""
-        self._lock = threading.Lock()
-        environment = {**os.environ, "TERM": term, "PROMPT_TOOLKIT_NO_CPR": "1"}
-        environment.pop("NO_COLOR", None)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "edgecs_cli", "chat", *map(str, arguments)],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=_take_terminal,
-        )
-        os.close(theirs)
-        self._reading = threading.Thread(target=self._read, daemon=True)
-        self._reading.start()
-
-    def _read(self) -> None:
-        while True:
-            try:
-                data = os.read(self._fd, 4096)
-            except OSError:
-                return
-            if not data:
-                return
-            with self._lock:
-                self.text += data.decode("utf-8", "replace")
-
-    def wait(self, pattern: str, seconds: float = 60) -> str:
-        """What was written up to a match behind the last one."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            with self._lock:
-                text = click.unstyle(self.text)
-                if found := re.search(pattern, text):
-                    self.text = text[found.end() :]
-                    return text[: found.end()]
-            time.sleep(0.02)
-        raise AssertionError(f"no {pattern!r} in {self.text!r}")
-
-    def type(self, text: str) -> None:
-        os.write(self._fd, text.encode())
-
-    def hang_up(self) -> None:
-        """The window is closed."""
-        os.close(self._fd)
-        self._fd = -1
-
-    def end(self) -> int:
-        code = self.process.wait(30)
-        if self._fd >= 0:
-            os.close(self._fd)
-        return code
-
-
-def _take_terminal() -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 @pytest.fixture
@@ -255,7 +175,7 @@ def test_no_command_ends_a_chat(tiny_gguf: Path, tmp_path: Path, monkeypatch):
         ("/edit", "not UTF-8"),
         ("/glob [", "no file matches"),
         ("/set seed 99999999999999999999999", "seed must be between"),
-        ("/save /dev/full", "a pipe or a device"),
+        ("/save /dev/full", "a device, not a regular file"),
         ("/save /proc/x", "cannot be written"),
     ):
         terminal.type(f"{line}\r")
