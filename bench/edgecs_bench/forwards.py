@@ -107,6 +107,7 @@ class Remembered(_Table):
         self._model = model
         self._numbers = numbers
         self._choices: dict[bytes, int] = {}
+        self._prompt = Context()  # of the answer that was read last, in real ids
 
     def score(self, context: Context, draft: Draft) -> Rows:
         """Its choices as far as the draft is right; nobody looks at what is behind."""
@@ -120,10 +121,12 @@ class Remembered(_Table):
 
     def read(self, ids: list[int], said: list[int]) -> None:
         """Learns the choices along an answer, most of what is asked, in a few calls."""
+        self._prompt = Context(self._real(ids))
         for start in range(0, len(said), _PIECE):
             context = Context([*ids, *said[:start]])
             piece = Draft.chain(said[start : start + _PIECE], "target")
-            rows = self._model.score(self._real(context), self._real_draft(piece))
+            real = Draft.chain(self._real(piece.tokens.tolist()), "target")
+            rows = self._model.score(self._context(context.tokens), real)
             for i, row in enumerate(rows.logits):
                 prefix = np.concatenate([context.tokens, piece.tokens[:i]])
                 self._choices[prefix.tobytes()] = self._numbers(int(row.argmax()))
@@ -131,16 +134,19 @@ class Remembered(_Table):
     def _choice(self, prefix: Tokens) -> int:
         key = prefix.tobytes()
         if key not in self._choices:
-            row = self._model.score(self._real(Context(prefix)), NOTHING).logits[0]
+            row = self._model.score(self._context(prefix), NOTHING).logits[0]
             self._choices[key] = self._numbers(int(row.argmax()))
         return self._choices[key]
 
-    def _real(self, context: Context) -> Context:
-        return Context([self._numbers.tokens[n] for n in context.tokens.tolist()])
+    def _context(self, prefix: Tokens) -> Context:
+        """In real ids; one buffer for an answer, so that cells are reused."""
+        ids, prompt = self._real(prefix.tolist()), self._prompt
+        if prompt.tokens.tolist() == ids[: len(prompt)]:
+            return prompt.with_tail(ids[len(prompt) :])
+        return Context(ids)
 
-    def _real_draft(self, draft: Draft) -> Draft:
-        real = [self._numbers.tokens[n] for n in draft.tokens.tolist()]
-        return Draft.chain(real, "target")
+    def _real(self, ids: list[int]) -> list[int]:
+        return [self._numbers.tokens[n] for n in ids]
 
 
 class HeardMaxGram(MaxGram):

@@ -74,6 +74,7 @@ class Asked:
         self._choose = choose
         self._all = np.array([*trace.prompt, *trace.output], dtype=np.int32)
         self._start, self._n = len(trace.prompt), len(trace.output)
+        self._prompt = Context(trace.prompt)
         self._on_path = self._read()  # [output position]: token and its probability
 
     def proposals(self, most: int) -> Proposals:
@@ -96,7 +97,7 @@ class Asked:
             elif agrees:  # beyond the end of what was recorded nothing is known
                 break
             else:
-                context = Context(self._all[: self._start + at]).with_tail(tail)
+                context = self._context(at).with_tail(tail)
                 token, p = self._choice(self._model.score(context, NOTHING), 0, context)
             tail.append(token)
             drafted.append((token, p))
@@ -105,12 +106,16 @@ class Asked:
     def _read(self) -> list[tuple[int, float]]:
         choices: list[tuple[int, float]] = []
         for start in range(0, self._n, _PIECE):
-            context = Context(self._all[: self._start + start])
+            context = self._context(start)
             piece = self._all[self._start + start :][: min(_PIECE, self._n - start) - 1]
             rows = self._model.score(context, Draft.chain(piece, "target"))
             for i in range(piece.size + 1):
                 choices.append(self._choice(rows, i, context.with_tail(piece[:i])))
         return choices
+
+    def _context(self, at: int) -> Context:
+        """Before an output position. One buffer for all, so that cells are reused."""
+        return self._prompt.with_tail(self._all[self._start :][:at])
 
     def _choice(self, rows: Rows, at: int, context: Context) -> tuple[int, float]:
         row = rows.logits[at]

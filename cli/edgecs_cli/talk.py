@@ -164,7 +164,10 @@ class Talk:
         if not prefix:
             return
         target.score(Context(prefix), NOTHING)
-        save(path, [], self.owner(), target.cells())
+        cells = target.cells()
+        save(path, [], self.owner(), cells)
+        if cells:
+            target.take(cells)  # a chat goes on from all of them, as after a file
         say(f"{len(prefix)} tokens of the system message are kept in {path}")
 
     @cached_property

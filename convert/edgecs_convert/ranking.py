@@ -79,9 +79,10 @@ def _loaded(path: Path, cancel: threading.Event, findings: Path | None) -> Loade
 
 def _rows(loaded: Loaded, tokens: Tokens) -> Iterator[NDArray[np.float32]]:
     """Logits behind every token of a text but the last, piece by piece."""
+    context = Context()
     for start in range(1, tokens.size, _PIECE):
         piece = tokens[start : min(start + _PIECE, tokens.size) - 1]
-        context = Context(tokens[:start])
+        context.append(tokens[len(context) : start])
         yield loaded.target.score(context, Draft.chain(piece, "text")).logits
 
 

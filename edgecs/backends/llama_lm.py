@@ -230,8 +230,8 @@ class LlamaLM:
         """
         self.reset()
         self._prefill(context, context.tokens[:_REAL].tolist())
-        missing = len(context) - len(self._cache)
-        if missing <= 0:
+        if len(self._cache) >= len(context):
+            self._cache.mark()
             return True
         size = lib.llama_state_seq_get_size(self._ctx, _SEQUENCE)
         if size * len(context) / _REAL <= _LARGEST_STATE:

@@ -98,8 +98,10 @@ def attempt(path: str, seconds: str, memory: str) -> None:
             vocabulary.encode(text)
         target = LlamaLM(model, options, cancel)
         if Path(path).stat().st_size < psutil.virtual_memory().available:
-            target.score(Context([i % vocabulary.size for i in range(8)]), NOTHING)
-            target.score(Context([i % vocabulary.size for i in range(9)]), NOTHING)
+            context = Context([i % vocabulary.size for i in range(8)])
+            target.score(context, NOTHING)
+            context.append([8 % vocabulary.size])
+            target.score(context, NOTHING)
 
 
 def _try(path: Path, cancel: threading.Event) -> None:
