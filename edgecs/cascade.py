@@ -43,7 +43,6 @@ class Round(NamedTuple):
     plan: Plan | None = None  # why it was drafted so, where a planner decided
     drafting: float = 0.0  # seconds until the draft was there
     calling: float = 0.0  # seconds of the reviewer's call
-    again: bool = False  # whether the last choice was made again at width 1
     faults: Mapping[str, str] = _NOBODY  # drafters that failed, and why
 
     @property
@@ -67,7 +66,7 @@ class Cascade:
     """A reviewer and the schedule of the drafters that write for it.
 
     ends: end-of-generation tokens, nothing follows them. limits: which widths its
-    calls may have, and when a choice is made again. lenience: 1 or more; above 1 the
+    calls may have. lenience: 1 or more; above 1 the
     reviewer lets drafted tokens stand that it would not have chosen itself, which only
     an inner reviewer may. confident: state the reviewer's probability for every token
     proposed, for a lenient reviewer above. clock: gives seconds. forwards: how many
@@ -174,15 +173,11 @@ class Cascade:
     ) -> Round:
         """Scores a draft and verifies it."""
         draft, proposed, plan = gathered
-        depth, drafted = len(context) - 1, self._clock()
+        drafted = self._clock()
         rows = self.reviewer.score(context, draft)
         scored = self._clock()
         self.forwards += 1
         verdict = verify(draft, rows, choices.target, context, self.ends, self.lenience)
-        noise = self.limits.guard(depth) if len(draft) else 0.0
-        again = self._unsure(draft, rows, verdict, choices, context, noise)
-        if again is not None:
-            verdict = again
         return Round(
             draft,
             rows,
@@ -192,7 +187,6 @@ class Cascade:
             plan,
             drafted - began,
             scored - drafted,
-            again is not None,
         )
 
     def propose(self, context: Context, k: int, choose: Choose) -> Draft:
@@ -271,31 +265,6 @@ class Cascade:
         every = [drafter for level in self.levels() for drafter in level.drafters]
         plain = [drafter for drafter in every if not isinstance(drafter, Cascade)]
         return list({id(drafter): drafter for drafter in plain}.values())
-
-    def _unsure(
-        self,
-        draft: Draft,
-        rows: Rows,
-        verdict: Verdict,
-        choices: Choices,
-        context: Context,
-        noise: float,
-    ) -> Verdict | None:
-        """The verdict up to the first choice that noise could turn, made again alone.
-
-        That position's cell is removed and computed at width 1, as plain decoding
-        would; the rest of the draft is dropped. None: there is no such choice.
-        """
-        if not noise:
-            return None
-        path = [int(draft.tokens[node]) for node in verdict.path]
-        for at, node in enumerate((-1, *verdict.path)):
-            here = context.with_tail(path[:at])
-            if choices.target.margin(rows.logits[node + 1], here.tokens) < noise:
-                row = self.reviewer.score(here, NOTHING).logits[0]
-                token = choices.target(row, here.tokens)
-                return Verdict(verdict.path[:at], token)
-        return None
 
 
 def _ids(vocab_size: int) -> str:

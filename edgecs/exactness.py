@@ -2,12 +2,14 @@
 
 Rows of logits can depend on how many tokens were computed in the call. `Classes` holds
 what a probe found, by range of the context; `Limits` turns it into a tier for every
-range: which widths a round may have, and when a choice has to be made again alone.
+range: which widths a round may have.
 
     strict    only widths whose rows are bit-identical to those of width 1
-    guarded   any width; a choice nearer to a tie than the measured noise is made again
-              on a row of width 1
     numeric   any width, the target's choice on the rows as they are
+
+Nothing lies between the two. To choose again at width 1 where the two best tokens are
+close does not bring plain decoding's answer back: the cells that earlier calls left
+behind have other bits too, and that choice is made from them.
 """
 
 from __future__ import annotations
@@ -22,12 +24,11 @@ from numpy.typing import NDArray
 
 from edgecs.costs import WIDEST
 
-Tier = Literal["strict", "guarded", "numeric"]
-Exact = Literal["auto", "strict", "guarded", "numeric"]
+Tier = Literal["strict", "numeric"]
+Exact = Literal["auto", "strict", "numeric"]
 
 FIRST_BORDER = 256  # borders between ranges: 256, 512, 1024, ...: n_kv is padded to 256
 WORTH = 0.97  # auto is strict where that keeps at least this share of the speed
-NOISES = 2.0  # a guarded choice is made again within so many measured deviations
 
 Allowed = NDArray[np.bool_]
 """Which widths may be used, [WIDEST], [n - 1] for n tokens; n = 1 always may."""
@@ -57,14 +58,11 @@ class Finding:
 
     same: frozenset[int]  # widths whose rows were those of width 1, bit for bit
     other: frozenset[int]  # widths with a different bit somewhere
-    noise: float  # root mean square of the change of the top-2 gap at the others
 
     def both(self, more: Finding) -> Finding:
         """Two probes of one range: a width must pass both."""
         other = self.other | more.other
-        return Finding(
-            (self.same | more.same) - other, other, max(self.noise, more.noise)
-        )
+        return Finding((self.same | more.same) - other, other)
 
 
 @dataclass
@@ -92,22 +90,10 @@ class Classes:
         allowed[room:] &= beyond[room:]
         return allowed
 
-    def noise(self, depth: int) -> float:
-        """How much the batch changes a top-2 gap, logits; 0 where it never did."""
-        start, end = range_of(depth)
-        found = [self.inside.get(start)]
-        if depth + WIDEST > end:
-            found.append(self.crossing.get(end))
-        return max((f.noise for f in found if f), default=0.0)
-
     def state(self) -> dict[str, Any]:
-        """For `from_state`; findings whose noise is not a number are left out."""
+        """For `from_state`."""
         return {
-            name: {
-                str(at): _finding_state(found)
-                for at, found in findings.items()
-                if 0 <= found.noise < math.inf
-            }
+            name: {str(at): _finding_state(found) for at, found in findings.items()}
             for name, findings in vars(self).items()
         }
 
@@ -124,21 +110,15 @@ class Classes:
 def _finding(said: Mapping[str, Any]) -> Finding:
     try:
         same, other = (frozenset(map(int, said[name])) for name in ("same", "other"))
-        noise = float(said["noise"])
     except OverflowError as error:  # JSON has integers of any size
         raise ValueError(f"no number for a machine: {error}") from error
-    right = not same & other and min(same | other, default=1) > 0
-    if not (right and 0 <= noise < math.inf):
+    if same & other or min(same | other, default=1) < 1:
         raise ValueError(f"{said} is not what a probe finds")
-    return Finding(same, other, noise)
+    return Finding(same, other)
 
 
 def _finding_state(found: Finding) -> dict[str, Any]:
-    return {
-        "same": sorted(found.same),
-        "other": sorted(found.other),
-        "noise": found.noise,
-    }
+    return {"same": sorted(found.same), "other": sorted(found.other)}
 
 
 def _allowed(found: Finding | None) -> Allowed:
@@ -157,7 +137,7 @@ class Limits:
     """The tier of every range of the context, decided when it is first asked for.
 
     keeps: share of the speed that is left when only these widths may be used; auto is
-    strict where it is at least WORTH. guards: whether auto may take guarded.
+    strict where it is at least WORTH.
     """
 
     def __init__(
@@ -166,12 +146,10 @@ class Limits:
         exact: Exact = "numeric",
         *,
         keeps: Callable[[Allowed, int], float] | None = None,
-        guards: bool = False,
     ) -> None:
         self.classes = classes or Classes()
         self.exact = exact
         self._keeps = keeps or (lambda allowed, depth: float(allowed.all()))
-        self._guards = guards
         self._tiers: dict[int, Tier] = {}
         self._inside: dict[int, Allowed] = {}  # by start of the range
 
@@ -188,7 +166,7 @@ class Limits:
         known = self.classes.inside.get(start)
         if known and self._keeps(_allowed(known), start) >= WORTH:
             return "strict"
-        return "guarded" if self._guards and self.classes.noise(start) else "numeric"
+        return "numeric"
 
     def allowed(self, depth: int) -> Allowed:
         """Widths that a round may have which starts at a depth."""
@@ -207,12 +185,6 @@ class Limits:
             return width
         allowed = self.allowed(depth)[: min(width, WIDEST)]
         return int(np.flatnonzero(allowed)[-1]) + 1
-
-    def guard(self, depth: int) -> float:
-        """Nearer to a tie than this, in logits, a choice is made again; 0: never."""
-        if self.tier(depth) != "guarded":
-            return 0.0
-        return NOISES * self.classes.noise(depth)
 
     def describe(self, depths: Iterable[int]) -> str:
         """The tiers along a context in words, such as `strict (widths 2-8) to 512`."""

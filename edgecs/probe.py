@@ -7,9 +7,8 @@ The model is empty afterwards.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import NamedTuple, Protocol
 
@@ -26,7 +25,7 @@ QUICK = (2, 3, 4, 6, 8)  # widths that are probed at load
 FULL = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32)
 _SHALLOW = 24
 _AHEAD = 1  # cells before a border where all calls of two tokens or more cross it
-_NOTHING = Finding(frozenset(), frozenset(), 0.0)
+_NOTHING = Finding(frozenset(), frozenset())
 
 
 class Measurable(LanguageModel, Protocol):
@@ -67,16 +66,17 @@ class Scratch:
     def __init__(self, model: LanguageModel, depth: int) -> None:
         self.timed: list[Timed] = []
         self._model = model
-        self._tokens = scratch(model.vocab_size, depth + 2 * WIDEST + 1)
-        self._depth = depth
+        tokens = scratch(model.vocab_size, depth + 2 * WIDEST + 1)
+        # One context for all calls: cells that another one left are not all reused.
+        self._context, self._more = Context(tokens[:depth]), tokens[depth:]
         self.singles = 0  # calls of one token since a wider one
+        self.others = 0  # calls that computed more than their own tokens
 
     def __enter__(self) -> Scratch:
-        first = Context(self._tokens[: self._depth])
         pretend = getattr(self._model, "pretend", None)
         try:
-            if pretend is None or not pretend(first):
-                self._model.score(first, NOTHING)
+            if pretend is None or not pretend(self._context):
+                self._model.score(self._context, NOTHING)
         except BaseException:
             self._model.reset()
             raise
@@ -93,13 +93,13 @@ class Scratch:
         """
         if self._model.cancel.is_set():
             raise Cancelled("stopped while measuring the model")
-        start = self._depth + after + 1
-        context = Context(self._tokens[:start])
-        draft = Draft.chain(self._tokens[start : start + width - 1], "scratch")
+        context = self._context.with_tail(self._more[: after + 1])
+        draft = Draft.chain(self._more[after + 1 : after + width], "scratch")
         began = time.perf_counter()
-        rows = self._model.score(context, draft if width > 1 else NOTHING).logits
+        rows, fed, _ = self._model.score(context, draft if width > 1 else NOTHING)
         seconds = time.perf_counter() - began
-        self.timed.append(Timed(width, start - 1, seconds, self.singles))
+        self.others += fed != width
+        self.timed.append(Timed(width, len(context) - 1, seconds, self.singles))
         self.singles = self.singles + 1 if width == 1 else 0
         _check(rows)
         return rows
@@ -159,11 +159,12 @@ def bits(
 ) -> tuple[Finding, list[Timed]]:
     """Compares calls of every width with the same tokens one by one, bit for bit.
 
-    Every call but the first follows a removal of cells. until: `perf_counter` value
-    after which no further width is begun.
+    Every call but the first follows a removal of cells. An engine that computes cells
+    again instead of removing some has no exact widths: nobody knows what it compared.
+    until: `perf_counter` value after which no further width is begun.
     """
     alone: list[NDArray[np.float32]] = []
-    same, other, changes = set(), set(), []
+    same, other = set[int](), set[int]()
     dirty = False  # whether the cells are those of a call that gave other bits
     with Scratch(model, depth) as cells:
         for width in sorted(widths):
@@ -173,13 +174,10 @@ def bits(
                 alone[i : i + 1] = [cells.rows(i, 1)[0].copy()]
             together = cells.rows(0, width)
             dirty = not np.array_equal(together, alone[:width])
-            if not dirty:
-                same.add(width)
-            else:
-                other.add(width)
-                changes += list(_changes(alone[:width], together))
-        noise = float(np.sqrt(np.mean(np.square(changes)))) if changes else 0.0
-        return Finding(frozenset(same), frozenset(other), noise), cells.timed
+            (other if dirty else same).add(width)
+        if cells.others:
+            same, other = set(), same | other
+        return Finding(frozenset(same), frozenset(other)), cells.timed
 
 
 def _check(rows: NDArray[np.float32]) -> None:
@@ -188,21 +186,6 @@ def _check(rows: NDArray[np.float32]) -> None:
     bad = best[~np.isfinite(best)]
     if bad.size:
         raise NoNumbers(float(bad[0]))
-
-
-def _changes(
-    alone: Sequence[NDArray[np.float32]], together: NDArray[np.float32]
-) -> Iterator[float]:
-    """By how much the gap between the two best tokens of a row changed.
-
-    Rows in which only one token is possible have no gap.
-    """
-    for one, row in zip(alone, together, strict=True):
-        second, first = np.argpartition(one, -2)[-2:].tolist()
-        best, rival = float(one[first]), float(one[second])
-        change = (float(row[first]) - float(row[second])) - (best - rival)
-        if math.isfinite(change):
-            yield change
 
 
 def points(n_ctx: int) -> list[tuple[int, int]]:

@@ -38,7 +38,6 @@ _COSTS = (1, 4, 2, 8, 3, 6)  # widths that are timed at load, the most telling f
 BUSY = 0.15  # share of the processors' time for others that makes times worthless
 TELLING = 0.2  # seconds; in less time the share of others cannot be told
 FIRST_WIDTHS = (1, 4)  # of a drafter: one token, and a review of three
-_GUARDS = False  # whether auto may take guarded: see docs/concepts.md
 
 
 NONSENSE = (ValueError, KeyError, TypeError, AttributeError)
@@ -105,7 +104,7 @@ class Speculation:
         return Known(CostModel(), Classes(), Calibration())
 
     def _limits(self) -> Limits:
-        return Limits(self.classes, self.exact, keeps=self.keeps, guards=_GUARDS)
+        return Limits(self.classes, self.exact, keeps=self.keeps)
 
     def prepare(
         self, load_seconds: float, progress: Callable[[str], None] = lambda text: None
@@ -243,7 +242,6 @@ class Speculation:
             self.classes,
             self.exact,
             keeps=lambda allowed, depth: float(width <= WIDEST and allowed[width - 1]),
-            guards=_GUARDS,
         )
 
     def keeps(self, allowed: Allowed, depth: int) -> float:

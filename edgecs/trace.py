@@ -106,7 +106,6 @@ def describe(
         "tier": tier,
         "accepted": len(path),
         "tokens": _tokens(tokenizer, done.tokens, done.sources),
-        "decided_again": done.again,
         "rejected": _rejected(context, done, tokenizer, choose),
         "faults": dict(done.faults),
         "drafting_ms": round(done.drafting * 1e3, 3),
@@ -240,7 +239,7 @@ def _rejected(
     if not offered or verdict.token in offered:
         return None
     margin = None
-    if choose and not done.again:  # the second call has overwritten the rows
+    if choose:
         here = context.with_tail([int(draft.tokens[node]) for node in verdict.path])
         margin = _number(choose.margin(done.rows.logits[last + 1], here.tokens))
     return {

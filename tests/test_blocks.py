@@ -237,7 +237,7 @@ def test_tokens_by_tier_of_their_round():
         Record((), (), ()),  # from 256 tokens, 255 cells
         Record((), ("mag",) * 4, (0, 1, 2, 3)),  # cut: four of its five tokens
     ]
-    classes = Classes({0: Finding(frozenset(range(2, 33)), frozenset(), 0.0)})
+    classes = Classes({0: Finding(frozenset(range(2, 33)), frozenset())})
     limits = Limits(classes, "auto")
     assert tiers(stats, limits) == {"strict": 4, "numeric": 4}
     assert tiers(Stats(prompt_tokens=3, tokens=1), limits) == {}

@@ -16,7 +16,7 @@ from edgecs import noise
 from edgecs.choice import Chain, Rule, always, chooser, greedy
 from edgecs.costs import WIDEST
 from edgecs.draft import Drafter
-from edgecs.exactness import EVERY, NOISES, WORTH, Classes, Finding, Limits, range_of
+from edgecs.exactness import EVERY, WORTH, Classes, Finding, Limits, range_of
 from edgecs.maxgram import MaxGram
 from edgecs.probe import QUICK, classify
 from edgecs.sampling import Sampling
@@ -29,10 +29,9 @@ STARTS = (0, 256, 512, 1024)
 BORDERS = (256, 512, 1024)
 some = st.frozensets(st.integers(2, WIDEST), max_size=8)
 findings = st.builds(
-    lambda same, other, noise: Finding(same - other, other, noise if other else 0.0),
+    lambda same, other: Finding(same - other, other),
     some,
     some,
-    st.floats(1e-6, 4.0),
 )
 all_classes = st.builds(
     Classes,
@@ -40,7 +39,7 @@ all_classes = st.builds(
     st.dictionaries(st.sampled_from(BORDERS), findings),
 )
 depths = st.integers(0, 2000) | st.sampled_from([255, 256, 511, 512, 1020])
-GOOD: dict[str, Any] = {"same": [2, 3], "other": [4], "noise": 0.5}
+GOOD: dict[str, Any] = {"same": [2, 3], "other": [4]}
 
 
 def widths(allowed) -> set[int]:
@@ -77,7 +76,6 @@ class TestFindings:
         assert both.same | both.other == asked
         assert not both.same & both.other
         assert both.other == one.other | other.other
-        assert both.noise == max(one.noise, other.noise)
 
     @given(findings, depths, st.integers(2, WIDEST), findings)
     def test_a_call_belongs_to_its_range_or_to_the_border_it_crosses(
@@ -106,18 +104,10 @@ class TestClasses:
     @given(depths)
     def test_where_nothing_is_known_only_one_token_is_strict(self, depth: int):
         assert widths(Classes().strict(depth)) == {1}
-        everything = Finding(frozenset(range(2, WIDEST + 1)), frozenset(), 0.0)
+        everything = Finding(frozenset(range(2, WIDEST + 1)), frozenset())
         beyond = Classes(inside={0: everything})
         assert widths(beyond.strict(300)) == {1}
         assert widths(beyond.strict(250)) == {1, 2, 3, 4, 5, 6}
-
-    @given(all_classes, depths)
-    def test_the_noise_is_that_of_any_call_that_may_begin_there(self, classes, depth):
-        start, end = range_of(depth)
-        seen = [classes.inside.get(start)]
-        if depth + WIDEST > end:
-            seen.append(classes.crossing.get(end))
-        assert classes.noise(depth) == max((f.noise for f in seen if f), default=0.0)
 
     @given(all_classes)
     def test_what_comes_back_is_the_same(self, classes: Classes):
@@ -137,12 +127,6 @@ class TestClasses:
             ("same", None),
             ("other", [0]),
             ("other", {"4": None, "x": None}),
-            ("noise", -0.5),
-            ("noise", math.nan),
-            ("noise", math.inf),
-            ("noise", 10**400),
-            ("noise", None),
-            ("noise", "loud"),
         ],
     )
     def test_nonsense_is_refused(self, name: str, value: Any):
@@ -163,7 +147,7 @@ class TestClasses:
             {"inside": {}},
             {"inside": [], "crossing": None},
             {"inside": {"0": None}, "crossing": {}},
-            {"inside": {"0": {"same": [2], "other": []}}, "crossing": {}},
+            {"inside": {"0": {"same": [2]}}, "crossing": {}},
             {"inside": {"deep": GOOD}, "crossing": {}},
             {"inside": {"0": GOOD}, "crossing": [GOOD]},
         ],
@@ -186,22 +170,17 @@ class TestLimits:
             n for n in asked if may(classes, depth, n)
         )
         assert widths(limits.allowed(depth)) == widths(classes.strict(depth))
-        assert limits.guard(depth) == 0
 
-    @given(
-        all_classes, depths, st.integers(1, 64), st.sampled_from(["guarded", "numeric"])
-    )
-    def test_other_tiers_allow_every_width(self, classes, depth, width, tier):
-        limits = Limits(classes, tier)
-        assert limits.tier(depth) == tier
+    @given(all_classes, depths, st.integers(1, 64))
+    def test_numeric_allows_every_width(self, classes, depth, width):
+        limits = Limits(classes, "numeric")
+        assert limits.tier(depth) == "numeric"
         assert limits.allowed(depth) is EVERY
         assert limits.fits(depth, width) == width
-        noise = classes.noise(depth) if tier == "guarded" else 0.0
-        assert limits.guard(depth) == NOISES * noise
 
-    @given(all_classes, st.lists(depths, min_size=1), st.floats(0, 1), st.booleans())
+    @given(all_classes, st.lists(depths, min_size=1), st.floats(0, 1))
     def test_auto_is_strict_where_that_keeps_the_speed(
-        self, classes, several, kept: float, guards: bool
+        self, classes, several, kept: float
     ):
         asked: list[int] = []
 
@@ -210,20 +189,17 @@ class TestLimits:
             assert widths(allowed) == {1} | classes.inside[start].same
             return kept
 
-        limits = Limits(classes, "auto", keeps=keeps, guards=guards)
+        limits = Limits(classes, "auto", keeps=keeps)
         for depth in several:
             start, _ = range_of(depth)
             found = classes.inside.get(start)
-            if found and kept >= WORTH:
-                expected = "strict"
-            else:
-                expected = "guarded" if guards and found and found.noise else "numeric"
+            expected = "strict" if found and kept >= WORTH else "numeric"
             assert limits.tier(depth) == expected
         assert len(asked) == len(set(asked))  # each range is decided once
 
     def test_auto_is_strict_by_itself_only_where_every_width_is(self):
-        some = Finding(frozenset({2, 3}), frozenset(), 0.0)
-        every = Finding(frozenset(range(2, WIDEST + 1)), frozenset(), 0.0)
+        some = Finding(frozenset({2, 3}), frozenset())
+        every = Finding(frozenset(range(2, WIDEST + 1)), frozenset())
         limits = Limits(Classes(inside={0: some, 256: every}), "auto")
         assert [limits.tier(depth) for depth in (0, 256, 512)] == [
             "numeric",
@@ -232,8 +208,8 @@ class TestLimits:
         ]
 
     def test_tiers_are_told_in_words(self):
-        found = Finding(frozenset({2, 3, 4, 8}), frozenset({6}), 0.1)
-        none = Finding(frozenset(), frozenset({2}), 0.1)
+        found = Finding(frozenset({2, 3, 4, 8}), frozenset({6}))
+        none = Finding(frozenset(), frozenset({2}))
         classes = Classes(inside={0: found, 256: found, 512: none})
         starts = [0, 100, 256, 512, 1024]
 
@@ -245,7 +221,6 @@ class TestLimits:
             == "strict (widths 2-4, 8) to 512, then strict (width 1 only)"
         )
         assert told("numeric") == "numeric"
-        assert told("guarded") == "guarded to 1024, then guarded (not probed)"
         kept = {0: 0.99, 256: 0.99, 512: 0.5}
         auto = told("auto", keeps=lambda allowed, depth: kept[depth])
         assert auto == (
@@ -258,7 +233,6 @@ class TestLimits:
 class Answer(NamedTuple):
     tokens: list[int]
     rounds: list[tuple[int, int]]  # tokens before it, tokens in the call
-    again: int  # rounds whose last choice was made again
     stats: Stats
 
 
@@ -273,11 +247,9 @@ def answer(
     """40 tokens from an empty cache."""
     model.reset()
     rounds: list[tuple[int, int]] = []
-    again: list[bool] = []
 
     def note(context, done) -> None:
         rounds.append((len(context), 1 + len(done.draft)))
-        again.append(done.again)
 
     rule = rule or always(greedy)
     with Session(
@@ -285,7 +257,7 @@ def answer(
     ) as session:
         session.on_round = note
         tokens = [token.id for token in session.generate(prompt, max_tokens=40)]
-    return Answer(tokens, rounds, sum(again), session.stats)
+    return Answer(tokens, rounds, session.stats)
 
 
 rules = st.builds(
@@ -355,68 +327,6 @@ class TestStrict:
             held = answer(model, prompt, [script], 3, Limits(classes, "strict"))
             forked += held.tokens != plain.tokens
         assert not forked
-
-
-class TestGuarded:
-    def targets(self, seed: int) -> tuple[Kernels, Limits]:
-        """Exact one by one; wider calls change a logit by 0.2 at most."""
-        model = Kernels(
-            5, lambda width, start: int(width > 1), noise=0.2, sticks=False, seed=seed
-        )
-        found = Finding(frozenset(), frozenset(QUICK), 0.201)
-        return model, Limits(Classes(inside={0: found, 256: found}), "guarded")
-
-    @given(
-        st.integers(0, 2**32),
-        prompt_sizes.filter(lambda size: size < 460),
-        st.integers(1, 12),
-        st.sampled_from(
-            [
-                Sampling(),
-                Sampling(temperature=0.8),
-                Sampling(temperature=1.5, top_k=3),
-                Sampling(temperature=0.8, min_p=0.1, repeat_penalty=1.3),
-            ]
-        ),
-    )
-    @settings(max_examples=150)
-    def test_tokens_are_those_of_one_by_one_decoding(
-        self, seed: int, size: int, draft_max: int, sampling: Sampling
-    ):
-        model, limits = self.targets(seed)
-        prompt, rule = some_prompt(size), always(chooser(sampling, 5))
-        plain = answer(model, prompt, rule=rule)
-        assert plain.tokens == model.alone(prompt, 40, rule(0).target)
-        chain = drafters(prompt, plain.tokens, seed)
-        counts = [draft_max] * len(chain)
-        assert answer(model, prompt, chain, counts, limits, rule).tokens == plain.tokens
-
-    @pytest.mark.parametrize("temperature", [0.0, 0.8])
-    def test_because_unsure_choices_are_made_again(self, temperature: float):
-        rule = always(chooser(Sampling(temperature=temperature), 5))
-        again = forked = accepted = 0
-        for seed in range(40):
-            model, limits = self.targets(seed)
-            plain = answer(model, [1, 2], rule=rule).tokens
-            script = ScriptedDrafter([1, 2, *plain], wrong=0.2, vocab_size=5, seed=seed)
-            held = answer(model, [1, 2], [script], 7, limits, rule)
-            free = answer(model, [1, 2], [script], 7, rule=rule)
-            assert held.tokens == plain
-            assert free.again == 0
-            again += held.again
-            accepted += held.stats.accepted
-            forked += free.tokens != plain
-        assert forked > 3
-        assert again > forked
-        assert accepted > 40 * 20
-
-    def test_sure_choices_are_not(self):
-        model, _ = self.targets(1)
-        quiet = Finding(frozenset(), frozenset(QUICK), 1e-9)
-        limits = Limits(Classes(inside={0: quiet}), "guarded")
-        plain = answer(model, [1, 2]).tokens
-        script = ScriptedDrafter([1, 2, *plain])
-        assert answer(model, [1, 2], [script], 7, limits).again == 0
 
 
 temperatures = st.sampled_from([0.0, 0.5, 0.8, 1.5])

@@ -22,9 +22,7 @@ from edgecs.calibration import Calibration
 from edgecs.cascade import NamedModel
 from edgecs.choice import always, chooser
 from edgecs.costs import CostModel
-from edgecs.draft import Rows
 from edgecs.errors import ConfigError, EdgecsError
-from edgecs.exactness import Classes, Finding, Limits
 from edgecs.maxgram import MaxGram
 from edgecs.planner import Planner
 from edgecs.sampling import Sampling
@@ -143,33 +141,6 @@ def test_a_plan_says_what_it_looked_at():
         assert odds == sorted(odds, reverse=True)
         p = [token["p"] for token in record["proposed"]]
         assert p == (odds + [None] * len(p))[: len(p)]
-
-
-class OneBuffer(TableModel):
-    """Its rows are views of memory that the next call writes to."""
-
-    def score(self, context, draft):
-        rows, fed, _ = super().score(context, draft)
-        buffer = self.__dict__.setdefault("buffer", np.zeros((64, self.vocab_size)))
-        buffer[: len(rows)] = rows
-        return Rows(buffer[: len(rows)], fed)
-
-
-def test_a_choice_that_was_made_again_has_no_margin():
-    """Its rows are gone by then."""
-    said = TableModel(5).greedy([1], 20)
-    never = Finding(frozenset(), frozenset({2, 3, 4}), noise=1e3)
-    limits = Limits(Classes(inside={0: never}), "guarded")
-    drafter = ScriptedDrafter([1, *said], wrong=1.0, vocab_size=5)
-    with Session(
-        OneBuffer(5), Letters(), [drafter], draft_max=3, limits=limits
-    ) as session:
-        tokens, records = traced(session, [1], chooser(Sampling(), 5), max_tokens=20)
-    assert [token.id for token in tokens] == said
-    again = [record for record in records if record["decided_again"]]
-    assert again
-    assert all(record["tier"] == "guarded" for record in records)
-    assert all(record["rejected"]["margin"] is None for record in again)
 
 
 def test_an_end_token_that_was_drafted_is_not_rejected():

@@ -596,7 +596,7 @@ def test_what_is_measured_with_a_drafter_is_not_measured_without_it():
     def schedule() -> Quotas:
         return Quotas([FaultyDrafter([1] * 99, raising(ERRORS[0]), after=3)], [2])
 
-    limits = Limits(Classes({0: Finding(frozenset({2, 3}), frozenset(), 0.0)}))
+    limits = Limits(Classes({0: Finding(frozenset({2, 3}), frozenset())}))
     subject = Subject(CachingModel(VOCAB), Endless(), limits, max_tokens=30)
     with pytest.raises(ModelError, match=alone):
         audit(subject, [Prompt("p", np.array([1, 2], np.int32))], schedule)

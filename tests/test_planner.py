@@ -196,7 +196,7 @@ def test_answers_are_those_of_the_target_alone(
     choose = chooser(sampling, vocab)
     tier = draw(st.sampled_from(["numeric", "strict"]))
     same = frozenset(draw(st.sets(st.integers(2, 12))))
-    limits = Limits(Classes({0: Finding(same, frozenset(), 0.0)}), tier)
+    limits = Limits(Classes({0: Finding(same, frozenset())}), tier)
     with opened(target, planner, ends=ends, limits=limits, rule=always(choose)) as s:
 
         def looked_at(context: Context, done) -> None:

@@ -165,9 +165,9 @@ def drafter_options(command: F) -> F:
             type=click.Choice(get_args(Exact)),
             default="auto",
             show_default=True,
-            help="strict: only widths whose bits are those of plain decoding; guarded: "
-            "near-ties are decided again at width 1; numeric: the batch's bits; auto: "
-            "strict where that costs less than 3 % of the speed.",
+            help="strict: only widths whose bits are those of plain decoding; numeric: "
+            "the batch's bits; auto: strict where that costs less than 3 % of the "
+            "speed.",
         ),
     ]
     for option in reversed(options):

@@ -50,7 +50,6 @@ class AnswerLog:
 
     def _begin(self, stats: Stats | None) -> None:
         self._stats = stats  # of the answer that is being followed
-        self._whole = True  # whether every round so far could be kept
         self._first: NDArray[np.int32] = np.empty(0, dtype=np.int32)
         self._tokens: list[int] = []
         self._ids: list[NDArray[np.int32]] = []
@@ -63,17 +62,14 @@ class AnswerLog:
             self._end()
             self._begin(self._session.stats)
             self._first = context.tokens.copy()  # the prompt and the first token
-        # A choice that was made again has other rows than these.
-        self._whole &= not done.again
-        if self._whole:
-            nodes = [0, *(node + 1 for node in done.verdict.path)]
-            ids, logits = best(np.asarray(done.rows.logits[nodes]), KEPT)
-            cell = len(context) - 1
-            states = self._states.of(context, cell, cell + len(nodes))
-            self._tokens += done.tokens
-            self._ids += [*ids]
-            self._logits += [*logits.astype(np.float16)]
-            self._kept += [*states.astype(np.float16)]
+        nodes = [0, *(node + 1 for node in done.verdict.path)]
+        ids, logits = best(np.asarray(done.rows.logits[nodes]), KEPT)
+        cell = len(context) - 1
+        states = self._states.of(context, cell, cell + len(nodes))
+        self._tokens += done.tokens
+        self._ids += [*ids]
+        self._logits += [*logits.astype(np.float16)]
+        self._kept += [*states.astype(np.float16)]
         if self._before:
             self._before(context, done)
 
