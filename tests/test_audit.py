@@ -291,7 +291,7 @@ def test_people_get_tables_and_a_last_line(edgecs: Edgecs, tiny_gguf: Path):
     assert [line.split()[0] for line in lines[1:3]] == ["question", "list"]
     assert lines[-1] == "identical: 6 of 6 answers, 72 tokens (numeric)"
     assert any(line.startswith("half wrong, every width") for line in lines)
-    assert "greedy" in outcome.err.splitlines()[0]
+    assert "choice: greedy" in outcome.err.splitlines()
     assert "mag, every width: 2 of 2 identical" in outcome.err
 
 

@@ -68,7 +68,7 @@ def audit(**values: Any) -> None:
     given = read_prompts(values["file"]) if values["file"] else None
     interrupt = Interrupt()
     with open_all(values, interrupt) as opened, interrupt:
-        introduce(opened, quiet=values["quiet"], verbose=values["verbose"])
+        introduce(opened, quiet=values["quiet"], verbose=True)
         encode = _encoder(opened.loaded.model.vocabulary)
         prompts = [Prompt(name, encode(text)) for name, text in given or ()]
         prompts = (prompts or built_in(encode))[: values["limit"]]

@@ -55,7 +55,7 @@ def details(opened: Opened) -> list[str]:
 
 
 def answer_line(stats: Stats, reason: str | None, *, seed: int | None = None) -> str:
-    """One answer: tokens, speed, wait, share of drafts, and an end that is not usual.
+    """One answer: tokens, speed, wait, share of drafts, and what is not usual.
 
     seed: of a sampled answer, where it was drawn and so is not known to anyone.
     """
@@ -70,6 +70,8 @@ def _parts(stats: Stats, reason: str | None, seed: int | None) -> Iterator[str]:
         yield f"first token {stats.prompt_seconds:.2f} s"
         if stats.tested:
             yield f"{stats.accepted / stats.tokens:.0%} drafted".replace("%", " %")
+    if stats.faults:
+        yield f"{', '.join(stats.faults)} failed"
     if seed is not None:
         yield f"seed {seed}"
     if reason in _ENDS:
@@ -89,6 +91,8 @@ def answer_details(session: Session) -> list[str]:
             f", {stats.accepted} of {stats.tested} draft tokens accepted, "
             f"{stats.mean_acceptance_length:.2f} tokens a round"
         )
+    for name, why in stats.faults.items():
+        lines.append(f"{name} failed and is not asked again in this session: {why}")
     return lines
 
 

@@ -7,6 +7,7 @@ for somebody else to know.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgecs.backends.onnx_graph import Graph, check_rows
+from edgecs.backends.onnx_watch import Watch
 
 Ids = NDArray[np.int64]
 Logits = NDArray[Any]  # [n, width], float32 or float16
@@ -44,8 +46,9 @@ class _Input(NamedTuple):
 class Call:
     """The inputs and outputs other than cells, in buffers that are bound in place.
 
-    device: where the cells are; logits always come to the CPU. most: tokens in one
-    call. span: cells that the attention mask can cover.
+    device: where the cells are; logits always come to the CPU. watch: ends a call that
+    takes too long. most: tokens in one call. span: cells that the attention mask can
+    cover.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Call:
         session: ort.InferenceSession,
         graph: Graph,
         device: str,
+        watch: Watch,
         *,
         most: int,
         span: int,
@@ -60,13 +64,14 @@ class Call:
         self.session = session
         self.binding = session.io_binding()
         self.device = device
+        self._watch = watch
         self._ids = _input(graph, "input_ids", most)
         self._mask = _input(graph, "attention_mask", span)
         self._positions = None
         if "position_ids" in graph.inputs:
             self._positions = _input(graph, "position_ids", most)
         self._count = np.arange(span, dtype=np.int64)
-        width = graph.width or _measured_width(session, graph)
+        width = graph.width or _measured_width(session, graph, watch)
         self._logits = np.empty((most, width), dtype=graph.logits)
         self._at = self._logits.ctypes.data
         self.mask = self._mask.buffer
@@ -88,15 +93,15 @@ class Call:
         self.binding.bind_output(
             "logits", "cpu", 0, logits.dtype.type, (1, n, self.width), self._at
         )
-        self._run()
+        self._watch(self._run)
         return logits
 
-    def _run(self) -> None:
+    def _run(self, options: ort.RunOptions) -> None:
         if self.device == "cpu":
-            self.session.run_with_iobinding(self.binding)
+            self.session.run_with_iobinding(self.binding, options)
             return
         self.binding.synchronize_inputs()
-        self.session.run_with_iobinding(self.binding)
+        self.session.run_with_iobinding(self.binding, options)
         self.binding.synchronize_outputs()
 
     def _bind(self, into: _Input, n: int) -> None:
@@ -233,12 +238,12 @@ def _input(graph: Graph, name: str, size: int) -> _Input:
     return _Input(name, buffer, buffer.ctypes.data)
 
 
-def _measured_width(session: ort.InferenceSession, graph: Graph) -> int:
+def _measured_width(session: ort.InferenceSession, graph: Graph, watch: Watch) -> int:
     feeds: dict[str, NDArray[Any]] = {
         name: np.ones((1, 1), dtype=kind) for name, kind in graph.inputs.items()
     }
     for cell in graph.cells:
         feeds[cell.past] = np.empty((1, cell.heads, 0, cell.size), dtype=cell.dtype)
-    (logits,) = session.run(["logits"], feeds)
+    (logits,) = watch(partial(session.run, ["logits"], feeds))
     check_rows(logits.shape)
     return int(logits.shape[-1])

@@ -28,6 +28,7 @@ from edgecs.backends.onnx_cells import (
 from edgecs.backends.onnx_graph import Graph, read_graph
 from edgecs.backends.onnx_ids import IdMap
 from edgecs.backends.onnx_thread import Aside
+from edgecs.backends.onnx_watch import Watch
 from edgecs.context import Context, Tokens
 from edgecs.draft import Draft, Rows
 from edgecs.errors import Cancelled, ModelError
@@ -66,7 +67,7 @@ class OnnxModel:
         self.vocab_size = target_vocab_size
         self.max_draft = min(_CHUNK - 1, manifest.window // 4)
         self.cancel = cancel
-        self._aside = Aside(has_amx())
+        self._aside, self._watch = Aside(has_amx()), Watch(cancel)
         try:
             (cells, width), opened = self._aside(
                 onnx_providers.open_best,
@@ -76,7 +77,7 @@ class OnnxModel:
                 providers=providers,
             )
         except BaseException:
-            self._aside.close()
+            self._end()
             raise
         self.provider = opened.provider
         self.provider_notes = opened.notes
@@ -110,9 +111,13 @@ class OnnxModel:
 
     def close(self) -> None:
         """Frees weights and cache; may be called again."""
-        self._aside.close()
+        self._end()
         self._cells = None
         self._cache = PrefixCache(lambda length: True)
+
+    def _end(self) -> None:
+        self._aside.close()
+        self._watch.close()
 
     def _prepare(
         self, session: ort.InferenceSession, provider: str
@@ -120,7 +125,8 @@ class OnnxModel:
         """Cells that are known to work, and the width of the logits."""
         graph = read_graph(session)
         device = onnx_providers.DEVICES.get(provider, "cpu")
-        call = Call(session, graph, device, most=_CHUNK, span=self.manifest.window)
+        window = self.manifest.window
+        call = Call(session, graph, device, self._watch, most=_CHUNK, span=window)
         return self._fitting(call, graph), call.width
 
     def _fitting(self, call: Call, graph: Graph) -> Cells:

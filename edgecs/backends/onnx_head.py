@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from edgecs.backends.llama_library import has_amx
 from edgecs.backends.onnx_graph import is_size
 from edgecs.backends.onnx_ids import IdMap
 from edgecs.backends.onnx_thread import Aside
+from edgecs.backends.onnx_watch import Watch
 from edgecs.context import Context, Tokens
 from edgecs.draft import Draft, Rows
 from edgecs.errors import ModelError
@@ -64,7 +66,7 @@ class OnnxHead:
         self.vocab_size = target_vocab_size
         self.cancel = cancel
         self._states = states
-        self._aside = Aside(has_amx())
+        self._aside, self._watch = Aside(has_amx()), Watch(cancel)
         try:
             (cells, rows, width), opened = self._aside(
                 onnx_providers.open_best,
@@ -75,7 +77,7 @@ class OnnxHead:
             )
             self._check_width(width)
         except BaseException:
-            self._aside.close()
+            self._end()
             raise
         self.provider = opened.provider
         self.provider_notes = opened.notes
@@ -124,9 +126,13 @@ class OnnxHead:
 
     def close(self) -> None:
         """Frees weights and cells; may be called again."""
-        self._aside.close()
+        self._end()
         self._cells = None
         self._cache = PrefixCache(lambda length: True)
+
+    def _end(self) -> None:
+        self._aside.close()
+        self._watch.close()
 
     def _prepare(
         self, session: ort.InferenceSession, provider: str
@@ -140,7 +146,7 @@ class OnnxHead:
         width, kv_width, rows = (
             _columns(name, shapes[name]) for name in ("state", "past_key", "logits")
         )
-        cells = _Cells(session, self.manifest.window, kv_width)
+        cells = _Cells(session, self._watch, self.manifest.window, kv_width)
         zeros = np.zeros((1, width), np.float32)
         logits, state = cells.run(np.zeros(1, dtype=np.int64), zeros, 0)
         for name, got, wanted in ("logits", logits, rows), ("next_state", state, width):
@@ -222,8 +228,10 @@ def _columns(name: str, shape: Sequence[Any]) -> int:
 class _Cells:
     """Keys and values of the head's only layer, in two buffers."""
 
-    def __init__(self, session: ort.InferenceSession, room: int, width: int) -> None:
-        self._session = session
+    def __init__(
+        self, session: ort.InferenceSession, watch: Watch, room: int, width: int
+    ) -> None:
+        self._session, self._watch = session, watch
         self._keys = np.zeros((room, width), dtype=np.float32)
         self._values = np.zeros((room, width), dtype=np.float32)
         self._used = 0
@@ -233,16 +241,16 @@ class _Cells:
     ) -> tuple[NDArray[np.float32], State]:
         """Logits [1, rows] and state [1, width] behind the last of some tokens [n]."""
         n, used = ids.size, self._used
-        logits, state, keys, values = self._session.run(
-            _OUTPUTS,
-            {
-                "token": ids,
-                "state": states,
-                "position": np.arange(position, position + n),
-                "mask": self._mask(n, used),
-                "past_key": self._keys[:used],
-                "past_value": self._values[:used],
-            },
+        feeds = {
+            "token": ids,
+            "state": states,
+            "position": np.arange(position, position + n),
+            "mask": self._mask(n, used),
+            "past_key": self._keys[:used],
+            "past_value": self._values[:used],
+        }
+        logits, state, keys, values = self._watch(
+            partial(self._session.run, _OUTPUTS, feeds)
         )
         self._keys[used : used + n] = keys
         self._values[used : used + n] = values
