@@ -5,13 +5,22 @@ QUESTION ?= Who wrote Romeo and Juliet, and what happens in each of its five act
 BIN := .venv/bin
 EDGECS := $(BIN)/edgecs
 
-.PHONY: demo test lint fix docs site bench clean
+CASES ?= 2000
+
+.PHONY: demo test fuzz lint fix docs site bench clean
 
 demo: .venv/base  ## install, fetch the default model, answer a question
 	$(EDGECS) generate -m $(MODEL) -n 256 -p "$(QUESTION)"
 
 test: lint  ## install, lint, types, all tests (fetches the default model once)
 	$(BIN)/python -m pytest
+
+fuzz: .venv/dev  ## new examples for the tests, then CASES hostile inputs; SEED=n repeats
+	@seed=$${SEED:-$$($(BIN)/python -c 'import secrets; print(secrets.randbelow(10**6))')}; \
+	echo "this is repeated by: make fuzz SEED=$$seed CASES=$(CASES)"; \
+	$(BIN)/python -m pytest -q -m "hypothesis and not model" --hypothesis-profile=new \
+	    --hypothesis-seed=$$seed tests && \
+	$(BIN)/python -m tests.fuzz --cases $(CASES) --seed $$seed
 
 lint: .venv/dev  ## formatting, style, types, generated documents
 	$(BIN)/ruff format --check .

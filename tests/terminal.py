@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -29,7 +30,7 @@ class Terminal:
         import pty
 
         ours, theirs = pty.openpty()
-        self._fd, self.text = ours, ""
+        self._fd, self.text, self._closing = ours, "", False
         self.resize(rows, columns)
         self._lock = threading.Lock()
         environment = {**os.environ, "TERM": term, "PROMPT_TOOLKIT_NO_CPR": "1"}
@@ -48,7 +49,9 @@ class Terminal:
         self._reading.start()
 
     def _read(self) -> None:
-        while True:
+        while not self._closing:
+            if not select.select([self._fd], [], [], 0.05)[0]:
+                continue
             try:
                 data = os.read(self._fd, 4096)
             except OSError:
@@ -78,10 +81,13 @@ class Terminal:
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, size)
 
     def type(self, text: str) -> None:
-        os.write(self._fd, text.encode())
+        """Surrogates are bytes of their own: any bytes can be typed."""
+        os.write(self._fd, text.encode("utf-8", "surrogateescape"))
 
     def hang_up(self) -> None:
         """The window is closed."""
+        self._closing = True
+        self._reading.join()  # one that reads would keep it open
         os.close(self._fd)
         self._fd = -1
 

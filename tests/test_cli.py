@@ -535,3 +535,41 @@ def test_help_and_version(edgecs: Edgecs):
     assert "generate" in edgecs("--help").out
     assert edgecs("--version").out.startswith("edgecs, version 0.")
     assert edgecs("-h").out == edgecs("--help").out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    ("command", "code"), [("--help", 1), ("--version", 1), ("x", 2), ("doctor", 1)]
+)
+def test_where_nothing_can_be_written_the_exit_code_is_told(command: str, code: int):
+    program = [sys.executable, "-m", "edgecs_cli", command]
+    with open("/dev/full", "w") as full:
+        out = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert out.returncode == code
+        assert "Traceback" not in out.stderr
+        assert "Exception ignored" not in out.stderr
+        none = subprocess.run(program, stdout=full, stderr=full)
+        assert none.returncode == code
+
+
+def test_who_stops_while_modules_are_imported_sees_no_traceback(tmp_path: Path):
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n")
+    stopped = subprocess.run(
+        [sys.executable, "-c", "import edgecs_cli; edgecs_cli.main()"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert (stopped.returncode, stopped.stderr) == (130, "")
+
+
+def test_an_input_that_ends_is_no_ctrl_c(
+    edgecs: Edgecs, monkeypatch: pytest.MonkeyPatch
+):
+    def ended(*arguments: object, **more: object) -> None:
+        raise EOFError
+
+    monkeypatch.setattr("edgecs_cli.doctor.doctor.callback", ended)
+    outcome = edgecs("doctor")
+    assert outcome.code == 1
+    assert outcome.err.strip() == "edgecs: the input ended where more was expected"

@@ -249,7 +249,10 @@ class TestSettling:
         machine, costs, seen = Machine(times, seed), CostModel(), Counter[int]()
         costs.measured(0, times)
         slower, after = [first * times[1], second * times[1]], SETTLED
-        for width in np.random.default_rng(seed).choice(WIDTHS, 1500).tolist():
+        # As in plain decoding with some drafts: half of the calls have one token.
+        shares = [0.5] + [0.5 / len(WIDTHS[1:])] * len(WIDTHS[1:])
+        drawn = np.random.default_rng(seed).choice(WIDTHS, 1500, p=shares)
+        for width in drawn.tolist():
             extra = slower[after] if width == 1 and after < SETTLED else 0.0
             costs.observe(width, 0, machine.call(width) + extra, after)
             after = after + 1 if width == 1 else 0

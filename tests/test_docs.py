@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import click
 import pytest
 
 from edgecs import errors
-from edgecs_cli import EXIT_CODES, cli
-from edgecs_cli.app import COMMANDS
+from edgecs_cli.app import COMMANDS, cli
+from edgecs_cli.running import EXIT_CODES
 from edgecs_cli.shared import READER_GONE
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +50,8 @@ def test_the_summary_of_a_command_is_the_first_line_of_its_help():
 
 def test_every_exit_code_is_documented():
     codes = {e.exit_code for e in vars(errors).values() if hasattr(e, "exit_code")}
-    assert codes | {0, READER_GONE} == set(EXIT_CODES)
+    signals = {128 + signal.SIGHUP, 128 + signal.SIGTERM}
+    assert codes | {0, READER_GONE} | signals == set(EXIT_CODES)
 
 
 def test_the_tree_in_the_readme_is_the_tree():

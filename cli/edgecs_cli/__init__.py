@@ -1,67 +1,18 @@
-"""The command line of edgecs. Importing this loads no engine and not even numpy."""
+"""The command line of edgecs. Importing this loads no engine and not even click."""
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 
-import click
-
-from edgecs_cli.app import cli
-from edgecs_cli.console import complain
-
-__all__ = ["cli", "main"]
-
-EXIT_CODES = {
-    0: "all went well",
-    1: "something failed that has no code of its own",
-    2: "a wrong option, or a prompt that cannot be used (empty, not UTF-8, too long)",
-    3: "a model that is missing, damaged, incompatible or in use",
-    4: "out of memory",
-    5: "drafts changed an answer that strict had promised (`edgecs audit`)",
-    6: "a download failed, or the disk is full; the next pull goes on where it stopped",
-    7: "making a drafter cannot go on; what was done is kept (`edgecs distill`)",
-    130: "stopped with Ctrl-C",
-    141: "the reader of standard output went away",
-}
+__all__ = ["main"]
 
 
 def main() -> None:
     """Runs the command line; every failure is one sentence on stderr and a code."""
-    sys.exit(run(sys.argv[1:]))
-
-
-def run(arguments: list[str]) -> int:
-    """Runs one command and returns its exit code."""
-    _prepare_streams()
     try:
-        result = cli.main(arguments, prog_name="edgecs", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return error.exit_code
-    except click.ClickException as error:
-        where = getattr(error, "ctx", None)
-        path = where.command_path if where else "edgecs"
-        complain(path, error.format_message())
-        return getattr(error, "code", error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        complain("edgecs", "stopped")
-        return 130
-    return result if isinstance(result, int) else 0
+        from edgecs_cli.running import run
 
-
-def _prepare_streams() -> None:
-    """Closed streams become empty ones; no character can end a program.
-
-    Files and pipes get UTF-8 everywhere; a terminal that cannot show a character
-    shows a mark for it.
-    """
-    # These stay open as long as the process.
-    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            encoding = None if stream.isatty() else "utf-8"
-            stream.reconfigure(encoding=encoding, errors="replace")
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while the rest was imported
+        code = 130
+    sys.exit(code)

@@ -14,6 +14,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TextIO
 
 import click
@@ -119,8 +120,17 @@ def say(text: str, *, quiet: bool = False) -> None:
 
 
 def complain(who: str, problem: object) -> None:
-    """What went wrong, as one line on stderr. who: the command."""
-    echo(f"{who}: {problem}", err=True)
+    """What went wrong, on stderr. who: the command, if one has to be named."""
+    echo(f"{who}: {problem}" if who else str(problem), err=True)
+
+
+def abandon(stream: TextIO) -> None:
+    """Sends what is still to be written nowhere.
+
+    Where a stream takes no more, Python would try again at its end, and fail.
+    """
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def columns(stream: TextIO) -> int | None:

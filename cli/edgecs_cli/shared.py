@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import os
 import signal
 import sys
 import threading
@@ -21,7 +20,7 @@ from edgecs.errors import EdgecsError
 from edgecs.fetch import Progress
 from edgecs.profile import Profiles
 from edgecs.store import Store
-from edgecs_cli.console import harmless
+from edgecs_cli.console import abandon, harmless
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,8 +49,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
         except EdgecsError as error:
             raise Failure(str(error), error.exit_code) from error
         except OSError as error:  # of the streams: the library has its own errors
-            # Python would complain again when it flushes stdout at the end.
-            _drop_stdout()
+            abandon(sys.stdout)
             if _is_gone(error):
                 raise click.exceptions.Exit(READER_GONE) from error
             raise Failure(f"cannot go on: {error}", 1) from error
@@ -63,11 +61,6 @@ def _is_gone(error: OSError) -> bool:
     """Whether the reader went away; Windows calls that an invalid argument."""
     gone = error.errno == errno.EPIPE
     return gone or (sys.platform == "win32" and error.errno == errno.EINVAL)
-
-
-def _drop_stdout() -> None:
-    """Sends what is still buffered nowhere, so that the exit cannot fail on it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def open_store(*, offline: bool = False) -> Store:

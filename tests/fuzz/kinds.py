@@ -25,11 +25,16 @@ _VOCABULARY = 272
 
 @dataclass(frozen=True)
 class Case:
-    """A command line, what it reads from stdin, and lines that are typed at a chat."""
+    """A command line, what it reads from stdin, and lines that are typed at a chat.
+
+    keys: what is typed at a chat on a terminal instead, or its new rows and columns;
+    each with the seconds before it.
+    """
 
     arguments: list[str]
     stdin: bytes = b""
     typed: list[str] = field(default_factory=list)
+    keys: list[tuple[float, str | tuple[int, int]]] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
 
 
@@ -402,6 +407,55 @@ def chat(random: Random, folder: Path) -> Case:
     return Case(fixed, typed=typed, variables={"EDITOR": random.choice(("true", "x"))})
 
 
+_KEYS = ("\r", "\t", "\x1b[A", "\x1b[B", "\x1b[C", "\x1b[D", "\x7f", "\x01", "\x05")
+_KEYS += (
+    "\x0b",
+    "\x17",
+    "\x12",
+    "\x15",
+    "\x1b",
+    "\x03",
+    "\x03\x03",
+    "\x04",
+    "\x1a",
+    "\x1c",
+)
+_KEYS += (
+    '"""',
+    "\x1b[200~",
+    "\x1b[201~",
+    "\x1b[3;5~",
+    "\x1bb",
+    "\x0c",
+    "\x18\x05",
+    "\0",
+)
+
+
+def terminal(random: Random, folder: Path) -> Case:
+    """Keys that are pressed, and sizes, of a chat's terminal."""
+    keys: list[tuple[float, str | tuple[int, int]]] = []
+    for _ in range(random.randrange(1, 30)):
+        wait = random.choice((0.0, 0.0, 0.005, 0.05))
+        key: str | tuple[int, int]
+        if random.random() < 0.1:
+            sides = (0, 1, 2, 5, 24, 80, 300, 65535)
+            key = (random.choice(sides), random.choice(sides))
+        elif random.random() < 0.5:
+            key = random.choice(_KEYS)
+        elif random.random() < 0.5:
+            words = mutate.words(random, _LINES, 4).replace("\ud800", "?")
+            key = words + random.choice(("\r", "\t", ""))
+        else:
+            data = random.randbytes(random.choice((1, 4, 40)))
+            key = data.decode("utf-8", "surrogateescape")
+        keys.append((wait, key))
+    if random.random() < 0.5:  # otherwise the window is closed
+        keys += [(0.2, "\x03"), (0.05, "\x03"), (0.05, "\x03"), (0.1, "\x04")]
+    fixed = ["-m", str(tiny()), "-c", "64", "-n", "3", "--no-spec"]
+    return Case(fixed, keys=keys, variables={"EDITOR": random.choice(("true", "x"))})
+
+
 KINDS: dict[str, tuple[Draw, int]] = {  # and how often one is drawn
     "gguf": (gguf, 5),
     "onnx": (onnx, 3),
@@ -413,4 +467,5 @@ KINDS: dict[str, tuple[Draw, int]] = {  # and how often one is drawn
     "template": (template, 2),
     "options": (options, 5),
     "chat": (chat, 3),
+    "terminal": (terminal, 2),
 }

@@ -12,8 +12,10 @@ import contextlib
 import json
 import os
 import re
+import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +23,11 @@ from random import Random
 from typing import Any
 
 from tests.fuzz.kinds import KINDS, Case
+from tests.terminal import Terminal
 
 _MEMORY = 6 << 30  # bytes
 _FILE = 1 << 30  # bytes of a file
+_CLIPBOARD = re.compile(r"\x1b\]52;|\x9b|\x9d")  # on a terminal, which has escape codes
 _OBEYED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
 
 
@@ -44,17 +48,19 @@ def run(seed: str, kind: str, number: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         case = KINDS[kind][0](Random(f"{seed}:{kind}:{number}"), folder)
-        code, said, escaped = _run(case, folder)
+        code, said, escaped = (_on_terminal if case.keys else _run)(case, folder)
     problem = ""
-    if escaped or "Traceback (most recent call last)" in said:
+    if case.keys and escaped:
+        problem = "hangs"
+    elif escaped or "Traceback (most recent call last)" in said:
         problem = "tracebacks"
     elif code not in _codes():
         problem = "exit codes"
-    elif _OBEYED.search(said):
+    elif (_CLIPBOARD if case.keys else _OBEYED).search(said):
         problem = "control characters"
     return {
         "arguments": case.arguments,
-        "typed": case.typed,
+        "typed": case.typed or case.keys,
         "code": code,
         "problem": problem,
         "said": escaped or said[-2000:],
@@ -62,15 +68,14 @@ def run(seed: str, kind: str, number: int) -> dict[str, Any]:
 
 
 def _codes() -> set[int]:
-    from edgecs_cli import EXIT_CODES
+    from edgecs_cli.running import EXIT_CODES
 
     return {*EXIT_CODES}
 
 
 def _run(case: Case, folder: Path) -> tuple[int, str, str]:
     """Exit code, stderr, and the traceback of what escaped."""
-    import edgecs_cli
-    from edgecs_cli import chat
+    from edgecs_cli import chat, running
 
     escaped, code = "", -1
     (folder / "in").write_bytes(case.stdin)
@@ -79,7 +84,7 @@ def _run(case: Case, folder: Path) -> tuple[int, str, str]:
             lines = iter([*case.typed])
             reader, chat.reader = chat.reader, lambda **options: _Typed(lines)
         try:
-            code = edgecs_cli.run(case.arguments)
+            code = running.run(case.arguments)
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
         except BaseException:
@@ -88,6 +93,26 @@ def _run(case: Case, folder: Path) -> tuple[int, str, str]:
             if case.typed:
                 chat.reader = reader
     return code, (folder / "err").read_text("utf-8", "replace"), escaped
+
+
+def _on_terminal(case: Case, folder: Path) -> tuple[int, str, str]:
+    """Exit code and all that was shown, until the chat or its window is closed."""
+    with _environment(case, folder):
+        terminal = Terminal(*case.arguments)
+    terminal.wait(">", 60)
+    for seconds, key in case.keys:
+        time.sleep(seconds)
+        with contextlib.suppress(OSError):
+            terminal.type(key) if isinstance(key, str) else terminal.resize(*key)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        terminal.process.wait(2)
+    terminal.hang_up()
+    try:
+        code = terminal.end()
+    except subprocess.TimeoutExpired:
+        terminal.process.kill()
+        return -1, terminal.text, "it did not end after its window was closed"
+    return 128 - code if code < 0 else code, terminal.text, ""
 
 
 class _Typed:
