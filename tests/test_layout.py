@@ -132,7 +132,7 @@ def test_templates_are_rendered_with_little_that_they_could_reach():
 
 
 def test_help_loads_no_engine_and_no_numpy():
-    loaded = modules_after("import edgecs_cli; edgecs_cli.run(['--help'])")
+    loaded = modules_after("from edgecs_cli.running import run; run(['--help'])")
     assert not loaded & (HEAVY | {"numpy", "edgecs", "rich", "huggingface_hub"})
 
 
@@ -149,7 +149,9 @@ def test_answering_from_a_model_that_is_here_draws_no_bars(tiny_gguf: Path):
         "256",
         "-q",
     ]
-    assert "rich" not in modules_after(f"import edgecs_cli; edgecs_cli.run({command})")
+    assert "rich" not in modules_after(
+        f"from edgecs_cli.running import run; run({command})"
+    )
 
 
 def test_public_names_are_sorted_and_there():
