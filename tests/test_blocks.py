@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgecs.choice import always, greedy
 from edgecs.draft import NOTHING
@@ -204,6 +207,40 @@ def test_a_file_of_another_run_or_of_no_run_is_refused(tmp_path: Path):
         assert path.read_text() == broken  # nothing of somebody else's is lost
     with pytest.raises(click.UsageError, match="cannot be resumed"):
         Journal(tmp_path / "none" / "run.jsonl", {})
+
+
+@given(
+    st.one_of(st.just(b""), st.just(b"GGUF\x03\n"), st.just(b'{"a": 1}\n')),
+    st.binary(min_size=1, max_size=40),
+)
+def test_a_file_that_is_no_journal_keeps_every_byte(
+    tmp_path_factory: pytest.TempPathFactory, start: bytes, rest: bytes
+):
+    path = tmp_path_factory.getbasetemp() / "model.gguf"
+    path.write_bytes(start + rest)
+    with pytest.raises(click.UsageError, match=r"model\.gguf"):
+        Journal(path, {"most": 40, "seed": 1})
+    assert path.read_bytes() == start + rest
+
+
+def test_a_journal_with_a_broken_part_keeps_every_byte(tmp_path: Path):
+    path, header = tmp_path / "run.jsonl", {"most": 40}
+    Journal(path, header).add(["a"], {"value": 1})
+    broken = path.read_bytes() + b'{"id": 1}\n{"key": ["b"'
+    path.write_bytes(broken)
+    with pytest.raises(click.UsageError, match="cannot be resumed"):
+        Journal(path, header)
+    assert path.read_bytes() == broken
+
+
+def test_only_a_plain_file_is_resumed(tmp_path: Path):
+    """Reading a pipe would wait for as long as it is open."""
+    pipe = tmp_path / "pipe"
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("there are no named pipes here")
+    os.mkfifo(pipe)
+    with pytest.raises(click.UsageError, match="a pipe or a device"):
+        Journal(pipe, {"most": 40})
 
 
 def test_what_is_kept_comes_back_as_it_was():

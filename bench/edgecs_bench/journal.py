@@ -5,33 +5,37 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
+
+from edgecs.files import check_regular
+
+_LONGEST = 1 << 20  # bytes of a header
+_NOT_ONE = (ValueError, KeyError, TypeError, RecursionError)
 
 
 class Journal:
     """The parts of a run that are done, behind a header that says what run it is.
 
-    path: None: nothing is kept. A line that was cut off while it was written counts as
-    not there. Raises click.UsageError where the file is of a run with other options.
+    path: None: nothing is kept. A last line that was cut off while it was written
+    counts as not there. Raises click.UsageError where the file is of a run with other
+    options, or not a journal: then it stays as it is.
     """
 
     def __init__(self, path: Path | None, header: dict[str, Any]) -> None:
         self.done: dict[str, dict[str, Any]] = {}  # by key, as text
         self._path = path
+        if path is None:
+            return
         header = json.loads(json.dumps(header))
         try:
-            lines = self._whole_lines()
-            if not lines:
+            if _is_begun(path):
+                self._resume(path, header)
+            else:
                 self._write(header)
-                return
-            self._check(json.loads(lines[0]), header)
-            for line in lines[1:]:
-                fields = json.loads(line)
-                self.done[str(fields["key"])] = dict(fields["done"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise click.UsageError(f"{path} cannot be resumed: {error!r}") from error
+        except (OSError, *_NOT_ONE) as error:
+            raise _refusal(path, error) from error
 
     def add(self, key: list[Any], done: dict[str, Any]) -> None:
         """Keeps a part. Raises click.ClickException where the file takes no more."""
@@ -44,15 +48,16 @@ class Journal:
                 "resumed"
             ) from error
 
-    def _whole_lines(self) -> list[bytes]:
-        if self._path is None or not self._path.exists():
-            return []
-        data = self._path.read_bytes()
-        end = data.rfind(b"\n") + 1
-        if data and not end:
-            raise ValueError("it is no journal of a bench")
-        os.truncate(self._path, end)
-        return data[:end].splitlines()
+    def _resume(self, path: Path, header: dict[str, Any]) -> None:
+        """Takes over what is done; all of it is read before the file is changed."""
+        with path.open("rb") as file:
+            self._check(_header(file), header)
+            start, rest = file.tell(), file.read()
+        end = rest.rfind(b"\n") + 1
+        for line in rest[:end].splitlines():
+            fields = json.loads(line)
+            self.done[str(fields["key"])] = dict(fields["done"])
+        os.truncate(path, start + end)
 
     def _write(self, fields: dict[str, Any]) -> None:
         if self._path:
@@ -67,3 +72,37 @@ class Journal:
                 f"{self._path} is of a run with other options ({', '.join(other)}): "
                 "give those, or another file"
             )
+
+
+def check_journal(path: Path) -> None:
+    """Raises click.UsageError for a file that is there and cannot be a journal."""
+    try:
+        if _is_begun(path):
+            with path.open("rb") as file:
+                _header(file)
+    except (OSError, *_NOT_ONE) as error:
+        raise _refusal(path, error) from error
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether a file has anything in it; OSError for what is not a plain file."""
+    if not path.exists():
+        return False
+    check_regular(path)
+    return path.stat().st_size > 0
+
+
+def _header(file: IO[bytes]) -> dict[str, Any]:
+    """The first line; raises one of _NOT_ONE."""
+    line = file.readline(_LONGEST)
+    header = json.loads(line)
+    if not (line.endswith(b"\n") and isinstance(header, dict)):
+        raise ValueError("the first line is not a header")
+    return header
+
+
+def _refusal(path: Path, error: Exception) -> click.UsageError:
+    why = "it is not a journal of `edgecs bench`"
+    if isinstance(error, OSError):
+        why = str(error.strerror)
+    return click.UsageError(f"{path} cannot be resumed: {why}; give another file")
