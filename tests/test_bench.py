@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 import jsonschema
 import pytest
 
+from edgecs.errors import ModelError
 from edgecs_bench import hardware, throughput
 from edgecs_bench.compare import compare, differences
 from edgecs_bench.result import FORMAT, read, schema, tables
 from edgecs_bench.throughput import measure, row
+from edgecs_cli.bench import FORMS
 from tests.conftest import Outcome, before_calls
 from tests.test_cli import one_line
 
@@ -48,7 +51,9 @@ def bench(edgecs: Edgecs, tiny_gguf: Path, prompts: Path) -> Callable[..., Outco
 def test_a_result_is_what_the_schema_says(bench, tiny_gguf: Path):
     options = ("--draft", tiny_gguf, "--mode", "llama", "--mode", "planner")
     options += ("--mode", "k:2,2;0,2", "--mode", "tiny:2", "--mode", "mag:5")
-    outcome = bench(*options, "--test", "pp16", "--exact", "numeric", "-o", "json")
+    outcome = bench(
+        *options, "--test", "pp16", "--exact", "numeric", "--format", "json"
+    )
     assert outcome.code == 0, outcome
     result = json.loads(outcome.out, parse_constant=pytest.fail)
     jsonschema.validate(result, schema())
@@ -98,8 +103,8 @@ def test_people_get_tables_and_what_they_come_to(bench):
 
 def test_rows_as_csv_and_json_lines(bench):
     options = ("--temp", 0, "--mode", "mag", "-q")
-    lines = list(csv.DictReader(io.StringIO(bench(*options, "-o", "csv").out)))
-    rows = list(map(json.loads, bench(*options, "-o", "jsonl").out.splitlines()))
+    lines = list(csv.DictReader(io.StringIO(bench(*options, "-F", "csv").out)))
+    rows = list(map(json.loads, bench(*options, "-F", "jsonl").out.splitlines()))
     for found in (lines, rows):
         assert [(row["mode"], row["category"]) for row in found] == [
             (mode, category)
@@ -111,7 +116,7 @@ def test_rows_as_csv_and_json_lines(bench):
 
 def test_tests_in_the_terms_of_llama_bench(edgecs, tiny_gguf: Path, prompts: Path):
     command = ("bench", "-m", tiny_gguf, "-c", 300, "-t", 1, "--suite", prompts)
-    command += ("-n", 8, "-r", 2, "--temp", 0, "--mode", "plain", "-o", "json")
+    command += ("-n", 8, "-r", 2, "--temp", 0, "--mode", "plain", "--format", "json")
     names = ("pp100", "tg8", "pp8@d200", "pp301")
     given = [word for name in names for word in ("--test", name)]
     outcome = edgecs(*command, *given)
@@ -150,7 +155,7 @@ def test_a_row_of_a_test_is_arithmetic():
 
 def test_results_and_profiles_are_written_and_read(bench, edgecs, tmp_path: Path):
     file, profile = tmp_path / "run.json", tmp_path / "hardware.json"
-    written = ("--output", file, "--export-profile", profile)
+    written = ("-o", file, "--export-profile", profile)
     assert bench("--temp", 0, "-q", *written).code == 0
     (result,) = read(file)
     assert tables(result)
@@ -193,7 +198,7 @@ def test_a_comparison_needs_something_in_common(bench, edgecs, tmp_path: Path):
 
 def test_an_interrupted_run_is_resumed(bench, tmp_path: Path, monkeypatch):
     path = tmp_path / "run.jsonl"
-    options = ("--temp", 0, "--mode", "mag", "-q", "-o", "json", "--resume", path)
+    options = ("--temp", 0, "--mode", "mag", "-q", "-F", "json", "--resume", path)
     first = json.loads(bench(*options).out)
 
     def refuse(*arguments: object) -> None:
@@ -209,7 +214,7 @@ def test_an_interrupted_run_is_resumed(bench, tmp_path: Path, monkeypatch):
 def test_where_time_is_up_other_runtimes_are_not_asked(bench, monkeypatch):
     monkeypatch.setattr("edgecs_bench.run.monotonic", lambda: 1e18)
     peers = ("--peers", "llama-cpp-python/plain", "--time-budget", 1000)
-    outcome = bench("--temp", 0, "--mode", "mag", "-o", "json", *peers)
+    outcome = bench("--temp", 0, "--mode", "mag", "-F", "json", *peers)
     assert outcome.code == 0, outcome
     modes = [mode["name"] for mode in json.loads(outcome.out)["modes"]]
     assert modes == ["plain", "mag:3"]
@@ -284,7 +289,7 @@ def test_files_that_are_no_results_are_refused(edgecs, tmp_path, content):
     file = tmp_path / "run.json"
     if content is not None:
         file.write_bytes(content)
-    for command in (("compare", file, file), ("merge", file, "--output", "x.json")):
+    for command in (("compare", file, file), ("merge", file, "-o", "x.json")):
         outcome = edgecs("bench", *command)
         one_line(outcome, 2, str(file))
     assert not Path("x.json").exists()
@@ -303,8 +308,82 @@ def test_a_cut_off_result_is_refused(bench, edgecs, tmp_path: Path):
     one_line(edgecs("bench", "compare", file, file), 2, "'speedup' is missing")
 
 
-def test_a_place_that_takes_no_result_is_named(bench, tmp_path: Path):
-    for option in ("--output", "--export-profile"):
-        where = tmp_path / "none" / "run.json"
-        outcome = bench("--temp", 0, "--mode", "plain", "-q", option, where)
-        one_line(outcome, 1, "run.json cannot be written")
+WRITTEN = ("--output", "--report", "--export-profile", "--resume")
+
+
+@pytest.mark.parametrize("option", WRITTEN)
+def test_a_place_that_takes_no_result_is_refused_first(
+    bench, tmp_path: Path, monkeypatch, option: str
+):
+    before_calls(monkeypatch, no_call)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    places = {
+        "none/run.json": "No such file",
+        "file/run.json": "Not a directory",
+        "folder": "Is a directory",
+    }
+    for name, why in places.items():
+        outcome = bench("-q", option, tmp_path / name)
+        one_line(outcome, 2, f"{name} cannot be written: {why}")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        outcome = bench("-q", option, tmp_path / "pipe")
+        one_line(outcome, 2, "pipe cannot be written: a pipe or a device")
+    assert (tmp_path / "file").read_text() == "mine"
+    assert not list((tmp_path / "folder").iterdir())
+
+
+@pytest.mark.parametrize("option", WRITTEN)
+def test_a_place_that_one_may_not_write_to_is_refused_first(
+    bench, tmp_path: Path, monkeypatch, option: str
+):
+    before_calls(monkeypatch, no_call)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    outcome = bench("-q", option, tmp_path / "run.json")
+    one_line(outcome, 2, "run.json cannot be written: Permission denied")
+    assert not (tmp_path / "run.json").exists()
+
+
+@pytest.mark.parametrize("option", WRITTEN)
+def test_a_place_is_looked_at_and_not_touched(
+    bench, tmp_path: Path, prompts: Path, monkeypatch, option: str
+):
+    """The file is there as it was until there is something to write."""
+    monkeypatch.setattr("edgecs_cli.bench.find_models", missing)
+    new, old = tmp_path / "new.json", tmp_path / "old.json"
+    old.write_text("{}\n")
+    for file in (new, old):
+        one_line(bench("-q", option, file), 3, "there is no model")
+    assert not new.exists()
+    assert old.read_text() == "{}\n"
+
+
+def test_a_file_that_is_no_journal_is_refused_first(bench, tmp_path: Path, monkeypatch):
+    before_calls(monkeypatch, no_call)
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF\n\x00\x01")
+    outcome = bench("-q", "--resume", file)
+    one_line(outcome, 2, "model.gguf cannot be resumed: it is not a journal")
+    assert file.read_bytes() == b"GGUF\n\x00\x01"
+
+
+def no_call(number: int) -> None:
+    raise AssertionError("something was measured")
+
+
+def missing(*args: object, **kwargs: object) -> None:
+    raise ModelError("there is no model")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_is_not_taken_for_a_file(bench, form: str, monkeypatch):
+    before_calls(monkeypatch, no_call)
+    one_line(bench("-o", form), 2, f"--format {form}")
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+def test_numbers_without_an_end_are_refused(bench, monkeypatch, number: str):
+    before_calls(monkeypatch, no_call)
+    one_line(bench("--time-budget", number), 2, "--time-budget")
+    one_line(bench("--temp", number), 2, "--temp")

@@ -14,11 +14,16 @@ import click
 import platformdirs
 
 from edgecs.profile import Profiles
-from edgecs_cli.bench_files import COMMANDS, RESULT_FILE, write_page
+from edgecs_cli.bench_files import COMMANDS, write_page
 from edgecs_cli.console import echo, say, show_log
 from edgecs_cli.exact import open_target
 from edgecs_cli.files import find_models, load_drafters
-from edgecs_cli.options import drafter_options, model_options
+from edgecs_cli.options import (
+    Finite,
+    OutputFile,
+    drafter_options,
+    model_options,
+)
 from edgecs_cli.shared import Interrupt, open_profiles, reports_errors
 
 if TYPE_CHECKING:
@@ -28,6 +33,23 @@ if TYPE_CHECKING:
 FORMS = ("md", "csv", "json", "jsonl")
 _QUICK_SECONDS = 110.0  # of the suite `quick`: two minutes with what is around it
 _TOKENS, _CODE_TOKENS = 192, 512  # of an answer; of one that has to be whole
+
+
+class ResultFile(OutputFile):
+    """Where the result goes; llama-bench's -o names a form instead."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        """Checks a value of -o."""
+        if value in FORMS:
+            self.fail(
+                f"{value!r} is a form, not a file: --format {value} prints the result "
+                f"so, and -o ./{value} writes a file of that name",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
 
 
 @click.group(invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
@@ -90,7 +112,7 @@ _TOKENS, _CODE_TOKENS = 192, 512  # of an answer; of one that has to be whole
 @click.option(
     "--temp",
     "temperatures",
-    type=click.FloatRange(0, 100),
+    type=Finite(0, 100),
     multiple=True,
     default=(0.0, 0.8),
     show_default=True,
@@ -115,7 +137,7 @@ _TOKENS, _CODE_TOKENS = 192, 512  # of an answer; of one that has to be whole
 @click.option(
     "--time-budget",
     "seconds",
-    type=click.FloatRange(1),
+    type=Finite(1),
     metavar="SECONDS",
     help="Begin nothing more when it is spent; quick has one of its own.",
 )
@@ -143,6 +165,13 @@ _TOKENS, _CODE_TOKENS = 192, 512  # of an answer; of one that has to be whole
 )
 @click.option(
     "-o",
+    "--output",
+    type=ResultFile(),
+    metavar="FILE",
+    help="Write the whole result as JSON.",
+)
+@click.option(
+    "-F",
     "--format",
     "form",
     type=click.Choice(FORMS),
@@ -150,19 +179,24 @@ _TOKENS, _CODE_TOKENS = 192, 512  # of an answer; of one that has to be whole
     show_default=True,
     help="What is printed.",
 )
-@click.option("--output", type=RESULT_FILE, help="Write the whole result as JSON.")
 @click.option(
-    "--report", "page", type=RESULT_FILE, help="Write a report as one HTML file."
+    "--report",
+    "page",
+    type=OutputFile(),
+    metavar="FILE",
+    help="Write a report as one HTML file.",
 )
 @click.option(
     "--export-profile",
     "hardware",
-    type=RESULT_FILE,
+    type=OutputFile(),
+    metavar="FILE",
     help="Write this machine's costs for `edgecs simulate --hardware`.",
 )
 @click.option(
     "--resume",
-    type=RESULT_FILE,
+    type=OutputFile(in_place=True),
+    metavar="FILE",
     help="Keep what is done in this file, and go on from it if it is there.",
 )
 @model_options
@@ -178,7 +212,7 @@ def bench(context: click.Context, /, **values: Any) -> None:
 
     \b
     edgecs bench -m smollm2-135m-instruct
-    edgecs bench -m ./model.gguf --suite spec-bench --suite humaneval --output run.json
+    edgecs bench -m ./model.gguf --suite spec-bench --suite humaneval -o run.json
     edgecs bench -m big.gguf --draft small.gguf --mode planner --mode k:3,4;0,4
     edgecs bench compare before.json after.json
     """
@@ -212,10 +246,13 @@ def _wanted(values: dict[str, Any]) -> Wanted:
     """What the options ask for. Raises click.UsageError."""
     if not values["model"]:
         raise click.UsageError("Missing option '-m' / '--model'.")
+    from edgecs_bench.journal import check_journal
     from edgecs_bench.run import Wanted
     from edgecs_bench.suites import suite
     from edgecs_bench.throughput import DEFAULTS, Test
 
+    if values["resume"]:
+        check_journal(values["resume"])
     names = values["suites"] or ("quick",)
     quick = names == ("quick",)
     tests = () if values["no_tests"] else values["tests"] or DEFAULTS

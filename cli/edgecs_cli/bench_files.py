@@ -9,9 +9,8 @@ import click
 
 from edgecs.errors import ConfigError
 from edgecs_cli.console import echo, say
+from edgecs_cli.options import OutputFile
 from edgecs_cli.shared import reports_errors
-
-RESULT_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
@@ -36,13 +35,15 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--output", type=RESULT_FILE, required=True, help="The file to write.")
+@click.option(
+    "-o", "--output", type=OutputFile(), required=True, help="The file to write."
+)
 @reports_errors
 def merge(files: tuple[Path, ...], output: Path) -> None:
     """Put results of several models or machines into one file.
 
     \b
-    edgecs bench merge laptop.json desktop.json --output all.json
+    edgecs bench merge laptop.json desktop.json -o all.json
     """
     from edgecs_bench.result import merge as merged
     from edgecs_bench.result import overview, read, write
@@ -55,7 +56,7 @@ def merge(files: tuple[Path, ...], output: Path) -> None:
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--output", type=RESULT_FILE, required=True, help="The HTML file to write."
+    "-o", "--output", type=OutputFile(), required=True, help="The HTML file to write."
 )
 @click.option(
     "--charts",
@@ -70,7 +71,7 @@ def report(files: tuple[Path, ...], output: Path, folder: Path | None) -> None:
     Charts want the extra `plot`.
 
     \b
-    edgecs bench report run.json --output run.html --charts charts/
+    edgecs bench report run.json -o run.html --charts charts/
     """
     from edgecs_bench.result import read
 

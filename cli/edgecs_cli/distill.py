@@ -14,7 +14,7 @@ from edgecs.errors import ConfigError
 from edgecs_cli.console import echo, say, show_log
 from edgecs_cli.exact import load_target
 from edgecs_cli.files import find_models
-from edgecs_cli.options import load_options, model_options
+from edgecs_cli.options import Finite, load_options, model_options
 from edgecs_cli.shared import Interrupt, reports_errors
 
 
@@ -38,7 +38,7 @@ from edgecs_cli.shared import Interrupt, reports_errors
 )
 @click.option(
     "--epochs",
-    type=click.FloatRange(0.01, 100),
+    type=Finite(0.01, 100),
     default=4.0,
     show_default=True,
     help="How often every token is learnt from.",
@@ -74,7 +74,7 @@ from edgecs_cli.shared import Interrupt, reports_errors
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Finite(0, 1, min_open=True),
     default=1.5e-3,
     show_default=True,
     help="Highest learning rate.",

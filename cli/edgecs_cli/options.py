@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any, TypeVar, get_args
 import click
 
 from edgecs.exactness import Exact
+from edgecs.files import check_regular
 from edgecs.maxgram import LONGEST
 from edgecs.options import (
     MOST_CELLS,
@@ -38,6 +42,55 @@ class GpuLayersType(click.ParamType[GpuLayers]):
         if not (text.isascii() and text.isdigit()):
             self.fail(f"{value!r} is not a number >= 0, 'auto' or 'all'", param, ctx)
         return int(text)
+
+
+class Finite(click.FloatRange):
+    """A number in a range; `nan`, which fits every range, and `inf` are refused."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Checks a value."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
+class OutputFile(click.Path[Path]):
+    """A file to write, refused at once if it could not be written at the end.
+
+    in_place: a file that is there is written to, not replaced by a new one. Nothing is
+    created to find out.
+    """
+
+    def __init__(self, *, in_place: bool = False) -> None:
+        super().__init__(path_type=Path, readable=False)
+        self.name = "file"
+        self._in_place = in_place
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        """Checks a place."""
+        path = super().convert(value, param, ctx)
+        try:
+            self._check(path)
+        except OSError as error:
+            why = f"{path} cannot be written: {error.strerror}"
+            self.fail(f"{why}; give another place", param, ctx)
+        return path
+
+    def _check(self, path: Path) -> None:
+        """Raises OSError."""
+        folder, there = path.parent, path.exists()
+        folder.stat()
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if there:
+            check_regular(path)
+        if not os.access(path if there and self._in_place else folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def model_options(command: F) -> F:

@@ -25,7 +25,12 @@ from edgecs.tuning.trials import PROMPTS
 from edgecs_cli.console import echo, say, show_log
 from edgecs_cli.exact import load_target, open_target
 from edgecs_cli.files import find_models, load_drafters
-from edgecs_cli.options import drafter_options, load_options, model_options
+from edgecs_cli.options import (
+    OutputFile,
+    drafter_options,
+    load_options,
+    model_options,
+)
 from edgecs_cli.shared import Interrupt, open_profiles, open_store, reports_errors
 
 _PLAINLY = "it cannot forget rejected tokens, so nothing can be drafted for it"
@@ -53,7 +58,7 @@ _PLAINLY = "it cannot forget rejected tokens, so nothing can be drafted for it"
 )
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=OutputFile(in_place=True),
     metavar="FILE",
     help="Draw the cost curve and the chains as .png or .svg; needs matplotlib.",
 )
@@ -104,7 +109,7 @@ def tune(**values: Any) -> int:
 
 
 def _plotter(path: Path) -> ModuleType:
-    """What draws; raises ConfigError where it could not draw to this file."""
+    """What draws; raises ConfigError where it could not draw such a file."""
     if path.suffix.lower() not in (".png", ".svg"):
         raise ConfigError(f"a plot is a .png or an .svg file, got {path}")
     try:
@@ -113,13 +118,6 @@ def _plotter(path: Path) -> ModuleType:
         raise ConfigError(
             'a plot needs matplotlib: pip install "edgecs[plot]"'
         ) from error
-    is_new = not path.exists()
-    try:
-        path.open("ab").close()
-        if is_new:
-            path.unlink()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
     return curve_plot
 
 
