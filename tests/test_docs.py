@@ -12,6 +12,7 @@ import pytest
 
 from edgecs import errors
 from edgecs_cli.app import COMMANDS, cli
+from edgecs_cli.options import Section
 from edgecs_cli.running import EXIT_CODES
 from edgecs_cli.shared import READER_GONE
 
@@ -38,6 +39,28 @@ def test_every_command_has_help_with_an_example(path: str, command: click.Comman
         if isinstance(parameter, click.Option):
             assert parameter.help, parameter
     assert f"## `{path}`" in (ROOT / "docs" / "cli.md").read_text()
+
+
+SECTIONED = ("generate", "chat", "tune", "bench", "audit", "distill")
+
+
+@pytest.mark.parametrize("name", SECTIONED)
+def test_help_has_every_option_once_and_under_a_heading(name: str):
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    context = click.Context(command, terminal_width=80, **cli.context_settings)
+    text = command.get_help(context)
+    headings = re.findall(r"^(\w+):$", text, re.M)
+    ours = [heading for heading in headings if heading != "Commands"]
+    assert ours == [section.value for section in Section if section.value in ours]
+    assert {"Basics", "Hardware"} <= {*ours}
+    rows = [re.split(" {2,}", line.strip())[0] for line in text.splitlines()]
+    for option in command.get_params(context):
+        record = option.get_help_record(context)
+        assert record
+        assert rows.count(record[0]) == 1, option
+    assert ("Commands" in headings) == isinstance(command, click.Group)
+    assert max(map(len, text.splitlines())) <= 90
 
 
 def test_the_summary_of_a_command_is_the_first_line_of_its_help():

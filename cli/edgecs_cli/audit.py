@@ -20,12 +20,19 @@ from edgecs_cli.audit_prompts import Encode, built_in, read_prompts
 from edgecs_cli.console import echo, say
 from edgecs_cli.describe import introduce
 from edgecs_cli.opening import Opened, open_all
-from edgecs_cli.options import drafter_options, model_options, schedule_options
+from edgecs_cli.options import (
+    Sectioned,
+    common_options,
+    drafter_options,
+    model_options,
+    schedule_options,
+)
 from edgecs_cli.sampling import sampling_options
 from edgecs_cli.shared import Interrupt, reports_errors
 
 
-@click.command()
+@click.command(cls=Sectioned)
+@model_options
 @click.option(
     "--prompts",
     "file",
@@ -46,10 +53,10 @@ from edgecs_cli.shared import Interrupt, reports_errors
 )
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many prompts.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@model_options
+@sampling_options
 @drafter_options
 @schedule_options
-@sampling_options
+@common_options
 @reports_errors
 def audit(**values: Any) -> None:
     """Prove that drafts change nothing.

@@ -21,8 +21,12 @@ from edgecs_cli.files import find_models, load_drafters
 from edgecs_cli.options import (
     Finite,
     OutputFile,
+    Section,
+    SectionedGroup,
+    common_options,
     drafter_options,
     model_options,
+    option,
 )
 from edgecs_cli.shared import Interrupt, open_profiles, reports_errors
 
@@ -52,7 +56,12 @@ class ResultFile(OutputFile):
         return super().convert(value, param, ctx)
 
 
-@click.group(invoke_without_command=True, subcommand_metavar="[COMMAND [ARGS]...]")
+@click.group(
+    cls=SectionedGroup,
+    invoke_without_command=True,
+    subcommand_metavar="[COMMAND [ARGS]...]",
+)
+@model_options
 @click.option(
     "--suite",
     "suites",
@@ -109,7 +118,8 @@ class ResultFile(OutputFile):
     help=f"Tokens of an answer; {_TOKENS}, or {_CODE_TOKENS} where code is run, or "
     "what the time allows.",
 )
-@click.option(
+@option(
+    Section.SAMPLING,
     "--temp",
     "temperatures",
     type=Finite(0, 100),
@@ -118,7 +128,8 @@ class ResultFile(OutputFile):
     show_default=True,
     help="Temperature. May be repeated.",
 )
-@click.option(
+@option(
+    Section.SAMPLING,
     "-s",
     "--seed",
     type=click.IntRange(0, 2**64 - 1),
@@ -163,14 +174,16 @@ class ResultFile(OutputFile):
     help="Start from what your runs have taught, and keep what this one teaches; "
     "otherwise nothing is known and nothing is kept.",
 )
-@click.option(
+@option(
+    Section.RESULTS,
     "-o",
     "--output",
     type=ResultFile(),
     metavar="FILE",
     help="Write the whole result as JSON.",
 )
-@click.option(
+@option(
+    Section.RESULTS,
     "-F",
     "--format",
     "form",
@@ -179,28 +192,31 @@ class ResultFile(OutputFile):
     show_default=True,
     help="What is printed.",
 )
-@click.option(
+@option(
+    Section.RESULTS,
     "--report",
     "page",
     type=OutputFile(),
     metavar="FILE",
     help="Write a report as one HTML file.",
 )
-@click.option(
+@option(
+    Section.RESULTS,
     "--export-profile",
     "hardware",
     type=OutputFile(),
     metavar="FILE",
     help="Write this machine's costs for `edgecs simulate --hardware`.",
 )
-@click.option(
+@option(
+    Section.RESULTS,
     "--resume",
     type=OutputFile(in_place=True),
     metavar="FILE",
     help="Keep what is done in this file, and go on from it if it is there.",
 )
-@model_options
 @drafter_options
+@common_options
 @click.pass_context
 @reports_errors
 def bench(context: click.Context, /, **values: Any) -> None:

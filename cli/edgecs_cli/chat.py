@@ -30,7 +30,13 @@ from edgecs_cli.console import (
 from edgecs_cli.describe import answer_details, answer_line, introduce
 from edgecs_cli.explain import painter
 from edgecs_cli.opening import open_all
-from edgecs_cli.options import drafter_options, model_options, schedule_options
+from edgecs_cli.options import (
+    Sectioned,
+    common_options,
+    drafter_options,
+    model_options,
+    schedule_options,
+)
 from edgecs_cli.sampling import sampling_options
 from edgecs_cli.screen import WordWrap, shown
 from edgecs_cli.shared import Interrupt, reports_errors
@@ -43,7 +49,8 @@ _ENDING = ("SIGTERM", "SIGHUP")  # signals that end a chat; the latter not on Wi
 logger = logging.getLogger("edgecs.chat")
 
 
-@click.command()
+@click.command(cls=Sectioned)
+@model_options
 @click.option("-sys", "--system", help="System message.")
 @click.option(
     "-n",
@@ -90,10 +97,10 @@ logger = logging.getLogger("edgecs.chat")
     is_flag=True,
     help="Keep neither what is typed nor the conversation for --resume.",
 )
-@model_options
+@sampling_options
 @drafter_options
 @schedule_options
-@sampling_options
+@common_options
 @reports_errors
 def chat(**values: Any) -> None:
     """Talk with a model.

@@ -14,11 +14,35 @@ from edgecs.errors import ConfigError
 from edgecs_cli.console import echo, say, show_log
 from edgecs_cli.exact import load_target
 from edgecs_cli.files import find_models
-from edgecs_cli.options import Finite, load_options, model_options
+from edgecs_cli.options import (
+    Finite,
+    Section,
+    Sectioned,
+    common_options,
+    load_options,
+    model_options,
+    option,
+)
 from edgecs_cli.shared import Interrupt, reports_errors
 
 
-@click.command()
+@click.command(cls=Sectioned)
+@model_options
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="The drafter; by default MODEL-head here.",
+)
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Prompts to answer, one a line or as JSON Lines with prompt, text or turns; "
+    "otherwise they are made up.",
+)
 @click.option(
     "--kind",
     "kinds",
@@ -37,76 +61,6 @@ from edgecs_cli.shared import Interrupt, reports_errors
     help="Tokens of the model's own answers to learn from.",
 )
 @click.option(
-    "--epochs",
-    type=Finite(0.01, 100),
-    default=4.0,
-    show_default=True,
-    help="How often every token is learnt from.",
-)
-@click.option(
-    "--rows",
-    type=click.IntRange(16),
-    default=12_288,
-    show_default=True,
-    help="Tokens that the drafter knows: those that the model says most often.",
-)
-@click.option(
-    "--prompts",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    metavar="FILE",
-    help="Prompts to answer, one a line or as JSON Lines with prompt, text or turns; "
-    "otherwise they are made up.",
-)
-@click.option(
-    "--answer",
-    type=click.IntRange(8, 4096),
-    default=256,
-    show_default=True,
-    help="Most tokens of an answer.",
-)
-@click.option(
-    "--parallel",
-    "seats",
-    type=click.IntRange(1, 256),
-    default=32,
-    show_default=True,
-    help="Answers that are written at once.",
-)
-@click.option(
-    "--rate",
-    type=Finite(0, 1, min_open=True),
-    default=1.5e-3,
-    show_default=True,
-    help="Highest learning rate.",
-)
-@click.option(
-    "--finish",
-    type=click.Choice(["tvd", "jsd"]),
-    multiple=True,
-    help="Train each drafter for one more epoch with another loss, a decoder also on "
-    "answers of its own; what comes out is one more to choose from.",
-)
-@click.option(
-    "--layers",
-    type=click.IntRange(1, 64),
-    default=2,
-    show_default=True,
-    help="Of a decoder.",
-)
-@click.option(
-    "--width",
-    type=click.IntRange(64, 8192),
-    help="Of a decoder, a multiple of 64; by default the model's own, if that is 576 "
-    "at most: then it begins with some of the model's layers.",
-)
-@click.option(
-    "--quantize",
-    type=click.Choice(["int8", "none"]),
-    default="int8",
-    show_default=True,
-    help="Matrices of the drafter.",
-)
-@click.option(
     "--resume-from-log",
     "log",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -115,6 +69,86 @@ from edgecs_cli.shared import Interrupt, reports_errors
     "`--log-answers` kept; --tokens, --rows and --answer as when it was made.",
 )
 @click.option(
+    "--work",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Samples and checkpoints, to go on from; by default in the cache folder.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option(
+    Section.TRAINING,
+    "--epochs",
+    type=Finite(0.01, 100),
+    default=4.0,
+    show_default=True,
+    help="How often every token is learnt from.",
+)
+@option(
+    Section.TRAINING,
+    "--rows",
+    type=click.IntRange(16),
+    default=12_288,
+    show_default=True,
+    help="Tokens that the drafter knows: those that the model says most often.",
+)
+@option(
+    Section.TRAINING,
+    "--answer",
+    type=click.IntRange(8, 4096),
+    default=256,
+    show_default=True,
+    help="Most tokens of an answer.",
+)
+@option(
+    Section.TRAINING,
+    "--parallel",
+    "seats",
+    type=click.IntRange(1, 256),
+    default=32,
+    show_default=True,
+    help="Answers that are written at once.",
+)
+@option(
+    Section.TRAINING,
+    "--rate",
+    type=Finite(0, 1, min_open=True),
+    default=1.5e-3,
+    show_default=True,
+    help="Highest learning rate.",
+)
+@option(
+    Section.TRAINING,
+    "--finish",
+    type=click.Choice(["tvd", "jsd"]),
+    multiple=True,
+    help="Train each drafter for one more epoch with another loss, a decoder also on "
+    "answers of its own; what comes out is one more to choose from.",
+)
+@option(
+    Section.TRAINING,
+    "--layers",
+    type=click.IntRange(1, 64),
+    default=2,
+    show_default=True,
+    help="Of a decoder.",
+)
+@option(
+    Section.TRAINING,
+    "--width",
+    type=click.IntRange(64, 8192),
+    help="Of a decoder, a multiple of 64; by default the model's own, if that is 576 "
+    "at most: then it begins with some of the model's layers.",
+)
+@option(
+    Section.TRAINING,
+    "--quantize",
+    type=click.Choice(["int8", "none"]),
+    default="int8",
+    show_default=True,
+    help="Matrices of the drafter.",
+)
+@option(
+    Section.TRAINING,
     "-s",
     "--seed",
     type=click.IntRange(0),
@@ -122,22 +156,7 @@ from edgecs_cli.shared import Interrupt, reports_errors
     show_default=True,
     help="Of the questions, of sampled answers and of the training.",
 )
-@click.option(
-    "--work",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="FOLDER",
-    help="Samples and checkpoints, to go on from; by default in the cache folder.",
-)
-@click.option(
-    "-o",
-    "--output",
-    "out",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="The drafter; by default MODEL-head here.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@model_options
+@common_options
 @reports_errors
 def distill(**values: Any) -> int:
     """Make a drafter for a model, on this machine.

@@ -22,12 +22,21 @@ from edgecs_cli.console import echo, has_colours, say
 from edgecs_cli.describe import answer_details, answer_line, introduce
 from edgecs_cli.explain import Paint, legend, painter, plain
 from edgecs_cli.opening import Opened, exactness, open_all
-from edgecs_cli.options import drafter_options, model_options, schedule_options
+from edgecs_cli.options import (
+    Section,
+    Sectioned,
+    common_options,
+    drafter_options,
+    model_options,
+    option,
+    schedule_options,
+)
 from edgecs_cli.sampling import sampling_options
 from edgecs_cli.shared import Interrupt, reports_errors
 
 
-@click.command()
+@click.command(cls=Sectioned)
+@model_options
 @click.option(
     "-p", "--prompt", help="The prompt; without -p and -f it is read from stdin."
 )
@@ -48,21 +57,23 @@ from edgecs_cli.shared import Interrupt, reports_errors
 @click.option("--stop", multiple=True, help="Stop at this text; may be repeated.")
 @click.option("--raw", is_flag=True, help="No chat template: feed the text as it is.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option(
+@sampling_options
+@drafter_options
+@option(
+    Section.SPECULATION,
     "--explain",
     is_flag=True,
     help="Show who wrote which part, in colours or as [name:text], and why.",
 )
-@click.option(
+@option(
+    Section.SPECULATION,
     "--trace",
     type=click.Path(),
     metavar="FILE",
     help="Write what every round did into a file, one line of JSON a round.",
 )
-@model_options
-@drafter_options
 @schedule_options
-@sampling_options
+@common_options
 @reports_errors
 def generate(**values: Any) -> int:
     """Answer one prompt.

@@ -1,19 +1,21 @@
-"""The options that say which models are loaded, and how."""
+"""Options of several commands, and the sections that a help text has them in."""
 
 from __future__ import annotations
 
 import errno
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import click
 
 from edgecs.exactness import Exact
-from edgecs.files import check_regular
+from edgecs.reading import regular_size
 from edgecs.maxgram import LONGEST
 from edgecs.options import (
     MOST_CELLS,
@@ -25,6 +27,58 @@ from edgecs.options import (
 from edgecs_cli.references import Reference
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Section(StrEnum):
+    """A heading in a help text; they come in this order."""
+
+    BASICS = "Basics"
+    RESULTS = "Results"
+    TRAINING = "Training"
+    SAMPLING = "Sampling"
+    SPECULATION = "Speculation"
+    HARDWARE = "Hardware"
+
+
+class _Option(click.Option):
+    """An option that says in which section it belongs."""
+
+    def __init__(self, *args: Any, section: Section, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+def option(section: Section, *flags: str, **settings: Any) -> Callable[[F], F]:
+    """`click.option` for another section than the first."""
+    return click.option(*flags, cls=_Option, section=section, **settings)
+
+
+_hardware = partial(option, Section.HARDWARE)
+_speculation = partial(option, Section.SPECULATION)
+
+
+class Sectioned(click.Command):
+    """A command whose help has sections; what says nothing is in the first one."""
+
+    def format_options(
+        self, ctx: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        """Writes the sections, and the commands of a group."""
+        rows: dict[Section, list[tuple[str, str]]] = {name: [] for name in Section}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record and isinstance(param, click.Option):
+                rows[getattr(param, "section", Section.BASICS)].append(record)
+        for section, records in rows.items():
+            if records:
+                with formatter.section(section):
+                    formatter.write_dl(records)
+        if isinstance(self, click.Group):
+            self.format_commands(ctx, formatter)
+
+
+class SectionedGroup(Sectioned, click.Group):
+    """A group of commands that has options of its own."""
 
 
 class GpuLayersType(click.ParamType[GpuLayers]):
@@ -57,7 +111,7 @@ class Finite(click.FloatRange):
         return number
 
 
-class OutputFile(click.Path[Path]):
+class OutputFile(click.Path):
     """A file to write, refused at once if it could not be written at the end.
 
     in_place: a file that is there is written to, not replaced by a new one. Nothing is
@@ -73,7 +127,7 @@ class OutputFile(click.Path[Path]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Path:
         """Checks a place."""
-        path = super().convert(value, param, ctx)
+        path = cast(Path, super().convert(value, param, ctx))
         try:
             self._check(path)
         except OSError as error:
@@ -88,7 +142,7 @@ class OutputFile(click.Path[Path]):
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if there:
-            check_regular(path)
+            regular_size(path)
         if not os.access(path if there and self._in_place else folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -104,15 +158,7 @@ def model_options(command: F) -> F:
             metavar="MODEL",
             help="A name (`edgecs models list`), a .gguf file, or user/repo[:quant].",
         ),
-        click.option(
-            "-c",
-            "--ctx-size",
-            "n_ctx",
-            type=click.IntRange(0, MOST_CELLS),
-            default=0,
-            help="Context in tokens; 0: the model's own, as far as memory allows.",
-        ),
-        click.option(
+        _hardware(
             "-ngl",
             "--gpu-layers",
             "n_gpu_layers",
@@ -121,14 +167,14 @@ def model_options(command: F) -> F:
             show_default=True,
             help="Layers on the GPU; auto: as many as fit.",
         ),
-        click.option(
+        _hardware(
             "-t",
             "--threads",
             type=click.IntRange(0, MOST_THREADS),
             default=0,
             help="CPU threads; 0: one for each physical core.",
         ),
-        click.option(
+        _hardware(
             "-fa",
             "--flash-attn",
             "flash_attention",
@@ -137,7 +183,7 @@ def model_options(command: F) -> F:
             show_default=True,
             help="Flash attention.",
         ),
-        click.option(
+        _hardware(
             "-ctk",
             "--cache-type-k",
             "type_k",
@@ -146,7 +192,7 @@ def model_options(command: F) -> F:
             show_default=True,
             help="Type of the K cache.",
         ),
-        click.option(
+        _hardware(
             "-ctv",
             "--cache-type-v",
             "type_v",
@@ -155,38 +201,51 @@ def model_options(command: F) -> F:
             show_default=True,
             help="Type of the V cache; quantised ones need flash attention.",
         ),
-        click.option(
+        _hardware(
             "--repack/--no-repack",
             default=True,
-            help="Lay weights out anew for faster kernels.",
+            help="Lay out weights for faster kernels.",
         ),
-        click.option(
+        _hardware(
             "--mmap/--no-mmap", default=True, help="Map the file instead of reading it."
         ),
-        click.option(
-            "--mlock/--no-mlock", default=False, help="Keep the weights in RAM."
-        ),
-        click.option(
+        _hardware("--mlock/--no-mlock", default=False, help="Keep the weights in RAM."),
+        _hardware(
             "--huge-pages/--no-huge-pages",
             default=True,
             help="Ask the system for huge pages, which weights that are mapped from a "
             "file cannot have (Linux).",
         ),
+    ]
+    return with_options(command, options)
+
+
+def common_options(command: F) -> F:
+    """Context, network and messages: they come after what a command has of its own."""
+    options = [
+        click.option(
+            "-c",
+            "--ctx-size",
+            "n_ctx",
+            type=click.IntRange(0, MOST_CELLS),
+            default=0,
+            help="Context in tokens; 0: the model's own, as far as memory allows.",
+        ),
         click.option("--offline", is_flag=True, help="Never use the network."),
         click.option(
             "-q", "--quiet", is_flag=True, help="The answer and nothing else."
         ),
-        click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log."),
+        click.option(
+            "-v", "--verbose", is_flag=True, help="Say more, with llama.cpp's log."
+        ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)
 
 
 def drafter_options(command: F) -> F:
     """The options that say who may draft, where, and which widths they may use."""
     options = [
-        click.option(
+        _speculation(
             "--draft",
             "drafts",
             multiple=True,
@@ -196,7 +255,7 @@ def drafter_options(command: F) -> F:
             "be repeated, the largest first: each one reviews those after it. Max-Gram "
             "always comes last. none: not even the one that comes with a model.",
         ),
-        click.option(
+        _hardware(
             "-td",
             "--threads-draft",
             "threads_draft",
@@ -204,7 +263,7 @@ def drafter_options(command: F) -> F:
             default=0,
             help="Threads of drafters; 0: one for ONNX, those of -t for GGUF.",
         ),
-        click.option(
+        _hardware(
             "-ngld",
             "--gpu-layers-draft",
             "layers_draft",
@@ -213,7 +272,7 @@ def drafter_options(command: F) -> F:
             show_default=True,
             help="Layers of GGUF drafters on the GPU.",
         ),
-        click.option(
+        _speculation(
             "--exact",
             type=click.Choice(get_args(Exact)),
             default="auto",
@@ -223,44 +282,24 @@ def drafter_options(command: F) -> F:
             "speed.",
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)
 
 
 def schedule_options(command: F) -> F:
     """The options that say how much is drafted."""
     options = [
-        click.option(
-            "--log-answers",
-            "log_answers",
-            type=click.Path(path_type=Path, file_okay=False),
-            metavar="FOLDER",
-            help="Keep answers here, with the model's best logits and hidden states, "
-            "for `edgecs distill --resume-from-log`. They never leave this machine.",
+        _speculation(
+            "--no-spec",
+            is_flag=True,
+            help="Plain decoding, no drafts.",
         ),
-        click.option(
-            "--k-matrix",
-            metavar="ROWS",
-            help="A fixed schedule instead of the planner: how many tokens each "
-            'drafter writes, as in "5,10;0,10": row 0 while the target reviews, row 1 '
-            "while the first drafter reviews.",
-        ),
-        click.option(
-            "--lenience",
-            type=click.FloatRange(1),
-            default=1.0,
-            show_default=True,
-            help="How far drafters let a cheaper one's tokens stand that they would "
-            "not have chosen. The target never does.",
-        ),
-        click.option(
+        _speculation(
             "--draft-max",
             type=click.IntRange(0, LoadOptions.max_draft),
             metavar="K",
             help="Longest draft in tokens; 0: no speculation.",
         ),
-        click.option(
+        _speculation(
             "--mag-min-match",
             "min_match",
             type=click.IntRange(1, LONGEST),
@@ -269,10 +308,37 @@ def schedule_options(command: F) -> F:
             metavar="N",
             help="Max-Gram drafts only after N tokens that occurred before.",
         ),
-        click.option("--no-spec", is_flag=True, help="Plain decoding, no drafts."),
+        _speculation(
+            "--k-matrix",
+            metavar="ROWS",
+            help="A fixed schedule instead of the planner: how many tokens each "
+            'drafter writes, as in "5,10;0,10": row 0 while the target reviews, row 1 '
+            "while the first drafter reviews.",
+        ),
+        _speculation(
+            "--lenience",
+            type=click.FloatRange(1),
+            default=1.0,
+            show_default=True,
+            help="How far drafters let a cheaper one's tokens stand that they would "
+            "not have chosen. The target never does.",
+        ),
+        _speculation(
+            "--log-answers",
+            "log_answers",
+            type=click.Path(path_type=Path, file_okay=False),
+            metavar="FOLDER",
+            help="Keep answers here, with the model's best logits and hidden states, "
+            "for `edgecs distill --resume-from-log`. They never leave this machine.",
+        ),
     ]
-    for option in reversed(options):
-        command = option(command)
+    return with_options(command, options)
+
+
+def with_options(command: F, options: Sequence[Callable[[F], F]]) -> F:
+    """A command with options in the order in which its help shows them."""
+    for decorate in reversed(options):
+        command = decorate(command)
     return command
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,37 +12,17 @@ import click
 
 from edgecs.errors import ConfigError
 from edgecs.sampling import Sampling
+from edgecs_cli.options import Section, option, with_options
 
+_sampling = partial(option, Section.SAMPLING)
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PLAIN = (
-    # name, flags, type, default, help
+    # name, flags, type, default, help; those that are used most come first
     ("temperature", ["--temp", "--temperature"], float, 0.8, "Temperature; 0: greedy."),
     ("top_k", ["--top-k"], int, 40, "Only the K most probable tokens; 0: off."),
     ("top_p", ["--top-p"], float, 0.95, "Only tokens up to this mass; 1: off."),
     ("min_p", ["--min-p"], float, 0.05, "Only this near to the best; 0: off."),
-    ("typical_p", ["--typical", "--typical-p"], float, 1.0, "Locally typical; 1: off."),
-    (
-        "top_n_sigma",
-        ["--top-nsigma", "--top-n-sigma"],
-        float,
-        -1.0,
-        "Only this many standard deviations below the best; -1: off.",
-    ),
-    (
-        "xtc_probability",
-        ["--xtc-probability"],
-        float,
-        0.0,
-        "How often the top choices are excluded; 0: never.",
-    ),
-    (
-        "xtc_threshold",
-        ["--xtc-threshold"],
-        float,
-        0.1,
-        "What makes a token a top choice.",
-    ),
     (
         "repeat_penalty",
         ["--repeat-penalty"],
@@ -70,6 +51,28 @@ _PLAIN = (
         0.0,
         "Taken off for every time seen lately; 0: off.",
     ),
+    ("typical_p", ["--typical", "--typical-p"], float, 1.0, "Locally typical; 1: off."),
+    (
+        "top_n_sigma",
+        ["--top-nsigma", "--top-n-sigma"],
+        float,
+        -1.0,
+        "Only this many standard deviations below the best; -1: off.",
+    ),
+    (
+        "xtc_probability",
+        ["--xtc-probability"],
+        float,
+        0.0,
+        "How often the top choices are excluded; 0: never.",
+    ),
+    (
+        "xtc_threshold",
+        ["--xtc-threshold"],
+        float,
+        0.1,
+        "What makes a token a top choice.",
+    ),
     (
         "dry_multiplier",
         ["--dry-multiplier"],
@@ -96,30 +99,16 @@ _PLAIN = (
 
 
 def sampling_options(command: F) -> F:
-    """The options of the sampler chain, in the order in which samplers act."""
-    options = [
-        click.option(
+    """The options of the sampler chain, those that are used most first."""
+    plain = [
+        _sampling(
             *flags, name, type=kind, default=default, show_default=True, help=text
         )
         for name, flags, kind, default, text in _PLAIN
     ]
-    options += [
-        click.option(
-            "--dry-sequence-breaker",
-            "dry_breakers",
-            multiple=True,
-            metavar="TEXT",
-            help="Repetitions end here; replaces the default newline, colon, quote, "
-            "star; 'none': nothing does.",
-        ),
-        click.option(
-            "-l",
-            "--logit-bias",
-            multiple=True,
-            metavar="ID(+/-)BIAS",
-            help="Add to the logit of a token, as in 15043+1; -inf forbids it.",
-        ),
-        click.option(
+    options = [
+        plain[0],
+        _sampling(
             "-s",
             "--seed",
             type=click.IntRange(-1, 2**64 - 1),
@@ -127,36 +116,48 @@ def sampling_options(command: F) -> F:
             show_default=True,
             help="Same seed, same answer; -1: a new one, which is printed.",
         ),
-        click.option(
-            "--grammar", metavar="GBNF", help="The answer keeps to a grammar."
-        ),
-        click.option(
-            "--grammar-file",
-            type=click.Path(path_type=Path),
-            help="The same, from a file.",
-        ),
-        click.option(
+        _sampling(
             "-j",
             "--json-schema",
             metavar="SCHEMA",
             help="The answer is JSON that keeps to a schema; {} is any JSON.",
         ),
-        click.option(
+        _sampling(
             "-jf",
             "--json-schema-file",
             type=click.Path(path_type=Path),
             help="The same, from a file.",
         ),
-        click.option(
+        _sampling("--grammar", metavar="GBNF", help="The answer keeps to a grammar."),
+        _sampling(
+            "--grammar-file",
+            type=click.Path(path_type=Path),
+            help="The same, from a file.",
+        ),
+        *plain[1:],
+        _sampling(
+            "--dry-sequence-breaker",
+            "dry_breakers",
+            multiple=True,
+            metavar="TEXT",
+            help="Repetitions end here; replaces the default newline, colon, quote, "
+            "star; 'none': nothing does.",
+        ),
+        _sampling(
+            "-l",
+            "--logit-bias",
+            multiple=True,
+            metavar="ID(+/-)BIAS",
+            help="Add to the logit of a token, as in 15043+1; -inf forbids it.",
+        ),
+        _sampling(
             "--mirostat",
             type=int,
             default=0,
             help="Refused unless 0: its state depends on what was drawn.",
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return with_options(command, options)
 
 
 def read_sampling(values: dict[str, Any]) -> Sampling:

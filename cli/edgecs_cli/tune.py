@@ -27,6 +27,8 @@ from edgecs_cli.exact import load_target, open_target
 from edgecs_cli.files import find_models, load_drafters
 from edgecs_cli.options import (
     OutputFile,
+    Sectioned,
+    common_options,
     drafter_options,
     load_options,
     model_options,
@@ -36,7 +38,8 @@ from edgecs_cli.shared import Interrupt, open_profiles, open_store, reports_erro
 _PLAINLY = "it cannot forget rejected tokens, so nothing can be drafted for it"
 
 
-@click.command()
+@click.command(cls=Sectioned)
+@model_options
 @click.option(
     "--quick", is_flag=True, help="Measure less: 3 repeats, answers of 48 tokens."
 )
@@ -64,7 +67,7 @@ _PLAINLY = "it cannot forget rejected tokens, so nothing can be drafted for it"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @drafter_options
-@model_options
+@common_options
 @reports_errors
 def tune(**values: Any) -> int:
     """Measure a model here, and choose who drafts.
