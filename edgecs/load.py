@@ -51,15 +51,14 @@ class Loaded:
     def key(self) -> Key:
         """What measurements of this target depend on; reads samples of the file."""
         from edgecs.backends import huge_pages
-        from edgecs.backends import llama_library as library
 
         options = self.options
-        devices = [d.description for d in library.devices()]
+        build, device = build_and_device()
         return Key(
             model=self.model.path.stem,
             fingerprint=fingerprint(self.model.path),
-            build=f"llama-cpp-python {library.version()}, {library.system_info()}",
-            device=", ".join([cpu_name(), *devices]),
+            build=build,
+            device=device,
             layers=self.model.offload.layers,
             threads=self.target.threads,
             flash_attention=options.flash_attention,
@@ -178,6 +177,15 @@ class LoadedDrafter:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def build_and_device() -> tuple[str, str]:
+    """What the engine and this machine add to the key of a profile."""
+    from edgecs.backends import llama_library as library
+
+    devices = [d.description for d in library.devices()]
+    build = f"llama-cpp-python {library.version()}, {library.system_info()}"
+    return build, ", ".join([cpu_name(), *devices])
 
 
 def load(

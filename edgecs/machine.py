@@ -1,11 +1,19 @@
-"""What this machine is called, and whether it is busy with something else."""
+"""What this machine is called, whether it has a GPU, and whether it is busy."""
 
 from __future__ import annotations
 
+import ctypes.util
 import platform
+import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
+
+_RENDERERS = Path("/dev/dri")
+_PATIENCE = 10  # seconds that a driver's tool may take
 
 
 class Others:
@@ -39,6 +47,31 @@ def _used(process: psutil.Process) -> float:
         return float(sum(process.cpu_times()[:2]))
     except psutil.Error:
         return 0.0
+
+
+def gpu_backend() -> str | None:
+    """The backend of llama.cpp that suits this machine's GPU; None: there is none.
+
+    Named as `llama_library.backends` does.
+    """
+    if sys.platform == "darwin":
+        return "Metal"
+    if _has_nvidia():
+        return "CUDA"
+    renders = sys.platform == "linux" and any(_RENDERERS.glob("renderD*"))
+    return "Vulkan" if renders and ctypes.util.find_library("vulkan") else None
+
+
+def _has_nvidia() -> bool:
+    """Whether the driver lists a GPU; its tool may be there without one."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return False
+    try:
+        listed = subprocess.run([tool, "-L"], capture_output=True, timeout=_PATIENCE)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return not listed.returncode and b"GPU" in listed.stdout
 
 
 def cpu_name() -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 import psutil
 
 from edgecs.exactness import Limits
-from edgecs.machine import cpu_name
+from edgecs.load import build_and_device
+from edgecs.machine import cpu_name, gpu_backend
 from edgecs.profile import Profile
 from edgecs.speculation import NONSENSE, Known
 from edgecs_cli.config import (
@@ -22,7 +25,8 @@ from edgecs_cli.config import (
     option_names,
     read_config,
 )
-from edgecs_cli.console import echo, paint
+from edgecs_cli.console import columns, echo, joined, paint, wrapped
+from edgecs_cli.diagnosis import Facts, Finding, diagnose, was_disturbed
 from edgecs_cli.exact import tiers
 from edgecs_cli.shared import findings, open_profiles, open_store, reports_errors
 
@@ -39,6 +43,8 @@ from edgecs_cli.shared import findings, open_profiles, open_store, reports_error
 def doctor(as_json: bool, show_config: bool) -> None:
     """Say what this machine can do for a model.
 
+    What stands in the way of speed comes first, with what to do about it.
+
     \b
     edgecs doctor --json
     edgecs doctor --show-config
@@ -46,27 +52,79 @@ def doctor(as_json: bool, show_config: bool) -> None:
     if show_config:
         _show_config(as_json)
         return
-    report = examine()
+    report, facts = examine()
+    found = diagnose(facts)
     if as_json:
-        echo(json.dumps(report))
+        verdict = [finding._asdict() for finding in found]
+        echo(json.dumps({"verdict": verdict, **report}))
         return
-    for section, values in report.items():
-        echo(paint(section, bold=True))
+    for line in _verdict(found):
+        echo(line)
+    for section, values in _sections(report, facts).items():
+        echo(paint(f"\n{section}", bold=True))
         for key, value in values.items():
-            echo(f"  {key:18} {_plain(value)}")
+            line = f"  {key:18} {_plain(value)}"
+            echo(wrapped(line, columns(sys.stdout), " " * 21))
 
 
-def examine() -> dict[str, dict[str, Any]]:
-    """The whole report; no network is used."""
+def _verdict(found: Sequence[Finding]) -> Iterator[str]:
+    """What to do, first; commands are not broken, so that they can be copied."""
+    width = columns(sys.stdout)
+    for finding in found:
+        if finding.do is None:
+            yield joined([paint("OK", fg="green", bold=True), f": {finding.text}"])
+            continue
+        text = wrapped(f"! {finding.text}", width, "  ")
+        yield joined([paint(text[:1], fg="yellow", bold=True), text[1:]])
+        yield f"  -> {finding.do}"
+
+
+def _sections(
+    report: dict[str, dict[str, Any]], facts: Facts
+) -> dict[str, dict[str, Any]]:
+    """What people want to know of a report; the verdict has the commands."""
+    built, onnx = report["llama.cpp"], report["onnx runtime"]
+    commands = ("to get offload", "to mend amx")
+    shown = {key: value for key, value in built.items() if key not in commands}
+    shown["instructions"] = " ".join(re.findall(r"(\w+) = 1", built["instructions"]))
+    if not facts.gpu:
+        onnx = {key: value for key, value in onnx.items() if key != "not working"}
+    known = {
+        profile.key.model: _measured(profile)
+        for profile in facts.profiles
+        if not was_disturbed(profile)
+    }
+    return {**report, "llama.cpp": shown, "onnx runtime": onnx, "profiles": known}
+
+
+def examine() -> tuple[dict[str, dict[str, Any]], Facts]:
+    """The whole report, and the facts that are judged; no network is used."""
     from edgecs.backends import huge_pages
     from edgecs.backends import llama_library as llama
     from edgecs.backends import onnx_providers as onnx
 
     memory = psutil.virtual_memory()
-    devices = llama.devices()
+    devices, gpu = llama.devices(), gpu_backend()
     providers = onnx.working_providers()
-    built = llama.gpu_backends()
-    return {
+    built, amx = llama.gpu_backends(), _amx()
+    profiles = [profile for _, profile in open_profiles().all() if profile]
+    models = open_store().models()
+    build, device = build_and_device()
+    facts = Facts(
+        available=memory.available,
+        needed=min((m.manifest.size or 0 for m in models), default=0),
+        huge_pages_off=huge_pages.setting() == huge_pages.OFF,
+        gpu=gpu,
+        offloads=bool(built),
+        amx_broken=amx["amx"] if amx.get("to mend amx") else None,
+        rebuild=llama.build_command(built or ([gpu] if gpu else [])),
+        providers=providers,
+        profiles=profiles,
+        build=build,
+        device=device,
+        models={model.manifest.name: model.path for model in models},
+    )
+    report: dict[str, dict[str, Any]] = {
         "machine": {
             "system": f"{platform.system()} {platform.release()}",
             "cpu": cpu_name(),
@@ -86,24 +144,21 @@ def examine() -> dict[str, dict[str, Any]]:
                 f"{d.name} ({d.description}), {_gib(d.free)} of {_gib(d.total)} free"
                 for d in devices
             ],
-            "to get offload": None if built else llama.build_command([_gpu()]),
-            **_amx(),
+            "to get offload": None if built else llama.build_command([gpu or "Vulkan"]),
+            **amx,
         },
         "onnx runtime": {
             "version": onnx.version(),
             "working": [name for name, works in providers.items() if works],
             "not working": [name for name, works in providers.items() if not works],
         },
-        "profiles": {
-            profile.key.slot: _measured(profile)
-            for _, profile in open_profiles().all()
-            if profile
-        },
+        "profiles": {profile.key.slot: _measured(profile) for profile in profiles},
         "models": {
             model.manifest.name: str(model.path) if model.path else "not here"
-            for model in open_store().models()
+            for model in models
         },
     }
+    return report, facts
 
 
 def _show_config(as_json: bool) -> None:
@@ -134,20 +189,15 @@ def _measured(profile: Profile) -> str:
         known = Known.of(profile)
     except NONSENSE:
         return "makes no sense, and is not used"
-    single = float(known.costs.seconds(0)[0]) * 1e3
+    times = "no times, as other programs computed"
+    if known.costs.known:
+        times = f"{float(known.costs.seconds(0)[0]) * 1e3:.1f} ms a token"
     limits, deepest = (
         Limits(known.classes, "strict"),
         max(known.classes.inside, default=0),
     )
     when = f"tuned {profile.tuned}" if profile.tuned else "not tuned"
-    return f"{single:.1f} ms a token; {tiers(limits, deepest + 1)}; {when}"
-
-
-def _gpu() -> str:
-    """The backend that suits this machine's GPU."""
-    if platform.system() == "Darwin":
-        return "Metal"
-    return "CUDA" if shutil.which("nvidia-smi") else "Vulkan"
+    return f"{times}; {tiers(limits, deepest + 1)}; {when}"
 
 
 def _amx() -> dict[str, str | None]:

@@ -19,10 +19,11 @@ _SIZE = 2 << 20  # bytes of a huge page
 _LEAST = 4 << 20  # bytes of a mapping that is worth asking for
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw\S+ \S+ \S+ 0 *$")
 _HUGEPAGE, _COLLAPSE = 14, 25  # MADV_*, see madvise(2)
+OFF = "switched off"
 _IN_WORDS = {
     "always": "for everybody",
     "madvise": "on request",
-    "never": "switched off",
+    "never": OFF,
 }
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
