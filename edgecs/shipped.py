@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from edgecs.costs import WIDEST
+from edgecs.manifest import known_manifests
 from edgecs.onnx_manifest import NAME, DrafterManifest, read_drafter
 from edgecs.theory import draft_speedup
 
@@ -19,6 +20,13 @@ def shipped_drafters() -> dict[str, Path]:
     """Folders of the drafters that come with edgecs, by name."""
     root = Path(str(resources.files("edgecs_models"))) / "drafters"
     return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{NAME}"))}
+
+
+def shipped_for(model: str) -> Path | None:
+    """The drafter that comes with edgecs for a model known by this name."""
+    manifest = known_manifests().get(model)
+    name = manifest.drafter if manifest else None
+    return shipped_drafters().get(name) if name else None
 
 
 def promise(folder: Path, times: Sequence[float]) -> float:

@@ -10,8 +10,10 @@ import json
 import math
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +28,8 @@ from edgecs.machine import Others
 from edgecs.maxgram import MaxGram
 from edgecs.planner import MARGIN, Planner
 from edgecs.probe import QUICK, classify, curve
-from edgecs.profile import Key, Profile, Profiles
+from edgecs.profile import Key, Profile, Profiles, fingerprint
+from edgecs.shipped import promise
 from edgecs.writers import Writer
 
 PROBE_SECONDS = 2.0  # most that probing may take at load
@@ -122,12 +125,9 @@ class Speculation:
         others, before, began = Others(), self._states(), time.perf_counter()
         self._probe(load_seconds, progress)
         telling = time.perf_counter() - began > TELLING
-        if telling and self._states() != before and (share := others.share) > BUSY:
+        if telling and self._states() != before and (why := busy(others)):
             self._before = before
-            self.notes.append(
-                f"other programs took {share:.0%} of the processors while the model "
-                "was measured: it will be measured again at the next start"
-            )
+            self.notes.append(f"{why}: it will be measured again at the next start")
         self.limits = self._limits()
 
     def _states(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -272,6 +272,50 @@ class Speculation:
             return self._profiles.save(profile)
         except ValueError:  # what is not a number says nothing about the next run
             return False
+
+
+def busy(others: Others) -> str | None:
+    """That other programs computed while a model was timed; None: not so many."""
+    share = others.share
+    if share <= BUSY:
+        return None
+    return (
+        f"other programs took {share:.0%} of the processors while the model was "
+        "measured"
+    )
+
+
+def left_out(folder: Path, known: Speculation) -> str | None:
+    """Why a drafter that comes with a model is not used here; None: it pays.
+
+    What a tuning has found counts. Without one, what the drafter's makers have measured
+    and the times of calls here promise something or not.
+    """
+    tuned = known.profile and _tuned(folder, known.profile)
+    if tuned:
+        chosen, why = tuned
+        return None if chosen else why
+    if not known.costs.known:
+        return "as no call was timed yet"
+    promised = promise(folder, known.costs.times(0))
+    if promised > 1 + MARGIN:
+        return None
+    return f"as {promised:.2f} x plain decoding is expected of it here"
+
+
+def _tuned(folder: Path, profile: Profile) -> tuple[bool, str] | None:
+    """Whether a tuning has chosen a drafter, and why not; None: it was not tried."""
+    tried, chosen = profile.chain.get("tried"), profile.chain.get("chosen")
+    if not (profile.tuned and tried and isinstance(tried, dict)):
+        return None
+    name = tried.get(fingerprint(folder))
+    if name is None or not isinstance(chosen, list):
+        return None
+    why = f"{' <- '.join(map(str, chosen))} is chosen"
+    with suppress(*NONSENSE):
+        rows = [row for row in profile.chain["table"] if name in row["chain"]]
+        why = str(max(rows, key=lambda row: float(row["mean"]))["verdict"])
+    return name in chosen, f"tuned on {profile.tuned[:10]}: {why}"
 
 
 def _near(model: LanguageModel) -> int:

@@ -6,17 +6,22 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgecs import speculation
+from edgecs.calibration import Calibration
 from edgecs.cascade import NamedModel, stack
 from edgecs.chat_template import ChatTemplate
 from edgecs.context import Context
+from edgecs.costs import CostModel
 from edgecs.draft import NOTHING, Draft
 from edgecs.errors import ModelError
+from edgecs.exactness import Classes
 from edgecs.kmatrix import KMatrix
 from edgecs.load import Loaded, load_drafter
 from edgecs.manifest import known_manifests
@@ -27,8 +32,11 @@ from edgecs.onnx_manifest import (
     read_drafter,
     write_drafter,
 )
+from edgecs.profile import Key, Profile, Profiles, fingerprint
 from edgecs.sampling import Sampling
-from edgecs.shipped import _promise, promise, shipped_drafters
+from edgecs.shipped import _promise, promise, shipped_drafters, shipped_for
+from edgecs.speculation import Speculation, left_out
+from edgecs.testing import TableModel
 from edgecs_cli import files, opening
 from edgecs_convert.distill.target import TargetFile
 from tests.conftest import Outcome
@@ -37,6 +45,22 @@ MADE = {"agreement": [0.6, 0.4, 0.2], "ms_a_token": 1.0, "target_ms": 10.0}
 FLAT = [10.0, 10.5, 11.0, 11.5]
 MATRIX = KMatrix.parse("2,2;0,0")
 STEEP = [10.0, 20.0, 30.0, 40.0]
+NOTHING_EXPECTED = "as 1.00 x plain decoding is expected of it here"
+KEY = Key(
+    model="model",
+    fingerprint="0" * 32,
+    build="0.3.36",
+    device="AMD EPYC",
+    layers=0,
+    threads=2,
+    flash_attention="auto",
+    type_k="f16",
+    type_v="f16",
+    repack=True,
+    mmap=True,
+    huge_pages=True,
+    n_batch=512,
+)
 
 
 def drafter(folder: Path, made: dict | None) -> Path:
@@ -169,12 +193,100 @@ def test_a_drafter_that_promises_nothing_is_left_out_and_said_so(
     slow = {**MADE, "ms_a_token": 1000.0}
     folder = drafter(tmp_path / "slow-head", slow)
     monkeypatch.setattr(opening, "shipped_for", lambda model: folder)
-    fixed = ("generate", "-m", tiny_gguf, "-c", 512, "-p", "hi", "-n", 5)
+    fixed = ("generate", "-m", tiny_gguf, "-c", 512, "-p", "hi", "-n", 5, "-v")
     outcome = edgecs(*fixed)
     assert outcome.code == 0, outcome.err
-    assert "drafter slow-head | left out: with it 1.00 x plain" in outcome.err
+    assert "drafter slow-head: left out, as 1.00 x plain decoding" in outcome.err
     for option in (("--draft", "none"), ("--no-spec",), ("--k-matrix", "3")):
         assert "slow-head" not in edgecs(*fixed, *option).err
+
+
+CHAINS = [["mag"], ["head", "mag"]]
+WHEN = "2025-01-31T10:00:00+00:00"
+
+
+def tuned_profile(folder: Path, chosen: Sequence[str], /, **changes: Any) -> Profile:
+    """What a tuning has left that tried the drafter in `folder`."""
+    costs = CostModel()
+    costs.measured(0, dict(enumerate(FLAT, 1)))
+    rows = [
+        {"chain": chain, "mean": 1.5, "verdict": f"why not {chain[0]}"}
+        for chain in CHAINS
+    ]
+    chain = {
+        "tried": {fingerprint(folder): "head"},
+        "chosen": chosen,
+        "table": rows,
+        **changes,
+    }
+    states = costs.state(), Classes().state(), Calibration().state()
+    return Profile(KEY, *states, chain=chain, tuned=WHEN)
+
+
+def judged(folder: Path, profile: Profile, key: Key = KEY) -> str | None:
+    """Why the drafter in `folder` is left out where a profile was kept."""
+    profiles = Profiles(folder.parent / "profiles")
+    assert profiles.save(profile)
+    return left_out(folder, Speculation(TableModel(50), key=key, profiles=profiles))
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Path:
+    """A drafter that promises twice the speed."""
+    return drafter(tmp_path / "head", MADE)
+
+
+@pytest.fixture
+def slow_head(tmp_path: Path) -> Path:
+    """A drafter that promises nothing."""
+    return drafter(tmp_path / "slow", {**MADE, "ms_a_token": 1000.0})
+
+
+@pytest.mark.parametrize("chosen", CHAINS)
+def test_what_was_tuned_counts_more_than_a_promise(
+    head: Path, slow_head: Path, chosen: list[str]
+):
+    for folder in (head, slow_head):
+        why = judged(folder, tuned_profile(folder, chosen))
+        if "head" in chosen:
+            assert why is None
+        else:
+            assert why == "tuned on 2025-01-31: why not head"
+
+
+def test_a_tuning_says_nothing_about_a_drafter_that_it_did_not_try(
+    head: Path, slow_head: Path
+):
+    """A drafter of that name that was made again is another one, too."""
+    assert judged(slow_head, tuned_profile(head, ["head"])) == NOTHING_EXPECTED
+    assert judged(head, tuned_profile(slow_head, ["mag"])) is None
+
+
+def test_a_stale_tuning_is_none(head: Path, slow_head: Path):
+    other = replace(KEY, build="0.4")
+    assert judged(slow_head, tuned_profile(slow_head, ["head"]), other)
+    never = replace(tuned_profile(slow_head, ["head"]), tuned=None)
+    assert judged(slow_head, never) == NOTHING_EXPECTED
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"chosen": 5},
+        {"chosen": None},
+        {"tried": []},
+        {"tried": {}},
+        {"table": 5},
+        {"table": [5, {"chain": 3}, {}]},
+    ],
+)
+def test_a_tuning_that_makes_no_sense_is_survived(head: Path, changes: dict[str, Any]):
+    why = judged(head, tuned_profile(head, ["mag"], **changes))
+    assert why == ("tuned on 2025-01-31: mag is chosen" if "table" in changes else None)
+
+
+def test_without_times_nothing_is_expected(head: Path):
+    assert left_out(head, Speculation(TableModel(50))) == "as no call was timed yet"
 
 
 def test_a_shipped_drafter_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -183,6 +295,12 @@ def test_a_shipped_drafter_has_a_name(tmp_path: Path, monkeypatch: pytest.Monkey
     assert files._folder("some-head") == folder
     assert files._folder(str(folder)) == folder
     assert files._folder("other") is None
+
+
+def test_a_model_is_known_by_name_to_its_drafter():
+    name = next(m.name for m in known_manifests().values() if m.drafter)
+    assert shipped_for(name) in shipped_drafters().values()
+    assert shipped_for("./some.gguf") is None
 
 
 @pytest.mark.model
@@ -239,8 +357,9 @@ def test_a_drafter_that_promises_much_is_used_and_changes_nothing(
 ):
     folder = shipped_drafters()["smollm2-135m-instruct-head"]
     monkeypatch.setattr(opening, "shipped_for", lambda model: folder)
-    monkeypatch.setattr(opening, "promise", lambda folder, times: 2.0)
+    monkeypatch.setattr(speculation, "promise", lambda folder, times: 2.0)
     fixed = ("generate", "-m", model_path, "-c", 512, "-p", "What is rain?", "-s", 1)
+    fixed += ("-v",)
     used = edgecs(*fixed, "-n", 40)
     assert used.code == 0, used.err
     assert "target <- smollm2-135m-instruct-head <- mag" in used.err

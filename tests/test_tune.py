@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import ClassVar, get_args
 
@@ -17,13 +18,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from edgecs import speculation
 from edgecs.backends.llama_model import LlamaModel
 from edgecs.calibration import stated
 from edgecs.cascade import Cascade, NamedModel
 from edgecs.context import Context, Tokens
 from edgecs.costs import WIDEST, CostModel
 from edgecs.draft import Draft, LanguageModel, Rows
-from edgecs.errors import Cancelled, ConfigError, OutOfMemory
+from edgecs.errors import Cancelled, ConfigError, EdgecsError, OutOfMemory
 from edgecs.load import LoadedDrafter
 from edgecs.options import FlashAttention, KVType, LoadOptions
 from edgecs.profile import Key, Profile, Profiles, fingerprint
@@ -32,8 +34,10 @@ from edgecs.speculation import Speculation
 from edgecs.testing import Endless, TableModel, write_random_gguf
 from edgecs.text import Tokenizer
 from edgecs.tuning import Effort, Tuned, keep, tune
+from edgecs.tuning.plan import Pace, Step, plan
 from edgecs.tuning.promises import best_draft, expected, needed
-from edgecs.tuning.quantisations import quantisation, quantisations
+from edgecs.tuning.quantisations import Quantisation, quantisation, quantisations
+from edgecs.tuning.report import Report
 from edgecs.tuning.settings import Otherwise, Pair, otherwise, settings
 from edgecs.tuning.stage import Entrant, Stage, agreeing
 from edgecs.tuning.sweep import RETRIES, places, sweep, tiles
@@ -48,7 +52,8 @@ from edgecs.tuning.trials import (
     compare,
     verdict,
 )
-from tests.conftest import Outcome, before_calls, interrupt_at
+from edgecs_cli.shared import pace_bar
+from tests.conftest import Outcome, Screen, before_calls, interrupt_at
 
 Edgecs = Callable[..., Outcome]
 Slowness = Callable[[float], float]
@@ -486,8 +491,14 @@ KEY = Key(
 )
 
 
+SHORT = Effort(repeats=1, tokens=12, widths=(2, 4))
+
+
 def tuned_table(
-    known: Speculation, *names: str, tokenizer: Tokenizer | None = None
+    known: Speculation,
+    *names: str,
+    tokenizer: Tokenizer | None = None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> Tuned:
     """A short tuning of fakes; the first drafter is the target's twin."""
     drafters = [
@@ -495,8 +506,9 @@ def tuned_table(
         for seed, name in enumerate(names)
     ]
     prompts = {"code": PROMPT, "question": PROMPT[:20]}
-    effort = Effort(repeats=1, tokens=12, widths=(2, 4))
-    return tune(known, tokenizer or Endless(), drafters, prompts, effort)
+    return tune(
+        known, tokenizer or Endless(), drafters, prompts, SHORT, progress=progress
+    )
 
 
 def line(first: float, more: float) -> dict[int, float]:
@@ -610,6 +622,116 @@ def test_tuning_again_keeps_the_curves_of_other_drafters(profiles: Profiles):
     assert profile is not None
     assert set(profile.chain["drafters"]) == {"f-first", "f-second"}
     assert len(profile.chain["table"]) == 3
+
+
+class Shares:
+    """Says in turn how much others took."""
+
+    def __init__(self, *shares: float) -> None:
+        self._shares = list(shares)
+
+    @property
+    def share(self) -> float:
+        return self._shares.pop(0) if len(self._shares) > 1 else self._shares[0]
+
+
+class Told:
+    """Says that all is quiet."""
+
+    times = 0
+
+    def __call__(self, others: object) -> None:
+        self.times += 1
+
+
+@pytest.fixture
+def share(monkeypatch) -> Callable[..., list[str]]:
+    """Tunes while others take these shares, one a look; what was said."""
+    monkeypatch.setattr(speculation, "BUSY", 0.15)
+    monkeypatch.setattr("edgecs.tuning._SOON", 0.0)
+    said: list[str] = []
+
+    def tuned(*shares: float) -> list[str]:
+        monkeypatch.setattr("edgecs.tuning.Others", lambda: Shares(*shares))
+        try:
+            tuned_table(Speculation(TableModel(50, n_ctx=300)), progress=said.append)
+        except EdgecsError as error:
+            said.append(str(error))
+        return said
+
+    return tuned
+
+
+def test_a_busy_machine_ends_a_tuning_after_the_first_calls(share):
+    timed, why = share(0.2)
+    assert timed.startswith("timing 32 widths")
+    assert "took 20% of the processors" in why
+
+
+def test_a_machine_that_gets_busy_ends_a_tuning_too(share):
+    said = share(0.1, 0.1, 0.1, 0.1, 0.2)
+    assert "question: mag" in said
+    assert "took 20% of the processors" in said[-1]
+
+
+def test_a_little_that_others_compute_is_no_harm(share):
+    assert share(0.15)[-1] == "question: mag"
+
+
+def test_what_is_over_in_a_moment_ends_no_tuning(monkeypatch):
+    monkeypatch.setattr(speculation, "BUSY", 0.15)
+    monkeypatch.setattr("edgecs.tuning.Others", lambda: Shares(0.1))
+    monkeypatch.setattr("edgecs.tuning.busy", told := Told())
+    tuned_table(Speculation(TableModel(50, n_ctx=300)))
+    assert told.times == 1  # at the end
+
+
+@pytest.mark.parametrize("names", [[], ["twin"], ["twin", "other"]])
+@pytest.mark.parametrize("n_ctx", [128, 600, 2048])
+def test_the_plan_has_every_step_in_its_order(names: list[str], n_ctx: int):
+    said: list[str] = []
+    tuned_table(Speculation(TableModel(50, n_ctx=n_ctx)), *names, progress=said.append)
+    steps = list(plan(n_ctx, SHORT, names, chains(names), ["code", "question"]))
+    assert said == [step.text for step in steps]
+    assert all(step.work > 0 for step in steps)
+
+
+works = st.lists(st.floats(1, 1000), min_size=1, max_size=20)
+
+
+@given(works, st.floats(1e-3, 10), st.data())
+def test_an_estimate_is_right_where_the_guesses_are(work, single: float, data):
+    watch = Watch()
+    steps = [Step(str(i), n) for i, n in enumerate(work)]
+    pace = Pace(steps, single, clock=watch)
+    for i, step in enumerate(steps):
+        pace.begin(step.text)
+        inside = data.draw(st.floats(0, 0.9))
+        watch.now += inside * step.work * single
+        done = sum(work[:i]) + inside * step.work
+        assert pace.left == pytest.approx((sum(work) - done) * single, abs=1e-6)
+        assert pace.share == pytest.approx(done / sum(work))
+        watch.now += (1 - inside) * step.work * single
+
+
+@given(works, st.lists(st.floats(0.01, 100), min_size=20, max_size=20), st.data())
+def test_an_estimate_does_not_jump_however_wrong_the_guesses(work, slowness, data):
+    """It may grow while a step takes too long; steps may be left out."""
+    watch = Watch()
+    steps = [Step(str(i), n) for i, n in enumerate(work)]
+    pace = Pace(steps, 1.0, clock=watch)
+    share, left = pace.share, pace.left
+    for step, slower in zip(steps, slowness, strict=False):
+        if not data.draw(st.booleans()):
+            continue
+        pace.begin(step.text)
+        assert share - 1e-9 <= pace.share <= 1
+        assert 0 <= pace.left <= left + 1e-6
+        began = pace.share
+        watch.now += slower * step.work
+        pace.begin("what is no step")
+        share, left = pace.share, pace.left
+        assert share >= began
 
 
 def test_a_context_without_room_is_refused_before_anything_is_measured():
@@ -739,6 +861,61 @@ class TestSettings:
         assert now.widths == []
 
 
+@cache
+def tuned_pair() -> tuple[Speculation, Tuned]:
+    known = Speculation(TableModel(50, n_ctx=300))
+    return known, tuned_table(known, "twin", "other")
+
+
+rates = st.none() | st.tuples(st.floats(1, 100), st.floats(1, 100))
+
+
+@given(
+    st.lists(rates, max_size=4),
+    st.lists(st.floats(0.5, 1.5), max_size=4),
+    st.lists(st.floats(0.5, 3), min_size=2, max_size=2) | st.just([]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_verdict_is_five_lines_and_says_what_to_do(
+    promises, ratios, speeds, chosen_drafts: bool, kept: bool
+):
+    known, tuned = tuned_pair()
+    ways = itertools.cycle(settings(LoadOptions(), 2, 2))
+    others = [Otherwise(next(ways), {64: {1: Pair(1, ratio)}}) for ratio in ratios]
+    files = [Quantisation(f"Q{i}", Path("x"), p) for i, p in enumerate(promises)]
+    chain = Chain(("twin",), True) if chosen_drafts else MAG
+    trial = Trial(chain, dict(zip(("code", "question"), speeds, strict=False)))
+    report = Report(
+        "my model.gguf",
+        ["my twin.gguf", "other.gguf"],
+        KEY,
+        known,
+        replace(tuned, chosen=trial),
+        files,
+        others,
+        kept,
+    )
+    lines = list(report.verdict())
+    assert 2 <= len(lines) <= 5
+    assert lines[0].startswith(f"Chosen: target <- {chain.name}")
+    assert ("x as fast as plain decoding" in lines[0]) == bool(speeds)
+    assert ("not faster" in lines[0]) == bool(speeds and not trial_pays(trial))
+    assert "bits of plain decoding" in lines[1]
+    text = "\n".join(lines)
+    for other in others:
+        assert not other.tells or other.setting.flags in text
+    if kept and chosen_drafts and not tuned.unsteady:
+        assert lines[-1] == (
+            "Next: edgecs generate -m 'my model.gguf' --draft 'my twin.gguf'"
+        )
+    assert all(len(line) < 400 for line in lines)
+
+
+def trial_pays(trial: Trial) -> bool:
+    return trial.harmless and trial.mean >= 1
+
+
 def tune_cli(edgecs: Edgecs, model: Path, *options: object) -> Outcome:
     few = ("-c", 1024, "-t", 1, "--quick", "--repeats", 1, "-n", 8)
     return edgecs("tune", "-m", model, *few, *options)
@@ -799,8 +976,14 @@ def test_json_has_curves_chains_and_the_choice(
 
 def test_the_report_is_for_people(edgecs: Edgecs, tiny_gguf: Path, small_gguf: Path):
     options = ("--draft", small_gguf, "--repeats", 4)
-    outcome = tune_cli(edgecs, tiny_gguf, *options)
+    brief = tune_cli(edgecs, tiny_gguf, *options)
+    assert brief.code == 0
+    assert brief.err == ""  # a pipe; a terminal has a bar
+    assert len(brief.out.splitlines()) <= 5
+    assert brief.out.startswith("Chosen: target <- ")
+    outcome = tune_cli(edgecs, tiny_gguf, *options, "-v")
     assert outcome.code == 0
+    assert outcome.out.startswith("Chosen: target <- ")
     assert "64 tokens deep, medians of 4" in outcome.out
     assert "512 tokens deep, medians of 2" in outcome.out
     assert "timing 32 widths after 64 tokens" in outcome.err
@@ -812,6 +995,102 @@ def test_the_report_is_for_people(edgecs: Edgecs, tiny_gguf: Path, small_gguf: P
     for text in ("small <- mag  ", "plain  ", "small: ", "Chosen: target <- "):
         assert text in outcome.out
     assert "ms a token" in outcome.out
+
+
+def test_a_terminal_has_a_bar(edgecs: Edgecs, tiny_gguf: Path, monkeypatch):
+    shown: list[str] = []
+    states: list[tuple[float, float]] = []
+
+    @contextmanager
+    def bar(state):
+        yield lambda text: (shown.append(text), states.append(state()))
+        states.append(state())
+
+    monkeypatch.setattr("edgecs_cli.tune.pace_bar", bar)
+    monkeypatch.setattr("edgecs_cli.tune.moves", lambda stream: True)
+    for option in ("-q", "-v"):
+        assert tune_cli(edgecs, tiny_gguf, option).code == 0
+    assert not shown
+    outcome = tune_cli(edgecs, tiny_gguf)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert shown[0] == "timing 32 widths after 64 tokens"
+    assert any(text.startswith("trying --flash-attn") for text in shown)
+    shares, lefts = zip(*states, strict=True)
+    assert shares[0] < 0.01
+    assert 0.9 < shares[-1] <= 1
+    assert list(shares) == sorted(shares)
+    assert all(left > 0 for left in lefts)
+
+
+def test_a_bar_is_gone_at_the_end(monkeypatch):
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with pace_bar(lambda: (0.5, 42.0)) as show:
+        show("timing \x1b[2Jx")
+    text = screen.getvalue()
+    assert "timing ␛[2Jx" in text
+    assert "about 40 s left" in text
+    assert "\x1b[2Jx" not in text
+    assert text.endswith("\x1b[1A\x1b[2K")  # a line up, and that line wiped
+
+
+def test_what_a_busy_machine_says_is_not_kept(
+    edgecs: Edgecs, tiny_gguf: Path, cache: Path, monkeypatch
+):
+    monkeypatch.setattr(speculation, "BUSY", -1.0)
+    for options in ((), ("--json",), ("-q",)):
+        outcome = tune_cli(edgecs, tiny_gguf, *options)
+        one_line(outcome, 1, "other programs took", "nothing was kept", "end what")
+    assert saved(cache) == []
+    monkeypatch.setattr(speculation, "BUSY", 1.0)
+    assert tune_cli(edgecs, tiny_gguf).code == 0
+    (path,) = saved(cache)
+    before = path.read_bytes()
+    monkeypatch.setattr(speculation, "BUSY", -1.0)
+    assert tune_cli(edgecs, tiny_gguf).code == 1
+    assert path.read_bytes() == before
+
+
+@pytest.fixture
+def shipped(small_gguf: Path, monkeypatch) -> Path:
+    """A drafter that comes with every model."""
+    for module in ("tune", "opening"):
+        monkeypatch.setattr(f"edgecs_cli.{module}.shipped_for", lambda _: small_gguf)
+    return small_gguf
+
+
+@pytest.mark.parametrize("parts", [["mag"], ["small", "mag"]])
+def test_generate_does_what_tune_chose(
+    edgecs: Edgecs, tiny_gguf: Path, cache: Path, shipped: Path, monkeypatch, parts
+):
+    def choosing(trials: list[Trial]) -> Trial:
+        return next(trial for trial in trials if trial.chain.parts == parts)
+
+    monkeypatch.setattr("edgecs.tuning.choose", choosing)
+    outcome = tune_cli(edgecs, tiny_gguf, "--json")
+    report = json.loads(outcome.out)
+    assert [row["chain"] for row in report["chains"]] == [["mag"], ["small", "mag"]]
+    assert report["chosen"] == parts
+    ask = ("generate", "-m", tiny_gguf, "-p", "a", "-n", 4, "-c", 1024, "-t", 1, "-v")
+    err = edgecs(*ask).err
+    assert f"drafts: target <- {' <- '.join(parts)}, planned" in err
+    date = json.loads(saved(cache)[0].read_text())["tuned"][:10]
+    left = f"drafter small.gguf: left out, tuned on {date}: " in err
+    assert left == ("small" not in parts)
+    assert "drafts: target <- mag," in edgecs(*ask, "--draft", "none").err
+    given = edgecs(*ask, "--draft", shipped).err
+    assert "drafts: target <- small <- mag," in given
+    assert "left out" not in given
+
+
+def test_what_is_given_is_tried_and_nothing_else(
+    edgecs: Edgecs, tiny_gguf: Path, cache: Path, shipped: Path, tmp_path: Path
+):
+    other = write_random_gguf(tmp_path / "other.gguf", seed=2)
+    for drafts, names in ((("--draft", "none"), []), (("--draft", other), ["other"])):
+        report = json.loads(tune_cli(edgecs, tiny_gguf, "--json", *drafts).out)
+        assert [drafter["name"] for drafter in report["drafters"]] == names
 
 
 def test_generate_finds_what_tune_measured(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from edgecs.load import Loaded, LoadedDrafter, load_drafter
-from edgecs.manifest import known_manifests
 from edgecs.shipped import shipped_drafters
 from edgecs_cli.options import draft_load_options
 from edgecs_cli.shared import open_store, progress_bars
@@ -28,13 +27,6 @@ def find_models(
             for name in drafts
             if name != NOBODY
         ]
-
-
-def shipped_for(model: str) -> Path | None:
-    """The drafter that comes with edgecs for a model known by this name."""
-    manifest = known_manifests().get(model)
-    name = manifest.drafter if manifest else None
-    return shipped_drafters().get(name) if name else None
 
 
 def _folder(name: str) -> Path | None:

@@ -14,14 +14,13 @@ from edgecs.cascade import stack
 from edgecs.kmatrix import KMatrix
 from edgecs.load import Loaded, LoadedDrafter
 from edgecs.maxgram import MaxGram
-from edgecs.planner import MARGIN
 from edgecs.sampling import Sampling
 from edgecs.session import Session
-from edgecs.shipped import promise
-from edgecs.speculation import Speculation
+from edgecs.shipped import shipped_for
+from edgecs.speculation import Speculation, left_out
 from edgecs_cli.console import show_log
 from edgecs_cli.exact import open_target, tiers
-from edgecs_cli.files import NOBODY, find_models, load_drafters, shipped_for
+from edgecs_cli.files import NOBODY, find_models, load_drafters
 from edgecs_cli.options import load_options
 from edgecs_cli.sampling import read_grammar, read_sampling
 from edgecs_cli.shared import Interrupt
@@ -124,20 +123,16 @@ def open_all(
 
 
 def _shipped(model: str, speculation: Speculation) -> tuple[list[Path], list[str]]:
-    """The drafter that comes with a model, if it promises anything here; else why not.
+    """The drafter that comes with a model, if it pays here; else why it does not.
 
     Loading one takes a third of a second, which is nothing to spend on hope.
     """
     folder = shipped_for(model)
-    if folder is None or not speculation.costs.known:
+    if folder is None:
         return [], []
-    promised = promise(folder, speculation.costs.times(0))
-    if promised > 1 + MARGIN:
-        return [folder], []
-    return [], [
-        f"drafter {folder.name}: left out, as {promised:.2f} x plain decoding is "
-        "expected of it here"
-    ]
+    if why := left_out(folder, speculation):
+        return [], [f"drafter {folder.name}: left out, {why}"]
+    return [folder], []
 
 
 def session_for(

@@ -124,6 +124,51 @@ def progress_bars() -> Iterator[Progress]:
             bars.stop()
 
 
+@contextmanager
+def pace_bar(
+    state: Callable[[], tuple[float, float]],
+) -> Iterator[Callable[[str], None]]:
+    """A bar with an estimate, gone at the end; takes what is being done.
+
+    state: asked for the share that is done and the seconds that are left.
+    """
+    from rich import progress
+    from rich.console import Console, RenderableType
+
+    class Bar(progress.Progress):
+        def get_renderables(self) -> Iterator[RenderableType]:
+            share, left = state()
+            for task in self.tasks:
+                task.completed, task.fields["left"] = share, in_words(left)
+            yield self.make_tasks_table(self.tasks)
+
+    # Drawing takes time from what is measured: once a second is seldom enough.
+    bar = Bar(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(20),
+        progress.TextColumn("{task.fields[left]}", markup=False),
+        console=Console(stderr=True),
+        refresh_per_second=1,
+        transient=True,
+    )
+    task = bar.add_task("", total=1.0, left="")
+    with bar:
+        yield lambda text: bar.update(task, description=harmless(text))
+
+
+def in_words(seconds: float) -> str:
+    """Time that is left, no more exact than it is known.
+
+    >>> in_words(4), in_words(42), in_words(89), in_words(200)
+    ('seconds left', 'about 40 s left', 'about 90 s left', 'about 3 min left')
+    """
+    if seconds < 8:
+        return "seconds left"
+    if seconds < 95:
+        return f"about {round(seconds / 10) * 10} s left"
+    return f"about {round(seconds / 60)} min left"
+
+
 class Interrupt:
     """While entered, the first Ctrl-C sets `event`, the second one raises.
 

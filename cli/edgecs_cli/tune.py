@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -17,14 +18,25 @@ from edgecs.chat_template import ChatTemplate
 from edgecs.context import Tokens
 from edgecs.errors import Cancelled, ConfigError, EdgecsError
 from edgecs.load import Loaded, LoadedDrafter
+from edgecs.probe import curve
+from edgecs.shipped import shipped_for
 from edgecs.speculation import Speculation
+from edgecs.tuning.plan import (
+    QUICK_EFFORT,
+    Effort,
+    Pace,
+    Step,
+    plan,
+    plan_settings,
+)
 from edgecs.tuning.quantisations import quantisations
 from edgecs.tuning.report import Report
 from edgecs.tuning.settings import otherwise, settings
-from edgecs.tuning.trials import PROMPTS
-from edgecs_cli.console import echo, say, show_log
+from edgecs.tuning.sweep import SHALLOW
+from edgecs.tuning.trials import MAG, PROMPTS, Chain, chains
+from edgecs_cli.console import columns, echo, moves, say, show_log, wrapped
 from edgecs_cli.exact import load_target, open_target
-from edgecs_cli.files import find_models, load_drafters
+from edgecs_cli.files import NOBODY, find_models, load_drafters
 from edgecs_cli.options import (
     OutputFile,
     Sectioned,
@@ -33,7 +45,13 @@ from edgecs_cli.options import (
     load_options,
     model_options,
 )
-from edgecs_cli.shared import Interrupt, open_profiles, open_store, reports_errors
+from edgecs_cli.shared import (
+    Interrupt,
+    open_profiles,
+    open_store,
+    pace_bar,
+    reports_errors,
+)
 
 _PLAINLY = "it cannot forget rejected tokens, so nothing can be drafted for it"
 
@@ -74,9 +92,10 @@ def tune(**values: Any) -> int:
 
     Times the model's calls by width and depth, finds the widths that give the bits of
     plain decoding, tries every chain of the drafters against plain decoding, and keeps
-    what it found for `generate` and `chat`. Says whether the model would be faster
-    loaded otherwise. It takes about a minute for a small model and several for a larger
-    one; other work on the machine disturbs it.
+    what it found for `generate` and `chat`. Without --draft it tries the drafter that
+    comes with the model. Says whether the model would be faster with other flags; -v
+    shows all that was measured. It takes about a minute for a small model and several
+    for a larger one. If other programs compute meanwhile, nothing is kept (exit code 1).
 
     \b
     edgecs tune -m smollm2-135m-instruct
@@ -96,12 +115,15 @@ def tune(**values: Any) -> int:
             _decodes_plainly(loaded, as_json=values["as_json"])
             return 0
         with interrupt:
+            if not values["drafts"] and (folder := shipped_for(values["model"])):
+                drafts = [folder]
             drafters = load_drafters(drafts, loaded, values, closing)
-            report = _measure(loaded, drafters, values)
-    if values["as_json"]:
-        echo(json.dumps(report.fields()))
-    else:
-        echo("\n".join(report.lines()))
+            # `generate` has Max-Gram behind a drafter that nobody asked for.
+            tried = [MAG, *(Chain((d.name,), True) for d in drafters)]
+            report = _measure(
+                loaded, drafters, None if values["drafts"] else tried, values
+            )
+    _show(report, values)
     if plotter:
         plotter.draw(values["plot"], report.key.model, report.tuned)
     if not report.kept:
@@ -109,6 +131,17 @@ def tune(**values: Any) -> int:
             f"the profile was not kept: {open_profiles().root} cannot be written"
         )
     return 0
+
+
+def _show(report: Report, values: dict[str, Any]) -> None:
+    """The verdict, and with -v the tables it comes from."""
+    if values["as_json"]:
+        echo(json.dumps(report.fields()))
+        return
+    for line in report.verdict():
+        echo(wrapped(line, columns(sys.stdout)))
+    if values["verbose"]:
+        echo("\n".join(["", *report.lines()]))
 
 
 def _plotter(path: Path) -> ModuleType:
@@ -148,37 +181,38 @@ def _decodes_plainly(loaded: Loaded, *, as_json: bool) -> None:
 
 
 def _measure(
-    loaded: Loaded, drafters: list[LoadedDrafter], values: dict[str, Any]
+    loaded: Loaded,
+    drafters: list[LoadedDrafter],
+    tried: Sequence[Chain] | None,
+    values: dict[str, Any],
 ) -> Report:
     """Tunes, and keeps the profile; an interrupted tuning keeps the old one."""
-    least = tuning.QUICK_EFFORT if values["quick"] else tuning.Effort()
+    least = QUICK_EFFORT if values["quick"] else Effort()
     effort = least._replace(
         repeats=values["repeats"] or least.repeats,
         tokens=values["tokens"] or least.tokens,
     )
-    key, profiles = loaded.key(), open_profiles()
-    known = Speculation(
-        loaded.target, exact=values["exact"], key=key, profiles=profiles
-    )
-    quiet = values["quiet"]
+    key, profiles, target = loaded.key(), open_profiles(), loaded.target
+    known = Speculation(target, exact=values["exact"], key=key, profiles=profiles)
     for note in known.notes:
-        say(note, quiet=quiet)
-    tuned = tuning.tune(
-        known,
-        loaded.model.vocabulary,
-        drafters,
-        {kind: _encode(loaded, text) for kind, text in PROMPTS.items()},
-        effort,
-        progress=lambda text: say(text, quiet=quiet),
-    )
-    ways = settings(loaded.options, loaded.target.threads, os.cpu_count() or 1)
-    others = otherwise(
-        loaded.target,
-        list(ways),
-        loaded.otherwise,
-        max(1, effort.repeats // 2),
-        lambda text: say(text, quiet=quiet),
-    )
+        say(note, quiet=values["quiet"])
+    names = [drafter.name for drafter in drafters]
+    ways = list(settings(loaded.options, target.threads, os.cpu_count() or 1))
+    steps = [
+        *plan(target.n_ctx, effort, names, tried or chains(names), [*PROMPTS]),
+        *plan_settings(ways, effort.deeper),
+    ]
+    with _progress(loaded, steps, values) as progress:
+        tuned = tuning.tune(
+            known,
+            loaded.model.vocabulary,
+            drafters,
+            {kind: _encode(loaded, text) for kind, text in PROMPTS.items()},
+            effort,
+            tried=tried,
+            progress=progress,
+        )
+        others = otherwise(target, ways, loaded.otherwise, effort.deeper, progress)
     if loaded.cancel.is_set():
         raise Cancelled("stopped before the end: nothing was kept")
     kept = tuning.keep(known, key, tuned)
@@ -186,7 +220,29 @@ def _measure(
     here = [*path.parent.glob("*.gguf")]
     here += [model.path for model in open_store(offline=True).models() if model.path]
     files = quantisations(path, here, key, profiles)
-    return Report(key, known, tuned, files, others, kept)
+    given = [name for name in values["drafts"] if name != NOBODY]
+    return Report(values["model"], given, key, known, tuned, files, others, kept)
+
+
+@contextmanager
+def _progress(
+    loaded: Loaded, steps: Sequence[Step], values: dict[str, Any]
+) -> Iterator[Callable[[str], None]]:
+    """Takes what is being done: as lines where details are wanted, else as a bar."""
+    if values["verbose"] or values["quiet"] or not moves(sys.stderr):
+        quiet = values["quiet"] or not values["verbose"]
+        yield lambda text: say(text, quiet=quiet)
+        return
+    target = loaded.target
+    single = curve(target, min(SHALLOW, target.n_ctx // 4), (1,), repeats=3)[1]
+    pace = Pace(steps, single)
+    with pace_bar(lambda: (pace.share, pace.left)) as show:
+
+        def told(text: str) -> None:
+            pace.begin(text)
+            show(text)
+
+        yield told
 
 
 def _encode(loaded: Loaded, text: str) -> Tokens:

@@ -11,24 +11,32 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import fmean
 from time import perf_counter
-from typing import NamedTuple
 
 import numpy as np
 
 from edgecs.context import Tokens
 from edgecs.costs import WIDEST, CostModel
 from edgecs.draft import LanguageModel
-from edgecs.errors import ConfigError
+from edgecs.errors import ConfigError, EdgecsError
 from edgecs.exactness import Classes
 from edgecs.load import LoadedDrafter
-from edgecs.probe import FULL, QUICK, classify
+from edgecs.machine import Others
+from edgecs.probe import classify
 from edgecs.profile import Key, Profile
 from edgecs.schedule import Clock
-from edgecs.speculation import Speculation
+from edgecs.speculation import Speculation, busy
 from edgecs.text import Tokenizer
+from edgecs.tuning.plan import (
+    ANSWERING,
+    ROOM,
+    Effort,
+    comparing,
+    timing,
+    timing_drafter,
+)
 from edgecs.tuning.promises import Times, expected, needed
 from edgecs.tuning.stage import Entrant, Stage, agreeing
-from edgecs.tuning.sweep import DEEPEST, SHALLOW, Curve, places, sweep
+from edgecs.tuning.sweep import DEEPEST, REVIEWS, SHALLOW, Curve, places, sweep
 from edgecs.tuning.trials import (
     FEWEST,
     PLAIN,
@@ -41,8 +49,8 @@ from edgecs.tuning.trials import (
     verdict,
 )
 
-_BUSY = 0.25  # share of unsteady frames beyond which a curve is not trusted
-_REVIEWS = (*range(1, 9), 12, 16)  # widths that are timed of a drafter
+_SOON = 5.0  # seconds after which a busy machine is taken for one
+_DRIFTS = 0.25  # share of unsteady frames beyond which a curve is not trusted
 
 Progress = Callable[[str], None]
 """Told in words what is being done."""
@@ -50,17 +58,6 @@ Progress = Callable[[str], None]
 
 def _quiet(text: str) -> None:
     """Progress that nobody wants to see."""
-
-
-class Effort(NamedTuple):
-    """How much is measured."""
-
-    repeats: int = 7  # calls of every width; half of it deeper in the context
-    tokens: int = 96  # most in an answer that tries a chain
-    widths: Sequence[int] = FULL  # whose bits are compared
-
-
-QUICK_EFFORT = Effort(3, 48, QUICK)
 
 
 @dataclass(frozen=True)
@@ -98,8 +95,8 @@ class Tuned:
     def unsteady(self) -> bool:
         """Whether the machine drifted too much for some of the numbers."""
         curves = [*self.curves, *(drafter.curve for drafter in self.drafters)]
-        busy = any(curve.unsure > _BUSY for curve in curves)
-        return busy or self.compared.unsure > 0
+        drifted = any(curve.unsure > _DRIFTS for curve in curves)
+        return drifted or self.compared.unsure > 0
 
     def verdict(self, trial: Trial) -> str:
         """Why a chain was chosen, or why not."""
@@ -128,19 +125,21 @@ def tune(
     prompts: Mapping[str, Tokens],
     effort: Effort | None = None,
     *,
+    tried: Sequence[Chain] | None = None,
     progress: Progress = _quiet,
     clock: Clock = perf_counter,
 ) -> Tuned:
-    """Measures the target of `known` and the drafters, and tries all chains of them.
+    """Measures the target of `known` and the drafters, and tries chains of them.
 
-    `known` takes over what is found. prompts: by kind of task. Raises ConfigError where
-    an answer does not fit the context, Cancelled.
+    `known` takes over what is found. prompts: by kind of task. tried: None: all chains.
+    Raises ConfigError where an answer does not fit the context, Cancelled, EdgecsError
+    where other programs computed meanwhile.
     """
-    effort = effort or Effort()
+    effort, heed = effort or Effort(), _Heed()
     _check_room(known.target, prompts, effort.tokens)
-    curves = _measure(known, effort, progress, clock)
+    curves = _measure(known, effort, heed, progress, clock)
     measured = {d.name: _sweep_drafter(d, effort, progress, clock) for d in drafters}
-    progress("asking for plain answers")
+    progress(ANSWERING)
     plain = Stage(known, tokenizer, tokens=effort.tokens, clock=clock)
     answers = {kind: plain.play(PLAIN, p).tokens for kind, p in prompts.items()}
     entrants = [
@@ -154,7 +153,9 @@ def tune(
     ]
     stage = Stage(known, tokenizer, entrants, tokens=effort.tokens, clock=clock)
     telling = {k: p for k, p in prompts.items() if len(answers[k]) >= FEWEST}
-    compared = compare(chains([*measured]), telling, stage.play, progress)
+    every = chains([*measured]) if tried is None else tried
+    compared = compare(every, telling, stage.play, progress)
+    heed.judge()
     known.calibration = stage.learnt()
     times = _times(known, curves[0])
     candidates = [
@@ -202,22 +203,46 @@ def _check_room(
         )
 
 
+class _Heed:
+    """Ends a tuning while other programs compute: soon, as it may take minutes."""
+
+    def __init__(self) -> None:
+        self._others, self._began = Others(), perf_counter()
+
+    def __call__(self) -> None:
+        """Raises EdgecsError, but not for what is over in a moment."""
+        if perf_counter() - self._began > _SOON:
+            self.judge()
+
+    def judge(self) -> None:
+        """Raises EdgecsError where others took too much so far."""
+        if why := busy(self._others):
+            raise EdgecsError(
+                f"{why}, so nothing was kept: end what computes, and run `edgecs tune` "
+                "again"
+            )
+
+
 def _measure(
-    known: Speculation, effort: Effort, progress: Progress, clock: Clock
+    known: Speculation,
+    effort: Effort,
+    heed: _Heed,
+    progress: Progress,
+    clock: Clock,
 ) -> list[Curve]:
     """Times and exact widths of the target, which `known` takes over."""
     target, curves = known.target, list[Curve]()
     for depth, widths in places(target.n_ctx):
-        progress(f"timing {len(widths)} widths after {depth} tokens")
-        repeats = max(1, effort.repeats // 2) if curves else effort.repeats
-        curves.append(sweep(target, depth, widths, repeats, clock=clock))
+        progress(timing(depth, widths))
+        repeats = effort.deeper if curves else effort.repeats
+        curves.append(sweep(target, depth, widths, repeats, between=heed, clock=clock))
     known.costs, known.classes = _costs(curves), Classes()
     classify(
         target,
         known.classes,
         effort.widths,
-        deepest=DEEPEST + WIDEST + 2,
-        progress=lambda depth: progress(f"comparing bits after {depth} tokens"),
+        deepest=DEEPEST + ROOM,
+        progress=lambda depth: progress(comparing(depth)),
     )
     known.prepare(0.0, progress)  # nothing is left to probe: it sets the limits anew
     return curves
@@ -229,9 +254,9 @@ def _sweep_drafter(
     progress: Progress,
     clock: Clock,
 ) -> Curve:
-    progress(f"timing {drafter.name}")
+    progress(timing_drafter(drafter.name))
     depth = max(1, min(SHALLOW, drafter.model.n_ctx - WIDEST))
-    return sweep(drafter.model, depth, _REVIEWS, effort.repeats, clock=clock)
+    return sweep(drafter.model, depth, REVIEWS, effort.repeats, clock=clock)
 
 
 def _costs(curves: Sequence[Curve]) -> CostModel:
@@ -239,7 +264,7 @@ def _costs(curves: Sequence[Curve]) -> CostModel:
     costs = CostModel()
     for curve in curves:
         costs.measured(curve.depth, curve.seconds)
-    if any(curve.unsure > _BUSY for curve in curves):
+    if any(curve.unsure > _DRIFTS for curve in curves):
         costs.distrust()
     return costs
 
@@ -263,8 +288,10 @@ def keep(known: Speculation, key: Key, tuned: Tuned) -> bool:
         chain={
             "drafters": {**others, **ours},
             "right": {d.fingerprint: round(d.right, 4) for d in tuned.drafters},
+            "tried": {d.fingerprint: d.name for d in tuned.drafters},
             "table": tuned.table(),
             "chosen": tuned.chosen.chain.parts,
+            "unsteady": tuned.unsteady,
         },
         tuned=datetime.now(UTC).isoformat(timespec="seconds"),
     )

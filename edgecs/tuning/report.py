@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,10 +22,13 @@ _DRIFTED = "because the machine drifted"
 class Report:
     """Everything that is told at the end.
 
-    known: as `tune` left it. files: others of the same model. settings: other ways to
-    load it. kept: whether the profile was saved.
+    model, drafts: as they are named on the command line; no drafts: what comes with
+    the model. known: as `tune` left it. files: others of the same model. settings:
+    other ways to load it. kept: whether the profile was saved.
     """
 
+    model: str
+    drafts: Sequence[str]
     key: Key
     known: Speculation
     tuned: Tuned
@@ -66,8 +70,19 @@ class Report:
             "kept": self.kept,
         }
 
+    def verdict(self) -> Iterator[str]:
+        """What it comes to, and what to do next: five lines at most."""
+        yield self._chosen_line()
+        yield f"Exact, with the bits of plain decoding: {self._widths()}."
+        if self.settings:
+            yield self._settings_line()
+        if self.files:
+            yield self._file_line(min(self.files, key=self._rank))
+        if self.kept:
+            yield self._next_line()
+
     def lines(self) -> Iterator[str]:
-        """The report for people."""
+        """Everything that was measured, in tables."""
         first, *deeper = self.tuned.curves
         yield f"{self.key.model}, a call by its tokens, {self._how(first)}:"
         yield from _aligned(_cost_rows(first.seconds))
@@ -77,8 +92,7 @@ class Report:
         for name, curve in others:
             yield f"\n{name}, {self._how(curve)}:"
             yield from _aligned(_short_rows(curve.seconds))
-        same = self._tiers("strict").replace("strict (", "").replace(")", "")
-        yield f"\nThe bits of plain decoding: {same}."
+        yield f"\nThe bits of plain decoding: {self._widths()}."
         yield f"With --exact {self.known.exact}: {self._tiers()}."
         yield "\nSpeed, relative to plain decoding just before and after:"
         yield from _aligned(self._chain_rows())
@@ -93,8 +107,12 @@ class Report:
         if self.settings:
             yield "Loaded otherwise, ms of a call as it is -> as it would be:"
             yield from _aligned(_setting_rows(self.settings))
-            yield ""
-        yield from self._last_lines()
+            yield from (other.advice() for other in self.settings if other.tells)
+        yield from map(self._file_line, self.files)
+
+    def _widths(self) -> str:
+        """Widths that strict allows along the context."""
+        return self._tiers("strict").replace("strict (", "").replace(")", "")
 
     def _how(self, curve: Curve) -> str:
         """How a curve was measured."""
@@ -120,20 +138,27 @@ class Report:
             expected = f"{self.tuned.expected[trial.chain] / plain:.2f}"
             yield [trial.chain.name, expected, *(f"{r:.2f}" for r in ratios)]
 
-    def _last_lines(self) -> Iterator[str]:
+    def _chosen_line(self) -> str:
         chosen = self.tuned.chosen
         line = f"Chosen: target <- {chosen.chain.name}"
-        if chosen.ratios:
-            least, most = min(chosen.ratios.values()), max(chosen.ratios.values())
-            line += f", {chosen.mean:.2f} times plain decoding on average"
-            line += f" ({least:.2f} to {most:.2f} by kind of task)"
-        yield f"{line}."
-        if self.tuned.unsteady:
-            yield "The machine was too busy: tune again when it is quiet."
-        yield from (other.advice() for other in self.settings if other.tells)
-        yield from (self._other_line(other) for other in self.files)
+        if not chosen.ratios:
+            return f"{line}. No answer was long enough to say how fast it is."
+        least, most = min(chosen.ratios.values()), max(chosen.ratios.values())
+        speed = (
+            f"{chosen.mean:.2f} x as fast as plain decoding ({least:.2f} to {most:.2f} "
+            "by task)"
+        )
+        if not (chosen.harmless and chosen.mean >= 1):
+            return f"{line}, although it is not faster here: {speed}."
+        return f"{line}, {speed}."
 
-    def _other_line(self, other: Quantisation) -> str:
+    def _settings_line(self) -> str:
+        better = [other for other in self.settings if other.tells]
+        if not better:
+            return "Loaded with other flags it would not be faster."
+        return f"Faster with {', '.join(other.briefly() for other in better)}."
+
+    def _file_line(self, other: Quantisation) -> str:
         if other.promise is None:
             return f"{other.name} is present, not measured: edgecs tune -m {other.path}"
         ours = _arrow(promise(self.known.costs))
@@ -141,6 +166,25 @@ class Report:
             f"{other.name} of this model would decode {_arrow(other.promise)} tok/s "
             f"with Max-Gram here (this one: {ours})"
         )
+
+    def _rank(self, other: Quantisation) -> tuple[bool, float]:
+        """What is worth a line: the fastest file that is known, if it is faster."""
+        speed = max(other.promise or (0.0,))
+        return speed <= max(promise(self.known.costs)), -speed
+
+    def _next_line(self) -> str:
+        if self.tuned.unsteady:
+            return (
+                "The machine changed its speed meanwhile, so all this is rough: tune "
+                "again later."
+            )
+        names = [drafter.name for drafter in self.tuned.drafters]
+        given = dict(zip(names, self.drafts, strict=False))
+        wanted = [given[n] for n in self.tuned.chosen.chain.drafters if n in given]
+        if wanted:
+            flags = shlex.join(word for draft in wanted for word in ("--draft", draft))
+            return f"Next: edgecs generate -m {shlex.quote(self.model)} {flags}"
+        return "`edgecs generate` and `edgecs chat` do so from now on."
 
 
 def _arrow(speeds: tuple[float, float]) -> str:

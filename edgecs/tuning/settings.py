@@ -24,7 +24,7 @@ from edgecs.schedule import Clock
 from edgecs.tuning.sweep import DEEPEST, SHALLOW, Timer
 
 WIDTHS = (1, 4, 16)  # of the calls that are compared
-_DEPTHS = (SHALLOW, 1024, DEEPEST)
+DEPTHS = (SHALLOW, 1024, DEEPEST)
 TELLS = 0.05  # share by which a setting must be faster somewhere to be named
 
 Open = Callable[[LoadOptions], AbstractContextManager[LanguageModel]]
@@ -78,6 +78,12 @@ class Otherwise(NamedTuple):
             ],
         }
 
+    def briefly(self) -> str:
+        """The flags, and what they bring where they bring most."""
+        ratios = {depth: pairs[1].ratio for depth, pairs in self.seconds.items()}
+        best = min(ratios, key=ratios.__getitem__)
+        return f"{self.setting.flags} ({ratios[best]:.2f} of the time after {best})"
+
     def advice(self) -> str:
         """When to ask for it, in words and numbers."""
         ratios = {depth: pairs[1].ratio for depth, pairs in self.seconds.items()}
@@ -114,6 +120,11 @@ def settings(options: LoadOptions, threads: int, logical: int) -> Iterator[Setti
         yield Setting(f"-t {other}", replace(options, threads=other))
 
 
+def trying(setting: Setting) -> str:
+    """Said when a setting's turn comes."""
+    return f"trying {setting.flags}"
+
+
 def otherwise(
     now: LanguageModel,
     others: Sequence[Setting],
@@ -131,7 +142,7 @@ def otherwise(
     """
     found = []
     for setting in others:
-        progress(f"trying {setting.flags}")
+        progress(trying(setting))
         room = min(now.n_ctx, DEEPEST + WIDEST + 1)  # cells that are looked at
         try:
             with open_with(replace(setting.options, n_ctx=room)) as then:
@@ -146,7 +157,7 @@ def _compared(
     now: LanguageModel, then: LanguageModel, repeats: int, clock: Clock
 ) -> Iterator[tuple[int, dict[int, Pair]]]:
     room = min(now.n_ctx, then.n_ctx) - WIDEST - 1
-    for depth in sorted({max(1, min(depth, room)) for depth in _DEPTHS}):
+    for depth in sorted({max(1, min(depth, room)) for depth in DEPTHS}):
         with Scratch(now, depth) as ours, Scratch(then, depth) as theirs:
             timers = Timer(ours, clock), Timer(theirs, clock)
             yield depth, {n: _pair(timers, n, repeats) for n in WIDTHS}

@@ -6,7 +6,7 @@ it, the anchor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple
@@ -20,9 +20,10 @@ from edgecs.schedule import Clock
 
 DRIFT = 0.10  # share by which an anchor may have moved while something was measured
 SHALLOW, DEEPEST = 64, 4096  # tokens of context between which calls are timed
+REVIEWS = (*range(1, 9), 12, 16)  # widths that are timed of a drafter
 _DEEPER = (512, 1024, 2048, DEEPEST)
 _EVERY, _FEW = tuple(range(1, WIDEST + 1)), (1, 2, 4, 8, 16, 32)
-_FRAME, _ANCHORS = 8, 3  # calls between two anchors, calls in an anchor
+FRAME, ANCHORS = 8, 3  # calls between two anchors, calls in an anchor
 RETRIES = 4  # frames of a curve that may be made again
 _CLEAR = 0.03  # share by which a wider call must be cheaper to say so
 
@@ -43,13 +44,15 @@ def sweep(
     widths: Iterable[int],
     repeats: int,
     *,
+    between: Callable[[], None] = lambda: None,
     clock: Clock = perf_counter,
 ) -> Curve:
     """Times calls of all widths in turn, framed by anchors.
 
     A value is the median of its ratios to the anchor, interpolated in time, times the
     median anchor. A frame over which the anchor moved by more than DRIFT is made again,
-    RETRIES times at most. Raises Cancelled where the model's cancel is set.
+    RETRIES times at most. between: called after every frame, may raise. Raises
+    Cancelled where the model's cancel is set.
     """
     most = min(model.max_draft + 1, model.n_ctx - depth)
     order = [n for n in widths if 1 < n <= most]
@@ -68,6 +71,7 @@ def sweep(
                 if steady or discarded == RETRIES:
                     break
                 discarded += 1
+            between()
             unsure += not steady
             for n, (moment, seconds) in zip(frame, calls, strict=True):
                 anchor = float(np.interp(moment, moments, [before, after]))
@@ -93,16 +97,16 @@ class Timer:
 
     def anchor(self) -> tuple[float, float]:
         """The same of the median of a few calls of one token."""
-        calls = [self.call(1) for _ in range(_ANCHORS)]
-        return calls[_ANCHORS // 2][0], median(seconds for _, seconds in calls)
+        calls = [self.call(1) for _ in range(ANCHORS)]
+        return calls[ANCHORS // 2][0], median(seconds for _, seconds in calls)
 
 
 def _frames(order: Sequence[int], repeats: int) -> Iterator[Sequence[int]]:
     """All widths `repeats` times, every other time backwards, a frame at a time."""
     for i in range(repeats):
         widths = order[::-1] if i % 2 else order
-        for at in range(0, len(order), _FRAME):
-            yield widths[at : at + _FRAME]
+        for at in range(0, len(order), FRAME):
+            yield widths[at : at + FRAME]
 
 
 def places(n_ctx: int) -> list[tuple[int, tuple[int, ...]]]:

@@ -76,6 +76,11 @@ def chains(names: Sequence[str]) -> list[Chain]:
     return [*found, Chain(tuple(names), True)] if len(names) > 1 else found
 
 
+def playing(kind: str, chain: Chain) -> str:
+    """Said when a chain answers the prompt of a kind."""
+    return f"{kind}: {chain.name}"
+
+
 class Played(NamedTuple):
     """An answer: tokens a second after its first token, and its tokens."""
 
@@ -137,10 +142,10 @@ def compare(
     """
     found = Comparison([Trial(chain) for chain in chains])
     for kind, prompt in prompts.items():
-        progress(f"{kind}: plain")
+        progress(playing(kind, PLAIN))
         rates = [play(PLAIN, prompt).rate]
         for trial in found.trials:
-            progress(f"{kind}: {trial.chain.name}")
+            progress(playing(kind, trial.chain))
             trial.ratios[kind] = _ratio(trial.chain, prompt, play, rates, found)
         found.plain[kind] = median(rates)
     return found

@@ -1,0 +1,164 @@
+"""The steps of a tuning, known in advance, and how much time the rest will take.
+
+Work is counted in calls of one token: how many of them a step is worth is guessed, and
+how long one of them takes is learnt from the steps that are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from time import perf_counter
+from typing import NamedTuple
+
+from edgecs.costs import SETTLED, WIDEST
+from edgecs.probe import FULL, QUICK, points
+from edgecs.schedule import Clock
+from edgecs.tuning.settings import DEPTHS, WIDTHS, Setting, trying
+from edgecs.tuning.sweep import ANCHORS, DEEPEST, FRAME, REVIEWS, places
+from edgecs.tuning.trials import PLAIN, Chain, playing
+
+ANSWERING = "asking for plain answers"
+ROOM = WIDEST + 2  # tokens behind DEEPEST that comparing bits has room for
+_WIDER = 0.25  # work of one token more in a call
+_SMALL = 0.3  # work of a drafter's call of one token
+_AGAIN = 1.3  # times that a chain is asked, as some are asked again
+_FIRST = 200.0  # work that the time counts for which a call took before the first step
+_NEARLY = 0.95  # most of a step that counts as done before the next one begins
+
+
+class Effort(NamedTuple):
+    """How much is measured."""
+
+    repeats: int = 7  # calls of every width; half of it deeper in the context
+    tokens: int = 96  # most in an answer that tries a chain
+    widths: Sequence[int] = FULL  # whose bits are compared
+
+    @property
+    def deeper(self) -> int:
+        """Calls of every width where only a few widths are timed."""
+        return max(1, self.repeats // 2)
+
+
+QUICK_EFFORT = Effort(3, 48, QUICK)
+
+
+class Step(NamedTuple):
+    """What is said when it begins, and how many calls of one token take as long."""
+
+    text: str
+    work: float
+
+
+def timing(depth: int, widths: Sequence[int]) -> str:
+    """Said of a curve of the target."""
+    return f"timing {len(widths)} widths after {depth} tokens"
+
+
+def timing_drafter(name: str) -> str:
+    """Said of the curve of a drafter."""
+    return f"timing {name}"
+
+
+def comparing(depth: int) -> str:
+    """Said of a comparison of bits."""
+    return f"comparing bits after {depth} tokens"
+
+
+def plan(
+    n_ctx: int,
+    effort: Effort,
+    drafters: Sequence[str],
+    tried: Sequence[Chain],
+    kinds: Sequence[str],
+) -> Iterator[Step]:
+    """The steps of `tune`; it may leave some out. kinds: of prompts."""
+    first, *deeper = places(n_ctx)
+    yield Step(timing(*first), _sweep(first[1], effort.repeats))
+    for depth, widths in deeper:
+        yield Step(timing(depth, widths), _sweep(widths, effort.deeper))
+    for depth, _ in points(min(n_ctx, DEEPEST + ROOM)):
+        yield Step(comparing(depth), max(effort.widths) + _calls(effort.widths))
+    for name in drafters:
+        yield Step(timing_drafter(name), _SMALL * _sweep(REVIEWS, effort.repeats))
+    agreeing = _SMALL * len(drafters)
+    yield Step(ANSWERING, len(kinds) * effort.tokens * (1 + agreeing))
+    for kind in kinds:
+        yield Step(playing(kind, PLAIN), effort.tokens)
+        for chain in tried:
+            yield Step(playing(kind, chain), 2 * _AGAIN * effort.tokens)
+
+
+def plan_settings(others: Iterable[Setting], repeats: int) -> Iterator[Step]:
+    """The steps of `otherwise`."""
+    rounds = 2 * len(DEPTHS) * (SETTLED + repeats)
+    for other in others:
+        yield Step(trying(other), rounds * _calls(WIDTHS))
+
+
+def _calls(widths: Iterable[int]) -> float:
+    """Work of one call of each width."""
+    return sum(1 + _WIDER * (n - 1) for n in widths)
+
+
+def _sweep(widths: Sequence[int], repeats: int) -> float:
+    """Work of a curve."""
+    frames = repeats * -(-len(widths) // FRAME)
+    return repeats * _calls(widths) + (frames + 1) * ANCHORS
+
+
+class Pace:
+    """Where a plan is, and how long the rest of it will take.
+
+    single: seconds of a call of one token.
+
+    >>> pace = Pace([Step("a", 10), Step("b", 30)], 0.5, clock=lambda: 0.0)
+    >>> pace.begin("b")
+    >>> pace.share, pace.left
+    (0.25, 15.0)
+    """
+
+    def __init__(
+        self, steps: Iterable[Step], single: float, *, clock: Clock = perf_counter
+    ) -> None:
+        self._steps, self._clock = list(steps), clock
+        self._total = sum(step.work for step in self._steps)
+        self._at, self._since = -1, clock()  # the step under way, and when it began
+        self._before = 0.0  # work of the steps before it
+        self._worked, self._took = _FIRST, _FIRST * single  # of those that were made
+
+    def begin(self, text: str) -> None:
+        """Notes that a step begins; a text of no step belongs to the one under way."""
+        later = range(self._at + 1, len(self._steps))
+        at = next((i for i in later if self._steps[i].text == text), None)
+        if at is None:
+            return
+        now = self._clock()
+        if self._at >= 0:
+            self._worked += self._steps[self._at].work
+            self._took += now - self._since
+        self._at, self._since = at, now
+        self._before = sum(step.work for step in self._steps[:at])
+
+    @property
+    def share(self) -> float:
+        """Of the work that is done, 0 to 1."""
+        _, done = self._inside()
+        return (self._before + done) / self._total if self._total else 1.0
+
+    @property
+    def left(self) -> float:
+        """Seconds that the rest will take; they grow while a step takes too long.
+
+        So the next step, which knows how long it took, never begins with a jump.
+        """
+        seconds, done = self._inside()
+        unit = (self._took + seconds) / (self._worked + done)
+        return unit * (self._total - self._before - done)
+
+    def _inside(self) -> tuple[float, float]:
+        """Seconds of the step under way, and its work that is done if all is usual."""
+        unit = self._took / self._worked
+        if self._at < 0 or not unit:
+            return 0.0, 0.0
+        seconds = self._clock() - self._since
+        return seconds, min(seconds / unit, _NEARLY * self._steps[self._at].work)
