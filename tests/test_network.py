@@ -108,7 +108,7 @@ def test_what_is_refused_is_noted(watched: Watched):
 
 
 def test_doctor_calls_nobody_and_leaves_nothing(watched: Watched):
-    said = watched.run("import edgecs_cli; edgecs_cli.run(['doctor'])")
+    said = watched.run("from edgecs_cli.running import run; run(['doctor'])")
     assert "onnx" in said.lower()
     assert not watched.attempts
     assert not watched.left_behind()

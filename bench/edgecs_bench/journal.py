@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import click
 
-from edgecs.files import check_regular
+from edgecs.reading import regular_size
 
 _LONGEST = 1 << 20  # bytes of a header
 _NOT_ONE = (ValueError, KeyError, TypeError, RecursionError)
@@ -88,7 +88,7 @@ def _is_begun(path: Path) -> bool:
     """Whether a file has anything in it; OSError for what is not a plain file."""
     if not path.exists():
         return False
-    check_regular(path)
+    regular_size(path)
     return path.stat().st_size > 0
 
 

@@ -61,6 +61,8 @@ def doctor(as_json: bool, show_config: bool) -> None:
     for line in _verdict(found):
         echo(line)
     for section, values in _sections(report, facts).items():
+        if not values:
+            continue
         echo(paint(f"\n{section}", bold=True))
         for key, value in values.items():
             line = f"  {key:18} {_plain(value)}"

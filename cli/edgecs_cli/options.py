@@ -15,7 +15,6 @@ from typing import Any, TypeVar, cast, get_args
 import click
 
 from edgecs.exactness import Exact
-from edgecs.reading import regular_size
 from edgecs.maxgram import LONGEST
 from edgecs.options import (
     MOST_CELLS,
@@ -24,6 +23,7 @@ from edgecs.options import (
     KVType,
     LoadOptions,
 )
+from edgecs.reading import regular_size
 from edgecs_cli.references import Reference
 
 F = TypeVar("F", bound=Callable[..., Any])

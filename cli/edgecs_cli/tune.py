@@ -95,7 +95,7 @@ def tune(**values: Any) -> int:
     what it found for `generate` and `chat`. Without --draft it tries the drafter that
     comes with the model. Says whether the model would be faster with other flags; -v
     shows all that was measured. It takes about a minute for a small model and several
-    for a larger one. If other programs compute meanwhile, nothing is kept (exit code 1).
+    for a larger one. Nothing is kept if other programs compute meanwhile (exit code 1).
 
     \b
     edgecs tune -m smollm2-135m-instruct
@@ -118,7 +118,7 @@ def tune(**values: Any) -> int:
             if not values["drafts"] and (folder := shipped_for(values["model"])):
                 drafts = [folder]
             drafters = load_drafters(drafts, loaded, values, closing)
-            # `generate` has Max-Gram behind a drafter that nobody asked for.
+            # Max-Gram always drafts in `generate`: chains without it are of no use.
             tried = [MAG, *(Chain((d.name,), True) for d in drafters)]
             report = _measure(
                 loaded, drafters, None if values["drafts"] else tried, values

@@ -149,7 +149,8 @@ class Report:
             "by task)"
         )
         if not (chosen.harmless and chosen.mean >= 1):
-            return f"{line}, although it is not faster here: {speed}."
+            why = "no chain is faster without being slower elsewhere"
+            return f"{line}, as {why}: {speed}."
         return f"{line}, {speed}."
 
     def _settings_line(self) -> str:
