@@ -8,6 +8,7 @@ package loads no engine.
 import logging
 
 from edgecs.api import Model, load
+from edgecs.beside import AsyncChat
 from edgecs.cascade import Cascade, NamedModel, Round, stack
 from edgecs.chat import Chat
 from edgecs.choice import Choices, Rule, always, chooser, greedy
@@ -26,6 +27,7 @@ from edgecs.errors import (
 from edgecs.kmatrix import KMatrix
 from edgecs.load import Loaded, LoadedDrafter, load_drafter
 from edgecs.load import load as load_target
+from edgecs.logprobs import Logprobs
 from edgecs.manifest import Manifest
 from edgecs.maxgram import MaxGram
 from edgecs.options import LoadOptions
@@ -40,6 +42,7 @@ from edgecs.text import TextStream, Tokenizer
 from edgecs.verify import verify
 
 __all__ = [
+    "AsyncChat",
     "BrokenPromise",
     "Cancelled",
     "Cascade",
@@ -58,6 +61,7 @@ __all__ = [
     "LoadOptions",
     "Loaded",
     "LoadedDrafter",
+    "Logprobs",
     "Manifest",
     "MaxGram",
     "Model",

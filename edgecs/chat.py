@@ -26,7 +26,8 @@ class Chat:
 
     overflow: what to do when the conversation does not fit the context, see `overflow`.
     stop: texts that end an answer; they are not shown, and stay in what is fed, as the
-    model said them. `finish_reason` and `asked` describe the last answer.
+    model said them. rule: how tokens are chosen, None: as in the session. logprobs: see
+    `Session.generate`. `finish_reason` and `asked` describe the last answer.
 
     Every turn feeds the ids of earlier answers and the new end of the template's text,
     so an answer is a function of the turns as they were fed.
@@ -40,9 +41,12 @@ class Chat:
         overflow: Overflow = "stop",
         stop: Sequence[str] = (),
         max_tokens: int | None = None,
+        rule: Rule | None = None,
+        logprobs: int | None = None,
     ) -> None:
         self.session, self.conversation = session, conversation
         self.overflow, self.stop, self.max_tokens = overflow, tuple(stop), max_tokens
+        self.rule, self.logprobs = rule, logprobs
         self.finish_reason: FinishReason | None = None
         self.asked = Asked(0, 0)
 
@@ -56,7 +60,7 @@ class Chat:
 
         Both are in the conversation when it ends, also if it ends early; a message
         whose answer has no token is taken back. rule: for this answer instead of the
-        session's own. Raises ConfigError, and ContextFull with the conversation as it
+        chat's own. Raises ConfigError, and ContextFull with the conversation as it
         was, when the first token is asked for.
         """
         if not content.strip():
@@ -113,8 +117,14 @@ class Chat:
         while self.finish_reason is None:
             left = None if self.max_tokens is None else self.max_tokens - len(ids)
             more: list[int] | None = None
-            with closing(session.generate(prompt, max_tokens=left, rule=rule)) as said:
-                for token in said:
+            answer = session.generate(
+                prompt,
+                max_tokens=left,
+                rule=rule or self.rule,
+                logprobs=self.logprobs,
+            )
+            with closing(answer):
+                for token in answer:
                     ids.append(token.id)
                     piece = text.push(session.tokenizer.piece(token.id))
                     reason = "stop" if text.stopped else session.finish_reason

@@ -61,7 +61,8 @@ def read_bounded(path: Path, most: int) -> bytes:
     with path.open("rb") as file:
         data = file.read(most + 1)  # what /proc holds has the size 0
     if len(data) > most:
-        raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
+        size = f"{most >> 20} MiB" if most >> 20 else f"{most} bytes"
+        raise OSError(errno.EFBIG, f"it has more than {size}", str(path))
     return data
 
 

@@ -4,8 +4,33 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypedDict
 
 from edgecs.errors import ConfigError
+
+
+class Settings(TypedDict, total=False):
+    """Some of the settings of a `Sampling`, as keywords."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    top_n_sigma: float
+    xtc_probability: float
+    xtc_threshold: float
+    repeat_penalty: float
+    repeat_last_n: int
+    frequency_penalty: float
+    presence_penalty: float
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_last_n: int
+    dry_breakers: tuple[str, ...]
+    logit_bias: tuple[tuple[int, float], ...]
+    seed: int
 
 
 @dataclass(frozen=True)

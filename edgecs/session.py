@@ -6,6 +6,7 @@ be, what is committed, what is counted. It knows no engine.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from edgecs.context import Context, Tokens
 from edgecs.draft import Drafter, LanguageModel
 from edgecs.errors import Cancelled, ConfigError, ContextFull
 from edgecs.exactness import Limits
+from edgecs.logprobs import Logprobs, logprobs_of
 from edgecs.schedule import Quotas, Schedule
 from edgecs.stats import Stats
 from edgecs.text import TextStream, Tokenizer
@@ -30,11 +32,15 @@ _GREEDY = always(greedy)
 
 
 class Token(NamedTuple):
-    """One generated token and the text that became certain with it (often none)."""
+    """One generated token and the text that became certain with it (often none).
+
+    logprobs: where they were asked for.
+    """
 
     id: int
     text: str
     source: str
+    logprobs: Logprobs | None = None
 
 
 class Session:
@@ -42,15 +48,15 @@ class Session:
 
     draft_max: quota of each drafter a round, row 0 of the K matrix, or one number for
     all; 0 turns speculation off. schedule: a planner instead of fixed quotas; it brings
-    its drafters. limits: the widths that rounds may have, and when a choice is made
-    again. rule: how tokens are chosen. Every token is the
-    target's choice on the target's row, so the answer is the same for any drafters and
-    any draft_max wherever a row does not depend on how many are computed with it
-    (docs/concepts.md).
+    its drafters. limits: the widths that rounds may have. rule: how tokens are chosen.
+    Every token is the target's choice on the target's row, so the answer is the same
+    for any drafters and any draft_max wherever a row does not depend on how many are
+    computed with it (docs/concepts.md).
 
     `finish_reason` and `stats` describe the last answer. `on_round`, if set, is called
-    with the context and the outcome of every round, before anything is committed.
-    Closing releases the target and the drafters' models but does not unload them.
+    with the context and the outcome of every round, before anything is committed. All
+    but `interrupt` is for one thread at a time. Closing releases the target and the
+    drafters' models but does not unload them.
     """
 
     def __init__(
@@ -91,6 +97,8 @@ class Session:
         self.stats = Stats()
         self.finish_reason: FinishReason | None = None
         self._stream: Generator[Token] | None = None  # the answer under way
+        self._lock = threading.Lock()  # over the two below
+        self._answering = self._interrupted = False
         with ExitStack() as undo:
             for model in self._models():
                 undo.enter_context(model.hold())
@@ -113,20 +121,24 @@ class Session:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         rule: Rule | None = None,
+        logprobs: int | None = None,
     ) -> Generator[Token]:
         """Yields the answer to `prompt`, which is the whole conversation so far.
 
-        rule: for this answer instead of the session's own.
+        rule: for this answer instead of the session's own. logprobs: state those of
+        every token, and of so many of the most likely ones; None: state none.
 
         What the prompt shares with the tokens of earlier calls is not computed again.
         Each token is committed just before it is yielded, so a consumer may stop at
         any point and go on with `session.context.tokens`. An answer still under way
-        ends when the next one begins or the session closes. Setting the target's
-        `cancel` ends the answer within a round.
+        ends when the next one begins or the session closes. `interrupt`, or setting the
+        target's `cancel`, ends the answer within a round.
 
         Raises ConfigError for an empty prompt, ContextFull for one that leaves no
         room to answer.
         """
+        if logprobs is not None and logprobs < 0:
+            raise ConfigError(f"logprobs must be 0 or more, got {logprobs}")
         tokens = np.array(prompt, dtype=np.int32)
         self._check_room(tokens)
         self.stop()
@@ -136,7 +148,8 @@ class Session:
         self.finish_reason = None
         self.cascade.begin()
         choices = (rule or self.rule)(tokens.size)
-        self._stream = self._answer(max_tokens, TextStream(stop), choices)
+        self._answering = True
+        self._stream = self._answer(max_tokens, TextStream(stop), choices, logprobs)
         return self._stream
 
     def close(self) -> None:
@@ -151,10 +164,40 @@ class Session:
         self.close()
 
     def stop(self) -> None:
-        """Ends the answer under way, if there is one; what was said stays."""
-        if self._stream is not None:
+        """Ends the answer under way, if there is one; what was said stays.
+
+        Raises ConfigError while another thread computes it.
+        """
+        if self._stream is None:
+            return
+        try:
             self._stream.close()
-            self._stream = None
+        except ValueError as error:  # "generator already executing"
+            raise ConfigError(
+                "another thread computes an answer of this model: interrupt that one "
+                "first, and wait for its end"
+            ) from error
+        self._stream = None
+        self._ended()
+
+    def interrupt(self) -> None:
+        """Ends the answer under way within a round; may be called from any thread.
+
+        What was said stays, and `finish_reason` becomes "cancelled". Answers that begin
+        later are not concerned.
+        """
+        with self._lock:
+            if self._answering and not self.target.cancel.is_set():
+                self._interrupted = True
+                self.target.cancel.set()
+
+    def _ended(self) -> None:
+        """An answer has ended, so nobody waits for its end any more."""
+        with self._lock:
+            self._answering = False
+            if self._interrupted:
+                self._interrupted = False
+                self.target.cancel.clear()
 
     def _check_room(self, tokens: Tokens) -> None:
         if not tokens.size:
@@ -174,7 +217,11 @@ class Session:
             self.context = Context(tokens)
 
     def _answer(
-        self, max_tokens: int | None, text: TextStream, choices: Choices
+        self,
+        max_tokens: int | None,
+        text: TextStream,
+        choices: Choices,
+        logprobs: int | None,
     ) -> Generator[Token]:
         limit = self.target.n_ctx + 1 if max_tokens is None else max_tokens
         stats, began = self.stats, time.perf_counter()
@@ -189,7 +236,8 @@ class Session:
                 if not stats.tokens:
                     stats.cached_tokens = stats.prompt_tokens - done.rows.fed
                     stats.prompt_seconds = time.perf_counter() - began
-                yield from self._emit(done, limit, text)
+                stated = _stated(done, logprobs) if logprobs is not None else []
+                yield from self._emit(done, limit, text, stated)
         except Cancelled:
             self.finish_reason = "cancelled"
         finally:
@@ -198,6 +246,7 @@ class Session:
             stats.forwards = {name: after[name] - before[name] for name in after}
             stats.faults = dict(self.cascade.faults)
             self.target.end_turn(self.context)
+            self._ended()
 
     def _forwards(self) -> dict[str, int]:
         """Calls of every inner reviewer since it was loaded."""
@@ -228,12 +277,16 @@ class Session:
         new = {name: why for name, why in faults.items() if name not in known}
         return done._replace(faults=new)
 
-    def _emit(self, done: Round, limit: int, text: TextStream) -> Iterator[Token]:
+    def _emit(
+        self, done: Round, limit: int, text: TextStream, stated: Sequence[Logprobs]
+    ) -> Iterator[Token]:
         """Commits and yields the tokens of a round up to where the answer ends."""
         stats, reads_prompt = self.stats, not self.stats.tokens
         before, tokens = stats.tokens, done.tokens
         try:
-            for token, source in zip(tokens, done.sources, strict=True):
+            for at, (token, source) in enumerate(
+                zip(tokens, done.sources, strict=True)
+            ):
                 self.context.append((token,))
                 stats.tokens += 1
                 piece = text.push(self.tokenizer.piece(token))
@@ -241,7 +294,7 @@ class Session:
                 self.finish_reason = self._ends(token, limit, text.stopped, last)
                 if self.finish_reason:
                     piece += text.flush()
-                yield Token(token, piece, source)
+                yield Token(token, piece, source, stated[at] if stated else None)
                 if self.finish_reason:
                     break
         finally:
@@ -263,3 +316,12 @@ class Session:
         if len(self.context) > self.target.n_ctx:
             return "context"
         return "cancelled" if last and self.target.cancel.is_set() else None
+
+
+def _stated(done: Round, most: int) -> list[Logprobs]:
+    """Of the tokens of a round, each on the row that it was chosen on."""
+    rows = (-1, *done.verdict.path)
+    return [
+        logprobs_of(done.rows.logits[node + 1], token, most)
+        for node, token in zip(rows, done.tokens, strict=True)
+    ]

@@ -321,7 +321,7 @@ def test_a_place_that_takes_no_result_is_refused_first(
     places = {
         "none/run.json": "No such file",
         "file/run.json": "Not a directory",
-        "folder": "Is a directory",
+        "folder": "it is a folder",
     }
     for name, why in places.items():
         outcome = bench("-q", option, tmp_path / name)
@@ -329,7 +329,7 @@ def test_a_place_that_takes_no_result_is_refused_first(
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         outcome = bench("-q", option, tmp_path / "pipe")
-        one_line(outcome, 2, "pipe cannot be written: a pipe or a device")
+        one_line(outcome, 2, "pipe cannot be written: it is a named pipe")
     assert (tmp_path / "file").read_text() == "mine"
     assert not list((tmp_path / "folder").iterdir())
 

@@ -239,7 +239,7 @@ def test_only_a_plain_file_is_resumed(tmp_path: Path):
     if not hasattr(os, "mkfifo"):
         pytest.skip("there are no named pipes here")
     os.mkfifo(pipe)
-    with pytest.raises(click.UsageError, match="a pipe or a device"):
+    with pytest.raises(click.UsageError, match="a named pipe"):
         Journal(pipe, {"most": 40})
 
 

@@ -103,22 +103,21 @@ def test_settings_change_the_answer(edgecs: Edgecs, tiny_gguf: Path):
 def test_a_drawn_seed_is_printed_and_can_be_given(edgecs: Edgecs, tiny_gguf: Path):
     command = ("generate", "-m", tiny_gguf, "-c", 512, "-p", "hello", "-n", 50)
     first, second = edgecs(*command), edgecs(*command)
-    (seed,) = re.findall(r"temp 0\.8, seed (\d+)", first.err)
+    (seed,) = re.findall(r" · seed (\d+)", first.err)
     assert edgecs(*command, "-s", seed).out == first.out != second.out
-    assert "greedy" in edgecs(*command, "--temp", 0).err
+    said = edgecs(*command, "-s", seed, "-v").err
+    assert f"choice: temperature 0.8, seed {seed}" in said
+    assert "choice: greedy" in edgecs(*command, "--temp", 0, "-v").err
 
 
 def test_the_start_lines_name_every_drafter(edgecs, tiny_gguf: Path, other_gguf: Path):
     drafts = ("--draft", other_gguf, "--draft", tiny_gguf, "--draft", tiny_gguf)
     command = ("generate", "-m", tiny_gguf, "-c", 256, "-p", "hello", "-n", 3, *drafts)
-    start, *drafters, end = edgecs(*command).err.splitlines()
-    assert "target <- other <- tiny <- tiny-2 <- mag, planned" in start
-    assert [line.split(" | ")[0] for line in drafters] == [
-        "drafter other",
-        "drafter tiny",
-        "drafter tiny-2",
-    ]
-    assert "3 tokens" in end
+    lines = edgecs(*command, "-v").err.splitlines()
+    (drafts,) = (line for line in lines if line.startswith("drafts: "))
+    assert "target <- other <- tiny <- tiny-2 <- mag, planned" in drafts
+    drafters = [line.split(":")[0] for line in lines if line.startswith("drafter ")]
+    assert drafters == ["drafter other", "drafter tiny", "drafter tiny-2"]
 
 
 def test_a_drafter_of_another_vocabulary_is_refused(edgecs, tiny_gguf, tmp_path):
@@ -250,8 +249,8 @@ def test_an_onnx_drafter_in_a_cascade(
 
 def test_an_onnx_drafter_says_where_it_runs(edgecs, tiny_gguf, onnx_folder: Path):
     command = ("generate", "-m", tiny_gguf, "-c", 256, "-p", "hello", "-n", 3)
-    err = edgecs(*command, "--draft", onnx_folder).err
-    assert "drafter tiny-onnx | ONNX float32, CPUExecutionProvider, 1 thread" in err
+    err = edgecs(*command, "--draft", onnx_folder, "-v").err
+    assert "drafter tiny-onnx: ONNX float32, CPUExecutionProvider, 1 thread" in err
 
 
 def test_an_onnx_drafter_of_another_vocabulary(edgecs, tmp_path, onnx_folder: Path):

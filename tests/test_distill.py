@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -665,8 +665,8 @@ def test_a_full_disk_keeps_the_checkpoint_before_it(
     trainer_of(path).run(threading.Event(), quiet)
     kept = path.read_bytes()
 
-    def full(state: object, to: Path) -> None:
-        to.write_bytes(b"half")
+    def full(state: object, to: IO[bytes]) -> None:
+        to.write(b"half")
         raise kind("no space left on device\nand much more")
 
     monkeypatch.setattr(torch, "save", full)

@@ -311,7 +311,7 @@ def test_a_huge_file_is_unreadable_even_if_it_is_a_profile(profiles, file):
     assert profiles.load(KEY) == (PROFILE, None)
     with file.open("ab") as opened:
         opened.write(b" ")
-    assert_unusable(profiles, file, "unreadable: more than 16 MiB")
+    assert_unusable(profiles, file, "unreadable: it has more than 16 MiB")
 
 
 def test_a_folder_in_the_place_of_a_file_is_unreadable_and_stays(profiles, file):
@@ -371,7 +371,7 @@ def test_a_disk_that_fails_leaves_what_was_there(profiles, file, monkeypatch, br
         if broken == "mkdir":
             patch.setattr(Path, "mkdir", fail)
         elif broken == "open":
-            patch.setattr("tempfile.mkstemp", fail)
+            patch.setattr(os, "open", fail)
         else:
             patch.setattr(os, "replace", fail)
         assert not profiles.save(replace(PROFILE, tuned=None))

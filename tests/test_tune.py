@@ -31,7 +31,7 @@ from edgecs.options import FlashAttention, KVType, LoadOptions
 from edgecs.profile import Key, Profile, Profiles, fingerprint
 from edgecs.session import Session
 from edgecs.speculation import Speculation
-from edgecs.testing import Endless, TableModel, write_random_gguf
+from edgecs.testing import CachingModel, Endless, TableModel, write_random_gguf
 from edgecs.text import Tokenizer
 from edgecs.tuning import Effort, Tuned, keep, tune
 from edgecs.tuning.plan import Pace, Step, plan
@@ -585,7 +585,7 @@ def profiles(tmp_path: Path) -> Profiles:
 
 
 def opened(profiles: Profiles) -> Speculation:
-    return Speculation(TableModel(50, n_ctx=300), key=KEY, profiles=profiles)
+    return Speculation(CachingModel(50, n_ctx=300), key=KEY, profiles=profiles)
 
 
 def test_what_was_tuned_is_there_the_next_time(profiles: Profiles):
@@ -599,7 +599,8 @@ def test_what_was_tuned_is_there_the_next_time(profiles: Profiles):
     again = opened(profiles)
     assert again.profile is not None
     assert again.profile.tuned is not None
-    assert again.costs.state() == known.costs.state()
+    kept = CostModel.from_state(known.costs.state())  # rounds count for less
+    assert again.costs.state() == kept.state()
     assert again.classes == known.classes
     assert again.classes.inside[0].same == {2, 4}
     assert again.calibration.state() == known.calibration.state()
@@ -1148,7 +1149,7 @@ def test_a_plot_without_matplotlib_is_refused_first(
     ("name", "parts"),
     [
         ("none/a.png", ["none/a.png cannot be written: No such file"]),
-        ("a.png", ["a.png cannot be written: Is a directory"]),
+        ("a.png", ["a.png cannot be written: it is a folder"]),
         ("a.gif", [".png or an .svg", "a.gif"]),
     ],
 )
