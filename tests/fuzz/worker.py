@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,8 @@ from tests.terminal import Terminal
 
 _MEMORY = 6 << 30  # bytes
 _FILE = 1 << 30  # bytes of a file
-_CLIPBOARD = re.compile(r"\x1b\]52;|\x9b|\x9d")  # on a terminal, which has escape codes
+_ON_TERMINAL = re.compile(r"\x1b\]52;|\x9b|\x9d")  # where others are the chat's own
+_COPIED = re.compile(r"\x1b\]52;c;[A-Za-z0-9+/=]*\x07")  # by /copy
 _OBEYED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
 
 
@@ -54,9 +56,9 @@ def run(seed: str, kind: str, number: int) -> dict[str, Any]:
         problem = "hangs"
     elif escaped or "Traceback (most recent call last)" in said:
         problem = "tracebacks"
-    elif code not in _codes():
+    elif code not in _codes() and not (case.keys and code == 128 + signal.SIGQUIT):
         problem = "exit codes"
-    elif (_CLIPBOARD if case.keys else _OBEYED).search(said):
+    elif (_ON_TERMINAL if case.keys else _OBEYED).search(_COPIED.sub("", said)):
         problem = "control characters"
     return {
         "arguments": case.arguments,
