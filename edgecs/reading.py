@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
+import select
 import stat
 from pathlib import Path
 
@@ -61,9 +63,37 @@ def read_bounded(path: Path, most: int) -> bytes:
     with path.open("rb") as file:
         data = file.read(most + 1)  # what /proc holds has the size 0
     if len(data) > most:
-        size = f"{most >> 20} MiB" if most >> 20 else f"{most} bytes"
-        raise OSError(errno.EFBIG, f"it has more than {size}", str(path))
+        raise _too_large(path, most)
     return data
+
+
+def _too_large(path: Path, most: int) -> OSError:
+    size = f"{most >> 20} MiB" if most >> 20 else f"{most} bytes"
+    return OSError(errno.EFBIG, f"it has more than {size}", str(path))
+
+
+def read_given(path: Path, most: int) -> bytes:
+    """As `read_bounded`, but of pipes and devices too, as a shell gives them.
+
+    A named pipe that nobody writes to is empty.
+    """
+    if os.name != "posix":
+        return read_bounded(path, most)
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        data = bytearray()
+        while len(data) <= most:
+            try:
+                part = os.read(file, most + 1 - len(data))
+            except BlockingIOError:  # its writer has not written yet
+                select.select([file], [], [])
+                continue
+            if not part:
+                return bytes(data)
+            data += part
+    finally:
+        os.close(file)
+    raise _too_large(path, most)
 
 
 def reason(error: BaseException) -> str:

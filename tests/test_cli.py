@@ -164,6 +164,28 @@ def test_a_prompt_file_that_is_missing(edgecs: Edgecs, tiny_gguf: Path, tmp_path
     one_line(outcome, 2, "none cannot be read: No such file")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="has no such files")
+@pytest.mark.parametrize("option", ["-f", "--grammar-file", "--json-schema-file"])
+def test_text_from_what_never_ends_or_never_begins(
+    edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path, option: str
+):
+    os.mkfifo(tmp_path / "pipe")
+    for name, why in (("/dev/zero", "more than 64 MiB"), (tmp_path / "pipe", "")):
+        prompt = [] if option == "-f" else ["-p", "x"]
+        outcome = edgecs("generate", "-m", tiny_gguf, option, name, *prompt)
+        one_line(outcome, 2, why)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="has no such file")
+def test_a_prompt_that_never_ends(
+    edgecs: Edgecs, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with open("/dev/zero", encoding="utf-8") as endless:
+        monkeypatch.setattr(sys, "stdin", endless)
+        outcome = edgecs("generate", "-m", tiny_gguf)
+    one_line(outcome, 2, "standard input has more than 64 MiB")
+
+
 def test_invalid_bytes_on_the_command_line(edgecs: Edgecs, tiny_gguf: Path):
     outcome = edgecs("generate", "-m", tiny_gguf, "-p", os.fsdecode(b"a\xff"))
     one_line(outcome, 2, "not valid Unicode")

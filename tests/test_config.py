@@ -110,6 +110,7 @@ def test_commands_below_others_have_values_too(
     ("text", "says"),
     [
         ("seed = ", "is not TOML"),
+        ("a = " + "[" * 50_000, "is not TOML"),
         ("[chat]\ntempp = 1", "unknown key 'tempp' in [chat]; did you mean 'temp'?"),
         ("chat = 3", "chat must be a table, [chat], got 3"),
     ],

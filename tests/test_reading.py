@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecs.errors import ModelError
-from edgecs.reading import check_model, plain, read_bounded, reason, regular_size, shown
+from edgecs.reading import (
+    check_model,
+    plain,
+    read_bounded,
+    read_given,
+    reason,
+    regular_size,
+    shown,
+)
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
@@ -67,6 +76,38 @@ def test_no_more_is_read_than_is_allowed(tmp_path: Path):
         read_bounded(path, 4)
     with pytest.raises(FileNotFoundError):
         read_bounded(tmp_path / "none", 4)
+
+
+def test_what_a_shell_gives_is_read_but_no_more_than_is_allowed(tmp_path: Path):
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert read_given(path, 5) == b"12345"
+    with pytest.raises(OSError, match="it has more than 4 bytes"):
+        read_given(path, 4)
+    with pytest.raises(IsADirectoryError):
+        read_given(tmp_path, 4)
+    if os.name == "posix":
+        with pytest.raises(OSError, match="it has more than 2 MiB"):
+            read_given(Path("/dev/zero"), 2 << 20)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="has no named pipes")
+def test_a_pipe_is_read_to_its_end_and_one_without_a_writer_is_empty(tmp_path: Path):
+    pipe, said = tmp_path / "pipe", b"x" * 100_000  # more than a pipe holds
+    os.mkfifo(pipe)
+    assert read_given(pipe, 10) == b""
+    opened = threading.Event()
+
+    def write() -> None:
+        with os.fdopen(os.open(pipe, os.O_RDWR), "wb") as file:
+            opened.set()
+            file.write(said)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    opened.wait()
+    assert read_given(pipe, len(said)) == said
+    writer.join()
 
 
 @given(text=st.text())

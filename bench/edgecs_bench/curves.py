@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.costs import WIDEST
+from edgecs.reading import read_given
 
 Times = NDArray[np.float64]
 """Milliseconds by width, [WIDEST], [n - 1] for n tokens."""
@@ -21,6 +22,7 @@ Times = NDArray[np.float64]
 DRAFTER_MS = 21.4  # Qwen2.5-Coder-0.5B Q4_K_M, one token
 DRAFTER_CURVE = {1: 1.0, 2: 1.7, 3: 2.4, 4: 3.0, 8: 5.1, 16: 6.2}
 READING_MS = 3.0  # the same, for each token of a prompt
+_LARGEST = 1 << 20  # bytes of a file of curves
 BLOCK = 256  # cells that llama.cpp looks at together for one token, see `Curve.call`
 
 
@@ -143,11 +145,18 @@ CURVES = (
 def read_curves(path: Path) -> tuple[Curve, ...]:
     """Curves of a JSON file: [{"name", "ms": {width: ms}, "overhead_ms"}, ...]."""
     try:
-        found = tuple(map(_read, json.loads(path.read_text(encoding="utf-8"))))
+        found = tuple(map(_read, json.loads(read_given(path, _LARGEST))))
         if not found:
             raise ValueError("the list is empty")
         return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise click.UsageError(f"{path} holds no curves: {error!r}") from error
 
 

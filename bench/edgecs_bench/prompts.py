@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import sys
 import zlib
@@ -13,6 +14,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import click
+
+from edgecs.reading import read_given
 
 GROUP = "mt_bench"
 MT_BENCH = (
@@ -32,6 +35,9 @@ class Exam(NamedTuple):
 
     test: str  # defines check(candidate)
     entry_point: str
+
+
+_LARGEST = 1 << 28  # bytes of prompts, unpacked
 
 
 class Prompt(NamedTuple):
@@ -100,9 +106,10 @@ def choose(
 
 def _lines(file: Path) -> list[str]:
     try:
-        data = file.read_bytes()
+        data = read_given(file, _LARGEST)
         if file.suffix == ".gz":
-            data = gzip.decompress(data)
+            with gzip.open(io.BytesIO(data)) as packed:
+                data = packed.read(_LARGEST)
         # Not `splitlines`: texts may hold line separators that JSON does not escape.
         return [line for line in data.decode("utf-8").split("\n") if line.strip()]
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from edgecs.files import write_whole
+from edgecs.reading import read_given, reason
 from edgecs_bench.answers import Answer
 from edgecs_bench.blocks import Done
 from edgecs_bench.statistics import overall, rows
@@ -86,14 +87,12 @@ def write_text(path: Path, text: str) -> None:
 def read(path: Path) -> list[Result]:
     """The results in a file, one or merged ones. Raises click.UsageError."""
     try:
-        if path.stat().st_size > _LARGEST:
-            raise ValueError("it is larger than any result")
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(read_given(path, _LARGEST))
         found = fields["results"] if fields["format"] == MERGED else [fields]
         for result in found:
             _check(result)
     except OSError as error:
-        raise click.UsageError(f"{path} cannot be read: {error.strerror}") from error
+        raise click.UsageError(f"{path} cannot be read: {reason(error)}") from error
     except (
         ValueError,
         RecursionError,

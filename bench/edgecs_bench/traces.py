@@ -31,6 +31,8 @@ from typing import IO, Any, cast
 
 import click
 
+from edgecs.reading import regular_size
+
 FORMAT = "edgecs-trace/1"
 
 
@@ -95,6 +97,7 @@ def read_traces(path: Path) -> Recording:
     """Reads a file; raises click.UsageError with the line that is wrong."""
     number = 1
     try:
+        regular_size(path)
         with _open(path, "r") as file:
             head = json.loads(next(file, "{}"))
             if head["format"] != FORMAT:

@@ -10,7 +10,7 @@ from pathlib import Path
 from edgecs.context import Tokens
 from edgecs.errors import ConfigError
 from edgecs.forks import Prompt
-from edgecs_cli.generate import decode
+from edgecs_cli.texts import read_text
 
 Encode = Callable[[str], Tokens]
 
@@ -52,10 +52,7 @@ _LENGTHS = {"to 256": 240, "to 512": 496, "beyond 512": 720}  # tokens
 
 def read_prompts(file: Path) -> list[tuple[str, str]]:
     """Names and texts from JSON Lines. Raises ConfigError."""
-    try:
-        lines = decode(file.read_bytes(), str(file)).split("\n")
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+    lines = read_text(file).split("\n")
     found = [_prompt(line, n, file) for n, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise ConfigError(

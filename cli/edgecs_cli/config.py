@@ -57,22 +57,20 @@ def config_path() -> Path:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The file as a table; empty where there is none. Raises BadConfig."""
-    named = f"{_PREFIX}_CONFIG" in os.environ
-    try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST + 1)
-    except FileNotFoundError as error:
-        if named:
-            raise BadConfig(f"there is no file {path} ({_PREFIX}_CONFIG)") from error
+    if not (f"{_PREFIX}_CONFIG" in os.environ or path.exists()):
         return {}
+    from edgecs.reading import read_given, reason  # help without a file needs none
+
+    try:
+        text = read_given(path, _LARGEST)
+    except FileNotFoundError as error:
+        raise BadConfig(f"there is no file {path} ({_PREFIX}_CONFIG)") from error
     except OSError as error:
-        raise BadConfig(f"{path} cannot be read: {error.strerror}") from error
-    if len(text) > _LARGEST:
-        raise BadConfig(f"{path} is larger than a MiB: that is no configuration")
+        raise BadConfig(f"{path} cannot be read: {reason(error)}") from error
     try:
         return tomllib.loads(text.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadConfig(f"{path} is not TOML: {error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadConfig(f"{path} is not TOML: {reason(error)}") from error
 
 
 def _flag(param: click.Parameter) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -31,7 +32,10 @@ def find_models(
 
 def _folder(name: str) -> Path | None:
     """An ONNX drafter's folder: one of edgecs' own, or a path; None: neither."""
-    return shipped_drafters().get(name) or (Path(name) if Path(name).is_dir() else None)
+    if name in (shipped := shipped_drafters()):
+        return shipped[name]
+    # Unlike Path's, it is False for what cannot be a path.
+    return Path(name) if os.path.isdir(name) else None
 
 
 def load_drafters(

@@ -33,6 +33,7 @@ from edgecs_cli.options import (
 )
 from edgecs_cli.sampling import sampling_options
 from edgecs_cli.shared import Interrupt, reports_errors
+from edgecs_cli.texts import read_stdin, read_text
 
 
 @click.command(cls=Sectioned)
@@ -130,28 +131,14 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     if prompt is not None:
         text = prompt
     elif file is not None:
-        try:
-            text = decode(file.read_bytes(), str(file))
-        except OSError as error:
-            raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+        text = read_text(file)
     elif sys.stdin.isatty():
         raise click.UsageError("no prompt: give -p TEXT or -f FILE, or pipe text in")
     else:
-        text = decode(sys.stdin.buffer.read(), "standard input")
+        text = read_stdin()
     if not text.strip():
         raise ConfigError("the prompt is empty: give some text to answer")
     return text
-
-
-def decode(data: bytes, origin: str) -> str:
-    """UTF-8 text, or a ConfigError that says where it is not."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{origin} is not UTF-8 text: byte {error.start} is "
-            f"0x{data[error.start]:02x}; convert it first"
-        ) from error
 
 
 def _encode(loaded: Loaded, text: str, values: dict[str, Any]) -> Tokens:

@@ -13,6 +13,7 @@ import click
 from edgecs.errors import ConfigError
 from edgecs.sampling import Sampling
 from edgecs_cli.options import Section, option, with_options
+from edgecs_cli.texts import read_data
 
 _sampling = partial(option, Section.SAMPLING)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -208,10 +209,7 @@ def read_grammar(values: dict[str, Any]) -> Any:
     (name,) = given
     text = values[name]
     if isinstance(text, Path):
-        try:
-            text = text.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{text} cannot be read: {error.strerror}") from error
+        text = read_data(text)
     if name.startswith("grammar"):
         return Grammar.gbnf(text)
     return Grammar.json_schema(text)

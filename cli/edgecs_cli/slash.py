@@ -21,8 +21,8 @@ from edgecs.sampling import Sampling
 from edgecs_cli.console import columns, echo, has_colours, say, to_clipboard, wrapped
 from edgecs_cli.describe import answer_details, answer_line, details, start_line
 from edgecs_cli.explain import legend
-from edgecs_cli.generate import decode
 from edgecs_cli.talk import Spec, Talk
+from edgecs_cli.texts import read_text
 
 _LARGEST = 4 << 20  # bytes of a file that is read
 _CODE = re.compile(r"^```[^\n]*\n(.*?)^```", re.M | re.S)
@@ -277,15 +277,7 @@ class Deck:
                 echo(line, err=True)
 
     def _attach(self, path: Path) -> None:
-        try:
-            if path.stat().st_size > _LARGEST:
-                raise ConfigError(
-                    f"{path} has {path.stat().st_size >> 20} MiB, more than "
-                    f"{_LARGEST >> 20}: give a part of it"
-                )
-            text = decode(path.read_bytes(), str(path))
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        text = read_text(path, _LARGEST)
         self.attached.append(f"{path.name}:\n```\n{text.rstrip()}\n```")
         say(f"{path} ({len(text)} characters) goes with your next message")
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import platformdirs
 
 from edgecs_cli.console import say
-from edgecs_cli.generate import decode
 from edgecs_cli.slash import COMMANDS, settings
+from edgecs_cli.texts import decode
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import Completer
