@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
 
+from edgecs_cli import typed
 from edgecs_cli.autosave import last_chat
 from tests.terminal import Terminal
 
@@ -47,9 +52,9 @@ def test_a_chat_on_a_terminal(tiny_gguf: Path, state: Path):
     terminal.type("/show\r")
     terminal.wait(r"choice: greedy[\s\S]*stats: off[^\n]*\n[\s\S]*2 messages")
     # What is typed is dropped first, however much of it there is.
-    for typed in ("a", "b", '"""c\rd'):
-        terminal.type(typed)
-        terminal.wait(typed[-1])
+    for keys in ("a", "b", '"""c\rd'):
+        terminal.type(keys)
+        terminal.wait(keys[-1])
         terminal.type("\x03")
         terminal.wait(r"\n>")
     terminal.type("\x03")
@@ -184,3 +189,25 @@ def test_no_command_ends_a_chat(tiny_gguf: Path, tmp_path: Path, monkeypatch):
     terminal.wait("2 messages")
     terminal.type("\x04")
     assert terminal.end() == 0
+
+
+def test_ctrl_c_while_the_prompt_appears(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    begin, interrupts = asyncio.events.new_event_loop, iter([True])
+
+    def interrupted() -> asyncio.AbstractEventLoop:
+        if next(interrupts, False):
+            signal.raise_signal(signal.SIGINT)
+        return begin()
+
+    monkeypatch.setattr(asyncio.events, "new_event_loop", interrupted)
+    monkeypatch.setattr(typed, "_Modes", lambda: None)
+    with (
+        create_pipe_input() as keys,
+        create_app_session(input=keys, output=DummyOutput()),
+    ):
+        reader = typed.Typed(history=False)
+        keys.send_text("hello\r")
+        assert reader() == "hello"
+    assert "Ctrl-C once more or Ctrl-D leaves" in capsys.readouterr().err

@@ -170,16 +170,17 @@ def in_words(seconds: float) -> str:
 
 
 class Interrupt:
-    """While entered, the first Ctrl-C sets `event`, the second one raises.
+    """While entered, the first Ctrl-C sets `event`; another one raises if it insists.
 
     A signal cannot raise through llama.cpp; it can only be asked whether to go on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, insists: bool = True) -> None:
         self.event = threading.Event()
+        self._insists = insists
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.event.is_set():
+        if self._insists and self.event.is_set():
             raise KeyboardInterrupt
         self.event.set()
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import platformdirs
 
 from edgecs_cli.console import say
+from edgecs_cli.shared import Interrupt
 from edgecs_cli.slash import COMMANDS, settings
 from edgecs_cli.texts import decode
 
@@ -105,7 +106,7 @@ class Typed:
                 ahead, self._ahead = self._ahead, ""
                 if ahead == _LEAVES:
                     return None
-                text = self._prompt.prompt("> ", default=ahead.replace(_LEAVES, ""))
+                text = self._line("> ", ahead.replace(_LEAVES, ""))
                 if text.lstrip().startswith(_QUOTES):
                     text = self._quoted(text.lstrip().removeprefix(_QUOTES))
             except KeyboardInterrupt:
@@ -132,11 +133,26 @@ class Typed:
         """The terminal as it was before the chat."""
         return self._modes.usual()
 
+    def _line(self, sign: str, default: str = "") -> str:
+        """A line. Ctrl-C while the prompt appears counts as typed there.
+
+        asyncio, under the prompt, cannot be interrupted while it begins.
+        """
+        from prompt_toolkit.application import get_app
+
+        with Interrupt(insists=False) as stopped:
+
+            def appeared() -> None:
+                if stopped.is_set():
+                    get_app().exit(exception=KeyboardInterrupt())
+
+            return self._prompt.prompt(sign, default=default, pre_run=appeared)
+
     def _quoted(self, text: str) -> str:
         """Lines up to the closing quotes."""
         lines = [text]
         while not lines[-1].rstrip().endswith(_QUOTES):
-            lines.append(self._prompt.prompt("... "))
+            lines.append(self._line("... "))
         lines[-1] = lines[-1].rstrip().removesuffix(_QUOTES)
         return "\n".join(lines).strip("\n")
 
