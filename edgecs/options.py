@@ -24,6 +24,8 @@ class LoadOptions:
     max_draft: most draft tokens that one call can verify. repack: whether weights are
     laid out anew for faster kernels; which widths are exact can depend on it.
     huge_pages: whether to ask for them; they change the speed and nothing else.
+    cpu_strict: whether threads stay on cores of their own where there is one for each
+    and no more, so that another program that computes costs what it takes and no more.
     """
 
     n_ctx: int = 0
@@ -36,6 +38,7 @@ class LoadOptions:
     mmap: bool = True
     mlock: bool = False
     huge_pages: bool = True
+    cpu_strict: bool = True
     n_batch: int = 512
     max_draft: int = 63
 

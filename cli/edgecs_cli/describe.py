@@ -65,7 +65,8 @@ def answer_line(stats: Stats, reason: str | None, *, seed: int | None = None) ->
 def _parts(stats: Stats, reason: str | None, seed: int | None) -> Iterator[str]:
     yield f"{stats.tokens} token{'s' * (stats.tokens != 1)}"
     if stats.tokens_per_second:
-        yield f"{stats.tokens_per_second:.3g} tok/s"
+        speed = stats.tokens_per_second
+        yield f"{speed:.3g} tok/s" if speed < 1000 else f"{speed:.0f} tok/s"
     if stats.tokens:
         yield f"first token {stats.prompt_seconds:.2f} s"
         if stats.tested:

@@ -216,6 +216,12 @@ def model_options(command: F) -> F:
             help="Ask the system for huge pages, which weights that are mapped from a "
             "file cannot have (Linux).",
         ),
+        _hardware(
+            "--cpu-strict/--no-cpu-strict",
+            default=True,
+            help="Keep threads on cores of their own where there is one for each and "
+            "no more (Linux): another program that computes then costs less.",
+        ),
     ]
     return with_options(command, options)
 
@@ -345,7 +351,7 @@ def with_options(command: F, options: Sequence[Callable[[F], F]]) -> F:
 def load_options(values: dict[str, Any]) -> LoadOptions:
     """Takes the load options out of a command's parameters."""
     names = ["n_ctx", "n_gpu_layers", "threads", "flash_attention", "type_k", "type_v"]
-    names += ["repack", "mmap", "mlock", "huge_pages"]
+    names += ["repack", "mmap", "mlock", "huge_pages", "cpu_strict"]
     return LoadOptions(**{name: values[name] for name in names})
 
 

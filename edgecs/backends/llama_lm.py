@@ -10,7 +10,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import llama_cpp as lib
@@ -22,6 +22,7 @@ from edgecs.backends import llama_library as library
 from edgecs.backends.huge_pages import HugePages
 from edgecs.backends.llama_cells import repeated
 from edgecs.backends.llama_model import KV_TYPES, LlamaModel
+from edgecs.backends.llama_threads import thread_pool
 from edgecs.cells import Cells
 from edgecs.context import Context, Tokens
 from edgecs.draft import Draft, Rows
@@ -83,6 +84,9 @@ class LlamaLM:
         self._holder = OneHolder(model.path.name)
         self._chunk = options.n_batch
         self._ctx: lib.llama_context_p | None = self._open(options)
+        strict = options.cpu_strict
+        self._pool = thread_pool(self._ctx, self.threads, strict=strict)
+        self._on_cores = self._pool or nullcontext()
         self._memory = lib.llama_get_memory(self._ctx)
         self._batch = lib.llama_batch_init(options.n_batch, 0, 1)
         self._tokens, self._positions, self._flags = self._batch_arrays(options.n_batch)
@@ -268,6 +272,8 @@ class LlamaLM:
             lib.llama_batch_free(self._batch)
             lib.llama_free(self._ctx)
             self._ctx = None
+            if self._pool is not None:
+                self._pool.free()
 
     def _check(self, context: Context, draft: Draft) -> None:
         if self._ctx is None:
@@ -366,11 +372,12 @@ class LlamaLM:
 
         llama.cpp's code, and where the rows from token `first` of the batch on are.
         """
-        code = lib.llama_decode(self._ctx, self._batch)
-        if code:
-            return code, 0
-        # Asking for rows waits for the call to end.
-        return 0, library.logits_address(self._ctx, first)
+        with self._on_cores:
+            code = lib.llama_decode(self._ctx, self._batch)
+            if code:
+                return code, 0
+            # Asking for rows waits for the call to end.
+            return 0, library.logits_address(self._ctx, first)
 
     def _drop(self, length: int) -> bool:
         if self.states is not None:

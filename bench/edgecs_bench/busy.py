@@ -1,0 +1,125 @@
+"""What another program that computes costs: a table, and JSON at the end.
+
+    python -m edgecs_bench.busy -m MODEL.gguf
+
+Tokens per second of plain decoding, alone and while others compute without end.
+Threads stay on cores of their own (`--cpu-strict`), or they do not, or there is one
+less of them; these are processes that take turns.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import click
+import psutil
+
+from edgecs.context import Context
+from edgecs.draft import NOTHING
+from edgecs.load import Loaded, load
+from edgecs.machine import cpu_name
+from edgecs.options import LoadOptions
+
+STATES = ("idle", "busy")
+_CORES = psutil.cpu_count(logical=False) or 1
+_NOW, _BEFORE = "--cpu-strict", "--no-cpu-strict"
+WAYS = {
+    _NOW: LoadOptions(n_ctx=2048),
+    _BEFORE: LoadOptions(n_ctx=2048, cpu_strict=False),
+    "-t cores-1": LoadOptions(n_ctx=2048, threads=max(1, _CORES - 1)),
+}
+_DEPTH = 64  # tokens of context at first
+_SETTLES = 0.3  # seconds until the scheduler has placed a new program
+
+
+def speeds(model: Path, way: str, hogs: int, seconds: float) -> dict[str, float]:
+    """Tokens per second alone and beside `hogs` programs that compute."""
+    with load(model, WAYS[way]) as loaded:
+        _speed(loaded, seconds / 4)
+        alone = _speed(loaded, seconds)
+        with others(hogs):
+            return {"idle": alone, "busy": _speed(loaded, seconds)}
+
+
+@contextmanager
+def others(count: int) -> Iterator[None]:
+    """Programs that compute for a while."""
+    command = [sys.executable, "-c", "while True: pass"]
+    started = [subprocess.Popen(command) for _ in range(count)]
+    try:
+        time.sleep(_SETTLES)
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def _speed(loaded: Loaded, seconds: float) -> float:
+    """Tokens per second for some seconds; at least one token is waited for."""
+    context, done, took = Context([5] * _DEPTH), 0, 0.0
+    loaded.target.pretend(context)
+    began = time.perf_counter()
+    while took < seconds and len(context) < loaded.target.n_ctx - 1:
+        loaded.target.score(context, NOTHING)
+        context.append([7])
+        done, took = done + 1, time.perf_counter() - began
+    return done / took
+
+
+@click.command()
+@click.option("-m", "--model", type=click.Path(path_type=Path), required=True)
+@click.option("-r", "--rounds", default=5, show_default=True)
+@click.option("--hogs", default=1, show_default=True, help="Programs that compute.")
+@click.option("--seconds", default=2.0, show_default=True, help="Of a measurement.")
+@click.option("--one", type=click.Choice(list(WAYS)), hidden=True)
+def main(model: Path, rounds: int, hogs: int, seconds: float, one: str | None) -> None:
+    """Measure a model's speed beside other programs."""
+    if one:
+        print(json.dumps(speeds(model, one, hogs, seconds)))
+        return
+    every: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for _ in range(rounds):
+        for way, rows in every.items():
+            command = [sys.executable, "-m", "edgecs_bench.busy", "-m", str(model)]
+            command += ["--hogs", str(hogs), "--seconds", str(seconds), "--one", way]
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+            rows.append(json.loads(done.stdout))
+    found = {
+        way: {state: median(row[state] for row in rows) for state in STATES}
+        for way, rows in every.items()
+    }
+    print(f"{'tokens/s':16} {'idle':>7} {'busy':>7}   busy/idle")
+    for way, speed in found.items():
+        share = speed["busy"] / speed["idle"]
+        print(f"{way:16} {speed['idle']:7.1f} {speed['busy']:7.1f}   {share:9.2f}")
+    print(
+        json.dumps(
+            {
+                "model": model.stem,
+                "cpu": cpu_name(),
+                "cores": _CORES,
+                "hogs": hogs,
+                "rounds": rounds,
+                "busy_over_idle": round(found[_NOW]["busy"] / found[_NOW]["idle"], 3),
+                "idle_over_before": round(
+                    found[_NOW]["idle"] / found[_BEFORE]["idle"], 3
+                ),
+                "busy_over_before": round(
+                    found[_NOW]["busy"] / found[_BEFORE]["busy"], 3
+                ),
+                "every": every,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""llama.cpp's threads, each on a core of its own (its `--cpu-strict`).
+
+Every operation of a graph ends with a barrier. Where there are as many threads as cores
+and another program computes, Linux often puts two of the threads on one core while the
+program has another one: each of some 450 barriers of a call then lasts until a time
+slice ends. Threads that stay on cores of their own share one of them with the program,
+and lose no more than what it takes. `edgecs_bench.busy` measures both.
+
+With more cores than threads nothing is done: there Linux finds a free one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import llama_cpp as lib
+
+_MOST_CPUS = 512  # GGML_MAX_N_THREADS
+_CPUS = Path("/sys/devices/system/cpu")
+
+
+class _Params(ctypes.Structure):
+    """ggml_threadpool_params; the rest is room for fields of later versions."""
+
+    _fields_ = (
+        ("cpumask", ctypes.c_bool * _MOST_CPUS),
+        ("n_threads", ctypes.c_int),
+        ("prio", ctypes.c_int),
+        ("poll", ctypes.c_uint32),
+        ("strict_cpu", ctypes.c_bool),
+        ("paused", ctypes.c_bool),
+        ("rest", ctypes.c_byte * 256),
+    )
+
+
+class ThreadPool:
+    """The threads of one llama.cpp context; entered for every call.
+
+    cpus: where they may run, ascending. strict: one on each. Raises OSError or
+    AttributeError where llama.cpp was built in another way.
+    """
+
+    def __init__(self, context: Any, threads: int, cpus: list[int], strict: bool):
+        base, cpu = _loaded("libggml-base.so.0"), _loaded("libggml-cpu.so.0")
+        params = _Params()
+        base.ggml_threadpool_params_init(ctypes.byref(params), threads)
+        if params.n_threads != threads or params.strict_cpu or params.paused:
+            raise OSError("ggml_threadpool_params has other fields in this version")
+        for number in cpus:
+            params.cpumask[number] = True
+        params.strict_cpu = strict
+        cpu.ggml_threadpool_new.restype = ctypes.c_void_p
+        self._free = cpu.ggml_threadpool_free
+        self._free.argtypes, self._free.restype = [ctypes.c_void_p], None
+        self._pool = cpu.ggml_threadpool_new(ctypes.byref(params))
+        attach = lib.llama_cpp._lib["llama_attach_threadpool"]
+        attach.argtypes = [lib.llama_context_p_ctypes, *[ctypes.c_void_p] * 2]
+        attach.restype = None
+        attach(context, self._pool, self._pool)
+        # Not os.sched_*affinity: sets of numbers take several times as long.
+        libc = ctypes.PyDLL(None)
+        kinds: list[Any] = [ctypes.c_int, ctypes.c_size_t, ctypes.c_char_p]
+        self._get, self._set = libc.sched_getaffinity, libc.sched_setaffinity
+        self._get.argtypes = self._set.argtypes = kinds
+        self._mask = ctypes.create_string_buffer(1024)  # 8,192 processors
+        self._size = len(self._mask)
+
+    def __enter__(self) -> None:
+        """Notes where the calling thread may run: it is one of the threads."""
+        self._get(0, self._size, self._mask)
+
+    def __exit__(self, *exc: object) -> None:
+        """It may run there again; so may what it starts."""
+        self._set(0, self._size, self._mask)
+
+    def free(self) -> None:
+        """After the context is freed."""
+        self._free(self._pool)
+
+
+def thread_pool(context: Any, threads: int, *, strict: bool) -> ThreadPool | None:
+    """A pool, strict where there is a core for each thread and no other; or None.
+
+    The others are told too where they may run: contexts of a process share threads.
+    """
+    if sys.platform != "linux" or threads == 1:
+        return None
+    allowed = os.sched_getaffinity(0)
+    cpus = sorted(allowed)
+    cores = one_of_each(map(_siblings, cpus), allowed)
+    if strict := strict and threads in (len(cpus), len(cores)):
+        cpus = cpus if threads == len(cpus) else cores
+    if cpus[-1] >= _MOST_CPUS:
+        return None
+    try:
+        return ThreadPool(context, threads, cpus, strict)
+    except (OSError, AttributeError):
+        return None
+
+
+def one_of_each(cores: Iterable[set[int]], allowed: set[int]) -> list[int]:
+    """The first processor that may be used of every core, ascending.
+
+    cores: for some processors, all of the core they belong to.
+
+    >>> one_of_each([{0, 4}, {1, 5}, {0, 4}, {1, 5}], {0, 4, 5})
+    [0, 5]
+    """
+    return sorted({min(core & allowed) for core in cores if core & allowed})
+
+
+def _siblings(cpu: int) -> set[int]:
+    """The processors of its core: `0,4` or `0-1` in a file."""
+    try:
+        text = (_CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text("ascii")
+        parts = [list(map(int, part.split("-"))) for part in text.split(",")]
+        return {n for part in parts for n in range(part[0], part[-1] + 1)} | {cpu}
+    except (OSError, ValueError):
+        return {cpu}
+
+
+def _loaded(name: str) -> ctypes.CDLL:
+    """A library that llama.cpp has loaded; by another name it would be a second one."""
+    return ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
