@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -460,6 +461,28 @@ def test_an_architecture_that_no_decoder_can_be_made_from(
     with pytest.raises(ModelError, match="transformers cannot read other.gguf") as told:
         load_weights(other)
     assert "\n" not in str(told.value)
+
+
+@needs_torch
+@pytest.mark.filterwarnings("ignore")
+def test_what_followed_from_an_older_training_goes_before_a_new_one(
+    edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A run that is ended after the first candidate must not go on with the old."""
+    finish = ("--epochs", 0.1, "--finish", "tvd")
+    assert make(edgecs, tiny_gguf, tmp_path, *finish).code == 0
+    shutil.rmtree(tmp_path / "made")
+    (tmp_path / "work" / "head.pt").unlink()
+    assert (tmp_path / "work" / "head-tvd.pt").exists()
+
+    def ended(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    pipeline = import_module("edgecs_convert.distill.pipeline")
+    monkeypatch.setattr(pipeline, "worth", ended)
+    assert make(edgecs, tiny_gguf, tmp_path, *finish, "-q").code == 130
+    assert (tmp_path / "work" / "head.pt").exists()
+    assert not (tmp_path / "work" / "head-tvd.pt").exists()
 
 
 @needs_torch
