@@ -702,6 +702,16 @@ def test_a_full_disk_keeps_the_checkpoint_before_it(
 
 
 @needs_torch
+def test_a_training_that_is_done_leaves_no_part_of_a_checkpoint(tmp_path: Path):
+    """Killed while it wrote the last one again, it has nothing more to write."""
+    path = tmp_path / "c.pt"
+    trainer_of(path).run(threading.Event(), quiet)
+    (tmp_path / ".c.pt.99999999-00000000.part").touch()
+    trainer_of(path).run(threading.Event(), quiet)
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+
+
+@needs_torch
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path):
     path = tmp_path / "c.pt"
     trainer_of(path).run(threading.Event(), quiet)
