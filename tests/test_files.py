@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecs.files import replacing, write_whole
+from edgecs.files import replacing, sweep, write_whole
 from edgecs.reading import read_bounded
+from edgecs_convert.folders import whole_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -58,6 +59,43 @@ def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path: Path):
         kept.touch()
     write_whole(path, b"whole")
     assert names(tmp_path) == sorted([path.name, alive.name, other.name])
+
+
+def test_a_part_of_a_process_whose_number_another_one_has_goes_too(tmp_path: Path):
+    left = tmp_path / f".talk.edgecs.{os.getpid()}-00000000.part"
+    left.touch()
+    os.utime(left, (0, 0))  # before this process began
+    write_whole(tmp_path / "talk.edgecs", b"whole")
+    assert names(tmp_path) == ["talk.edgecs"]
+
+
+def test_a_folder_can_be_swept_of_the_parts_of_all_its_files(tmp_path: Path):
+    for name in (".one.json.99999999-00000000.part", ".2.99999999-00000000.part"):
+        (tmp_path / name).touch()
+    kept = [f".one.{os.getpid()}-00000000.part", "one.part", ".one.part", "one.json"]
+    for name in kept:
+        (tmp_path / name).touch()
+    sweep(tmp_path)
+    assert names(tmp_path) == sorted(kept)
+    sweep(tmp_path / "nowhere")
+
+
+def test_a_folder_that_was_being_filled_goes_with_the_next_one(tmp_path: Path):
+    script = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from edgecs_convert.folders import whole_folder\n"
+        "def fill(folder):\n"
+        "    (folder / 'half').touch()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "whole_folder(Path(sys.argv[1]), fill)\n"
+    )
+    out = tmp_path / "made"
+    subprocess.run([sys.executable, "-c", script, out], check=False)
+    assert len(names(tmp_path)) == 1
+    assert not out.exists()
+    whole_folder(out, lambda folder: (folder / "file").touch())
+    assert names(tmp_path) == ["made"]
+    assert names(out) == ["file"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such modes")

@@ -138,6 +138,8 @@ def test_help_fits_a_small_terminal(tiny_gguf: Path):
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "window", "exit"])
 def test_no_end_of_a_chat_loses_it(tiny_gguf: Path, state: Path, how: str):
+    (state / "chats").mkdir(parents=True)
+    (state / "chats" / ".1-2.edgecs.99999999-00000000.part").touch()  # of a killed chat
     terminal = Terminal(*endless(tiny_gguf))
     terminal.wait(r"speculation on\s+>")
     terminal.type("hello\r")

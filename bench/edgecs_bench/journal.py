@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import click
 
+from edgecs.files import write_whole
 from edgecs.reading import regular_size
 
 _LONGEST = 1 << 20  # bytes of a header
@@ -32,8 +33,10 @@ class Journal:
         try:
             if _is_begun(path):
                 self._resume(path, header)
-            else:
+            elif path.exists():
                 self._write(header)
+            else:  # half a header would be a file that cannot be resumed
+                write_whole(path, _line(header))
         except (OSError, *_NOT_ONE) as error:
             raise _refusal(path, error) from error
 
@@ -61,8 +64,8 @@ class Journal:
 
     def _write(self, fields: dict[str, Any]) -> None:
         if self._path:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(fields) + "\n")
+            with self._path.open("ab") as file:
+                file.write(_line(fields))
 
     def _check(self, found: dict[str, Any], header: dict[str, Any]) -> None:
         names = sorted(found.keys() | header.keys())
@@ -72,6 +75,10 @@ class Journal:
                 f"{self._path} is of a run with other options ({', '.join(other)}): "
                 "give those, or another file"
             )
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields).encode() + b"\n"
 
 
 def check_journal(path: Path) -> None:

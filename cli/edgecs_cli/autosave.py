@@ -12,6 +12,7 @@ import click
 import platformdirs
 
 from edgecs.errors import ConfigError
+from edgecs.files import sweep
 from edgecs.saved import read, save
 from edgecs_cli.console import say
 from edgecs_cli.talk import Talk
@@ -86,6 +87,7 @@ def _files() -> list[Path]:
 
 
 def _drop_old() -> None:
+    sweep(_folder())  # each chat has a file of its own, which is not written again
     for old in _files()[:-_KEPT]:
         with suppress(OSError):
             old.unlink()

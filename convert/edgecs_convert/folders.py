@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from edgecs.files import part_of, sweep
 
 
 def whole_folder(out: Path, fill: Callable[[Path], None]) -> Path:
     """Makes a folder under another name, fills it, and gives it its own.
 
-    A run that is cut short leaves nothing at `out`.
+    A run that is cut short leaves nothing at `out`. What a killed one left beside it
+    goes when it is made the next time.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    half = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    sweep(out.parent, out.name)
+    half = part_of(out)
+    half.mkdir(0o700)
     try:
         fill(half)
-        half.chmod(0o755)  # mkdtemp makes folders for one user
+        half.chmod(0o755)
         half.rename(out)
     finally:
         shutil.rmtree(half, ignore_errors=True)

@@ -194,13 +194,12 @@ class _Trainings:
             yield kind.name, *self._update(kind, recipe, first, self._plan.log)
             return
         trainer = self._trainer(kind, self._data.seen, recipe, first)
-        fresh = trainer.done < trainer.total
-        yield kind.name, self._run(trainer), self._noted(self._data.seen, recipe)
         own = self._work / f"{kind.name}-{_OWN}"
-        if fresh:  # what followed from another training is of no use now
+        if trainer.done < trainer.total:  # what followed from another one is of no use
             shutil.rmtree(own, ignore_errors=True)
             for path in self._work.glob(f"{kind.name}-*.pt"):
                 path.unlink()
+        yield kind.name, self._run(trainer), self._noted(self._data.seen, recipe)
         for loss in self._plan.finish:
             calmer = replace(
                 recipe,

@@ -23,7 +23,7 @@ from torch import Tensor
 from edgecs.backends.llama_library import has_amx
 from edgecs.backends.onnx_thread import Aside
 from edgecs.errors import Cancelled, DistillError
-from edgecs.files import replacing
+from edgecs.files import replacing, sweep
 from edgecs_convert.distill.recipe import Recipe
 from edgecs_convert.distill.texts import Batch, Vocabulary, Window, batches
 
@@ -87,6 +87,7 @@ class Trainer:
             lr=recipe.rate,
             betas=(0.9, 0.95),
         )
+        sweep(path.parent, path.name)  # one that is done is not written again
         if path.exists():
             self._load()
 
