@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
 
+from edgecs_bench.busy import STATES
 from edgecs_bench.chains import Chain
 from edgecs_bench.hardware import load
 from edgecs_bench.result import Result, read, readable
@@ -142,6 +143,19 @@ def huge_pages(file: Path) -> str:
             shares = (f"{ms[i] / small[i]:.2f}" for ms in (huge, read))
             lines.append([told["model"], str(depth), f"{small[i]:.1f}", *shares])
     heads = ["model", "behind", "small pages, ms", "huge pages", "and --no-mmap"]
+    return _table(heads, lines)
+
+
+def busy(file: Path) -> str:
+    """What `edgecs_bench.busy` printed: tokens/s, medians; a way of a model a row."""
+    lines = []
+    for text in file.read_text(encoding="utf-8").splitlines():
+        told = json.loads(text)
+        for way, rows in told["every"].items():
+            idle, beside = (median(r[state] for r in rows) for state in STATES)
+            speeds = [f"{idle:.1f}", f"{beside:.1f}", f"{beside / idle:.2f}"]
+            lines.append([told["model"], str(told["hogs"]), f"`{way}`", *speeds])
+    heads = ["model", "programs", "threads", "alone", "beside", "share left"]
     return _table(heads, lines)
 
 
