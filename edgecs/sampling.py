@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Real
 from typing import TypedDict
 
 from edgecs.errors import ConfigError
@@ -63,6 +64,12 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(field.default) in (int, float) and (
+                isinstance(value, bool) or not isinstance(value, Real)
+            ):
+                raise ConfigError(f"{field.name} must be a number, got {value!r}")
         for name, ok, what in (
             ("temperature", self.temperature >= 0, "0 (greedy) or more"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),

@@ -23,6 +23,7 @@ from edgecs_bench.journal import Journal
 from edgecs_bench.result import FORMAT, read, schema, tables
 from edgecs_bench.throughput import measure, row
 from edgecs_cli.bench import FORMS
+from edgecs_cli.options import PAGE
 from tests.conftest import Outcome, before_calls
 from tests.test_cli import one_line
 
@@ -374,11 +375,12 @@ def test_a_place_is_looked_at_and_not_touched(
     """The file is there as it was until there is something to write."""
     monkeypatch.setattr("edgecs_cli.bench.find_models", missing)
     new, old = tmp_path / "new.json", tmp_path / "old.json"
-    old.write_text("{}\n")
+    before = PAGE.decode() if option == "--report" else '{"format": "edgecs-x"}\n'
+    old.write_text(before)
     for file in (new, old):
         one_line(bench("-q", option, file), 3, "there is no model")
     assert not new.exists()
-    assert old.read_text() == "{}\n"
+    assert old.read_text() == before
 
 
 def test_a_file_that_is_no_journal_is_refused_first(bench, tmp_path: Path, monkeypatch):
@@ -409,3 +411,25 @@ def test_numbers_without_an_end_are_refused(bench, monkeypatch, number: str):
     before_calls(monkeypatch, no_call)
     one_line(bench("--time-budget", number), 2, "--time-budget")
     one_line(bench("--temp", number), 2, "--temp")
+
+
+@pytest.mark.parametrize("option", ["-o", "--report", "--export-profile"])
+def test_a_file_of_somebody_else_is_not_replaced(
+    edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path, option: str
+):
+    notes = tmp_path / "notes"
+    notes.write_bytes(tiny_gguf.read_bytes())
+    outcome = edgecs("bench", "-m", tiny_gguf, "--test", "tg1", option, notes)
+    assert outcome.code == 2
+    assert "it is there, and not of edgecs" in outcome.err.replace("\n", " ")
+    assert notes.read_bytes() == tiny_gguf.read_bytes()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+@pytest.mark.parametrize("option", ["--hardware", "--against"])
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(
+    edgecs: Edgecs, tmp_path: Path, option: str
+):
+    os.mkfifo(tmp_path / "pipe")
+    outcome = edgecs("simulate", option, tmp_path / "pipe")
+    assert outcome.code == 2

@@ -210,6 +210,8 @@ def test_a_prompt_longer_than_the_context(edgecs: Edgecs, tiny_gguf: Path):
         (["-l", "99999+1"], ["token 99999: ids go from 0 to 271"]),
         (["-s", -2], ["--seed", "-2 is not in the range"]),
         (["--lenience", 0.5], ["--lenience", "0.5 is not in the range"]),
+        (["--lenience", "nan"], ["--lenience"]),
+        (["--log-answers", "/dev/full"], ["answers cannot be kept in /dev/full"]),
         (["--k-matrix", "3,0;0,3"], ["2 rows but there are 1 drafters (mag)"]),
         (["--k-matrix", "3;x"], ["'3;x' is not a K matrix", "5,10;0,10"]),
         (["--k-matrix", "4", "--draft-max", 3], ["--k-matrix and --draft-max exclude"]),

@@ -67,6 +67,7 @@ def test_only_the_console_writes():
 @given(hostile)
 def test_harmless_text_has_nothing_to_obey(text: str):
     assert not OBEYED.search(harmless(text))
+    assert not re.search(r"[\u2028-\u202e\u2066-\u2069]", harmless(text))
     assert len(harmless(text)) == len(text)
     assert harmless(harmless(text)) == harmless(text)
 

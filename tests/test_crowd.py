@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from edgecs import speculation
 from edgecs_cli import crowd
 from edgecs_cli.crowd import Crowd
 
@@ -19,6 +20,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, which a test moves."""
     now = [0.0]
     monkeypatch.setattr(crowd, "Others", Counted)
+    monkeypatch.setattr(speculation, "BUSY", 0.15)
     monkeypatch.setattr(crowd.time, "monotonic", lambda: now[0])
     return now
 

@@ -350,6 +350,21 @@ def report(
     return {"install": [{"download_info": {"url": url}, "metadata": about}]}
 
 
+def test_pip_runs_nothing_of_the_folder_we_stand_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.chdir(tmp_path)
+    requirement = f"{SOURCE.package}=={SOURCE.version}"
+    mark = f"open({str(tmp_path / 'ran')!r}, 'w')"
+    (tmp_path / "pip.py").write_text(mark)
+    (tmp_path / requirement).mkdir()
+    (tmp_path / requirement / "setup.py").write_text(mark)
+    with pytest.raises(FetchError, match=f"pip cannot find {requirement}"):
+        fetch._ask_pip(SOURCE)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_pip_gets_one_requirement_and_builds_nothing(monkeypatch: pytest.MonkeyPatch):
     commands = answered(monkeypatch, json.dumps(report()))
     found = fetch._ask_pip(SOURCE)
@@ -360,7 +375,7 @@ def test_pip_gets_one_requirement_and_builds_nothing(monkeypatch: pytest.MonkeyP
     )
     ((*options, dashes, requirement),) = commands
     assert (dashes, requirement) == ("--", "fake-model==1.0")
-    assert options[:4] == [sys.executable, "-m", "pip", "install"]
+    assert options[:5] == [sys.executable, "-P", "-m", "pip", "install"]
     assert {"--dry-run", "--no-deps", "--no-input"} <= set(options)
     assert options[options.index("--only-binary") + 1] == ":all:"
     assert options[options.index("--report") + 1] == "-"

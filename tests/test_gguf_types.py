@@ -142,6 +142,17 @@ def test_what_is_no_importance_matrix_is_refused(tmp_path: Path, tiny_gguf: Path
         read_imatrix(tmp_path / "text")
 
 
+def test_another_file_of_that_name_is_no_type(
+    edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path
+):
+    other = tmp_path / f"{tiny_gguf.stem}-q4_0.gguf"
+    other.write_text("my notes")
+    outcome = edgecs("convert", "gguf", tiny_gguf, "-o", tmp_path, "--to", "q4_0")
+    assert outcome.code == 3
+    assert f"{other.name} cannot be read as a GGUF" in outcome.err
+    assert other.read_text() == "my notes"
+
+
 def test_types_side_by_side_on_this_machine(
     edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path
 ):

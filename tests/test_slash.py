@@ -331,3 +331,22 @@ def test_a_prompt_cache_changes_no_token(edgecs, tiny_gguf, tmp_path, monkeypatc
     assert said[0].out == said[1].out
     assert "are kept in" in said[0].err
     assert "come from" in said[1].err
+
+
+def test_a_pattern_that_matches_without_end_is_refused(deck: Deck, tmp_path: Path):
+    for i in range(101):
+        (tmp_path / f"{i}.txt").write_text("x")
+    with pytest.raises(ConfigError, match="more than 100 files"):
+        deck.run(f"/glob {tmp_path}/*.txt")
+    assert not deck.attached
+    (tmp_path / "large").mkdir()
+    for i in range(2):
+        (tmp_path / "large" / f"{i}.md").write_text("x" * (3 << 20))
+    with pytest.raises(ConfigError, match="6 MiB, more than 4"):
+        deck.run(f"/glob {tmp_path}/large/*.md")
+    assert not deck.attached
+
+
+def test_what_is_a_command_is_no_setting(deck: Deck):
+    with pytest.raises(ConfigError, match=r"stats is a command: /stats \[on\|off\]"):
+        deck.run("/set stats on")

@@ -13,7 +13,8 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from edgecs_cli import typed
+from edgecs.conversation import Message
+from edgecs_cli import autosave, typed
 from edgecs_cli.autosave import last_chat
 from tests.terminal import Terminal
 
@@ -213,3 +214,68 @@ def test_ctrl_c_while_the_prompt_appears(
         keys.send_text("hello\r")
         assert reader() == "hello"
     assert "Ctrl-C once more or Ctrl-D leaves" in capsys.readouterr().err
+
+
+def test_a_second_tab_keeps_the_only_completion(tiny_gguf: Path, state: Path):
+    terminal = Terminal("-m", tiny_gguf, "-c", 64)
+    terminal.wait(r"speculation on\s+>")
+    terminal.type("/reg")
+    terminal.wait("/reg")
+    terminal.type("\t")
+    terminal.wait("/regen")
+    time.sleep(0.3)  # the menu is gone
+    terminal.type("\t")
+    time.sleep(0.3)
+    terminal.type("\r")
+    terminal.wait("nothing was asked yet")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+
+
+def test_ctrl_c_ends_a_command_and_not_the_chat(
+    tiny_gguf: Path, state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    editor = tmp_path / "editor"
+    editor.write_text("#!/bin/sh\necho it is open\nexec sleep 60\n")
+    editor.chmod(0o755)
+    monkeypatch.setenv("EDITOR", str(editor))
+    monkeypatch.delenv("VISUAL", raising=False)
+    terminal = Terminal("-m", tiny_gguf, "-c", 256, "-n", 4, "-s", 1)
+    terminal.wait(r"speculation on\s+>")
+    terminal.type("hello\r")
+    terminal.wait(r"4 tokens .*\s+>")
+    terminal.type("/edit\r")
+    terminal.wait("it is open")
+    terminal.type("\x03")
+    terminal.wait(r"stopped\s+>")
+    terminal.type("/show\r")
+    terminal.wait("2 messages")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+    assert last_chat()[0].is_file()
+
+
+def test_a_signal_while_a_chat_is_written_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, state: Path
+):
+    calls = []
+
+    def save(path: Path, *rest: object) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise SystemExit(143)
+
+    class Talking:
+        class chat:
+            messages = (Message("user", "a"), Message("assistant", "b"))
+
+            class conversation:
+                state = staticmethod(list)
+
+        owner = staticmethod(lambda: None)
+
+    monkeypatch.setattr(autosave, "save", save)
+    keep = autosave.Autosave(wanted=True)
+    with pytest.raises(SystemExit), keep.at_end(Talking, "m"):  # type: ignore[arg-type]
+        keep.write(Talking, "m")  # type: ignore[arg-type]
+    assert len(calls) == 2

@@ -901,7 +901,7 @@ def test_a_verdict_is_five_lines_and_says_what_to_do(
     assert 2 <= len(lines) <= 5
     assert lines[0].startswith(f"Chosen: target <- {chain.name}")
     assert ("x as fast as plain decoding" in lines[0]) == bool(speeds)
-    assert ("no chain is faster" in lines[0]) == bool(speeds and not trial_pays(trial))
+    assert ("no other is faster" in lines[0]) == bool(speeds and not trial_pays(trial))
     assert "bits of plain decoding" in lines[1]
     text = "\n".join(lines)
     for other in others:

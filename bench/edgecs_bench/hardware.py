@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgecs.errors import ConfigError
+from edgecs.reading import read_given
+from edgecs.reading import reason as reason_of
 from edgecs_bench import llama_bench
 from edgecs_bench.curves import LARGE
 from edgecs_bench.machines import Deep, Drafter, Hardware, Roofline, Target
@@ -108,13 +110,10 @@ def read(path: Path) -> Hardware:
 def load(path: Path, read: Callable[[Any, str], T], what: str) -> T:
     """What `read` makes of a JSON file and its name; raises ConfigError."""
     try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST + 1)
-        if len(text) > _LARGEST:
-            raise ValueError(f"it is larger than {_LARGEST >> 20} MiB")
+        text = read_given(path, _LARGEST)
         return read(llama_bench.parse(text.decode("utf-8")), path.stem)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{path} cannot be read: {reason_of(error)}") from error
     except KeyError as error:
         reason = f"{error} is missing"
     except RecursionError:

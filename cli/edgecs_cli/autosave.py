@@ -46,7 +46,6 @@ class Autosave:
         if not (self._wanted and said) or messages == self._written:
             return
         state, first = talk.chat.conversation.state(), self._written is None
-        self._written = messages
         try:
             save(self._path, state, talk.owner(), None, {"model": _reference(model)})
         except ConfigError as error:
@@ -54,6 +53,7 @@ class Autosave:
             with suppress(OSError):  # the terminal may be gone
                 say(f"this chat cannot be resumed later: {error}")
             return
+        self._written = messages  # not before: a signal may have ended the saving
         if first:
             _drop_old()
 

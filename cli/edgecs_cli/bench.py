@@ -19,6 +19,8 @@ from edgecs_cli.console import echo, say, show_log
 from edgecs_cli.exact import open_target
 from edgecs_cli.files import find_models, load_drafters
 from edgecs_cli.options import (
+    PAGE,
+    RESULT,
     Finite,
     OutputFile,
     Section,
@@ -178,7 +180,7 @@ class ResultFile(OutputFile):
     Section.RESULTS,
     "-o",
     "--output",
-    type=ResultFile(),
+    type=ResultFile(*RESULT),
     metavar="FILE",
     help="Write the whole result as JSON.",
 )
@@ -196,7 +198,7 @@ class ResultFile(OutputFile):
     Section.RESULTS,
     "--report",
     "page",
-    type=OutputFile(),
+    type=OutputFile(PAGE),
     metavar="FILE",
     help="Write a report as one HTML file.",
 )
@@ -204,7 +206,7 @@ class ResultFile(OutputFile):
     Section.RESULTS,
     "--export-profile",
     "hardware",
-    type=OutputFile(),
+    type=OutputFile(*RESULT),
     metavar="FILE",
     help="Write this machine's costs for `edgecs simulate --hardware`.",
 )

@@ -9,7 +9,7 @@ import click
 
 from edgecs.errors import ConfigError
 from edgecs_cli.console import echo, say
-from edgecs_cli.options import OutputFile
+from edgecs_cli.options import PAGE, RESULT, OutputFile
 from edgecs_cli.shared import reports_errors
 
 
@@ -36,7 +36,7 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--output", type=OutputFile(), required=True, help="The file to write."
+    "-o", "--output", type=OutputFile(*RESULT), required=True, help="The file to write."
 )
 @reports_errors
 def merge(files: tuple[Path, ...], output: Path) -> None:
@@ -56,7 +56,11 @@ def merge(files: tuple[Path, ...], output: Path) -> None:
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--output", type=OutputFile(), required=True, help="The HTML file to write."
+    "-o",
+    "--output",
+    type=OutputFile(PAGE),
+    required=True,
+    help="The HTML file to write.",
 )
 @click.option(
     "--charts",

@@ -46,7 +46,8 @@ from edgecs_cli.talk import Talk
 from edgecs_cli.typed import Reader, reader
 
 _LONG = 256  # tokens of a prompt that one waits for
-_ENDING = ("SIGTERM", "SIGHUP")  # signals that end a chat; the latter not on Windows
+# Signals that end a chat, as far as the system has them.
+_ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT")
 logger = logging.getLogger("edgecs.chat")
 
 
@@ -231,6 +232,10 @@ def _converse(deck: Deck, ask: Reader, keep: Callable[[], None]) -> str | None:
             if text is None:
                 break
             _line(deck, text, commands=ask.commands)
+        except KeyboardInterrupt:  # of a command, or of what is said after an answer
+            if not ask.commands:
+                raise
+            say("stopped")
         except Leave as leave:
             return leave.model
         except EdgecsError as error:
@@ -243,7 +248,8 @@ def _converse(deck: Deck, ask: Reader, keep: Callable[[], None]) -> str | None:
             name = type(error).__name__
             complain("edgecs chat", f"that failed ({name}: {error}); the chat goes on")
             failed = failed or 1
-        keep()
+        with Interrupt(insists=False):  # what is written is written whole
+            keep()
     if failed and not ask.commands:  # there was no one to read what was wrong
         raise click.exceptions.Exit(failed)
     return None

@@ -23,6 +23,8 @@ import click
 # pictures.
 _CONTROL = {code: 0x2400 + code for code in range(32) if code not in (9, 10)}
 _CONTROL |= {127: 0x2421} | dict.fromkeys(range(128, 160), 0xFFFD)
+# What ends a line elsewhere, and what shows text in another order than it has.
+_CONTROL |= dict.fromkeys((*range(0x2028, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
 _LEAST_WIDTH = 20  # columns; a narrower terminal breaks lines itself
 
 
@@ -121,7 +123,8 @@ def say(text: str, *, quiet: bool = False) -> None:
 
 def complain(who: str, problem: object) -> None:
     """What went wrong, on stderr. who: the command, if one has to be named."""
-    echo(f"{who}: {problem}" if who else str(problem), err=True)
+    text = f"{who}: {problem}" if who else str(problem)
+    echo(wrapped(text, columns(sys.stderr)), err=True)
 
 
 def abandon(stream: TextIO) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
+from edgecs import speculation
 from edgecs.machine import Others
-from edgecs.speculation import BUSY
 
 _SHORTEST = 0.5  # seconds; in less, what the system counts says nothing
 
@@ -26,7 +26,7 @@ class Crowd:
         if time.monotonic() - self._began < _SHORTEST:
             return None
         share = self._others.share
-        said, self._said = self._said, share > BUSY
+        said, self._said = self._said, share > speculation.BUSY
         if said or not self._said:
             return None
         return (

@@ -74,6 +74,10 @@ def legend(session: Session, tiers: str, *, colours: bool) -> list[str]:
     lines = _table(session, colours=colours)
     if not colours and len(session.chain) > 1:
         lines.append(f"marks: text of a drafter is in [{session.chain[-1]}:...]")
+    elif colours and len(session.chain) > 1:
+        lines.append(
+            "colours: who drafted a text; mag is Max-Gram, from the text so far"
+        )
     if isinstance(session.cascade.schedule, Planner):
         lines += _planned(session.cascade.schedule, session.stats)
     lines += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgecs.cascade import stack
+from edgecs.errors import ConfigError
 from edgecs.kmatrix import KMatrix
 from edgecs.load import Loaded, LoadedDrafter
 from edgecs.maxgram import MaxGram
@@ -101,6 +103,8 @@ def open_all(
     request = read_request(values)
     if sampling:
         request = replace(request, sampling=sampling)
+    if values["log_answers"]:
+        _can_keep_answers(values["log_answers"])
     with ExitStack() as closing:
         opening = open_target(request.model, values, interrupt)
         loaded, speculation = closing.enter_context(opening)
@@ -111,15 +115,27 @@ def open_all(
             drafters = load_drafters(drafts, loaded, values, closing)
         session = _session(loaded, drafters, request, speculation, values)
         closing.enter_context(session)
-        if values["log_answers"]:
+        if folder := values["log_answers"]:
             from edgecs_convert.distill.log import AnswerLog
 
             states, heat = loaded.target.note_states(), request.sampling.temperature
-            log = AnswerLog(session, states, values["log_answers"], heat)
+            log = AnswerLog(session, states, folder, heat)
             closing.callback(log.close)
         yield Opened(loaded, drafters, session, request, speculation, notes)
         if speculation:
             speculation.save()
+
+
+def _can_keep_answers(folder: Path) -> None:
+    """Raises ConfigError now rather than after the answer."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"answers cannot be kept in {folder}: {error.strerror}; give another folder"
+        ) from error
 
 
 def _shipped(model: str, speculation: Speculation) -> tuple[list[Path], list[str]]:

@@ -60,6 +60,18 @@ _speculation = partial(option, Section.SPECULATION)
 class Sectioned(click.Command):
     """A command whose help has sections; what says nothing is in the first one."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Says how a model is given to those who give it without -m."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if "unexpected extra argument" in error.message and any(
+                "-m" in param.opts for param in self.params
+            ):
+                text = f"{error.message}; a model is given with -m"
+                raise click.UsageError(text, ctx) from error
+            raise
+
     def format_options(
         self, ctx: click.Context, formatter: click.HelpFormatter
     ) -> None:
@@ -111,17 +123,24 @@ class Finite(click.FloatRange):
         return number
 
 
+RESULT, PAGE = (b'{"format": "edgecs', b'{\n  "format": "edgecs'), b"<!DOCTYPE html>"
+"""How what `edgecs bench` writes begins."""
+_HEAD = 64  # bytes that tell
+_OTHERS = "it is there, and not of edgecs"
+
+
 class OutputFile(click.Path):
     """A file to write, refused at once if it could not be written at the end.
 
-    in_place: a file that is there is written to, not replaced by a new one. Nothing is
+    in_place: a file that is there is written to, not replaced by a new one. begins:
+    how files begin that may be replaced; any other is somebody's work. Nothing is
     created to find out.
     """
 
-    def __init__(self, *, in_place: bool = False) -> None:
+    def __init__(self, *begins: bytes, in_place: bool = False) -> None:
         super().__init__(path_type=Path, readable=False)
         self.name = "file"
-        self._in_place = in_place
+        self._begins, self._in_place = begins, in_place
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -141,8 +160,12 @@ class OutputFile(click.Path):
         folder.stat()
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if there:
-            regular_size(path)
+        if there and regular_size(path) and self._begins:
+            with path.open("rb") as file:
+                if not file.read(_HEAD).startswith(self._begins):
+                    raise FileExistsError(
+                        errno.EEXIST, "it is there, and not of edgecs"
+                    )
         if not os.access(path if there and self._in_place else folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -323,7 +346,7 @@ def schedule_options(command: F) -> F:
         ),
         _speculation(
             "--lenience",
-            type=click.FloatRange(1),
+            type=Finite(1),
             default=1.0,
             show_default=True,
             help="How far drafters let a cheaper one's tokens stand that they would "

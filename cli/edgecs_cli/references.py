@@ -29,7 +29,11 @@ class Reference(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Names that begin so, and whatever files the shell finds."""
+        """Names that begin so, and whatever files the shell finds.
+
+        Files come first: click's script for bash then forgets what it had, and takes
+        them only where no name follows.
+        """
         root = resources.files("edgecs_models")
         names = [
             entry.name.removesuffix(".toml")
@@ -40,4 +44,4 @@ class Reference(click.ParamType[str]):
             folders = root.joinpath("drafters").iterdir()
             names += ["none", *(entry.name for entry in folders if entry.is_dir())]
         known = [CompletionItem(n) for n in sorted(names) if n.startswith(incomplete)]
-        return [*known, CompletionItem(incomplete, type="file")]
+        return [CompletionItem(incomplete, type="file"), *known]

@@ -22,6 +22,7 @@ EXIT_CODES = {
     7: "making a drafter cannot go on; what was done is kept (`edgecs distill`)",
     129: "the terminal was closed (SIGHUP); a chat is kept",
     130: "stopped with Ctrl-C",
+    131: "ended with Ctrl-\\ (SIGQUIT); a chat is kept",
     141: "the reader of standard output went away",
     143: "ended with SIGTERM; a chat is kept",
 }

@@ -24,7 +24,8 @@ from edgecs_cli.explain import legend
 from edgecs_cli.talk import Spec, Talk
 from edgecs_cli.texts import read_text
 
-_LARGEST = 4 << 20  # bytes of a file that is read
+_LARGEST = 4 << 20  # bytes of what is read in front of a message
+_MOST_FILES, _MOST_PLACES = 100, 10_000  # that match a pattern, and that are looked at
 _CODE = re.compile(r"^```[^\n]*\n(.*?)^```", re.M | re.S)
 _NUMBERS = {f.name: f for f in fields(Sampling) if isinstance(f.default, int | float)}
 _OWN = ("max_tokens", "overflow", "markdown", "think")
@@ -165,6 +166,10 @@ class Deck:
             whole = isinstance(_NUMBERS[name].default, int)
             self.talk.set_sampling(name, _number(name, value, whole=whole))
         else:
+            if command := _BY_NAME.get(f"/{name}"):
+                raise ConfigError(
+                    f"{name} is a command: /{name} {command.takes}".rstrip()
+                )
             known = settings()
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
@@ -178,7 +183,7 @@ class Deck:
         for line in details(talk.now):
             say(line)
         changed = [
-            f"{name} {getattr(talk.sampling, name):g}"
+            f"{name} {_plainly(getattr(talk.sampling, name))}"
             for name in _NUMBERS
             if getattr(talk.sampling, name) != getattr(default, name)
         ]
@@ -218,17 +223,25 @@ class Deck:
 
     def read(self, rest: str) -> None:
         """Puts a text file in front of the next message."""
-        self._attach(_path(rest, "/read notes.txt"))
+        path = _path(rest, "/read notes.txt")
+        self._attach(path, self._text(path))
 
     def glob(self, rest: str) -> None:
         """Puts all files that match in front of the next message."""
         if not rest:
             raise ConfigError("no pattern was given: as in /glob src/*.py")
-        found = sorted(p for p in glob.glob(rest, recursive=True) if Path(p).is_file())
+        found = _matches(rest)
         if not found:
             raise ConfigError(f"no file matches {rest}: check the pattern")
-        for name in found:
-            self._attach(Path(name))
+        texts = [self._text(path) for path in sorted(found)]
+        size = sum(map(len, texts))
+        if size > _LARGEST:
+            raise ConfigError(
+                f"the files that match {rest} have {size >> 20} MiB, more than "
+                f"{_LARGEST >> 20}: give fewer"
+            )
+        for path, text in zip(sorted(found), texts, strict=True):
+            self._attach(path, text)
 
     def copy(self, rest: str) -> None:
         """Copies the last block of code, or the whole last answer."""
@@ -245,6 +258,7 @@ class Deck:
         """Shows what the last answer took; on, off: after each."""
         if rest:
             self.stats = _switch("stats", rest)
+            say(f"stats: {_onoff(self.stats)}")
             return
         session = self.talk.session
         if not session.stats.tokens:
@@ -256,7 +270,7 @@ class Deck:
         for line in legend(
             session, self.talk.now.tiers, colours=has_colours(sys.stderr)
         ):
-            echo(line, err=True)
+            echo(wrapped(line, columns(sys.stderr)), err=True)
 
     def set_spec(self, rest: str) -> None:
         """auto: as it pays; on: always draft; off: plain decoding."""
@@ -274,10 +288,12 @@ class Deck:
             session, colours = self.talk.session, has_colours(sys.stderr)
             lines = legend(session, self.talk.now.tiers, colours=colours)
             for line in lines[: 1 + len(session.chain)]:
-                echo(line, err=True)
+                echo(wrapped(line, columns(sys.stderr)), err=True)
 
-    def _attach(self, path: Path) -> None:
-        text = read_text(path, _LARGEST)
+    def _text(self, path: Path) -> str:
+        return read_text(path, _LARGEST)
+
+    def _attach(self, path: Path, text: str) -> None:
         self.attached.append(f"{path.name}:\n```\n{text.rstrip()}\n```")
         say(f"{path} ({len(text)} characters) goes with your next message")
 
@@ -356,6 +372,25 @@ def _switch(name: str, value: str) -> bool:
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ConfigError(f"{name} must be {' or '.join(known)}, got {value!r}")
+
+
+def _matches(pattern: str) -> list[Path]:
+    """Files; raises ConfigError for a pattern with no end of them."""
+    found: list[Path] = []
+    for n, name in enumerate(glob.iglob(pattern, recursive=True)):
+        if Path(name).is_file():
+            found.append(Path(name))
+        if len(found) > _MOST_FILES or n > _MOST_PLACES:
+            raise ConfigError(
+                f"{pattern} matches more than {_MOST_FILES} files, or lies in too many "
+                "folders: give a narrower pattern"
+            )
+    return found
+
+
+def _plainly(value: float) -> str:
+    """A number as it can be typed."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _onoff(value: bool) -> str:

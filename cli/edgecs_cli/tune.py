@@ -79,7 +79,7 @@ _PLAINLY = "it cannot forget rejected tokens, so nothing can be drafted for it"
 )
 @click.option(
     "--plot",
-    type=OutputFile(in_place=True),
+    type=OutputFile(b"\x89PNG", b"<?xml", b"<svg", in_place=True),
     metavar="FILE",
     help="Draw the cost curve and the chains as .png or .svg; needs matplotlib.",
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import platformdirs
 
+from edgecs.reading import regular_size
 from edgecs_cli.console import say
 from edgecs_cli.shared import Interrupt
 from edgecs_cli.slash import COMMANDS, settings
@@ -228,6 +229,7 @@ def _history() -> History:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
+        regular_size(path)
     except OSError:
         return InMemoryHistory()
     return FileHistory(str(path))
@@ -289,5 +291,17 @@ def _bindings() -> KeyBindings:
     @bindings.add("escape", "enter")
     def _(event: Any) -> None:
         event.current_buffer.insert_text("\n")
+
+    @bindings.add("tab")
+    def _(event: Any) -> None:
+        """The only completion stays; of several the next one."""
+        buffer = event.current_buffer
+        state = buffer.complete_state
+        if state is None:
+            buffer.start_completion(insert_common_part=True)
+        elif len(state.completions) == 1:
+            buffer.apply_completion(state.completions[0])
+        else:
+            buffer.complete_next()
 
     return bindings

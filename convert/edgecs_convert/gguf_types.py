@@ -7,7 +7,7 @@ are those of the worse of the two, which whoever shows such a file has to say.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from edgecs.backends.llama_library import clear_log, logged_errors
 from edgecs.backends.llama_trial import refuse_fatal
 from edgecs.errors import ConfigError, ModelError
 from edgecs.profile import fingerprint
+from edgecs.reading import reason
 from edgecs.tuning.quantisations import quantisation
 
 _MOSTLY, _ALL = "LLAMA_FTYPE_MOSTLY_", "LLAMA_FTYPE_ALL_"
@@ -84,10 +85,7 @@ def quantised_as(model: Path) -> str | None:
 
     Raises ModelError for what is no GGUF.
     """
-    try:
-        tensors = gguf.GGUFReader(model).tensors
-    except (OSError, ValueError, IndexError, KeyError) as error:
-        raise ModelError(f"{model} cannot be read as a GGUF: {error}") from error
+    tensors = _tensors(model)
     weights: dict[str, int] = {}
     for tensor in tensors:
         name = tensor.tensor_type.name
@@ -96,8 +94,17 @@ def quantised_as(model: Path) -> str | None:
     return max(weights, key=lambda name: weights[name]) if weights else None
 
 
+def _tensors(path: Path) -> Sequence[Any]:
+    """A file's tensors; raises ModelError for what is no GGUF."""
+    try:
+        return list(gguf.GGUFReader(path).tensors)
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        why = reason(error)
+        raise ModelError(f"{path} cannot be read as a GGUF: {why}") from error
+
+
 def _bits(path: Path) -> float:
-    tensors = gguf.GGUFReader(path).tensors
+    tensors = _tensors(path)
     weights = sum(int(tensor.n_elements) for tensor in tensors)
     return 8 * sum(int(tensor.n_bytes) for tensor in tensors) / max(1, weights)
 

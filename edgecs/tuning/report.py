@@ -149,7 +149,7 @@ class Report:
             "by task)"
         )
         if not (chosen.harmless and chosen.mean >= 1):
-            why = "no chain is faster without being slower elsewhere"
+            why = "no other is faster, and it drafts where that pays"
             return f"{line}, as {why}: {speed}."
         return f"{line}, {speed}."
 
