@@ -1118,10 +1118,11 @@ def test_generate_finds_what_tune_measured(
 def test_a_plot_is_drawn(edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path, name: str):
     pytest.importorskip("matplotlib")
     path = tmp_path / name
-    path.write_bytes(b"the one before")
-    assert tune_cli(edgecs, tiny_gguf, "--plot", path).code == 0
     starts = {"costs.png": b"\x89PNG", "costs.SVG": b"<?xml"}
+    path.write_bytes(starts[name] + b" the one before")
+    assert tune_cli(edgecs, tiny_gguf, "--plot", path).code == 0
     assert path.read_bytes().startswith(starts[name])
+    assert b"the one before" not in path.read_bytes()
 
 
 @pytest.fixture
