@@ -19,7 +19,8 @@ from edgecs.chat_template import ChatTemplate
 from edgecs.conversation import Conversation
 from edgecs.errors import ConfigError, ModelError
 from edgecs.session import Token
-from edgecs_cli.console import harmless
+from edgecs_cli.console import Painted, harmless
+from edgecs_cli.explain import COLOURS
 from edgecs_cli.opening import open_all
 from edgecs_cli.screen import Markdown, Thoughts, WordWrap, shown
 from edgecs_cli.shared import Interrupt
@@ -350,3 +351,18 @@ def test_a_pattern_that_matches_without_end_is_refused(deck: Deck, tmp_path: Pat
 def test_what_is_a_command_is_no_setting(deck: Deck):
     with pytest.raises(ConfigError, match=r"stats is a command: /stats \[on\|off\]"):
         deck.run("/set stats on")
+
+
+def test_stats_keep_their_colours(deck: Deck, monkeypatch: pytest.MonkeyPatch):
+    told: list[str] = []
+    monkeypatch.setattr("edgecs_cli.slash.has_colours", lambda stream: True)
+    monkeypatch.setattr("edgecs_cli.slash.columns", lambda stream: 40)
+    monkeypatch.setattr("edgecs_cli.slash.echo", lambda line, err: told.append(line))
+    ask(deck, "a b a b a b")
+    for line in ("/stats", "/explain on"):
+        told.clear()
+        deck.run(line)
+        (row,) = [line for line in told if click.style("mag", fg=COLOURS[0]) in line]
+        assert isinstance(row, Painted)
+        plain = [line for line in told if not isinstance(line, Painted)]
+        assert all(len(part) <= 40 for line in plain for part in line.split("\n"))

@@ -18,7 +18,15 @@ import click
 from edgecs.errors import ConfigError
 from edgecs.overflow import Overflow
 from edgecs.sampling import Sampling
-from edgecs_cli.console import columns, echo, has_colours, say, to_clipboard, wrapped
+from edgecs_cli.console import (
+    Painted,
+    columns,
+    echo,
+    has_colours,
+    say,
+    to_clipboard,
+    wrapped,
+)
 from edgecs_cli.describe import answer_details, answer_line, details, start_line
 from edgecs_cli.explain import legend
 from edgecs_cli.talk import Spec, Talk
@@ -270,7 +278,7 @@ class Deck:
         for line in legend(
             session, self.talk.now.tiers, colours=has_colours(sys.stderr)
         ):
-            echo(wrapped(line, columns(sys.stderr)), err=True)
+            _tell(line)
 
     def set_spec(self, rest: str) -> None:
         """auto: as it pays; on: always draft; off: plain decoding."""
@@ -288,7 +296,7 @@ class Deck:
             session, colours = self.talk.session, has_colours(sys.stderr)
             lines = legend(session, self.talk.now.tiers, colours=colours)
             for line in lines[: 1 + len(session.chain)]:
-                echo(wrapped(line, columns(sys.stderr)), err=True)
+                _tell(line)
 
     def _text(self, path: Path) -> str:
         return read_text(path, _LARGEST)
@@ -386,6 +394,12 @@ def _matches(pattern: str) -> list[Path]:
                 "folders: give a narrower pattern"
             )
     return found
+
+
+def _tell(line: str) -> None:
+    """A row of a table, which has its looks and its width, or a sentence."""
+    painted = isinstance(line, Painted)
+    echo(line if painted else wrapped(line, columns(sys.stderr)), err=True)
 
 
 def _plainly(value: float) -> str:
