@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -102,4 +103,6 @@ def _take_terminal() -> None:
     import fcntl
     import termios
 
+    # Whoever runs the tests with nohup has it ignored, and so would the chat.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
