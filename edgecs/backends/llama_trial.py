@@ -73,10 +73,15 @@ def refuse_fatal(
 
 
 def attempt(path: str, seconds: str, memory: str) -> None:
-    """What the child does: all that a first answer takes. Errors are for the parent."""
+    """What the child does: all that a first answer takes. Errors are for the parent.
+
+    A tokenizer is read by itself too: where llama.cpp refuses the rest of a file, it
+    has not come to it.
+    """
     child.prepare(float(seconds), int(memory))
     from edgecs.backends.llama_lm import LlamaLM
     from edgecs.backends.llama_model import LlamaModel
+    from edgecs.backends.llama_vocabulary import load_vocabulary
     from edgecs.context import Context
     from edgecs.draft import NOTHING
     from edgecs.options import LoadOptions
@@ -90,6 +95,8 @@ def attempt(path: str, seconds: str, memory: str) -> None:
         max_draft=3,
     )
     cancel = threading.Event()
+    with suppress(EdgecsError), load_vocabulary(Path(path)) as alone:
+        alone.pieces()
     with suppress(EdgecsError):
         model = LlamaModel(Path(path), options, cancel)
         vocabulary = model.vocabulary

@@ -129,6 +129,13 @@ def open_vocabulary(gguf: Path) -> Iterator[LlamaVocabulary]:
 
     check_model(gguf)
     refuse_fatal(gguf)
+    with load_vocabulary(gguf) as vocabulary:
+        yield vocabulary
+
+
+@contextmanager
+def load_vocabulary(gguf: Path) -> Iterator[LlamaVocabulary]:
+    """As `open_vocabulary`, of a file that may end the process."""
     params = lib.llama_model_default_params()
     params.vocab_only = True
     model = lib.llama_model_load_from_file(os.fsencode(gguf), params)
