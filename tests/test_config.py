@@ -147,6 +147,25 @@ def test_values_are_checked_as_if_they_were_typed(
     one_line(outcome, 2, "'many' is not a valid integer range")
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("file = true", "true cannot be read"),
+        ("stop = [true, [1]]\nfile = 1.5", "1.5 cannot be read"),
+        ("grammar-file = 2026-01-01", "2026-01-01 cannot be read"),
+        ("draft = [false]", "false"),
+    ],
+)
+def test_values_of_other_kinds_are_checked_as_if_they_were_typed(
+    edgecs: Edgecs, tiny_gguf: Path, config: Path, text: str, says: str
+):
+    config.write_text(f"[generate]\n{text}\n")
+    prompt = [] if "file = " in text.splitlines()[-1][:7] else ["-p", "x"]
+    outcome = edgecs("generate", "-m", tiny_gguf, "-c", 64, "--offline", *prompt)
+    assert outcome.code in (2, 3, 6)
+    assert says in outcome.err
+
+
 def test_another_file_by_name(
     edgecs: Edgecs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

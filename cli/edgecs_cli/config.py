@@ -191,9 +191,16 @@ def _below(command: click.Command) -> Mapping[str, click.Command]:
 
 def _value(param: click.Parameter, value: Any) -> Any:
     """Click wants lists for what may be repeated, and texts for the rest."""
+    if isinstance(param, click.Option) and param.is_flag and isinstance(value, bool):
+        return value
     if param.multiple:
-        return value if isinstance(value, list) else [value]
-    return value if isinstance(value, bool) else str(value)
+        return [_typed(one) for one in (value if isinstance(value, list) else [value])]
+    return _typed(value)
+
+
+def _typed(value: Any) -> str:
+    """A value as it would be typed; what is no text is then checked like one."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _is_table(value: Any) -> bool:
