@@ -25,7 +25,7 @@ class LoadOptions:
     laid out anew for faster kernels; which widths are exact can depend on it.
     huge_pages: whether to ask for them; they change the speed and nothing else.
     cpu_strict: whether threads stay on cores of their own where there is one for each
-    and no more, so that another program that computes costs what it takes and no more.
+    and no more, which makes another program that computes cost less.
     """
 
     n_ctx: int = 0

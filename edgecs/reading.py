@@ -75,7 +75,7 @@ def _too_large(path: Path, most: int) -> OSError:
 def read_given(path: Path, most: int) -> bytes:
     """As `read_bounded`, but of pipes and devices too, as a shell gives them.
 
-    A named pipe that nobody writes to is empty.
+    A named pipe without a writer reads as empty.
     """
     if os.name != "posix":
         return read_bounded(path, most)

@@ -421,7 +421,9 @@ def test_a_file_of_somebody_else_is_not_replaced(
     notes.write_bytes(tiny_gguf.read_bytes())
     outcome = edgecs("bench", "-m", tiny_gguf, "--test", "tg1", option, notes)
     assert outcome.code == 2
-    assert "it is there, and not of edgecs" in outcome.err.replace("\n", " ")
+    assert "the file exists, and edgecs did not write it" in outcome.err.replace(
+        "\n", " "
+    )
     assert notes.read_bytes() == tiny_gguf.read_bytes()
 
 

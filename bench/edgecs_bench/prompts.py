@@ -109,7 +109,9 @@ def _lines(file: Path) -> list[str]:
         data = read_given(file, _LARGEST)
         if file.suffix == ".gz":
             with gzip.open(io.BytesIO(data)) as packed:
-                data = packed.read(_LARGEST)
+                data = packed.read(_LARGEST + 1)
+            if len(data) > _LARGEST:
+                raise OSError(f"it unpacks to more than {_LARGEST >> 20} MiB")
         # Not `splitlines`: texts may hold line separators that JSON does not escape.
         return [line for line in data.decode("utf-8").split("\n") if line.strip()]
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:

@@ -27,7 +27,7 @@ from edgecs_cli.console import (
     has_colours,
     say,
 )
-from edgecs_cli.crowd import Crowd
+from edgecs_cli.contention import Contention
 from edgecs_cli.describe import answer_details, answer_line, introduce
 from edgecs_cli.explain import painter
 from edgecs_cli.opening import open_all
@@ -204,16 +204,16 @@ def _deck(
 ) -> Deck:
     """Commands and looks, which outlive a change of the model."""
 
-    crowd = Crowd()
+    contention = Contention()
 
     def answer(tokens: Callable[[], Generator[Token]]) -> None:
-        crowd.answer_begins()
+        contention.answer_begins()
         try:
             _turn(deck, tokens(), interrupt)
         finally:
             ask.answered(stopped=deck.talk.chat.finish_reason == "cancelled")
         _report(deck, quiet=values["quiet"], verbose=values["verbose"])
-        if line := crowd.line():
+        if line := contention.line():
             say(line, quiet=values["quiet"])
 
     deck = Deck(talk, answer, ask.usual)

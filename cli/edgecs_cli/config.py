@@ -199,7 +199,7 @@ def _value(param: click.Parameter, value: Any) -> Any:
 
 
 def _typed(value: Any) -> str:
-    """A value as it would be typed; what is no text is then checked like one."""
+    """A value as the command line would have it, which then checks it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

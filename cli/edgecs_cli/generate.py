@@ -19,7 +19,7 @@ from edgecs.load import Loaded
 from edgecs.session import Session, Token
 from edgecs.trace import TraceFile, follow, header
 from edgecs_cli.console import echo, has_colours, say
-from edgecs_cli.crowd import Crowd
+from edgecs_cli.contention import Contention
 from edgecs_cli.describe import answer_details, answer_line, introduce
 from edgecs_cli.explain import Paint, legend, painter, plain
 from edgecs_cli.opening import Opened, exactness, open_all
@@ -106,7 +106,7 @@ def generate(**values: Any) -> int:
         prompt = _encode(opened.loaded, text, values)
         if trace:
             _follow(opened, trace, prompt.size)
-        crowd = Crowd()
+        contention = Contention()
         answer = _stream(session, prompt, values, _paint(session, values))
         if values["as_json"]:
             echo(json.dumps(_report(opened, answer)))
@@ -116,8 +116,8 @@ def generate(**values: Any) -> int:
         say(_summary(opened, drawn=values["seed"] < 0), quiet=values["quiet"])
         for line in answer_details(session) if values["verbose"] else ():
             say(line, quiet=values["quiet"])
-        if crowded := crowd.line():
-            say(crowded, quiet=values["quiet"])
+        if busy := contention.line():
+            say(busy, quiet=values["quiet"])
     return 130 if reason == "cancelled" else 0
 
 

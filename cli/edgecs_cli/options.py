@@ -126,15 +126,15 @@ class Finite(click.FloatRange):
 RESULT, PAGE = (b'{"format": "edgecs', b'{\n  "format": "edgecs'), b"<!DOCTYPE html>"
 """How what `edgecs bench` writes begins."""
 _HEAD = 64  # bytes that tell
-_OTHERS = "it is there, and not of edgecs"
+_OTHERS = "the file exists, and edgecs did not write it"
 
 
 class OutputFile(click.Path):
     """A file to write, refused at once if it could not be written at the end.
 
     in_place: a file that is there is written to, not replaced by a new one. begins:
-    how files begin that may be replaced; any other is somebody's work. Nothing is
-    created to find out.
+    how files begin that may be replaced; any other file is refused. Nothing is created
+    to find out.
     """
 
     def __init__(self, *begins: bytes, in_place: bool = False) -> None:
@@ -163,9 +163,7 @@ class OutputFile(click.Path):
         if there and regular_size(path) and self._begins:
             with path.open("rb") as file:
                 if not file.read(_HEAD).startswith(self._begins):
-                    raise FileExistsError(
-                        errno.EEXIST, "it is there, and not of edgecs"
-                    )
+                    raise FileExistsError(errno.EEXIST, _OTHERS)
         if not os.access(path if there and self._in_place else folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 

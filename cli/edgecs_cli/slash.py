@@ -232,7 +232,7 @@ class Deck:
     def read(self, rest: str) -> None:
         """Puts a text file in front of the next message."""
         path = _path(rest, "/read notes.txt")
-        self._attach(path, self._text(path))
+        self._attach(path, read_text(path, _LARGEST))
 
     def glob(self, rest: str) -> None:
         """Puts all files that match in front of the next message."""
@@ -241,7 +241,7 @@ class Deck:
         found = _matches(rest)
         if not found:
             raise ConfigError(f"no file matches {rest}: check the pattern")
-        texts = [self._text(path) for path in sorted(found)]
+        texts = [read_text(path, _LARGEST) for path in sorted(found)]
         size = sum(map(len, texts))
         if size > _LARGEST:
             raise ConfigError(
@@ -297,9 +297,6 @@ class Deck:
             lines = legend(session, self.talk.now.tiers, colours=colours)
             for line in lines[: 1 + len(session.chain)]:
                 _tell(line)
-
-    def _text(self, path: Path) -> str:
-        return read_text(path, _LARGEST)
 
     def _attach(self, path: Path, text: str) -> None:
         self.attached.append(f"{path.name}:\n```\n{text.rstrip()}\n```")

@@ -95,7 +95,7 @@ def quantised_as(model: Path) -> str | None:
 
 
 def _tensors(path: Path) -> Sequence[Any]:
-    """A file's tensors; raises ModelError for what is no GGUF."""
+    """A file's tensors; raises ModelError if it is not a GGUF."""
     try:
         return list(gguf.GGUFReader(path).tensors)
     except (OSError, ValueError, IndexError, KeyError) as error:

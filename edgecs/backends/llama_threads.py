@@ -1,10 +1,10 @@
 """llama.cpp's threads, each on a core of its own (its `--cpu-strict`).
 
-Every operation of a graph ends with a barrier. Where there are as many threads as cores
-and another program computes, Linux often puts two of the threads on one core while the
-program has another one: each of some 450 barriers of a call then lasts until a time
-slice ends. Threads that stay on cores of their own share one of them with the program,
-and lose no more than what it takes. `edgecs_bench.busy` measures both.
+Every operation of a graph ends with a barrier, so there are hundreds in a call. Where
+there are as many threads as cores and another program computes, Linux often puts two of
+the threads on one core while the program has another one: a barrier then lasts until a
+time slice ends. With a core for each thread only one of them shares its core with the
+program. `edgecs_bench.busy` measures both.
 
 With more cores than threads nothing is done: there Linux finds a free one.
 """
@@ -54,14 +54,6 @@ class ThreadPool:
         for number in cpus:
             params.cpumask[number] = True
         params.strict_cpu = strict
-        cpu.ggml_threadpool_new.restype = ctypes.c_void_p
-        self._free = cpu.ggml_threadpool_free
-        self._free.argtypes, self._free.restype = [ctypes.c_void_p], None
-        self._pool = cpu.ggml_threadpool_new(ctypes.byref(params))
-        attach = lib.llama_cpp._lib["llama_attach_threadpool"]
-        attach.argtypes = [lib.llama_context_p_ctypes, *[ctypes.c_void_p] * 2]
-        attach.restype = None
-        attach(context, self._pool, self._pool)
         # Not os.sched_*affinity: sets of numbers take several times as long.
         libc = ctypes.PyDLL(None)
         kinds: list[Any] = [ctypes.c_int, ctypes.c_size_t, ctypes.c_char_p]
@@ -69,6 +61,18 @@ class ThreadPool:
         self._get.argtypes = self._set.argtypes = kinds
         self._mask = ctypes.create_string_buffer(1024)  # 8,192 processors
         self._size = len(self._mask)
+        if self._get(0, self._size, self._mask) < 0:
+            raise OSError("this system has more processors than that")
+        cpu.ggml_threadpool_new.restype = ctypes.c_void_p
+        self._free = cpu.ggml_threadpool_free
+        self._free.argtypes, self._free.restype = [ctypes.c_void_p], None
+        self._pool = cpu.ggml_threadpool_new(ctypes.byref(params))
+        if not self._pool:
+            raise OSError("ggml has no memory for a thread pool")
+        attach = lib.llama_cpp._lib["llama_attach_threadpool"]
+        attach.argtypes = [lib.llama_context_p_ctypes, *[ctypes.c_void_p] * 2]
+        attach.restype = None
+        attach(context, self._pool, self._pool)
 
     def __enter__(self) -> None:
         """Notes where the calling thread may run: it is one of the threads."""

@@ -82,7 +82,8 @@ class Otherwise(NamedTuple):
         """The flags, and what they bring where they bring most."""
         ratios = {depth: pairs[1].ratio for depth, pairs in self.seconds.items()}
         best = min(ratios, key=ratios.__getitem__)
-        return f"{self.setting.flags} ({1 / ratios[best]:.2f} x behind {best} tokens)"
+        speed = f"{1 / ratios[best]:.2f} x as fast after {best} tokens"
+        return f"{self.setting.flags} ({speed})"
 
     def advice(self) -> str:
         """When to ask for it, in words and numbers."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edgecs import speculation
-from edgecs_cli import crowd
-from edgecs_cli.crowd import Crowd
+from edgecs_cli import contention
+from edgecs_cli.contention import Contention
 
 
 class Counted:
@@ -19,14 +19,14 @@ class Counted:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, which a test moves."""
     now = [0.0]
-    monkeypatch.setattr(crowd, "Others", Counted)
+    monkeypatch.setattr(contention, "Others", Counted)
     monkeypatch.setattr(speculation, "BUSY", 0.15)
-    monkeypatch.setattr(crowd.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(contention.time, "monotonic", lambda: now[0])
     return now
 
 
 def test_it_is_said_once_until_it_was_quiet(clock: list[float]):
-    watch, lines = Crowd(), []
+    watch, lines = Contention(), []
     for share in (0.0, 0.49, 0.5, 0.1, 0.33):
         watch.answer_begins()
         clock[0] += 1
@@ -43,6 +43,6 @@ def test_it_is_said_once_until_it_was_quiet(clock: list[float]):
 
 
 def test_short_answers_say_nothing(clock: list[float]):
-    watch = Crowd()
+    watch = Contention()
     clock[0], Counted.share = 0.3, 0.9
     assert watch.line() is None

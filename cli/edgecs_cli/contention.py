@@ -1,4 +1,4 @@
-"""Whether other programs compute while answers are written, which makes them slow."""
+"""Whether other programs take processor time while answers are generated."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import time
 from edgecs import speculation
 from edgecs.machine import Others
 
-_SHORTEST = 0.5  # seconds; in less, what the system counts says nothing
+_SHORTEST = 0.5  # seconds; the system's counters are too coarse for less
 
 
-class Crowd:
-    """Watches answer by answer; says so once, and again after it was quiet."""
+class Contention:
+    """Watches answer by answer; reports it once, and again after it has stopped."""
 
     def __init__(self) -> None:
         self._said = False
         self.answer_begins()
 
     def answer_begins(self) -> None:
-        """From now on it is counted."""
+        """Starts to count."""
         self._others, self._began = Others(), time.monotonic()
 
     def line(self) -> str | None:
-        """What is to be said after an answer."""
+        """What to tell the user after an answer; None: nothing new."""
         if time.monotonic() - self._began < _SHORTEST:
             return None
         share = self._others.share
