@@ -5,6 +5,8 @@ QUESTION ?= Who wrote Romeo and Juliet, and what happens in each of its five act
 BIN := .venv/bin
 EDGECS := $(BIN)/edgecs
 
+NATIVE := $(wildcard edgecs/native/*.cpp edgecs/native/*.h tests/native/*.cpp)
+
 CASES ?= 2000
 KILLS ?= 200
 
@@ -30,6 +32,7 @@ kills: .venv/dev  ## kills commands KILLS times and counts what is lost; SEED=n 
 
 lint: .venv/dev  ## formatting, style, types, generated documents
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/cog --check README.md docs/*.md docs/images/curve.svg
@@ -38,6 +41,7 @@ lint: .venv/dev  ## formatting, style, types, generated documents
 fix: .venv/dev  ## let the tools mend what they can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)
 
 docs: .venv/dev  ## write the generated parts of the documents
 	$(BIN)/cog -r README.md docs/*.md docs/images/curve.svg
@@ -66,9 +70,10 @@ export CMAKE_ARGS ?= -DCMAKE_CXX_FLAGS='-fno-dse -fno-tree-dse'
 endif
 endif
 
-# llama-cpp-python is compiled here: several minutes, once.
-.venv/base: .venv/bin/python pyproject.toml
+# llama-cpp-python is compiled here: several minutes, once. Then the kernels: seconds.
+.venv/base: .venv/bin/python pyproject.toml $(NATIVE)
 	$(BIN)/python -m pip install -e .
+	$(BIN)/python -m edgecs.backends.own_kernels
 	@touch $@
 
 # With the exporter and plots, which the tests use: torch is large.

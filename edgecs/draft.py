@@ -168,7 +168,8 @@ class LanguageModel(Protocol):
     """A function from tokens to logits; its KV cache is its own affair.
 
     One holder at a time: `hold` raises ModelError for a second one. Drafts are chains,
-    unless it has an attribute `takes_trees` that is true.
+    unless it has an attribute `takes_trees` that is true. An attribute `uniform` that
+    is true promises that a row has the same bits whatever the width of its call.
     """
 
     vocab_size: int

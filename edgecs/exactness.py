@@ -78,6 +78,20 @@ class Classes:
         where, key = (self.crossing, end) if last >= end else (self.inside, start)
         where[key] = where[key].both(found) if key in where else found
 
+    def extend(self, n_ctx: int) -> None:
+        """Takes what the probes of a uniform target saw for all widths and depths.
+
+        Nothing changes where a probe saw a difference, as then it is not uniform.
+        """
+        found = [*self.inside.values(), *self.crossing.values()]
+        if not found or any(one.other for one in found):
+            return
+        every, start = Finding(frozenset(range(2, WIDEST + 1)), frozenset()), 0
+        while start < n_ctx:
+            _, end = range_of(start)
+            self.inside[start] = self.crossing[end] = every
+            start = end
+
     def strict(self, depth: int) -> Allowed:
         """Widths whose bits are those of plain decoding, from a depth on.
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from edgecs.cascade import NamedModel
 from edgecs.choice import Choices, Rule, always, chooser, greedy
 from edgecs.draft import Drafter, LanguageModel
-from edgecs.errors import ModelError, OutOfMemory
+from edgecs.errors import ConfigError, ModelError, OutOfMemory
 from edgecs.exactness import Limits
 from edgecs.machine import cpu_name
 from edgecs.offload import fewer_layers
@@ -28,10 +28,12 @@ from edgecs.vocabulary import check_same, vocabulary_hash
 if TYPE_CHECKING:
     from edgecs.backends.llama_lm import LlamaLM
     from edgecs.backends.llama_model import LlamaModel
+    from edgecs.backends.own_kernels import KernelSet
     from edgecs.grammar import Grammar
 
 _GREEDY = always(greedy)
-_WEIGHTS = ("repack", "mmap", "huge_pages")  # options that say where weights lie
+# Options that say where weights lie.
+_WEIGHTS = ("repack", "mmap", "huge_pages", "kernels")
 T = TypeVar("T")
 
 
@@ -47,6 +49,7 @@ class Loaded:
     seconds: float  # that loading took
     warnings: Sequence[str] = ()  # what it cannot do as asked
     findings: Path | None = None  # see `load`
+    no_kernels: str | None = None  # why llama.cpp's kernels are used unasked
 
     def key(self) -> Key:
         """What measurements of this target depend on; reads samples of the file."""
@@ -64,7 +67,8 @@ class Loaded:
             flash_attention=options.flash_attention,
             type_k=options.type_k,
             type_v=options.type_v,
-            repack=options.repack,
+            repack=options.repack and not self.model.kernels,
+            kernels=self.model.kernels.key if self.model.kernels else "llama",
             mmap=options.mmap,
             huge_pages=options.huge_pages and huge_pages.available(),
             n_batch=options.n_batch,
@@ -136,10 +140,9 @@ class Loaded:
             if all(getattr(options, n) == getattr(self.options, n) for n in _WEIGHTS):
                 target = LlamaLM(self.model, options, self.cancel)
             else:
-                model, target = _open(
-                    self.model.path, options, self.cancel, self.findings
-                )
-                closing.callback(model.close)
+                opened = _open(self.model.path, options, self.cancel, self.findings)
+                closing.callback(opened.model.close)
+                target = opened.scorer
             closing.callback(target.close)
             yield target
 
@@ -198,20 +201,32 @@ def load(
     """Loads a GGUF as target; setting `cancel` stops loading and, later, answers.
 
     With automatic offloading an allocation that fails is tried again with fewer GPU
-    layers. Weights are not repacked where that would crash this build of llama.cpp;
-    `findings` is a file that keeps what was found out about that, without it every
-    process tries. Raises ModelError, OutOfMemory, Cancelled.
+    layers. edgecs's kernels are used where they can be had, see `LoadOptions`. Weights
+    are not repacked for llama.cpp's where that would crash this build. `findings` is a
+    file that keeps what was found out about both, with a folder beside it for kernels
+    that are compiled at first use; without it every process tries, and only kernels
+    that are compiled already serve. Raises ModelError, OutOfMemory, Cancelled, and
+    ConfigError for kernels that cannot be had.
     """
     cancel = cancel or threading.Event()
-    asked = options.n_gpu_layers
-    options, warning = _that_compute(options, findings)
-    warnings = [text for text in (_no_gpu(asked), warning) if text]
+    no_gpu = _no_gpu(options.n_gpu_layers)
 
     def open_with(options: LoadOptions, note: str | None) -> Loaded:
         began = time.perf_counter()
-        model, target = _open(path, options, cancel, findings)
+        opened = _open(path, options, cancel, findings)
         took = time.perf_counter() - began
-        return Loaded(model, target, cancel, note, options, took, warnings, findings)
+        warnings = [text for text in (no_gpu, opened.warning) if text]
+        return Loaded(
+            opened.model,
+            opened.scorer,
+            cancel,
+            note,
+            opened.options,
+            took,
+            warnings,
+            findings,
+            opened.no_kernels,
+        )
 
     return _with_layers_that_fit(path, options, open_with)
 
@@ -230,11 +245,11 @@ def load_drafter(
     if path.is_dir():
         return _load_onnx(path, target, options.threads)
     options = replace(options, n_ctx=options.n_ctx or target.target.n_ctx)
-    options, warning = _that_compute(options, target.findings)
     size = target.target.vocab_size
 
     def open_with(options: LoadOptions, note: str | None) -> LoadedDrafter:
-        model, scorer = _open(path, options, target.cancel, target.findings, size)
+        opened = _open(path, options, target.cancel, target.findings, size)
+        model, scorer = opened.model, opened.scorer
 
         def close() -> None:
             scorer.close()
@@ -259,7 +274,7 @@ def load_drafter(
         layers = model.offload.layers
         where = f"{layers}/{model.offload.total} layers on GPU, " if layers else ""
         about = f"{model.description}, {where}{scorer.threads} CPU threads"
-        if warning:
+        if opened.warning:
             about += ", weights not repacked"
         return LoadedDrafter(
             path.stem, scorer, about, model.parameters, close, fingerprint(path)
@@ -312,9 +327,10 @@ def _that_compute(
     if not (options.repack and library.has_amx()):
         return options, None
     from edgecs.backends import llama_amx as amx
+    from edgecs.backends import trial
 
     found = amx.finding(findings)
-    if found == amx.WORKS:
+    if found == trial.WORKS:
         return options, None
     return replace(options, repack=False), amx.warning(found)
 
@@ -350,22 +366,68 @@ def _with_layers_that_fit(
             note = f"allocation failed with more, so {layers} GPU layers"
 
 
+class _Opened(NamedTuple):
+    """A model that computes, and how it came to that."""
+
+    model: LlamaModel
+    scorer: LlamaLM
+    options: LoadOptions  # as they were used
+    warning: str | None
+    no_kernels: str | None  # why edgecs's kernels are not used, if nobody forbade it
+
+
 def _open(
     path: Path,
     options: LoadOptions,
     cancel: threading.Event,
     findings: Path | None,
     drafts_for: int | None = None,
-) -> tuple[LlamaModel, LlamaLM]:
+) -> _Opened:
     from edgecs.backends.llama_lm import LlamaLM
     from edgecs.backends.llama_model import LlamaModel, check_file
     from edgecs.backends.llama_trial import refuse_fatal
 
     check_file(path)
     refuse_fatal(path, findings, cancel)
-    with ExitStack() as undo:
-        model = LlamaModel(path, options, cancel)
-        undo.callback(model.close)
-        scorer = LlamaLM(model, options, cancel, drafts_for=drafts_for)
-        undo.pop_all()
-    return model, scorer
+
+    def opened(
+        options: LoadOptions,
+        kernels: KernelSet | None,
+        warning: str | None,
+        why: str | None,
+    ) -> _Opened:
+        with ExitStack() as undo:
+            model = LlamaModel(path, options, cancel, kernels)
+            undo.callback(model.close)
+            scorer = LlamaLM(model, options, cancel, drafts_for=drafts_for)
+            undo.pop_all()
+        return _Opened(model, scorer, options, warning, why)
+
+    kernels, why = _kernels(options, findings)
+    if kernels:
+        ours = replace(options, kernels=kernels.name)
+        try:
+            return opened(ours, kernels, None, None)
+        except OutOfMemory as error:
+            if options.kernels != "auto":
+                raise
+            why = str(error)
+    options, warning = _that_compute(options, findings)
+    return opened(replace(options, kernels="llama"), None, warning, why)
+
+
+def _kernels(
+    options: LoadOptions, findings: Path | None
+) -> tuple[KernelSet | None, str | None]:
+    """See `choose`; with layers on a GPU they would cost more than they bring."""
+    from edgecs.backends import llama_library as library
+    from edgecs.backends.kernel_choice import choose
+
+    if options.n_gpu_layers == 0 or not library.supports_offload():
+        return choose(options.kernels, findings)
+    if options.kernels in ("auto", "llama"):
+        return None, "layers are on the GPU"
+    raise ConfigError(
+        f"--kernels {options.kernels} computes on the CPU, and layers are on the GPU: "
+        "give -ngl 0, or --kernels auto"
+    )

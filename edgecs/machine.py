@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes.util
+import os
 import platform
 import shutil
 import subprocess
@@ -72,6 +73,14 @@ def _has_nvidia() -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return not listed.returncode and b"GPU" in listed.stdout
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may use."""
+    physical = psutil.cpu_count(logical=False) or 1
+    if hasattr(os, "sched_getaffinity"):
+        return min(physical, len(os.sched_getaffinity(0)))
+    return physical
 
 
 def cpu_name() -> str:

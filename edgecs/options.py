@@ -10,6 +10,9 @@ from edgecs.errors import ConfigError
 KVType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 GpuLayers = int | Literal["auto", "all"]
 FlashAttention = Literal["auto", "on", "off"]
+KernelChoice = Literal[
+    "auto", "own", "llama", "avx512", "avxvnni", "avx2", "dotprod", "portable"
+]
 
 MOST_THREADS = 512  # ggml ends its process beyond that
 MOST_CELLS, MOST_TOGETHER = 1 << 30, 1 << 16  # of a context; tokens in a prefill chunk
@@ -25,7 +28,9 @@ class LoadOptions:
     laid out anew for faster kernels; which widths are exact can depend on it.
     huge_pages: whether to ask for them; they change the speed and nothing else.
     cpu_strict: whether threads stay on cores of their own where there is one for each
-    and no more, which makes another program that computes cost less.
+    and no more, which makes another program that computes cost less. kernels: who
+    computes on the CPU: llama.cpp, edgecs's kernels for an instruction set, "own": for
+    the best one here, "auto": own ones where they can be had and nothing is offloaded.
     """
 
     n_ctx: int = 0
@@ -39,6 +44,7 @@ class LoadOptions:
     mlock: bool = False
     huge_pages: bool = True
     cpu_strict: bool = True
+    kernels: KernelChoice = "auto"
     n_batch: int = 512
     max_draft: int = 63
 
@@ -65,6 +71,9 @@ class LoadOptions:
             raise ConfigError(
                 f"GPU layers must be a number >= 0, 'auto' or 'all', got {layers!r}"
             )
+        if self.kernels not in get_args(KernelChoice):
+            known = ", ".join(get_args(KernelChoice))
+            raise ConfigError(f"kernels {self.kernels!r} are unknown: use {known}")
         for kind in (self.type_k, self.type_v):
             if kind not in get_args(KVType):
                 known = ", ".join(get_args(KVType))

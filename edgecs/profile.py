@@ -23,7 +23,7 @@ from edgecs.fetch import split_parts
 from edgecs.files import sweep, write_whole
 from edgecs.reading import read_bounded, reason
 
-FORMAT = 3
+FORMAT = 4
 _LARGEST = 16 << 20  # bytes of a profile
 _END = 1 << 20  # bytes hashed at either end of a model file
 _SAMPLE, _SAMPLES = 64 << 10, 16  # bytes of one sample between the ends, and how many
@@ -77,7 +77,8 @@ class Key:
     flash_attention: str
     type_k: str
     type_v: str
-    repack: bool  # weights laid out anew for faster kernels
+    repack: bool  # weights laid out anew for llama.cpp's faster kernels
+    kernels: str  # who computes: "llama", or ours, by instruction set and version
     mmap: bool  # the file is mapped, so that its weights stay in small pages
     huge_pages: bool  # asked for, and given to those who ask
     n_batch: int  # tokens in a prefill chunk
@@ -91,6 +92,7 @@ class Key:
         """
         options = [self.model, self.layers, self.threads, self.flash_attention]
         options += [self.type_k, self.type_v, self.repack, self.mmap]
+        options += [self.kernels.partition("-")[0]]
         options += [self.huge_pages, self.n_batch]
         digest = hashlib.sha256(json.dumps(options).encode()).hexdigest()
         return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', self.model)[:80]}-{digest[:12]}"
@@ -99,7 +101,7 @@ class Key:
     def bits(self) -> str:
         """What the bits of a target's cells depend on, its weights apart."""
         names = ["build", "device", "layers", "threads", "flash_attention"]
-        names += ["type_k", "type_v", "repack", "n_batch"]
+        names += ["type_k", "type_v", "repack", "kernels", "n_batch"]
         return json.dumps({name: getattr(self, name) for name in names})
 
     def differences(self, other: Key) -> list[str]:

@@ -58,7 +58,7 @@ def write_random_gguf(
     writer.add_rope_dimension_count(width // heads)
     rows = vocab_size + padding
     writer.add_vocab_size(rows)
-    _add_byte_vocabulary(writer, vocab_size, padding)
+    add_byte_vocabulary(writer, vocab_size, padding)
     add_matrix("token_embd", weights(rows, width, 1.0))
     add_matrix("output", weights(rows, width, 1.0))
     writer.add_tensor("output_norm.weight", np.ones(width, dtype=np.float32))
@@ -94,7 +94,7 @@ _TEMPLATE = (
 )
 
 
-def _add_byte_vocabulary(writer: object, vocab_size: int, padding: int) -> None:
+def add_byte_vocabulary(writer: object, vocab_size: int, padding: int) -> None:
     """The byte alphabet of GPT-2 with no merges, fillers, four control tokens."""
     import gguf
 

@@ -36,6 +36,7 @@ PROBE_SECONDS = 2.0  # most that probing may take at load
 PROBE_SHARE = 0.05  # of the time to load, for costs alone
 _FOR_DEPTH = 0.3  # of PROBE_SECONDS: for what depth adds
 _DEEP = 2048  # where that is measured
+_TELLS = 700  # tokens of context within which a target that says so proves uniform
 _WIDE, _REPEATS = 4, 5  # width and number of the wider calls there
 _COSTS = (1, 4, 2, 8, 3, 6)  # widths that are timed at load, the most telling first
 BUSY = 0.15  # share of the processors' time for others that makes times worthless
@@ -141,7 +142,17 @@ class Speculation:
                 progress("checking which widths give the same bits")
                 until = began + budget * (1 - _FOR_DEPTH)
                 until = np.inf if self.exact == "strict" else until
-                classify(self.target, self.classes, QUICK, self.costs, until=until)
+                uniform = getattr(self.target, "uniform", False)
+                classify(
+                    self.target,
+                    self.classes,
+                    QUICK,
+                    self.costs,
+                    until=until,
+                    deepest=_TELLS if uniform else None,
+                )
+                if uniform and getattr(self.target, "uniform", False):
+                    self.classes.extend(self.target.n_ctx)
         elif not self.costs.known:
             budget = min(budget, PROBE_SHARE * load_seconds)
             self._time(began + budget * (1 - _FOR_DEPTH))

@@ -1,4 +1,8 @@
-"""Greedy decoding token by token, straight on llama.cpp: knows nothing of edgecs."""
+"""Greedy decoding token by token, straight on llama.cpp: knows nothing of edgecs.
+
+But for its kernels, where they are asked for: answers with them are compared with plain
+decoding with them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from pathlib import Path
 import llama_cpp as lib
 import numpy as np
 
+from edgecs.backends.own_kernels import KernelSet, Nodes, PackedWeights
+
 
 def plain_greedy(
     path: Path,
@@ -17,13 +23,19 @@ def plain_greedy(
     *,
     n_ctx: int,
     chunk: int = 512,
+    kernels: KernelSet | None = None,
 ) -> list[list[int]]:
     """The next n tokens (fewer after an end token) of each prompt."""
     params = lib.llama_model_default_params()
     params.n_gpu_layers = 0
+    params.use_extra_bufts = kernels is None
     model = lib.llama_model_load_from_file(str(path).encode(), params)
     options = lib.llama_context_default_params()
     options.n_ctx, options.n_batch, options.n_ubatch = n_ctx, chunk, chunk
+    packed = kernels and PackedWeights(kernels, 1, lambda packed: True)
+    nodes = packed and Nodes(packed, options.n_threads_batch)
+    if nodes:
+        nodes.enter(options)
     context = lib.llama_init_from_model(model, options)
     vocab = lib.llama_model_get_vocab(model)
     size = lib.llama_vocab_n_tokens(vocab)
@@ -47,4 +59,7 @@ def plain_greedy(
         answers.append(answer)
     lib.llama_free(context)
     lib.llama_model_free(model)
+    if nodes and packed:
+        nodes.free()
+        packed.close()
     return answers

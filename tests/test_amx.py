@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ import pytest
 import edgecs.backends
 from edgecs.backends import llama_amx as amx
 from edgecs.backends import llama_library as library
+from edgecs.backends import trial
 from edgecs.load import load, load_drafter
 from edgecs.options import LoadOptions
 from tests.test_cli import Edgecs, generate, one_line
 
-OPTIONS = LoadOptions(n_ctx=256, n_batch=64, threads=1, n_gpu_layers=0)
+OPTIONS = LoadOptions(n_ctx=256, n_batch=64, threads=1, n_gpu_layers=0, kernels="llama")
+LLAMA = ("--kernels", "llama")
 DIES = "import os, signal; os.kill(os.getpid(), signal.SIG{})"
 MODULE = "edgecs.backends.llama_amx"
 
@@ -48,7 +51,7 @@ def child(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_real_child_ends_with_a_finding(capfd: pytest.CaptureFixture[str]):
-    assert amx.finding(None) in (amx.WORKS, amx.CRASHES)
+    assert amx.finding(None) in (trial.WORKS, trial.CRASHES)
     assert capfd.readouterr() == ("", "")
 
 
@@ -73,7 +76,7 @@ def test_how_the_child_ends_is_the_finding(child, capfd, script: str, found: str
 
 
 def test_exit_codes_of_windows():
-    assert amx._verdict(0xC0000005) == amx._verdict(0xC000001D) == amx.CRASHES
+    assert trial.verdict(0xC0000005) == trial.verdict(0xC000001D) == trial.CRASHES
 
 
 def test_a_child_that_does_not_end_is_ended(child, monkeypatch):
@@ -99,14 +102,14 @@ def test_a_child_that_cannot_start_is_no_crash(child, monkeypatch, tmp_path):
 
 def test_ctrl_c_is_not_for_the_child(child):
     child("import os, sys; sys.exit(os.getsid(0) != os.getpid())")
-    assert amx.finding(None) == amx.WORKS
+    assert amx.finding(None) == trial.WORKS
 
 
 def test_the_current_folder_lends_the_child_no_modules(child, monkeypatch, tmp_path):
     (tmp_path / "json.py").write_text("raise SystemExit(9)")
     monkeypatch.chdir(tmp_path)
     child("import json")
-    assert amx.finding(None) == amx.WORKS
+    assert amx.finding(None) == trial.WORKS
 
 
 @pytest.mark.parametrize("apart", [0.5, 5.0, np.nan])
@@ -119,7 +122,7 @@ def test_rows_must_agree(monkeypatch, tmp_path, apart: float):
         return
     with pytest.raises(SystemExit) as ended:
         amx.compute(str(tmp_path))
-    assert amx._verdict(ended.value.code) == amx.WRONG
+    assert trial.verdict(ended.value.code) == trial.WRONG
 
 
 @pytest.mark.parametrize("script", ["", DIES.format("SEGV"), "raise SystemExit(3)"])
@@ -182,7 +185,7 @@ def test_a_file_that_nobody_has_written_is_replaced(child, tmp_path, content: by
     kept, started = tmp_path / "llama.json", child(DIES.format("SEGV"))
     build = json.dumps(library.stamp()).encode()
     kept.write_bytes(content.replace(b"BUILD", build))
-    assert amx.finding(kept) == amx.CRASHES
+    assert amx.finding(kept) == trial.CRASHES
     assert len(started) == 1
     assert json.loads(kept.read_text()) == {
         "build": json.loads(build),
@@ -194,20 +197,23 @@ def test_a_place_that_cannot_keep_anything_is_no_trouble(child, tmp_path: Path):
     started = child("")
     (tmp_path / "file").write_text("")
     for kept in (tmp_path, tmp_path / "file" / "llama.json"):
-        assert amx.finding(kept) == amx.WORKS
+        assert amx.finding(kept) == trial.WORKS
     assert len(started) == 1
 
 
 def test_a_build_that_cannot_be_told_is_not_kept(child, tmp_path, monkeypatch):
     child("")
     monkeypatch.setattr(library, "folder", lambda: tmp_path / "none")
-    assert amx.finding(tmp_path / "llama.json") == amx.WORKS
+    assert amx.finding(tmp_path / "llama.json") == trial.WORKS
     assert not list(tmp_path.iterdir())
 
 
 def test_weights_are_not_repacked_where_that_crashes(child, tiny_gguf: Path):
     child(DIES.format("SEGV"))
-    with load(tiny_gguf, OPTIONS) as loaded, load_drafter(tiny_gguf, loaded) as drafter:
+    with (
+        load(tiny_gguf, OPTIONS) as loaded,
+        load_drafter(tiny_gguf, loaded, OPTIONS) as drafter,
+    ):
         assert not loaded.options.repack
         assert not loaded.key().repack
         assert "AMX code crashes in this build" in "".join(loaded.warnings)
@@ -227,7 +233,7 @@ def test_a_drafter_is_found_out_about_in_the_targets_file(child, tiny_gguf, tmp_
     started = child("")
     with load(tiny_gguf, OPTIONS, findings=tmp_path / "llama.json") as loaded:
         amx._tested.cache_clear()
-        with load_drafter(tiny_gguf, loaded) as drafter:
+        with load_drafter(tiny_gguf, loaded, OPTIONS) as drafter:
             assert drafter.about.endswith("CPU threads")
         assert loaded.options.repack
         assert not loaded.warnings
@@ -244,14 +250,14 @@ def test_nothing_is_tried_where_amx_is_out_of_the_question(
     monkeypatch.setattr(library, "system_info", lambda: info)
     monkeypatch.setitem(sys.modules, MODULE, None)  # importing it fails
     monkeypatch.delattr(edgecs.backends, "llama_amx")
-    options = LoadOptions(n_ctx=256, n_gpu_layers=0, repack=repack)
+    options = replace(OPTIONS, repack=repack)
     with load(tiny_gguf, options) as loaded, load_drafter(tiny_gguf, loaded, options):
         assert loaded.options.repack == repack
     assert not started
 
 
 def test_a_command_says_why_and_answers(child, edgecs: Edgecs, tiny_gguf: Path):
-    started, options = child(DIES.format("SEGV")), ("-n", 20)
+    started, options = child(DIES.format("SEGV")), ("-n", 20, *LLAMA)
     said = generate(edgecs, tiny_gguf, *options)
     assert said.code == 0
     sentence, start, _ = said.err.splitlines()
@@ -270,11 +276,11 @@ def test_a_command_says_why_and_answers(child, edgecs: Edgecs, tiny_gguf: Path):
 def test_the_sentence_is_said_once(child, edgecs: Edgecs, tiny_gguf: Path):
     child(DIES.format("SEGV"))
     for more in ([], ["--draft", tiny_gguf], ["--exact", "strict"]):
-        err = generate(edgecs, tiny_gguf, "-n", 2, *more).err
+        err = generate(edgecs, tiny_gguf, "-n", 2, *LLAMA, *more).err
         assert err.count("crashes in this build") == 1, err
     assert (
         "weights not repacked"
-        in generate(edgecs, tiny_gguf, "-n", 2, "-v", "--draft", tiny_gguf).err
+        in generate(edgecs, tiny_gguf, "-n", 2, "-v", "--draft", tiny_gguf, *LLAMA).err
     )
 
 

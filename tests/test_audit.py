@@ -320,7 +320,8 @@ def test_programs_get_one_object(edgecs: Edgecs, tiny_gguf: Path):
 
 
 def test_no_class_is_said_and_is_no_failure(edgecs: Edgecs, tiny_gguf: Path):
-    outcome = edgecs("audit", "-m", tiny_gguf, *FEW, *STRICT, "-q")
+    llama = ("--kernels", "llama")
+    outcome = edgecs("audit", "-m", tiny_gguf, *FEW, *STRICT, "-q", *llama)
     assert outcome.code == 0, outcome
     assert f"{NO_CLASS} for question, list: no width that was probed" in outcome.out
     assert "as generate proves nothing: nothing was drafted" in outcome.out

@@ -133,7 +133,8 @@ def test_many_answers_at_once_are_those_one_by_one(tiny: Loaded, tiny_gguf: Path
     with crowd(tiny) as everybody:
         said = {s.number: s for s in everybody.answers(iter(asked), 30)}
     prompts = [task.prompt.tolist() for task in asked]
-    alone = plain_greedy(tiny_gguf, prompts, 30, n_ctx=512)
+    kernels = tiny.model.kernels
+    alone = plain_greedy(tiny_gguf, prompts, 30, n_ctx=512, kernels=kernels)
     assert sorted(said) == list(range(len(texts)))
     for number, answer in enumerate(alone):
         s = said[number]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Sequence
@@ -16,7 +17,15 @@ from edgecs import noise
 from edgecs.choice import Chain, Rule, always, chooser, greedy
 from edgecs.costs import WIDEST
 from edgecs.draft import Drafter
-from edgecs.exactness import EVERY, WORTH, Classes, Finding, Limits, range_of
+from edgecs.exactness import (
+    EVERY,
+    FIRST_BORDER,
+    WORTH,
+    Classes,
+    Finding,
+    Limits,
+    range_of,
+)
 from edgecs.maxgram import MaxGram
 from edgecs.probe import QUICK, classify
 from edgecs.sampling import Sampling
@@ -206,6 +215,28 @@ class TestLimits:
             "strict",
             "numeric",
         ]
+
+    @given(st.integers(1, 9000))
+    def test_what_holds_for_a_uniform_target_holds_everywhere(self, n_ctx: int):
+        some = Finding(frozenset({2, 3}), frozenset())
+        classes = Classes(inside={0: some}, crossing={256: some})
+        classes.extend(n_ctx)
+        for depth in {0, n_ctx // 2, n_ctx - 1}:
+            assert classes.strict(depth).all()
+        assert not classes.strict(4 * n_ctx + 4 * FIRST_BORDER)[1:].any()
+
+    @pytest.mark.parametrize(
+        "classes",
+        [
+            Classes(),
+            Classes(inside={0: Finding(frozenset({2}), frozenset({3}))}),
+            Classes(crossing={256: Finding(frozenset(), frozenset({2}))}),
+        ],
+    )
+    def test_what_is_not_uniform_stays_as_it_was_probed(self, classes: Classes):
+        before = copy.deepcopy(classes)
+        classes.extend(5000)
+        assert classes == before
 
     def test_tiers_are_told_in_words(self):
         found = Finding(frozenset({2, 3, 4, 8}), frozenset({6}))

@@ -23,7 +23,7 @@ PACKAGES = {
 }
 LAYERS = [
     {"errors", "faults", "context", "machine", "random_gguf", "growth", "cells"},
-    {"holding", "states", "reading"},
+    {"holding", "states", "reading", "native"},
     {"draft", "prefix", "options", "manifest", "noise", "sampling", "kmatrix", "costs"},
     {"vocabulary", "theory", "gbnf", "exactness"},
     {"penalties", "truncation", "lexing", "text", "fetch", "hub", "maxgram", "offload"},

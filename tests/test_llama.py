@@ -38,7 +38,10 @@ PROMPTS = [list(b"hello, hello, hello"), list(range(200)), [5]]
 def test_tokens_are_those_of_plain_decoding(
     tiny: Loaded, tiny_gguf: Path, draft_max: int
 ):
-    expected = plain_greedy(tiny_gguf, PROMPTS, 60, n_ctx=512, chunk=64)
+    kernels = tiny.model.kernels
+    expected = plain_greedy(
+        tiny_gguf, PROMPTS, 60, n_ctx=512, chunk=64, kernels=kernels
+    )
     for prompt, answer in zip(PROMPTS, expected, strict=True):
         wrong = ScriptedDrafter([*prompt, *answer], wrong=0.5, vocab_size=256)
         with tiny.session([MaxGram(), wrong], draft_max) as session:

@@ -33,17 +33,24 @@ TEXTS = [
 ]
 
 
+@pytest.fixture(scope="module", params=["auto", "llama"])
+def target(model_path: Path, request: pytest.FixtureRequest) -> Iterator[Loaded]:
+    """The model with edgecs's kernels where they can be had, and with llama.cpp's."""
+    with load(model_path, LoadOptions(n_ctx=1024, kernels=request.param)) as loaded:
+        yield loaded
+
+
 @pytest.mark.parametrize("draft_max", [1, 3, 7, 15])
 def test_tokens_are_those_of_plain_decoding(
-    smollm: Loaded, plain: list[tuple[list[int], list[int]]], draft_max: int
+    target: Loaded, plain: list[tuple[list[int], list[int]]], draft_max: int
 ):
-    size = smollm.target.vocab_size
+    size = target.target.vocab_size
     accepted = rejected = wider = rounds = 0
     for prompt, answer in plain:
         wrong = ScriptedDrafter([*prompt, *answer], wrong=0.5, vocab_size=size)
         for drafter in (MaxGram(), wrong):
-            smollm.target.reset()
-            with smollm.session([drafter], draft_max) as session:
+            target.target.reset()
+            with target.session([drafter], draft_max) as session:
                 stream = session.generate(prompt, max_tokens=64)
                 assert [token.id for token in stream] == answer
                 stats = session.stats
@@ -58,10 +65,11 @@ def test_tokens_are_those_of_plain_decoding(
 
 
 @pytest.fixture(scope="module")
-def plain(smollm: Loaded, model_path: Path) -> list[tuple[list[int], list[int]]]:
-    """Prompts as ids, and what plain decoding says to them."""
-    prompts = [smollm.model.vocabulary.encode(text).tolist() for text in TEXTS]
-    answers = plain_greedy(model_path, prompts, 64, n_ctx=1024)
+def plain(target: Loaded, model_path: Path) -> list[tuple[list[int], list[int]]]:
+    """Prompts as ids, and what plain decoding with the same kernels says to them."""
+    model = target.model
+    prompts = [model.vocabulary.encode(text).tolist() for text in TEXTS]
+    answers = plain_greedy(model_path, prompts, 64, n_ctx=1024, kernels=model.kernels)
     return list(zip(prompts, answers, strict=True))
 
 

@@ -19,7 +19,9 @@ HEAD = [(7 * i) % 200 for i in range(40)]  # what prompts share with each other
 @pytest.fixture(scope="module")
 def chunked(tiny_gguf):
     """A target whose prompts are read in chunks of 16."""
-    options = LoadOptions(n_ctx=512, n_batch=CHUNK, max_draft=7, threads=1)
+    options = LoadOptions(
+        n_ctx=512, n_batch=CHUNK, max_draft=7, threads=1, kernels="llama"
+    )
     with load(tiny_gguf, options) as loaded:
         yield loaded
 

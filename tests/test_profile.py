@@ -34,6 +34,7 @@ KEY = Key(
     type_k="f16",
     type_v="q8_0",
     repack=True,
+    kernels="llama",
     mmap=True,
     huge_pages=True,
     n_batch=512,
@@ -52,6 +53,7 @@ OTHERS: dict[str, Any] = {
     "type_k": "q8_0",
     "type_v": "f16",
     "repack": False,
+    "kernels": "avx2-0123",
     "mmap": False,
     "huge_pages": False,
     "n_batch": 256,
@@ -67,6 +69,7 @@ CHANGES = {
     "type_k": "type_k q8_0, was f16",
     "type_v": "type_v f16, was q8_0",
     "repack": "repack False, was True",
+    "kernels": "kernels avx2-0123, was llama",
     "mmap": "mmap False, was True",
     "huge_pages": "huge_pages False, was True",
     "n_batch": "n_batch 256, was 512",
@@ -428,7 +431,8 @@ import sys
 from pathlib import Path
 from edgecs.profile import Key, Profile, Profiles
 root, tag = Path(sys.argv[1]), sys.argv[2]
-key = Key("m", "f", "b", "d", 0, 1, "auto", "f16", "f16", True, True, True, 512)
+rest = "auto", "f16", "f16", True, "llama", True, True, 512
+key = Key("m", "f", "b", "d", 0, 1, *rest)
 profile = Profile(key, {"tag": tag, "text": tag * 300_000})
 sys.stdin.read(1)
 print(all(Profiles(root).save(profile) for _ in range(30)))

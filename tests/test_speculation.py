@@ -38,6 +38,7 @@ KEY = Key(
     type_k="f16",
     type_v="f16",
     repack=True,
+    kernels="llama",
     mmap=True,
     huge_pages=True,
     n_batch=64,
@@ -346,6 +347,21 @@ class TestProbing:
         assert known.target.widths == []
         assert known.classes == Classes()
         assert known.limits.tier(0) != "strict"
+
+    @pytest.mark.parametrize("kernel", [lambda n, start: 0, lambda n, start: n == 4])
+    def test_a_promise_of_the_target_is_proved_and_then_believed(self, kernel):
+        """A little is probed; where that shows another width, the promise is none."""
+        target = Kernels(5, kernel, n_ctx=5000)
+        target.uniform = True
+        known = Speculation(target, exact="auto")
+        known.prepare(1.0)
+        probed = max(depth for depth, width in target.calls if width == 3)
+        holds = kernel(4, 0) == 0
+        assert probed < 1000 or not holds
+        for depth in (0, 300, 4000):
+            allowed = known.classes.strict(depth)
+            assert allowed.all() == holds
+            assert not allowed[3] or holds
 
     def test_strict_finishes_what_another_run_began(self, profiles):
         known = prepared(profiles)

@@ -485,6 +485,7 @@ KEY = Key(
     type_k="f16",
     type_v="f16",
     repack=True,
+    kernels="llama",
     mmap=True,
     huge_pages=True,
     n_batch=512,

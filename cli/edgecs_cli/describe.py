@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from edgecs.load import Loaded
 from edgecs.session import Session
 from edgecs.stats import Stats
 from edgecs_cli.console import say
@@ -43,6 +44,7 @@ def details(opened: Opened) -> list[str]:
     lines = [f"model: {loaded.model.path.name}, {loaded.model.description}"]
     if loaded.note:
         lines.append(f"offload: {loaded.note}")
+    lines.append(f"kernels: {kernels(loaded)}")
     choice = f"temperature {sampling.temperature:g}, seed {sampling.seed}"
     lines.append(f"choice: {'greedy' if sampling.is_greedy else choice}")
     if session.off_reason is None:
@@ -52,6 +54,14 @@ def details(opened: Opened) -> list[str]:
         lines.append(f"exactness: {opened.tiers}")
     lines += [f"drafter {d.name}: {d.about}" for d in opened.drafters]
     return [*lines, *opened.notes]
+
+
+def kernels(loaded: Loaded) -> str:
+    """Whose kernels compute, and why not edgecs's where nobody has asked for that."""
+    if loaded.model.kernels:
+        return f"edgecs's for {loaded.model.kernels.name}"
+    why = f" ({loaded.no_kernels})" if loaded.no_kernels else ""
+    return f"llama.cpp's{why}"
 
 
 def answer_line(stats: Stats, reason: str | None, *, seed: int | None = None) -> str:

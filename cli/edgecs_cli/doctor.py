@@ -149,6 +149,7 @@ def examine() -> tuple[dict[str, dict[str, Any]], Facts]:
             "to get offload": None if built else llama.build_command([gpu or "Vulkan"]),
             **amx,
         },
+        "kernels": _kernels(),
         "onnx runtime": {
             "version": onnx.version(),
             "working": [name for name, works in providers.items() if works],
@@ -202,6 +203,17 @@ def _measured(profile: Profile) -> str:
     return f"{times}; {tiers(limits, deepest + 1)}; {when}"
 
 
+def _kernels() -> dict[str, str | None]:
+    """Whose kernels compute on the CPU, and why not edgecs's."""
+    from edgecs.backends.kernel_choice import choose
+
+    ours, why = choose("auto", findings())
+    return {
+        "used": f"edgecs's for {ours.name}" if ours else "llama.cpp's",
+        "why not edgecs's": why,
+    }
+
+
 def _amx() -> dict[str, str | None]:
     """Whether AMX works, and how to mend it; nothing where the build has none."""
     from edgecs.backends import llama_library as llama
@@ -209,10 +221,11 @@ def _amx() -> dict[str, str | None]:
     if not llama.has_amx():
         return {}
     from edgecs.backends import llama_amx as amx
+    from edgecs.backends import trial
 
     found = amx.finding(findings())
     mends = llama.build_command(llama.gpu_backends())
-    return {"amx": found, "to mend amx": None if found == amx.WORKS else mends}
+    return {"amx": found, "to mend amx": None if found == trial.WORKS else mends}
 
 
 def _gib(size: int) -> str:

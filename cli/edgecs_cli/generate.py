@@ -234,6 +234,7 @@ def _report(opened: Opened, answer: tuple[str, list[int]]) -> dict[str, object]:
             "prompt_tokens_details": {"cached_tokens": stats.cached_tokens},
         },
         "sampling": {"temperature": sampling.temperature, "seed": sampling.seed},
+        "kernels": opened.loaded.options.kernels,
         "timings": stats.timings(),
         "speculative": stats.speculative(
             session.chain, session.off_reason, opened.parameters()

@@ -20,6 +20,7 @@ from edgecs.options import (
     MOST_CELLS,
     MOST_THREADS,
     GpuLayers,
+    KernelChoice,
     KVType,
     LoadOptions,
 )
@@ -225,7 +226,16 @@ def model_options(command: F) -> F:
         _hardware(
             "--repack/--no-repack",
             default=True,
-            help="Lay out weights for faster kernels.",
+            help="Lay out weights for faster kernels of llama.cpp's.",
+        ),
+        _hardware(
+            "--kernels",
+            type=click.Choice(get_args(KernelChoice)),
+            default="auto",
+            show_default=True,
+            help="Who computes on the CPU. auto: edgecs, where it can and nothing is "
+            "offloaded, else llama.cpp. own: edgecs, or an error. The others: edgecs "
+            "with these instructions.",
         ),
         _hardware(
             "--mmap/--no-mmap", default=True, help="Map the file instead of reading it."
@@ -372,7 +382,7 @@ def with_options(command: F, options: Sequence[Callable[[F], F]]) -> F:
 def load_options(values: dict[str, Any]) -> LoadOptions:
     """Takes the load options out of a command's parameters."""
     names = ["n_ctx", "n_gpu_layers", "threads", "flash_attention", "type_k", "type_v"]
-    names += ["repack", "mmap", "mlock", "huge_pages", "cpu_strict"]
+    names += ["repack", "kernels", "mmap", "mlock", "huge_pages", "cpu_strict"]
     return LoadOptions(**{name: values[name] for name in names})
 
 

@@ -7,7 +7,6 @@ for, cells beyond the common prefix removed before a call.
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -23,11 +22,13 @@ from edgecs.backends.huge_pages import HugePages
 from edgecs.backends.llama_cells import repeated
 from edgecs.backends.llama_model import KV_TYPES, LlamaModel
 from edgecs.backends.llama_threads import thread_pool
+from edgecs.backends.own_kernels import Nodes
 from edgecs.cells import Cells
 from edgecs.context import Context, Tokens
 from edgecs.draft import Draft, Rows
 from edgecs.errors import Cancelled, ContextFull, EdgecsError, ModelError, OutOfMemory
 from edgecs.holding import OneHolder
+from edgecs.machine import usable_cores
 from edgecs.options import LoadOptions
 from edgecs.prefix import PrefixCache
 from edgecs.states import States
@@ -42,14 +43,6 @@ _FLASH = {
 }
 
 
-def _cores() -> int:
-    """Physical cores that this process may use."""
-    physical = psutil.cpu_count(logical=False) or 1
-    if hasattr(os, "sched_getaffinity"):
-        return min(physical, len(os.sched_getaffinity(0)))
-    return physical
-
-
 class LlamaLM:
     """Scores drafts with a GGUF model. The model must outlive it.
 
@@ -57,7 +50,8 @@ class LlamaLM:
     was read before. So a call that has more than one context token to compute is a
     prefill: chunks without the draft that end at multiples of n_batch, and whose last
     row is copied. A later call for the very same context, such as a regenerated answer,
-    takes that copy; another context goes on from the end of a chunk or of a turn.
+    takes that copy; another context goes on from the end of a chunk or of a turn, or
+    from any token where it is `uniform`.
 
     drafts_for: vocabulary size of the target, for a drafter. Its rows are cut or filled
     (with -inf) to that size, and few context tokens and a draft go in one call.
@@ -79,8 +73,9 @@ class LlamaLM:
         self.max_draft = min(options.max_draft, self.n_ctx - 1)
         self.rewindable = model.rewindable
         self.cancel = cancel
-        self.threads = options.threads or _cores()
-        self._model = model
+        self.threads = options.threads or usable_cores()
+        self._model, packed = model, model.packed
+        self._nodes = Nodes(packed, self.threads) if packed else None
         self._holder = OneHolder(model.path.name)
         self._chunk = options.n_batch
         self._ctx: lib.llama_context_p | None = self._open(options)
@@ -98,11 +93,24 @@ class LlamaLM:
         if self._row_size < self.vocab_size:
             shape = (self.max_draft + 1, self.vocab_size)
             self._filled = np.full(shape, -np.inf, dtype=np.float32)
-        self._cache = PrefixCache(self._drop, marks=not self.drafts)
         self._prefill_row: tuple[int, NDArray[np.float32]] | None = None
         self.on_read: Callable[[int, int], None] | None = None  # tokens read, of all
         self.states: States | None = None
         self._gives_states = False  # whether the next call would
+        if self._nodes:
+            self._pack()
+        # Where rows depend on how a text was cut into calls, it is cut alike each time.
+        marks = not (self.drafts or self.uniform)
+        self._cache = PrefixCache(self._drop, marks=marks)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether a row's bits depend on no width, no depth and no cut of the prompt.
+
+        They do not where edgecs's kernels compute every product and all attention:
+        their arithmetic is the same for any number of rows.
+        """
+        return self._nodes is not None and not self._nodes.counts.left
 
     def note_states(self) -> States:
         """From now on every call for a draft notes the final states of its cells.
@@ -114,8 +122,39 @@ class LlamaLM:
             self.states = States(int(lib.llama_model_n_embd_out(self._model.handle)))
         return self.states
 
+    def _pack(self) -> None:
+        """Has the weights packed that the kernels will need, by computing a token."""
+        packed = self._model.packed
+        assert packed is not None
+        if not packed.size:  # a context before may have done it
+            free = psutil.virtual_memory().available
+            if free < self._model.size:
+                raise self._no_room_to_pack(f"{free >> 20} MiB are free")
+        self._tokens[0] = self._positions[0] = 0
+        self._flags[0] = self._batch.n_tokens = 1
+        with self._on_cores:
+            code = lib.llama_decode(self._ctx, self._batch)
+        if packed.failed:
+            self.close()
+            if self.cancel.is_set():
+                raise Cancelled(f"stopped while loading {self._model.path.name}")
+            raise self._no_room_to_pack("the system gives no more")
+        if code:
+            raise self._decode_error(code)
+        self._flagged = 0, 1
+        lib.llama_memory_clear(self._memory, True)
+
+    def _no_room_to_pack(self, why: str) -> OutOfMemory:
+        return OutOfMemory(
+            f"the weights of {self._model.path.name} laid out for edgecs's kernels do "
+            f"not fit into memory ({why}): use llama.cpp's (--kernels llama) or a "
+            "smaller quantisation"
+        )
+
     def _open(self, options: LoadOptions) -> lib.llama_context_p:
         params = lib.llama_context_default_params()
+        if self._nodes:
+            self._nodes.enter(params)
         params.n_ctx = self.n_ctx
         params.n_batch = params.n_ubatch = options.n_batch
         params.n_threads = params.n_threads_batch = self.threads
@@ -274,6 +313,8 @@ class LlamaLM:
             self._ctx = None
             if self._pool is not None:
                 self._pool.free()
+            if self._nodes:
+                self._nodes.free()
 
     def _check(self, context: Context, draft: Draft) -> None:
         if self._ctx is None:

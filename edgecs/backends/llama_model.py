@@ -18,8 +18,10 @@ import psutil
 from edgecs.backends import llama_library as library
 from edgecs.backends.huge_pages import HugePages
 from edgecs.backends.llama_vocabulary import LlamaVocabulary
+from edgecs.backends.own_kernels import KernelSet, PackedWeights
 from edgecs.errors import Cancelled, ModelError, OutOfMemory
 from edgecs.fetch import split_parts
+from edgecs.machine import usable_cores
 from edgecs.offload import context_that_fits, kv_bytes
 from edgecs.options import LoadOptions
 from edgecs.reading import check_model
@@ -55,16 +57,22 @@ class LlamaModel:
     """A GGUF held by llama.cpp. Close it after everything that uses it.
 
     options: n_gpu_layers must be a number or "all"; what "auto" means is decided in
-    `llama_offload`.
+    `llama_offload`. kernels: who computes instead of llama.cpp, whatever the options
+    say; None: nobody.
 
     Raises ModelError for a file that is missing or broken, OutOfMemory when weights do
     not fit, Cancelled when `cancel` is set while loading.
     """
 
     def __init__(
-        self, path: Path, options: LoadOptions, cancel: threading.Event
+        self,
+        path: Path,
+        options: LoadOptions,
+        cancel: threading.Event,
+        kernels: KernelSet | None = None,
     ) -> None:
         self.path = path
+        self.kernels, self.packed = kernels, cast(PackedWeights | None, None)
         self._cancel = cancel
         check_file(path)
         library.clear_log()
@@ -75,6 +83,17 @@ class LlamaModel:
         self.vocabulary = LlamaVocabulary(self.handle)
         self.description = self._describe()
         self._refuse_what_cannot_decode()
+        if kernels:
+            threads = options.threads or usable_cores()
+            self.packed = PackedWeights(kernels, threads, self._goes_on)
+
+    def _goes_on(self, packed: int) -> bool:
+        return not self._cancel.is_set()
+
+    @property
+    def size(self) -> int:
+        """Bytes of its weights."""
+        return int(lib.llama_model_size(self.handle))
 
     @property
     def trained_ctx(self) -> int:
@@ -130,6 +149,8 @@ class LlamaModel:
             self.vocabulary.closed = True
             lib.llama_model_free(self.handle)
             self.handle = None
+            if self.packed:
+                self.packed.close()
 
     def _number(self, key: str, default: int) -> int:
         """A number of the architecture from the file's metadata."""
@@ -144,7 +165,8 @@ class LlamaModel:
 
     def _open(self, options: LoadOptions) -> lib.llama_model_p | None:
         params = lib.llama_model_default_params()
-        params.use_extra_bufts = options.repack
+        # Ours read weights as the file has them.
+        params.use_extra_bufts = options.repack and not self.kernels
         layers = options.n_gpu_layers
         params.n_gpu_layers = -1 if layers == "all" else int(layers)
         params.load_mode = (

@@ -111,7 +111,10 @@ def settings(options: LoadOptions, threads: int, logical: int) -> Iterator[Setti
     if options.flash_attention != "off" and options.type_k == options.type_v == "f16":
         changed = replace(options, type_k="q8_0", type_v="q8_0")
         yield Setting("-ctk q8_0 -ctv q8_0", changed)
-    if options.repack:
+    if options.kernels != "llama":
+        changed = replace(options, kernels="llama")
+        yield Setting("--kernels llama", changed)
+    elif options.repack:
         changed = replace(options, repack=False)
         yield Setting("--no-repack", changed)
     if options.mmap and options.huge_pages:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgecs.backends import llama_library as library
 from edgecs.backends.llama_model import LlamaModel
+from edgecs.backends.own_kernels import Nodes
 from edgecs.context import Tokens
 from edgecs.errors import Cancelled, DistillError, OutOfMemory
 from edgecs_convert.distill.samples import KEPT, Sample, best
@@ -91,6 +92,9 @@ class Crowd:
         params.n_batch = params.n_ubatch = _BATCH
         params.n_threads = params.n_threads_batch = threads
         params.embeddings, params.pooling_type = True, lib.LLAMA_POOLING_TYPE_NONE
+        self._nodes = Nodes(model.packed, threads) if model.packed else None
+        if self._nodes:
+            self._nodes.enter(params)
         library.clear_log()
         # Attention of many sequences is fastest over 8-bit cells: twice as fast on a
         # CPU as over 16-bit ones. Not every size of a head can have them.
@@ -165,6 +169,8 @@ class Crowd:
             lib.llama_batch_free(self._batch)
             lib.llama_free(self._ctx)
             self._ctx = None
+            if self._nodes:
+                self._nodes.free()
 
     def __enter__(self) -> Crowd:
         return self

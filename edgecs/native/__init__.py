@@ -1,0 +1,1 @@
+"""The CPU kernels in C++, and how they are compiled; backends/ calls them."""

@@ -1,0 +1,90 @@
+// What Python calls. Every function takes what the ones before it gave; none of them throws.
+#include <new>
+
+#include "nodes.h"
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
+// Only those are there that were compiled, see build.py.
+namespace {
+
+#if defined(__x86_64__)
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+bool has_avxvnni() {  // which compilers do not ask for yet
+    unsigned a = 7, b, c = 1, d;
+    asm("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    return has_avx2() && (a >> 4 & 1);
+}
+#elif defined(__aarch64__)
+bool has_dotprod() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
+#endif
+bool always() { return true; }
+
+// Best first.
+const struct {
+    bool (*runs)();
+    const Kernels * (*kernels)();
+} sets[] = {
+#if defined(EDGECS_AVX512)
+    {has_avx512, kernels_avx512},
+#endif
+#if defined(EDGECS_AVXVNNI)
+    {has_avxvnni, kernels_avxvnni},
+#endif
+#if defined(EDGECS_AVX2)
+    {has_avx2, kernels_avx2},
+#endif
+#if defined(EDGECS_DOTPROD)
+    {has_dotprod, kernels_dotprod},
+#endif
+#if defined(EDGECS_PORTABLE)
+    {always, kernels_portable},
+#endif
+};
+
+}  // namespace
+
+extern "C" {
+
+// The kernels number i of those that this processor runs, best first; none: there are no more.
+EXPORT const Kernels * edgecs_kernels(int i) {
+    for (const auto & set : sets)
+        if (set.runs() && i-- == 0) return set.kernels();
+    return nullptr;
+}
+EXPORT const char * edgecs_name(const Kernels * kernels) { return kernels->name; }
+
+EXPORT int edgecs_columns(const Kernels * kernels) { return kernels->columns; }
+
+EXPORT void edgecs_connect(const Ggml * functions) { connect(*functions); }
+
+EXPORT Store * edgecs_store(const Kernels * kernels, int threads, Store::Progress progress) {
+    return new (std::nothrow) Store(*kernels, threads, progress);
+}
+EXPORT uint64_t edgecs_store_bytes(const Store * store) { return store->bytes(); }
+EXPORT bool edgecs_store_failed(const Store * store) { return store->failed(); }
+EXPORT void edgecs_store_free(Store * store) { delete store; }
+
+// threads: at most so many compute with the context.
+EXPORT Context * edgecs_context(Store * store, int threads) { return new (std::nothrow) Context(*store, threads); }
+EXPORT void edgecs_context_free(Context * context) { delete context; }
+// Nodes that were looked at so far: matrix products taken, attentions taken, left to llama.cpp.
+EXPORT void edgecs_context_counts(const Context * context, uint64_t * counts) {
+    counts[0] = context->matrices;
+    counts[1] = context->attentions;
+    counts[2] = context->left;
+}
+
+// ggml_backend_sched_eval_callback; `context` is its user data.
+EXPORT bool edgecs_eval(ggml_tensor * node, bool ask, void * context) {
+    if (!ask) return true;
+    look(*(Context *) context, node);
+    return false;  // so that the graph stays whole
+}
+
+}  // extern "C"

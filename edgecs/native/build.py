@@ -1,0 +1,192 @@
+"""Compiles the kernels against the headers that the installed llama.cpp brings.
+
+One file is compiled for each instruction set; which one is used is decided when a model
+is loaded. No flag depends on the processor that compiles, so a library that was
+compiled elsewhere serves as well. `make` compiles it beside the sources, which is also
+where a wheel has it; everybody else compiles once, into a folder of the user's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from filelock import FileLock
+
+from edgecs.errors import EdgecsError
+
+SOURCES = Path(__file__).parent
+_HEADERS = ("ggml.h", "ggml-backend.h", "ggml-alloc.h")  # what nodes.cpp includes
+_COMPILERS = ("g++", "clang++", "c++")
+_PATIENCE = 600  # seconds for one file: some take 10 on a fast machine that is idle
+_SHOWN = 300  # characters of what a compiler says
+
+_COMMON = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread")
+# Two roundings stay two: fused where a compiler likes, columns would differ by width.
+_EXACT = ("-ffp-contract=off", "-fno-exceptions", "-fno-rtti")
+_AVX2 = ("-O3", "-mavx2", "-mfma", "-mf16c")
+_AVX512 = tuple(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni"))
+SETS: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": {
+        "avx512": (*_AVX2, *_AVX512),
+        "avxvnni": (*_AVX2, "-mavxvnni"),
+        "avx2": _AVX2,
+        "portable": ("-O1",),
+    },
+    "aarch64": {
+        "dotprod": ("-O3", "-march=armv8.2-a+dotprod"),
+        "portable": ("-O1",),
+    },
+}
+"""Compiler flags by processor and instruction set."""
+
+
+class BuildError(EdgecsError):
+    """The kernels cannot be compiled here; the message is part of a sentence."""
+
+
+def machine() -> str:
+    """The processor's kind as `SETS` has it."""
+    name = platform.machine()
+    return {"AMD64": "x86_64", "arm64": "aarch64"}.get(name, name)
+
+
+def name(include: Path) -> str:
+    """What the library for these sources and headers is called; raises BuildError."""
+    digest = hashlib.sha256(repr((machine(), _COMMON, _EXACT, SETS)).encode())
+    try:
+        for file in [*_sources(), *(include / header for header in _HEADERS)]:
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    except OSError as error:
+        raise BuildError(f"{error.filename} cannot be read") from error
+    return f"edgecs-{digest.hexdigest()[:16]}.so"
+
+
+def find(include: Path, folder: Path | None) -> Path | None:
+    """The library, if it was compiled already: beside the sources, or in a folder."""
+    wanted = name(include)
+    for place in (SOURCES, folder):
+        if place and (place / wanted).is_file():
+            return place / wanted
+    return None
+
+
+def build(
+    include: Path, folder: Path, say: Callable[[str], None] = lambda text: None
+) -> Path:
+    """Compiles the library into a folder, unless it is there; raises BuildError.
+
+    say: told before it begins, as it takes some seconds.
+    """
+    wanted = name(include)
+    if sys.platform != "linux" or machine() not in SETS:
+        raise BuildError(f"there are none for {sys.platform} on {platform.machine()}")
+    compiler = _compiler()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "build.lock"):
+            library = folder / wanted
+            if not library.is_file():
+                say("compiling kernels for this llama.cpp, once")
+                with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                    made = compile_into(Path(scratch), include, compiler)
+                    made.replace(library)
+                _remove_others(library)
+            return library
+    except OSError as error:
+        raise BuildError(f"{folder} cannot be written: {error.strerror}") from error
+
+
+def compile_into(
+    scratch: Path,
+    include: Path,
+    compiler: str,
+    flags: Sequence[str] = (),
+    sets: Mapping[str, Sequence[str]] | None = None,
+) -> Path:
+    """Compiles and links everything in a folder; raises BuildError.
+
+    flags: for every file, after its own: those of a sanitizer, say. sets: instruction
+    sets with their flags; None: all for this processor.
+    """
+    sets = sets or SETS[machine()]
+    objects = compile_objects(scratch, include, compiler, flags, sets)
+    library = scratch / "made.so"
+    run([compiler, *flags, "-shared", "-pthread", *objects, "-o", library])
+    return library
+
+
+def compile_objects(
+    scratch: Path,
+    include: Path,
+    compiler: str,
+    flags: Sequence[str],
+    sets: Mapping[str, Sequence[str]],
+) -> list[Path]:
+    """Compiles everything in a folder; raises BuildError."""
+    common = [*_COMMON, f"-I{include}", *(f"-DEDGECS_{name.upper()}" for name in sets)]
+    jobs = [
+        (
+            SOURCES / "kernels.cpp",
+            scratch / f"{name}.o",
+            [*common, *_EXACT, *own, *flags],
+        )
+        for name, own in sets.items()
+    ]
+    jobs += [
+        (source, scratch / f"{source.stem}.o", [*common, "-O2", *flags])
+        for source in _sources()
+        if source.suffix == ".cpp" and source.name != "kernels.cpp"
+    ]
+
+    def compile_one(job: tuple[Path, Path, list[str]]) -> Path:
+        source, made, options = job
+        run([compiler, *options, "-c", source, "-o", made])
+        return made
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(compile_one, jobs))
+
+
+def _sources() -> list[Path]:
+    return sorted(file for file in SOURCES.iterdir() if file.suffix in (".cpp", ".h"))
+
+
+def _compiler() -> str:
+    for candidate in _COMPILERS:
+        if found := shutil.which(candidate):
+            return found
+    raise BuildError(f"there is no C++ compiler ({', '.join(_COMPILERS)})")
+
+
+def run(command: Sequence[str | Path]) -> None:
+    """Runs a compiler; raises BuildError with the first thing it says."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PATIENCE,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"{command[0]} does not end") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line]
+        said = (lines or done.stderr.splitlines() or ["it says nothing"])[0]
+        raise BuildError(f"{command[0]} fails: {said[:_SHOWN]}")
+
+
+def _remove_others(library: Path) -> None:
+    """Libraries of earlier sources and headers."""
+    for other in library.parent.glob("edgecs-*.so"):
+        if other != library:
+            other.unlink(missing_ok=True)

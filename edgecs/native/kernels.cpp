@@ -1,0 +1,299 @@
+// Matrix products for few columns, and attention, for one instruction set (see vectors.h).
+//
+// A kernel multiplies one group of rows with N columns. It reads and unpacks every weight once for all of them,
+// so that N tokens cost little more than one while memory is the limit. The operations that make a number of the
+// result, and their order, are the same for every N: a row of logits does not depend on how many tokens were
+// computed in the call. Compile with -ffp-contract=off, or compilers may fuse differently for different N.
+#include "kernels.h"
+
+#include "formats.h"
+
+namespace {
+
+#define COLUMNS _Pragma("GCC unroll 12") for (int c = 0; c < N; ++c)
+
+// ------------------------------------------------------------------------------------------------ activations
+// Sums serve to undo the offset of weights, and for their minima. The scale stays a float (ggml rounds it to half
+// precision).
+struct Block32 {
+    static constexpr int SIZE = 32;
+    i8 q[32];
+    float d, d_sum;  // scale; scale times the sum of q
+    int less;        // minus the sum of q
+};
+struct Block256 {
+    static constexpr int SIZE = 256;
+    i8 q[256];
+    float d;
+    i16 sums[8];   // of each 32
+    int less[16];  // minus the sums of each 16
+};
+
+// The largest magnitude as bits, by which a NaN is larger than any number and is not lost.
+INLINE float largest_of(const float * x, int n) {
+    I most = all(0);
+    for (int i = 0; i < n; i += LANES) most = max(most, magnitudes(load(x + i)));
+    const int bits = largest(most);
+    return read<float>(&bits);
+}
+INLINE int round_16(const float * x, F inverse, i8 * q) {
+    int sum = 0;
+    for (int i = 0; i < 16; i += LANES) sum += store(q + i, to_int(mul(load(x + i), inverse)));
+    return sum;
+}
+INLINE F inverse_of(float most) { return all(most > 0 ? 127.f / most : 0.f); }
+
+INLINE void activate(const float * x, Block32 & to) {
+    const float most = largest_of(x, 32);
+    const F inverse = inverse_of(most);
+    const int sum = round_16(x, inverse, to.q) + round_16(x + 16, inverse, to.q + 16);
+    to.d = most / 127.f;
+    to.d_sum = to.d * (float) sum;
+    to.less = -sum;
+}
+INLINE void activate(const float * x, Block256 & to) {
+    const float most = largest_of(x, 256);
+    const F inverse = inverse_of(most);
+    for (int j = 0; j < 16; ++j) to.less[j] = -round_16(x + 16 * j, inverse, to.q + 16 * j);
+    for (int j = 0; j < 8; ++j) to.sums[j] = (i16) - (to.less[2 * j] + to.less[2 * j + 1]);
+    to.d = most / 127.f;
+}
+template <class Block>
+void activate_blocks(const float * const * columns, int count, int64_t from, int64_t end, Block * to) {
+    for (int64_t b = from; b < end; ++b)
+        for (int c = 0; c < count; ++c) activate(columns[c] + b * Block::SIZE, to[b * count + c]);
+}
+void activate_floats(const float * const * columns, int count, int64_t from, int64_t end, float * to) {
+    for (int64_t i = from; i < end; ++i)
+        for (int c = 0; c < count; ++c) memcpy(to + 2 * (i * count + c), columns[c] + 2 * i, 8);
+}
+
+int64_t blocks_of(Activation kind, int64_t width) {
+    return width / (kind == BLOCKS_OF_32 ? 32 : kind == BLOCKS_OF_256 ? 256 : 2);
+}
+size_t activation_bytes(Activation kind, int64_t width) {
+    const size_t one = kind == BLOCKS_OF_32 ? sizeof(Block32) : kind == BLOCKS_OF_256 ? sizeof(Block256) : 8;
+    return blocks_of(kind, width) * one;
+}
+void activate(Activation kind, const float * const * columns, int count, int64_t width, void * to, int part,
+              int parts) {
+    const int64_t n = blocks_of(kind, width), from = n * part / parts, end = n * (part + 1) / parts;
+    switch (kind) {
+        case BLOCKS_OF_32:
+            return activate_blocks(columns, count, from, end, (Block32 *) to);
+        case BLOCKS_OF_256:
+            return activate_blocks(columns, count, from, end, (Block256 *) to);
+        case FLOATS:
+            return activate_floats(columns, count, from, end, (float *) to);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------ kernels
+// sums[c] += the products of `COUNT` vectors of a block, from vector FROM on, with column c, whose numbers are at
+// x + c * STRIDE.
+template <class Quants, int N, int BLOCK, int FROM, int COUNT, size_t STRIDE>
+INLINE void products(const u8 * quants, const i8 * x, I * sums) {
+    constexpr int RUN = COUNT < run<Quants::BITS> ? COUNT : run<Quants::BITS>;
+    unrolled<COUNT / RUN>([&](auto first) __attribute__((always_inline)) {
+        I partial[N];
+        COLUMNS partial[c] = begin(sums[c]);
+        unrolled<RUN>([&](auto next) __attribute__((always_inline)) {
+            constexpr int G = FROM + decltype(first)::value * RUN + decltype(next)::value;
+            const I weights = Quants::template get<BLOCK, G>(quants);
+            COLUMNS partial[c] = Quants::multiply(partial[c], weights, x + c * STRIDE + 4 * G);
+        });
+        COLUMNS sums[c] = end(sums[c], partial[c]);
+    });
+}
+INLINE void fetch_all(const u8 * from, int bytes) {
+    for (int i = 0; i < bytes; i += 64) fetch(from + i);
+}
+constexpr int log2_of(int n) { return n == 1 ? 0 : 1 + log2_of(n / 2); }
+// Minus OFFSET times a sum of activations, where sums begin.
+template <int OFFSET>
+INLINE I start(const int * less) {
+    if constexpr (OFFSET == 0) return all(0);
+    else return shifted<log2_of(OFFSET)>(less);
+}
+
+// y = sum over blocks of d_x (d sum(q x) + m sum(x)), where d and m are the scale and the minimum of 32 weights
+template <class T, int N>
+void multiply_blocks(const u8 * __restrict w, int64_t units, const void * activations, float * y, size_t stride) {
+    F total[N];
+    COLUMNS total[c] = zero();
+    auto x = (const Block32 *) activations;
+    for (; units; --units, w += T::BYTES) {
+        fetch_all(w, T::HEAD);
+        unrolled<2>([&](auto block) __attribute__((always_inline)) {
+            constexpr int B = decltype(block)::value;
+            fetch_all(w + T::HEAD + B * T::Quants::BYTES / 2, T::Quants::BYTES / 2);
+            I sums[N];
+            COLUMNS sums[c] = start<T::OFFSET>(&x[c].less);
+            products<typename T::Quants, N, B, 0, 8, sizeof(Block32)>(w + T::HEAD, x->q, sums);
+            const F d = T::scale(w, B);
+            COLUMNS total[c] = fma(to_float(sums[c]), mul(d, all(x[c].d)), total[c]);
+            if constexpr (T::MINIMA) {
+                const F m = T::minimum(w, B);
+                COLUMNS total[c] = fma(m, all(x[c].d_sum), total[c]);
+            }
+            x += N;
+        });
+    }
+    COLUMNS store(y + c * stride, total[c]);
+}
+
+// y = sum over superblocks of d_x (sum over blocks of d d_j sum(q x) - m sum over blocks of m_j sum(x))
+template <class T, int N>
+void multiply_superblocks(const u8 * __restrict w, int64_t units, const void * activations, float * y, size_t stride) {
+    F total[N];
+    COLUMNS total[c] = zero();
+    auto x = (const Block256 *) activations;
+    for (; units; --units, w += T::BYTES, x += N) {
+        fetch_all(w, T::HEAD);
+        F part[N];
+        COLUMNS part[c] = zero();
+        if constexpr (T::MINIMA) {
+            I minima[N];
+            COLUMNS minima[c] = all(0);
+            for (int pair = 0; pair < 4; ++pair)
+                COLUMNS minima[c] = dot_pairs(minima[c], T::minima(w, pair), x[c].sums + 2 * pair);
+            const F m = T::minimum(w);
+            COLUMNS part[c] = fnma(to_float(minima[c]), m, part[c]);
+        }
+        for (int pair = 0; pair < 4; ++pair) {
+            const u8 * quants = w + T::HEAD + pair * T::Quants::BYTES;
+            unrolled<2>([&](auto block) __attribute__((always_inline)) {
+                fetch_all(quants + decltype(block)::value * T::Quants::BYTES / 2, T::Quants::BYTES / 2);
+                constexpr int PARTS = 32 / T::SCALED;
+                unrolled<PARTS>([&](auto scaled) __attribute__((always_inline)) {
+                    constexpr int B = decltype(block)::value, S = decltype(scaled)::value;
+                    const int j = PARTS * (2 * pair + B) + S;
+                    I sums[N];
+                    COLUMNS sums[c] = start<T::OFFSET>(x[c].less + j);
+                    products<typename T::Quants, N, B, S * T::SCALED / 4, T::SCALED / 4, sizeof(Block256)>(
+                        quants, x->q + 32 * (2 * pair + B), sums);
+                    const F d = T::scale(w, j);
+                    COLUMNS part[c] = fma(to_float(sums[c]), d, part[c]);
+                });
+            });
+        }
+        COLUMNS total[c] = fma(part[c], all(x[c].d), total[c]);
+    }
+    COLUMNS store(y + c * stride, total[c]);
+}
+
+// y = sum of w x, of even and of odd numbers apart
+template <class T, int N>
+void multiply_floats(const u8 * __restrict w, int64_t units, const void * activations, float * y, size_t stride) {
+    F evens[N], odds[N];
+    COLUMNS evens[c] = odds[c] = zero();
+    auto x = (const float *) activations;
+    for (; units; --units, w += T::BYTES)
+        for (int i = 0; i < T::UNIT / 2; ++i, x += 2 * N) {
+            fetch_all(w + i * (2 * T::BYTES / T::UNIT), 2 * T::BYTES / T::UNIT);
+            F first, second;
+            T::get(w, i, first, second);
+            COLUMNS evens[c] = fma(first, all(x[2 * c]), evens[c]);
+            COLUMNS odds[c] = fma(second, all(x[2 * c + 1]), odds[c]);
+        }
+    COLUMNS store(y + c * stride, add(evens[c], odds[c]));
+}
+
+// ------------------------------------------------------------------------------------------------------ packing
+template <class T>
+void pack_blocks(const u8 * rows, size_t stride, int64_t units, u8 * packed) {
+    for (int64_t u = 0; u < units; ++u, packed += T::BYTES)
+        for (int row = 0; row < R; ++row) {
+            u8 quants[64];
+            const u8 * from = rows + row * stride + u * 2 * T::SOURCE;
+            T::read_block(from, 0, row, packed, quants);
+            T::read_block(from + T::SOURCE, 1, row, packed, quants + 32);
+            T::Quants::write(quants, row, packed + T::HEAD);
+        }
+}
+template <class T>
+void pack_superblocks(const u8 * rows, size_t stride, int64_t units, u8 * packed) {
+    for (int64_t u = 0; u < units; ++u, packed += T::BYTES)
+        for (int row = 0; row < R; ++row) {
+            u8 quants[256];
+            T::read_super(rows + row * stride + u * T::SOURCE, row, packed, quants);
+            for (int pair = 0; pair < 4; ++pair)
+                T::Quants::write(quants + 64 * pair, row, packed + T::HEAD + pair * T::Quants::BYTES);
+        }
+}
+template <class T>
+void pack_floats(const u8 * rows, size_t stride, int64_t units, u8 * packed) {
+    for (int64_t i = 0; i < units * T::UNIT / 2; ++i, packed += 2 * T::BYTES / T::UNIT)
+        for (int row = 0; row < R; ++row) T::read_pair(rows + row * stride + 2 * i * T::SOURCE, row, packed);
+}
+
+// ------------------------------------------------------------------------------------------------------- tables
+constexpr int MOST = WIDTH < MOST_COLUMNS ? WIDTH : MOST_COLUMNS;
+template <int N, class Pick>
+Format with_kernels(Format format, Pick pick) {
+    unrolled<N>([&](auto n) { format.multiply[decltype(n)::value + 1] = pick(n); });
+    return format;
+}
+template <class T>
+Format blocks() {
+    return with_kernels<MOST>({T::type, T::UNIT, T::BYTES, BLOCKS_OF_32, pack_blocks<T>, {}},
+                              [](auto n) { return multiply_blocks<T, decltype(n)::value + 1>; });
+}
+template <class T>
+Format superblocks() {
+    return with_kernels<MOST>({T::type, T::UNIT, T::BYTES, BLOCKS_OF_256, pack_superblocks<T>, {}},
+                              [](auto n) { return multiply_superblocks<T, decltype(n)::value + 1>; });
+}
+template <class T>
+Format floats() {
+    return with_kernels<MOST>({T::type, T::UNIT, T::BYTES, FLOATS, pack_floats<T>, {}},
+                              [](auto n) { return multiply_floats<T, decltype(n)::value + 1>; });
+}
+uint64_t read_memory(const u8 * from, size_t bytes) {
+    I seen[4] = {all(0), all(0), all(0), all(0)};
+    for (size_t i = 0; i + 4 * VECTOR <= bytes; i += 4 * VECTOR)
+        for (int j = 0; j < 4; ++j) {
+            fetch(from + i + j * VECTOR);
+            seen[j] = max(seen[j], load(from + i + j * VECTOR));
+        }
+    return (uint64_t) largest(max(max(seen[0], seen[1]), max(seen[2], seen[3])));
+}
+
+#include "attention.h"
+
+}  // namespace
+
+#define NAMED_(SET) kernels_##SET
+#define NAMED(SET) NAMED_(SET)
+#define TEXT_(SET) #SET
+#define TEXT(SET) TEXT_(SET)
+
+// Everything is made at the first call, and not when the library is loaded: by then it is known that this processor
+// has the instructions.
+const Kernels * NAMED(INSTRUCTION_SET)() {
+    static const Format formats[] = {
+        superblocks<Q4_K>(), superblocks<Q5_K>(), superblocks<Q6_K>(), blocks<Q8_0>(),   blocks<Q4_0>(),
+        blocks<Q4_1>(),      blocks<Q5_0>(),      blocks<Q5_1>(),      blocks<IQ4_NL>(), blocks<MXFP4>(),
+        floats<BF16>(),      floats<F16>(),       floats<F32>(),
+    };
+    static const Kernels kernels = {
+        TEXT(INSTRUCTION_SET),
+        R,
+        MOST,
+        formats,
+        sizeof formats / sizeof *formats,
+        activation_bytes,
+        activate,
+        attention_scratch,
+        partial_size,
+        panel_rows,
+        piece_count,
+        attend_piece,
+        PIECE,
+        attend_begin,
+        attend_fold,
+        attend_finish,
+        read_memory,
+    };
+    return &kernels;
+}

@@ -1,0 +1,84 @@
+// What kernels.cpp offers for each instruction set it is compiled for.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+// Of one call, for any instruction set. Fewer columns compile faster, which sanitizers need.
+#ifndef EDGECS_COLUMNS
+#define EDGECS_COLUMNS 12
+#endif
+constexpr int MOST_ROWS = 16, MOST_COLUMNS = EDGECS_COLUMNS;
+
+// Activations as a kernel reads them: [block][column], of all columns that one call computes.
+enum Activation {
+    BLOCKS_OF_32,   // signed bytes, a scale for each 32 numbers
+    BLOCKS_OF_256,  // signed bytes, a scale for each 256 numbers
+    FLOATS,         // pairs of floats
+};
+
+// A type of weights, packed: rows in groups, one lane each, so that a vector has the same weights of every
+// row of a group. A row is a sequence of units.
+struct Format {
+    int type;   // ggml_type
+    int unit;   // weights; a row has a multiple of it
+    int bytes;  // of a unit, for all rows of a group
+    Activation activation;
+    // Packs one group of rows of ggml's blocks; rows are `stride` bytes apart.
+    void (*pack)(const uint8_t * rows, size_t stride, int64_t units, uint8_t * packed);
+    // multiply[n]: a group times n columns of activations. y[c * stride + row] for every column c.
+    void (*multiply[MOST_COLUMNS + 1])(const uint8_t * packed, int64_t units, const void * activations, float * y,
+                                       size_t stride);
+};
+
+// One attention node, whatever its place in a graph. All strides in bytes.
+struct Attention {
+    int64_t key_width, value_width;  // floats of a head
+    int64_t rows, heads, kv_heads, cells;
+    float scale, bias, cap;  // of scores; largest slope of ALiBi; 0 where there is none
+    int key_type, value_type;
+    struct Strides {
+        size_t row, head;
+    } query, key, value, output;  // of keys and values, `row` is a cell
+    size_t mask_row;
+    const char *q, *k, *v, *mask;
+    const float * sinks;  // a score for each head that has no value; or none
+    char * y;
+};
+
+struct Kernels {
+    const char * name;
+    int rows;     // of a group
+    int columns;  // that one call of `multiply` computes at most
+    const Format * formats;
+    int format_count;
+
+    // Bytes of one column of `width` numbers.
+    size_t (*activation_bytes)(Activation, int64_t width);
+    // Makes one part in `parts` of the activations of columns of numbers.
+    void (*activate)(Activation, const float * const * columns, int count, int64_t width, void * to, int part,
+                     int parts);
+
+    // Attention in pieces of the cache, see attention.h. Partial results are folded in the order of the pieces.
+    size_t (*attention_scratch)(const Attention &);  // floats, for one thread
+    size_t (*partial_size)(const Attention &);       // floats, of one row and head; a state has as many
+    int64_t (*panel_rows)(const Attention &);        // rows that are computed together
+    int64_t (*piece_count)(const Attention &);
+    // The partial results of `rows` rows from `row` on, for the heads of one key head: to[row][head of the group].
+    // next_keys: of the piece that this thread computes next, or none.
+    void (*attend_piece)(const Attention &, int64_t row, int64_t rows, int64_t kv_head, int64_t piece,
+                         const char * next_keys, float * scratch, float * to);
+    int64_t piece_cells;
+    // A row and head: the state is empty at first, takes the partial results in order, and gives the answer.
+    void (*attend_begin)(const Attention &, float * state);
+    void (*attend_fold)(const Attention &, float * state, const float * partial);
+    void (*attend_finish)(const Attention &, int64_t row, int64_t head, float * state);
+
+    // Reads memory as fast as it can; the result keeps the compiler from leaving it out.
+    uint64_t (*read)(const uint8_t * from, size_t bytes);
+};
+
+const Kernels * kernels_avx512();
+const Kernels * kernels_avxvnni();
+const Kernels * kernels_avx2();
+const Kernels * kernels_dotprod();
+const Kernels * kernels_portable();

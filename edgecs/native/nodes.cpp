@@ -1,0 +1,52 @@
+// The way in: nodes of llama.cpp's graphs become calls of the kernels.
+//
+// `llama_context_params.cb_eval` is asked about every node before a graph is computed. It may change the node: one
+// that the kernels can do becomes GGML_OP_CUSTOM, which llama.cpp runs in its own threads, between its own nodes.
+// By then everything has its place in memory, and a graph that llama.cpp uses again stays changed. Nodes of other
+// types and shapes are left as they are.
+//
+// Weights must lie in host memory as the file has them (llama_model_params.use_extra_bufts = false). Nothing of
+// llama.cpp is linked: the functions that are needed come in through `edgecs_connect`.
+#include "nodes.h"
+
+#include <exception>
+
+namespace {
+Ggml ggml;
+}
+
+void connect(const Ggml & functions) { ggml = functions; }
+
+// The packed copy of a node's weights, if they are weights and in reach.
+Matrix * weights_of(Context & ctx, const ggml_tensor * w) {
+    if (w->op != GGML_OP_NONE || w->view_src || !w->buffer || !ggml.is_host(w->buffer)) return nullptr;
+    if (ggml.usage(w->buffer) != GGML_BACKEND_BUFFER_USAGE_WEIGHTS || w->ne[3] != 1) return nullptr;
+    const bool mapped = strcmp(ggml.name(w->buffer), "CPU_Mapped") == 0;
+    return ctx.store.find(w, mapped);
+}
+void look(Context & ctx, ggml_tensor * t) {
+    if (ctx.computed) {  // another graph, or one that is used again: nothing of the last one holds
+        ctx.computed = false;
+        ctx.activated = nullptr;
+        ctx.product = nullptr;
+    }
+    if (t == ctx.activated) ctx.activated = nullptr;
+    bool taken = false;
+    try {
+        switch (t->op) {
+            case GGML_OP_MUL_MAT:
+                ctx.matrices += taken = take_product(ctx, t);
+                break;
+            case GGML_OP_MUL_MAT_ID:
+                ctx.matrices += taken = take_experts(ctx, t);
+                break;
+            case GGML_OP_FLASH_ATTN_EXT:
+                ctx.attentions += taken = take_attention(ctx, t);
+                break;
+            default:
+                return;
+        }
+    } catch (const std::exception &) {  // no memory: llama.cpp computes the node
+    }
+    ctx.left += !taken;
+}

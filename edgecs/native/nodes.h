@@ -1,0 +1,102 @@
+// What belongs to one llama_context whose nodes are computed by the kernels.
+#pragma once
+#include <cstdlib>
+#include <cstring>
+
+#include "ggml-backend.h"
+#include "ggml.h"
+#include "kernels.h"
+#include "store.h"
+#include "team.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+// The functions of ggml that are needed, by address: nothing is linked.
+struct Ggml {
+    bool (*is_host)(ggml_backend_buffer_t);
+    ggml_backend_buffer_usage (*usage)(ggml_backend_buffer_t);
+    const char * (*name)(ggml_backend_buffer_t);
+};
+
+inline size_t aligned(size_t n) { return (n + 63) & ~(size_t) 63; }
+
+// Memory that grows. What was in it is lost then, and it is zero.
+class Buffer {
+public:
+    ~Buffer() { free(data_); }
+    bool reserve(size_t size) {
+        if (size <= size_) return true;
+        free(data_);
+        size_ = (size + 65535) & ~(size_t) 65535;
+        data_ = aligned_alloc(4096, size_);
+        if (data_) memset(data_, 0, size_);
+        else size_ = 0;
+        return data_ != nullptr;
+    }
+    char * data() const { return (char *) data_; }
+
+private:
+    void * data_ = nullptr;
+    size_t size_ = 0;
+};
+
+struct Context {
+    const Kernels & kernels;
+    Store & store;
+    const int threads;  // at most
+    Team team;
+    Buffer activations, lists, attention, finished;
+    uint64_t matrices = 0, attentions = 0, left = 0;  // nodes that were taken, and such that were not
+
+    // What is known while the nodes of one graph are looked at.
+    bool computed = false;                    // since the last look
+    const ggml_tensor * activated = nullptr;  // whose activations are in memory when the next node begins
+    Activation kind = FLOATS;
+    ggml_tensor * product = nullptr;  // the last matrix product that was taken
+
+    Context(Store & store_, int threads_) : kernels(store_.kernels()), store(store_), threads(threads_) {}
+
+    // Begins a thread's turn at a node.
+    Team::Turn begin(int thread, int nodes_threads) {
+        if (thread == 0) computed = true;
+        return Team::Turn(team, thread, nodes_threads);
+    }
+};
+
+// What a node holds that was taken, instead of its parameters: ggml's for GGML_OP_CUSTOM, then ours.
+struct Node {
+    ggml_custom_op_t run;
+    int64_t tasks;
+    Context * context;
+    union {
+        struct {
+            Matrix *weights, *next;  // next: of the matrix product that follows
+            bool activated;          // whether its activations are those of the product before
+        };
+        struct {
+            float scale, bias, cap;
+        };
+    };
+    Node(ggml_custom_op_t run_, Context & context_) : run(run_), tasks(GGML_N_TASKS_MAX), context(&context_) {}
+    explicit Node(const ggml_tensor * taken) { memcpy((void *) this, taken->op_params, sizeof *this); }
+    void put(ggml_tensor * t) const {
+        memcpy(t->op_params, this, sizeof *this);
+        t->op = GGML_OP_CUSTOM;
+    }
+};
+static_assert(sizeof(Node) <= GGML_MAX_OP_PARAMS, "a node's parameters have no more room");
+
+inline bool is_floats(const ggml_tensor * t) { return t->type == GGML_TYPE_F32 && t->nb[0] == sizeof(float); }
+
+void connect(const Ggml & functions);
+
+// The packed copy of a node's weights, if they are weights and in reach.
+Matrix * weights_of(Context & context, const ggml_tensor * weights);
+
+// Whether a node was taken: it is computed by the kernels then. They may throw for want of memory.
+bool take_product(Context & context, ggml_tensor * node);    // GGML_OP_MUL_MAT
+bool take_experts(Context & context, ggml_tensor * node);    // GGML_OP_MUL_MAT_ID
+bool take_attention(Context & context, ggml_tensor * node);  // GGML_OP_FLASH_ATTN_EXT
+
+// Looks at a node before its graph is computed, and takes it if it can. Never throws.
+void look(Context & context, ggml_tensor * node);
