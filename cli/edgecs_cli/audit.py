@@ -14,6 +14,7 @@ import click
 from edgecs.audit import Subject
 from edgecs.audit import audit as examine
 from edgecs.chat_template import ChatTemplate
+from edgecs.context import Tokens
 from edgecs.forks import NO_CLASS, Fork, Prompt, Report, Run
 from edgecs.text import Tokenizer
 from edgecs_cli.audit_prompts import Encode, built_in, read_prompts
@@ -52,6 +53,12 @@ from edgecs_cli.shared import Interrupt, reports_errors
     help="Tokens of an answer; the first one comes with the prompt.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many prompts.")
+@click.option(
+    "--compare-kernels",
+    is_flag=True,
+    help="Compare edgecs's kernels with llama.cpp's instead: best tokens, logits and "
+    "perplexity, with the prompts as texts.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @sampling_options
 @drafter_options
@@ -69,7 +76,13 @@ def audit(**values: Any) -> None:
     edgecs audit -m smollm2-135m-instruct
     edgecs audit -m ./model.gguf --exact strict -ctk q8_0 -ctv q8_0 -n 128
     edgecs audit -m big.gguf --draft small.gguf --temp 0.8 --seed 1 --json
+    edgecs audit -m ./model.gguf --compare-kernels
     """
+    if values["compare_kernels"]:
+        from edgecs_cli.audit_kernels import compare_kernels
+
+        compare_kernels(values, lambda vocabulary: _texts(vocabulary, values))
+        return
     if values["no_spec"] or values["draft_max"] == 0:
         raise click.UsageError("--no-spec and --draft-max 0 leave nothing to audit")
     given = read_prompts(values["file"]) if values["file"] else None
@@ -109,6 +122,15 @@ def _examine(opened: Opened, prompts: list[Prompt], values: dict[str, Any]) -> R
         lambda: schedule,
         lambda text: say(text, quiet=values["quiet"]),
     )
+
+
+def _texts(vocabulary: Tokenizer, values: dict[str, Any]) -> list[Tokens]:
+    """The prompts that were asked for, as they are without a chat's template."""
+    given = read_prompts(values["file"]) if values["file"] else None
+    encode = vocabulary.encode
+    prompts = [Prompt(name, encode(text)) for name, text in given or ()]
+    chosen = (prompts or built_in(encode))[: values["limit"]]
+    return [prompt.tokens for prompt in chosen]
 
 
 def _encoder(vocabulary: Tokenizer) -> Encode:

@@ -36,9 +36,10 @@ INLINE float largest_of(const float * x, int n) {
     const int bits = largest(most);
     return read<float>(&bits);
 }
-INLINE int round_16(const float * x, F inverse, i8 * q) {
-    int sum = 0;
-    for (int i = 0; i < 16; i += LANES) sum += store(q + i, to_int(mul(load(x + i), inverse)));
+// Numbers that are none make sums that overflow, which unsigned ones may; d is none then, and so is the result.
+INLINE u32 round_16(const float * x, F inverse, i8 * q) {
+    u32 sum = 0;
+    for (int i = 0; i < 16; i += LANES) sum += (u32) store(q + i, to_int(mul(load(x + i), inverse)));
     return sum;
 }
 INLINE F inverse_of(float most) { return all(most > 0 ? 127.f / most : 0.f); }
@@ -46,16 +47,18 @@ INLINE F inverse_of(float most) { return all(most > 0 ? 127.f / most : 0.f); }
 INLINE void activate(const float * x, Block32 & to) {
     const float most = largest_of(x, 32);
     const F inverse = inverse_of(most);
-    const int sum = round_16(x, inverse, to.q) + round_16(x + 16, inverse, to.q + 16);
+    const u32 sum = round_16(x, inverse, to.q) + round_16(x + 16, inverse, to.q + 16);
     to.d = most / 127.f;
-    to.d_sum = to.d * (float) sum;
-    to.less = -sum;
+    to.d_sum = to.d * (float) (int) sum;
+    to.less = (int) (0 - sum);
 }
 INLINE void activate(const float * x, Block256 & to) {
     const float most = largest_of(x, 256);
     const F inverse = inverse_of(most);
-    for (int j = 0; j < 16; ++j) to.less[j] = -round_16(x + 16 * j, inverse, to.q + 16 * j);
-    for (int j = 0; j < 8; ++j) to.sums[j] = (i16) - (to.less[2 * j] + to.less[2 * j + 1]);
+    u32 sums[16];
+    for (int j = 0; j < 16; ++j) sums[j] = round_16(x + 16 * j, inverse, to.q + 16 * j);
+    for (int j = 0; j < 16; ++j) to.less[j] = (int) (0 - sums[j]);
+    for (int j = 0; j < 8; ++j) to.sums[j] = (i16) (sums[2 * j] + sums[2 * j + 1]);
     to.d = most / 127.f;
 }
 template <class Block>
