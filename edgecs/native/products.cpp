@@ -12,8 +12,8 @@ struct Chunks {
     int64_t start(int64_t i) const { return columns * i / count; }
     int size(int64_t i) const { return (int) (start(i + 1) - start(i)); }
 };
-constexpr int FEW = 16;    // columns whose activations each thread makes for itself, which is faster than to wait
-constexpr int PANEL = 96;  // columns whose activations stay in a core's cache while rows go by
+constexpr int FEW = 16;              // columns whose activations each thread makes for itself: faster than to wait
+constexpr size_t PANEL = 384 << 10;  // bytes of activations that stay in a core's cache while rows go by
 
 // Groups of rows in stretches, several for each thread: who is done early takes another one.
 struct Stretches {
@@ -62,9 +62,10 @@ void multiply(ggml_tensor * y, int thread, int threads, void * data) {
     if (!few) turn.wait();
 
     const Stretches rows(w, threads);
-    const int64_t step = std::max(1, PANEL / kernels.columns), panels = (chunks.count + step - 1) / step;
+    const int64_t step = std::max<int64_t>(1, PANEL / (column * kernels.columns));
+    const int64_t panels = (chunks.count + step - 1) / step;
     for (int64_t item; (item = turn.next()) < rows.count * panels;) {
-        const int64_t stretch = item % rows.count, from = item / rows.count * step;
+        const int64_t stretch = item / panels, from = item % panels * step;
         for (int64_t g = rows.start(stretch); g < rows.start(stretch + 1); ++g)
             for (int64_t i = from; i < std::min(chunks.count, from + step); ++i) {
                 float * to[MOST_COLUMNS];
