@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -13,7 +13,8 @@ import click
 
 from edgecs.backends.llama_model import KV_TYPES
 from edgecs.chat_template import ChatTemplate
-from edgecs.load import Loaded, LoadedDrafter
+from edgecs.errors import OutOfMemory
+from edgecs.load import Loaded, LoadedDrafter, load
 from edgecs.sampling import Sampling
 from edgecs_bench import throughput
 from edgecs_bench.blocks import Bench, Block, Done, Meter, blocks
@@ -30,6 +31,7 @@ from edgecs_bench.suites import Suite
 from edgecs_bench.watch import Calls
 
 _QUICK_TOKENS = 16, 64  # least and most of an answer where time is short
+_LEAST_CONTEXT = 64  # tokens of a context that is not used
 _TESTS_SHARE = 0.25  # of the time that tests may take where time is short
 
 
@@ -136,12 +138,23 @@ def _workshop(subject: Subject, wanted: Wanted, closing: ExitStack) -> Workshop:
 
 
 def _llama(loaded: Loaded, closing: ExitStack) -> PlainLlama | None:
-    """llama.cpp's own loop over the same weights; None: no memory for its cells."""
+    """llama.cpp's own loop with its own kernels; None: no memory for it.
+
+    Over the same weights, unless they are laid out for edgecs's kernels.
+    """
     options, n_ctx = loaded.options, loaded.target.n_ctx
-    if not loaded.model.kv_fits(n_ctx, options):
+    model = loaded.model
+    if not model.kv_fits(n_ctx, options):
         return None
+    if model.kernels:
+        theirs = replace(options, kernels="llama", n_ctx=_LEAST_CONTEXT)
+        try:
+            other = load(model.path, theirs, cancel=loaded.cancel)
+        except OutOfMemory:
+            return None
+        model = closing.enter_context(other).model
     kinds = KV_TYPES[options.type_k], KV_TYPES[options.type_v]
-    plain = PlainLlama(loaded.model.handle, n_ctx, loaded.target.threads, *kinds)
+    plain = PlainLlama(model.handle, n_ctx, loaded.target.threads, *kinds)
     return closing.enter_context(plain)
 
 
