@@ -1,7 +1,7 @@
 # `make demo` and `make test` need python3 >= 3.11 and a C++ compiler, nothing else.
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
-QUESTION ?= Who wrote Romeo and Juliet, and what happens in each of its five acts?
+TEXT ?= docs/demo.txt
 BIN := .venv/bin
 EDGECS := $(BIN)/edgecs
 
@@ -12,8 +12,9 @@ KILLS ?= 200
 
 .PHONY: demo test fuzz kills lint fix docs site bench clean
 
-demo: .venv/base  ## install, fetch the default model, answer a question
-	$(EDGECS) generate -m $(MODEL) -n 256 -p "$(QUESTION)"
+demo: .venv/base  ## install, fetch the default model, correct a text, say how fast
+	@printf '\n'; cat "$(TEXT)"; printf '\n'
+	$(EDGECS) generate -m $(MODEL) -f "$(TEXT)" -n 256 --temp 0 --explain --compare
 
 test: lint  ## install, lint, types, all tests (fetches the default model once)
 	$(BIN)/python -m pytest

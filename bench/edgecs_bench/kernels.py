@@ -8,13 +8,15 @@ may be its best one; the fastest one for a single token counts, at each depth. A
 timed after others of its width, as llama.cpp builds its graph anew when that changes;
 what the change costs is told apart. Then: which widths give the bits of single tokens,
 how fast a prompt is read, and what share of the memory's bandwidth a token reaches.
+Memory gets faster and slower as other programs use it, so a ratio is the median of
+ratios of calls that followed each other.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -47,8 +49,8 @@ WAYS = {
 """How llama.cpp is loaded: its best way for a model is one of these."""
 _MEMORY = 1 << 30  # bytes that are read to measure the bandwidth
 
-Calls = dict[str, dict[int, float]]
-"""Median milliseconds of calls by way and width."""
+Row = Mapping[int, Sequence[float]]
+"""Milliseconds of calls by width, one for each time it was their turn."""
 
 
 @contextmanager
@@ -77,9 +79,14 @@ def targets(
         )
 
 
-def calls(every: Mapping[str, LlamaLM], depth: int, repeats: int) -> Calls:
-    """Times calls at a depth, the ways in turn."""
-    took: dict[tuple[str, int], list[float]] = {}
+def calls(
+    every: Mapping[str, LlamaLM], depth: int, repeats: int, read: Callable[[], float]
+) -> tuple[dict[str, Row], list[float]]:
+    """Times calls at a depth, the ways in turn, and `read` after single tokens."""
+    took: dict[str, dict[int, list[float]]] = {
+        name: {width: [] for width in WIDTHS} for name in every
+    }
+    reads = list[float]()
     with ExitStack() as closing:
         cells = {
             name: closing.enter_context(Scratch(target, depth))
@@ -93,11 +100,17 @@ def calls(every: Mapping[str, LlamaLM], depth: int, repeats: int) -> Calls:
                     began = time.perf_counter()
                     cells[name].rows(0, width)
                     seconds = time.perf_counter() - began
-                    took.setdefault((name, width), []).append(seconds * 1e3)
-    return {
-        name: {width: round(median(took[name, width]), 3) for width in WIDTHS}
-        for name in every
-    }
+                    took[name][width].append(seconds * 1e3)
+                    if name == _OURS and width == 1:
+                        reads.append(read())
+    return dict(took), reads
+
+
+def reader(own: Loaded) -> Callable[[], float]:
+    """Measures how many bytes this memory gives in a second to the same threads."""
+    kernels, threads = own.model.kernels, own.target.threads
+    assert kernels
+    return lambda: kernels.bandwidth(_MEMORY, threads, 1)
 
 
 def identical(own: Loaded, depth: int) -> list[int]:
@@ -125,36 +138,44 @@ def reading(every: Mapping[str, LlamaLM]) -> dict[str, float]:
     return {name: round(median(rates), 1) for name, rates in took.items()}
 
 
-def best(found: Calls) -> str:
+def best(found: Mapping[str, Row]) -> str:
     """llama.cpp's fastest way for a single token."""
-    return min(WAYS, key=lambda way: found[way][1])
+    return min(WAYS, key=lambda way: median(found[way][1]))
 
 
-def ratios(row: Mapping[int, float]) -> dict[int, float]:
+def over(above: Sequence[float], below: Sequence[float]) -> float:
+    """The median of ratios of calls that followed each other."""
+    return round(median(a / b for a, b in zip(above, below, strict=True)), 3)
+
+
+def ratios(row: Row) -> dict[int, float]:
     """Times of calls over that of a single token."""
-    return {width: round(ms / row[1], 3) for width, ms in row.items()}
+    return {width: over(took, row[1]) for width, took in row.items()}
 
 
-def bandwidth(own: Loaded, milliseconds: float) -> dict[str, float]:
-    """GB a second that this memory gives, that a token takes, and the share."""
-    kernels, packed = own.model.kernels, own.model.packed
-    assert kernels
-    assert packed
-    memory = kernels.bandwidth(_MEMORY, own.target.threads) / 1e9
-    token = packed.size / milliseconds / 1e6
+def bandwidth(
+    own: Loaded, took: Sequence[float], reads: Sequence[float]
+) -> dict[str, float]:
+    """GB a second that this memory gives, that a token takes, and the share.
+
+    took: milliseconds of single tokens. reads: bytes a second, each after one of them.
+    """
+    assert own.model.packed
+    size = own.model.packed.size
+    tokens, memory = [size / ms / 1e6 for ms in took], [read / 1e9 for read in reads]
     return {
-        "memory": round(memory, 2),
-        "token": round(token, 2),
-        "share": round(token / memory, 3),
+        "memory": round(median(memory), 2),
+        "token": round(median(tokens), 2),
+        "share": over(tokens, memory),
     }
 
 
-def show(depth: int, found: Calls) -> None:
+def show(depth: int, found: Mapping[str, Row]) -> None:
     """A table of one depth."""
     print(f"\nms of a call after {depth} tokens")
     print(f"{'':18}" + "".join(f"{width:8}" for width in WIDTHS))
     for name, row in found.items():
-        print(f"{name:18}" + "".join(f"{ms:8.2f}" for ms in row.values()))
+        print(f"{name:18}" + "".join(f"{median(ms):8.2f}" for ms in row.values()))
     for name in (_OURS, best(found)):
         shares = ratios(found[name]).values()
         print(f"{f'{name}, ratio':18}" + "".join(f"{share:8.2f}" for share in shares))
@@ -178,9 +199,13 @@ def main(model: Path, threads: int, repeats: int, kernels: KernelChoice) -> None
     others = Others()
     with targets(model, kernels, threads) as (own, every):
         print(f"{model.name}, {cpu_name()}, {own.target.threads} threads")
-        tables = {depth: calls(every, depth, repeats) for depth in DEPTHS}
-        for depth, found in tables.items():
+        tables, shares = dict[int, dict[str, Row]](), dict[int, dict[str, float]]()
+        for depth in DEPTHS:
+            found, reads = calls(every, depth, repeats, reader(own))
+            tables[depth] = found
+            shares[depth] = bandwidth(own, found[_OURS][1], reads)
             show(depth, found)
+            print(f"GB a second: {shares[depth]}")
         read = reading(every)
         print("\ntokens of a prompt a second")
         print("  ".join(f"{name} {rate}" for name, rate in read.items()))
@@ -188,18 +213,16 @@ def main(model: Path, threads: int, repeats: int, kernels: KernelChoice) -> None
         print("\nwidths with the bits of single tokens, 1 to 4 threads")
         for depth, widths in exact.items():
             print(f"after {depth:5} tokens: {' '.join(map(str, widths)) or 'none'}")
-        memory = bandwidth(own, tables[DEPTHS[0]][_OURS][1])
-        print(f"\nGB a second: {memory}")
         change = settling(own.target, DEPTHS[0], 4, repeats) * 1e3
-        print(json.dumps(_result(own, tables, read, exact, memory, change, others)))
+        print(json.dumps(_result(own, tables, read, exact, shares, change, others)))
 
 
 def _result(
     own: Loaded,
-    tables: Mapping[int, Calls],
+    tables: Mapping[int, Mapping[str, Row]],
     read: Mapping[str, float],
     exact: Mapping[int, Sequence[int]],
-    memory: Mapping[str, float],
+    shares: Mapping[int, Mapping[str, float]],
     change: float,
     others: Others,
 ) -> dict[str, Any]:
@@ -210,7 +233,7 @@ def _result(
         "threads": own.target.threads,
         "kernels": own.options.kernels,
         "plain_over_llama": {
-            depth: round(found[chosen[depth]][1] / found[_OURS][1], 3)
+            depth: over(found[chosen[depth]][1], found[_OURS][1])
             for depth, found in tables.items()
         },
         "ratio": {depth: ratios(found[_OURS]) for depth, found in tables.items()},
@@ -218,11 +241,17 @@ def _result(
             depth: ratios(found[chosen[depth]]) for depth, found in tables.items()
         },
         "identical_widths": exact,
-        "bandwidth": memory,
+        "bandwidth": shares,
         "prompt_over_llama": round(read[_OURS] / max(read[way] for way in WAYS), 3),
         "width_change_ms": round(change, 3),
         "prompt_tokens_s": read,
-        "ms": tables,
+        "ms": {
+            depth: {
+                name: {width: round(median(ms), 3) for width, ms in row.items()}
+                for name, row in found.items()
+            }
+            for depth, found in tables.items()
+        },
         "llama_best": chosen,
         "others": round(others.share, 3),
     }

@@ -6,7 +6,7 @@ numbers and the handle of weights that are in memory already.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -43,11 +43,15 @@ class PlainLlama:
             self._batch.n_seq_id[i], self._batch.seq_id[i][0] = 1, 0
 
     def answer(
-        self, prompt: Sequence[int], most: int
+        self,
+        prompt: Sequence[int],
+        most: int,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> tuple[list[int], float, float]:
         """What follows a prompt, up to `most` tokens or an end token, from empty cells.
 
-        With the seconds to the choice of the first token, and from there to the last.
+        stopped: asked before every token. With the seconds to the choice of the first
+        token, and from there to the last.
         """
         lib.llama_memory_clear(self._memory, False)
         asked = perf_counter()
@@ -55,7 +59,9 @@ class PlainLlama:
         began, said, position = perf_counter(), [token], len(prompt)
         batch, vocabulary = self._batch, self._vocabulary
         batch.n_tokens, batch.logits[0] = 1, 1
-        while len(said) < most and not lib.llama_vocab_is_eog(vocabulary, token):
+        while len(said) < most and not (
+            stopped() or lib.llama_vocab_is_eog(vocabulary, token)
+        ):
             batch.token[0], batch.pos[0] = token, position
             token = self._decode()
             said.append(token)

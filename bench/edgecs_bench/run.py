@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import click
 
-from edgecs.backends.llama_model import KV_TYPES
 from edgecs.chat_template import ChatTemplate
-from edgecs.errors import OutOfMemory
-from edgecs.load import Loaded, LoadedDrafter, load
+from edgecs.load import Loaded, LoadedDrafter
 from edgecs.sampling import Sampling
 from edgecs_bench import throughput
+from edgecs_bench.baseline import llama_beside
 from edgecs_bench.blocks import Bench, Block, Done, Meter, blocks
 from edgecs_bench.calls import Subject, anchor, overhead
 from edgecs_bench.calls import costs as costs_of
@@ -25,13 +24,11 @@ from edgecs_bench.environment import build, machine, peak_rss_mib
 from edgecs_bench.humaneval import pass_at_1
 from edgecs_bench.journal import Journal
 from edgecs_bench.modes import LLAMA, PLAIN, Mode, Workshop
-from edgecs_bench.plain_llama import PlainLlama
 from edgecs_bench.result import Result, assemble
 from edgecs_bench.suites import Suite
 from edgecs_bench.watch import Calls
 
 _QUICK_TOKENS = 16, 64  # least and most of an answer where time is short
-_LEAST_CONTEXT = 64  # tokens of a context that is not used
 _TESTS_SHARE = 0.25  # of the time that tests may take where time is short
 
 
@@ -132,30 +129,9 @@ def run(subject: Subject, wanted: Wanted, parts: Sequence[Part] = ()) -> Result:
 
 
 def _workshop(subject: Subject, wanted: Wanted, closing: ExitStack) -> Workshop:
-    llama = _llama(subject.loaded, closing) if LLAMA in wanted.modes else None
+    llama = llama_beside(subject.loaded, closing) if LLAMA in wanted.modes else None
     calls = Calls([drafter.model for drafter in subject.drafters])
     return Workshop(subject.loaded, subject.drafters, subject.speculation, llama, calls)
-
-
-def _llama(loaded: Loaded, closing: ExitStack) -> PlainLlama | None:
-    """llama.cpp's own loop with its own kernels; None: no memory for it.
-
-    Over the same weights, unless they are laid out for edgecs's kernels.
-    """
-    options, n_ctx = loaded.options, loaded.target.n_ctx
-    model = loaded.model
-    if not model.kv_fits(n_ctx, options):
-        return None
-    if model.kernels:
-        theirs = replace(options, kernels="llama", n_ctx=_LEAST_CONTEXT)
-        try:
-            other = load(model.path, theirs, cancel=loaded.cancel)
-        except OutOfMemory:
-            return None
-        model = closing.enter_context(other).model
-    kinds = KV_TYPES[options.type_k], KV_TYPES[options.type_v]
-    plain = PlainLlama(model.handle, n_ctx, loaded.target.threads, *kinds)
-    return closing.enter_context(plain)
 
 
 def _bench(

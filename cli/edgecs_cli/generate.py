@@ -18,6 +18,7 @@ from edgecs.errors import ConfigError
 from edgecs.load import Loaded
 from edgecs.session import Session, Token
 from edgecs.trace import TraceFile, follow, header
+from edgecs_cli.compare import check, compare
 from edgecs_cli.console import echo, has_colours, say
 from edgecs_cli.contention import Contention
 from edgecs_cli.describe import answer_details, answer_line, introduce
@@ -69,6 +70,13 @@ from edgecs_cli.texts import read_stdin, read_text
 )
 @option(
     Section.SPECULATION,
+    "--compare",
+    is_flag=True,
+    help="Answer again without drafts and in llama.cpp's own loop, and say how fast "
+    "each was.",
+)
+@option(
+    Section.SPECULATION,
     "--trace",
     type=click.Path(),
     metavar="FILE",
@@ -88,12 +96,15 @@ def generate(**values: Any) -> int:
     git diff | edgecs generate -m user/repo:Q4_K_M --system "Review this."
     edgecs generate -m big.gguf --draft small.gguf --k-matrix "5,10;0,10" -f task.txt
     edgecs generate -m ./model.gguf -f notes.txt --explain --trace rounds.jsonl
+    edgecs generate -m ./model.gguf -f fix-this-code.txt --temp 0 --compare
     """
     if values["explain"] and values["as_json"]:
         raise click.UsageError(
             "--explain and --json exclude each other: --trace FILE "
             "tells a program who wrote what"
         )
+    if values["compare"]:
+        check(values)
     text = read_prompt(values["prompt"], values["file"])
     interrupt = Interrupt()
     with (
@@ -118,6 +129,9 @@ def generate(**values: Any) -> int:
             say(line, quiet=values["quiet"])
         if busy := contention.line():
             say(busy, quiet=values["quiet"])
+        if values["compare"]:
+            for line in compare(opened, prompt, values):
+                echo(line, err=True)
     return 130 if reason == "cancelled" else 0
 
 
