@@ -45,7 +45,7 @@ LAYERS = [
     {"tuning"},
     {"api"},
     {"testing", "__init__"},
-    {"forks"},
+    {"forks", "fidelity"},
     {"audit"},
 ]
 ENGINES = {"llama_cpp", "onnxruntime", "torch", "transformers", "optimum"}
