@@ -11,7 +11,15 @@ KVType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "
 GpuLayers = int | Literal["auto", "all"]
 FlashAttention = Literal["auto", "on", "off"]
 KernelChoice = Literal[
-    "auto", "own", "llama", "avx512", "avxvnni", "avx2", "dotprod", "portable"
+    "auto",
+    "own",
+    "llama",
+    "avx512bf16",
+    "avx512",
+    "avxvnni",
+    "avx2",
+    "dotprod",
+    "portable",
 ]
 
 MOST_THREADS = 512  # ggml ends its process beyond that

@@ -15,6 +15,7 @@ bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
+bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 bool has_avxvnni() {  // which compilers do not ask for yet
     unsigned a = 7, b, c = 1, d;
     asm("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
@@ -30,6 +31,9 @@ const struct {
     bool (*runs)();
     const Kernels * (*kernels)();
 } sets[] = {
+#if defined(EDGECS_AVX512BF16)
+    {has_avx512bf16, kernels_avx512bf16},
+#endif
 #if defined(EDGECS_AVX512)
     {has_avx512, kernels_avx512},
 #endif

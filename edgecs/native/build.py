@@ -35,6 +35,7 @@ _AVX2 = ("-O3", "-mavx2", "-mfma", "-mf16c")
 _AVX512 = tuple(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni"))
 SETS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
+        "avx512bf16": (*_AVX2, *_AVX512, "-mavx512bf16"),
         "avx512": (*_AVX2, *_AVX512),
         "avxvnni": (*_AVX2, "-mavxvnni"),
         "avx2": _AVX2,

@@ -61,6 +61,15 @@ INLINE void activate(const float * x, Block256 & to) {
     for (int j = 0; j < 8; ++j) to.sums[j] = (i16) (sums[2 * j] + sums[2 * j + 1]);
     to.d = most / 127.f;
 }
+
+#if defined(DOTS_OF_BFLOATS)
+struct Bfloats {
+    static constexpr int SIZE = 32;
+    u16 q[32];
+};
+INLINE void activate(const float * x, Bfloats & to) { store_bfloats(to.q, x); }
+#endif
+
 template <class Block>
 void activate_blocks(const float * const * columns, int count, int64_t from, int64_t end, Block * to) {
     for (int64_t b = from; b < end; ++b)
@@ -71,16 +80,17 @@ void activate_floats(const float * const * columns, int count, int64_t from, int
         for (int c = 0; c < count; ++c) memcpy(to + 2 * (i * count + c), columns[c] + 2 * i, 8);
 }
 
-int64_t blocks_of(Activation kind, int64_t width) {
-    return width / (kind == BLOCKS_OF_32 ? 32 : kind == BLOCKS_OF_256 ? 256 : 2);
-}
+int64_t block_size(Activation kind) { return kind == FLOATS ? 2 : kind == BLOCKS_OF_256 ? 256 : 32; }
 size_t activation_bytes(Activation kind, int64_t width) {
-    const size_t one = kind == BLOCKS_OF_32 ? sizeof(Block32) : kind == BLOCKS_OF_256 ? sizeof(Block256) : 8;
-    return blocks_of(kind, width) * one;
+    const size_t block = kind == BLOCKS_OF_32    ? sizeof(Block32)
+                         : kind == BLOCKS_OF_256 ? sizeof(Block256)
+                         : kind == BFLOATS       ? 64
+                                                 : 8;
+    return width / block_size(kind) * block;
 }
 void activate(Activation kind, const float * const * columns, int count, int64_t width, void * to, int part,
               int parts) {
-    const int64_t n = blocks_of(kind, width), from = n * part / parts, end = n * (part + 1) / parts;
+    const int64_t n = width / block_size(kind), from = n * part / parts, end = n * (part + 1) / parts;
     switch (kind) {
         case BLOCKS_OF_32:
             return activate_blocks(columns, count, from, end, (Block32 *) to);
@@ -88,6 +98,11 @@ void activate(Activation kind, const float * const * columns, int count, int64_t
             return activate_blocks(columns, count, from, end, (Block256 *) to);
         case FLOATS:
             return activate_floats(columns, count, from, end, (float *) to);
+        case BFLOATS:
+#if defined(DOTS_OF_BFLOATS)
+            activate_blocks(columns, count, from, end, (Bfloats *) to);
+#endif
+            return;
     }
 }
 
@@ -202,6 +217,25 @@ void multiply_floats(const u8 * __restrict w, int64_t units, const void * activa
     COLUMNS store(y + c * stride, add(evens[c], odds[c]));
 }
 
+#if defined(DOTS_OF_BFLOATS)
+// The same of bfloat16 activations: of even and of odd pairs apart
+template <class T, int N>
+void multiply_bfloats(const u8 * __restrict w, int64_t units, const void * activations, float * y, size_t stride) {
+    F evens[N], odds[N];
+    COLUMNS evens[c] = odds[c] = zero();
+    auto x = (const Bfloats *) activations;
+    for (; units; --units, w += T::BYTES, x += N)
+        for (int pair = 0; pair < T::UNIT / 2; pair += 2) {
+            const u8 * from = w + pair * VECTOR;
+            fetch_all(from, 2 * VECTOR);
+            const I even = load(from), odd = load(from + VECTOR);
+            COLUMNS evens[c] = dot_bfloats(evens[c], even, x[c].q + 2 * pair);
+            COLUMNS odds[c] = dot_bfloats(odds[c], odd, x[c].q + 2 * pair + 2);
+        }
+    COLUMNS store(y + c * stride, add(evens[c], odds[c]));
+}
+#endif
+
 // ------------------------------------------------------------------------------------------------------ packing
 template <class T>
 void pack_blocks(const u8 * rows, size_t stride, int64_t units, u8 * packed) {
@@ -252,6 +286,18 @@ Format floats() {
     return with_kernels<MOST>({T::type, T::UNIT, T::BYTES, FLOATS, pack_floats<T>, {}},
                               [](auto n) { return multiply_floats<T, decltype(n)::value + 1>; });
 }
+#if defined(DOTS_OF_BFLOATS)
+template <class T>
+Format bfloats() {
+    return with_kernels<MOST>({T::type, T::UNIT, T::BYTES, BFLOATS, pack_floats<T>, {}},
+                              [](auto n) { return multiply_bfloats<T, decltype(n)::value + 1>; });
+}
+#else
+template <class T>
+Format bfloats() {
+    return floats<T>();
+}
+#endif
 uint64_t read_memory(const u8 * from, size_t bytes) {
     I seen[4] = {all(0), all(0), all(0), all(0)};
     for (size_t i = 0; i + 4 * VECTOR <= bytes; i += 4 * VECTOR)
@@ -277,7 +323,7 @@ const Kernels * NAMED(INSTRUCTION_SET)() {
     static const Format formats[] = {
         superblocks<Q4_K>(), superblocks<Q5_K>(), superblocks<Q6_K>(), blocks<Q8_0>(),   blocks<Q4_0>(),
         blocks<Q4_1>(),      blocks<Q5_0>(),      blocks<Q5_1>(),      blocks<IQ4_NL>(), blocks<MXFP4>(),
-        floats<BF16>(),      floats<F16>(),       floats<F32>(),
+        bfloats<BF16>(),     floats<F16>(),       floats<F32>(),
     };
     static const Kernels kernels = {
         TEXT(INSTRUCTION_SET),

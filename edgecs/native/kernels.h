@@ -14,6 +14,7 @@ enum Activation {
     BLOCKS_OF_32,   // signed bytes, a scale for each 32 numbers
     BLOCKS_OF_256,  // signed bytes, a scale for each 256 numbers
     FLOATS,         // pairs of floats
+    BFLOATS,        // bfloat16, in blocks of 32
 };
 
 // A type of weights, packed: rows in groups, one lane each, so that a vector has the same weights of every
@@ -77,6 +78,7 @@ struct Kernels {
     uint64_t (*read)(const uint8_t * from, size_t bytes);
 };
 
+const Kernels * kernels_avx512bf16();
 const Kernels * kernels_avx512();
 const Kernels * kernels_avxvnni();
 const Kernels * kernels_avx2();

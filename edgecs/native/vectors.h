@@ -8,6 +8,7 @@
 //     QUERIES      queries whose scores one call computes at most
 //     BYTE_OFFSET  what 8-bit weights have added, so that they suit `dot_bytes`
 //     run<BITS>    how often `dot` may be called between `begin` and `end` without overflow
+//     DOTS_OF_BFLOATS  defined where pairs of bfloat16 are multiplied and added at once
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -63,7 +64,6 @@ INLINE float half(u16 x) {
 
 #if defined(__AVX512VNNI__)
 
-#define INSTRUCTION_SET avx512
 constexpr int LANES = 16, WIDTH = 12, QUERIES = 6, BYTE_OFFSET = 128;
 template <int BITS>
 constexpr int run = 8;
@@ -167,6 +167,21 @@ INLINE I dot_pairs(I a, const u8 * w, const i16 * x) {
     asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(a) : "v"(wide), "m"(*(const int *) x));
     return a;
 }
+
+#if defined(__AVX512BF16__)
+#define INSTRUCTION_SET avx512bf16
+#define DOTS_OF_BFLOATS
+INLINE F dot_bfloats(F a, I w, const u16 * x) {
+    asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(a) : "v"(w), "m"(*(const int *) x));
+    return a;
+}
+// 32 floats, rounded to the nearest.
+INLINE void store_bfloats(u16 * p, const float * x) {
+    _mm512_storeu_si512(p, (I) _mm512_cvtne2ps_pbh(load(x + 16), load(x)));
+}
+#else
+#define INSTRUCTION_SET avx512
+#endif
 
 #elif defined(__AVX2__)
 
