@@ -10,7 +10,7 @@ NATIVE := $(wildcard edgecs/native/*.cpp edgecs/native/*.h tests/native/*.cpp)
 CASES ?= 2000
 KILLS ?= 200
 
-.PHONY: demo test fuzz kills lint fix docs site bench clean
+.PHONY: demo test fuzz kills lint fix docs site dist bench clean
 
 demo: .venv/base  ## install, fetch the default model, correct a text, say how fast
 	@printf '\n'; cat "$(TEXT)"; printf '\n'
@@ -49,6 +49,9 @@ docs: .venv/dev  ## write the generated parts of the documents
 
 site: .venv/dev  ## the documentation as a web site, at http://127.0.0.1:8000
 	$(BIN)/mkdocs serve
+
+dist: .venv/base  ## a wheel for this platform, with compiled kernels, in dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 bench: .venv/base  ## what edgecs itself costs on this machine
 	$(BIN)/python -m edgecs_bench.overhead
