@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _GREEDY = always(greedy)
 # Options that say where weights lie.
 _WEIGHTS = ("repack", "mmap", "huge_pages", "kernels")
+_LARGE = 2 << 30  # bytes of weights that take more than a second to lay out
 T = TypeVar("T")
 
 
@@ -197,6 +198,7 @@ def load(
     *,
     cancel: threading.Event | None = None,
     findings: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Loaded:
     """Loads a GGUF as target; setting `cancel` stops loading and, later, answers.
 
@@ -205,15 +207,15 @@ def load(
     are not repacked for llama.cpp's where that would crash this build. `findings` is a
     file that keeps what was found out about both, with a folder beside it for kernels
     that are compiled at first use; without it every process tries, and only kernels
-    that are compiled already serve. Raises ModelError, OutOfMemory, Cancelled, and
-    ConfigError for kernels that cannot be had.
+    that are compiled already serve. say: told what takes long. Raises ModelError,
+    OutOfMemory, Cancelled, and ConfigError for kernels that cannot be had.
     """
     cancel = cancel or threading.Event()
     no_gpu = _no_gpu(options.n_gpu_layers)
 
     def open_with(options: LoadOptions, note: str | None) -> Loaded:
         began = time.perf_counter()
-        opened = _open(path, options, cancel, findings)
+        opened = _open(path, options, cancel, findings, say=say)
         took = time.perf_counter() - began
         warnings = [text for text in (no_gpu, opened.warning) if text]
         return Loaded(
@@ -382,6 +384,7 @@ def _open(
     cancel: threading.Event,
     findings: Path | None,
     drafts_for: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> _Opened:
     from edgecs.backends.llama_lm import LlamaLM
     from edgecs.backends.llama_model import LlamaModel, check_file
@@ -403,8 +406,10 @@ def _open(
             undo.pop_all()
         return _Opened(model, scorer, options, warning, why)
 
-    kernels, why = _kernels(options, findings)
+    kernels, why = _kernels(options, findings, say)
     if kernels:
+        if path.stat().st_size > _LARGE:
+            say(f"laying out weights for {kernels.name}")
         ours = replace(options, kernels=kernels.name)
         try:
             return opened(ours, kernels, None, None)
@@ -417,14 +422,14 @@ def _open(
 
 
 def _kernels(
-    options: LoadOptions, findings: Path | None
+    options: LoadOptions, findings: Path | None, say: Callable[[str], None]
 ) -> tuple[KernelSet | None, str | None]:
     """See `choose`; with layers on a GPU they would cost more than they bring."""
     from edgecs.backends import llama_library as library
     from edgecs.backends.kernel_choice import choose
 
     if options.n_gpu_layers == 0 or not library.supports_offload():
-        return choose(options.kernels, findings)
+        return choose(options.kernels, findings, say)
     if options.kernels in ("auto", "llama"):
         return None, "layers are on the GPU"
     raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +59,13 @@ def open_target(
 
 def load_target(path: Path, values: dict[str, Any], cancel: threading.Event) -> Loaded:
     """The target as the options ask; says what it cannot do."""
-    loaded = load(path, load_options(values), cancel=cancel, findings=findings())
+    loaded = load(
+        path,
+        load_options(values),
+        cancel=cancel,
+        findings=findings(),
+        say=_progress(values),
+    )
     for warning in loaded.warnings:
         say(warning, quiet=values["quiet"])
     return loaded
@@ -73,14 +79,17 @@ def _speculation(
     speculation = Speculation(
         loaded.target, exact=values["exact"], key=loaded.key(), profiles=profiles
     )
-    quiet = values["quiet"]
-    # Like a progress bar: of use while somebody waits, noise in a file.
-    hidden = quiet or not sys.stderr.isatty()
-    speculation.prepare(loaded.seconds, lambda text: say(text, quiet=hidden))
+    speculation.prepare(loaded.seconds, _progress(values))
     for note in speculation.notes:
-        say(note, quiet=quiet)
+        say(note, quiet=values["quiet"])
     speculation.save()
     return speculation
+
+
+def _progress(values: dict[str, Any]) -> Callable[[str], None]:
+    """Says what takes long: of use while somebody waits, noise in a file."""
+    hidden = values["quiet"] or not sys.stderr.isatty()
+    return lambda text: say(text, quiet=hidden)
 
 
 def _wants_other_cache(
