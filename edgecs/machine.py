@@ -8,13 +8,16 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 _RENDERERS = Path("/dev/dri")
 _PATIENCE = 10  # seconds that a driver's tool may take
+_MUCH = 0.15  # of a processor: less than that is not what makes a machine busy
 
 
 class Others:
@@ -48,6 +51,25 @@ def _used(process: psutil.Process) -> float:
         return float(sum(process.cpu_times()[:2]))
     except psutil.Error:
         return 0.0
+
+
+def busiest(seconds: float = 0.1) -> str | None:
+    """The other program that computes most, watched for so long; None: none is seen.
+
+    What it is called is its own choice, so it may be any text.
+    """
+    used, names = dict[int, float](), dict[int, str]()
+    own = {os.getpid(), *(child.pid for child in psutil.Process().children(True))}
+    for process in psutil.process_iter(["pid", "name"]):
+        if (pid := process.info["pid"]) not in own:
+            names[pid] = process.info["name"]
+            used[pid] = -_used(process)
+    time.sleep(seconds)
+    for pid in used:
+        with suppress(psutil.Error):
+            used[pid] += _used(psutil.Process(pid))
+    most = max(used, key=lambda pid: used[pid], default=0)
+    return names[most] if used.get(most, 0.0) > _MUCH * seconds else None
 
 
 def gpu_backend() -> str | None:

@@ -20,6 +20,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, which a test moves."""
     now = [0.0]
     monkeypatch.setattr(contention, "Others", Counted)
+    monkeypatch.setattr(contention, "busiest", lambda: "blender")
     monkeypatch.setattr(speculation, "BUSY", 0.15)
     monkeypatch.setattr(contention.time, "monotonic", lambda: now[0])
     return now
@@ -32,7 +33,10 @@ def test_it_is_said_once_until_it_was_quiet(clock: list[float]):
         clock[0] += 1
         Counted.share = share
         lines.append(watch.line())
-    said = "other programs compute: they took {} of the processors meanwhile"
+    said = (
+        "other programs compute (blender most of all): they took {} of the processors "
+        "meanwhile"
+    )
     assert [line and line.partition(",")[0] for line in lines] == [
         None,
         said.format("49%"),
@@ -46,3 +50,14 @@ def test_short_answers_say_nothing(clock: list[float]):
     watch = Contention()
     clock[0], Counted.share = 0.3, 0.9
     assert watch.line() is None
+
+
+def test_where_no_program_is_seen_none_is_named(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(contention, "busiest", lambda: None)
+    watch = Contention()
+    clock[0], Counted.share = 1.0, 0.5
+    line = watch.line()
+    assert line
+    assert line.startswith("other programs compute: they took 50%")

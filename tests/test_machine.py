@@ -26,3 +26,31 @@ def test_others_are_all_who_are_not_idle_and_not_ours(monkeypatch):
     monkeypatch.setattr(machine.psutil, "Process", Process)
     # The other process, which had used two seconds, is gone by then.
     assert machine.Others([5]).share == (35 - (25 - 7)) / 70
+
+
+def test_the_busiest_of_the_others_is_named(monkeypatch):
+    Times = namedtuple("Times", "user system")
+    me = machine.os.getpid()
+    used = {me: [0, 9], me + 1: [0, 8], 5: [100, 100.01], 6: [3, 3.05], 7: [1, 1.04]}
+
+    class Process:
+        def __init__(self, pid: int = me):
+            self.pid = pid
+            self.info = {"pid": pid, "name": f"program {pid}"}
+
+        def children(self, recursive: bool) -> list[Process]:
+            return [Process(me + 1)]
+
+        def cpu_times(self) -> Times:
+            if not used[self.pid]:
+                raise machine.psutil.NoSuchProcess(self.pid)
+            return Times(used[self.pid].pop(0), 0)
+
+    monkeypatch.setattr(machine.psutil, "Process", Process)
+    monkeypatch.setattr(
+        machine.psutil, "process_iter", lambda fields: map(Process, list(used))
+    )
+    monkeypatch.setattr(machine.time, "sleep", lambda seconds: None)
+    assert machine.busiest(0.1) == "program 6"
+    used.update({5: [9], 6: [1, 1.01], 7: [2]})  # the others are gone by then
+    assert machine.busiest(0.1) is None

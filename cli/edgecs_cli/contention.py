@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from edgecs import speculation
-from edgecs.machine import Others
+from edgecs.machine import Others, busiest
 
 _SHORTEST = 0.5  # seconds; the system's counters are too coarse for less
 
@@ -29,7 +29,9 @@ class Contention:
         said, self._said = self._said, share > speculation.BUSY
         if said or not self._said:
             return None
+        name = busiest()
+        most = f" ({name} most of all)" if name else ""
         return (
-            f"other programs compute: they took {share:.0%} of the processors "
+            f"other programs compute{most}: they took {share:.0%} of the processors "
             "meanwhile, which makes answers slower"
         )
