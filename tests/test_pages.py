@@ -14,6 +14,8 @@ from edgecs_bench.pages import (
     drafters_overview,
     first_tokens,
     huge_pages,
+    kernel_calls,
+    over_llama,
     peers_overview,
     predictions,
     speed_details,
@@ -162,6 +164,39 @@ def test_huge_pages_are_told_over_small_ones(tmp_path: Path):
     ms = {"huge pages": [8.0], "--no-huge-pages": [10.0], "--no-mmap": [4.0]}
     path = written(tmp_path / "huge.jsonl", {"model": "m", "depths": [64], "ms": ms})
     assert huge_pages(path).splitlines()[2] == "| m | 64 | 10.0 | 0.80 | 0.40 |"
+
+
+def test_calls_of_kernels_are_told_for_both_depths(tmp_path: Path):
+    ratios = {"1": 1.0, "4": 1.05, "8": 1.42}
+    deep = {"64": ratios, "1500": {**ratios, "4": 1.1}}
+    told = {
+        "model": "m",
+        "kernels": "avx2",
+        "ms": {"64": {}, "1500": {}},
+        "plain_over_llama": {"64": 1.5, "1500": 1.25},
+        "ratio": deep,
+        "llama_ratio": {"64": {"4": 2.0, "8": 4.0}, "1500": {"4": 2.0, "8": 3.0}},
+        "prompt_over_llama": 2.51,
+        "bandwidth": {"64": {"share": 0.9}, "1500": {"share": 0.8}},
+        "identical_widths": {"64": [4, 8], "300": [4, 8]},
+    }
+    path = written(tmp_path / "kernels.jsonl", told)
+    assert kernel_calls(path).splitlines()[2] == (
+        "| m | avx2 | 1.50, 1.25 | 1.05, 1.10 | 1.42, 1.42 | 2.00, 2.00 | 4.00, 3.00 "
+        "| 2.5 | 0.90 | all |"
+    )
+    told["identical_widths"]["300"] = [4]
+    assert kernel_calls(written(path, told)).endswith("| 0.90 | 1 |\n")
+
+
+def test_speeds_over_llama_cpp_have_its_loop_below(tmp_path: Path):
+    answers = [*block(0, "qa", 4.0, 2.0), *block(1, "math", 4.0, 4.0)]
+    line = over_llama([result(tmp_path / "a.json", "m", answers)]).splitlines()[2]
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells[0] == "m"
+    assert cells[2] == "0.80"  # llama.cpp's loop is a quarter faster than plain
+    assert cells[4:6] == ["1.60", "0.80"]
+    assert cells[3] == "**1.13**"  # the geometric mean
 
 
 def test_audits_count_forks_by_tier(tmp_path: Path):

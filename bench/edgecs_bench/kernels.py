@@ -4,7 +4,7 @@
 
 Milliseconds of target calls by width and depth: edgecs's kernels and llama.cpp's take
 turns in one process, over weights of their own. llama.cpp is loaded in every way that
-may be its best one; the fastest one for a single token counts, at each depth. A call is
+may be its best one; at each depth the fastest one for a single token goes on. A call is
 timed after others of its width, as llama.cpp builds its graph anew when that changes;
 what the change costs is told apart. Then: which widths give the bits of single tokens,
 how fast a prompt is read, and what share of the memory's bandwidth a token reaches.
@@ -38,7 +38,7 @@ WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 DEPTHS = (64, 1500)
 EXACT_DEPTHS = (64, 300, 700, 2000)
 THREADS = (1, 2, 3, 4)  # with which the bits are compared
-_OURS, _PROMPT, _READS = "edgecs", 512, 5  # tokens that are read, and how often
+_OURS, _PROMPT, _READS = "edgecs", 512, 3  # tokens that are read, and how often
 _USUAL = LoadOptions(n_ctx=2304, n_gpu_layers=0)
 _LLAMA = replace(_USUAL, kernels="llama")
 WAYS = {
@@ -80,11 +80,15 @@ def targets(
 
 
 def calls(
-    every: Mapping[str, LlamaLM], depth: int, repeats: int, read: Callable[[], float]
+    every: Mapping[str, LlamaLM],
+    depth: int,
+    widths: Sequence[int],
+    repeats: int,
+    read: Callable[[], float],
 ) -> tuple[dict[str, Row], list[float]]:
     """Times calls at a depth, the ways in turn, and `read` after single tokens."""
     took: dict[str, dict[int, list[float]]] = {
-        name: {width: [] for width in WIDTHS} for name in every
+        name: {width: [] for width in widths} for name in every
     }
     reads = list[float]()
     with ExitStack() as closing:
@@ -93,7 +97,7 @@ def calls(
             for name, target in every.items()
         }
         for i in range(repeats):
-            for width in WIDTHS:
+            for width in widths:
                 for name in list(cells) if i % 2 else reversed(list(cells)):
                     for _ in range(SETTLED):
                         cells[name].rows(0, width)
@@ -103,7 +107,14 @@ def calls(
                     took[name][width].append(seconds * 1e3)
                     if name == _OURS and width == 1:
                         reads.append(read())
-    return dict(took), reads
+    return {**took}, reads
+
+
+def best(every: Mapping[str, LlamaLM], depth: int, repeats: int) -> str:
+    """llama.cpp's fastest way for a single token."""
+    theirs = {way: every[way] for way in WAYS}
+    found, _ = calls(theirs, depth, [1], repeats, float)
+    return min(WAYS, key=lambda way: median(found[way][1]))
 
 
 def reader(own: Loaded) -> Callable[[], float]:
@@ -136,11 +147,6 @@ def reading(every: Mapping[str, LlamaLM]) -> dict[str, float]:
             target.score(context, NOTHING)
             took[name].append(_PROMPT / (time.perf_counter() - began))
     return {name: round(median(rates), 1) for name, rates in took.items()}
-
-
-def best(found: Mapping[str, Row]) -> str:
-    """llama.cpp's fastest way for a single token."""
-    return min(WAYS, key=lambda way: median(found[way][1]))
 
 
 def over(above: Sequence[float], below: Sequence[float]) -> float:
@@ -176,8 +182,8 @@ def show(depth: int, found: Mapping[str, Row]) -> None:
     print(f"{'':18}" + "".join(f"{width:8}" for width in WIDTHS))
     for name, row in found.items():
         print(f"{name:18}" + "".join(f"{median(ms):8.2f}" for ms in row.values()))
-    for name in (_OURS, best(found)):
-        shares = ratios(found[name]).values()
+    for name, row in found.items():
+        shares = ratios(row).values()
         print(f"{f'{name}, ratio':18}" + "".join(f"{share:8.2f}" for share in shares))
 
 
@@ -200,8 +206,11 @@ def main(model: Path, threads: int, repeats: int, kernels: KernelChoice) -> None
     with targets(model, kernels, threads) as (own, every):
         print(f"{model.name}, {cpu_name()}, {own.target.threads} threads")
         tables, shares = dict[int, dict[str, Row]](), dict[int, dict[str, float]]()
+        chosen = dict[int, str]()
         for depth in DEPTHS:
-            found, reads = calls(every, depth, repeats, reader(own))
+            chosen[depth] = best(every, depth, repeats)
+            two = {name: every[name] for name in (_OURS, chosen[depth])}
+            found, reads = calls(two, depth, WIDTHS, repeats, reader(own))
             tables[depth] = found
             shares[depth] = bandwidth(own, found[_OURS][1], reads)
             show(depth, found)
@@ -214,11 +223,13 @@ def main(model: Path, threads: int, repeats: int, kernels: KernelChoice) -> None
         for depth, widths in exact.items():
             print(f"after {depth:5} tokens: {' '.join(map(str, widths)) or 'none'}")
         change = settling(own.target, DEPTHS[0], 4, repeats) * 1e3
-        print(json.dumps(_result(own, tables, read, exact, shares, change, others)))
+        result = _result(own, chosen, tables, read, exact, shares, change, others)
+        print(json.dumps(result))
 
 
 def _result(
     own: Loaded,
+    chosen: Mapping[int, str],
     tables: Mapping[int, Mapping[str, Row]],
     read: Mapping[str, float],
     exact: Mapping[int, Sequence[int]],
@@ -226,7 +237,6 @@ def _result(
     change: float,
     others: Others,
 ) -> dict[str, Any]:
-    chosen = {depth: best(found) for depth, found in tables.items()}
     return {
         "model": own.model.path.stem,
         "cpu": cpu_name(),

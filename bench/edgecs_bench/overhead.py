@@ -6,7 +6,10 @@ A round is everything between one target call and the next: drafting, filling th
 reading the rows, the walk, committing, text, statistics. The target call ends when its
 rows are there. Random models of 49,152 and 151,936 tokens stand in for SmolLM2 and
 Qwen2.5, whose vocabularies they have; -m adds a real one. Half of the drafted tokens
-are wrong, so that both outcomes are paid for.
+are wrong, so that both outcomes are paid for. A real model is planned too, as answers
+are: a text that is copied with few changes, and a question with nothing to copy. The
+weights of a real one go through the caches in every call, so what edgecs does then is
+slow; the random ones leave the caches warm.
 """
 
 from __future__ import annotations
@@ -26,12 +29,26 @@ from edgecs.draft import Drafter
 from edgecs.load import load
 from edgecs.maxgram import MaxGram
 from edgecs.options import LoadOptions
+from edgecs.profile import Profiles
+from edgecs.speculation import Speculation
 from edgecs.testing import ScriptedDrafter, write_random_gguf
 from edgecs_bench.report import finish, median_us, table
 
 WIDTH = 4  # tokens in a target call: three drafted
 VOCABULARIES = (49_152, 151_936)
 CONTEXT = 32_768
+TOLD = 20  # rounds that are not counted
+_TEXT = (
+    "The octopus is one of the cleverest animals in the sea. It has three hearts, "
+    "nine brains and blue blood. Two of its hearts pump blood to the gills, and the "
+    "third one pumps it to the rest of the body. When an octopus swims, the third "
+    "heart stops beating, which is why octopuses would rather crawl than swim. "
+)
+QUESTIONS = {
+    "a copy": f"Copy this text.\n\n{_TEXT}\n\nHere is the same text.\n\n{_TEXT}\n\n"
+    "And once more.\n\nThe octopus",
+    "a question": "Who wrote Romeo and Juliet, and what happens in its five acts?\n",
+}
 
 
 class Gaps:
@@ -40,8 +57,12 @@ class Gaps:
     def __init__(self, target: LlamaLM) -> None:
         self.spans: list[int] = []  # nanoseconds
         self._ended: int | None = None
-        self._call = target._call
+        self._target, self._call = target, target._call
         target._call = self._timed  # type: ignore[method-assign]
+
+    def undo(self) -> None:
+        """Leaves the target as it was."""
+        self._target._call = self._call  # type: ignore[method-assign]
 
     def _timed(self, first: int) -> tuple[int, int]:
         if self._ended is not None:
@@ -75,6 +96,38 @@ def round_overhead(name: str, path: Path, rounds: int) -> dict[str, object]:
         "times": len(gaps.spans),
         "full_width": full_width,
     }
+
+
+def planned_overhead(path: Path, rounds: int) -> Iterator[dict[str, object]]:
+    """Median times between two calls of rounds that a planner plans, in microseconds.
+
+    After TOLD rounds, in which it may try widths.
+    """
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        load(path, LoadOptions(n_ctx=4096)) as loaded,
+    ):
+        target, vocabulary = loaded.target, loaded.model.vocabulary
+        known = Speculation(
+            target, exact="auto", key=loaded.key(), profiles=Profiles(Path(folder))
+        )
+        known.prepare(loaded.seconds)
+        planner = known.planner([], MaxGram())
+        for kind, question in QUESTIONS.items():
+            prompt = vocabulary.encode(question)
+            target.reset()
+            gaps = Gaps(target)
+            with loaded.session(schedule=planner, limits=known.limits) as session:
+                for _ in session.generate(prompt, max_tokens=3 * rounds):
+                    pass
+                drafted = sum(bool(r.tested) for r in session.stats.records)
+            gaps.undo()
+            yield {
+                "case": f"planned, {kind}, {path.stem}",
+                "median_us": round(median(gaps.spans[TOLD:]) / 1e3, 1),
+                "times": len(gaps.spans) - TOLD,
+                "drafted": drafted,
+            }
 
 
 def max_gram(kind: str, text: np.ndarray, times: int) -> Iterator[dict[str, object]]:
@@ -121,9 +174,10 @@ def main(model: Path | None, rounds: int) -> None:
             cases.append(round_overhead("random", path, rounds))
     if model:
         cases.append(round_overhead(model.stem, model, rounds))
+        cases.extend(planned_overhead(model, rounds))
     for kind, text in texts().items():
         cases.extend(max_gram(kind, text, 10 * rounds))
-    columns = ("case", "median_us", "times", "full_width")
+    columns = ("case", "median_us", "times", "full_width", "drafted")
     table([{c: case.get(c, "") for c in columns} for case in cases])
 
     def worst(kind: str) -> float:
@@ -133,6 +187,7 @@ def main(model: Path | None, rounds: int) -> None:
     finish(
         {
             "round_overhead_us": worst("round"),
+            "planned_overhead_us": worst("planned") if model else None,
             "propose_us": worst("propose"),
             "commit_us": worst("commit"),
             "width": WIDTH,

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
@@ -21,6 +23,7 @@ from edgecs_bench.simulate import Simulation, against, choose, compared
 from edgecs_bench.traces import read_traces
 
 _LEFT_OUT = ("category", "mode", "temp")  # of a row under a title that has them
+_CALLS = ("4", "8")  # tokens of calls that are shown
 
 
 def speed_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
@@ -144,6 +147,76 @@ def huge_pages(file: Path) -> str:
             lines.append([told["model"], str(depth), f"{small[i]:.1f}", *shares])
     heads = ["model", "behind", "small pages, ms", "huge pages", "and --no-mmap"]
     return _table(heads, lines)
+
+
+def kernel_calls(file: Path) -> str:
+    """What `edgecs_bench.kernels` printed, a model with a set of kernels a row.
+
+    Two figures in a cell are those behind a short and behind a long context.
+    """
+    lines = []
+    for text in file.read_text(encoding="utf-8").splitlines():
+        told = json.loads(text)
+        deep = list(told["ms"])
+
+        def pair(of: Mapping[str, Any], *keys: str, deep: list[str] = deep) -> str:
+            found = (reduce(getitem, keys, of[depth]) for depth in deep)
+            return ", ".join(f"{value:.2f}" for value in found)
+
+        exact = min(len(widths) for widths in told["identical_widths"].values())
+        lines.append(
+            [
+                told["model"],
+                told["kernels"],
+                pair(told["plain_over_llama"]),
+                *(pair(told["ratio"], width) for width in _CALLS),
+                *(pair(told["llama_ratio"], width) for width in _CALLS),
+                f"{told['prompt_over_llama']:.1f}",
+                pair(told["bandwidth"], "share").split(",")[0],
+                "all" if exact == len(told["ratio"][deep[0]]) - 1 else f"{exact}",
+            ]
+        )
+    ours, theirs = (
+        [f"{width} tokens{who}" for width in _CALLS] for who in ("", ", llama.cpp")
+    )
+    heads = ["model", "kernels", "plain", *ours, *theirs, "prompt", "of memory"]
+    return _table([*heads, "exact widths"], lines)
+
+
+def over_llama(files: Iterable[Path], temperature: float = 0.0) -> str:
+    """Plain decoding and the planner over llama.cpp's own loop, a model a row."""
+    results = list(_results(files))
+    modes = [
+        [_rows(result, mode, temperature) for mode in ("llama", "planner")]
+        for result in results
+    ]
+    categories = list(dict.fromkeys(name for _, rows in modes for name in rows))
+    lines = []
+    for result, (llama, planner) in zip(results, modes, strict=True):
+        base, mean = (
+            _overall(result, mode, temperature) for mode in ("llama", "planner")
+        )
+        scale = base["geomean"]
+        ratios = (
+            planner[name]["speedup"] / llama[name]["speedup"]
+            if name in planner and name in llama
+            else None
+            for name in categories
+        )
+        low, high = mean["interval"]
+        lines.append(
+            [
+                result["model"]["name"],
+                _speeds(llama.values()),
+                f"{1 / scale:.2f}",
+                f"**{mean['geomean'] / scale:.2f}**",
+                *map(_ratio, ratios),
+                f"{mean['geomean']:.2f} ({low:.2f}-{high:.2f})",
+            ]
+        )
+    heads = ["model", "llama.cpp, tok/s", "plain", "planned"]
+    names = [name.replace("_", " ") for name in categories]
+    return _table([*heads, *names, "planned over plain (90 %)"], lines)
 
 
 def busy(file: Path) -> str:
@@ -304,7 +377,10 @@ def _scale(result: Result) -> float:
 
 def _plain(result: Result, temperature: float) -> str:
     """Plain decoding's tokens a second, the slowest and the fastest category."""
-    rows = _rows(result, "plain", temperature).values()
+    return _speeds(_rows(result, "plain", temperature).values())
+
+
+def _speeds(rows: Iterable[Mapping[str, Any]]) -> str:
     speeds = [row["speed"] for row in rows if row["speed"]]
     return f"{min(speeds):.0f}-{max(speeds):.0f}" if speeds else "-"
 
