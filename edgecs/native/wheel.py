@@ -26,5 +26,6 @@ class KernelsHook(BuildHookInterface[Any]):
             return
         build_data["pure_python"] = False
         # The glibc of this machine is the oldest one that is sure to serve.
-        build_data["tag"] = f"py3-none-{next(platform_tags())}"
+        tags = sorted(platform_tags(), key=lambda tag: not tag.startswith("manylinux"))
+        build_data["tag"] = f"py3-none-{tags[0]}"
         build_data["artifacts"] += [f"edgecs/native/{file.name}" for file in libraries]
