@@ -24,6 +24,7 @@ import click
 import numpy as np
 
 from edgecs.backends.llama_lm import LlamaLM
+from edgecs.chat_template import ChatTemplate
 from edgecs.context import Context
 from edgecs.draft import Drafter
 from edgecs.load import load
@@ -37,7 +38,7 @@ from edgecs_bench.report import finish, median_us, table
 WIDTH = 4  # tokens in a target call: three drafted
 VOCABULARIES = (49_152, 151_936)
 CONTEXT = 32_768
-TOLD = 20  # rounds that are not counted
+ANSWERS = 3  # to each question
 _TEXT = (
     "The octopus is one of the cleverest animals in the sea. It has three hearts, "
     "nine brains and blue blood. Two of its hearts pump blood to the gills, and the "
@@ -45,9 +46,9 @@ _TEXT = (
     "heart stops beating, which is why octopuses would rather crawl than swim. "
 )
 QUESTIONS = {
-    "a copy": f"Copy this text.\n\n{_TEXT}\n\nHere is the same text.\n\n{_TEXT}\n\n"
-    "And once more.\n\nThe octopus",
-    "a question": "Who wrote Romeo and Juliet, and what happens in its five acts?\n",
+    "an edit": "Correct the mistakes in this text. Write the whole corrected text, and "
+    f"nothing else.\n\n{_TEXT}",
+    "a question": "Who wrote Romeo and Juliet, and what happens in its five acts?",
 }
 
 
@@ -101,7 +102,7 @@ def round_overhead(name: str, path: Path, rounds: int) -> dict[str, object]:
 def planned_overhead(path: Path, rounds: int) -> Iterator[dict[str, object]]:
     """Median times between two calls of rounds that a planner plans, in microseconds.
 
-    After TOLD rounds, in which it may try widths.
+    drafted: rounds of these that had a draft.
     """
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -113,19 +114,23 @@ def planned_overhead(path: Path, rounds: int) -> Iterator[dict[str, object]]:
         )
         known.prepare(loaded.seconds)
         planner = known.planner([], MaxGram())
+        template = ChatTemplate(vocabulary)
         for kind, question in QUESTIONS.items():
-            prompt = vocabulary.encode(question)
-            target.reset()
-            gaps = Gaps(target)
-            with loaded.session(schedule=planner, limits=known.limits) as session:
-                for _ in session.generate(prompt, max_tokens=3 * rounds):
-                    pass
-                drafted = sum(bool(r.tested) for r in session.stats.records)
-            gaps.undo()
+            prompt = template.encode([{"role": "user", "content": question}])
+            spans, drafted = list[int](), 0
+            for _ in range(ANSWERS):
+                target.reset()
+                gaps = Gaps(target)
+                with loaded.session(schedule=planner, limits=known.limits) as session:
+                    for _ in session.generate(prompt, max_tokens=rounds):
+                        pass
+                    drafted += sum(bool(r.tested) for r in session.stats.records)
+                gaps.undo()
+                spans += gaps.spans
             yield {
                 "case": f"planned, {kind}, {path.stem}",
-                "median_us": round(median(gaps.spans[TOLD:]) / 1e3, 1),
-                "times": len(gaps.spans) - TOLD,
+                "median_us": round(median(spans) / 1e3, 1),
+                "times": len(spans),
                 "drafted": drafted,
             }
 
