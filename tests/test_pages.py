@@ -12,6 +12,7 @@ from edgecs_bench.blocks import Done
 from edgecs_bench.pages import (
     audits,
     drafters_overview,
+    fidelities,
     first_tokens,
     huge_pages,
     kernel_calls,
@@ -187,6 +188,19 @@ def test_calls_of_kernels_are_told_for_both_depths(tmp_path: Path):
     )
     told["identical_widths"]["300"] = [4]
     assert kernel_calls(written(path, told)).endswith("| 0.90 | 1 |\n")
+
+
+def test_fidelity_stands_beside_that_of_llama_cpp(tmp_path: Path):
+    one = {"tokens": 3336, "agreement": 0.968, "largest": 2.056}
+    told = {
+        "model": "m.gguf",
+        "own": {**one, "perplexity_ratio": 0.99921},
+        "llama_not_repacked": {**one, "agreement": 1.0, "perplexity_ratio": 1.0},
+    }
+    path = written(tmp_path / "fidelity.jsonl", told)
+    assert fidelities(path).splitlines()[2] == (
+        "| m | 3,336 | 96.8% | 100.0% | 0.9992 | 1.0000 | 2.06 | 2.06 |"
+    )
 
 
 def test_speeds_over_llama_cpp_have_its_loop_below(tmp_path: Path):

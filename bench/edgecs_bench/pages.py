@@ -24,6 +24,11 @@ from edgecs_bench.traces import read_traces
 
 _LEFT_OUT = ("category", "mode", "temp")  # of a row under a title that has them
 _CALLS = ("4", "8")  # tokens of calls that are shown
+_FIDELITY = {  # columns: where they are from, and how they are written
+    "same best token": ("agreement", ".1%"),
+    "perplexity over": ("perplexity_ratio", ".4f"),
+    "largest difference": ("largest", ".2f"),
+}
 
 
 def speed_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
@@ -181,6 +186,22 @@ def kernel_calls(file: Path) -> str:
     )
     heads = ["model", "kernels", "plain", *ours, *theirs, "prompt", "of memory"]
     return _table([*heads, "exact widths"], lines)
+
+
+def fidelities(file: Path) -> str:
+    """What `edgecs audit --compare-kernels --json` printed, a model a row."""
+    lines = []
+    for text in file.read_text(encoding="utf-8").splitlines():
+        told = json.loads(text)
+        cells = [
+            f"{told[who][name]:{form}}"
+            for name, form in _FIDELITY.values()
+            for who in ("own", "llama_not_repacked")
+        ]
+        name = told["model"].removesuffix(".gguf")
+        lines.append([name, f"{told['own']['tokens']:,}", *cells])
+    heads = [f"{title}{who}" for title in _FIDELITY for who in ("", " (llama.cpp)")]
+    return _table(["model", "tokens", *heads], lines)
 
 
 def over_llama(files: Iterable[Path], temperature: float = 0.0) -> str:
