@@ -77,7 +77,7 @@ def test_products_on_arm(emulated: list[str], tmp_path: Path, name: str):
     for kind, weights, x in expected:
         got, y = y[: len(x) * ROWS].reshape(len(x), ROWS), y[len(x) * ROWS :]
         off = np.abs(got - x.astype(np.float64) @ weights.T)
-        assert (off <= bound(kind, weights, x)).all(), kind
+        assert (off <= bound(name, kind, weights, x)).all(), kind
         first = alone.setdefault(kind, got[0])
         assert got[0].tobytes() == first.tobytes(), (kind, len(x))
     assert not y.size

@@ -110,7 +110,9 @@ class LlamaLM:
         They do not where edgecs's kernels compute every product and all attention:
         their arithmetic is the same for any number of rows.
         """
-        return self._nodes is not None and not self._nodes.counts.left
+        if self._nodes is None or not self._model.rewindable:
+            return False  # recurrences are computed by llama.cpp
+        return not self._nodes.counts.left
 
     def note_states(self) -> States:
         """From now on every call for a draft notes the final states of its cells.
@@ -416,6 +418,8 @@ class LlamaLM:
         with self._on_cores:
             code = lib.llama_decode(self._ctx, self._batch)
             if code:
+                if self._nodes:
+                    self._nodes.forget()
                 return code, 0
             # Asking for rows waits for the call to end.
             return 0, library.logits_address(self._ctx, first)

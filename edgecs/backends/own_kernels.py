@@ -40,6 +40,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "edgecs_store_free": (None, [_Address]),
     "edgecs_context": (_Address, [_Address, _Int]),
     "edgecs_context_counts": (None, [_Address, _Address]),
+    "edgecs_context_forget": (None, [_Address]),
     "edgecs_context_free": (None, [_Address]),
     "edgecs_multiply": (_Int, [*_MULTIPLY, _Address]),
     "edgecs_attend": (_Int, [_Address, _Address, _Long]),
@@ -173,6 +174,10 @@ class Nodes:
         counts = (ctypes.c_uint64 * 3)()
         self._library.edgecs_context_counts(self._address, counts)
         return Counts(*counts)
+
+    def forget(self) -> None:
+        """To be called after a call of llama.cpp that failed: its graph may be gone."""
+        self._library.edgecs_context_forget(self._address)
 
     def free(self) -> None:
         """Frees it; may be called again."""

@@ -10,7 +10,12 @@
 namespace {
 
 #if defined(__x86_64__)
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_f16c() {  // which not all compilers ask for
+    unsigned a = 1, b, c, d;
+    asm("cpuid" : "+a"(a), "=b"(b), "=c"(c), "=d"(d));
+    return c >> 29 & 1;
+}
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
 bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
@@ -76,6 +81,8 @@ EXPORT void edgecs_store_free(Store * store) { delete store; }
 
 // threads: at most so many compute with the context.
 EXPORT Context * edgecs_context(Store * store, int threads) { return new (std::nothrow) Context(*store, threads); }
+// After a call of llama.cpp that failed.
+EXPORT void edgecs_context_forget(Context * context) { context->forget(); }
 EXPORT void edgecs_context_free(Context * context) { delete context; }
 // Nodes that were looked at so far: matrix products taken, attentions taken, left to llama.cpp.
 EXPORT void edgecs_context_counts(const Context * context, uint64_t * counts) {

@@ -161,9 +161,10 @@ void weigh(const Attention & a, float slope, const float * mask, const bool * se
     F most = nothing, total = zero();
     for (int c = 0; c < PIECE; c += LANES) {
         if (!seen[c / TILE]) continue;
-        F s = load(scores + c);
+        const F hides = load(mask + c);
+        F s = unless(hides, nothing, load(scores + c));  // what a row may not see need be no number
         if (a.cap != 0) s = mul(all(a.cap), tanh(s));
-        s = fma(all(slope), load(mask + c), s);
+        s = fma(all(slope), hides, s);
         store(scores + c, s);
         most = max(most, s);
     }

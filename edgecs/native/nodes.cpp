@@ -31,6 +31,8 @@ void look(Context & ctx, ggml_tensor * t) {
         ctx.product = nullptr;
     }
     if (t == ctx.activated) ctx.activated = nullptr;
+    for (int64_t n : t->ne)
+        if (n == 0) return;  // nothing is computed
     bool taken = false;
     try {
         switch (t->op) {

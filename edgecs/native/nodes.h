@@ -26,12 +26,14 @@ public:
     ~Buffer() { free(data_); }
     bool reserve(size_t size) {
         if (size <= size_) return true;
+        size = (size + 65535) & ~(size_t) 65535;
+        void * larger = aligned_alloc(4096, size);
+        if (!larger) return false;  // nodes that were taken go on with what there is
+        memset(larger, 0, size);
         free(data_);
-        size_ = (size + 65535) & ~(size_t) 65535;
-        data_ = aligned_alloc(4096, size_);
-        if (data_) memset(data_, 0, size_);
-        else size_ = 0;
-        return data_ != nullptr;
+        data_ = larger;
+        size_ = size;
+        return true;
     }
     char * data() const { return (char *) data_; }
 
@@ -56,8 +58,12 @@ struct Context {
 
     Context(Store & store_, int threads_) : kernels(store_.kernels()), store(store_), threads(threads_) {}
 
+    // The graph that was looked at is not computed, or not to its end: its nodes may be gone.
+    void forget() { computed = true; }
+
     // Begins a thread's turn at a node.
     Team::Turn begin(int thread, int nodes_threads) {
+        if (nodes_threads > threads) abort();  // each has memory of its own, made for so many
         if (thread == 0) computed = true;
         return Team::Turn(team, thread, nodes_threads);
     }

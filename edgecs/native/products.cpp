@@ -124,6 +124,13 @@ void multiply_experts(ggml_tensor * y, int thread, int threads, void * data) {
     char * activations = activations_of(ctx, column * kernels.columns, true, thread);
     const Stretches rows(w, threads);
 
+    // No expert computes these: they are not left as they happen to be.
+    for (int64_t i = 0; thread == 0 && i < ids->ne[0] * ids->ne[1]; ++i) {
+        const int64_t slot = i % ids->ne[0], token = i / ids->ne[0];
+        const int32_t expert = *(const int32_t *) ((const char *) ids->data + slot * ids->nb[0] + token * ids->nb[1]);
+        if (expert < 0 || expert >= w.experts)
+            memset((char *) y->data + slot * y->nb[1] + token * y->nb[2], 0, w.rows * sizeof(float));
+    }
     // Work is counted over experts, then the chunks of their columns, then stretches of rows.
     int64_t item = turn.next(), first = 0;
     for (int64_t e = 0; e < w.experts; ++e) {

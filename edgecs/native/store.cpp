@@ -10,18 +10,21 @@
 namespace {
 
 constexpr size_t PAGE = 4096, HUGE_PAGE = 2 << 20, MAP = 256 << 20;
+constexpr size_t LARGE = 64 << 20;
 constexpr size_t SOON = 16 << 10;  // of the next matrix, for each thread
 
 size_t rounded(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
 // Packs the group's rows; the last group of a matrix may lack some, which are zeros then.
-void pack_group(const Matrix & m, int group_rows, const uint8_t * rows, size_t stride, int64_t i, uint8_t * to) {
+// filled: has room for a group.
+void pack_group(const Matrix & m, int group_rows, const uint8_t * rows, size_t stride, int64_t i, uint8_t * filled,
+                uint8_t * to) {
     const int64_t there = std::min<int64_t>(group_rows, m.rows - i * group_rows);
     rows += i * group_rows * stride;
     if (there == group_rows) return m.format->pack(rows, stride, m.units, to);
-    std::vector<uint8_t> filled(group_rows * stride);
-    memcpy(filled.data(), rows, there * stride);
-    m.format->pack(filled.data(), stride, m.units, to);
+    memcpy(filled, rows, there * stride);
+    memset(filled + there * stride, 0, (group_rows - there) * stride);
+    m.format->pack(filled, stride, m.units, to);
 }
 
 // Gives pages back that lie wholly inside.
@@ -64,7 +67,13 @@ Matrix * Store::find(const ggml_tensor * weights, bool mapped) {
     std::lock_guard<std::mutex> guard(lock_);
     auto [place, missing] = found_.try_emplace(weights->data);
     if (missing) {
-        place->second = packed(weights);
+        try {
+            place->second = packed(weights);
+        } catch (...) {
+            failed_ = true;
+            found_.erase(place);
+            throw;
+        }
         if (place->second && mapped) release(weights->data, weights->nb[3]);
     }
     Matrix * m = place->second.get();
@@ -87,19 +96,23 @@ std::unique_ptr<Matrix> Store::packed(const ggml_tensor * weights) {
     m->experts = weights->ne[2];
     m->units = m->width / format->unit;
     m->groups = (m->rows + kernels_.rows - 1) / kernels_.rows;
-    const size_t bytes = m->group_bytes() * m->groups * m->experts;
+    const size_t bytes = m->group_bytes() * m->groups * m->experts, given = m->experts * weights->nb[2];
+    if (bytes > LARGE && bytes / 2 > given) return nullptr;  // a few long rows, and room for many
     m->data = memory(bytes);
     if (!m->data) {
         failed_ = true;
         return nullptr;
     }
     const int64_t groups = m->groups * m->experts;
+    const size_t room = m->rows % kernels_.rows ? kernels_.rows * weights->nb[1] : 0;  // of each thread
+    std::vector<uint8_t> filled(threads_ * room);
     std::vector<std::thread> team;
+    team.reserve(threads_);
     auto work = [&](int t) {
         for (int64_t i = groups * t / threads_; i < groups * (t + 1) / threads_; ++i) {
             const int64_t expert = i / m->groups;
             pack_group(*m, kernels_.rows, (const uint8_t *) weights->data + expert * weights->nb[2], weights->nb[1],
-                       i % m->groups, m->data + i * m->group_bytes());
+                       i % m->groups, filled.data() + t * room, m->data + i * m->group_bytes());
         }
     };
     for (int t = 1; t < threads_; ++t) try {
