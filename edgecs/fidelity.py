@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgecs.context import Context, Tokens
 from edgecs.draft import Draft, LanguageModel
+from edgecs.errors import ConfigError
 
 PIECE = 32  # tokens of a text in one call
 
@@ -69,7 +70,7 @@ def compare(
     ours: Iterable[Iterable[Rows]],
     others: Iterable[Iterable[Rows]],
 ) -> Fidelity:
-    """Compares the `logits` of texts; raises ValueError where there is no position."""
+    """Compares the `logits` of texts; raises ConfigError where none has two tokens."""
     agree, largest, apart = list[bool](), 0.0, list[float]()
     likely, other_likely = list[float](), list[float]()
     for text, pieces, other_pieces in zip(texts, ours, others, strict=True):
@@ -84,7 +85,7 @@ def compare(
             other_likely += other_law[said].tolist()
             apart += divergences(other_law, law).tolist()
     if not agree:
-        raise ValueError("no text has two tokens")
+        raise ConfigError("no text has two tokens: give longer ones (--prompts)")
     return Fidelity(
         len(agree),
         float(np.mean(agree)),

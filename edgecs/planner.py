@@ -310,7 +310,6 @@ class Planner:
                 writer.parked = None
                 continue
             writer.parked = depth, desk.times, rate
-            writer.beside_copy = not leaders and desk.choice.width > 1
             if writer.may_be_tried() and self._affordable(writer, desk):
                 writer.tried(paid=False)
                 self._trying = True

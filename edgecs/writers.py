@@ -136,7 +136,6 @@ class Writer:
         )
         # Depth, times by width and the rate to be beaten when it last did not pay.
         self.parked: tuple[int, NDArray[np.float64], float] | None = None
-        self.beside_copy = False  # whether that was the rate of a copied draft
         self._acceptance = acceptance
         self._kept = self._now = _HOPED  # share of right tokens: always, in this answer
         self._heard = 0  # tokens whose worth showed
@@ -325,8 +324,8 @@ class Writer:
             if needed is None
             else f"it would need {needed} % of its tokens right"
         )
-        if self.beside_copy:
-            says += " beside a copied draft"
+        if better > 1 / times[0]:  # the rate of plain decoding
+            says += " beside the draft of another"
         has = f"it has {usual:.0%}" if self.known else "it was hardly tried yet"
         return f"parked: {step * 1e3:.1f} ms a token, {says}, {has}"
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgecs.context import Context
 from edgecs.draft import NOTHING
+from edgecs.errors import ConfigError
 from edgecs.fidelity import PIECE, compare, logits
 from edgecs.testing import TableModel
 from edgecs_bench import kernels as bench
@@ -59,7 +60,7 @@ def test_numbers_by_hand():
 
 
 def test_nothing_to_compare():
-    with pytest.raises(ValueError, match="no text"):
+    with pytest.raises(ConfigError, match="no text"):
         compare([np.array([1], dtype=np.int32)], [[]], [[]])
 
 

@@ -752,8 +752,12 @@ def test_a_parked_drafter_is_told_in_numbers():
         "parked: 10.0 ms a token, no acceptance would be enough, "
         "it was hardly tried yet"
     )
-    writer.beside_copy = True
-    assert "no acceptance would be enough beside a copied draft, " in writer.standing
+    depth, times, rate = writer.parked
+    assert "beside" not in writer.standing
+    writer.parked = depth, times, 1.01 * rate
+    assert "no acceptance would be enough beside the draft of another, " in (
+        writer.standing
+    )
     flat = curve("flat", 20.0, FLAT, 0.2)
     player = Player(flat, ["wrong"], pace=relative_pace(flat, 0.5))
     (writer,) = player.planner.writers

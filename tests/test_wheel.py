@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
-import pytest
+from packaging.tags import platform_tags
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,12 +43,10 @@ def built(tmp_path: Path, libraries: tuple[str, ...]) -> zipfile.ZipFile:
     return zipfile.ZipFile(wheel)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="kernels are for Linux")
 def test_with_a_library_it_is_for_this_platform(tmp_path: Path):
     wheel = built(tmp_path, ("edgecs-0123456789abcdef.so", "other.so"))
     name = Path(str(wheel.filename)).name
-    assert name.startswith("edgecs-1-py3-none-")
-    assert name.endswith(f"linux_{platform.machine()}.whl") or "manylinux" in name
+    assert name in {f"edgecs-1-py3-none-{tag}.whl" for tag in platform_tags()}
     libraries = [name for name in wheel.namelist() if name.endswith(".so")]
     assert libraries == ["edgecs/native/edgecs-0123456789abcdef.so"]
     assert "edgecs/native/kernels.cpp" in wheel.namelist()

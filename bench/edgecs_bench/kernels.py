@@ -4,12 +4,12 @@
 
 Milliseconds of target calls by width and depth: edgecs's kernels and llama.cpp's take
 turns in one process, over weights of their own. llama.cpp is loaded in every way that
-may be its best one; at each depth the fastest one for a single token goes on. A call is
-timed after others of its width, as llama.cpp builds its graph anew when that changes;
-what the change costs is told apart. Then: which widths give the bits of single tokens,
-how fast a prompt is read, and what share of the memory's bandwidth a token reaches.
-Memory gets faster and slower as other programs use it, so a ratio is the median of
-ratios of calls that followed each other.
+may be its best one; at each depth the fastest one for a single token goes on. Before a
+call is timed, others of its width are made, because llama.cpp builds its graph anew
+when the width changes; what that costs is measured by itself. Then: which widths give
+the bits of single tokens, how fast a prompt is read, and what share of the memory's
+bandwidth a token reaches. Memory gets faster and slower as other programs use it, so a
+ratio is the median of ratios of calls that followed each other.
 """
 
 from __future__ import annotations

@@ -58,12 +58,12 @@ class Gaps:
     def __init__(self, target: LlamaLM) -> None:
         self.spans: list[int] = []  # nanoseconds
         self._ended: int | None = None
-        self._target, self._call = target, target._call
+        self._call = target._call
         target._call = self._timed  # type: ignore[method-assign]
 
-    def undo(self) -> None:
-        """Leaves the target as it was."""
-        self._target._call = self._call  # type: ignore[method-assign]
+    def pause(self) -> None:
+        """What lies before the next call is no gap between two calls."""
+        self._ended = None
 
     def _timed(self, first: int) -> tuple[int, int]:
         if self._ended is not None:
@@ -114,23 +114,21 @@ def planned_overhead(path: Path, rounds: int) -> Iterator[dict[str, object]]:
         )
         known.prepare(loaded.seconds)
         planner = known.planner([], MaxGram())
-        template = ChatTemplate(vocabulary)
+        template, gaps = ChatTemplate(vocabulary), Gaps(target)
         for kind, question in QUESTIONS.items():
             prompt = template.encode([{"role": "user", "content": question}])
-            spans, drafted = list[int](), 0
+            gaps.spans, drafted = [], 0
             for _ in range(ANSWERS):
                 target.reset()
-                gaps = Gaps(target)
+                gaps.pause()
                 with loaded.session(schedule=planner, limits=known.limits) as session:
                     for _ in session.generate(prompt, max_tokens=rounds):
                         pass
                     drafted += sum(bool(r.tested) for r in session.stats.records)
-                gaps.undo()
-                spans += gaps.spans
             yield {
                 "case": f"planned, {kind}, {path.stem}",
-                "median_us": round(median(spans) / 1e3, 1),
-                "times": len(spans),
+                "median_us": round(median(gaps.spans) / 1e3, 1),
+                "times": len(gaps.spans),
                 "drafted": drafted,
             }
 

@@ -14,7 +14,6 @@ import click
 from edgecs.audit import Subject
 from edgecs.audit import audit as examine
 from edgecs.chat_template import ChatTemplate
-from edgecs.context import Tokens
 from edgecs.forks import NO_CLASS, Fork, Prompt, Report, Run
 from edgecs.text import Tokenizer
 from edgecs_cli.audit_prompts import Encode, built_in, read_prompts
@@ -78,21 +77,25 @@ def audit(**values: Any) -> None:
     edgecs audit -m big.gguf --draft small.gguf --temp 0.8 --seed 1 --json
     edgecs audit -m ./model.gguf --compare-kernels
     """
+    given = read_prompts(values["file"]) if values["file"] else None
+
+    def prompts_of(encode: Encode) -> list[Prompt]:
+        prompts = [Prompt(name, encode(text)) for name, text in given or ()]
+        return (prompts or built_in(encode))[: values["limit"]]
+
     if values["compare_kernels"]:
         from edgecs_cli.audit_kernels import compare_kernels
 
-        compare_kernels(values, lambda vocabulary: _texts(vocabulary, values))
+        # As texts: without a chat's template.
+        compare_kernels(values, lambda vocabulary: prompts_of(vocabulary.encode))
         return
     if values["no_spec"] or values["draft_max"] == 0:
         raise click.UsageError("--no-spec and --draft-max 0 leave nothing to audit")
-    given = read_prompts(values["file"]) if values["file"] else None
     interrupt = Interrupt()
     with open_all(values, interrupt) as opened, interrupt:
         introduce(opened, quiet=values["quiet"], verbose=True)
         encode = _encoder(opened.loaded.model.vocabulary)
-        prompts = [Prompt(name, encode(text)) for name, text in given or ()]
-        prompts = (prompts or built_in(encode))[: values["limit"]]
-        report = _examine(opened, prompts, values)
+        report = _examine(opened, prompts_of(encode), values)
         if values["as_json"]:
             echo(json.dumps(_plain(_data(opened, report, values))))
         else:
@@ -122,15 +125,6 @@ def _examine(opened: Opened, prompts: list[Prompt], values: dict[str, Any]) -> R
         lambda: schedule,
         lambda text: say(text, quiet=values["quiet"]),
     )
-
-
-def _texts(vocabulary: Tokenizer, values: dict[str, Any]) -> list[Tokens]:
-    """The prompts that were asked for, as they are without a chat's template."""
-    given = read_prompts(values["file"]) if values["file"] else None
-    encode = vocabulary.encode
-    prompts = [Prompt(name, encode(text)) for name, text in given or ()]
-    chosen = (prompts or built_in(encode))[: values["limit"]]
-    return [prompt.tokens for prompt in chosen]
 
 
 def _encoder(vocabulary: Tokenizer) -> Encode:

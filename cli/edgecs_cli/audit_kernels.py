@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgecs.context import Tokens
 from edgecs.errors import ConfigError
 from edgecs.fidelity import Fidelity, compare, logits
+from edgecs.forks import Prompt
 from edgecs.load import load
 from edgecs.options import LoadOptions
 from edgecs.text import Tokenizer
@@ -21,7 +21,7 @@ from edgecs_cli.files import find_models
 from edgecs_cli.shared import Interrupt, findings
 
 _OURS, _THEMSELVES = "edgecs's kernels", "llama.cpp without repacking"
-Texts = Callable[[Tokenizer], Sequence[Tokens]]
+Texts = Callable[[Tokenizer], Sequence[Prompt]]
 
 
 def compare_kernels(values: dict[str, Any], texts: Texts) -> None:
@@ -39,7 +39,8 @@ def compare_kernels(values: dict[str, Any], texts: Texts) -> None:
                     "llama.cpp's kernels would be compared with themselves "
                     f"({loaded.no_kernels or '--kernels llama'}): give --kernels own"
                 )
-            given, own = texts(loaded.model.vocabulary), loaded.options
+            own = loaded.options
+            given = [prompt.tokens for prompt in texts(loaded.model.vocabulary)]
         theirs = replace(own, kernels="llama")
         found = {}
         for name, options in (

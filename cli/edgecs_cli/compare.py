@@ -37,8 +37,8 @@ def check(values: dict[str, Any]) -> None:
 def compare(opened: Opened, prompt: Tokens, values: dict[str, Any]) -> list[str]:
     """Answers again, and says how fast each way was and whether tokens are the same.
 
-    The session of `opened` has just answered, and is closed. An interrupt ends it,
-    without a line.
+    The session of `opened` has just answered; it is closed here. After an interrupt
+    there is nothing to say.
     """
     from edgecs_bench.baseline import llama_beside
 
@@ -83,9 +83,8 @@ def lines(ours: Answer, plain: Answer, theirs: Answer | None) -> list[str]:
 the same 3 tokens with and without drafts
     llama.cpp's kernels round otherwise: another token after 2
     """
-    speeds = [] if theirs is None else [f"tok/s: llama.cpp {theirs.speed:.1f}"]
-    first = "" if speeds else "tok/s: "
-    speeds.append(f"{first}edgecs without drafts {plain.speed:.1f}")
+    speeds = [] if theirs is None else [f"llama.cpp {theirs.speed:.1f}"]
+    speeds.append(f"edgecs without drafts {plain.speed:.1f}")
     base = theirs.speed if theirs else plain.speed
     gain = f" ({ours.speed / base:.1f}x)" if base else ""
     speeds.append(f"with drafts {ours.speed:.1f}{gain}")
@@ -94,9 +93,9 @@ the same 3 tokens with and without drafts
         speeds.append(f"the same {same} tokens with and without drafts")
     else:
         speeds.append(f"drafts changed the answer after {same} tokens")
-    said = [_BETWEEN.join(speeds)]
+    said = [f"tok/s: {_BETWEEN.join(speeds)}"]
     if theirs is None:
-        said.append("there is no memory for llama.cpp's own loop beside it")
+        said.append("llama.cpp was left out: there is no memory for a second context")
     elif list(theirs.tokens) != list(plain.tokens):
         after = _shared(theirs.tokens, plain.tokens)
         said.append(f"llama.cpp's kernels round otherwise: another token after {after}")

@@ -87,7 +87,7 @@ def _speculation(
 
 
 def _progress(values: dict[str, Any]) -> Callable[[str], None]:
-    """Says what takes long: of use while somebody waits, noise in a file."""
+    """Says what takes long; only on a terminal, where somebody waits."""
     hidden = values["quiet"] or not sys.stderr.isatty()
     return lambda text: say(text, quiet=hidden)
 
