@@ -424,15 +424,22 @@ def _open(
 def _kernels(
     options: LoadOptions, findings: Path | None, say: Callable[[str], None]
 ) -> tuple[KernelSet | None, str | None]:
-    """See `choose`; with layers on a GPU they would cost more than they bring."""
+    """See `choose`; not beside a GPU or BLAS.
+
+    With layers on a GPU they would cost more than they bring. BLAS has parts of a graph
+    to itself, in which it cannot compute nodes that are not its own.
+    """
     from edgecs.backends import llama_library as library
     from edgecs.backends.kernel_choice import choose
 
-    if options.n_gpu_layers == 0 or not library.supports_offload():
+    if options.n_gpu_layers != 0 and library.supports_offload():
+        why, remedy = "layers are on the GPU", "give -ngl 0, or --kernels auto"
+    elif beside := library.accelerators():
+        why, remedy = f"{beside[0]} computes beside llama.cpp", "use --kernels auto"
+    else:
         return choose(options.kernels, findings, say)
     if options.kernels in ("auto", "llama"):
-        return None, "layers are on the GPU"
+        return None, why
     raise ConfigError(
-        f"--kernels {options.kernels} computes on the CPU, and layers are on the GPU: "
-        "give -ngl 0, or --kernels auto"
+        f"--kernels {options.kernels} computes on the CPU, and {why}: {remedy}"
     )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -278,6 +279,14 @@ class TestLoad:
             assert loaded.no_kernels == "layers are on the GPU"
         own = LoadOptions(n_ctx=256, threads=1, n_gpu_layers=1, kernels="own")
         with pytest.raises(ConfigError, match="layers are on the GPU: give -ngl 0"):
+            load(tiny_gguf, own)
+
+    def test_beside_blas(self, tiny_gguf: Path, monkeypatch):
+        monkeypatch.setattr(llama, "accelerators", lambda: ["BLAS"])
+        with load(tiny_gguf, OPTIONS) as loaded:
+            assert loaded.no_kernels == "BLAS computes beside llama.cpp"
+        own = replace(OPTIONS, kernels="own")
+        with pytest.raises(ConfigError, match="BLAS computes beside llama.cpp: use"):
             load(tiny_gguf, own)
 
     def test_no_room_for_packed_weights(self, tiny_gguf: Path, monkeypatch):

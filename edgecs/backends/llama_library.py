@@ -22,7 +22,7 @@ logger = logging.getLogger("edgecs.llama_cpp")
 
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 _CONTINUED = 5  # ggml_log_level: the text goes on with the line before
-_GPU, _INTEGRATED_GPU = 1, 2  # ggml_backend_dev_type
+_GPU, _INTEGRATED_GPU, _ACCELERATOR = 1, 2, 3  # ggml_backend_dev_type
 _NOT_GPUS = ("CPU", "BLAS", "RPC")
 _OPTIONS = {"ROCm": "HIP", "MTL": "METAL"}  # of ggml's build, unless named alike
 # GCC takes AMX's tile configuration for unused and drops it, see `llama_amx`.
@@ -89,7 +89,20 @@ def _ggml_function(name: str, result: Any, *arguments: Any) -> Callable[..., Any
 
 
 def devices() -> list[Device]:
-    """The accelerators that this build of llama.cpp can see, with their memory."""
+    """The GPUs that this build of llama.cpp can see, with their memory."""
+    found = _devices()
+    discrete = [device for kind, device in found if kind == _GPU]
+    # llama.cpp leaves integrated GPUs aside when there is another one.
+    return discrete or [device for kind, device in found if kind == _INTEGRATED_GPU]
+
+
+def accelerators() -> list[str]:
+    """The libraries that compute some nodes beside the CPU backend: BLAS."""
+    return [device.name for kind, device in _devices() if kind == _ACCELERATOR]
+
+
+def _devices() -> list[tuple[int, Device]]:
+    """All devices, each after its ggml_backend_dev_type."""
     size = ctypes.c_size_t
     get = _ggml_function("ggml_backend_dev_get", ctypes.c_void_p, size)
     kind = _ggml_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
@@ -111,9 +124,7 @@ def devices() -> list[Device]:
         memory(device, ctypes.byref(free), ctypes.byref(total))
         texts = name(device).decode(), about(device).decode()
         found.append((kind(device), Device(*texts, free.value, total.value)))
-    discrete = [device for kind_, device in found if kind_ == _GPU]
-    # llama.cpp leaves integrated GPUs aside when there is another one.
-    return discrete or [device for kind_, device in found if kind_ == _INTEGRATED_GPU]
+    return found
 
 
 def backends() -> list[str]:

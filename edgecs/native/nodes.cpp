@@ -30,6 +30,7 @@ void look(Context & ctx, ggml_tensor * t) {
         ctx.activated = nullptr;
         ctx.product = nullptr;
     }
+    if (!(t->flags & GGML_TENSOR_FLAG_COMPUTE)) return;  // a branch that its graph does not take
     if (t == ctx.activated) ctx.activated = nullptr;
     for (int64_t n : t->ne)
         if (n == 0) return;  // nothing is computed

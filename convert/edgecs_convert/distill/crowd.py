@@ -236,6 +236,8 @@ class Crowd:
         self._batch.n_tokens = n
         code = lib.llama_decode(self._ctx, self._batch)
         if code:
+            if self._nodes:
+                self._nodes.forget()
             said = library.logged_errors()
             why = said[-1] if said else "it gives no reason"
             raise DistillError(f"llama.cpp could not decode (code {code}): {why}")
