@@ -36,7 +36,7 @@ lint: .venv/dev  ## formatting, style, types, generated documents
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/cog --check README.md docs/*.md docs/images/curve.svg
+	$(BIN)/cog --check README.md docs/*.md docs/images/curve.svg docs/images/rooms.svg
 	$(BIN)/mkdocs build --quiet --strict
 
 fix: .venv/dev  ## let the tools mend what they can
@@ -45,7 +45,7 @@ fix: .venv/dev  ## let the tools mend what they can
 	$(BIN)/clang-format -i $(NATIVE)
 
 docs: .venv/dev  ## write the generated parts of the documents
-	$(BIN)/cog -r README.md docs/*.md docs/images/curve.svg
+	$(BIN)/cog -r README.md docs/*.md docs/images/curve.svg docs/images/rooms.svg
 
 site: .venv/dev  ## the documentation as a web site, at http://127.0.0.1:8000
 	$(BIN)/mkdocs serve
@@ -77,7 +77,7 @@ endif
 # llama-cpp-python is compiled here: several minutes, once. Then the kernels: seconds.
 .venv/base: .venv/bin/python pyproject.toml $(NATIVE)
 	$(BIN)/python -m pip install -e .
-	$(BIN)/python -m edgecs.backends.own_kernels
+	$(BIN)/python -m edgecs.engines.llama.kernels
 	@touch $@
 
 # With the exporter and plots, which the tests use: torch is large.

@@ -1,4 +1,4 @@
-"""edgecs: a local language model answers faster, with the same tokens.
+"""edgecs: faster local LLM inference with identical output.
 
 The target runs in llama.cpp and verifies, in one batched call, tokens that cheaper
 drafters propose (Cascade Speculative Drafting, arXiv 2312.11462). Importing this
@@ -7,13 +7,17 @@ package loads no engine.
 
 import logging
 
-from edgecs.api import Model, load
-from edgecs.beside import AsyncChat
-from edgecs.cascade import Cascade, NamedModel, Round, stack
-from edgecs.chat import Chat
-from edgecs.choice import Choices, Rule, always, chooser, greedy
-from edgecs.context import Context
-from edgecs.draft import Choose, Draft, Drafter, LanguageModel, Rows, Verdict
+from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.chat.asynchronous import AsyncChat
+from edgecs.chat.chat import Chat
+from edgecs.core.context import Context
+from edgecs.core.draft import Choose, Draft, Drafter, LanguageModel, Rows, Verdict
+from edgecs.decoding.cascade import Cascade, NamedModel, Round, stack
+from edgecs.decoding.kmatrix import KMatrix
+from edgecs.decoding.static_schedule import Quotas, Schedule
+from edgecs.decoding.verification import verify
+from edgecs.drafters.maxgram import MaxGram
+from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import (
     BrokenPromise,
     Cancelled,
@@ -24,22 +28,18 @@ from edgecs.errors import (
     ModelError,
     OutOfMemory,
 )
-from edgecs.kmatrix import KMatrix
-from edgecs.load import Loaded, LoadedDrafter, load_drafter
-from edgecs.load import load as load_target
-from edgecs.logprobs import Logprobs
-from edgecs.manifest import Manifest
-from edgecs.maxgram import MaxGram
-from edgecs.options import LoadOptions
-from edgecs.planner import Planner
-from edgecs.sampling import Sampling
-from edgecs.schedule import Quotas, Schedule
-from edgecs.session import Session, Token
-from edgecs.speculation import Speculation
-from edgecs.stats import Stats
-from edgecs.store import Store
-from edgecs.text import TextStream, Tokenizer
-from edgecs.verify import verify
+from edgecs.hub.manifest import Manifest
+from edgecs.hub.store import Store
+from edgecs.planning.planner import Planner
+from edgecs.runtime.loader import Loaded, LoadedDrafter, load_drafter
+from edgecs.runtime.loader import load as load_target
+from edgecs.runtime.model import Model, load
+from edgecs.sampling.chain import Choices, Rule, always, chooser, greedy
+from edgecs.sampling.logprobs import Logprobs
+from edgecs.sampling.settings import Sampling
+from edgecs.session.session import Session, Token
+from edgecs.session.stats import Stats
+from edgecs.text.detokenizer import TextStream, Tokenizer
 
 __all__ = [
     "AsyncChat",

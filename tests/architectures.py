@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from edgecs.random_gguf import add_byte_vocabulary
+from edgecs.engines.llama.random_gguf import add_byte_vocabulary
 
 VOCABULARY, WIDTH, INNER, HEADS, KV_HEADS, HEAD = 272, 64, 96, 4, 2, 16
 Shapes = dict[str, tuple[int, ...]]

@@ -12,7 +12,8 @@ import edgecs_bench
 
 SCHEMA: dict[str, Any] = json.loads(
     Path(edgecs_bench.__file__)
-    .with_name("schema")
+    .with_name("data")
+    .joinpath("schema")
     .joinpath("edgecs-bench-1.json")
     .read_text()
 )

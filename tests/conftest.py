@@ -15,13 +15,13 @@ import platformdirs
 import pytest
 from hypothesis import settings
 
-from edgecs import speculation
-from edgecs.backends.llama_lm import LlamaLM
-from edgecs.cascade import PARKED
-from edgecs.load import load
-from edgecs.options import LoadOptions
-from edgecs.store import Store
-from edgecs.testing import write_random_gguf
+from edgecs.calibrate import speculation_profile
+from edgecs.decoding.cascade import PARKED
+from edgecs.engines.llama.language_model import LlamaLM
+from edgecs.engines.load_options import LoadOptions
+from edgecs.hub.store import Store
+from edgecs.runtime.loader import load
+from edgecs.testing.fakes import write_random_gguf
 from edgecs_cli.running import run
 
 # No test judges by the clock. `make test` draws the same examples every time, so that a
@@ -114,7 +114,7 @@ def _no_config(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _never_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     """What else this machine computes does not count."""
-    monkeypatch.setattr(speculation, "BUSY", 1.0)
+    monkeypatch.setattr(speculation_profile, "BUSY", 1.0)
 
 
 class _Faults(logging.Handler):

@@ -6,7 +6,7 @@ import functools
 import os
 from pathlib import Path
 
-from edgecs.backends.own_kernels import include_folder
+from edgecs.engines.llama.kernels import include_folder
 from edgecs.native import build
 
 
@@ -14,4 +14,6 @@ from edgecs.native import build
 def library() -> Path:
     """Tests run once more with another one, see test_own_sets.py."""
     other = os.environ.get("EDGECS_TESTED_LIBRARY")
-    return Path(other) if other else build.build(include_folder(), build.SOURCES)
+    return (
+        Path(other) if other else build.compile_library(include_folder(), build.SOURCES)
+    )

@@ -13,7 +13,7 @@ from pathlib import Path
 import llama_cpp as lib
 import numpy as np
 
-from edgecs.backends.own_kernels import KernelSet, Nodes, PackedWeights
+from edgecs.engines.llama.kernels import KernelSet, Nodes, PackedWeights
 
 
 def plain_greedy(

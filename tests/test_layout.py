@@ -1,4 +1,4 @@
-"""The structure that keeps edgecs simple: arrows point one way, engines stay hidden."""
+"""The structure that keeps edgecs simple: rooms import one way, engines stay hidden."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import edgecs
+from tests.rooms import FOLDERS, ROOT, floors, imports, rooms, sources
 
-ROOT = Path(__file__).parent.parent
 # What each package may import of ours. Inside edgecs a layer knows no later one.
 PACKAGES = {
     "edgecs": {"edgecs"},
@@ -21,52 +21,27 @@ PACKAGES = {
     "edgecs_convert": {"edgecs", "edgecs_convert"},
     "edgecs_models": set(),
 }
-LAYERS = [
-    {"errors", "faults", "context", "machine", "random_gguf", "growth", "cells"},
-    {"holding", "states", "reading", "native"},
-    {"draft", "prefix", "options", "manifest", "noise", "sampling", "kmatrix", "costs"},
-    {"vocabulary", "theory", "gbnf", "exactness"},
-    {"penalties", "truncation", "lexing", "text", "fetch", "hub", "maxgram", "offload"},
-    {"template_process"},
-    {"choice", "onnx_manifest", "grammar", "schedule", "calibration", "probe"},
-    {"ledger", "profile"},
-    {"verify"},
-    {"cascade", "store", "chat_template"},
-    {"writers", "shipped", "conversation"},
-    {"overflow", "saved", "logprobs"},
-    {"planner"},
-    {"stats"},
-    {"session"},
-    {"chat"},
-    {"beside"},
-    {"trace"},
-    {"backends"},
-    {"load", "speculation"},
-    {"tuning"},
-    {"api"},
-    {"testing", "__init__"},
-    {"forks", "fidelity"},
-    {"audit"},
-]
+# What each room may import, besides `errors`.
+ROOMS = {
+    "errors costs": "",
+    "core native theory": "",
+    "drafters hub sampling text": "core",
+    "decoding": "core costs sampling",
+    "grammar": "core text",
+    "planning": "core costs sampling drafters decoding",
+    "engines": "core hub grammar native",
+    "session": "core sampling text decoding theory",
+    "chat": "core sampling text engines session",
+    "testing": "core engines",
+    "calibrate": "core costs hub theory drafters decoding planning engines",
+    "audit": "core sampling text drafters decoding session testing",
+    "runtime": "core hub sampling text grammar drafters decoding engines session chat "
+    "calibrate",
+    "tuning": "core costs text drafters decoding planning engines session calibrate "
+    "runtime",
+}
 ENGINES = {"llama_cpp", "onnxruntime", "torch", "transformers", "optimum"}
 HEAVY = ENGINES | {"llguidance"}  # loaded only when they are needed
-
-
-def sources(package: str) -> list[Path]:
-    folders = {"edgecs": ROOT / "edgecs"}
-    part = package.removeprefix("edgecs_")
-    return sorted(folders.get(package, ROOT / part / package).rglob("*.py"))
-
-
-def imports(path: Path) -> set[str]:
-    """Every module named in an import; those under TYPE_CHECKING too."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
-    return found
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -80,32 +55,47 @@ def test_packages_import_in_one_direction(package: str):
         assert ours <= allowed, path
 
 
-def layer(name: str) -> int:
-    return next(i for i, names in enumerate(LAYERS) if name in names)
+def test_rooms_import_what_their_table_says():
+    table = {
+        name: {"errors", *allowed.split()}
+        for names, allowed in ROOMS.items()
+        for name in names.split()
+    }
+    found = rooms("edgecs")
+    assert found.keys() == table.keys()
+    assert {
+        name: to - table[name] for name, to in found.items() if to - table[name]
+    } == {}
+    unused = {name: table[name] - to - {"errors"} for name, to in found.items()}
+    assert {name: more for name, more in unused.items() if more} == {}
 
 
-def test_modules_of_the_library_import_in_one_direction():
-    lazy = {"load"}  # imports its backends inside the function that opens one
+@pytest.mark.parametrize("package", FOLDERS)
+def test_no_rooms_are_in_a_circle(package: str):
+    assert len(list(floors(package))) >= (package != "edgecs_models")
+
+
+def test_a_room_says_what_it_is_for():
+    for package in FOLDERS:
+        for path in sources(package):
+            if path.name == "__init__.py":
+                assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_no_function_has_the_name_of_its_module():
+    """So `import edgecs.x` gives a module, and a name says which of them is meant."""
     for path in sources("edgecs"):
-        parts = path.relative_to(ROOT / "edgecs").parts
-        name = parts[0].removesuffix(".py")
-        if name == "__main__":
-            continue
-        for imported in imports(path):
-            target = imported.split(".")
-            if target[0] == "edgecs" and len(target) > 1:
-                known = any(target[1] in names for names in LAYERS)
-                if known and target[1] != name:
-                    assert layer(target[1]) <= layer(name), (path, imported)
-                    assert name in lazy or target[1] != "backends" or parts[1:]
+        body = ast.parse(path.read_text()).body
+        assert path.stem not in {getattr(node, "name", None) for node in body}, path
 
 
-def test_engines_are_imported_only_by_backends():
+def test_engines_are_imported_only_in_their_rooms():
     for package in PACKAGES:
         for path in sources(package):
             # The bench's yardstick is llama.cpp without edgecs; its peers have adapters
             # in a folder of that name too, which run in environments of their own.
-            free = "backends" in path.parts or path.stem == "plain_llama"
+            inside = {"engines", "backends"} & {*path.parts}
+            free = inside or path.stem == "plain_llama"
             if not free and package != "edgecs_convert":
                 found = {name.split(".")[0] for name in imports(path)} & ENGINES
                 assert not found, path
@@ -124,12 +114,12 @@ def test_importing_edgecs_loads_no_engine():
 
 
 def test_templates_are_rendered_with_little_that_they_could_reach():
-    child = ROOT / "edgecs" / "template_child.py"
+    child = ROOT / "edgecs" / "text" / "template_child.py"
     found = {name.split(".")[0] for name in imports(child)}
     assert found <= sys.stdlib_module_names | {"jinja2"}
     for package in PACKAGES:
         for path in sources(package):
-            assert "edgecs.template_child" not in imports(path), path
+            assert "edgecs.text.template_child" not in imports(path), path
 
 
 def test_help_loads_no_engine_and_no_numpy():

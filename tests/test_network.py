@@ -117,9 +117,9 @@ def test_doctor_calls_nobody_and_leaves_nothing(watched: Watched):
 @pytest.mark.parametrize(
     "module",
     [
-        "edgecs.backends.onnx_drafter",
-        "edgecs.backends.onnx_head",
-        "edgecs_convert.onnx_export",
+        "edgecs.engines.onnx.decoder",
+        "edgecs.engines.onnx.head",
+        "edgecs_convert.onnx.export",
         "edgecs_convert.distill.export",
     ],
 )

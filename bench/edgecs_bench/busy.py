@@ -21,11 +21,11 @@ from statistics import median
 import click
 import psutil
 
-from edgecs.context import Context
-from edgecs.draft import NOTHING
-from edgecs.load import Loaded, load
-from edgecs.machine import cpu_name
-from edgecs.options import LoadOptions
+from edgecs.core.context import Context
+from edgecs.core.draft import NOTHING
+from edgecs.engines.host import cpu_name
+from edgecs.engines.load_options import LoadOptions
+from edgecs.runtime.loader import Loaded, load
 
 STATES = ("idle", "busy")
 _CORES = psutil.cpu_count(logical=False) or 1

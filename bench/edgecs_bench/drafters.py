@@ -22,16 +22,16 @@ from typing import Any
 
 import click
 
-from edgecs.chat_template import ChatTemplate
-from edgecs.choice import Rule
-from edgecs.context import Context
-from edgecs.draft import NOTHING, Choose, LanguageModel, Verdict
-from edgecs.load import Loaded, load, load_drafter
-from edgecs.maxgram import MaxGram
-from edgecs.options import LoadOptions
-from edgecs.sampling import Sampling
-from edgecs_bench.prompts import Prompt
-from edgecs_bench.suites import suite
+from edgecs.core.context import Context
+from edgecs.core.draft import NOTHING, Choose, LanguageModel, Verdict
+from edgecs.drafters.maxgram import MaxGram
+from edgecs.engines.load_options import LoadOptions
+from edgecs.runtime.loader import Loaded, load, load_drafter
+from edgecs.sampling.chain import Rule
+from edgecs.sampling.settings import Sampling
+from edgecs.text.chat_template import ChatTemplate
+from edgecs_bench.suite.prompts import Prompt
+from edgecs_bench.suite.suites import suite
 
 MOST = 3  # tokens of a draft
 _LONG = 3  # matched tokens from which Max-Gram is preferred

@@ -22,14 +22,14 @@ from typing import TypeVar
 import click
 import numpy as np
 
-from edgecs.backends.llama_grammar import LlamaGrammar, token_trie
-from edgecs.context import Context
-from edgecs.draft import NOTHING
-from edgecs.grammar import Grammar
-from edgecs.load import Loaded, load
-from edgecs.options import LoadOptions
-from edgecs.testing import write_random_gguf
-from edgecs_bench.report import finish, table
+from edgecs.core.context import Context
+from edgecs.core.draft import NOTHING
+from edgecs.engines.llama.token_bytes import LlamaGrammar, token_trie
+from edgecs.engines.load_options import LoadOptions
+from edgecs.grammar.mask import Grammar
+from edgecs.runtime.loader import Loaded, load
+from edgecs.testing.fakes import write_random_gguf
+from edgecs_bench.report.summary import finish, table
 
 VOCABULARIES = (49_152, 151_936)
 PROMPT = "Invent a customer of a web shop. Answer in JSON with all fields.\n"

@@ -17,12 +17,12 @@ from statistics import median
 
 import click
 
-from edgecs.backends import huge_pages
-from edgecs.context import Context
-from edgecs.draft import NOTHING
-from edgecs.load import load
-from edgecs.machine import cpu_name
-from edgecs.options import LoadOptions
+from edgecs.core.context import Context
+from edgecs.core.draft import NOTHING
+from edgecs.engines.host import cpu_name
+from edgecs.engines.llama import huge_pages
+from edgecs.engines.load_options import LoadOptions
+from edgecs.runtime.loader import load
 
 DEPTHS = (64, 1024, 4000)  # tokens of context
 _CALLS, _SETTLED = 9, 2  # calls behind a depth, and how many of these do not count

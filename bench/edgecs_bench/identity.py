@@ -26,18 +26,18 @@ from typing import Any
 
 import click
 
-from edgecs.cascade import stack
-from edgecs.choice import Rule
-from edgecs.draft import Drafter
-from edgecs.faults import refuse
-from edgecs.kmatrix import KMatrix
-from edgecs.load import Loaded, LoadedDrafter, load, load_drafter
-from edgecs.maxgram import MaxGram
-from edgecs.options import LoadOptions
-from edgecs.sampling import Sampling
-from edgecs.stats import Stats
-from edgecs.testing import ScriptedDrafter
-from edgecs_bench.report import finish, table
+from edgecs.core.draft import Drafter
+from edgecs.core.faults import refuse
+from edgecs.decoding.cascade import stack
+from edgecs.decoding.kmatrix import KMatrix
+from edgecs.drafters.maxgram import MaxGram
+from edgecs.engines.load_options import LoadOptions
+from edgecs.runtime.loader import Loaded, LoadedDrafter, load, load_drafter
+from edgecs.sampling.chain import Rule
+from edgecs.sampling.settings import Sampling
+from edgecs.session.stats import Stats
+from edgecs.testing.fakes import ScriptedDrafter
+from edgecs_bench.report.summary import finish, table
 
 Reference = list[dict[str, Any]]
 WIDER = 0.2  # least share of rounds that verify something

@@ -25,14 +25,14 @@ from typing import Any, get_args
 
 import click
 
-from edgecs.backends.llama_lm import LlamaLM
-from edgecs.context import Context
-from edgecs.costs import SETTLED
-from edgecs.draft import NOTHING
-from edgecs.load import Loaded, load
-from edgecs.machine import Others, cpu_name
-from edgecs.options import KernelChoice, LoadOptions
-from edgecs.probe import Scratch, bits, scratch, settling
+from edgecs.calibrate.probe import Scratch, bits, scratch, settling
+from edgecs.core.context import Context
+from edgecs.core.draft import NOTHING
+from edgecs.costs.cost_model import SETTLED
+from edgecs.engines.host import Others, cpu_name
+from edgecs.engines.llama.language_model import LlamaLM
+from edgecs.engines.load_options import KernelChoice, LoadOptions
+from edgecs.runtime.loader import Loaded, load
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 DEPTHS = (64, 1500)

@@ -23,17 +23,17 @@ from time import perf_counter_ns
 import click
 import numpy as np
 
-from edgecs.backends.llama_lm import LlamaLM
-from edgecs.chat_template import ChatTemplate
-from edgecs.context import Context
-from edgecs.draft import Drafter
-from edgecs.load import load
-from edgecs.maxgram import MaxGram
-from edgecs.options import LoadOptions
-from edgecs.profile import Profiles
-from edgecs.speculation import Speculation
-from edgecs.testing import ScriptedDrafter, write_random_gguf
-from edgecs_bench.report import finish, median_us, table
+from edgecs.calibrate.profile import Profiles
+from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.core.context import Context
+from edgecs.core.draft import Drafter
+from edgecs.drafters.maxgram import MaxGram
+from edgecs.engines.llama.language_model import LlamaLM
+from edgecs.engines.load_options import LoadOptions
+from edgecs.runtime.loader import load
+from edgecs.testing.fakes import ScriptedDrafter, write_random_gguf
+from edgecs.text.chat_template import ChatTemplate
+from edgecs_bench.report.summary import finish, median_us, table
 
 WIDTH = 4  # tokens in a target call: three drafted
 VOCABULARIES = (49_152, 151_936)

@@ -1,11 +1,11 @@
 """The acceptances that every target starts from, fitted to traces.
 
-    python -m edgecs_bench.prior TRACES.jsonl.gz ... -o edgecs/prior.json
+    python -m edgecs_bench.prior TRACES.jsonl.gz ... -o edgecs/planning/prior.json
 
-Fits the log-odds of `edgecs.calibration` to what Max-Gram's copies, and the recorded
-drafters' proposals, would have earned at every position: a logistic regression with a
-ridge, by Newton's method. Only the half of the answers that `edgecs_bench.replay` tunes
-on is used.
+Fits the log-odds of `edgecs.planning.acceptance` to what Max-Gram's copies, and the
+recorded drafters' proposals, would have earned at every position: a logistic regression
+with a ridge, by Newton's method. Only the half of the answers that
+`edgecs_bench.simulation.replay` tunes on is used.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecs import calibration
-from edgecs.calibration import LOOKED_AT, Acceptance, Evidence, copied, stated
-from edgecs.context import Context
-from edgecs.ledger import Copier
-from edgecs.maxgram import MaxGram
-from edgecs.writers import confirmed
-from edgecs_bench.report import finish, table
-from edgecs_bench.traces import Trace, for_tuning, read_traces
+from edgecs.core.context import Context
+from edgecs.drafters.maxgram import MaxGram
+from edgecs.planning import acceptance
+from edgecs.planning.acceptance import LOOKED_AT, Acceptance, Evidence, copied, stated
+from edgecs.planning.neural_source import confirmed
+from edgecs.planning.pending import Copier
+from edgecs_bench.report.summary import finish, table
+from edgecs_bench.simulation.traces import Trace, for_tuning, read_traces
 
 _RIDGE = 3.0
 _POSITIONS = 6  # of every answer whose proposals are kept as typical
@@ -100,7 +100,7 @@ def main(files: tuple[Path, ...], output: Path) -> None:
     for trace in traces:
         for kind, example in examples(trace):
             found[kind].append(example)
-    sizes = {"copied": calibration.COPIED, "stated": calibration.STATED}
+    sizes = {"copied": acceptance.COPIED, "stated": acceptance.STATED}
     fitted: dict[str, Any] = {}
     rows: list[dict[str, object]] = []
     for kind, size in sizes.items():

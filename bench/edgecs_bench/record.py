@@ -1,4 +1,4 @@
-"""Makes traces from real runs, for `edgecs_bench.replay`.
+"""Makes traces from real runs, for `edgecs_bench.simulation.replay`.
 
     python -m edgecs_bench.record -m TARGET.gguf --prompts FILE.jsonl -o FILE.jsonl.gz
     python -m edgecs_bench.record -m TARGET.gguf --draft SMALL.gguf --prompts ... -o ...
@@ -7,8 +7,8 @@ The target answers every prompt once, plainly. A drafter is then asked at every 
 position what it would have proposed. While its proposal agrees with the answer, that is
 its choice on the answer's own prefix, known for all positions from a few wide calls;
 only what it says after its first wrong token is drafted token by token. What is
-recorded is described in `edgecs_bench.traces`. A recording that was interrupted goes on
-where it stopped.
+recorded is described in `edgecs_bench.simulation.traces`. A recording that was
+interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecs.chat_template import ChatTemplate
-from edgecs.choice import Choices, Rule
-from edgecs.context import Context
-from edgecs.draft import NOTHING, Choose, Draft, LanguageModel, Rows
-from edgecs.load import Loaded, LoadedDrafter, load, load_drafter
-from edgecs.options import LoadOptions
-from edgecs.sampling import Sampling
-from edgecs.session import Session
-from edgecs.shipped import shipped_drafters
-from edgecs_bench.prompts import Prompt, read_prompts
-from edgecs_bench.traces import (
+from edgecs.calibrate.bundled_drafters import shipped_drafters
+from edgecs.core.context import Context
+from edgecs.core.draft import NOTHING, Choose, Draft, LanguageModel, Rows
+from edgecs.engines.load_options import LoadOptions
+from edgecs.runtime.loader import Loaded, LoadedDrafter, load, load_drafter
+from edgecs.sampling.chain import Choices, Rule
+from edgecs.sampling.settings import Sampling
+from edgecs.session.session import Session
+from edgecs.text.chat_template import ChatTemplate
+from edgecs_bench.simulation.traces import (
     Proposals,
     Recording,
     Trace,
     read_traces,
     write_traces,
 )
+from edgecs_bench.suite.prompts import Prompt, read_prompts
 
 _PIECE = 32  # tokens of an answer that a drafter reads in one call
 

@@ -25,15 +25,15 @@ from typing import Any
 import click
 import numpy as np
 
-from edgecs.chat_template import ChatTemplate
-from edgecs.context import Context
-from edgecs.draft import NOTHING
-from edgecs.load import Loaded, LoadedDrafter, load, load_drafter
-from edgecs.options import LoadOptions
+from edgecs.core.context import Context
+from edgecs.core.draft import NOTHING
+from edgecs.engines.load_options import LoadOptions
+from edgecs.runtime.loader import Loaded, LoadedDrafter, load, load_drafter
+from edgecs.text.chat_template import ChatTemplate
 from edgecs.theory import walltime_improvement
-from edgecs_bench.forwards import Count, Schedule, Trace, play_all
-from edgecs_bench.prompts import Prompt, read_prompts
-from edgecs_bench.report import finish, table
+from edgecs_bench.report.summary import finish, table
+from edgecs_bench.simulation.forwards import Count, Schedule, Trace, play_all
+from edgecs_bench.suite.prompts import Prompt, read_prompts
 
 
 def improvement(counts: Sequence[Count], cost: float) -> float:

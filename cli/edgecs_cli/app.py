@@ -19,22 +19,32 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "generate": Entry("edgecs_cli.generate", "Answer one prompt."),
-    "chat": Entry("edgecs_cli.chat", "Talk with a model."),
-    "models": Entry("edgecs_cli.models", "List, fetch, show and remove models."),
-    "tune": Entry("edgecs_cli.tune", "Measure a model here, and choose who drafts."),
-    "bench": Entry("edgecs_cli.bench", "Measure what speculation brings here."),
+    "generate": Entry("edgecs_cli.commands.generate", "Answer one prompt."),
+    "chat": Entry("edgecs_cli.commands.chat", "Talk with a model."),
+    "models": Entry(
+        "edgecs_cli.commands.models", "List, fetch, show and remove models."
+    ),
+    "tune": Entry(
+        "edgecs_cli.commands.tune", "Measure a model here, and choose who drafts."
+    ),
+    "bench": Entry(
+        "edgecs_cli.commands.bench", "Measure what speculation brings here."
+    ),
     "simulate": Entry(
-        "edgecs_cli.simulate", "Say what drafts should bring on other hardware."
+        "edgecs_cli.commands.simulate",
+        "Say what drafts should bring on other hardware.",
     ),
-    "audit": Entry("edgecs_cli.audit", "Prove that drafts change nothing."),
-    "convert": Entry("edgecs_cli.convert", "Make other forms of a model."),
+    "audit": Entry("edgecs_cli.commands.audit", "Prove that drafts change nothing."),
+    "convert": Entry("edgecs_cli.commands.convert", "Make other forms of a model."),
     "distill": Entry(
-        "edgecs_cli.distill", "Make a drafter for a model, on this machine."
+        "edgecs_cli.commands.distill", "Make a drafter for a model, on this machine."
     ),
-    "doctor": Entry("edgecs_cli.doctor", "Say what this machine can do for a model."),
+    "doctor": Entry(
+        "edgecs_cli.commands.doctor", "Say what this machine can do for a model."
+    ),
     "completion": Entry(
-        "edgecs_cli.completion", "Print a script that completes commands and options."
+        "edgecs_cli.commands.completion",
+        "Print a script that completes commands and options.",
     ),
 }
 

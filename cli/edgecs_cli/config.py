@@ -59,7 +59,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """The file as a table; empty where there is none. Raises BadConfig."""
     if not (f"{_PREFIX}_CONFIG" in os.environ or path.exists()):
         return {}
-    from edgecs.reading import read_given, reason  # help without a file needs none
+    from edgecs.core.reading import read_given, reason  # help without a file needs none
 
     try:
         text = read_given(path, _LARGEST)

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from edgecs.files import part_of, sweep
+from edgecs.core.files import part_of, sweep
 
 
 def whole_folder(out: Path, fill: Callable[[Path], None]) -> Path:

@@ -79,7 +79,7 @@ def find(include: Path, folder: Path | None) -> Path | None:
     return None
 
 
-def build(
+def compile_library(
     include: Path, folder: Path, say: Callable[[str], None] = lambda text: None
 ) -> Path:
     """Compiles the library into a folder, unless it is there; raises BuildError.

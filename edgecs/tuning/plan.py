@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from time import perf_counter
 from typing import NamedTuple
 
-from edgecs.costs import SETTLED, WIDEST
-from edgecs.probe import FULL, QUICK, points
-from edgecs.schedule import Clock
+from edgecs.calibrate.probe import FULL, QUICK, points
+from edgecs.costs.cost_model import SETTLED, WIDEST
+from edgecs.decoding.static_schedule import Clock
+from edgecs.tuning.comparison import PLAIN, Chain, playing
+from edgecs.tuning.cost_sweep import ANCHORS, DEEPEST, FRAME, REVIEWS, places
 from edgecs.tuning.settings import DEPTHS, WIDTHS, Setting, trying
-from edgecs.tuning.sweep import ANCHORS, DEEPEST, FRAME, REVIEWS, places
-from edgecs.tuning.trials import PLAIN, Chain, playing
 
 ANSWERING = "asking for plain answers"
 ROOM = WIDEST + 2  # tokens behind DEEPEST that comparing bits has room for
@@ -64,7 +64,7 @@ def comparing(depth: int) -> str:
     return f"comparing bits after {depth} tokens"
 
 
-def plan(
+def planned_steps(
     n_ctx: int,
     effort: Effort,
     drafters: Sequence[str],

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from edgecs.costs import CostModel
+from edgecs.calibrate.profile import Key, Profile, Profiles, fingerprint
+from edgecs.costs.cost_model import CostModel
 from edgecs.errors import ModelError
-from edgecs.profile import Key, Profile, Profiles, fingerprint
-from edgecs.tuning.promises import expected
+from edgecs.tuning.estimate import expected
 
 _QUANTISED = re.compile(
     r"[-._](?:UD-|i1-)?(?P<name>I?Q\d\w*|TQ\d\w*|MXFP4\w*|BF16|FP?16|FP?32)"
@@ -45,7 +45,7 @@ def quantisation(stem: str) -> tuple[str, str]:
     return stem[: found.start()].lower(), found["name"].upper()
 
 
-def quantisations(
+def promised_quantisations(
     model: Path, others: Iterable[Path], key: Key, profiles: Profiles
 ) -> list[Quantisation]:
     """Which of the other files are the same model, and what they promise.

@@ -6,14 +6,14 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from edgecs.exactness import Exact, Limits
-from edgecs.profile import Key
-from edgecs.speculation import Speculation
-from edgecs.tuning import Tuned
+from edgecs.calibrate.profile import Key
+from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.decoding.exactness import Exact, Limits
+from edgecs.tuning.comparison import PLAIN
+from edgecs.tuning.cost_sweep import DEEPEST, Curve, tiles
 from edgecs.tuning.quantisations import Quantisation, promise
 from edgecs.tuning.settings import WIDTHS, Otherwise
-from edgecs.tuning.sweep import DEEPEST, Curve, tiles
-from edgecs.tuning.trials import PLAIN
+from edgecs.tuning.tuner import Tuned
 
 _DRIFTED = "because the machine drifted"
 

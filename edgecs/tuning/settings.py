@@ -15,13 +15,13 @@ from statistics import median
 from time import perf_counter
 from typing import NamedTuple
 
-from edgecs.costs import SETTLED, WIDEST
-from edgecs.draft import LanguageModel
+from edgecs.calibrate.probe import Scratch
+from edgecs.core.draft import LanguageModel
+from edgecs.costs.cost_model import SETTLED, WIDEST
+from edgecs.decoding.static_schedule import Clock
+from edgecs.engines.load_options import FlashAttention, LoadOptions
 from edgecs.errors import ModelError, OutOfMemory
-from edgecs.options import FlashAttention, LoadOptions
-from edgecs.probe import Scratch
-from edgecs.schedule import Clock
-from edgecs.tuning.sweep import DEEPEST, SHALLOW, Timer
+from edgecs.tuning.cost_sweep import DEEPEST, SHALLOW, Timer
 
 WIDTHS = (1, 4, 16)  # of the calls that are compared
 DEPTHS = (SHALLOW, 1024, DEEPEST)
@@ -99,7 +99,9 @@ class Otherwise(NamedTuple):
         return f"{text}; it may round otherwise, so an answer may differ."
 
 
-def settings(options: LoadOptions, threads: int, logical: int) -> Iterator[Setting]:
+def settings_to_try(
+    options: LoadOptions, threads: int, logical: int
+) -> Iterator[Setting]:
     """Other ways to load a model, each with one change.
 
     threads: that are used now. logical: processors that the machine shows.

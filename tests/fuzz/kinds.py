@@ -15,9 +15,9 @@ from typing import Any
 import click
 import numpy as np
 
-from edgecs.cells import Cells
-from edgecs.saved import Owner, save
-from edgecs.testing import write_random_gguf
+from edgecs.chat.archive import Owner, save
+from edgecs.engines.kv_snapshot import Cells
+from edgecs.testing.fakes import write_random_gguf
 from tests.fuzz import mutate
 
 _VOCABULARY = 272
@@ -134,9 +134,9 @@ def _metadata(random: Random) -> dict[str, object]:
 @cache
 def _drafter() -> Path:
     """The folder of an ONNX drafter that is in order."""
-    from edgecs.backends.llama_vocabulary import read_pieces
-    from edgecs.onnx_manifest import DrafterManifest, write_drafter
-    from edgecs.vocabulary import vocabulary_hash, write_pieces
+    from edgecs.engines.llama.tokenizer import read_pieces
+    from edgecs.hub.compatibility import vocabulary_hash, write_pieces
+    from edgecs.hub.drafter_manifest import DrafterManifest, write_drafter
     from tests.onnx_llama import write_onnx
 
     folder = _assets() / "drafter"
@@ -218,15 +218,15 @@ def saved(random: Random, folder: Path) -> Case:
 
 @cache
 def _fingerprint() -> str:
-    from edgecs.profile import fingerprint
+    from edgecs.calibrate.profile import fingerprint
 
     return fingerprint(tiny())
 
 
 @cache
 def _loading() -> str:
-    from edgecs.load import load
-    from edgecs.options import LoadOptions
+    from edgecs.engines.load_options import LoadOptions
+    from edgecs.runtime.loader import load
 
     with load(tiny(), LoadOptions(n_ctx=64)) as loaded:
         return loaded.key().bits
@@ -235,10 +235,10 @@ def _loading() -> str:
 @cache
 def _profile() -> tuple[str, dict[str, Any]]:
     """A profile of the tiny model, and the name of its file."""
-    from edgecs.load import load
-    from edgecs.options import LoadOptions
-    from edgecs.profile import Profiles
-    from edgecs.speculation import Speculation
+    from edgecs.calibrate.profile import Profiles
+    from edgecs.calibrate.speculation_profile import Speculation
+    from edgecs.engines.load_options import LoadOptions
+    from edgecs.runtime.loader import load
 
     root = _assets() / "profiles"
     with load(tiny(), LoadOptions(n_ctx=64)) as loaded:

@@ -76,7 +76,8 @@ def _codes() -> set[int]:
 
 def _run(case: Case, folder: Path) -> tuple[int, str, str]:
     """Exit code, stderr, and the traceback of what escaped."""
-    from edgecs_cli import chat, running
+    from edgecs_cli import running
+    from edgecs_cli.commands import chat
 
     escaped, code = "", -1
     (folder / "in").write_bytes(case.stdin)

@@ -79,7 +79,7 @@ class _Steps:
 
 def _prepare(asked: dict[str, Any], steps: _Steps) -> None:
     """Makes small work of what takes long, and types."""
-    speculation = import_module("edgecs.speculation")
+    speculation = import_module("edgecs.calibrate.speculation_profile")
     speculation.BUSY = 1.0  # type: ignore[attr-defined]
     sync = os.fsync
 
@@ -89,7 +89,7 @@ def _prepare(asked: dict[str, Any], steps: _Steps) -> None:
 
     os.fsync = synced
     if asked["typed"] is not None:
-        chat = import_module("edgecs_cli.chat")
+        chat = import_module("edgecs_cli.commands.chat")
         chat.reader = lambda **options: _Typed(asked["typed"], steps)  # type: ignore[attr-defined]
     if asked["arguments"][0] == "distill":
         data = import_module("edgecs_convert.distill.data")

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from edgecs.calibrate.profile import Profiles
+from edgecs.chat.archive import Owner, Saved, read
 from edgecs.errors import EdgecsError
-from edgecs.onnx_manifest import read_drafter
-from edgecs.profile import Profiles
-from edgecs.saved import Owner, Saved, read
-from edgecs.testing import write_random_gguf
-from edgecs_bench import result as bench_result
+from edgecs.hub.drafter_manifest import read_drafter
+from edgecs.testing.fakes import write_random_gguf
+from edgecs_bench.run import result as bench_result
 from edgecs_convert.distill.samples import read_samples
 from tests.kills.running import Ended, Place
 from tests.network import Server

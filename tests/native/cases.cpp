@@ -1,4 +1,4 @@
-// Computes cases from a file, for processors that have no Python: see tests/test_own_sets.py.
+// Computes cases from a file, for processors that have no Python: see tests/engines/test_own_sets.py.
 //
 // A case is a header of ten 64-bit numbers and what it names; results go to standard output as floats. The kernels are
 // chosen by name.

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgecs.backends import NO_TELEMETRY
+from edgecs.engines import NO_TELEMETRY
+from edgecs_bench.peers.child_process import Line
 from edgecs_bench.peers.failure import PeerFailed
-from edgecs_bench.peers.line import Line
 from edgecs_bench.peers.table import Config, Peer
 from edgecs_bench.peers.venvs import venv_for
 
-SPEAKER = Path(__file__).with_name("speak.py")
+SPEAKER = Path(__file__).with_name("adapter_main.py")
 # Each library of threads has its own name for how many it may start.
 _THREADS = (
     "OMP_NUM_THREADS",

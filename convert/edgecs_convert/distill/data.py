@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
-from edgecs.backends.llama_model import LlamaModel
-from edgecs.chat_template import ChatTemplate
-from edgecs.context import Tokens
+from edgecs.core.context import Tokens
+from edgecs.core.files import write_whole
+from edgecs.engines.llama.model import LlamaModel
 from edgecs.errors import ConfigError, DistillError
-from edgecs.files import write_whole
-from edgecs_convert.distill.crowd import Crowd, Task
+from edgecs.text.chat_template import ChatTemplate
+from edgecs_convert.distill.parallel_decode import Crowd, Task
 from edgecs_convert.distill.samples import Sample, numbers, write_shard
 from edgecs_convert.distill.topics import Half, questions
 

@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgecs.context import Tokens
+from edgecs.core.context import Tokens
 from edgecs.errors import ConfigError
 from edgecs_convert.distill.losses import divergence
 from edgecs_convert.distill.recipe import Recipe
 from edgecs_convert.distill.target import TargetFile
 from edgecs_convert.distill.texts import Batch
-from edgecs_convert.onnx_export import load_weights, read_config
-from edgecs_convert.pruning import keep_layers, trim_vocabulary
+from edgecs_convert.onnx.export import load_weights, read_config
+from edgecs_convert.onnx.pruning import keep_layers, trim_vocabulary
 
 _SIZE = 64  # of an attention head
 _INNER = 8 / 3  # inner width over width

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from edgecs.context import Tokens
-from edgecs.onnx_manifest import DrafterManifest, write_drafter
-from edgecs.vocabulary import vocabulary_hash, write_pieces
+from edgecs.core.context import Tokens
+from edgecs.hub.compatibility import vocabulary_hash, write_pieces
+from edgecs.hub.drafter_manifest import DrafterManifest, write_drafter
 from edgecs_convert.folders import whole_folder
 
 _IDS, _PIECES = "ids.npy", "vocabulary.json"
@@ -55,7 +55,7 @@ def export_head(out: Path, student: Any, ids: Tokens, about: About) -> Path:
 
 def export_decoder(out: Path, student: Any, about: About) -> Path:
     """Writes the folder of a `Decoder` and returns it; there is none if it fails."""
-    from edgecs_convert.onnx_export import export_module
+    from edgecs_convert.onnx.export import export_module
 
     model, ids = student.model.cpu().eval(), student.ids
     whole = ids.size == len(about.pieces)

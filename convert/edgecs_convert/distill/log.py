@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecs.cascade import Round
-from edgecs.context import Context
-from edgecs.session import Session
-from edgecs.states import States
-from edgecs.stats import Stats
+from edgecs.core.context import Context
+from edgecs.decoding.cascade import Round
+from edgecs.engines.hidden_states import States
+from edgecs.session.session import Session
+from edgecs.session.stats import Stats
 from edgecs_convert.distill.samples import KEPT, Sample, best, write_shard
 
 _TOGETHER = 16  # answers in a file

@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgecs.backends.onnx_drafter import OnnxModel
-from edgecs.backends.onnx_head import OnnxHead
-from edgecs.context import Context
-from edgecs.draft import NOTHING
+from edgecs.core.context import Context
+from edgecs.core.draft import NOTHING
+from edgecs.engines.hidden_states import States
+from edgecs.engines.onnx.decoder import OnnxModel
+from edgecs.engines.onnx.head import OnnxHead
 from edgecs.errors import Cancelled
-from edgecs.onnx_manifest import read_drafter
-from edgecs.states import States
+from edgecs.hub.drafter_manifest import read_drafter
 from edgecs_convert.distill.samples import Sample
 
 

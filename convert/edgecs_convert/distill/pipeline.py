@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgecs.backends.llama_vocabulary import read_pieces
+from edgecs.calibrate.probe import curve
+from edgecs.engines.llama.tokenizer import read_pieces
 from edgecs.errors import ConfigError
-from edgecs.load import Loaded
-from edgecs.onnx_manifest import read_drafter, write_drafter
-from edgecs.probe import curve
+from edgecs.hub.drafter_manifest import read_drafter, write_drafter
+from edgecs.runtime.loader import Loaded
 from edgecs.theory import draft_speedup
 from edgecs_convert.distill.data import Wanted, write_samples
+from edgecs_convert.distill.drafter_kinds import HeadKind, Kind
 from edgecs_convert.distill.export import About
-from edgecs_convert.distill.kinds import HeadKind, Kind
 from edgecs_convert.distill.measure import Worth, worth
 from edgecs_convert.distill.recipe import Divergence, Recipe
 from edgecs_convert.distill.samples import Sample, read_samples
@@ -243,7 +243,7 @@ class _Trainings:
         self, kind: Kind, first: Path, recipe: Recipe, own: Path
     ) -> list[Sample]:
         """Answers that the drafter wrote itself, and as many of the target's."""
-        from edgecs_convert.distill.own import own_samples
+        from edgecs_convert.distill.on_policy import own_samples
 
         trained = self._trainer(kind, self._data.seen, recipe, first)
         written = own_samples(

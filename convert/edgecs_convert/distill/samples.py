@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecs.context import Tokens
+from edgecs.core.context import Tokens
+from edgecs.core.files import replacing
 from edgecs.errors import DistillError
-from edgecs.files import replacing
 
 
 class Sample(NamedTuple):

@@ -20,10 +20,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from edgecs.backends.llama_library import has_amx
-from edgecs.backends.onnx_thread import Aside
+from edgecs.core.files import replacing, sweep
+from edgecs.engines.llama.library import has_amx
+from edgecs.engines.onnx.thread import Aside
 from edgecs.errors import Cancelled, DistillError
-from edgecs.files import replacing, sweep
 from edgecs_convert.distill.recipe import Recipe
 from edgecs_convert.distill.texts import Batch, Vocabulary, Window, batches
 

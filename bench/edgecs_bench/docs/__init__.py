@@ -1,0 +1,1 @@
+"""Tables and pictures in the documents, made from bench/results."""

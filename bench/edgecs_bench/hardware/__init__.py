@@ -1,0 +1,1 @@
+"""What calls cost on a machine: measured there, or from a roofline."""

@@ -1,0 +1,1 @@
+"""Runs of `edgecs bench`: modes, blocks, the journal and the result."""

@@ -1,0 +1,76 @@
+"""What is watched while answers are timed: drafters, a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+
+from edgecs.core.context import Context
+from edgecs.core.draft import Choose, Draft, Drafter, LanguageModel, Rows
+from edgecs.decoding.exactness import EVERY, Allowed
+from edgecs.decoding.static_schedule import Gathered, Outcome, Schedule
+
+
+class Calls:
+    """Seconds in the calls of some models since it was made."""
+
+    def __init__(self, models: Sequence[LanguageModel]) -> None:
+        self.seconds = 0.0
+        for model in models:
+            self._time(model)
+
+    def _time(self, model: LanguageModel) -> None:
+        score = model.score
+
+        def timed(context: Context, draft: Draft) -> Rows:
+            began = perf_counter()
+            try:
+                return score(context, draft)
+            finally:
+                self.seconds += perf_counter() - began
+
+        model.score = timed  # type: ignore[method-assign]
+
+
+class Watched:
+    """A schedule whose own time is noted, the calls of its drafters left out."""
+
+    def __init__(self, schedule: Schedule, calls: Calls) -> None:
+        self.spans: list[float] = []  # seconds, one for each round that could draft
+        self._schedule = schedule
+        self._calls = calls
+        self._drafting: float | None = None
+
+    @property
+    def drafters(self) -> tuple[Drafter, ...]:
+        """Who takes part."""
+        return self._schedule.drafters
+
+    def begin(self) -> None:
+        """An answer begins."""
+        self._schedule.begin()
+
+    def draft(
+        self, context: Context, choose: Choose, most: int, allowed: Allowed = EVERY
+    ) -> Gathered:
+        """A draft."""
+        began = perf_counter() - self._calls.seconds
+        gathered = self._schedule.draft(context, choose, most, allowed)
+        spent = perf_counter() - self._calls.seconds - began
+        self._drafting = spent if most else None
+        return gathered
+
+    def learn(self, context: Context, outcome: Outcome) -> None:
+        """What came of it."""
+        began = perf_counter()
+        self._schedule.learn(context, outcome)
+        if self._drafting is not None:
+            self.spans.append(self._drafting + perf_counter() - began)
+
+    def park(self, name: str) -> None:
+        """A drafter failed."""
+        self._schedule.park(name)
+
+    def describe(self) -> str:
+        """What it does."""
+        return self._schedule.describe()

@@ -1,0 +1,1 @@
+"""Recorded answers played again on costs that are measured or given."""

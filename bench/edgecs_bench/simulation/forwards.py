@@ -1,0 +1,230 @@
+"""Schedules played against a table of the target's words; the drafter remembers.
+
+As in the official code of CS Drafting no target forward is executed: the target said
+its answer once, and every schedule gives the same one. What is counted is how often
+target and drafter would have been called.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import click
+import numpy as np
+
+from edgecs.core.context import Context, Tokens
+from edgecs.core.draft import NOTHING, Draft, LanguageModel, Rows, Verdict
+from edgecs.core.faults import refuse
+from edgecs.decoding.cascade import NamedModel, stack
+from edgecs.decoding.kmatrix import KMatrix
+from edgecs.drafters.maxgram import MaxGram
+from edgecs.session.session import Session
+from edgecs.testing.fakes import Endless
+from edgecs_bench.suite.prompts import Prompt
+
+SD_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10)
+CS_FIRST, CS_TAIL, CS_INNER = (0, 1, 2, 3, 4, 6), (0, 4, 8, 12, 16), (0, 2, 4, 8)
+_PIECE = 48  # tokens of an answer that the drafter reads in one call
+
+
+class Trace(NamedTuple):
+    """A prompt as ids and what the target says to it."""
+
+    prompt: Prompt
+    ids: list[int]
+    said: list[int]
+
+
+class Numbers:
+    """Short numbers for the few tokens of all traces, so that rows need few columns."""
+
+    size = 32768
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self._numbers: dict[int, int] = {}
+
+    def __call__(self, token: int) -> int:
+        """The number of a token."""
+        if token not in self._numbers:
+            self._numbers[token] = len(self.tokens)
+            self.tokens.append(token)
+        return self._numbers[token]
+
+
+class _Table:
+    """A model that is known by its greedy choices: rows with a single one."""
+
+    vocab_size = Numbers.size
+    n_ctx = 1 << 30
+    max_draft = 63
+    rewindable = True
+
+    def __init__(self) -> None:
+        self.cancel = threading.Event()
+
+    def rows(self, choices: Sequence[int]) -> Rows:
+        """Rows that make these the choices."""
+        logits = np.zeros((len(choices), self.vocab_size), dtype=np.float32)
+        logits[range(len(choices)), choices] = 1
+        return Rows(logits, fed=len(choices))
+
+    def end_turn(self, context: Context) -> None:
+        """There is no cache to cut."""
+
+    def reset(self) -> None:
+        """There is nothing to forget."""
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Anybody may use it."""
+        return nullcontext()
+
+
+class Spoken(_Table):
+    """The target, as far as it was heard: what it said at every position."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        super().__init__()
+        self._tokens = tokens
+
+    def score(self, context: Context, draft: Draft) -> Rows:
+        """Its words. Behind a wrong draft token they are wrong, and nobody looks."""
+        last = len(self._tokens) - 1
+        at = [min(len(context) + i, last) for i in range(len(draft) + 1)]
+        return self.rows([self._tokens[i] for i in at])
+
+
+class Remembered(_Table):
+    """A drafter that computes the choice after a prefix once, and then remembers it."""
+
+    def __init__(self, model: LanguageModel, numbers: Numbers) -> None:
+        super().__init__()
+        self._model = model
+        self._numbers = numbers
+        self._choices: dict[bytes, int] = {}
+        self._prompt = Context()  # of the answer that was read last, in real ids
+
+    def score(self, context: Context, draft: Draft) -> Rows:
+        """Its choices as far as the draft is right; nobody looks at what is behind."""
+        tokens = np.concatenate([context.tokens, draft.tokens])
+        choices = [0] * (len(draft) + 1)
+        for i in range(len(choices)):
+            choices[i] = self._choice(tokens[: len(context) + i])
+            if i < len(draft) and choices[i] != draft.tokens[i]:
+                break
+        return self.rows(choices)
+
+    def read(self, ids: list[int], said: list[int]) -> None:
+        """Learns the choices along an answer, most of what is asked, in a few calls."""
+        self._prompt = Context(self._real(ids))
+        for start in range(0, len(said), _PIECE):
+            context = Context([*ids, *said[:start]])
+            piece = Draft.chain(said[start : start + _PIECE], "target")
+            real = Draft.chain(self._real(piece.tokens.tolist()), "target")
+            rows = self._model.score(self._context(context.tokens), real)
+            for i, row in enumerate(rows.logits):
+                prefix = np.concatenate([context.tokens, piece.tokens[:i]])
+                self._choices[prefix.tobytes()] = self._numbers(int(row.argmax()))
+
+    def _choice(self, prefix: Tokens) -> int:
+        key = prefix.tobytes()
+        if key not in self._choices:
+            row = self._model.score(self._context(prefix), NOTHING).logits[0]
+            self._choices[key] = self._numbers(int(row.argmax()))
+        return self._choices[key]
+
+    def _context(self, prefix: Tokens) -> Context:
+        """In real ids; one buffer for an answer, so that cells are reused."""
+        ids, prompt = self._real(prefix.tolist()), self._prompt
+        if prompt.tokens.tolist() == ids[: len(prompt)]:
+            return prompt.with_tail(ids[len(prompt) :])
+        return Context(ids)
+
+    def _real(self, ids: list[int]) -> list[int]:
+        return [self._numbers.tokens[n] for n in ids]
+
+
+class HeardMaxGram(MaxGram):
+    """Max-Gram whose bigrams come from the answer alone.
+
+    What the target would have said after a wrong token was not heard.
+    """
+
+    def observe(
+        self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
+    ) -> None:
+        """Learns from the accepted tokens and the one after them."""
+        n = len(verdict.path)
+        heard = Rows(rows.logits[: n + 1], rows.fed)
+        super().observe(context, draft.clip(n), heard, verdict)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A K matrix and the Max-Gram that goes with it."""
+
+    matrix: KMatrix
+    bigram_fill: bool
+
+    @property
+    def is_speculative_decoding(self) -> bool:
+        """Whether the drafter writes alone."""
+        (_, tail), (_, inner) = self.matrix.rows
+        return not tail and not inner
+
+
+def schedules() -> Iterator[Schedule]:
+    """Speculative decoding with every k, CS Drafting with every K."""
+    for k in SD_LENGTHS:
+        yield Schedule(KMatrix(((k, 0), (0, 0))), False)
+    for first, tail, inner in itertools.product(CS_FIRST, CS_TAIL, CS_INNER):
+        if tail or (first and inner):
+            for fill in (False, True):
+                yield Schedule(KMatrix(((first, tail), (0, inner))), fill)
+
+
+class Count(NamedTuple):
+    """What one answer took."""
+
+    tokens: int
+    target: int
+    drafter: int
+
+
+def play(trace: Trace, drafter: Remembered, last: MaxGram, schedule: Schedule) -> Count:
+    """Forwards of target and drafter for one answer, in numbers, under a schedule."""
+    writers = stack([NamedModel("drafter", drafter)], last, schedule.matrix)
+    target = Spoken([*trace.ids, *trace.said, 0])
+    counts = schedule.matrix.counts(0)
+    with Session(target, Endless(), writers, draft_max=counts) as session:
+        said = [t.id for t in session.generate(trace.ids, max_tokens=len(trace.said))]
+        assert said == trace.said
+        stats = session.stats
+        refuse(stats.faults)
+    # The call that reads the prompt gives the first token, in every schedule.
+    return Count(stats.tokens - 1, stats.rounds, stats.forwards["drafter"])
+
+
+def play_all(
+    drafter: LanguageModel, traces: Sequence[Trace]
+) -> dict[Schedule, list[Count]]:
+    """Every schedule on every answer; the counts in the order of the traces.
+
+    Max-Gram's bigrams grow from answer to answer.
+    """
+    played: dict[Schedule, list[Count]] = {schedule: [] for schedule in schedules()}
+    lasts = {s: HeardMaxGram(bigram_fill=s.bigram_fill) for s in played}
+    numbers = Numbers()
+    for trace in traces:
+        ids, said = ([numbers(token) for token in part] for part in trace[1:])
+        short, model = Trace(trace.prompt, ids, said), Remembered(drafter, numbers)
+        model.read(ids, said)
+        for schedule, counts in played.items():
+            counts.append(play(short, model, lasts[schedule], schedule))
+        click.echo(f"{trace.prompt.category} {trace.prompt.id}: played", err=True)
+    return played

@@ -1,0 +1,135 @@
+"""A drafter that says what was recorded, on a clock that its calls move on."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+
+from edgecs.core.context import Context, Tokens
+from edgecs.core.draft import Draft, Row, Rows
+from edgecs.decoding.cascade import NamedModel
+from edgecs_bench.hardware.curves import (
+    DRAFTER_CURVE,
+    DRAFTER_MS,
+    READING_MS,
+    Steps,
+    curve,
+)
+from edgecs_bench.simulation.traces import Trace
+
+_VOCABULARY = 1 << 20
+UNSAID = _VOCABULARY - 1  # a token that no answer has
+_UNKNOWN = (UNSAID, 0.3)  # what was not recorded
+
+
+class Watch:
+    """A clock that moves only when somebody says so."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def now(self) -> float:
+        """Seconds."""
+        return self._seconds
+
+    def pass_by(self, seconds: float) -> None:
+        """Lets time pass."""
+        self._seconds += seconds
+
+
+class Said:
+    """The choice on recorded rows: [token, its probability]."""
+
+    def __call__(self, row: Row, tokens: Tokens) -> int:
+        """The recorded token."""
+        return int(row[0])
+
+    def confidence(self, row: Row, tokens: Tokens, token: int) -> float:
+        """The recorded probability; of any other token a share of the rest."""
+        return float(row[1]) if token == int(row[0]) else float(1 - row[1]) / 2
+
+    def margin(self, row: Row, tokens: Tokens) -> float:
+        """Nothing is unsure."""
+        return float("inf")
+
+    def keeps(
+        self, row: Row, tokens: Tokens, token: int, q: float, lenience: float
+    ) -> bool:
+        """Nobody is lenient."""
+        return False
+
+
+class Recorded:
+    """A drafter's model as far as a trace knows it.
+
+    On the answer's own path every choice is known, behind the drafter's first wrong
+    token what it would have gone on with. pace: factor on its times.
+    """
+
+    TIMES = curve("drafter", DRAFTER_MS, DRAFTER_CURVE, 0.0).times
+    vocab_size = _VOCABULARY
+    n_ctx = 1 << 30
+    max_draft = 31
+    rewindable = True
+
+    def __init__(
+        self, name: str, watch: Watch, pace: float = 1.0, steps: Steps | None = None
+    ) -> None:
+        self.named = NamedModel(name, self)
+        self._pace = pace
+        self._steps = steps or Steps(self.TIMES, READING_MS)
+        self.cancel = threading.Event()
+        self._watch = watch
+        self._cached = 0
+
+    def hear(self, trace: Trace) -> None:
+        """The answer that comes next; its cache is empty."""
+        self._start = len(trace.prompt)
+        self._output = trace.output
+        self._said = trace.proposals[self.named.name]
+        self._cached = 0
+
+    def score(self, context: Context, draft: Draft) -> Rows:
+        """Recorded choices; moves the clock by what the call would take."""
+        tokens = [*context.tokens[self._start :].tolist(), *draft.tokens.tolist()]
+        first = len(tokens) - len(draft)
+        fed = self._start + len(tokens) - min(self._cached, len(context) - 1)
+        self._cached = len(context)
+        self._watch.pass_by(self.seconds(fed))
+        rows = [self._choice(tokens[: first + i]) for i in range(len(draft) + 1)]
+        return Rows(np.array(rows, dtype=np.float32), fed)
+
+    def _choice(self, tokens: list[int]) -> tuple[float, float]:
+        size, output = len(tokens), self._output
+        agreed = next(
+            (i for i, (a, b) in enumerate(zip(tokens, output, strict=False)) if a != b),
+            size,
+        )
+        if agreed == size < len(output):
+            said, p = self._said.tokens[size], self._said.confidences[size]
+            return (said[0], p[0]) if said else _UNKNOWN
+        # It went astray at `agreed`, in a draft that began there or before.
+        for start in range(agreed, max(-1, agreed - 8), -1):
+            said = self._said.tokens[start]
+            gone = tokens[start:]
+            if len(said) > len(gone) and said[: len(gone)] == gone:
+                return said[len(gone)], self._said.confidences[start][len(gone)]
+        return _UNKNOWN
+
+    def seconds(self, fed: int) -> float:
+        """What a call over so many tokens takes."""
+        times, reading = self._steps
+        ms = float(times[fed - 1]) if fed <= times.size else fed * reading
+        return self._pace * ms / 1e3
+
+    def end_turn(self, context: Context) -> None:
+        """There is no cache to cut."""
+
+    def reset(self) -> None:
+        """There is nothing to forget."""
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Anybody may use it."""
+        return nullcontext()

@@ -1,0 +1,182 @@
+"""Traces: what a target said, and what drafters would have proposed at every token.
+
+A trace file is JSON Lines, compressed when its name ends in `.gz`. The first line says
+what was recorded:
+
+    {"format": "edgecs-trace/1", "target": NAME, "drafters": [NAME, ...],
+     "temperature": T, "seed": S, "draft_max": K}
+
+every other line is one answer:
+
+    {"id": ID, "category": NAME, "prompt": [ids], "output": [ids],
+     "gap": [float, ...],
+     "proposals": {DRAFTER: {"tokens": [[ids], ...], "confidences": [[p], ...]}}}
+
+gap[i] is the difference of the two largest logits of the row that chose output[i];
+tokens[i] is what the drafter proposes to follow prompt + output[:i], at most K tokens,
+with the probability that it gives to each. Max-Gram's proposals follow from the ids and
+are not recorded. All lists but the prompt have the length of the output.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, cast
+
+import click
+
+from edgecs.core.reading import regular_size
+
+FORMAT = "edgecs-trace/1"
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """What one drafter proposes before every output token."""
+
+    tokens: list[list[int]]
+    confidences: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One answer."""
+
+    id: str
+    category: str
+    prompt: list[int]
+    output: list[int]
+    gap: list[float]
+    proposals: dict[str, Proposals] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file of traces."""
+
+    target: str
+    drafters: tuple[str, ...]
+    temperature: float
+    seed: int
+    draft_max: int
+    traces: tuple[Trace, ...]
+
+
+def for_tuning(trace: Trace) -> bool:
+    """Whether an answer is in the half that may be tuned on."""
+    return not zlib.crc32(f"{trace.category}{trace.id}".encode()) % 2
+
+
+def write_traces(path: Path, recording: Recording) -> None:
+    """Writes a file, compressed if its name ends in .gz.
+
+    The old one stays until the new one is whole.
+    """
+    head = {
+        "format": FORMAT,
+        "target": recording.target,
+        "drafters": recording.drafters,
+        "temperature": recording.temperature,
+        "seed": recording.seed,
+        "draft_max": recording.draft_max,
+    }
+    part = path.with_name(f".part-{path.name}")
+    with _open(part, "w") as file:
+        for line in (head, *map(_fields, recording.traces)):
+            file.write(json.dumps(line, separators=(",", ":")) + "\n")
+    os.replace(part, path)
+
+
+def read_traces(path: Path) -> Recording:
+    """Reads a file; raises click.UsageError with the line that is wrong."""
+    number = 1
+    try:
+        regular_size(path)
+        with _open(path, "r") as file:
+            head = json.loads(next(file, "{}"))
+            if head["format"] != FORMAT:
+                raise ValueError(f"its format is not {FORMAT}")
+            traces = []
+            for number, line in enumerate(file, 2):  # noqa: B007, for the message
+                traces.append(_trace(json.loads(line), head["drafters"]))
+            return Recording(
+                str(head["target"]),
+                tuple(head["drafters"]),
+                float(head["temperature"]),
+                int(head["seed"]),
+                int(head["draft_max"]),
+                tuple(traces),
+            )
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        ValueError,
+        LookupError,
+        TypeError,
+        RecursionError,
+    ) as error:
+        raise click.UsageError(
+            f"{path}, line {number}: no trace: {error!s} (the format is described in "
+            "edgecs_bench/simulation/traces.py)"
+        ) from error
+
+
+def _fields(trace: Trace) -> dict[str, Any]:
+    return {
+        "id": trace.id,
+        "category": trace.category,
+        "prompt": trace.prompt,
+        "output": trace.output,
+        "gap": [round(gap, 3) for gap in trace.gap],
+        "proposals": {
+            name: {
+                "tokens": said.tokens,
+                "confidences": [[round(p, 4) for p in ps] for ps in said.confidences],
+            }
+            for name, said in trace.proposals.items()
+        },
+    }
+
+
+def _trace(line: dict[str, Any], drafters: Sequence[str]) -> Trace:
+    n = len(line["output"])
+    proposals = {
+        name: Proposals(
+            line["proposals"][name]["tokens"], line["proposals"][name]["confidences"]
+        )
+        for name in drafters
+    }
+    lists = [line["gap"]]
+    for said in proposals.values():
+        lists += [said.tokens, said.confidences]
+    if not line["prompt"] or any(len(values) != n for values in lists):
+        raise ValueError("a list has another length than the output, or no prompt")
+    drafts = [draft for said in proposals.values() for draft in said.tokens]
+    for tokens in (line["prompt"], line["output"], *drafts):
+        if not all(type(token) is int and 0 <= token < 1 << 31 for token in tokens):
+            raise ValueError("a token is no number of one")
+    for said in proposals.values():
+        if not all(0 <= p <= 1 for stated in said.confidences for p in stated):
+            raise ValueError("a confidence is no probability")
+        if list(map(len, said.tokens)) != list(map(len, said.confidences)):
+            raise ValueError("not every proposed token has a confidence")
+    return Trace(
+        str(line["id"]),
+        str(line["category"]),
+        line["prompt"],
+        line["output"],
+        line["gap"],
+        proposals,
+    )
+
+
+def _open(path: Path, mode: str) -> IO[str]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    return cast(IO[str], opened(path, f"{mode}t", encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""A chat in the terminal: what is typed, what a slash does, how answers look."""

@@ -1,0 +1,210 @@
+"""What a chat in the terminal is about: a model, a conversation, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from edgecs.calibrate.profile import Key
+from edgecs.chat.archive import Owner, read, save
+from edgecs.chat.chat import Chat
+from edgecs.chat.conversation import Conversation, Message
+from edgecs.core.context import Context
+from edgecs.core.draft import NOTHING
+from edgecs.decoding.kmatrix import KMatrix
+from edgecs.errors import ConfigError
+from edgecs.session.session import Session, Token
+from edgecs.text.chat_template import ChatTemplate
+from edgecs_cli.chat.render import OPENS
+from edgecs_cli.loading.files import find_models
+from edgecs_cli.loading.opening import Opened, session_for
+
+Spec = Literal["auto", "on", "off"]
+_FIXED = 4  # tokens of every drafter's draft with `/spec on`
+
+
+class Talk:
+    """A conversation with an opened model.
+
+    `sampling` and `spec` may be changed between answers, each by its method.
+    """
+
+    def __init__(self, opened: Opened, values: dict[str, Any], closing: ExitStack):
+        self.opened, self._values, self._closing = opened, values, closing
+        self.sampling = opened.request.sampling
+        self.spec: Spec = "auto" if opened.session.off_reason is None else "off"
+        vocabulary = opened.loaded.model.vocabulary
+        conversation = Conversation(ChatTemplate(vocabulary), vocabulary)
+        conversation.set_system(values["system"])
+        self.chat = Chat(
+            opened.session,
+            conversation,
+            overflow=values["overflow"],
+            stop=values["stop"],
+            max_tokens=None if values["max_tokens"] < 0 else values["max_tokens"],
+        )
+        self._times = 0  # that the last message was answered again
+        self._wanted: Spec | None = None  # what somebody set `spec` to
+
+    @cached_property
+    def _key(self) -> Key:
+        """What the cells depend on; reads samples of the model's file."""
+        return self.opened.loaded.key()
+
+    @property
+    def session(self) -> Session:
+        """The one in use."""
+        return self.chat.session
+
+    @property
+    def now(self) -> Opened:
+        """What answers, with the session and the settings in use."""
+        request = replace(self.opened.request, sampling=self.sampling)
+        return replace(self.opened, session=self.session, request=request)
+
+    def ask(self, text: str) -> Generator[Token]:
+        """The answer to a message, see `Chat.ask`."""
+        self._times = 0
+        return self.chat.ask(text, rule=self._rule())
+
+    def again(self) -> Generator[Token]:
+        """Another answer to the last message: sampled ones with another seed."""
+        self._times += 1
+        return self.chat.again(rule=self._rule())
+
+    def set_sampling(self, name: str, value: float) -> None:
+        """Changes a setting of the sampler chain. Raises ConfigError."""
+        changed: dict[str, Any] = {name: value}
+        self.sampling = replace(self.sampling, **changed)
+
+    def set_spec(self, spec: Spec) -> None:
+        """auto: the planner decides; on: every drafter drafts always; off: nobody.
+
+        Raises ConfigError where the model was opened without speculation.
+        """
+        opened = self.opened
+        if spec != "off" and opened.speculation is None:
+            raise ConfigError(
+                "speculation was switched off at the start (--no-spec or --draft-max "
+                "0): start without these to use it"
+            )
+        request = opened.request
+        if spec == "on" and request.matrix is None:
+            names = [drafter.name for drafter in opened.drafters]
+            request = replace(request, matrix=_always(len(names)))
+        speculation = None if spec == "off" else opened.speculation
+        self.session.close()
+        session = session_for(opened, request, speculation, self._values)
+        self._closing.callback(session.close)
+        self.chat.session, self.spec = session, spec
+        self._wanted = spec
+
+    def find(self, model: str) -> None:
+        """Sees to it that another model is here. Raises ModelError, FetchError."""
+        from edgecs.engines.llama.model import check_file
+
+        check_file(find_models(model, (), offline=self._values["offline"])[0])
+
+    def take_over(self, other: Talk) -> None:
+        """Goes on where another model stopped: from its text, with its settings."""
+        mine, theirs = self.chat, other.chat
+        mine.conversation.messages = [
+            Message(m.role, m.content) for m in theirs.messages
+        ]
+        mine.overflow, mine.stop = theirs.overflow, theirs.stop
+        mine.max_tokens, self.sampling = theirs.max_tokens, other.sampling
+        if other._wanted:
+            self.set_spec(other._wanted)
+
+    def tokens(self) -> int:
+        """How many tokens the conversation has so far."""
+        talk = self.chat.conversation
+        return talk.prompt().tokens.size if talk.messages else 0
+
+    def owner(self) -> Owner:
+        """Whose conversations these are."""
+        key = self._key
+        tokens = self.session.target.vocab_size
+        return Owner(key.model, key.fingerprint, key.bits, tokens)
+
+    def save(self, path: Path) -> None:
+        """Writes the conversation and its cells. Raises ConfigError."""
+        cells = self.opened.loaded.target.cells()
+        save(path, self.chat.conversation.state(), self.owner(), cells)
+
+    def load(self, path: Path) -> str | None:
+        """Goes on with a conversation; why it has to be read again, if it has to.
+
+        Raises ConfigError, ModelError; then this conversation is as it was.
+        """
+        found = read(path, self.owner())
+        target, reason = self.opened.loaded.target, found.reason
+        if found.cells and not target.take(found.cells):
+            reason = "llama.cpp does not take its cells"
+        self.chat.conversation.messages = found.messages
+        return reason
+
+    def warm(self, path: Path, say: Callable[[str], None]) -> None:
+        """Reads the system message, or takes its cells from a file, which is made.
+
+        Either way it is read by itself, so an answer does not depend on which way it
+        was. Raises ConfigError.
+        """
+        prefix = self._prefix()
+        target = self.opened.loaded.target
+        if path.exists():
+            cells = read(path, self.owner()).cells
+            if cells and cells.tokens == prefix and target.take(cells):
+                say(f"{len(prefix)} tokens of the system message come from {path}")
+                return
+        if not prefix:
+            return
+        target.score(Context(prefix), NOTHING)
+        cells = target.cells()
+        save(path, [], self.owner(), cells)
+        if cells:
+            target.take(cells)  # a chat goes on from all of them, as after a file
+        say(f"{len(prefix)} tokens of the system message are kept in {path}")
+
+    @cached_property
+    def thinks_at_once(self) -> bool:
+        """Whether the template itself opens a thought where the answer begins."""
+        spelling = self.session.tokenizer.spelling
+        last = self._probe("a")[-8:]
+        return "".join(map(spelling, last)).rstrip().endswith(OPENS)
+
+    def _probe(self, text: str) -> list[int]:
+        """What would be fed for a message."""
+        talk = self.chat.conversation
+        talk.add("user", text)
+        try:
+            return [*talk.prompt().tokens.tolist()]
+        finally:
+            talk.pop_turn()
+
+    def _prefix(self) -> list[int]:
+        """What every conversation with this system message begins with."""
+        if not any(m.role == "system" for m in self.chat.messages):
+            return []
+        prompts = [self._probe(text) for text in ("a", "b")]
+        pairs = enumerate(zip(*prompts, strict=False))
+        size = next((i for i, (one, other) in pairs if one != other), 0)
+        return prompts[0][:size]
+
+    def _rule(self) -> Any:
+        sampling = self.sampling
+        if not sampling.is_greedy:
+            seed = (sampling.seed + self._times) % (1 << 64)
+            sampling = replace(sampling, seed=seed)
+        return self.opened.loaded.rule(sampling, self.opened.request.grammar)
+
+
+def _always(drafters: int) -> KMatrix:
+    """A fixed schedule in which everybody drafts, whoever reviews."""
+    count = drafters + 1  # Max-Gram as well
+    rows = range(count)
+    return KMatrix(tuple(tuple(_FIXED * (c >= r) for c in rows) for r in rows))

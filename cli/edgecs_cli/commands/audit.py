@@ -1,0 +1,265 @@
+"""`edgecs audit`: whether drafts change answers, on this machine with this model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgecs.audit.report import NO_CLASS, Fork, Prompt, Report, Run
+from edgecs.audit.runner import Subject
+from edgecs.audit.runner import audit as examine
+from edgecs.text.chat_template import ChatTemplate
+from edgecs.text.detokenizer import Tokenizer
+from edgecs_cli.commands.audit_prompts import Encode, built_in, read_prompts
+from edgecs_cli.console import echo, say
+from edgecs_cli.loading.describe import introduce
+from edgecs_cli.loading.opening import Opened, open_all
+from edgecs_cli.options.common import (
+    Sectioned,
+    common_options,
+    drafter_options,
+    model_options,
+    schedule_options,
+)
+from edgecs_cli.options.sampling import sampling_options
+from edgecs_cli.options.shared import Interrupt, reports_errors
+
+
+@click.command(cls=Sectioned)
+@model_options
+@click.option(
+    "--prompts",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="JSON Lines with turns, prompt or text; without it a few prompts of several "
+    "kinds and lengths.",
+)
+@click.option(
+    "-n",
+    "--predict",
+    "--max-tokens",
+    "max_tokens",
+    type=click.IntRange(2),
+    default=64,
+    show_default=True,
+    help="Tokens of an answer; the first one comes with the prompt.",
+)
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many prompts.")
+@click.option(
+    "--compare-kernels",
+    is_flag=True,
+    help="Compare edgecs's kernels with llama.cpp's instead: best tokens, logits and "
+    "perplexity, with the prompts as texts.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@sampling_options
+@drafter_options
+@schedule_options
+@common_options
+@reports_errors
+def audit(**values: Any) -> None:
+    """Prove that drafts change nothing.
+
+    Answers prompts plainly, as `edgecs generate` would, and twice with every width of
+    the class in use forced in turn, and compares the tokens. Every fork is shown; one
+    where strict was promised ends with exit code 5.
+
+    \b
+    edgecs audit -m smollm2-135m-instruct
+    edgecs audit -m ./model.gguf --exact strict -ctk q8_0 -ctv q8_0 -n 128
+    edgecs audit -m big.gguf --draft small.gguf --temp 0.8 --seed 1 --json
+    edgecs audit -m ./model.gguf --compare-kernels
+    """
+    given = read_prompts(values["file"]) if values["file"] else None
+
+    def prompts_of(encode: Encode) -> list[Prompt]:
+        prompts = [Prompt(name, encode(text)) for name, text in given or ()]
+        return (prompts or built_in(encode))[: values["limit"]]
+
+    if values["compare_kernels"]:
+        from edgecs_cli.commands.audit_kernels import compare_kernels
+
+        # As texts: without a chat's template.
+        compare_kernels(values, lambda vocabulary: prompts_of(vocabulary.encode))
+        return
+    if values["no_spec"] or values["draft_max"] == 0:
+        raise click.UsageError("--no-spec and --draft-max 0 leave nothing to audit")
+    interrupt = Interrupt()
+    with open_all(values, interrupt) as opened, interrupt:
+        introduce(opened, quiet=values["quiet"], verbose=True)
+        encode = _encoder(opened.loaded.model.vocabulary)
+        report = _examine(opened, prompts_of(encode), values)
+        if values["as_json"]:
+            echo(json.dumps(_plain(_data(opened, report, values))))
+        else:
+            show(report, opened.loaded.model.vocabulary)
+    report.check()
+
+
+# What follows from the model and the prompts alone needs no seed to be repeated.
+next(p for p in audit.params if p.name == "temperature").default = 0.0
+
+
+def _examine(opened: Opened, prompts: list[Prompt], values: dict[str, Any]) -> Report:
+    """Runs the audit with the schedule, limits and rule that `generate` would have."""
+    session = opened.session
+    session.close()  # every answer gets a session of its own
+    subject = Subject(
+        session.target,
+        session.tokenizer,
+        session.cascade.limits,
+        session.rule,
+        values["max_tokens"],
+    )
+    schedule = session.cascade.schedule
+    return examine(
+        subject,
+        prompts,
+        lambda: schedule,
+        lambda text: say(text, quiet=values["quiet"]),
+    )
+
+
+def _encoder(vocabulary: Tokenizer) -> Encode:
+    """Text to tokens, through the chat template where there is one."""
+    if not vocabulary.chat_template:
+        return vocabulary.encode
+    template = ChatTemplate(vocabulary)
+    return lambda text: template.encode([{"role": "user", "content": text}])
+
+
+def show(report: Report, vocabulary: Tokenizer) -> None:
+    """Tables for people; the last line sums up."""
+    for prompt in report.skipped:
+        echo(f"skipped {prompt.id}: {prompt.tokens.size} tokens leave no room")
+    _table(
+        ["prompt", "tokens", "answer", "tier", "widths forced"],
+        [
+            [
+                plain.prompt.id,
+                plain.prompt.tokens.size,
+                len(plain.tokens),
+                plain.tier,
+                " ".join(map(str, plain.widths)) or NO_CLASS,
+            ]
+            for plain in report.prompts
+        ],
+    )
+    titles = ["drafts", "answers", "identical", "tokens", "accepted", "rejected"]
+    _table([*titles, "rounds by width"], list(map(_row, report.runs)))
+    if report.no_class:
+        echo(f"{NO_CLASS} for {', '.join(report.no_class)}: {report.why}")
+    for run in report.runs:
+        if not run.proves:
+            echo(f"{run.name} proves nothing: {_missing(run)}")
+    if report.forks:
+        titles = ["fork", "drafts", "token", "context", "width", "tier", "top-2 gap"]
+        rows = [_fork_row(r, f, vocabulary) for r in report.runs for f in r.forks]
+        _table([*titles, "plain", "instead"], rows)
+        echo("forks per 1,000 tokens: " + "; ".join(_rates(report)))
+    echo(report.summary())
+
+
+def _row(run: Run) -> list[object]:
+    widths = " ".join(f"{width}:{n}" for width, n in sorted(run.widths.items()))
+    counts = [run.answers, run.identical, run.tokens, run.accepted, run.rejected]
+    return [run.name, *counts, widths]
+
+
+def _missing(run: Run) -> str:
+    if not run.accepted and not run.rejected:
+        return "nothing was drafted"
+    return f"no token was {'rejected' if run.accepted else 'accepted'}"
+
+
+def _fork_row(run: Run, fork: Fork, vocabulary: Tokenizer) -> list[object]:
+    gap = "-" if fork.gap is None else f"{fork.gap:.4g}"
+    said = [
+        "-" if token is None else repr(vocabulary.piece(token).decode(errors="replace"))
+        for token in (fork.plain, fork.said)
+    ]
+    place = [fork.prompt, run.name, fork.token, fork.context, fork.width]
+    return [*place, fork.tier, gap, *said]
+
+
+def _rates(report: Report) -> Iterator[str]:
+    for tier, (forks, tokens) in report.rates().items():
+        yield f"{tier} {1000 * forks / tokens:.2f} ({forks} in {tokens:,})"
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Columns that line up, numbers to the right."""
+    lines = [list(titles), *(list(map(str, row)) for row in rows)]
+    sizes = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    right = [isinstance(value, int) for value in rows[0]]
+    for line in lines:
+        cells = zip(line, sizes, right, strict=True)
+        padded = [text.rjust(n) if to else text.ljust(n) for text, n, to in cells]
+        echo("  ".join(padded).rstrip())
+    echo()
+
+
+def _data(opened: Opened, report: Report, values: dict[str, Any]) -> dict[str, Any]:
+    """Everything, for programs."""
+    loaded, session = opened.loaded, opened.session
+    return {
+        "model": loaded.model.path.name,
+        "description": loaded.model.description,
+        "options": {**asdict(loaded.options), "n_ctx": loaded.target.n_ctx},
+        "predict": values["max_tokens"],
+        "sampling": asdict(opened.request.sampling),
+        "chain": session.chain,
+        "schedule": session.cascade.schedule.describe(),
+        "exact": values["exact"],
+        "tiers": report.tiers,
+        "classes": session.cascade.limits.classes.state(),
+        "no_class": dict.fromkeys(report.no_class, report.why),
+        "prompts": [
+            {
+                "id": plain.prompt.id,
+                "tokens": plain.prompt.tokens.size,
+                "tier": plain.tier,
+                "widths": plain.widths,
+                "answer": plain.tokens,
+            }
+            for plain in report.prompts
+        ],
+        "skipped": [{"id": p.id, "tokens": p.tokens.size} for p in report.skipped],
+        "runs": [_run_data(run) for run in report.runs],
+        "identical": not report.forks,
+        "strict_broken": bool(report.broken),
+        "summary": report.summary(),
+    }
+
+
+def _run_data(run: Run) -> dict[str, Any]:
+    """Counters are copied: JSON wants plain keys in order."""
+    return {
+        "drafts": run.drafter,
+        "forced": run.forced,
+        "answers": run.answers,
+        "identical": run.identical,
+        "tokens": run.tokens,
+        "tokens_by_tier": dict(sorted(run.tiers.items())),
+        "rounds_by_width": dict(sorted(run.widths.items())),
+        "accepted": run.accepted,
+        "rejected": run.rejected,
+        "proves": run.proves,
+        "forks": [fork._asdict() for fork in run.forks],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """The value with text for numbers that JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

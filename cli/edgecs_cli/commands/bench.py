@@ -1,0 +1,359 @@
+"""`edgecs bench`: what speculation brings on this machine."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import click
+import platformdirs
+
+from edgecs.calibrate.profile import Profiles
+from edgecs_cli.commands.bench_files import COMMANDS, write_page
+from edgecs_cli.console import echo, say, show_log
+from edgecs_cli.loading.exact import open_target
+from edgecs_cli.loading.files import find_models, load_drafters
+from edgecs_cli.options.common import (
+    PAGE,
+    RESULT,
+    Finite,
+    OutputFile,
+    Section,
+    SectionedGroup,
+    common_options,
+    drafter_options,
+    model_options,
+    option,
+)
+from edgecs_cli.options.shared import Interrupt, open_profiles, reports_errors
+
+if TYPE_CHECKING:
+    from edgecs_bench.run.calls import Subject
+    from edgecs_bench.run.runner import Part, Wanted
+
+FORMS = ("md", "csv", "json", "jsonl")
+_QUICK_SECONDS = 110.0  # of the suite `quick`: two minutes with what is around it
+_TOKENS, _CODE_TOKENS = 192, 512  # of an answer; of one that has to be whole
+
+
+class ResultFile(OutputFile):
+    """Where the result goes; llama-bench's -o names a form instead."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        """Checks a value of -o."""
+        if value in FORMS:
+            self.fail(
+                f"{value!r} is a form, not a file: --format {value} prints the result "
+                f"so, and -o ./{value} writes a file of that name",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
+@click.group(
+    cls=SectionedGroup,
+    invoke_without_command=True,
+    subcommand_metavar="[COMMAND [ARGS]...]",
+)
+@model_options
+@click.option(
+    "--suite",
+    "suites",
+    multiple=True,
+    metavar="NAME|FILE",
+    help="quick (the default, less than two minutes), spec-bench, humaneval, or a JSON "
+    "Lines file with turns, prompt or text. May be repeated.",
+)
+@click.option("--category", "categories", multiple=True, help="Only this category.")
+@click.option(
+    "--per-category",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Prompts of a category.",
+)
+@click.option(
+    "--prompts-of",
+    "counts",
+    type=(str, click.IntRange(1)),
+    multiple=True,
+    metavar="CATEGORY N",
+    help="Another number of prompts for one category. May be repeated.",
+)
+@click.option(
+    "--groups/--no-groups",
+    "grouped",
+    default=True,
+    help="Take the eight categories of MT-bench in Spec-Bench as one, mt_bench.",
+)
+@click.option(
+    "--mode",
+    "modes",
+    multiple=True,
+    help="plain, llama (llama.cpp's own loop), mag:K or DRAFTER:K (K tokens in every "
+    "round), k:ROWS (a K matrix), planner, again (plain once more: the bench's own "
+    "error). May be repeated; plain, mag:3, every drafter with 3, and planner if "
+    "nothing is said.",
+)
+@click.option(
+    "--peers",
+    multiple=True,
+    metavar="NAME",
+    help="Other runtimes on the same file, prompts and threads, greedy: all, or names "
+    "as in docs/peers.md. Each is installed in an environment of its own. May be "
+    "repeated.",
+)
+@click.option(
+    "-n",
+    "--predict",
+    "--max-tokens",
+    "most",
+    type=click.IntRange(2),
+    help=f"Tokens of an answer; {_TOKENS}, or {_CODE_TOKENS} where code is run, or "
+    "what the time allows.",
+)
+@option(
+    Section.SAMPLING,
+    "--temp",
+    "temperatures",
+    type=Finite(0, 100),
+    multiple=True,
+    default=(0.0, 0.8),
+    show_default=True,
+    help="Temperature. May be repeated.",
+)
+@option(
+    Section.SAMPLING,
+    "-s",
+    "--seed",
+    type=click.IntRange(0, 2**64 - 1),
+    default=1,
+    show_default=True,
+    help="Seed of sampled answers.",
+)
+@click.option(
+    "-r",
+    "--repeats",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="How often everything is measured.",
+)
+@click.option(
+    "--time-budget",
+    "seconds",
+    type=Finite(1),
+    metavar="SECONDS",
+    help="Begin nothing more when it is spent; quick has one of its own.",
+)
+@click.option(
+    "--test",
+    "tests",
+    multiple=True,
+    metavar="ppN|tgN[@dN]",
+    help="Prefill or decode as in llama-bench; pp512 and tg128 if nothing is said. May "
+    "be repeated.",
+)
+@click.option("--no-tests", is_flag=True, help="Only answers.")
+@click.option(
+    "--allow-code-execution",
+    "code",
+    is_flag=True,
+    help="Run the code that the model writes for humaneval, to give pass@1: in a "
+    "process without network, with limits, but with your rights over files.",
+)
+@click.option(
+    "--profile",
+    is_flag=True,
+    help="Start from what your runs have taught, and keep what this one teaches; "
+    "otherwise nothing is known and nothing is kept.",
+)
+@option(
+    Section.RESULTS,
+    "-o",
+    "--output",
+    type=ResultFile(*RESULT),
+    metavar="FILE",
+    help="Write the whole result as JSON.",
+)
+@option(
+    Section.RESULTS,
+    "-F",
+    "--format",
+    "form",
+    type=click.Choice(FORMS),
+    default="md",
+    show_default=True,
+    help="What is printed.",
+)
+@option(
+    Section.RESULTS,
+    "--report",
+    "page",
+    type=OutputFile(PAGE),
+    metavar="FILE",
+    help="Write a report as one HTML file.",
+)
+@option(
+    Section.RESULTS,
+    "--export-profile",
+    "hardware",
+    type=OutputFile(*RESULT),
+    metavar="FILE",
+    help="Write this machine's costs for `edgecs simulate --hardware`.",
+)
+@option(
+    Section.RESULTS,
+    "--resume",
+    type=OutputFile(in_place=True),
+    metavar="FILE",
+    help="Keep what is done in this file, and go on from it if it is there.",
+)
+@drafter_options
+@common_options
+@click.pass_context
+@reports_errors
+def bench(context: click.Context, /, **values: Any) -> None:
+    """Measure what speculation brings here.
+
+    Every prompt is answered in every mode, one after the other and next time backwards,
+    from empty cells; a speed-up is a ratio of decode times within such a block. The
+    answer of every mode is compared with that of plain decoding.
+
+    \b
+    edgecs bench -m smollm2-135m-instruct
+    edgecs bench -m ./model.gguf --suite spec-bench --suite humaneval -o run.json
+    edgecs bench -m big.gguf --draft small.gguf --mode planner --mode k:3,4;0,4
+    edgecs bench compare before.json after.json
+    """
+    if context.invoked_subcommand:
+        return
+    began = monotonic()
+    wanted = _wanted(values)
+    if values["verbose"]:
+        show_log(True)
+    from edgecs_bench.run.calls import exported
+    from edgecs_bench.run.result import rendered, write
+
+    with ExitStack() as closing:
+        result = _measure(wanted, values, began, closing)
+    if values["output"]:
+        write(values["output"], result)
+    if values["hardware"]:
+        write(values["hardware"], exported(result))
+    if values["page"]:
+        write_page(values["page"], [result])
+    echo(rendered(result, values["form"]), nl=False)
+
+
+# A group asks for what it needs only when none of its commands was named.
+_OWN = {parameter.name: parameter for parameter in bench.params}
+_OWN["model"].required = False
+_OWN["n_ctx"].default = 4096
+
+
+def _wanted(values: dict[str, Any]) -> Wanted:
+    """What the options ask for. Raises click.UsageError."""
+    if not values["model"]:
+        raise click.UsageError("Missing option '-m' / '--model'.")
+    from edgecs_bench.run.journal import check_journal
+    from edgecs_bench.run.runner import Wanted
+    from edgecs_bench.run.throughput import DEFAULTS, Test
+    from edgecs_bench.suite.suites import suite
+
+    if values["resume"]:
+        check_journal(values["resume"])
+    names = values["suites"] or ("quick",)
+    quick = names == ("quick",)
+    tests = () if values["no_tests"] else values["tests"] or DEFAULTS
+    usual = _CODE_TOKENS if values["code"] else _TOKENS
+    seconds = values["seconds"] or (_QUICK_SECONDS if quick else None)
+    return Wanted(
+        suite(
+            names,
+            values["categories"],
+            values["per_category"],
+            values["grouped"],
+            dict(values["counts"]),
+        ),
+        values["modes"],
+        values["temperatures"],
+        values["seed"],
+        values["repeats"],
+        values["most"] or (None if quick else usual),
+        seconds,
+        [Test.parse(name) for name in tests],
+        curve=not quick,
+        code=values["code"],
+        journal=values["resume"],
+        command=["edgecs", *map(_without_folders, sys.argv[1:])],
+    )
+
+
+def _without_folders(word: str) -> str:
+    """A word of the command line; where files lie is nobody's business."""
+    return Path(word).name if Path(word).is_absolute() else word
+
+
+def _measure(
+    wanted: Wanted, values: dict[str, Any], began: float, closing: ExitStack
+) -> dict[str, Any]:
+    from edgecs_bench.run.runner import run
+
+    interrupt = Interrupt()
+    path, drafts = find_models(
+        values["model"], values["drafts"], offline=values["offline"]
+    )
+    profiles = open_profiles()
+    if not values["profile"]:
+        folder = closing.enter_context(tempfile.TemporaryDirectory())
+        profiles = Profiles(Path(folder))
+    values = {**values, "no_spec": False, "draft_max": None}
+    opening = open_target(path, values, interrupt, profiles)
+    loaded, speculation = closing.enter_context(opening)
+    assert speculation is not None
+    if not loaded.target.rewindable:
+        raise click.UsageError(
+            f"{path.name} cannot forget rejected tokens, so nothing can be drafted"
+        )
+    with interrupt:
+        drafters = load_drafters(drafts, loaded, values, closing)
+        subject = _subject(loaded, drafters, speculation, values["quiet"], began)
+        peers = _peers(values["peers"], drafts, subject)
+        return run(subject, wanted, peers)
+
+
+def _subject(
+    loaded: Any, drafters: Any, speculation: Any, quiet: bool, began: float
+) -> Subject:
+    from edgecs_bench.run.calls import Subject
+
+    def tell(text: str) -> None:
+        say(text, quiet=quiet)
+
+    return Subject(loaded, drafters, speculation, tell, began)
+
+
+def _peers(
+    names: Sequence[str], drafts: Sequence[Path], subject: Subject
+) -> Sequence[Part]:
+    """What the named runtimes are to do. Raises ConfigError."""
+    if not names:
+        return ()
+    from edgecs_bench.run.peer_modes import parts
+
+    draft = next((path for path in drafts if path.suffix == ".gguf"), None)
+    root = Path(platformdirs.user_cache_dir("edgecs")) / "peers"
+    return parts(names, root, draft, subject.say)
+
+
+for command in COMMANDS:
+    bench.add_command(command)

@@ -1,0 +1,111 @@
+"""Commands of `edgecs bench` over files of results: compare, merge, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgecs.errors import ConfigError
+from edgecs_cli.console import echo, say
+from edgecs_cli.options.common import PAGE, RESULT, OutputFile
+from edgecs_cli.options.shared import reports_errors
+
+
+@click.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@reports_errors
+def compare(a: Path, b: Path, as_json: bool) -> None:
+    """Put two results side by side.
+
+    Says what else is different, speeds of both, and whether the intervals of their
+    speed-ups meet. Performance never decides the exit code.
+
+    \b
+    edgecs bench compare before.json after.json
+    """
+    from edgecs_bench.report.comparison import show
+    from edgecs_bench.run.result import read
+
+    echo(show(read(a), read(b), as_json=as_json), nl=False)
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=OutputFile(*RESULT), required=True, help="The file to write."
+)
+@reports_errors
+def merge(files: tuple[Path, ...], output: Path) -> None:
+    """Put results of several models or machines into one file.
+
+    \b
+    edgecs bench merge laptop.json desktop.json -o all.json
+    """
+    from edgecs_bench.run.result import merge as merged
+    from edgecs_bench.run.result import overview, read, write
+
+    results = [result for file in files for result in read(file)]
+    write(output, merged(results))
+    echo(overview(results), nl=False)
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=OutputFile(PAGE),
+    required=True,
+    help="The HTML file to write.",
+)
+@click.option(
+    "--charts",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write the charts as PNG and SVG files into this folder too.",
+)
+@reports_errors
+def report(files: tuple[Path, ...], output: Path, folder: Path | None) -> None:
+    """Make one page of results that needs no network.
+
+    Charts want the extra `plot`.
+
+    \b
+    edgecs bench report run.json -o run.html --charts charts/
+    """
+    from edgecs_bench.run.result import read
+
+    results = [result for file in files for result in read(file)]
+    write_page(output, results)
+    if folder:
+        _write_charts(folder, results)
+
+
+def write_page(path: Path, results: list[dict[str, Any]]) -> None:
+    """Writes results as one HTML page."""
+    from edgecs_bench.report.page import render
+    from edgecs_bench.run.result import write_text
+
+    write_text(path, render(results))
+    say(f"written: {path}")
+
+
+def _write_charts(folder: Path, results: list[dict[str, Any]]) -> None:
+    from edgecs_bench.report.charts import save_charts
+
+    try:
+        for result in results:
+            name = result["model"]["name"] if len(results) > 1 else ""
+            save_charts(result, folder / name)
+    except ImportError as error:
+        raise ConfigError(
+            'charts need the extra plot: pip install "edgecs[plot]"'
+        ) from error
+    say(f"written: {folder}")
+
+
+COMMANDS = (compare, merge, report)

@@ -1,0 +1,347 @@
+"""`edgecs chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, get_args
+
+import click
+
+from edgecs.chat.overflow import Overflow
+from edgecs.errors import ConfigError, EdgecsError
+from edgecs.session.session import Token
+from edgecs_cli.chat.autosave import Autosave, last_chat
+from edgecs_cli.chat.commands import Deck, Leave
+from edgecs_cli.chat.input import Reader, reader
+from edgecs_cli.chat.model import Talk
+from edgecs_cli.chat.render import WordWrap, shown
+from edgecs_cli.console import (
+    Status,
+    StreamLost,
+    columns,
+    complain,
+    echo,
+    has_colours,
+    say,
+)
+from edgecs_cli.loading.contention import Contention
+from edgecs_cli.loading.describe import answer_details, answer_line, introduce
+from edgecs_cli.loading.explain import painter
+from edgecs_cli.loading.opening import open_all
+from edgecs_cli.options.common import (
+    Sectioned,
+    common_options,
+    drafter_options,
+    model_options,
+    schedule_options,
+)
+from edgecs_cli.options.sampling import sampling_options
+from edgecs_cli.options.shared import Interrupt, reports_errors
+
+_LONG = 256  # tokens of a prompt that one waits for
+# Signals that end a chat, as far as the system has them.
+_ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT")
+logger = logging.getLogger("edgecs.chat.chat")
+
+
+@click.command(cls=Sectioned)
+@model_options
+@click.option("-sys", "--system", help="System message.")
+@click.option(
+    "-n",
+    "--predict",
+    "--max-tokens",
+    "max_tokens",
+    type=click.IntRange(-1),
+    default=-1,
+    show_default=True,
+    help="Most tokens of an answer; -1: until the model stops.",
+)
+@click.option("--stop", multiple=True, help="Stop at this text; may be repeated.")
+@click.option(
+    "--overflow",
+    type=click.Choice(get_args(Overflow)),
+    default="stop",
+    show_default=True,
+    help="When the conversation does not fit the context any more: say so; leave the "
+    "oldest turns out; or keep the first one, and cut the middle out of a message that "
+    "is too long by itself.",
+)
+@click.option(
+    "--load",
+    "loads",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Go on with a conversation that /save kept.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the last chat, also one that was ended from outside; with the "
+    "same model if -m is left out.",
+)
+@click.option(
+    "--prompt-cache",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep what was computed for the system message here, and take it from here "
+    "the next time.",
+)
+@click.option(
+    "--no-history",
+    is_flag=True,
+    help="Keep neither what is typed nor the conversation for --resume.",
+)
+@sampling_options
+@drafter_options
+@schedule_options
+@common_options
+@reports_errors
+def chat(**values: Any) -> None:
+    """Talk with a model.
+
+    /help lists the commands. Ctrl-C stops an answer and keeps what was said; Ctrl-D
+    leaves. Without a terminal every line of stdin is a message.
+
+    \b
+    edgecs chat -m smollm2-135m-instruct
+    edgecs chat --resume
+    edgecs chat -m ./model.gguf --system "Be brief." --overflow shift
+    edgecs chat -m ./model.gguf --load talk.edgecs
+    edgecs chat -m ./model.gguf -sys "$(cat rules.txt)" --prompt-cache rules.cache
+    """
+    _resume(values)
+    keep = Autosave(wanted=not values["no_history"])
+    ask = reader(history=not values["no_history"])
+    interrupt = Interrupt()
+    deck: Deck | None = None
+    before = values["model"]  # one that works, once there is a deck
+    while True:
+        try:
+            with ExitStack() as stack:
+                kept = deck.talk.sampling if deck else None
+                opened = stack.enter_context(open_all(values, interrupt, kept))
+                talk = Talk(opened, values, stack)
+                introduce(opened, quiet=values["quiet"], verbose=values["verbose"])
+                if deck is None:
+                    deck = _deck(talk, ask, interrupt, values)
+                    _begin(talk, values)
+                else:
+                    talk.take_over(deck.talk)
+                    deck.talk = talk
+                before = values["model"]
+                with _ending(), keep.at_end(talk, before):
+                    wanted = _converse(deck, ask, partial(keep.write, talk, before))
+        except EdgecsError as error:
+            if deck is None or before == values["model"]:
+                raise
+            complain("edgecs chat", error)
+            wanted = before
+        if wanted is None:
+            return
+        values["model"] = wanted
+
+
+# With --resume the conversation says which model it is.
+_MODEL = next(option for option in chat.params if option.name == "model")
+_MODEL.required = False
+
+
+def _resume(values: dict[str, Any]) -> None:
+    """What --resume stands for: a file to load, and its model. Raises UsageError."""
+    if values["resume"]:
+        if values["loads"]:
+            raise click.UsageError("--resume and --load exclude each other")
+        values["loads"], model = last_chat()
+        values["model"] = values["model"] or model
+    if not values["model"]:
+        raise click.UsageError("Missing option '-m' / '--model'.")
+
+
+def _begin(talk: Talk, values: dict[str, Any]) -> None:
+    """What the options say about the conversation."""
+    quiet = values["quiet"]
+    if values["loads"]:
+        reason = talk.load(values["loads"])
+        note = f"; it is read again, as {reason}" if reason else ""
+        what = "the last chat" if values["resume"] else values["loads"]
+        say(f"{len(talk.chat.messages)} messages from {what}{note}", quiet=quiet)
+    if values["prompt_cache"]:
+        try:
+            talk.warm(values["prompt_cache"], partial(say, quiet=quiet))
+        except ConfigError as error:
+            say(f"no prompt cache: {error}", quiet=quiet)
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """A signal that ends the process is an exit like others: what is open is closed."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    known = [getattr(signal, name) for name in _ENDING if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in known}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _deck(
+    talk: Talk, ask: Reader, interrupt: Interrupt, values: dict[str, Any]
+) -> Deck:
+    """Commands and looks, which outlive a change of the model."""
+
+    contention = Contention()
+
+    def answer(tokens: Callable[[], Generator[Token]]) -> None:
+        contention.answer_begins()
+        try:
+            _turn(deck, tokens(), interrupt)
+        finally:
+            ask.answered(stopped=deck.talk.chat.finish_reason == "cancelled")
+        _report(deck, quiet=values["quiet"], verbose=values["verbose"])
+        if line := contention.line():
+            say(line, quiet=values["quiet"])
+
+    deck = Deck(talk, answer, ask.usual)
+    return deck
+
+
+def _converse(deck: Deck, ask: Reader, keep: Callable[[], None]) -> str | None:
+    """Messages and answers until the end; the model to go on with, if there is one.
+
+    keep: called after every turn. No failure of a command or of an answer ends a chat.
+    """
+    failed = 0
+    while True:
+        try:
+            text = ask()
+            if text is None:
+                break
+            _line(deck, text, commands=ask.commands)
+        except KeyboardInterrupt:  # of a command, or of what is said after an answer
+            if not ask.commands:
+                raise
+            say("stopped")
+        except Leave as leave:
+            return leave.model
+        except EdgecsError as error:
+            complain("edgecs chat", error)
+            failed = failed or error.exit_code
+        except StreamLost:
+            raise
+        except Exception as error:
+            logger.exception("a command failed")
+            name = type(error).__name__
+            complain("edgecs chat", f"that failed ({name}: {error}); the chat goes on")
+            failed = failed or 1
+        with Interrupt(insists=False):  # what is written is written whole
+            keep()
+    if failed and not ask.commands:  # there was no one to read what was wrong
+        raise click.exceptions.Exit(failed)
+    return None
+
+
+def _line(deck: Deck, text: str, *, commands: bool) -> None:
+    """A message, or a command."""
+    if not text.strip():
+        return
+    if commands and text.lstrip().startswith("/"):
+        text = text.lstrip()
+        if not text.startswith("//"):
+            deck.run(text)
+            return
+        text = text[1:]
+    message = "\n\n".join([*deck.attached, text])
+    deck.answer(partial(deck.talk.ask, message))
+    deck.attached.clear()
+
+
+def _turn(deck: Deck, tokens: Generator[Token], interrupt: Interrupt) -> None:
+    """Shows an answer as it comes; Ctrl-C ends it early, and what was said stays."""
+    session, last = deck.talk.session, ""
+    interrupt.event.clear()
+    try:
+        with interrupt, _reading(deck.talk), closing(tokens):
+            for piece in filter(None, _pieces(deck, tokens)):
+                echo(piece, nl=False)
+                last = piece
+    finally:
+        interrupt.event.clear()
+    if session.stats.tokens and not last.endswith("\n"):
+        echo()
+
+
+def _pieces(deck: Deck, tokens: Iterator[Token]) -> Iterator[str]:
+    colours, wrap = has_colours(sys.stdout), WordWrap(lambda: columns(sys.stdout))
+    if deck.explain:
+        return painter(deck.talk.session.chain, colours=colours)(wrap(tokens))
+    return shown(
+        tokens,
+        wrap,
+        looks=colours and deck.markdown,
+        folds=deck.folds,
+        thinks=deck.talk.thinks_at_once,
+    )
+
+
+@contextmanager
+def _reading(talk: Talk) -> Iterator[None]:
+    """Says how far a long prompt is read, while one waits for the answer."""
+    target, status = talk.opened.loaded.target, Status()
+
+    def tell(done: int, total: int) -> None:
+        if done == total:
+            status.wipe()
+        elif total >= _LONG:
+            status.show(f"{done} of {total} tokens read")
+
+    target.on_read = tell
+    try:
+        yield
+    finally:
+        target.on_read = None
+        status.wipe()  # it may have been stopped before the end
+
+
+def _report(deck: Deck, *, quiet: bool, verbose: bool) -> None:
+    """What is to be known of an answer, dim, on stderr."""
+    chat, stats = deck.talk.chat, deck.talk.session.stats
+    if chat.finish_reason == "cancelled" and not stats.tokens:
+        say("stopped before the first word: the message was taken back", quiet=quiet)
+        return
+    if chat.asked.left_out:
+        say(
+            f"{chat.asked.left_out} older messages do not fit the context any more and "
+            "are not fed (--overflow)",
+            quiet=quiet,
+        )
+    if chat.asked.again:
+        say(
+            f"the template rewrites earlier answers: {chat.asked.again} tokens of them "
+            "were read again",
+            quiet=quiet,
+        )
+    if deck.stats:
+        say(answer_line(stats, chat.finish_reason), quiet=quiet)
+        for line in answer_details(deck.talk.session) if verbose else ():
+            say(line, quiet=quiet)
+    if chat.finish_reason == "context":
+        say(
+            "the context is full: /clear begins anew, /set overflow shift lets old "
+            "turns go, -c gives more",
+            quiet=quiet,
+        )

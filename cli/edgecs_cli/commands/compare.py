@@ -1,0 +1,108 @@
+"""`generate --compare`: the same answer again, plainly and in llama.cpp's own loop."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+import click
+
+from edgecs.core.context import Tokens
+from edgecs.session.session import Token
+from edgecs_cli.console import say
+from edgecs_cli.loading.opening import Opened, session_for
+from edgecs_cli.options.sampling import read_grammar, read_sampling
+
+_BETWEEN = " · "
+
+
+class Answer(NamedTuple):
+    """Tokens, and how many came in a second after the first; 0: not known."""
+
+    tokens: Sequence[int]
+    speed: float
+
+
+def check(values: dict[str, Any]) -> None:
+    """Raises UsageError where llama.cpp's loop, which is greedy, cannot take part."""
+    if not read_sampling(values).is_greedy or read_grammar(values):
+        raise click.UsageError(
+            "--compare compares greedy answers: give --temp 0, no schema and no grammar"
+        )
+
+
+def compare(opened: Opened, prompt: Tokens, values: dict[str, Any]) -> list[str]:
+    """Answers again, and says how fast each way was and whether tokens are the same.
+
+    The session of `opened` has just answered; it is closed here. After an interrupt
+    there is nothing to say.
+    """
+    from edgecs_bench.run.baseline import llama_beside
+
+    drafted, cancel = opened.session, opened.loaded.cancel
+    tokens = drafted.context.tokens[prompt.size :].tolist()
+    ours = Answer(tokens, drafted.stats.tokens_per_second)
+    if cancel.is_set() or len(tokens) < 2:
+        return []
+    say("once more without drafts, and in llama.cpp", quiet=values["quiet"])
+    plain = _plain(opened, prompt, values, len(tokens))
+    with ExitStack() as closing:
+        llama = None if cancel.is_set() else llama_beside(opened.loaded, closing)
+        theirs = None
+        if llama:
+            said, _, seconds = llama.answer(prompt.tolist(), len(tokens), cancel.is_set)
+            theirs = Answer(said, (len(said) - 1) / seconds if len(said) > 1 else 0.0)
+    if cancel.is_set():
+        return []
+    return lines(ours, plain, theirs)
+
+
+def _plain(opened: Opened, prompt: Tokens, values: dict[str, Any], most: int) -> Answer:
+    """What the same target says without drafts."""
+    opened.session.close()
+    opened.loaded.target.reset()
+    with session_for(opened, opened.request, None, values) as session:
+        said: Iterator[Token] = session.generate(
+            prompt, max_tokens=most, stop=values["stop"]
+        )
+        deque(said, maxlen=0)
+        tokens = session.context.tokens[prompt.size :].tolist()
+        return Answer(tokens, session.stats.tokens_per_second)
+
+
+def lines(ours: Answer, plain: Answer, theirs: Answer | None) -> list[str]:
+    """The comparison in words: speeds, what is the same, and where llama.cpp differs.
+
+    >>> answer = [5, 6, 7]
+    >>> for line in lines(Answer(answer, 90), Answer(answer, 45.0), Answer([5, 6], 30)):
+    ...     print(line)
+    tok/s: llama.cpp 30.0 · edgecs without drafts 45.0 · with drafts 90.0 (3.0x) · \
+the same 3 tokens with and without drafts
+    llama.cpp's kernels round otherwise: another token after 2
+    """
+    speeds = [] if theirs is None else [f"llama.cpp {theirs.speed:.1f}"]
+    speeds.append(f"edgecs without drafts {plain.speed:.1f}")
+    base = theirs.speed if theirs else plain.speed
+    gain = f" ({ours.speed / base:.1f}x)" if base else ""
+    speeds.append(f"with drafts {ours.speed:.1f}{gain}")
+    same = _shared(ours.tokens, plain.tokens)
+    if same == len(ours.tokens) == len(plain.tokens):
+        speeds.append(f"the same {same} tokens with and without drafts")
+    else:
+        speeds.append(f"drafts changed the answer after {same} tokens")
+    said = [f"tok/s: {_BETWEEN.join(speeds)}"]
+    if theirs is None:
+        said.append("llama.cpp was left out: there is no memory for a second context")
+    elif list(theirs.tokens) != list(plain.tokens):
+        after = _shared(theirs.tokens, plain.tokens)
+        said.append(f"llama.cpp's kernels round otherwise: another token after {after}")
+    return said
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Tokens that are the same from the start."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -1,0 +1,235 @@
+"""`edgecs distill`: makes a drafter for a model, on this machine."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+import platformdirs
+
+from edgecs.errors import ConfigError
+from edgecs_cli.console import echo, say, show_log
+from edgecs_cli.loading.exact import load_target
+from edgecs_cli.loading.files import find_models
+from edgecs_cli.options.common import (
+    Finite,
+    Section,
+    Sectioned,
+    common_options,
+    load_options,
+    model_options,
+    option,
+)
+from edgecs_cli.options.shared import Interrupt, reports_errors
+
+
+@click.command(cls=Sectioned)
+@model_options
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="The drafter; by default MODEL-head here.",
+)
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Prompts to answer, one a line or as JSON Lines with prompt, text or turns; "
+    "otherwise they are made up.",
+)
+@click.option(
+    "--kind",
+    "kinds",
+    type=click.Choice(["head", "decoder"]),
+    multiple=True,
+    default=["head"],
+    show_default=True,
+    help="A head on the model's states, or a decoder that stands alone; given twice, "
+    "both are made and the better one is kept.",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(1000),
+    default=400_000,
+    show_default=True,
+    help="Tokens of the model's own answers to learn from.",
+)
+@click.option(
+    "--resume-from-log",
+    "log",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="Go on training the drafter of --work with the answers in this folder, which "
+    "`--log-answers` kept; --tokens, --rows and --answer as when it was made.",
+)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Samples and checkpoints, to go on from; by default in the cache folder.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option(
+    Section.TRAINING,
+    "--epochs",
+    type=Finite(0.01, 100),
+    default=4.0,
+    show_default=True,
+    help="How often every token is learnt from.",
+)
+@option(
+    Section.TRAINING,
+    "--rows",
+    type=click.IntRange(16),
+    default=12_288,
+    show_default=True,
+    help="Tokens that the drafter knows: those that the model says most often.",
+)
+@option(
+    Section.TRAINING,
+    "--answer",
+    type=click.IntRange(8, 4096),
+    default=256,
+    show_default=True,
+    help="Most tokens of an answer.",
+)
+@option(
+    Section.TRAINING,
+    "--parallel",
+    "seats",
+    type=click.IntRange(1, 256),
+    default=32,
+    show_default=True,
+    help="Answers that are written at once.",
+)
+@option(
+    Section.TRAINING,
+    "--rate",
+    type=Finite(0, 1, min_open=True),
+    default=1.5e-3,
+    show_default=True,
+    help="Highest learning rate.",
+)
+@option(
+    Section.TRAINING,
+    "--finish",
+    type=click.Choice(["tvd", "jsd"]),
+    multiple=True,
+    help="Train each drafter for one more epoch with another loss, a decoder also on "
+    "answers of its own; what comes out is one more to choose from.",
+)
+@option(
+    Section.TRAINING,
+    "--layers",
+    type=click.IntRange(1, 64),
+    default=2,
+    show_default=True,
+    help="Of a decoder.",
+)
+@option(
+    Section.TRAINING,
+    "--width",
+    type=click.IntRange(64, 8192),
+    help="Of a decoder, a multiple of 64; by default the model's own, if that is 576 "
+    "at most: then it begins with some of the model's layers.",
+)
+@option(
+    Section.TRAINING,
+    "--quantize",
+    type=click.Choice(["int8", "none"]),
+    default="int8",
+    show_default=True,
+    help="Matrices of the drafter.",
+)
+@option(
+    Section.TRAINING,
+    "-s",
+    "--seed",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Of the questions, of sampled answers and of the training.",
+)
+@common_options
+@reports_errors
+def distill(**values: Any) -> int:
+    """Make a drafter for a model, on this machine.
+
+    The model answers made-up questions, many at once; a small drafter learns to say the
+    same; it is quantised and measured on questions about things that it has never seen.
+    Of several the one is kept that promises most on this machine. An interrupted run
+    goes on where it stopped. A small model takes about an hour on two cores.
+
+    \b
+    edgecs distill -m smollm2-135m-instruct -o drafter
+    edgecs distill -m ./model.gguf --prompts mine.txt --tokens 1000000 -o drafter
+    edgecs distill -m ./model.gguf --kind head --kind decoder --finish tvd -o best
+    edgecs generate -m ./model.gguf --draft drafter -p "What is a llama?"
+    edgecs chat -m ./model.gguf --draft drafter --log-answers answers
+    edgecs distill -m ./model.gguf --resume-from-log answers --epochs 1 -o better
+    """
+    needed = [("torch", "distill"), ("onnx", "distill")]
+    if "decoder" in values["kinds"]:
+        needed.append(("optimum", "convert"))
+    for package, extra in needed:
+        if find_spec(package) is None:
+            raise ConfigError(
+                f"distill needs {package}, which is not installed: pip install "
+                f'"edgecs[{extra}]"'
+            )
+    load_options(values)
+    show_log(values["verbose"])
+    path, _ = find_models(values["model"], (), offline=values["offline"])
+    name = path.stem.lower()
+    out = values["out"] or Path(f"{name}-head")
+    if out.exists():
+        raise ConfigError(f"{out} exists already: give a folder that does not (-o)")
+    cache = Path(platformdirs.user_cache_dir("edgecs"))
+    work = values["work"] or cache / "distill" / name
+
+    from edgecs_convert.distill.drafter_kinds import kind_of
+    from edgecs_convert.distill.pipeline import Plan
+    from edgecs_convert.distill.pipeline import distill as make
+    from edgecs_convert.distill.recipe import Recipe
+
+    plan = Plan(
+        values["tokens"],
+        values["rows"],
+        values["answer"],
+        values["seats"],
+        values["prompts"],
+        Recipe(values["epochs"], values["rate"], seed=values["seed"]),
+        int8=values["quantize"] == "int8",
+        log=values["log"],
+        kinds=[
+            kind_of(kind, layers=values["layers"], width=values["width"])
+            for kind in dict.fromkeys(values["kinds"])
+        ],
+        finish=list(dict.fromkeys(values["finish"])),
+    )
+    with Interrupt() as cancel, load_target(path, values, cancel) as loaded:
+        made = make(
+            loaded, work, out, plan, lambda text: say(text, quiet=values["quiet"])
+        )
+    if values["as_json"]:
+        others = [{"name": one.name, **one.state()} for one in made.candidates]
+        chosen = {"folder": str(made.folder), **made.chosen.state()}
+        echo(json.dumps({**chosen, "candidates": others}))
+        return 0
+    for one in made.candidates:
+        shares = " / ".join(f"{share:.2f}" for share in one.worth.shares)
+        echo(
+            f"{one.name}: first token, first two, first three right in {shares} of "
+            f"{one.worth.drafts:,} drafts on topics that it has not seen, "
+            f"{one.worth.seconds * 1e3:.2f} ms a token; {one.speedup:.2f} x plain "
+            f"decoding is expected of greedy answers here, {one.ideal:.2f} x if wider "
+            "calls cost nothing more"
+        )
+    echo(f"{made.folder}: {made.chosen.name}")
+    return 0

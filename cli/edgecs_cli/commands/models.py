@@ -1,0 +1,197 @@
+"""`edgecs models`: what there is, what is here, what it takes."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from edgecs.errors import ModelError
+from edgecs.hub.store import Check, Model
+from edgecs_cli.commands.pairs import find_pairs
+from edgecs_cli.console import complain, echo, say
+from edgecs_cli.options.references import Reference
+from edgecs_cli.options.shared import (
+    open_profiles,
+    open_store,
+    progress_bars,
+    reports_errors,
+)
+
+
+@click.group()
+def models() -> None:
+    """List, fetch, show and remove models.
+
+    \b
+    edgecs models list
+    edgecs models pull smollm2-135m-instruct
+    """
+
+
+@models.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+@reports_errors
+def list_models(as_json: bool) -> None:
+    """List the models known by name.
+
+    \b
+    edgecs models list --json
+    """
+    entries = open_store().models()
+    if as_json:
+        echo(json.dumps([_describe(model) for model in entries]))
+        return
+    for model in entries:
+        here = "here" if model.path else "not here"
+        size = _mib(model.size)
+        echo(
+            f"{model.manifest.name:28} {size:>10}  {here:8}  "
+            f"{model.manifest.description}"
+        )
+
+
+@models.command()
+@click.argument("model", type=Reference())
+@reports_errors
+def pull(model: str) -> None:
+    """Fetch a model, or check the one that is here.
+
+    An interrupted transfer goes on where it stopped. The path goes to stdout.
+
+    \b
+    edgecs models pull smollm2-135m-instruct
+    edgecs models pull user/repo:Q4_K_M
+    """
+    with progress_bars() as progress:
+        path = open_store().pull(model, progress)
+    echo(str(path))
+
+
+@models.command()
+@click.argument("model", type=Reference())
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@reports_errors
+def show(model: str, as_json: bool) -> None:
+    """Show what is known of a model.
+
+    \b
+    edgecs models show smollm2-135m-instruct --json
+    """
+    entry = _describe(open_store().find(model))
+    if as_json:
+        echo(json.dumps(entry))
+        return
+    for key, value in entry.items():
+        echo(f"{key:12} {'-' if value is None else value}")
+
+
+@models.command()
+@click.argument("models", nargs=-1, type=Reference(), metavar="[MODEL]...")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+@reports_errors
+def verify(models: tuple[str, ...], as_json: bool) -> None:
+    """Compare the files of models with their sizes and checksums.
+
+    Without names: all models known by name. Nothing is fetched. The exit code is 3 if
+    a model is damaged.
+
+    \b
+    edgecs models verify
+    edgecs models verify user/repo:Q4_K_M --json
+    """
+    store = open_store()
+    names = models or tuple(model.manifest.name for model in store.models())
+    with progress_bars() as progress:
+        checks = [store.verify(name, progress) for name in names]
+    if as_json:
+        echo(json.dumps([_verdict(check) for check in checks]))
+    else:
+        for check in checks:
+            problem = f": {check.problem}" if check.problem else ""
+            echo(f"{check.model.manifest.name:28} {check.state}{problem}")
+    damaged = [c.model.manifest.name for c in checks if c.state == "damaged"]
+    if damaged:
+        raise ModelError(
+            f"damaged: {', '.join(damaged)}; fetch a damaged model again with `edgecs "
+            "models pull`"
+        )
+
+
+@models.command()
+@click.argument("models", nargs=-1, type=Reference(), metavar="[MODEL]...")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+@reports_errors
+def pairs(models: tuple[str, ...], as_json: bool) -> None:
+    """Say which drafters fit which models, and what to expect here.
+
+    Every model with every smaller one, with the folders of ONNX drafters, and with
+    those that come with edgecs. Without names: the models that are here.
+
+    \b
+    edgecs models pairs
+    edgecs models pairs big.gguf small.gguf drafter/
+    """
+    store = open_store()
+    if models:
+        paths = [Path(m) if os.path.isdir(m) else store.path(m) for m in models]
+    else:
+        paths = [model.path for model in store.models() if model.path]
+    found, problems = find_pairs(paths, open_profiles())
+    for problem in problems:
+        complain("edgecs models pairs", problem)
+    if as_json:
+        echo(json.dumps([{**vars(pair), "about": pair.about} for pair in found]))
+        return
+    for pair in found:
+        echo(f"{pair.target} <- {pair.drafter}: {pair.about}")
+    if not found:
+        say("there are no pairs: name some models, or pull one (edgecs models list)")
+
+
+@models.command()
+@click.argument("model", type=Reference())
+@reports_errors
+def rm(model: str) -> None:
+    """Remove the files of a model from this machine.
+
+    \b
+    edgecs models rm smollm2-135m-instruct
+    """
+    gone = open_store().remove(model)
+    for path in gone:
+        echo(str(path))
+    if not gone:
+        say(f"{model} is not on this machine: nothing to remove")
+
+
+def _verdict(check: Check) -> dict[str, str | None]:
+    path = check.model.path
+    return {
+        "name": check.model.manifest.name,
+        "path": str(path) if path else None,
+        "state": check.state,
+        "problem": check.problem,
+    }
+
+
+def _describe(model: Model) -> dict[str, object]:
+    manifest = model.manifest
+    source = type(manifest.source).__name__.removesuffix("Source").lower()
+    return {
+        "name": manifest.name,
+        "description": manifest.description,
+        "license": manifest.license or None,
+        "path": str(model.path) if model.path else None,
+        "size": model.size,
+        "sha256": manifest.sha256,
+        "drafter": manifest.drafter,
+        "source": {source: asdict(manifest.source)},
+    }
+
+
+def _mib(size: int | None) -> str:
+    return "-" if size is None else f"{size / (1 << 20):.0f} MiB"

@@ -1,0 +1,117 @@
+"""Which drafters fit which targets, and what is expected of them here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgecs.calibrate.bundled_drafters import promise, shipped_drafters
+from edgecs.calibrate.profile import Profiles
+from edgecs.calibrate.speculation_profile import NONSENSE, Known
+from edgecs.errors import EdgecsError, ModelError
+from edgecs.hub.compatibility import check_same, vocabulary_hash
+from edgecs.hub.drafter_manifest import NAME, DrafterManifest, read_drafter
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target and a drafter. reason: why they do not fit, None: they do.
+
+    expected: greedy tokens a second over plain decoding, as far as it is known.
+    """
+
+    target: str
+    drafter: str
+    reason: str | None
+    expected: float | None
+
+    @property
+    def about(self) -> str:
+        """In words."""
+        if self.reason:
+            return self.reason
+        if self.expected is None:
+            return "fits; not known what it brings here: edgecs tune"
+        if self.expected <= 1:
+            return "fits; no gain is expected here"
+        return f"fits; {self.expected:.2f} x plain decoding is expected here"
+
+
+@dataclass(frozen=True)
+class _One:
+    """A model file, or the folder of an ONNX drafter."""
+
+    path: Path
+    pieces: Sequence[bytes]
+    manifest: DrafterManifest | None
+
+    @property
+    def name(self) -> str:
+        return self.path.name if self.manifest is None else self.manifest.name
+
+
+def find_pairs(
+    models: Sequence[Path], profiles: Profiles
+) -> tuple[list[Pair], list[str]]:
+    """Every model with every smaller one, with folders and with shipped drafters.
+
+    Also what could not be read, a sentence each. Weights are not loaded.
+    """
+    files, problems = [], []
+    folders = [path for path in models if path.is_dir()]
+    folders += [p for p in shipped_drafters().values() if p not in folders]
+    for path in [*dict.fromkeys(p for p in models if not p.is_dir()), *folders]:
+        try:
+            files.append(_read(path))
+        except EdgecsError as error:
+            problems.append(str(error))
+    targets = [one for one in files if one.manifest is None]
+    found = []
+    for target in targets:
+        size = target.path.stat().st_size
+        for other in files:
+            smaller = other.manifest or other.path.stat().st_size < size
+            if other is not target and smaller:
+                found.append(_pair(target, other, profiles))
+    return found, problems
+
+
+def _read(path: Path) -> _One:
+    from edgecs.engines.llama.tokenizer import read_pieces
+
+    if (path / NAME).is_file():
+        manifest = read_drafter(path)
+        return _One(path, manifest.pieces() or (), manifest)
+    if not path.is_file():
+        raise ModelError(f"{path} is neither a .gguf file nor an ONNX drafter's folder")
+    return _One(path, read_pieces(path), None)
+
+
+def _pair(target: _One, drafter: _One, profiles: Profiles) -> Pair:
+    manifest, reason, expected = drafter.manifest, None, None
+    try:
+        check_same(
+            target.pieces,
+            manifest.vocabulary if manifest else vocabulary_hash(drafter.pieces),
+            drafter.pieces or None,
+            target_name=target.name,
+            drafter_name=drafter.name,
+        )
+    except ModelError as error:
+        reason = str(error)
+    else:
+        if manifest:
+            times = next(_times(target, profiles), None)
+            expected = promise(drafter.path, times) if times else None
+    return Pair(target.name, drafter.name, reason, expected)
+
+
+def _times(target: _One, profiles: Profiles) -> Iterator[Sequence[float]]:
+    """Seconds of a target's calls by width, from its profiles."""
+    for _, profile in profiles.all():
+        if profile and profile.key.model == target.path.stem:
+            try:
+                yield Known.of(profile).costs.times(0)
+            except NONSENSE:
+                continue

@@ -1,0 +1,225 @@
+"""`edgecs simulate`: what drafts should bring on hardware that is not here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgecs_bench.hardware import catalogue
+from edgecs_bench.hardware.machines import Hardware, Size
+from edgecs_bench.report.summary import table
+from edgecs_bench.simulation.chains import CHAINS, Chain
+from edgecs_bench.simulation.replay import TRACES
+from edgecs_bench.simulation.simulation import (
+    ASSUMPTIONS,
+    NEAR,
+    Measured,
+    Prompt,
+    Simulation,
+    against,
+    choose,
+    compared,
+)
+from edgecs_bench.simulation.traces import read_traces
+from edgecs_cli.console import echo
+from edgecs_cli.options.shared import reports_errors
+
+_TARGET = "7B-q4"
+
+
+@click.command()
+@click.option(
+    "--hardware",
+    "machines",
+    multiple=True,
+    metavar="HARDWARE",
+    help="A built-in example, GB/s:TFLOPS[:ms a call], a profile, or the JSON of "
+    "llama-bench; repeatable.  [default: all built-in examples]",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="SIZE",
+    help="Parameters and bits a weight, as in 14B-q8 or 3B-5.5, where HARDWARE names "
+    f"no models; repeatable.  [default: {_TARGET}]",
+)
+@click.option(
+    "--drafter", metavar="SIZE", help="Size of the drafters.  [default: as recorded]"
+)
+@click.option(
+    "--chain",
+    "chains",
+    multiple=True,
+    metavar="CHAIN",
+    help="plain, mag:K, drafter:K, a K matrix, planner:mag or planner:drafter+mag; "
+    "repeatable.  [default: one of each]",
+)
+@click.option(
+    "--traces",
+    "files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Recorded answers; repeatable.  [default: those that come with edgecs]",
+)
+@click.option(
+    "--limit", type=click.IntRange(1), metavar="N", help="Only N answers of every file."
+)
+@click.option("--by-category", is_flag=True, help="Also show every kind of prompt.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Predict what was measured, from the costs in FILE, and compare: a result of "
+    "`edgecs bench`, or see docs/simulate.md.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@reports_errors
+def simulate(**values: Any) -> None:
+    """Say what drafts should bring on other hardware.
+
+    Plays recorded answers with the real planner on a clock that goes as calls would on
+    that hardware. What comes out is simulated, not measured; docs/simulate.md has the
+    formats and what is assumed.
+
+    \b
+    edgecs simulate
+    edgecs simulate --hardware m-series --target 1.5B-q4 --target 14B-q8
+    edgecs simulate --hardware 256:11:0.3 --chain mag:8 --chain planner:mag --json
+    """
+    if values["against"]:
+        _compare(values)
+        return
+    given = values["machines"] or catalogue.built_in()
+    machines = [catalogue.find(text) for text in dict.fromkeys(given)]
+    if values["targets"] and not any(machine.roofline for machine in machines):
+        raise click.UsageError(
+            f"--target is not for {machines[0].name}, which has its own: leave it out"
+        )
+    sizes = [Size.parse(text) for text in dict.fromkeys(values["targets"] or [_TARGET])]
+    simulation = _simulation(values, values["chains"] or CHAINS)
+    rows = []
+    for machine in machines:
+        for aim in machine.aims(sizes):
+            rows += simulation.rows(machine, aim, by_category=values["by_category"])
+    if values["as_json"]:
+        _print(simulation, machines, {"results": rows})
+        return
+    echo(_title(simulation))
+    table([_shown(row, by_category=values["by_category"]) for row in rows])
+    _notes(machines)
+
+
+def _compare(values: dict[str, Any]) -> None:
+    """Predicted and measured speed-ups of one machine."""
+    if values["machines"] or values["targets"] or values["chains"]:
+        raise click.UsageError(
+            "--against says hardware, target and chains itself: leave out --hardware, "
+            "--target and --chain"
+        )
+    known: Measured = catalogue.load(values["against"], against, "no result to predict")
+    simulation = _simulation(values, list(known.speedups), known.prompts)
+    (aim,) = known.machine.targets
+    rows = compared(simulation.rows(known.machine, aim), known.speedups)
+    near = sum(abs(row["error"]) <= NEAR for row in rows)
+    if values["as_json"]:
+        found = {"compared": rows, "near": near, "within": NEAR}
+        _print(simulation, [known.machine], found)
+        return
+    echo(_title(simulation))
+    table(
+        [
+            {
+                "chain": row["chain"],
+                "simulated speed-up": row["predicted"],
+                "measured": row["measured"],
+                "error": f"{row['error']:+.1%}",
+            }
+            for row in rows
+        ]
+    )
+    echo(f"{near} of {len(rows)} predictions are within {NEAR:.0%}")
+    _notes([known.machine])
+
+
+def _simulation(
+    values: dict[str, Any],
+    labels: Sequence[str],
+    prompts: frozenset[Prompt] | None = None,
+) -> Simulation:
+    """What is played; without --chain, chains with drafters only where there are.
+
+    prompts: that were measured, if this is to predict a measurement.
+    """
+    chains = [Chain.parse(label) for label in dict.fromkeys(labels)]
+    files = values["files"] or sorted(TRACES.glob("*.gz"))
+    recordings = [read_traces(file) for file in files]
+    asked = values["chains"] or values["against"]
+    if not asked and not any(one.drafters for one in recordings):
+        chains = [chain for chain in chains if not chain.neural]
+    size = Size.parse(values["drafter"]) if values["drafter"] else None
+    chosen = choose(recordings, chains, values["limit"], prompts)
+    return Simulation(chosen, chains, size, learns=not values["against"])
+
+
+def _title(simulation: Simulation) -> str:
+    parts = ", ".join(
+        f"{simulation.reported(one)} of {one.target}" for one in simulation.recordings
+    )
+    return f"simulated, not measured: recorded answers ({parts}) on other hardware"
+
+
+def _shown(row: dict[str, Any], *, by_category: bool) -> dict[str, object]:
+    shown = {"hardware": row["hardware"], "target": row["target"]}
+    shown["chain"] = row["chain"]
+    if by_category:
+        shown["category"] = row["category"] or "all"
+    return {
+        **shown,
+        "answers": row["answers"],
+        "simulated speed-up": row["speedup"],
+        "length": row["mean_accept_len"],
+        "simulated tokens/s": f"{row['tokens_per_second']:.1f}",
+        "rounds drafted": f"{row['drafted']:.0%}",
+    }
+
+
+def _notes(machines: Iterable[Hardware]) -> None:
+    """Where the numbers are from, and what is assumed."""
+    echo()
+    for machine in machines:
+        echo(machine.describe())
+    echo(f"assumed: {'; '.join(ASSUMPTIONS)}")
+
+
+def _print(
+    simulation: Simulation, machines: Iterable[Hardware], found: dict[str, Any]
+) -> None:
+    fields = {
+        "simulated": True,
+        "assumptions": ASSUMPTIONS,
+        "recordings": [
+            {
+                "target": one.target,
+                "drafters": one.drafters,
+                "answers": simulation.reported(one),
+            }
+            for one in simulation.recordings
+        ],
+        "hardware": [
+            {
+                "name": machine.name,
+                "source": machine.source,
+                "description": machine.describe(),
+                "sources": machine.roofline.sources if machine.roofline else {},
+            }
+            for machine in machines
+        ],
+        **found,
+    }
+    echo(json.dumps(fields))

@@ -1,0 +1,252 @@
+"""`edgecs tune`: measures a model here, and chooses who drafts."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+
+from edgecs.calibrate.bundled_drafters import shipped_for
+from edgecs.calibrate.probe import curve
+from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.core.context import Tokens
+from edgecs.errors import Cancelled, ConfigError, EdgecsError
+from edgecs.runtime.loader import Loaded, LoadedDrafter
+from edgecs.text.chat_template import ChatTemplate
+from edgecs.tuning import tuner
+from edgecs.tuning.comparison import MAG, PROMPTS, Chain, chains
+from edgecs.tuning.cost_sweep import SHALLOW
+from edgecs.tuning.plan import (
+    QUICK_EFFORT,
+    Effort,
+    Pace,
+    Step,
+    plan_settings,
+    planned_steps,
+)
+from edgecs.tuning.quantisations import promised_quantisations
+from edgecs.tuning.report import Report
+from edgecs.tuning.settings import otherwise, settings_to_try
+from edgecs_cli.console import columns, echo, moves, say, show_log, wrapped
+from edgecs_cli.loading.exact import load_target, open_target
+from edgecs_cli.loading.files import NOBODY, find_models, load_drafters
+from edgecs_cli.options.common import (
+    OutputFile,
+    Sectioned,
+    common_options,
+    drafter_options,
+    load_options,
+    model_options,
+)
+from edgecs_cli.options.shared import (
+    Interrupt,
+    open_profiles,
+    open_store,
+    pace_bar,
+    reports_errors,
+)
+
+_PLAINLY = "it cannot forget rejected tokens, so nothing can be drafted for it"
+
+
+@click.command(cls=Sectioned)
+@model_options
+@click.option(
+    "--quick", is_flag=True, help="Measure less: 3 repeats, answers of 48 tokens."
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(1, 100),
+    metavar="N",
+    help="How often every width is timed; deep in the context half as often.  "
+    "[default: 7]",
+)
+@click.option(
+    "-n",
+    "--predict",
+    "--max-tokens",
+    "tokens",
+    type=click.IntRange(8, 4096),
+    metavar="N",
+    help="Most tokens of an answer that tries a chain.  [default: 96]",
+)
+@click.option(
+    "--plot",
+    type=OutputFile(b"\x89PNG", b"<?xml", b"<svg", in_place=True),
+    metavar="FILE",
+    help="Draw the cost curve and the chains as .png or .svg; needs matplotlib.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@drafter_options
+@common_options
+@reports_errors
+def tune(**values: Any) -> int:
+    """Measure a model here, and choose who drafts.
+
+    Times the model's calls by width and depth, finds the widths that give the bits of
+    plain decoding, tries every chain of the drafters against plain decoding, and keeps
+    what it found for `generate` and `chat`. Without --draft it tries the drafter that
+    comes with the model. Says whether the model would be faster with other flags; -v
+    shows all that was measured. It takes about a minute for a small model and several
+    for a larger one. Nothing is kept if other programs compute meanwhile (exit code 1).
+
+    \b
+    edgecs tune -m smollm2-135m-instruct
+    edgecs tune -m big.gguf --draft small.gguf --plot costs.png
+    edgecs tune -m user/repo:Q4_K_M --quick --json
+    """
+    plotter = _plotter(values["plot"]) if values["plot"] else None
+    load_options(values)  # settings that cannot work are refused before a download
+    show_log(values["verbose"])
+    model, drafts = find_models(
+        values["model"], values["drafts"], offline=values["offline"]
+    )
+    interrupt = Interrupt()
+    with ExitStack() as closing:
+        loaded = closing.enter_context(_open(model, values, interrupt))
+        if not loaded.target.rewindable:
+            _decodes_plainly(loaded, as_json=values["as_json"])
+            return 0
+        with interrupt:
+            if not values["drafts"] and (folder := shipped_for(values["model"])):
+                drafts = [folder]
+            drafters = load_drafters(drafts, loaded, values, closing)
+            # Max-Gram always drafts in `generate`: chains without it are of no use.
+            tried = [MAG, *(Chain((d.name,), True) for d in drafters)]
+            report = _measure(
+                loaded, drafters, None if values["drafts"] else tried, values
+            )
+    _show(report, values)
+    if plotter:
+        plotter.draw(values["plot"], report.key.model, report.tuned)
+    if not report.kept:
+        raise EdgecsError(
+            f"the profile was not kept: {open_profiles().root} cannot be written"
+        )
+    return 0
+
+
+def _show(report: Report, values: dict[str, Any]) -> None:
+    """The verdict, and with -v the tables it comes from."""
+    if values["as_json"]:
+        echo(json.dumps(report.fields()))
+        return
+    for line in report.verdict():
+        echo(wrapped(line, columns(sys.stdout)))
+    if values["verbose"]:
+        echo("\n".join(["", *report.lines()]))
+
+
+def _plotter(path: Path) -> ModuleType:
+    """What draws; raises ConfigError where it could not draw such a file."""
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise ConfigError(f"a plot is a .png or an .svg file, got {path}")
+    try:
+        from edgecs_cli.commands import tuning_plot
+    except ImportError as error:
+        raise ConfigError(
+            'a plot needs matplotlib: pip install "edgecs[plot]"'
+        ) from error
+    return tuning_plot
+
+
+@contextmanager
+def _open(path: Path, values: dict[str, Any], interrupt: Interrupt) -> Iterator[Loaded]:
+    """The target, with the KV cache that `generate` would give it."""
+    if values["exact"] == "strict":  # may change the KV type
+        as_generate = {**values, "no_spec": False, "draft_max": None}
+        with open_target(path, as_generate, interrupt) as (loaded, _):
+            yield loaded
+        return
+    with interrupt as cancel:
+        loaded = load_target(path, values, cancel)
+    with loaded:
+        yield loaded
+
+
+def _decodes_plainly(loaded: Loaded, *, as_json: bool) -> None:
+    name = loaded.model.path.stem
+    if as_json:
+        fields = {"model": vars(loaded.key()), "chosen": [], "reason": _PLAINLY}
+        echo(json.dumps(fields))
+    else:
+        echo(f"{name} decodes plainly: {_PLAINLY}. There is nothing to tune.")
+
+
+def _measure(
+    loaded: Loaded,
+    drafters: list[LoadedDrafter],
+    tried: Sequence[Chain] | None,
+    values: dict[str, Any],
+) -> Report:
+    """Tunes, and keeps the profile; an interrupted tuning keeps the old one."""
+    least = QUICK_EFFORT if values["quick"] else Effort()
+    effort = least._replace(
+        repeats=values["repeats"] or least.repeats,
+        tokens=values["tokens"] or least.tokens,
+    )
+    key, profiles, target = loaded.key(), open_profiles(), loaded.target
+    known = Speculation(target, exact=values["exact"], key=key, profiles=profiles)
+    for note in known.notes:
+        say(note, quiet=values["quiet"])
+    names = [drafter.name for drafter in drafters]
+    ways = list(settings_to_try(loaded.options, target.threads, os.cpu_count() or 1))
+    steps = [
+        *planned_steps(target.n_ctx, effort, names, tried or chains(names), [*PROMPTS]),
+        *plan_settings(ways, effort.deeper),
+    ]
+    with _progress(loaded, steps, values) as progress:
+        tuned = tuner.tune(
+            known,
+            loaded.model.vocabulary,
+            drafters,
+            {kind: _encode(loaded, text) for kind, text in PROMPTS.items()},
+            effort,
+            tried=tried,
+            progress=progress,
+        )
+        others = otherwise(target, ways, loaded.otherwise, effort.deeper, progress)
+    if loaded.cancel.is_set():
+        raise Cancelled("stopped before the end: nothing was kept")
+    kept = tuner.keep(known, key, tuned)
+    path = loaded.model.path
+    here = [*path.parent.glob("*.gguf")]
+    here += [model.path for model in open_store(offline=True).models() if model.path]
+    files = promised_quantisations(path, here, key, profiles)
+    given = [name for name in values["drafts"] if name != NOBODY]
+    return Report(values["model"], given, key, known, tuned, files, others, kept)
+
+
+@contextmanager
+def _progress(
+    loaded: Loaded, steps: Sequence[Step], values: dict[str, Any]
+) -> Iterator[Callable[[str], None]]:
+    """Takes what is being done: as lines where details are wanted, else as a bar."""
+    if values["verbose"] or values["quiet"] or not moves(sys.stderr):
+        quiet = values["quiet"] or not values["verbose"]
+        yield lambda text: say(text, quiet=quiet)
+        return
+    target = loaded.target
+    single = curve(target, min(SHALLOW, target.n_ctx // 4), (1,), repeats=3)[1]
+    pace = Pace(steps, single)
+    with pace_bar(lambda: (pace.share, pace.left)) as show:
+
+        def told(text: str) -> None:
+            pace.begin(text)
+            show(text)
+
+        yield told
+
+
+def _encode(loaded: Loaded, text: str) -> Tokens:
+    vocabulary = loaded.model.vocabulary
+    if not vocabulary.chat_template:
+        return vocabulary.encode(text)
+    return ChatTemplate(vocabulary).encode([{"role": "user", "content": text}])

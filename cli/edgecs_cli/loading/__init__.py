@@ -1,0 +1,1 @@
+"""Models opened as a command's options say, and described in words."""

@@ -1,0 +1,145 @@
+"""Models, sessions and answers in words: a short line of each, and the details."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from edgecs.runtime.loader import Loaded
+from edgecs.session.session import Session
+from edgecs.session.stats import Stats
+from edgecs_cli.console import say
+from edgecs_cli.loading.opening import Opened
+
+_QUANT = re.compile(
+    r"(?:^|[-._ ])((?:UD[-_])?(?:I?Q\d+(?:_\w+)*|TQ\d_\d|MXFP4\w*|BF16|F16|F32))$", re.I
+)
+_ENDS = {"length": "limit reached", "context": "context full", "cancelled": "stopped"}
+_BETWEEN = " · "
+
+
+def start_line(opened: Opened) -> str:
+    """The model, where it runs, its context, and whether there are drafts."""
+    off = opened.session.off_reason
+    return _BETWEEN.join(
+        [
+            model_name(opened.loaded.model.path.stem),
+            _place(opened),
+            f"{_thousands(opened.loaded.target.n_ctx)} context",
+            "speculation on" if off is None else f"speculation off ({off})",
+        ]
+    )
+
+
+def introduce(opened: Opened, *, quiet: bool, verbose: bool) -> None:
+    """Says what runs, before the first answer."""
+    say(start_line(opened), quiet=quiet)
+    for line in details(opened) if verbose else ():
+        say(line, quiet=quiet)
+
+
+def details(opened: Opened) -> list[str]:
+    """What the start line leaves out: choice, drafters, schedule, exactness."""
+    loaded, session, sampling = opened.loaded, opened.session, opened.request.sampling
+    lines = [f"model: {loaded.model.path.name}, {loaded.model.description}"]
+    if loaded.note:
+        lines.append(f"offload: {loaded.note}")
+    lines.append(f"kernels: {kernels(loaded)}")
+    choice = f"temperature {sampling.temperature:g}, seed {sampling.seed}"
+    lines.append(f"choice: {'greedy' if sampling.is_greedy else choice}")
+    if session.off_reason is None:
+        matrix = opened.request.matrix
+        how = f"K {matrix}" if matrix else session.cascade.schedule.describe()
+        lines.append(f"drafts: {' <- '.join(session.chain)}, {how}")
+        lines.append(f"exactness: {opened.tiers}")
+    lines += [f"drafter {d.name}: {d.about}" for d in opened.drafters]
+    return [*lines, *opened.notes]
+
+
+def kernels(loaded: Loaded) -> str:
+    """Whose kernels compute, and why not edgecs's where nobody has asked for that."""
+    if loaded.model.kernels:
+        return f"edgecs's for {loaded.model.kernels.name}"
+    why = f" ({loaded.no_kernels})" if loaded.no_kernels else ""
+    return f"llama.cpp's{why}"
+
+
+def answer_line(stats: Stats, reason: str | None, *, seed: int | None = None) -> str:
+    """One answer: tokens, speed, wait, share of drafts, and what is not usual.
+
+    seed: of a sampled answer, where it was drawn and so is not known to anyone.
+    """
+    return _BETWEEN.join(_parts(stats, reason, seed))
+
+
+def _parts(stats: Stats, reason: str | None, seed: int | None) -> Iterator[str]:
+    yield f"{stats.tokens} token{'s' * (stats.tokens != 1)}"
+    if stats.tokens_per_second:
+        speed = stats.tokens_per_second
+        yield f"{speed:.3g} tok/s" if speed < 1000 else f"{speed:.0f} tok/s"
+    if stats.tokens:
+        yield f"first token {stats.prompt_seconds:.2f} s"
+        if stats.tested:
+            yield f"{stats.accepted / stats.tokens:.0%} drafted".replace("%", " %")
+    if stats.faults:
+        yield f"{', '.join(stats.faults)} failed"
+    if seed is not None:
+        yield f"seed {seed}"
+    if reason in _ENDS:
+        yield _ENDS[reason]
+
+
+def answer_details(session: Session) -> list[str]:
+    """What became of the last answer's prompt and rounds, in the field's terms."""
+    stats = session.stats
+    lines = [
+        f"prompt: {stats.prompt_tokens} tokens, {stats.cached_tokens} of them cached, "
+        f"in {stats.prompt_seconds:.2f} s",
+        f"rounds: {stats.rounds}",
+    ]
+    if stats.tested:
+        lines[-1] += (
+            f", {stats.accepted} of {stats.tested} draft tokens accepted, "
+            f"{stats.mean_acceptance_length:.2f} tokens a round"
+        )
+    for name, why in stats.faults.items():
+        lines.append(f"{name} failed and is not asked again in this session: {why}")
+    return lines
+
+
+def model_name(stem: str) -> str:
+    """A file's name as people say it.
+
+    >>> model_name("SmolLM2-135M-Instruct.Q4_1")
+    'SmolLM2 135M Q4_1'
+    >>> model_name("qwen2.5-coder-1.5b-instruct-q4_k_m")
+    'qwen2.5 coder 1.5b Q4_K_M'
+    """
+    found = _QUANT.search(stem)
+    quant = found[1].upper() if found else ""
+    name = stem[: found.start()] if found else stem
+    words = [w for w in re.split(r"[-_ ]+", name) if w.lower() != "instruct"]
+    return " ".join([*words, quant]).strip() or stem
+
+
+def _place(opened: Opened) -> str:
+    offload, threads = opened.loaded.model.offload, opened.loaded.target.threads
+    cpu = f"CPU, {threads} thread{'s' * (threads != 1)}"
+    if not offload.layers:
+        return cpu
+    if offload.layers >= offload.total:
+        return "GPU"
+    return f"GPU, {offload.layers} of {offload.total} layers, {cpu}"
+
+
+def _thousands(tokens: int) -> str:
+    """Tokens of context as they are advertised.
+
+    >>> _thousands(8192), _thousands(500), _thousands(10_000)
+    ('8k', '500', '10k')
+    """
+    if tokens < 1000:
+        return str(tokens)
+    if tokens % 1024 == 0:
+        return f"{tokens // 1024}k"
+    return f"{tokens / 1000:.3g}k"

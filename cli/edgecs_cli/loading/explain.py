@@ -1,0 +1,147 @@
+"""`generate --explain`: who wrote which part of an answer, in colours or in marks.
+
+The target's text is plain. With colours every drafter has one of its own; they differ
+by 40 and more (CIELAB) for people with any of the three kinds of colour blindness, and
+stand out from black and from white by 3:1 and more. Without colours a run of one
+drafter's text stands in brackets after its name: `[mag:text]`.
+
+Text may wait for the rest of a character, or because it may begin a stop string. It
+has the colour of the token that it came with, whoever wrote the tokens it waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from edgecs.planning.planner import Planner
+from edgecs.session.session import Session, Token
+from edgecs.session.stats import Stats
+from edgecs_cli.console import joined, paint
+
+COLOURS = (32, 136, 161, 93)  # of 256: blue, gold, crimson, violet
+
+Paint = Callable[[Iterable[Token]], Iterator[str]]
+"""Tokens as they come -> what is written for them."""
+
+
+class Style(NamedTuple):
+    """How a drafter's text looks."""
+
+    colour: int
+    underline: bool
+
+
+def painter(chain: Sequence[str], *, colours: bool) -> Paint:
+    """What shows who wrote a text. chain: names, the target first."""
+    return partial(coloured if colours else marked, chain)
+
+
+def plain(tokens: Iterable[Token]) -> Iterator[str]:
+    """The text alone."""
+    return (token.text for token in tokens)
+
+
+def coloured(chain: Sequence[str], tokens: Iterable[Token]) -> Iterator[str]:
+    """Every token's text in the colour of its writer, the target's as it is."""
+    styles = _styles(chain)
+    for token in tokens:
+        yield _styled(token.text, styles.get(token.source))
+
+
+def marked(chain: Sequence[str], tokens: Iterable[Token]) -> Iterator[str]:
+    """Runs of a drafter's text in brackets after its name, the target's as it is."""
+    writer = target = chain[0]
+    for token in tokens:
+        if not token.text:
+            continue
+        before = ""
+        if token.source != writer:
+            before = "" if writer == target else "]"
+            writer = token.source
+            before += "" if writer == target else f"[{writer}:"
+        yield before + token.text
+    if writer != target:
+        yield "]"
+
+
+def legend(session: Session, tiers: str, *, colours: bool) -> list[str]:
+    """Lines on the last answer: who wrote how much, and why not more.
+
+    tiers: exactness along the context, in words.
+    """
+    lines = _table(session, colours=colours)
+    if not colours and len(session.chain) > 1:
+        lines.append(f"marks: text of a drafter is in [{session.chain[-1]}:...]")
+    elif colours and len(session.chain) > 1:
+        lines.append(
+            "colours: who drafted a text; mag is Max-Gram, from the text so far"
+        )
+    if isinstance(session.cascade.schedule, Planner):
+        lines += _planned(session.cascade.schedule, session.stats)
+    lines += [
+        f"{name}: parked for this session, as it failed: {reason}"
+        for name, reason in session.stats.faults.items()
+    ]
+    widths = session.stats.rounds_by_width.items()
+    if widths:
+        shown = ", ".join(f"{rounds} of {width}" for width, rounds in widths)
+        lines.append(f"rounds by tokens in the call: {shown}")
+    off = session.off_reason
+    lines.append(f"speculation: off ({off})" if off else f"exactness: {tiers}")
+    return lines
+
+
+def _styles(chain: Sequence[str]) -> dict[str, Style]:
+    """Of every drafter; Max-Gram, which comes last and is always there, is blue."""
+    styles = {}
+    for i, name in enumerate([*chain[:0:-1]]):
+        again, at = divmod(i, len(COLOURS))
+        styles[name] = Style(COLOURS[at], underline=again > 0)
+    return styles
+
+
+def _styled(text: str, style: Style | None) -> str:
+    if style is None or not text:
+        return text
+    return paint(text, fg=style.colour, underline=style.underline or None)
+
+
+def _table(session: Session, *, colours: bool) -> list[str]:
+    """A line for every source: tokens in the answer and what became of its drafts."""
+    stats, (target, *drafters) = session.stats, session.chain
+    sources = stats.by_source()
+    styles = _styles(session.chain) if colours else {}
+    width = max(map(len, ("source", *session.chain)))
+    row = "{:>6} {:>6} {:>9} {:>7} {:>9}"
+    heads = row.format("tokens", "share", "proposed", "tested", "accepted")
+    lines = [f"{'source':<{width}} {heads}"]
+    for name in (target, *drafters):
+        counts = sources.get(name, dict.fromkeys(("proposed", "tested", "accepted"), 0))
+        own = name == target
+        tokens = stats.tokens - stats.accepted if own else counts["accepted"]
+        share = f"{tokens / stats.tokens:.0%}" if stats.tokens else ""
+        cells = row.format(tokens, share, *(("", "", "") if own else counts.values()))
+        padding = " " * (width - len(name))
+        painted = joined([_styled(name, styles.get(name)), padding])
+        lines.append(joined([painted, " ", cells.rstrip()]))
+    return lines
+
+
+def _planned(planner: Planner, stats: Stats) -> list[str]:
+    """What the planner used and what not, and why."""
+    sound = [writer for writer in planner.writers if writer.name not in stats.faults]
+    lines = [f"{writer.name}: {writer.standing}" for writer in sound]
+    mag = planner.copier.mag
+    if mag is None or mag.name in stats.faults:
+        return lines
+    records = stats.records
+    used = sum(mag.name in record.tested for record in records)
+    idle = sum(bool(r.proposed) and not r.tested for r in records)
+    silent = sum(not record.proposed for record in records)
+    lines.append(
+        f"{mag.name}: used in {used} of {len(records)} rounds; {idle} promised no more "
+        f"than plain decoding, {silent} had no proposal"
+    )
+    return lines

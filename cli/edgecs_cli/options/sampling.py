@@ -1,0 +1,215 @@
+"""The options that say how tokens are chosen, under llama.cpp's names."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from edgecs.errors import ConfigError
+from edgecs.sampling.settings import Sampling
+from edgecs_cli.options.common import Section, option, with_options
+from edgecs_cli.options.texts import read_data
+
+_sampling = partial(option, Section.SAMPLING)
+F = TypeVar("F", bound=Callable[..., Any])
+
+_PLAIN = (
+    # name, flags, type, default, help; those that are used most come first
+    ("temperature", ["--temp", "--temperature"], float, 0.8, "Temperature; 0: greedy."),
+    ("top_k", ["--top-k"], int, 40, "Only the K most probable tokens; 0: off."),
+    ("top_p", ["--top-p"], float, 0.95, "Only tokens up to this mass; 1: off."),
+    ("min_p", ["--min-p"], float, 0.05, "Only this near to the best; 0: off."),
+    (
+        "repeat_penalty",
+        ["--repeat-penalty"],
+        float,
+        1.0,
+        "Divides the logits of tokens seen lately; 1: off.",
+    ),
+    (
+        "repeat_last_n",
+        ["--repeat-last-n"],
+        int,
+        64,
+        "Tokens that penalties look at; 0: off, -1: all.",
+    ),
+    (
+        "presence_penalty",
+        ["--presence-penalty"],
+        float,
+        0.0,
+        "Taken off tokens seen lately; 0: off.",
+    ),
+    (
+        "frequency_penalty",
+        ["--frequency-penalty"],
+        float,
+        0.0,
+        "Taken off for every time seen lately; 0: off.",
+    ),
+    ("typical_p", ["--typical", "--typical-p"], float, 1.0, "Locally typical; 1: off."),
+    (
+        "top_n_sigma",
+        ["--top-nsigma", "--top-n-sigma"],
+        float,
+        -1.0,
+        "Only this many standard deviations below the best; -1: off.",
+    ),
+    (
+        "xtc_probability",
+        ["--xtc-probability"],
+        float,
+        0.0,
+        "How often the top choices are excluded; 0: never.",
+    ),
+    (
+        "xtc_threshold",
+        ["--xtc-threshold"],
+        float,
+        0.1,
+        "What makes a token a top choice.",
+    ),
+    (
+        "dry_multiplier",
+        ["--dry-multiplier"],
+        float,
+        0.0,
+        "Penalty for what would prolong a repetition; 0: off.",
+    ),
+    ("dry_base", ["--dry-base"], float, 1.75, "How fast that grows with its length."),
+    (
+        "dry_allowed_length",
+        ["--dry-allowed-length"],
+        int,
+        2,
+        "Repetitions up to this length are free.",
+    ),
+    (
+        "dry_last_n",
+        ["--dry-penalty-last-n"],
+        int,
+        -1,
+        "Tokens that DRY looks at; 0: off, -1: all.",
+    ),
+)
+
+
+def sampling_options(command: F) -> F:
+    """The options of the sampler chain, those that are used most first."""
+    plain = [
+        _sampling(
+            *flags, name, type=kind, default=default, show_default=True, help=text
+        )
+        for name, flags, kind, default, text in _PLAIN
+    ]
+    options = [
+        plain[0],
+        _sampling(
+            "-s",
+            "--seed",
+            type=click.IntRange(-1, 2**64 - 1),
+            default=-1,
+            show_default=True,
+            help="Same seed, same answer; -1: a new one, which is printed.",
+        ),
+        _sampling(
+            "-j",
+            "--json-schema",
+            metavar="SCHEMA",
+            help="The answer is JSON that keeps to a schema; {} is any JSON.",
+        ),
+        _sampling(
+            "-jf",
+            "--json-schema-file",
+            type=click.Path(path_type=Path),
+            help="The same, from a file.",
+        ),
+        _sampling("--grammar", metavar="GBNF", help="The answer keeps to a grammar."),
+        _sampling(
+            "--grammar-file",
+            type=click.Path(path_type=Path),
+            help="The same, from a file.",
+        ),
+        *plain[1:],
+        _sampling(
+            "--dry-sequence-breaker",
+            "dry_breakers",
+            multiple=True,
+            metavar="TEXT",
+            help="Repetitions end here; replaces the default newline, colon, quote, "
+            "star; 'none': nothing does.",
+        ),
+        _sampling(
+            "-l",
+            "--logit-bias",
+            multiple=True,
+            metavar="ID(+/-)BIAS",
+            help="Add to the logit of a token, as in 15043+1; -inf forbids it.",
+        ),
+        _sampling(
+            "--mirostat",
+            type=int,
+            default=0,
+            help="Refused unless 0: its state depends on what was drawn.",
+        ),
+    ]
+    return with_options(command, options)
+
+
+def read_sampling(values: dict[str, Any]) -> Sampling:
+    """The sampler chain that the options ask for; a seed is drawn where none is given.
+
+    Raises ConfigError.
+    """
+    if values["mirostat"]:
+        raise ConfigError(
+            "mirostat is not supported: its state depends on what was drawn, so the "
+            "answer would depend on the drafts; use --top-p or --min-p"
+        )
+    seed = values["seed"]
+    plain = {name: values[name] for name, *_ in _PLAIN}
+    breakers = values["dry_breakers"]
+    if breakers:
+        plain["dry_breakers"] = tuple(b for b in breakers if b != "none")
+    return Sampling(
+        **plain,
+        logit_bias=tuple(map(_bias, values["logit_bias"])),
+        seed=secrets.randbits(32) if seed < 0 else seed,
+    )
+
+
+def _bias(text: str) -> tuple[int, float]:
+    """`ID+BIAS` or `ID-BIAS`, as llama.cpp takes it."""
+    at = next((i for i, letter in enumerate(text) if letter in "+-"), len(text))
+    try:
+        return int(text[:at]), float(text[at:])
+    except ValueError as error:
+        raise ConfigError(
+            f"the logit bias {text!r} cannot be read: give a token's id, a sign and a "
+            "number, as in 15043+1"
+        ) from error
+
+
+def read_grammar(values: dict[str, Any]) -> Any:
+    """The grammar that the options ask for, or None. Raises ConfigError."""
+    names = ("grammar", "grammar_file", "json_schema", "json_schema_file")
+    given = [name for name in names if values[name] is not None]
+    if not given:
+        return None
+    if len(given) > 1:
+        flags = " and ".join("--" + name.replace("_", "-") for name in given)
+        raise click.UsageError(f"{flags} exclude each other: give one of them")
+    from edgecs.grammar.mask import Grammar
+
+    (name,) = given
+    text = values[name]
+    if isinstance(text, Path):
+        text = read_data(text)
+    if name.startswith("grammar"):
+        return Grammar.gbnf(text)
+    return Grammar.json_schema(text)

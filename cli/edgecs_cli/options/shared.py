@@ -1,0 +1,194 @@
+"""What several commands need: model options, errors, progress, Ctrl-C."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import ParamSpec, TypeVar
+
+import click
+import platformdirs
+
+from edgecs.calibrate.profile import Profiles
+from edgecs.errors import EdgecsError
+from edgecs.hub.download import Progress
+from edgecs.hub.store import Store
+from edgecs_cli.console import abandon, harmless
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+READER_GONE = 141  # 128 + SIGPIPE, as a C program would end
+
+
+class Failure(click.ClickException):
+    """A failure on its way out: one sentence, an exit code, the command it ends."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+        self.ctx = click.get_current_context(silent=True)
+
+
+def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turns the errors of the library into those of the command line."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            result = command(*args, **kwargs)
+            sys.stdout.flush()  # a reader that went away is found here, not at exit
+            return result
+        except EdgecsError as error:
+            raise Failure(str(error), error.exit_code) from error
+        except OSError as error:  # of the streams: the library has its own errors
+            abandon(sys.stdout)
+            if _is_gone(error):
+                raise click.exceptions.Exit(READER_GONE) from error
+            raise Failure(f"cannot go on: {error}", 1) from error
+
+    return wrapped
+
+
+def _is_gone(error: OSError) -> bool:
+    """Whether the reader went away; Windows calls that an invalid argument."""
+    gone = error.errno == errno.EPIPE
+    return gone or (sys.platform == "win32" and error.errno == errno.EINVAL)
+
+
+def open_store(*, offline: bool = False) -> Store:
+    """The models of this user."""
+    root = Path(platformdirs.user_cache_dir("edgecs")) / "models"
+    return Store(root, offline=offline)
+
+
+def open_profiles() -> Profiles:
+    """What was measured on this machine for this user."""
+    return Profiles(Path(platformdirs.user_cache_dir("edgecs")) / "profiles")
+
+
+def findings() -> Path:
+    """The file with what was found out about this build of llama.cpp."""
+    return Path(platformdirs.user_cache_dir("edgecs")) / "llama.json"
+
+
+class _Bars:
+    """Progress bars on stderr, one for each kind of work."""
+
+    def __init__(self) -> None:
+        from rich import progress
+        from rich.console import Console
+
+        self._bars = progress.Progress(
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._tasks: dict[str, progress.TaskID] = {}
+        self._bars.start()
+
+    def advance(self, what: str, done: int, total: int) -> None:
+        what = harmless(what)
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total or None)
+        self._bars.update(self._tasks[what], completed=done)
+
+    def stop(self) -> None:
+        self._bars.stop()
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """A progress callback; bars are made only when there is something to show."""
+    made: list[_Bars] = []
+
+    def advance(what: str, done: int, total: int) -> None:
+        if not made:
+            made.append(_Bars())
+        made[0].advance(what, done, total)
+
+    try:
+        yield advance
+    finally:
+        for bars in made:
+            bars.stop()
+
+
+@contextmanager
+def pace_bar(
+    state: Callable[[], tuple[float, float]],
+) -> Iterator[Callable[[str], None]]:
+    """A bar with an estimate, gone at the end; takes what is being done.
+
+    state: asked for the share that is done and the seconds that are left.
+    """
+    from rich import progress
+    from rich.console import Console, RenderableType
+
+    class Bar(progress.Progress):
+        def get_renderables(self) -> Iterator[RenderableType]:
+            share, left = state()
+            for task in self.tasks:
+                task.completed, task.fields["left"] = share, in_words(left)
+            yield self.make_tasks_table(self.tasks)
+
+    # Drawing takes time from what is measured: once a second is seldom enough.
+    bar = Bar(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(20),
+        progress.TextColumn("{task.fields[left]}", markup=False),
+        console=Console(stderr=True),
+        refresh_per_second=1,
+        transient=True,
+    )
+    task = bar.add_task("", total=1.0, left="")
+    with bar:
+        yield lambda text: bar.update(task, description=harmless(text))
+
+
+def in_words(seconds: float) -> str:
+    """Time that is left, no more exact than it is known.
+
+    >>> in_words(4), in_words(42), in_words(89), in_words(200)
+    ('seconds left', 'about 40 s left', 'about 90 s left', 'about 3 min left')
+    """
+    if seconds < 8:
+        return "seconds left"
+    if seconds < 95:
+        return f"about {round(seconds / 10) * 10} s left"
+    return f"about {round(seconds / 60)} min left"
+
+
+class Interrupt:
+    """While entered, the first Ctrl-C sets `event`; another one raises if it insists.
+
+    A signal cannot raise through llama.cpp; it can only be asked whether to go on.
+    """
+
+    def __init__(self, *, insists: bool = True) -> None:
+        self.event = threading.Event()
+        self._insists = insists
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._insists and self.event.is_set():
+            raise KeyboardInterrupt
+        self.event.set()
+
+    def __enter__(self) -> threading.Event:
+        self._before = signal.getsignal(signal.SIGINT)
+        if self._before is not signal.SIG_IGN:  # in the background it stays ignored
+            signal.signal(signal.SIGINT, self._on_signal)
+        return self.event
+
+    def __exit__(self, *exc: object) -> None:
+        signal.signal(signal.SIGINT, self._before)

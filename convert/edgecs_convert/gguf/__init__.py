@@ -1,0 +1,1 @@
+"""Targets as GGUF: from Hugging Face checkpoints, and in other types."""

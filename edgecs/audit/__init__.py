@@ -1,0 +1,1 @@
+"""Whether drafts or kernels change answers, and how far."""

@@ -1,0 +1,1 @@
+"""What is measured about a target on this machine, and kept between runs."""

@@ -1,0 +1,229 @@
+"""A conversation in a file, with the cells that were computed for it.
+
+A zip archive: `conversation.json`, and where the engine gives its cells away
+`cells.bin` and `row.bin`, the row that a regenerated answer starts from. With the same
+model and the same way to load it, going on is going on: the cells come back bit for
+bit. Loaded in another way the conversation is read again; with other weights it is
+refused.
+
+Nothing in it is compressed, so that it cannot unpack to more than it is, and every
+entry has a checksum: those of the others are in `conversation.json`, whose own is the
+comment of the archive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecs.chat.conversation import Message, checked_ids, restored
+from edgecs.core.files import replacing
+from edgecs.core.reading import regular_size
+from edgecs.engines.kv_snapshot import Cells
+from edgecs.errors import ConfigError, ModelError
+
+FORMAT = 2
+_TEXT, _CELLS, _ROW = "conversation.json", "cells.bin", "row.bin"
+_LARGEST_TEXT = 256 << 20  # bytes
+_LARGEST_SETTING = 4096  # characters
+_NONSENSE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    KeyError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    EOFError,
+    NotImplementedError,  # another kind of compression
+    RuntimeError,  # encrypted
+    RecursionError,
+    AttributeError,
+)
+_STAMP = (1980, 1, 1, 0, 0, 0)  # of all entries, so that equal contents are equal files
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose conversation it is: weights, by fingerprint, and how they were loaded.
+
+    Cells of another `loading` are of no use. tokens: ids of its vocabulary go from 0
+    to one less.
+    """
+
+    model: str
+    fingerprint: str
+    loading: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What was in a file. cells: None, where they cannot be used, for the `reason`."""
+
+    messages: list[Message]
+    settings: dict[str, str]
+    cells: Cells | None
+    reason: str | None
+
+
+def save(
+    path: Path,
+    messages: Sequence[dict[str, Any]],
+    owner: Owner,
+    cells: Cells | None,
+    settings: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a conversation (`Conversation.state`); a file is there whole or as before.
+
+    settings: texts that come back with it. Raises ConfigError where the disk does not
+    take it, and for a file that is there and that edgecs did not save.
+    """
+    text: dict[str, Any] = {
+        "format": FORMAT,
+        "model": owner.model,
+        "fingerprint": owner.fingerprint,
+        "loading": owner.loading,
+        "messages": list(messages),
+        "settings": dict(settings or {}),
+    }
+    blobs: dict[str, bytes] = {}
+    if cells:
+        blobs[_CELLS] = cells.data
+        if cells.row:
+            blobs[_ROW] = cells.row[1].astype("<f4").tobytes()
+        text["cells"] = {
+            "tokens": cells.tokens,
+            "row": cells.row[0] if cells.row else None,
+        }
+        text["sha256"] = {name: _hash(blob) for name, blob in blobs.items()}
+    blobs[_TEXT] = json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _refuse_others(path)
+        with replacing(path, private=True) as file, zipfile.ZipFile(file, "w") as whole:
+            for entry, blob in blobs.items():
+                whole.writestr(zipfile.ZipInfo(entry, _STAMP), blob)
+            whole.comment = _hash(blobs[_TEXT]).encode()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"{path} cannot be written ({why}): give another file or make room; the "
+            "conversation goes on"
+        ) from error
+
+
+def _refuse_others(path: Path) -> None:
+    """Raises ConfigError for a file that may be somebody's work."""
+    regular_size(path)
+    if not path.stat().st_size:
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            archive.getinfo(_TEXT)
+    except _NONSENSE as error:
+        raise ConfigError(
+            f"{path} is not a conversation that edgecs saved, so it is not replaced: "
+            "give another name"
+        ) from error
+
+
+def read(path: Path, owner: Owner | None) -> Saved:
+    """What `save` wrote. owner: who is to go on with it; None: only its text matters.
+
+    Raises ConfigError for what is none, ModelError for another model's.
+    """
+    try:
+        regular_size(path)
+        with zipfile.ZipFile(path) as archive:
+            text = _checked_text(archive, path)
+            if owner:
+                _check_weights(path, text, owner)
+            messages = restored(text["messages"], owner.tokens if owner else None)
+            settings = _settings(text["settings"])
+            reason = None
+            if "cells" not in text:
+                reason = "it was saved without its cells"
+            elif owner and text["loading"] != owner.loading:
+                reason = "the model was loaded in another way then"
+            if reason or not owner:
+                return Saved(messages, settings, None, reason)
+            cells = _cells(archive, text, path, owner)
+    except (OSError, zipfile.LargeZipFile) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path} cannot be read: {why}") from error
+    except _NONSENSE as error:
+        raise ConfigError(
+            f"{path} is not a conversation that edgecs saved, or it is damaged "
+            f"({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+    return Saved(messages, settings, cells, None)
+
+
+def _checked_text(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
+    data = _entry(archive, _TEXT, min(_LARGEST_TEXT, path.stat().st_size))
+    if _hash(data).encode() != archive.comment:
+        raise ValueError(f"{_TEXT} is not what was written")
+    text: dict[str, Any] = json.loads(data)
+    if text["format"] != FORMAT:
+        raise ConfigError(
+            f"{path} has the format {text['format']!r:.20}, and this edgecs reads "
+            f"{FORMAT}: use the version that wrote it"
+        )
+    return text
+
+
+def _entry(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """An entry as it lies in the archive, which cannot be larger than its file."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size > most:
+        raise ValueError(f"{name} would unpack to {info.file_size} bytes")
+    return archive.read(info)
+
+
+def _settings(found: Any) -> dict[str, str]:
+    settings = dict(found)
+    for name, value in settings.items():
+        if not isinstance(value, str) or len(value) > _LARGEST_SETTING:
+            raise TypeError(f"the setting {name!r:.40} is not a short text")
+    return settings
+
+
+def _check_weights(path: Path, text: dict[str, Any], owner: Owner) -> None:
+    if text["fingerprint"] != owner.fingerprint:
+        raise ModelError(
+            f"{path} is a conversation with {text['model']!s:.100}, and the model here "
+            f"is {owner.model} or has other weights: load that one (-m)"
+        )
+
+
+def _cells(
+    archive: zipfile.ZipFile, text: dict[str, Any], path: Path, owner: Owner
+) -> Cells:
+    size = path.stat().st_size
+
+    def blob(name: str) -> bytes:
+        data = _entry(archive, name, size)
+        if _hash(data) != text["sha256"][name]:
+            raise ValueError(f"{name} is not what was written")
+        return data
+
+    tokens = checked_ids(text["cells"]["tokens"], owner.tokens)
+    at = text["cells"]["row"]
+    row = None
+    if at is not None:
+        (at,) = checked_ids([at], len(tokens) + 2)
+        row = at, np.frombuffer(blob(_ROW), dtype="<f4").astype(np.float32)
+    return Cells(list(tokens), blob(_CELLS), row)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,152 @@
+"""A chat: turns of a conversation in one session, also when it grows too long."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from typing import NamedTuple
+
+from edgecs.chat.conversation import Conversation, Message
+from edgecs.chat.overflow import Overflow, fit
+from edgecs.errors import ConfigError, ContextFull
+from edgecs.sampling.chain import Rule
+from edgecs.session.session import FinishReason, Session, Token
+from edgecs.text.detokenizer import TextStream
+
+
+class Asked(NamedTuple):
+    """What became of a prompt before its answer began."""
+
+    left_out: int  # messages that are not fed any more
+    again: int  # tokens of earlier answers that the template made read anew
+
+
+class Chat:
+    """Answers turn after turn; what was computed for one turn serves the next.
+
+    overflow: what to do when the conversation does not fit the context, see `overflow`.
+    stop: texts that end an answer; they are not shown, and stay in what is fed, as the
+    model said them. rule: how tokens are chosen, None: as in the session. logprobs: see
+    `Session.generate`. `finish_reason` and `asked` describe the last answer.
+
+    Every turn feeds the ids of earlier answers and the new end of the template's text,
+    so an answer is a function of the turns as they were fed.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        conversation: Conversation,
+        *,
+        overflow: Overflow = "stop",
+        stop: Sequence[str] = (),
+        max_tokens: int | None = None,
+        rule: Rule | None = None,
+        logprobs: int | None = None,
+    ) -> None:
+        self.session, self.conversation = session, conversation
+        self.overflow, self.stop, self.max_tokens = overflow, tuple(stop), max_tokens
+        self.rule, self.logprobs = rule, logprobs
+        self.finish_reason: FinishReason | None = None
+        self.asked = Asked(0, 0)
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """All of them, those that are not fed any more as well."""
+        return self.conversation.messages
+
+    def ask(self, content: str, *, rule: Rule | None = None) -> Generator[Token]:
+        """The answer to a user's message, as it comes.
+
+        Both are in the conversation when it ends, also if it ends early; a message
+        whose answer has no token is taken back. rule: for this answer instead of the
+        chat's own. Raises ConfigError, and ContextFull with the conversation as it
+        was, when the first token is asked for.
+        """
+        if not content.strip():
+            raise ConfigError("the message is empty: say something")
+        self.conversation.add("user", content)
+        yield from self._turn(rule)
+
+    def again(self, *, rule: Rule | None = None) -> Generator[Token]:
+        """Another answer to the last message; the one before it is forgotten.
+
+        With the same rule it is the same answer, from the same bits. Raises ConfigError
+        where nothing was asked.
+        """
+        gone = self.conversation.pop_turn()
+        if not gone:
+            raise ConfigError("nothing was asked yet: there is no answer to give again")
+        self.conversation.messages.append(gone[0])
+        yield from self._turn(rule, gone)
+
+    def undo(self) -> list[Message]:
+        """Takes the last message and its answer away; empty: there are none."""
+        return self.conversation.pop_turn()
+
+    def _turn(
+        self, rule: Rule | None, before: Sequence[Message] = ()
+    ) -> Iterator[Token]:
+        """The answer to the last message; without one, `before` is there again."""
+        talk = self.conversation
+        ids: list[int] = []
+        seen: list[str] = []
+        self.finish_reason = None
+        try:
+            prompt, gone = fit(talk, self.session.target.n_ctx, self.overflow)
+            self.asked = Asked(gone, prompt.again)
+            for token in self._tokens(prompt.tokens.tolist(), ids, rule):
+                seen.append(token.text)
+                yield token
+        finally:
+            if ids:
+                talk.add_answer("".join(seen), ids)
+            else:
+                talk.pop_turn()
+                talk.messages.extend(before)
+
+    def _tokens(
+        self, prompt: list[int], ids: list[int], rule: Rule | None
+    ) -> Iterator[Token]:
+        """One answer, over as many prompts as the context makes necessary.
+
+        The text is put together here, as a character or a stop string may begin before
+        room was made and end behind it.
+        """
+        session, text = self.session, TextStream(self.stop)
+        while self.finish_reason is None:
+            left = None if self.max_tokens is None else self.max_tokens - len(ids)
+            more: list[int] | None = None
+            answer = session.generate(
+                prompt,
+                max_tokens=left,
+                rule=rule or self.rule,
+                logprobs=self.logprobs,
+            )
+            with closing(answer):
+                for token in answer:
+                    ids.append(token.id)
+                    piece = text.push(session.tokenizer.piece(token.id))
+                    reason = "stop" if text.stopped else session.finish_reason
+                    if reason == "context":
+                        more = self._make_room(ids)
+                    if reason and more is None:
+                        self.finish_reason = reason
+                        piece += text.flush()
+                    yield token._replace(text=piece)
+                    if reason:
+                        break
+                else:  # it ended without another token
+                    self.finish_reason = session.finish_reason
+            if more:
+                prompt = more
+
+    def _make_room(self, ids: Sequence[int]) -> list[int] | None:
+        """The prompt to go on from with an answer under way; None: there is none."""
+        room = self.session.target.n_ctx
+        try:
+            prompt, gone = fit(self.conversation, room, self.overflow, ids, full=True)
+        except ContextFull:
+            return None
+        self.asked = self.asked._replace(left_out=self.asked.left_out + gone)
+        return [*prompt.tokens.tolist()]

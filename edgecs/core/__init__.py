@@ -1,0 +1,1 @@
+"""What passes between the parts of a round, and files read and written with care."""

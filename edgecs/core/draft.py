@@ -1,0 +1,213 @@
+"""What passes between the parts of a round, and the two roles that do the work.
+
+A `Drafter` proposes tokens, a `LanguageModel` scores them, `verify` compares the two.
+Nothing here knows an engine, a cache or text.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.core.context import Context, Tokens
+from edgecs.errors import ConfigError
+
+Row = NDArray[np.float32]
+"""The target's logits at one position, float32 [vocabulary]."""
+
+
+class Choose(Protocol):
+    """The one choice per position, a deterministic function."""
+
+    def __call__(self, row: Row, tokens: Tokens) -> int:
+        """The token that follows `tokens`, which are all before it."""
+
+    def confidence(self, row: Row, tokens: Tokens, token: int) -> float:
+        """Probability that the law of the choice gives to a token."""
+
+    def margin(self, row: Row, tokens: Tokens) -> float:
+        """How much a logit would have to change, at least, for another choice."""
+
+    def keeps(
+        self, row: Row, tokens: Tokens, token: int, q: float, lenience: float
+    ) -> bool:
+        """Whether a lenient reviewer lets a drafted token stand.
+
+        q: the probability that its drafter gave it.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Proposed tokens in an order where parents come first; a chain is the plain case.
+
+    An empty draft says 'nothing to propose'.
+    """
+
+    tokens: Tokens  # int32 [n]
+    parents: NDArray[np.int32]  # int32 [n]: index of the parent node, -1 the context
+    sources: tuple[str, ...]  # [n]: who wrote each token
+    confidences: NDArray[np.float64]  # [n]: its writer's probability, 1: not stated
+
+    @staticmethod
+    def chain(
+        tokens: Sequence[int] | Tokens,
+        by: str | Sequence[str],
+        confidences: Sequence[float] | NDArray[np.float64] | None = None,
+    ) -> Draft:
+        """A draft without branches, by one writer or by one for each token."""
+        ids = np.asarray(tokens, dtype=np.int32)
+        sources = (by,) * ids.size if isinstance(by, str) else tuple(by)
+        if confidences is None:
+            confidences = _certain(ids.size)
+        stated = np.asarray(confidences, dtype=np.float64)
+        return Draft(ids, _chain_parents(ids.size), sources, stated)
+
+    def __len__(self) -> int:
+        return self.tokens.size
+
+    @property
+    def is_chain(self) -> bool:
+        """True when every token follows the one before it."""
+        if self.parents.base is _CHAIN:  # as `chain` makes it: nothing to compare
+            return True
+        return bool(np.array_equal(self.parents, _chain_parents(len(self))))
+
+    def check(self) -> None:
+        """Raises ConfigError where its parts do not fit together."""
+        n = self.tokens.size
+        if (
+            self.parents.base is _CHAIN  # as `chain` makes it
+            and self.tokens.dtype is _INT32
+            and self.tokens.ndim == 1
+            and self.parents.size == n == len(self.sources) == self.confidences.size
+        ):
+            return
+        if self.tokens.dtype != np.int32 or self.tokens.shape != (n,):
+            raise ConfigError(
+                f"tokens must be int32 [n], got {self.tokens.dtype} "
+                f"{list(self.tokens.shape)}"
+            )
+        sizes = self.parents.size, len(self.sources), self.confidences.size
+        if sizes != (n, n, n) or self.confidences.dtype.kind != "f":
+            raise ConfigError(
+                f"{n} tokens have parents, sources and confidences {sizes}, of the "
+                f"type {self.confidences.dtype}: one of each is needed for each token"
+            )
+        if not self.is_chain and not _come_first(self.parents):
+            raise ConfigError("a parent must be -1 or an earlier token of the draft")
+
+    def clip(self, most: int) -> Draft:
+        """The first `most` tokens; self when there are no more than that."""
+        if len(self) <= most:
+            return self
+        return Draft(
+            self.tokens[:most],
+            self.parents[:most],
+            self.sources[:most],
+            self.confidences[:most],
+        )
+
+    def then(self, other: Draft) -> Draft:
+        """Two chains as one, `other` continuing where self ends."""
+        if not len(self):
+            return other
+        if not (self.is_chain and other.is_chain):
+            raise ValueError("only chains can be joined, this is a tree")
+        tokens = np.concatenate([self.tokens, other.tokens])
+        stated = np.concatenate([self.confidences, other.confidences])
+        return Draft.chain(tokens, self.sources + other.sources, stated)
+
+
+_INT32 = np.dtype(np.int32)
+_CHAIN = np.arange(-1, 1023, dtype=np.int32)
+_CHAIN.flags.writeable = False
+_CERTAIN = np.ones(1024)
+_CERTAIN.flags.writeable = False
+
+
+def _chain_parents(n: int) -> NDArray[np.int32]:
+    return _CHAIN[:n] if n <= _CHAIN.size else np.arange(-1, n - 1, dtype=np.int32)
+
+
+def _come_first(parents: NDArray[np.int32]) -> bool:
+    return bool(((parents >= -1) & (parents < np.arange(parents.size))).all())
+
+
+def _certain(n: int) -> NDArray[np.float64]:
+    return _CERTAIN[:n] if n <= _CERTAIN.size else np.ones(n)
+
+
+NOTHING = Draft.chain((), "")
+"""The empty draft."""
+
+
+class Rows(NamedTuple):
+    """A model's answer to one call; views that hold until the next call."""
+
+    logits: NDArray[np.float32]  # [1 + n, vocabulary]: row 0 follows the context,
+    #                              row i + 1 follows draft node i
+    fed: int  # tokens that this call computed; the rest was in the cache
+    hidden: NDArray[np.float32] | None = None  # [1 + n, width] or None: not asked for
+
+
+class Verdict(NamedTuple):
+    """What the reviewer made of a draft: the nodes it chose too, and its next token."""
+
+    path: tuple[int, ...]  # accepted draft nodes, from the context outwards
+    token: int  # the first choice that was not drafted, or the bonus token
+
+
+class LanguageModel(Protocol):
+    """A function from tokens to logits; its KV cache is its own affair.
+
+    One holder at a time: `hold` raises ModelError for a second one. Drafts are chains,
+    unless it has an attribute `takes_trees` that is true. An attribute `uniform` that
+    is true promises that a row has the same bits whatever the width of its call.
+    """
+
+    vocab_size: int
+    n_ctx: int  # tokens that context and draft may have together
+    max_draft: int  # tokens that one draft may have
+    rewindable: bool  # False: rejected tokens cannot be forgotten, so no drafts
+    cancel: threading.Event  # when set, a long `score` ends early with Cancelled
+
+    def score(self, context: Context, draft: Draft) -> Rows:
+        """Logits after the context and after every draft node.
+
+        Raises ContextFull when both together exceed `n_ctx`, Cancelled when `cancel`
+        is set between two prefill chunks; either leaves the model usable.
+        """
+
+    def end_turn(self, context: Context) -> None:
+        """Cuts the cache to one token short of the context.
+
+        That is where plain decoding ends, so the next turn's prefill starts at the
+        same token, and computes the same bits, whatever had been drafted.
+        """
+
+    def reset(self) -> None:
+        """Forgets everything, as if just loaded."""
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Claims the model for the time of a `with` block."""
+
+
+class Drafter(Protocol):
+    """Proposes what the reviewer above it may say next."""
+
+    name: str  # as it stands in statistics and in Draft.sources
+
+    def propose(self, context: Context, k: int, choose: Choose) -> Draft:
+        """At most k tokens that may follow the context, its tail included."""
+
+    def observe(
+        self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
+    ) -> None:
+        """Told once a round, before anything of it is committed, what came of it."""

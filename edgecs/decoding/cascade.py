@@ -1,0 +1,338 @@
+"""Cascade Speculative Drafting: one reviewer over its drafters (arXiv 2312.11462).
+
+Horizontal cascade: the drafters of one level write one draft, the best one its first
+tokens, cheaper ones the rest. Vertical cascade: a Cascade is itself a Drafter, so a
+drafter that reviews a cheaper drafter's tokens is a Cascade inside a Cascade. The
+target is the outermost reviewer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
+from time import perf_counter
+from typing import NamedTuple
+
+from edgecs.core.context import Context
+from edgecs.core.draft import (
+    NOTHING,
+    Choose,
+    Draft,
+    Drafter,
+    LanguageModel,
+    Rows,
+    Verdict,
+)
+from edgecs.core.faults import blame
+from edgecs.decoding.exactness import Limits
+from edgecs.decoding.kmatrix import KMatrix
+from edgecs.decoding.static_schedule import (
+    Clock,
+    Gathered,
+    Outcome,
+    Plan,
+    Quotas,
+    Schedule,
+)
+from edgecs.decoding.verification import verify
+from edgecs.errors import ConfigError, Faulty, ModelError
+from edgecs.sampling.chain import Choices
+
+logger = logging.getLogger("edgecs")
+
+PARKED = "%s; %s asked again in this session"  # what is logged
+_SCHEDULE = "schedule"  # is to blame where it is not known which drafter failed
+_NOBODY: Mapping[str, str] = {}
+
+
+class Round(NamedTuple):
+    """One draft, one reviewer call, one verdict."""
+
+    draft: Draft
+    rows: Rows
+    verdict: Verdict
+    proposed: tuple[str, ...]  # who wrote each proposed token, before any clipping
+    reviewer: str
+    plan: Plan | None = None  # why it was drafted so, where a planner decided
+    drafting: float = 0.0  # seconds until the draft was there
+    calling: float = 0.0  # seconds of the reviewer's call
+    faults: Mapping[str, str] = _NOBODY  # drafters that failed, and why
+
+    @property
+    def tokens(self) -> list[int]:
+        """What the round emits: the accepted tokens and the reviewer's own."""
+        if not self.verdict.path:  # most rounds
+            return [self.verdict.token]
+        drafted = self.draft.tokens.tolist()
+        return [*(drafted[node] for node in self.verdict.path), self.verdict.token]
+
+    @property
+    def sources(self) -> list[str]:
+        """Who wrote each of `tokens`."""
+        if not self.verdict.path:
+            return [self.reviewer]
+        accepted = [self.draft.sources[node] for node in self.verdict.path]
+        return [*accepted, self.reviewer]
+
+
+class Cascade:
+    """A reviewer and the schedule of the drafters that write for it.
+
+    ends: end-of-generation tokens, nothing follows them. limits: which widths its
+    calls may have. lenience: 1 or more; above 1 the
+    reviewer lets drafted tokens stand that it would not have chosen itself, which only
+    an inner reviewer may. confident: state the reviewer's probability for every token
+    proposed, for a lenient reviewer above. clock: gives seconds. forwards: how many
+    calls the reviewer had since it was made.
+    """
+
+    def __init__(
+        self,
+        reviewer: LanguageModel,
+        schedule: Schedule,
+        *,
+        limits: Limits | None = None,
+        ends: Container[int] = (),
+        name: str = "target",
+        lenience: float = 1.0,
+        confident: bool = False,
+        clock: Clock = perf_counter,
+    ) -> None:
+        if not lenience >= 1:
+            raise ConfigError(
+                f"lenience must be 1 (no other choice stands) or more, got {lenience}"
+            )
+        self.reviewer = reviewer
+        self.schedule = schedule
+        self.limits = limits or Limits()
+        self.ends = ends
+        self.name = name
+        self.lenience = lenience
+        self.confident = confident
+        self.forwards = 0
+        self.faults: dict[str, str] = {}  # drafters that are parked, and why
+        self._off = False  # whether the schedule is left alone
+        self._clock = clock
+
+    @property
+    def drafters(self) -> tuple[Drafter, ...]:
+        """Who writes for the reviewer, the best first."""
+        return self.schedule.drafters
+
+    def begin(self) -> None:
+        """Told when an answer begins."""
+        if self._off:
+            return
+        try:
+            self.schedule.begin()
+        except Exception as error:
+            self._park(error)
+
+    def step(self, context: Context, choices: Choices, most: int) -> Round:
+        """One round: gather at most `most` draft tokens, score them, verify.
+
+        Emits between 1 and most + 1 tokens. Nothing is committed. A drafter that fails
+        is parked, and the round has no draft; what fails in the reviewer's own call
+        is raised.
+        """
+        began, gathered = self._clock(), Gathered(NOTHING, ())
+        if not self._off:
+            try:
+                gathered = self._gather(context, choices.drafters, most)
+            except Exception as error:
+                self._park(error)
+        return self._review(context, choices, gathered, began)
+
+    def attempt(self, context: Context, choices: Choices, most: int) -> Round:
+        """A round of an inner level: raises Faulty where a drafter fails."""
+        began = self._clock()
+        gathered = self._gather(context, choices.drafters, most)
+        done = self._review(context, choices, gathered, began)
+        token, size = done.verdict.token, self.reviewer.vocab_size
+        if not 0 <= token < size:
+            raise ModelError(f"it chose token {token}, but {_ids(size)}")
+        return done
+
+    def _gather(self, context: Context, choose: Choose, most: int) -> Gathered:
+        """A draft that the reviewer can score; raises Faulty for another one."""
+        # The last token of the context is computed by this call: its cell is the first.
+        depth = len(context) - 1
+        gathered = self.schedule.draft(
+            context, choose, most, self.limits.allowed(depth)
+        )
+        draft = gathered.draft
+        if draft is NOTHING:
+            return gathered
+        self._check(draft, most)
+        clipped = draft.clip(self.limits.fits(depth, 1 + len(draft)) - 1)
+        return gathered if clipped is draft else gathered._replace(draft=clipped)
+
+    def _check(self, draft: Draft, most: int) -> None:
+        """Raises Faulty or ConfigError for what the reviewer cannot score."""
+        draft.check()
+        if len(draft) > most:
+            raise ConfigError(f"a draft had {len(draft)} tokens, at most {most} fit")
+        ids, size = draft.tokens.tolist(), self.reviewer.vocab_size
+        if ids and (min(ids) < 0 or max(ids) >= size):
+            at = next(i for i, token in enumerate(ids) if not 0 <= token < size)
+            why = f"it proposed token {ids[at]}, but {_ids(size)}"
+            raise Faulty(draft.sources[at], why)
+        if not (draft.is_chain or getattr(self.reviewer, "takes_trees", False)):
+            why = f"it proposed a tree, but {self.name} takes chains"
+            raise Faulty(draft.sources[0], why)
+
+    def _review(
+        self, context: Context, choices: Choices, gathered: Gathered, began: float
+    ) -> Round:
+        """Scores a draft and verifies it."""
+        draft, proposed, plan = gathered
+        drafted = self._clock()
+        rows = self.reviewer.score(context, draft)
+        scored = self._clock()
+        self.forwards += 1
+        verdict = verify(draft, rows, choices.target, context, self.ends, self.lenience)
+        return Round(
+            draft,
+            rows,
+            verdict,
+            proposed,
+            self.name,
+            plan,
+            drafted - began,
+            scored - drafted,
+        )
+
+    def propose(self, context: Context, k: int, choose: Choose) -> Draft:
+        """Rounds of this level until k tokens are written (vertical cascade)."""
+        draft, reviewer = NOTHING, self.reviewer
+        choices = Choices(choose, choose)
+        while len(draft) < k and len(context) + len(draft) <= reviewer.n_ctx:
+            here = context.with_tail(draft.tokens)
+            free = min(k - len(draft) - 1, reviewer.n_ctx - len(here))
+            done = self.attempt(here, choices, min(free, reviewer.max_draft))
+            stated = confidences(done, here, choose) if self.confident else None
+            draft = draft.then(Draft.chain(done.tokens, done.sources, stated))
+            if done.verdict.token in self.ends:
+                break
+        return draft
+
+    def learn(self, context: Context, done: Round) -> None:
+        """Tells the schedule and everyone who drafts what came of a round."""
+        if self._off:
+            return
+        outcome = Outcome(
+            done.draft, done.rows, done.verdict, done.drafting, done.calling
+        )
+        try:
+            self.schedule.learn(context, outcome)
+        except Exception as error:
+            self._park(error)
+        self.observe(context, done.draft, done.rows, done.verdict)
+
+    def observe(
+        self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
+    ) -> None:
+        """Passes the outcome on to everyone who drafts, once each."""
+        for drafter in self._writers:
+            if drafter.name in self.faults:
+                continue
+            try:
+                drafter.observe(context, draft, rows, verdict)
+            except Exception as error:
+                self._park(error, drafter.name)
+
+    def _park(self, error: Exception, name: str = _SCHEDULE) -> None:
+        """Sees to it that a drafter that failed is not asked again at any level.
+
+        name: whom to blame for an error that does not say. Where it is the schedule,
+        or it goes on asking, there are no more drafts.
+        """
+        try:
+            blame(error, name)
+        except Faulty as named:
+            fault = named
+        levels = self.levels()
+        known = {drafter.name for level in levels for drafter in level.drafters}
+        self._off |= fault.name in self.faults or fault.name not in known
+        self.faults.setdefault(fault.name, fault.reason)
+        who = "no drafter is" if self._off else "it is not"
+        logger.warning(PARKED, fault, who)
+        logger.debug("where it failed", exc_info=fault)
+        for level in levels:
+            with suppress(Exception):
+                level.schedule.park(fault.name)
+                if level is not self and level.name == fault.name:
+                    level.reviewer.reset()  # its cells may hold anything
+
+    def levels(self) -> list[Cascade]:
+        """This reviewer and all inner ones, each once, the outermost first."""
+        found = {id(self): self}
+        for drafter in self.drafters:
+            if isinstance(drafter, Cascade):
+                found.update((id(inner), inner) for inner in drafter.levels())
+        return list(found.values())
+
+    @cached_property
+    def _writers(self) -> list[Drafter]:
+        """All drafters that review nobody, each once."""
+        every = [drafter for level in self.levels() for drafter in level.drafters]
+        plain = [drafter for drafter in every if not isinstance(drafter, Cascade)]
+        return list({id(drafter): drafter for drafter in plain}.values())
+
+
+def _ids(vocab_size: int) -> str:
+    return f"ids go from 0 to {vocab_size - 1}"
+
+
+class NamedModel(NamedTuple):
+    """A language model that takes part in a cascade, and its name in statistics.
+
+    right: share of its tokens that is right, where somebody counted.
+    """
+
+    name: str
+    model: LanguageModel
+    right: float | None = None
+
+
+def stack(
+    models: Sequence[NamedModel],
+    last: Drafter,
+    matrix: KMatrix,
+    *,
+    lenience: float = 1.0,
+    ends: Container[int] = (),
+) -> list[Drafter]:
+    """The drafters of the target: every model reviews all that come after it.
+
+    models: the best one first. last: the cheapest drafter, Max-Gram, which reviews
+    nobody. The result goes with `matrix.counts(0)`. Raises ConfigError when the matrix
+    does not fit.
+    """
+    matrix.check([*(named.name for named in models), last.name])
+    drafters: list[Drafter] = [last]
+    for level in range(len(models), 0, -1):
+        name, model, _ = models[level - 1]
+        counts = matrix.counts(level)
+        inner = Cascade(
+            model,
+            Quotas(drafters, counts, ends),
+            ends=ends,
+            name=name,
+            lenience=lenience,
+            confident=lenience > 1 and level > 1,
+        )
+        drafters = [inner, *drafters]
+    return drafters
+
+
+def confidences(done: Round, context: Context, choose: Choose) -> list[float]:
+    """What the reviewer thought of each token that its round emits."""
+    stated, view = [], context
+    for node, token in zip((-1, *done.verdict.path), done.tokens, strict=True):
+        row = done.rows.logits[node + 1]
+        stated.append(choose.confidence(row, view.tokens, token))
+        view = view.with_tail((token,))
+    return stated

@@ -1,0 +1,69 @@
+"""The acceptance rule: walk the draft along the target's own choices.
+
+Takes a draft, the logits of its nodes and the rule that chooses a token; says which
+nodes stand and which token comes next. Knows nothing of models, caches or text. One
+rule serves chains and trees, greedy and sampled choices, every kind of drafter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+import numpy as np
+
+from edgecs.core.context import Context
+from edgecs.core.draft import Choose, Draft, Row, Rows, Verdict
+
+
+def verify(
+    draft: Draft,
+    rows: Rows,
+    choose: Choose,
+    context: Context,
+    ends: Container[int] = (),
+    lenience: float = 1.0,
+) -> Verdict:
+    """Steps into the draft while its tokens are what `choose` picks.
+
+    Every choice is made on the row of the path walked so far, so the result is what
+    one-by-one decoding gives. The walk does not step past a token in `ends`, even a
+    drafted one: nothing follows the end of an answer.
+
+    lenience: above 1 drafted tokens that `choose.keeps` stand as well, the first
+    drafted one where several do (CS Drafting, section 4.1). Only for inner reviewers:
+    the result is no longer that of one-by-one decoding.
+
+    >>> import numpy as np
+    >>> from edgecs.sampling.chain import greedy
+    >>> rows = Rows(np.eye(5, dtype=np.float32)[[3, 1, 4]], fed=3)
+    >>> verify(Draft.chain([3, 2], "mag"), rows, greedy, Context([0]))
+    Verdict(path=(0,), token=1)
+    """
+    if not len(draft):  # most rounds
+        return Verdict((), choose(rows.logits[0], context.tokens))
+    edges = zip(draft.parents.tolist(), draft.tokens.tolist(), strict=True)
+    children = {edge: node for node, edge in reversed(list(enumerate(edges)))}
+    path: list[int] = []
+    here, view = -1, context
+    while True:
+        row = rows.logits[here + 1]
+        token = choose(row, view.tokens)
+        child = children.get((here, token))
+        if child is None and lenience > 1:
+            child = _kept(draft, here, row, view, choose, lenience)
+            token = token if child is None else int(draft.tokens[child])
+        if child is None or token in ends:
+            return Verdict(tuple(path), token)
+        path.append(child)
+        here, view = child, view.with_tail((token,))
+
+
+def _kept(
+    draft: Draft, here: int, row: Row, view: Context, choose: Choose, lenience: float
+) -> int | None:
+    """The first drafted node after `here` that a lenient reviewer keeps."""
+    for node in np.flatnonzero(draft.parents == here).tolist():
+        token, q = int(draft.tokens[node]), float(draft.confidences[node])
+        if choose.keeps(row, view.tokens, token, q, lenience):
+            return int(node)
+    return None

@@ -1,0 +1,73 @@
+"""The final hidden states of a target's cells, for drafters that go on from them.
+
+A target notes them in the calls that verify drafts, and not while it reads a prompt:
+there they would make every token an output row. No engine in here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.core.context import Context
+
+State = NDArray[np.float32]
+
+
+_KEPT = 1024  # of the last cells; no drafter looks back farther
+
+
+class States:
+    """States of a stretch of cells of one context, the last ones that were computed.
+
+    >>> states = States(2)
+    >>> context = Context([5, 6, 7])
+    >>> states.put(context, 2, np.ones((1, 2), dtype=np.float32))
+    >>> states.known(context), states.of(context, 1, 3).tolist()
+    ((2, 3), [[0.0, 0.0], [1.0, 1.0]])
+    >>> states.cut(2)
+    >>> states.known(context)
+    (2, 2)
+    """
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self._rows = np.zeros((_KEPT, width), dtype=np.float32)  # cell c at c % _KEPT
+        self._first = self._end = 0
+        self._root: Context | None = None
+
+    def put(self, context: Context, start: int, rows: State) -> None:
+        """Notes the states of cells of a context from `start` on, [n, width].
+
+        Those before a gap are forgotten.
+        """
+        self._root = context.root
+        if not self._first <= start <= self._end:
+            self._first = start
+        self._end = start + rows.shape[0]
+        self._first = max(self._first, self._end - _KEPT)
+        if rows.shape[0] == 1:  # most calls
+            self._rows[start % _KEPT] = rows[0]
+        else:
+            self._rows[np.arange(start, self._end) % _KEPT] = rows
+
+    def cut(self, length: int) -> None:
+        """Forgets the cells from `length` on."""
+        self._end = min(self._end, length)
+        self._first = min(self._first, length)
+
+    def known(self, context: Context) -> tuple[int, int]:
+        """From which cell to which states are known of this context."""
+        if context.root is not self._root:
+            return len(context), len(context)
+        return self._first, self._end
+
+    def of(self, context: Context, begin: int, end: int) -> State:
+        """States of cells, [end - begin, width]; 0 for those that nobody noted."""
+        found = np.zeros((end - begin, self.width), dtype=np.float32)
+        first, last = self.known(context)
+        first, last = max(first, begin), min(last, end)
+        if first < last:
+            cells = np.arange(first, last) % _KEPT
+            found[first - begin : last - begin] = self._rows[cells]
+        return found

@@ -1,0 +1,125 @@
+"""Which tokens an engine's KV cells hold, and how many of them a call can keep.
+
+Every engine with a cache uses this one class, so rewinding after a rejected draft, an
+edited prompt and an aborted call are one case: keep the longest common prefix, drop the
+rest. It knows token ids only; the engine lends it the act of dropping cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgecs.core.context import Context
+
+
+class PrefixCache:
+    """Bookkeeping of KV cells 0, 1, 2, ... by the token that each was computed for.
+
+    `drop(n)` removes cells n and later from the engine; it returns False if the engine
+    cannot remove a part. `drop(0)` must always work.
+
+    An engine with a window has computed only what follows some point of the context:
+    cell 0 then belongs to context index `first`, and cells are counted from there.
+
+    marks: another context keeps cells up to a mark only. For engines whose cells
+    depend, in the last bits, on what was computed in the same call: at a mark they are
+    those that the other context would have computed itself.
+    """
+
+    def __init__(self, drop: Callable[[int], bool], *, marks: bool = False) -> None:
+        self.first = 0  # context index of cell 0
+        self._drop = drop
+        self._marks: list[int] | None = [0] if marks else None  # ascending
+        self._ids: list[int] = []  # [cells]
+        self._unsure = False  # cells past these may exist: a call was cut short
+        self._source: Context | None = None  # compared last, and how far it agreed
+        self._agreed = 0
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens of the cells, a copy."""
+        return list(self._ids)
+
+    def keep(self, context: Context, most: int, also: int = 0) -> int:
+        """Drops what does not belong to `context`; returns how many cells are left.
+
+        These are the longest common prefix of the cells and of the context from
+        `first` on, at most `most`. What this context was found to share before is not
+        compared again, so the cost follows the number of new tokens. also: a place that
+        is as good as a mark for this call.
+        """
+        root, cells = context.root, len(self._ids)
+        committed = max(0, context.committed - self.first)
+        known = root is self._source
+        same = self._agreed if known else 0
+        if known and same == cells == most <= committed and not self._unsure:
+            return most  # plain decoding: nothing is new
+        limit = max(0, min(cells, len(context) - self.first, most))
+        common = start = min(same, limit)
+        if start < limit:
+            here = context.tokens[self.first + start : self.first + limit].tolist()
+            while common < limit and self._ids[common] == here[common - start]:
+                common += 1
+        if self._marks is not None and not known and common != also:
+            common = max(mark for mark in self._marks if mark <= common)
+        self._source, self._agreed = root, min(common, committed)
+        self.trim(common)
+        self._agreed = min(self._agreed, len(self._ids))
+        return len(self._ids)
+
+    def trim(self, length: int) -> None:
+        """Drops the cells from `length` on, or all if the engine cannot do less."""
+        if length >= len(self._ids) and not self._unsure:
+            return
+        length = min(length, len(self._ids))
+        if not self._drop(length):
+            self._drop(0)
+            length = 0
+        del self._ids[length:]
+        while self._marks and self._marks[-1] > length:
+            self._marks.pop()
+        self._unsure = False
+        self._agreed = min(self._agreed, length)
+
+    def mark(self) -> None:
+        """Another context may go on from the cells that are there now."""
+        if self._marks is not None and self._marks[-1] < len(self._ids):
+            self._marks.append(len(self._ids))
+
+    def expect(self) -> None:
+        """To be called before the engine computes cells.
+
+        If it fails, whatever it left behind is dropped before the next call.
+        """
+        self._unsure = True
+
+    def extend(self, tokens: list[int], context: Context | None = None) -> None:
+        """To be called when the engine has computed the cells of `tokens`.
+
+        context: what they are of, if it is the one that was last compared.
+        """
+        start = len(self._ids)
+        self._ids += tokens
+        self._unsure = False
+        if context is None or context.root is not self._source:
+            return
+        if self._agreed == start:
+            final = min(len(self._ids), context.committed - self.first)
+            self._agreed = max(start, final)
+
+    def reset_to(self, tokens: list[int]) -> None:
+        """To be called when the engine has replaced all cells by those of `tokens`."""
+        self._ids, self._source, self._agreed, self.first = [], None, 0, 0
+        if self._marks is not None:
+            self._marks = [0]
+        self.extend(tokens)
+        self.mark()
+
+    def reset(self, first: int = 0) -> None:
+        """Drops everything; what comes next begins at context index `first`."""
+        self._unsure = True
+        self.trim(0)
+        self._source, self.first = None, first

@@ -1,0 +1,73 @@
+"""Which kernels a target is loaded with: edgecs's own where they can be had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from edgecs.engines import trial
+from edgecs.engines.llama import kernel_trial
+from edgecs.engines.llama.kernels import KernelSet, include_folder, kernel_sets
+from edgecs.engines.load_options import KernelChoice
+from edgecs.errors import ConfigError
+from edgecs.native import build
+from edgecs.native.build import BuildError
+
+FOLDER = "kernels"  # beside the file of `findings`, see `load`
+_NOT_BY_ITSELF = "portable"  # slower than llama.cpp's
+
+
+def choose(
+    wanted: KernelChoice,
+    findings: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[KernelSet | None, str | None]:
+    """The kernels to use, None: llama.cpp's; and why not ours where they were wanted.
+
+    wanted: "auto" for the best ones, if they are better than llama.cpp's; "own" for the
+    best ones; or an instruction set. findings: the file beside which a library may be
+    compiled to, None: only one that is there already serves. say: told what takes long.
+
+    Raises ConfigError where they were asked for by name and cannot be had.
+    """
+    if wanted == "llama":
+        return None, None
+    try:
+        return _usable(wanted, findings, say), None
+    except BuildError as error:
+        if wanted == "auto":
+            return None, str(error)
+        raise ConfigError(
+            f"--kernels {wanted} cannot be had: {error}; use --kernels auto or llama"
+        ) from error
+
+
+def _usable(
+    wanted: str, findings: Path | None, say: Callable[[str], None]
+) -> KernelSet:
+    """Raises BuildError."""
+    file = _library(findings.with_name(FOLDER) if findings else None, say)
+    try:
+        sets = {one.name: one for one in kernel_sets(file)}
+    except OSError as error:
+        raise BuildError(f"{file} cannot be loaded: {error}") from error
+    best = next(iter(sets))
+    if wanted == "auto" and best == _NOT_BY_ITSELF:
+        raise BuildError("this processor has none of the instruction sets they need")
+    chosen = sets.get(best if wanted in ("auto", "own") else wanted)
+    if chosen is None:
+        raise BuildError(f"this processor has {', '.join(sets)}")
+    found = kernel_trial.finding(file, chosen.name, findings)
+    if found != trial.WORKS:
+        raise BuildError(f"their test here {found}")
+    return chosen
+
+
+def _library(folder: Path | None, say: Callable[[str], None]) -> Path:
+    """The compiled library; raises BuildError."""
+    found = build.find(include_folder(), folder)
+    if found:
+        return found
+    if folder is None:
+        raise BuildError("they are not compiled")
+    return build.compile_library(include_folder(), folder, say)

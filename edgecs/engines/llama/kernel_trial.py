@@ -1,0 +1,104 @@
+"""Whether edgecs's kernels compute here, tried in a child process at first use.
+
+A compiler may be broken, a processor may say that it has what it has not, a llama.cpp
+may treat its graphs in another way: none of that may end a user's process, or give
+other answers than it should.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.core.context import Context
+from edgecs.core.draft import Draft
+from edgecs.engines import child, trial
+from edgecs.engines.llama import library
+from edgecs.engines.llama.kernel_types import TYPES, errors
+from edgecs.engines.llama.kernels import KernelSet, kernel_sets
+from edgecs.engines.llama.language_model import LlamaLM
+from edgecs.engines.llama.model import LlamaModel
+from edgecs.engines.llama.random_gguf import write_random_gguf
+from edgecs.engines.load_options import LoadOptions
+
+NAME = "kernels.json"  # beside what was found out about AMX
+_LIMIT = 60.0  # seconds: it takes one, and many while the machine is busy
+_MEMORY = 2 << 30  # bytes that it may take
+_WRONG = 0.05  # relative error of a product; rounding activations makes 0.01
+_TOLERANCE = 1.0  # of logits with a spread of 8; roundings make 0.2
+_WIDTH = 5  # tokens of a call, whose rows must be those of single tokens
+_SCRIPT = (
+    "import sys; sys.path[:] = sys.argv[4:]; "
+    "from edgecs.engines.llama import kernel_trial as trial; "
+    "trial.compute(*sys.argv[1:4])"
+)
+
+
+def finding(file: Path, name: str, kept: Path | None) -> str:
+    """What became of the test of an instruction set, see `trial.tried`.
+
+    file: the library. kept: a file beside which what is certain is kept, None: each
+    process tests. Where it is of another build or not to be written, the next one does.
+    """
+    build = library.stamp() if kept else None
+    place = kept.with_name(NAME) if kept else None
+    mark = f"{build} {file.name} {name}"
+    found = trial.read(place, mark, "kernels") if place and build else None
+    if found:
+        return found
+    tested = _tested(file, name)
+    if place and build and tested in trial.CERTAIN:
+        trial.write(place, mark, "kernels", tested)
+    return tested
+
+
+@functools.cache
+def _tested(file: Path, name: str) -> str:
+    """What a child process finds; asked once a process."""
+    return trial.tried(_SCRIPT, _LIMIT, str(file), name)
+
+
+def compute(folder: str, file: str, name: str) -> None:
+    """What the child does: every type by itself, and a model with and without them."""
+    child.prepare(_LIMIT, _MEMORY)
+    kernels = {one.name: one for one in kernel_sets(Path(file))}[name]
+    random = np.random.default_rng(0)
+    for kind in TYPES:
+        error, same = errors(kernels, kind, random)
+        if not (error < _WRONG and same):
+            sys.exit(trial.DISAGREES)
+    path = write_random_gguf(Path(folder) / "tiny.gguf", kind="Q8_0")
+    single, together = _rows(path, kernels)
+    expected, _ = _rows(path, None)
+    if not np.array_equal(single, together):
+        sys.exit(trial.DISAGREES)
+    if not np.allclose(single, expected, rtol=0, atol=_TOLERANCE):
+        sys.exit(trial.DISAGREES)
+
+
+def _rows(
+    path: Path, kernels: KernelSet | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits after a prompt: of tokens one by one, and of one call."""
+    options = LoadOptions(n_ctx=256, n_gpu_layers=0, threads=2, repack=False)
+    cancel = threading.Event()
+    model = LlamaModel(path, options, cancel, kernels)
+    target = LlamaLM(model, options, cancel)
+    context, more = Context(range(64)), range(64, 64 + _WIDTH)
+    target.score(context, Draft.chain([], ""))
+    draft = Draft.chain(np.array(more[1:], dtype=np.int32), "")
+    context.append([more[0]])
+    together = np.array(target.score(context, draft).logits)
+    single = []
+    for token in more:
+        if token != more[0]:
+            context.append([token])
+        single.append(np.array(target.score(context, Draft.chain([], "")).logits[0]))
+    target.close()
+    model.close()
+    return np.stack(single), together

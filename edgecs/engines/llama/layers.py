@@ -1,0 +1,87 @@
+"""What `-ngl auto` means for a file and the devices that llama.cpp sees."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from edgecs.engines.llama import library
+from edgecs.engines.llama.model import check_file
+from edgecs.engines.load_options import LoadOptions
+from edgecs.engines.offload import (
+    SMALLEST_CONTEXT,
+    Footprint,
+    context_that_fits,
+    kv_bytes,
+    layers_that_fit,
+)
+
+
+class Choice(NamedTuple):
+    """GPU layers and the context they were chosen for, and the reason in words."""
+
+    layers: int
+    n_ctx: int  # as asked for; where 0 was, what fits the devices
+    reason: str | None  # None: there is no device to choose for
+
+
+def automatic_layers(path: Path, options: LoadOptions) -> Choice:
+    """The largest number of layers that fits the devices as they are now.
+
+    Raises ModelError for what is not a GGUF file.
+    """
+    devices = library.devices() if library.supports_offload() else []
+    if not devices:
+        return Choice(0, options.n_ctx, None)
+    check_file(path)
+    free = sum(device.free for device in devices)
+    try:
+        footprint, n_ctx = _footprint(path, options, free)
+    except (ValueError, IndexError, KeyError, ArithmeticError) as error:
+        # Broken files are named better by llama.cpp, which opens this one next.
+        return Choice(0, options.n_ctx, f"the header cannot be read: {error}")
+    layers = layers_that_fit(footprint, devices)
+    total = len(footprint.blocks) + 1
+    names = ", ".join(f"{d.name} with {d.free >> 20} MiB free" for d in devices)
+    return Choice(layers, n_ctx, f"{layers} of {total} layers fit {names}")
+
+
+def _footprint(path: Path, options: LoadOptions, free: int) -> tuple[Footprint, int]:
+    """What the file's header says about memory, and the context this is for."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    named = reader.get_field("general.architecture")
+    architecture = "" if named is None else named.contents()
+
+    def number(key: str, default: int) -> int:
+        field = reader.get_field(f"{architecture}.{key}")
+        value = default if field is None else field.contents()
+        return max(value) if isinstance(value, list) else int(value)
+
+    blocks = [0] * number("block_count", 0)
+    output = embedding = 0
+    for tensor in reader.tensors:
+        match = re.match(r"blk\.(\d+)\.", tensor.name)
+        if match and int(match[1]) < len(blocks):
+            blocks[int(match[1])] += int(tensor.n_bytes)
+        elif tensor.name.startswith("token_embd"):
+            embedding += int(tensor.n_bytes)
+        elif tensor.name.startswith("output"):
+            output += int(tensor.n_bytes)
+    if not any(tensor.name == "output.weight" for tensor in reader.tensors):
+        output += embedding  # tied: the embedding is the output matrix too
+    heads = number("attention.head_count", 1) or 1
+    width = number("embedding_length", 0) // heads
+    per_token = kv_bytes(
+        number("attention.head_count_kv", heads),
+        number("attention.key_length", width),
+        number("attention.value_length", width),
+        options,
+    )
+    trained = number("context_length", SMALLEST_CONTEXT)
+    n_ctx = options.n_ctx or context_that_fits(
+        trained, int(per_token * len(blocks)), free
+    )
+    return Footprint(tuple(blocks), output, int(per_token * n_ctx)), n_ctx

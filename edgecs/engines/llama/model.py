@@ -1,0 +1,253 @@
+"""Weights in llama.cpp: opening a GGUF, offloading its layers, saying what failed.
+
+A `LlamaModel` is the file in memory. What decodes with it is `LlamaLM`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import llama_cpp as lib
+import psutil
+
+from edgecs.core.reading import check_model
+from edgecs.engines.host import usable_cores
+from edgecs.engines.llama import library
+from edgecs.engines.llama.huge_pages import HugePages
+from edgecs.engines.llama.kernels import KernelSet, PackedWeights
+from edgecs.engines.llama.tokenizer import LlamaVocabulary
+from edgecs.engines.load_options import LoadOptions
+from edgecs.engines.offload import context_that_fits, kv_bytes
+from edgecs.errors import Cancelled, ModelError, OutOfMemory
+from edgecs.hub.download import split_parts
+
+_MAGIC = b"GGUF"
+_ALLOCATION = re.compile(r"(unable|failed) to alloc|out of memory|cannot meet", re.I)
+_OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
+_BUFFER = re.compile(r"load_tensors:\s+(\S+) model buffer size =\s+([\d.]+) MiB")
+
+KV_TYPES: dict[str, int] = {
+    "f32": lib.GGML_TYPE_F32,
+    "f16": lib.GGML_TYPE_F16,
+    "bf16": 30,  # GGML_TYPE_BF16, which the bindings do not name
+    "q8_0": lib.GGML_TYPE_Q8_0,
+    "q5_1": lib.GGML_TYPE_Q5_1,
+    "q5_0": lib.GGML_TYPE_Q5_0,
+    "q4_1": lib.GGML_TYPE_Q4_1,
+    "q4_0": lib.GGML_TYPE_Q4_0,
+    "iq4_nl": lib.GGML_TYPE_IQ4_NL,
+}
+
+
+@dataclass(frozen=True)
+class Offload:
+    """Where llama.cpp says it put the weights."""
+
+    layers: int  # on accelerators; 0 without one
+    total: int  # layers there are, the output matrix counted as one
+    buffers: dict[str, float]  # MiB by buffer name, as logged (CPU_Mapped, CUDA0, ...)
+
+
+class LlamaModel:
+    """A GGUF held by llama.cpp. Close it after everything that uses it.
+
+    options: n_gpu_layers must be a number or "all"; what "auto" means is decided in
+    `llama_offload`. kernels: who computes instead of llama.cpp, whatever the options
+    say; None: nobody.
+
+    Raises ModelError for a file that is missing or broken, OutOfMemory when weights do
+    not fit, Cancelled when `cancel` is set while loading.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        options: LoadOptions,
+        cancel: threading.Event,
+        kernels: KernelSet | None = None,
+    ) -> None:
+        self.path = path
+        self.kernels, self.packed = kernels, cast(PackedWeights | None, None)
+        self._cancel = cancel
+        check_file(path)
+        library.clear_log()
+        self.handle = self._open(options)
+        if self.handle is None:
+            raise _load_error(path)
+        self.offload = _reported_offload(lib.llama_model_n_layer(self.handle))
+        self.vocabulary = LlamaVocabulary(self.handle)
+        self.description = self._describe()
+        self._refuse_what_cannot_decode()
+        if kernels:
+            threads = options.threads or usable_cores()
+            self.packed = PackedWeights(kernels, threads, self._goes_on)
+
+    def _goes_on(self, packed: int) -> bool:
+        return not self._cancel.is_set()
+
+    @property
+    def size(self) -> int:
+        """Bytes of its weights."""
+        return int(lib.llama_model_size(self.handle))
+
+    @property
+    def trained_ctx(self) -> int:
+        """Context length that the model was trained for, tokens."""
+        return int(lib.llama_model_n_ctx_train(self.handle))
+
+    @property
+    def rewindable(self) -> bool:
+        """Whether the last tokens can be forgotten again (not so with recurrence)."""
+        recurrent = lib.llama_model_is_recurrent(self.handle)
+        return not (recurrent or lib.llama_model_is_hybrid(self.handle))
+
+    @property
+    def parameters(self) -> int:
+        """How many weights it has."""
+        return int(lib.llama_model_n_params(self.handle))
+
+    def default_ctx(self, options: LoadOptions) -> int:
+        """Context size for n_ctx = 0: the trained one, as far as memory allows."""
+        host, on_devices = self._free()
+        free = on_devices if self.offload.layers else host
+        return context_that_fits(self.trained_ctx, self._kv_per_token(options), free)
+
+    def kv_fits(self, n_ctx: int, options: LoadOptions) -> bool:
+        """Whether the KV cache of a context fits the memory that is free now.
+
+        Asked before llama.cpp tries: where memory is overcommitted, trying too much
+        gets the process killed.
+        """
+        return n_ctx * self._kv_per_token(options) <= sum(self._free())
+
+    def _free(self) -> tuple[int, int]:
+        """Bytes free in the host's memory, and on the devices that are used."""
+        devices = library.devices() if self.offload.layers else []
+        on_devices = sum(device.free for device in devices)
+        return int(psutil.virtual_memory().available), on_devices
+
+    def _kv_per_token(self, options: LoadOptions) -> int:
+        """Bytes."""
+        handle = self.handle
+        width = lib.llama_model_n_embd(handle) // (lib.llama_model_n_head(handle) or 1)
+        block = kv_bytes(
+            lib.llama_model_n_head_kv(handle),
+            self._number("attention.key_length", width),
+            self._number("attention.value_length", width),
+            options,
+        )
+        return int(block * lib.llama_model_n_layer(handle))
+
+    def close(self) -> None:
+        """Frees the weights; may be called again."""
+        if self.handle is not None:
+            self.vocabulary.closed = True
+            lib.llama_model_free(self.handle)
+            self.handle = None
+            if self.packed:
+                self.packed.close()
+
+    def _number(self, key: str, default: int) -> int:
+        """A number of the architecture from the file's metadata."""
+        architecture = self._metadata("general.architecture")
+        text = self._metadata(f"{architecture}.{key}")
+        return int(text) if text.isdigit() else default
+
+    def _metadata(self, key: str) -> str:
+        buffer = bytes(128)
+        lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        return buffer.split(b"\0", 1)[0].decode(errors="replace")
+
+    def _open(self, options: LoadOptions) -> lib.llama_model_p | None:
+        params = lib.llama_model_default_params()
+        # Ours read weights as the file has them.
+        params.use_extra_bufts = options.repack and not self.kernels
+        layers = options.n_gpu_layers
+        params.n_gpu_layers = -1 if layers == "all" else int(layers)
+        params.load_mode = (
+            lib.LLAMA_LOAD_MODE_MMAP if options.mmap else lib.LLAMA_LOAD_MODE_NONE
+        ) | (lib.LLAMA_LOAD_MODE_MLOCK if options.mlock else 0)
+        pages, asked = HugePages(options.huge_pages), False
+
+        def keep_going(progress: float, data: object) -> bool:
+            nonlocal asked
+            if not asked:  # memory is there, weights are not
+                asked = True
+                pages.ask()
+            return not self._cancel.is_set()
+
+        # The callback must outlive the call: the local name keeps it alive.
+        callback = lib.llama_progress_callback(keep_going)
+        params.progress_callback = callback
+        handle = lib.llama_model_load_from_file(os.fsencode(self.path), params)
+        if handle is None and self._cancel.is_set():
+            raise Cancelled(f"stopped while loading {self.path.name}")
+        return cast(lib.llama_model_p | None, handle)
+
+    def _describe(self) -> str:
+        buffer = bytes(256)
+        lib.llama_model_desc(self.handle, buffer, len(buffer))
+        return buffer.split(b"\0", 1)[0].decode(errors="replace")
+
+    def _refuse_what_cannot_decode(self) -> None:
+        handle, problem = self.handle, None
+        if lib.llama_model_has_encoder(handle):
+            problem = "is an encoder-decoder model"
+        elif not lib.llama_model_has_decoder(handle):
+            problem = "has no decoder (an embedding model?)"
+        elif self.vocabulary.size == 0:
+            problem = "has no vocabulary"
+        if problem:
+            self.close()
+            raise ModelError(
+                f"{self.path} {problem}: edgecs runs decoder-only language models"
+            )
+
+
+def check_file(path: Path) -> None:
+    """Raises ModelError where a mistake deserves a better sentence than llama.cpp's."""
+    check_model(path)
+    for part in split_parts(path.name)[1:]:
+        check_model(path.with_name(part))
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(_MAGIC))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    if not magic:
+        raise ModelError(f"{path} is empty: fetch the model again")
+    if magic != _MAGIC:
+        raise ModelError(
+            f"{path} is not a GGUF file (it starts with {magic!r}, not {_MAGIC!r}): "
+            "give a model converted for llama.cpp"
+        )
+
+
+def _load_error(path: Path) -> ModelError | OutOfMemory:
+    lines = library.logged_errors()
+    if any(_ALLOCATION.search(line) for line in lines):
+        return OutOfMemory(
+            f"{path.name} does not fit into memory: use fewer GPU layers (-ngl), a "
+            "smaller context (-c) or a smaller quantisation"
+        )
+    causes = [line.split("error loading model: ")[-1] for line in lines]
+    informative = [cause for cause in causes if "failed to load model" not in cause]
+    why = (informative or ["llama.cpp gives no reason"])[-1]
+    return ModelError(
+        f"{path} cannot be loaded: {why} (if the file is damaged, fetch it again)"
+    )
+
+
+def _reported_offload(blocks: int) -> Offload:
+    text = "\n".join(library.logged())
+    counts = _OFFLOADED.search(text)
+    layers, total = map(int, counts.groups()) if counts else (0, blocks + 1)
+    buffers: dict[str, float] = {}
+    for name, size in _BUFFER.findall(text):
+        buffers[name] = buffers.get(name, 0.0) + float(size)
+    return Offload(layers, total, buffers)

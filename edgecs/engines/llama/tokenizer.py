@@ -1,0 +1,149 @@
+"""The tokenizer that lives in a GGUF, as a `Tokenizer`."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import llama_cpp as lib
+import numpy as np
+
+from edgecs.core.context import Tokens
+from edgecs.core.reading import check_model
+from edgecs.engines.llama import library  # noqa: F401  takes llama.cpp's log
+from edgecs.errors import ConfigError, ModelError
+from edgecs.hub.compatibility import real_size
+
+if TYPE_CHECKING:
+    from edgecs.grammar.mask import TokenTrie
+
+
+class LlamaVocabulary:
+    """Text to ids and back with the vocabulary of a loaded model."""
+
+    def __init__(self, model: lib.llama_model_p) -> None:
+        self._vocab = vocab = lib.llama_model_get_vocab(model)
+        self.closed = False
+        self._buffer = ctypes.create_string_buffer(256)
+        self.size: int = lib.llama_vocab_n_tokens(vocab)
+        self.ends = frozenset(
+            token for token in range(self.size) if lib.llama_vocab_is_eog(vocab, token)
+        )
+        self.bos = self._text(lib.llama_vocab_bos(vocab))
+        self.eos = self._text(lib.llama_vocab_eos(vocab))
+        template = lib.llama_model_chat_template(model, None)
+        self.chat_template = (
+            None if template is None else template.decode(errors="replace")
+        )
+        self._pieces: dict[int, bytes] = {}
+
+    def encode(self, text: str, *, document: bool = True) -> Tokens:
+        """Ids of `text`, special tokens parsed, int32 [n].
+
+        document: add BOS (and what else the model wants around a text).
+        """
+        self._refuse_if_closed()
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"the text is not valid Unicode at character {error.start} (a lone "
+                "surrogate): was it read with the wrong encoding?"
+            ) from error
+        if self.size == 0 or lib.llama_vocab_type(self._vocab) == 0:
+            raise ConfigError("this model has no tokenizer: it cannot take text")
+        ids = np.empty(len(data) + 16, dtype=np.int32)
+        while True:
+            pointer = ids.ctypes.data_as(lib.llama_token_p)
+            count = lib.llama_tokenize(
+                self._vocab, data, len(data), pointer, ids.size, document, True
+            )
+            if count >= 0:
+                return ids[:count].copy()
+            ids = np.empty(-count, dtype=np.int32)
+
+    def piece(self, token: int) -> bytes:
+        """What a token adds to the text; control tokens add nothing."""
+        known = self._pieces.get(token)
+        if known is None:
+            known = self._pieces[token] = self._render(token, special=False)
+        return known
+
+    def spelling(self, token: int) -> str:
+        """How a template writes a token; that of control tokens as well."""
+        return self._text(token)
+
+    def pieces(self) -> list[bytes]:
+        """The text of every token, special ones spelt out, without padding at the end.
+
+        The file marks tokens as unused that only make the matrices rounder.
+        """
+        ids, unused = range(self.size), lib.LLAMA_TOKEN_ATTR_UNUSED
+        texts = [self._render(token, special=True) for token in ids]
+        flags = [bool(lib.llama_vocab_get_attr(self._vocab, t) & unused) for t in ids]
+        return texts[: real_size(texts, flags)]
+
+    @cached_property
+    def trie(self) -> TokenTrie:
+        """What the tokens spell, for grammars; made when first asked for."""
+        from edgecs.engines.llama.token_bytes import token_trie
+
+        return token_trie(self._vocab)
+
+    def _text(self, token: int) -> str:
+        if token < 0:
+            return ""
+        return self._render(token, special=True).decode(errors="replace")
+
+    def _refuse_if_closed(self) -> None:
+        if self.closed:
+            raise ModelError("the model of this vocabulary was closed: load it again")
+
+    def _render(self, token: int, *, special: bool) -> bytes:
+        self._refuse_if_closed()
+        while True:
+            buffer = self._buffer
+            count = lib.llama_token_to_piece(
+                self._vocab, token, buffer, len(buffer), 0, special
+            )
+            if count >= 0:
+                return ctypes.string_at(buffer, count)
+            self._buffer = ctypes.create_string_buffer(-count)
+
+
+def read_pieces(gguf: Path) -> list[bytes]:
+    """`LlamaVocabulary.pieces` of a file, without its weights; raises ModelError."""
+    with open_vocabulary(gguf) as vocabulary:
+        return vocabulary.pieces()
+
+
+@contextmanager
+def open_vocabulary(gguf: Path) -> Iterator[LlamaVocabulary]:
+    """The tokenizer of a file, without its weights; raises ModelError."""
+    from edgecs.engines.llama.model_trial import refuse_fatal
+
+    check_model(gguf)
+    refuse_fatal(gguf)
+    with load_vocabulary(gguf) as vocabulary:
+        yield vocabulary
+
+
+@contextmanager
+def load_vocabulary(gguf: Path) -> Iterator[LlamaVocabulary]:
+    """As `open_vocabulary`, of a file that may end the process."""
+    params = lib.llama_model_default_params()
+    params.vocab_only = True
+    model = lib.llama_model_load_from_file(os.fsencode(gguf), params)
+    if model is None:
+        raise ModelError(f"llama.cpp cannot read the tokenizer of {gguf}")
+    vocabulary = LlamaVocabulary(model)
+    try:
+        yield vocabulary
+    finally:
+        vocabulary.closed = True
+        lib.llama_model_free(model)

@@ -1,0 +1,96 @@
+"""How many layers fit a device, and how long a context fits memory: the arithmetic.
+
+Knows numbers only. llama.cpp counts the output matrix as one layer more than the model
+has blocks and offloads from the end: with -ngl N the output matrix and the last N - 1
+blocks go to the device.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from edgecs.engines.load_options import LoadOptions
+
+MARGIN = 1 << 30  # bytes left free on every device: compute buffers and the desktop
+KV_BYTES = {  # of one value in the KV cache: blocks of 32 values with their scales
+    "f32": 4.0,
+    "f16": 2.0,
+    "bf16": 2.0,
+    "q8_0": 34 / 32,
+    "q5_1": 24 / 32,
+    "q5_0": 22 / 32,
+    "q4_1": 20 / 32,
+    "q4_0": 18 / 32,
+    "iq4_nl": 18 / 32,
+}
+SMALLEST_CONTEXT = 4096  # tokens; an automatic context is not made shorter than this
+
+
+@dataclass(frozen=True)
+class Device:
+    """An accelerator as its driver reports it; bytes."""
+
+    name: str
+    description: str
+    free: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a model asks of a device; bytes."""
+
+    blocks: tuple[int, ...]  # weights of each block, first to last
+    output: int  # output matrix and norm
+    kv: int  # KV cache of one block, at the context size in question
+
+
+def layers_that_fit(footprint: Footprint, devices: Sequence[Device]) -> int:
+    """The largest -ngl whose weights, KV cache and margin fit the devices' free memory.
+
+    Every device keeps MARGIN. llama.cpp gives each device a run of layers in proportion
+    to its free memory; each run has to fit its device.
+    """
+    blocks = [weights + footprint.kv for weights in footprint.blocks]
+    sizes = [*blocks, footprint.output]
+    for layers in range(len(sizes), 0, -1):
+        if _runs_fit(sizes[-layers:], devices):
+            return layers
+    return 0
+
+
+def _runs_fit(sizes: Sequence[int], devices: Sequence[Device]) -> bool:
+    total = sum(device.free for device in devices)
+    if not total:
+        return False
+    ends = [share / total for share in accumulate(device.free for device in devices)]
+    used = [0] * len(devices)
+    for i, size in enumerate(sizes):
+        used[min(bisect_right(ends, i / len(sizes)), len(devices) - 1)] += size
+    pairs = zip(used, devices, strict=True)
+    return all(use <= max(0, device.free - MARGIN) for use, device in pairs)
+
+
+def kv_bytes(
+    heads: int, key_width: int, value_width: int, options: LoadOptions
+) -> float:
+    """Bytes of KV cache that a token takes in one block."""
+    key, value = KV_BYTES[options.type_k], KV_BYTES[options.type_v]
+    return heads * (key_width * key + value_width * value)
+
+
+def fewer_layers(layers: int) -> int:
+    """What to try after an allocation failed with `layers`: about an eighth less."""
+    return max(0, layers - max(1, layers // 8))
+
+
+def context_that_fits(trained: int, kv_per_token: int, free: int) -> int:
+    """Tokens of context: what the model was trained for, or what fits half of `free`.
+
+    In steps of 256, not below SMALLEST_CONTEXT unless the model was trained for less.
+    """
+    fits = free // 2 // max(1, kv_per_token) // 256 * 256
+    return min(trained, max(SMALLEST_CONTEXT, fits))

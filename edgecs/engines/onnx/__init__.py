@@ -1,0 +1,1 @@
+"""ONNX Runtime for small drafters: decoders, and heads on the target's states."""

@@ -1,0 +1,202 @@
+"""An exported decoder in ONNX Runtime as a `LanguageModel`: a small neural drafter.
+
+It sees the last `window` tokens at most, so its cost does not follow the context, and
+answers in the target's ids, whatever ids it has itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edgecs.core.context import Context, Tokens
+from edgecs.core.draft import Draft, Rows
+from edgecs.engines.kv_prefix import PrefixCache
+from edgecs.engines.lease import OneHolder
+from edgecs.engines.llama.library import has_amx
+from edgecs.engines.onnx import providers as onnx_providers
+from edgecs.engines.onnx.graph import Graph, read_graph
+from edgecs.engines.onnx.id_map import IdMap
+from edgecs.engines.onnx.kv_cache import (
+    Call,
+    Cells,
+    GrowingCells,
+    Logits,
+    SharedCells,
+    forgets,
+)
+from edgecs.engines.onnx.thread import Aside
+from edgecs.engines.onnx.watchdog import Watch
+from edgecs.errors import Cancelled, ModelError
+from edgecs.hub.drafter_manifest import DrafterManifest, check_file, read_drafter
+
+_CHUNK = 64  # tokens in one call; the engine computes a row of logits for each
+_PROBED = 16  # cells that the check at load fills
+
+
+class OnnxModel:
+    """Scores drafts with the decoder of a drafter's folder.
+
+    provider: the execution provider that was chosen; provider_notes: why each of those
+    that were preferred to it was not.
+
+    Raises ModelError for a folder, a graph or a map that does not fit together.
+    """
+
+    rewindable = True
+    n_ctx = 2**31 - 1  # what lies before the window is forgotten
+
+    def __init__(
+        self,
+        drafter: Path | DrafterManifest,
+        target_vocab_size: int,
+        cancel: threading.Event,
+        *,
+        threads: int = 1,
+        providers: Sequence[str] | None = None,
+    ) -> None:
+        manifest = read_drafter(drafter) if isinstance(drafter, Path) else drafter
+        check_file(manifest)
+        self.manifest = manifest
+        self.vocab_size = target_vocab_size
+        self.max_draft = min(_CHUNK - 1, manifest.window // 4)
+        self.cancel = cancel
+        self._aside, self._watch = Aside(has_amx()), Watch(cancel)
+        try:
+            (cells, width), opened = self._aside(
+                onnx_providers.open_best,
+                manifest.path,
+                self._prepare,
+                threads=threads,
+                providers=providers,
+            )
+        except BaseException:
+            self._end()
+            raise
+        self.provider = opened.provider
+        self.provider_notes = opened.notes
+        self._ids = IdMap(manifest, width, target_vocab_size)
+        self._cells: Cells | None = cells
+        self._cache = PrefixCache(cells.drop)
+        self._holder = OneHolder(f"the drafter {manifest.name}")
+
+    def score(self, context: Context, draft: Draft) -> Rows:
+        """Logits after the context and after every draft token, see `LanguageModel`."""
+        self._check(context, draft)
+        kept = self._keep(context, len(draft))
+        pending = context.tokens[self._cache.first + kept :]
+        feed = np.concatenate((pending, draft.tokens)) if len(draft) else pending
+        logits = self._feed(feed, 1 + len(draft))
+        return Rows(self._ids.to_target(logits), feed.size)
+
+    def end_turn(self, context: Context) -> None:
+        """Cuts the cache to one token short of the context, see `LanguageModel`."""
+        if self._cells is not None:
+            self._cache.keep(context, len(context) - 1 - self._cache.first)
+
+    def reset(self) -> None:
+        """Forgets everything, as if just loaded."""
+        if self._cells is not None:
+            self._cache.reset()
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Claims the model; a second holder gets a ModelError."""
+        return self._holder.hold()
+
+    def close(self) -> None:
+        """Frees weights and cache; may be called again."""
+        self._end()
+        self._cells = None
+        self._cache = PrefixCache(lambda length: True)
+
+    def _end(self) -> None:
+        self._aside.close()
+        self._watch.close()
+
+    def _prepare(
+        self, session: ort.InferenceSession, provider: str
+    ) -> tuple[Cells, int]:
+        """Cells that are known to work, and the width of the logits."""
+        graph = read_graph(session)
+        device = onnx_providers.DEVICES.get(provider, "cpu")
+        window = self.manifest.window
+        call = Call(session, graph, device, self._watch, most=_CHUNK, span=window)
+        return self._fitting(call, graph), call.width
+
+    def _fitting(self, call: Call, graph: Graph) -> Cells:
+        room = min(_PROBED, self.manifest.window - 2)
+        kinds: list[Cells] = (
+            [SharedCells(call, graph)]
+            if self.manifest.cache == "shared"
+            else [GrowingCells(call, graph, masks=masks) for masks in (True, False)]
+        )
+        for cells in kinds[:-1]:
+            # A graph may refuse the mask as well as be deaf to it.
+            with suppress(*onnx_providers.ENGINE_ERRORS):
+                if forgets(cells, call.width, room):
+                    return cells
+        if forgets(kinds[-1], call.width, room):
+            return kinds[-1]
+        raise ModelError(
+            f"the graph does not forget with a {self.manifest.cache} cache: correct "
+            "'cache' in its manifest or export it again"
+        )
+
+    def _check(self, context: Context, draft: Draft) -> None:
+        if self._cells is None:
+            raise ModelError("this drafter was closed: load it again")
+        if not draft.is_chain:
+            raise ModelError("ONNX drafters take chains; this draft is a tree")
+        if not len(context):
+            raise ModelError("an empty context has no next token: give a prompt")
+        if len(draft) > self.max_draft:
+            raise ModelError(
+                f"a draft of {len(draft)} tokens exceeds the {self.max_draft} that one "
+                "call of this drafter can score"
+            )
+
+    def _keep(self, context: Context, drafted: int) -> int:
+        """How many cells stay; begins a new window where that is better."""
+        cache, half = self._cache, self.manifest.window // 2
+        kept = cache.keep(context, len(context) - 1 - cache.first)
+        seen = len(context) - cache.first
+        overflows = seen + drafted > self.manifest.window
+        costs_more = seen - kept > half
+        short_sighted = cache.first and seen < half // 2  # the context was cut back
+        if overflows or costs_more or short_sighted:
+            cache.reset(max(0, len(context) - half))
+            kept = 0
+        return kept
+
+    def _feed(self, tokens: Tokens, rows: int) -> Logits:
+        """Computes `tokens` after the cells that are there; logits of the last `rows`.
+
+        These all come from the last call.
+        """
+        ids, start = self._ids.to_drafter(tokens), 0
+        while ids.size - start > _CHUNK:
+            n = min(_CHUNK, ids.size - start - rows)
+            self._call(tokens[start : start + n], ids[start : start + n])
+            start += n
+            if self.cancel.is_set():
+                raise Cancelled("stopped while the drafter was reading")
+        return self._call(tokens[start:], ids[start:])[-rows:]
+
+    def _call(self, tokens: Tokens, ids: NDArray[np.int64]) -> Logits:
+        assert self._cells is not None
+        self._cache.expect()
+        try:
+            logits = self._aside(self._cells.run, ids)
+        except onnx_providers.ENGINE_ERRORS as error:
+            raise ModelError(
+                f"the drafter {self.manifest.name} failed in ONNX Runtime: "
+                f"{onnx_providers.reason(error)}"
+            ) from error
+        self._cache.extend(tokens.tolist())
+        return logits

@@ -1,0 +1,249 @@
+"""The KV cache of an ONNX decoder and the call that fills it, for both kinds of graph.
+
+Cells never pass through Python: what one call puts out is bound as input of the next,
+or both are one buffer. Tokens are the drafter's ids; what belongs to which context is
+for somebody else to know.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edgecs.engines.onnx.graph import Graph, check_rows
+from edgecs.engines.onnx.watchdog import Watch
+
+Ids = NDArray[np.int64]
+Logits = NDArray[Any]  # [n, width], float32 or float16
+
+
+class Cells(Protocol):
+    """Cells 0, 1, 2, ... of a decoder."""
+
+    def run(self, tokens: Ids) -> Logits:
+        """Computes cells for `tokens` after those that are there; logits of each.
+
+        A view that holds until the next call.
+        """
+
+    def drop(self, length: int) -> bool:
+        """Forgets the cells from `length` on; False where that cannot be done."""
+
+    def compact(self) -> None:
+        """Frees the room of what was forgotten, if it takes any."""
+
+
+class _Input(NamedTuple):
+    name: str
+    buffer: NDArray[Any]
+    pointer: int  # numpy takes a microsecond to say it
+
+
+class Call:
+    """The inputs and outputs other than cells, in buffers that are bound in place.
+
+    device: where the cells are; logits always come to the CPU. watch: ends a call that
+    takes too long. most: tokens in one call. span: cells that the attention mask can
+    cover.
+    """
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        graph: Graph,
+        device: str,
+        watch: Watch,
+        *,
+        most: int,
+        span: int,
+    ) -> None:
+        self.session = session
+        self.binding = session.io_binding()
+        self.device = device
+        self._watch = watch
+        self._ids = _input(graph, "input_ids", most)
+        self._mask = _input(graph, "attention_mask", span)
+        self._positions = None
+        if "position_ids" in graph.inputs:
+            self._positions = _input(graph, "position_ids", most)
+        self._count = np.arange(span, dtype=np.int64)
+        width = graph.width or _measured_width(session, graph, watch)
+        self._logits = np.empty((most, width), dtype=graph.logits)
+        self._at = self._logits.ctypes.data
+        self.mask = self._mask.buffer
+        self.width = width
+
+    def run(self, tokens: Ids, position: int, span: int) -> Logits:
+        """Runs the graph: tokens at `position` and on, under the first `span` of mask.
+
+        The cells must be bound.
+        """
+        n = tokens.size
+        self._ids.buffer[:n] = tokens
+        self._bind(self._ids, n)
+        self._bind(self._mask, span)
+        if self._positions is not None:
+            self._positions.buffer[:n] = self._count[position : position + n]
+            self._bind(self._positions, n)
+        logits = self._logits[:n]
+        self.binding.bind_output(
+            "logits", "cpu", 0, logits.dtype.type, (1, n, self.width), self._at
+        )
+        self._watch(self._run)
+        return logits
+
+    def _run(self, options: ort.RunOptions) -> None:
+        if self.device == "cpu":
+            self.session.run_with_iobinding(self.binding, options)
+            return
+        self.binding.synchronize_inputs()
+        self.session.run_with_iobinding(self.binding, options)
+        self.binding.synchronize_outputs()
+
+    def _bind(self, into: _Input, n: int) -> None:
+        """The first n of a buffer. On a GPU it is the binding that copies them."""
+        kind = into.buffer.dtype.type
+        self.binding.bind_input(into.name, "cpu", 0, kind, (1, n), into.pointer)
+
+
+class GrowingCells:
+    """Past cells go in, past and new cells come out: the plain export.
+
+    What is forgotten stays where it is behind a mask of 0, while positions go on from
+    what is left, until `window` is full; then it is cut out. With masks=False it is cut
+    out at once, for graphs that do not answer to the mask.
+    """
+
+    def __init__(self, call: Call, graph: Graph, *, masks: bool) -> None:
+        self._call = call
+        self._graph = graph
+        self._masks = masks
+        self._slots = np.arange(call.mask.size)  # [cells]: where each of them lies
+        self._live = self._used = 0
+        self._past: list[ort.OrtValue] = []
+        self.drop(0)
+
+    def run(self, tokens: Ids) -> Logits:
+        """See `Cells`."""
+        if self._used + tokens.size > self._call.mask.size:
+            self.compact()
+        live, used, n = self._live, self._used, tokens.size
+        binding = self._call.binding
+        for cell, past in zip(self._graph.cells, self._past, strict=True):
+            binding.bind_ortvalue_input(cell.past, past)
+            binding.bind_output(cell.present, self._call.device)
+        logits = self._call.run(tokens, live, used + n)
+        # Bound in this order: the cells first, the logits last.
+        self._past = binding.get_outputs()[:-1]
+        self._slots[live : live + n] = np.arange(used, used + n)
+        self._live, self._used = live + n, used + n
+        return logits
+
+    def drop(self, length: int) -> bool:
+        """See `Cells`."""
+        if not length:
+            self._set(np.empty(0, dtype=np.int64))
+        elif self._masks:
+            self._call.mask[self._slots[length : self._live]] = 0
+            self._live = length
+        else:
+            self._live = length
+            self.compact()
+        return True
+
+    def compact(self) -> None:
+        """Moves the live cells together."""
+        self._set(self._slots[: self._live].copy())
+
+    def _set(self, slots: NDArray[np.int64]) -> None:
+        """Keeps the cells at these slots alone, now at 0, 1, 2, ..."""
+        past = []
+        for i, cell in enumerate(self._graph.cells):
+            if slots.size:
+                cells = np.take(self._past[i].numpy(), slots, axis=2)
+            else:
+                cells = np.empty((1, cell.heads, 0, cell.size), dtype=cell.dtype)
+            past.append(ort.OrtValue.ortvalue_from_numpy(cells, self._call.device, 0))
+        self._past = past
+        self._live = self._used = slots.size
+        self._slots[: slots.size] = np.arange(slots.size)
+        self._call.mask[:] = 1
+
+
+class SharedCells:
+    """Past and present are one buffer: graphs with a fused GroupQueryAttention.
+
+    The length of the attention mask says how many cells count, so forgetting is
+    counting less.
+    """
+
+    def __init__(self, call: Call, graph: Graph) -> None:
+        self._call = call
+        self._live = 0
+        self._buffers = []  # bound below, for as long as the binding is used
+        for cell in graph.cells:
+            shape = (1, cell.heads, call.mask.size, cell.size)
+            zeros = np.zeros(shape, dtype=cell.dtype)
+            buffer = ort.OrtValue.ortvalue_from_numpy(zeros, call.device, 0)
+            call.binding.bind_ortvalue_input(cell.past, buffer)
+            call.binding.bind_ortvalue_output(cell.present, buffer)
+            self._buffers.append(buffer)
+
+    def run(self, tokens: Ids) -> Logits:
+        """See `Cells`."""
+        total = self._live + tokens.size
+        logits = self._call.run(tokens, self._live, total)
+        self._live = total
+        return logits
+
+    def drop(self, length: int) -> bool:
+        """See `Cells`."""
+        self._live = length
+        return True
+
+    def compact(self) -> None:
+        """There is nothing to free."""
+
+
+def forgets(cells: Cells, width: int, room: int) -> bool:
+    """Whether what was dropped leaves no trace: the same logits with and without it.
+
+    Both sides are made of the same calls, because a graph with quantised activations
+    answers differently to other calls for the same tokens.
+    """
+    ids = np.arange(room, dtype=np.int64) % width
+    start, after, stale = ids[:3], ids[3:4], ids[4:]
+
+    def answer(*before: Ids) -> Logits:
+        cells.drop(0)
+        cells.run(start)
+        for tokens in before:
+            cells.run(tokens)
+            cells.drop(start.size)
+        first = cells.run(after).astype(np.float32)
+        cells.compact()  # shows whether new cells are where they are thought to be
+        return np.concatenate([first, cells.run(after).astype(np.float32)])
+
+    clean, used = answer(), answer(stale, after)
+    cells.drop(0)
+    return bool(np.abs(used - clean).max() <= 0.05 * clean.std())
+
+
+def _input(graph: Graph, name: str, size: int) -> _Input:
+    buffer = np.ones(size, dtype=graph.inputs[name])
+    return _Input(name, buffer, buffer.ctypes.data)
+
+
+def _measured_width(session: ort.InferenceSession, graph: Graph, watch: Watch) -> int:
+    feeds: dict[str, NDArray[Any]] = {
+        name: np.ones((1, 1), dtype=kind) for name, kind in graph.inputs.items()
+    }
+    for cell in graph.cells:
+        feeds[cell.past] = np.empty((1, cell.heads, 0, cell.size), dtype=cell.dtype)
+    (logits,) = watch(partial(session.run, ["logits"], feeds))
+    check_rows(logits.shape)
+    return int(logits.shape[-1])

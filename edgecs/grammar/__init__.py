@@ -1,0 +1,1 @@
+"""What an answer may be, as a mask over the vocabulary: GBNF, JSON schema, Lark."""

@@ -1,0 +1,350 @@
+"""What an answer may be: a grammar or a JSON schema, as a mask over the vocabulary.
+
+The mask is a pure function of the answer's tokens, so it may stand before any rule that
+chooses a token, and a draft is judged as if it had been decoded one by one. llguidance
+does the parsing; models, sampling and caches are unknown here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import llguidance
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.core.context import Tokens
+from edgecs.core.draft import Row
+from edgecs.errors import ConfigError
+from edgecs.grammar.gbnf import parse
+from edgecs.grammar.lark import as_lark
+from edgecs.text.detokenizer import Tokenizer
+
+MOST_LETTERS = 1 << 18  # of a grammar or a schema
+MOST_NESTED = 1000  # levels of a schema with its $ref: llguidance has them on the stack
+LONGEST = 512  # bytes: longer tokens are runs of spaces and the like, never needed
+
+# At most this between two parts of a JSON text, as llama.cpp has it: without a limit
+# small models write blanks for ever.
+WHITESPACE = r" |\n{1,2}[ \t]{0,20}"
+
+# An answer that uses up a limit would end in the middle, so they are only a stop for
+# what would take seconds. The defaults do not let a mask take 10 ms.
+_LIMITS = llguidance.LLParserLimits(
+    max_items_in_row=100_000,
+    step_lexer_fuel=20_000_000,
+    step_max_items=20_000_000,
+    verbose_errors=False,
+)
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A grammar that answers keep to; made by `gbnf` or by `json_schema`.
+
+    Both raise ConfigError for what cannot be used, so a Grammar is a good one.
+    """
+
+    source: str  # what it is called in messages
+    lark: str  # as llguidance reads it
+
+    @staticmethod
+    def gbnf(text: str | bytes) -> Grammar:
+        """A grammar in llama.cpp's notation; the answer is what `root` stands for."""
+        return _checked("grammar", as_lark(parse(_decoded(text, "grammar"))))
+
+    @staticmethod
+    def json_schema(schema: str | bytes | bool | Mapping[str, object]) -> Grammar:
+        """JSON that keeps to a schema: its text, or what json.loads makes of it.
+
+        `{}` is any JSON, `{"type": "object"}` any object. Members come in the order of
+        `properties`. What the schema says and this cannot keep to is refused.
+        """
+        if isinstance(schema, str | bytes):
+            schema = _loaded(_decoded(schema, "JSON schema"))
+        if isinstance(schema, Mapping):
+            own = schema.get("x-guidance", {})
+            if isinstance(own, Mapping):
+                defaults = {"whitespace_pattern": WHITESPACE}
+                schema = {**schema, "x-guidance": {**defaults, **own}}
+        try:
+            text = json.dumps(schema, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"the JSON schema is not JSON: {error}; give an object of plain values"
+            ) from error
+        _check_size(text, "JSON schema")
+        _check_depth(text)
+        head = '%llguidance {"no_forcing": true}'
+        return _checked("JSON schema", f"{head}\nstart: %json {text}\n")
+
+    def over(self, trie: TokenTrie) -> GrammarMask:
+        """The mask for one answer in a vocabulary."""
+        return GrammarMask(self, trie)
+
+
+class TokenTrie:
+    """What the tokens of a vocabulary spell, as llguidance searches it.
+
+    It takes 0.2 s for 49,000 tokens and 0.5 s for 152,000, so it is made once per
+    model. pieces: [size], the text of each token, b"" for one that has none, such as a
+    control token: it then never matches a part of a grammar. ends: tokens that end an
+    answer, whatever they spell.
+    """
+
+    def __init__(self, pieces: Sequence[bytes], ends: Collection[int]) -> None:
+        if not ends:
+            raise ConfigError(
+                "this model has no token that ends an answer, so no answer can keep to "
+                "a grammar: use another model"
+            )
+        self.size = len(pieces)
+        self.ends = frozenset(ends)
+        # No character begins with 0xFF, and to llguidance it marks a special token.
+        texts = [
+            b"" if len(text) > LONGEST or text[:1] == b"\xff" else text
+            for text in pieces
+        ]
+        for end in self.ends:
+            texts[end] = b""
+        self.spells = np.fromiter(map(bool, texts), np.bool_, self.size)  # [size]
+        # llguidance's own end of text stands behind the vocabulary: a grammar may end
+        # with any token of `ends`.
+        self._tokens = [*texts, b""]
+        self.tokenizer = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(_Words(self._tokens))
+        )
+
+    @staticmethod
+    def of(tokenizer: Tokenizer, size: int) -> TokenTrie:
+        """The trie of any tokenizer that knows the ids below `size`."""
+        return TokenTrie(
+            [tokenizer.piece(token) for token in range(size)], tokenizer.ends
+        )
+
+
+class _Words:
+    """What llguidance asks of a tokenizer. It never tokenises with it: no_forcing."""
+
+    bos_token_id = None
+
+    def __init__(self, tokens: list[bytes]) -> None:
+        self.tokens = tokens
+        self.eos_token_id = len(tokens) - 1
+
+    def __call__(self, text: bytes) -> list[int]:
+        return []
+
+
+class GrammarMask:
+    """Which tokens may follow an answer: a pure function that remembers a place.
+
+    Raises ConfigError for an answer that the grammar does not allow.
+    """
+
+    def __init__(self, grammar: Grammar, trie: TokenTrie) -> None:
+        self._grammar = grammar
+        self._trie = trie
+        self._at: Tokens  # the tokens that the matcher has taken
+        self._restart()
+        self._ends = np.fromiter(trie.ends, np.int64)
+        self.allowed(self._at)  # a grammar that no answer can keep to fails here
+
+    def allowed(self, answer: Tokens) -> NDArray[np.bool_]:
+        """Which tokens may follow, bool [vocabulary]; at least one of them may."""
+        ended = self._go(answer)
+        size = self._trie.size
+        if ended or self._matcher.is_stopped():
+            found = np.zeros(size, dtype=np.bool_)
+            found[self._ends] = True
+            return found
+        packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._refuse_if_stuck()
+        bits = np.unpackbits(packed, count=size + 1, bitorder="little").view(np.bool_)
+        found = bits[:size]
+        found[self._ends] = bits[size]
+        return found
+
+    def allows(self, answer: Tokens, token: int) -> bool:
+        """Whether `token` may follow; some microseconds, where a mask takes tens."""
+        ended = self._go(answer)
+        if ended or token in self._trie.ends:
+            accepted = ended or self._matcher.is_accepting()
+            return token in self._trie.ends and accepted
+        if not self._spells(token) or self._matcher.is_stopped():
+            return False
+        fits = self._matcher.validate_tokens([token]) == 1
+        self._refuse_if_stuck()
+        return fits
+
+    def mask(self, row: Row, answer: Tokens) -> Row:
+        """A copy of `row` with -inf where a token may not follow.
+
+        A row that is wider than the vocabulary is padded: nothing there may follow.
+        """
+        allowed = self.allowed(answer)[: row.size]
+        masked = np.full_like(row, -np.inf)
+        np.copyto(masked[: allowed.size], row[: allowed.size], where=allowed)
+        return masked
+
+    def _go(self, answer: Tokens) -> bool:
+        """Brings the matcher to the end of `answer`; whether that has ended already."""
+        if self._matcher.is_error():
+            self._restart()
+        common = _common(self._at, answer)
+        back = self._at.size - common
+        if back and not self._matcher.rollback(back):
+            self._restart()
+            common = 0
+        new = answer[common:].tolist()
+        texts = list(takewhile(self._spells, new))
+        taken = self._matcher.try_consume_tokens(texts) if texts else 0
+        self._at = np.array(answer[: common + taken])
+        if taken == len(new):
+            return False
+        self._refuse_if_stuck()
+        if self._matcher.is_accepting():
+            taken += len(list(takewhile(self._trie.ends.__contains__, new[taken:])))
+        if taken < len(new):
+            raise ConfigError(
+                f"the answer does not keep to the {self._grammar.source} at token "
+                f"{common + taken} (id {new[taken]}): continue only with allowed tokens"
+            )
+        return True
+
+    def _restart(self) -> None:
+        self._matcher = llguidance.LLMatcher(
+            self._trie.tokenizer, self._grammar.lark, log_level=0, limits=_LIMITS
+        )
+        self._at = np.empty(0, dtype=np.int32)
+        if self._matcher.is_error():
+            raise _refusal(self._grammar.source, self._matcher.get_error())
+
+    def _spells(self, token: int) -> bool:
+        return 0 <= token < self._trie.size and bool(self._trie.spells[token])
+
+    def _refuse_if_stuck(self) -> None:
+        if self._matcher.is_error():
+            why = _sentence(self._matcher.get_error())
+            raise ConfigError(
+                f"nothing that this model can write keeps to the {self._grammar.source}"
+                f" after {self._at.size} tokens of the answer ({why}): make the "
+                f"{self._grammar.source} less strict or simpler"
+            )
+
+
+class DraftMask:
+    """A grammar's mask for drafters: where they cannot keep to it they are free.
+
+    Behind a path that it refuses, or without any token that may follow in a trimmed
+    vocabulary, they draft in vain, which is no reason to stop.
+    """
+
+    def __init__(self, mask: GrammarMask) -> None:
+        self._mask = mask
+
+    def allows(self, answer: Tokens, token: int) -> bool:
+        """See `GrammarMask.allows`."""
+        try:
+            return self._mask.allows(answer, token)
+        except ConfigError:
+            return True
+
+    def mask(self, row: Row, answer: Tokens) -> Row:
+        """See `GrammarMask.mask`."""
+        try:
+            masked = self._mask.mask(row, answer)
+        except ConfigError:
+            return row
+        return masked if masked.max() > -np.inf else row
+
+
+def _common(a: Tokens, b: Tokens) -> int:
+    """Length of the longest common prefix."""
+    length = min(a.size, b.size)
+    differs = a[:length] != b[:length]
+    at = int(differs.argmax()) if length else 0
+    return at if length and differs[at] else length
+
+
+def _decoded(text: str | bytes, source: str) -> str:
+    """The text, as far as it may be one."""
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"the {source} is not text in UTF-8 (byte {error.start}): give another "
+                "file"
+            ) from error
+    _check_size(text, source)
+    if not text.strip():
+        raise ConfigError(f"the {source} is empty: give one, or leave it out")
+    if "\0" in text:
+        raise ConfigError(
+            f"the {source} is not text (it has a zero byte at {text.index(chr(0))}): "
+            "give another file"
+        )
+    return text
+
+
+def _check_size(text: str, source: str) -> None:
+    if len(text) > MOST_LETTERS:
+        raise ConfigError(
+            f"the {source} has {len(text)} characters, more than the {MOST_LETTERS} "
+            "that edgecs takes: make it smaller"
+        )
+
+
+def _check_depth(text: str) -> None:
+    """Every $ref may lead one nesting of the schema deeper than the last one."""
+    refs = len(set(re.findall(r'"\$ref": ("(?:[^"\\]|\\.)*")', text)))
+    deepest = depth = 0
+    for bracket in re.findall(r"[\[{}\]]", re.sub(r'"(?:[^"\\]|\\.)*"', "", text)):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    if refs and (refs + 1) * deepest > MOST_NESTED:
+        raise ConfigError(
+            f"the JSON schema may nest too deeply ({refs} different $ref in {deepest} "
+            "levels): write some of what they refer to in their place"
+        )
+
+
+def _loaded(text: str) -> bool | Mapping[str, object]:
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"the JSON schema is not JSON: {error}; correct it there"
+        ) from error
+    if not isinstance(schema, bool | dict):
+        raise ConfigError(
+            f"a JSON schema is an object, got {text.strip()[:20]!r}: write one such as "
+            '{"type": "object"}'
+        )
+    return schema
+
+
+def _checked(source: str, text: str) -> Grammar:
+    problem = llguidance.LLMatcher.validate_grammar(text, limits=_LIMITS)
+    if problem:
+        raise _refusal(source, problem)
+    return Grammar(source, text)
+
+
+def _refusal(source: str, problem: str) -> ConfigError:
+    return ConfigError(
+        f"the {source} cannot be used: {_sentence(problem)}; change that"
+    )
+
+
+def _sentence(problem: str) -> str:
+    """What llguidance says, without the place in a text that the user never saw."""
+    said = re.split(r"\n   1 \||\n<", problem)[0]
+    said = re.sub(r"^(at )?\d+\(\d+\): ", "", said)
+    said = said.removeprefix("failed to compile JSON schema: ")
+    return " ".join(said.split())[:300]

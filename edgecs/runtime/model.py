@@ -1,0 +1,350 @@
+"""A model that answers, in one call: what a program needs that does not care how.
+
+    with load("smollm2-135m-instruct") as model:
+        print(model.ask("What is a llama?"))
+
+This module alone looks at the user's folders: models, and what was measured on this
+machine, are kept where the command line keeps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, aclosing
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+import platformdirs
+
+from edgecs.calibrate.bundled_drafters import shipped_drafters, shipped_for
+from edgecs.calibrate.profile import Profiles
+from edgecs.calibrate.speculation_profile import Speculation, left_out
+from edgecs.chat.asynchronous import AsyncChat, EngineThread
+from edgecs.chat.chat import Chat
+from edgecs.chat.conversation import ROLES, Conversation
+from edgecs.chat.overflow import Overflow
+from edgecs.core.context import Tokens
+from edgecs.decoding.exactness import Exact
+from edgecs.drafters.maxgram import MaxGram
+from edgecs.engines.load_options import LoadOptions
+from edgecs.errors import ConfigError
+from edgecs.hub.download import Progress
+from edgecs.hub.store import Store
+from edgecs.runtime.loader import Loaded, load_drafter
+from edgecs.runtime.loader import load as load_target
+from edgecs.sampling.chain import Rule
+from edgecs.sampling.settings import Sampling, Settings
+from edgecs.session.session import FinishReason, Session, Token
+from edgecs.session.stats import Stats
+from edgecs.text.chat_template import ChatTemplate, Message
+
+if TYPE_CHECKING:
+    from edgecs.grammar.mask import Grammar
+
+Schema = str | bytes | bool | Mapping[str, object]
+"""A JSON schema: its text, or what json.loads makes of it."""
+
+
+def load(
+    model: str | Path,
+    options: LoadOptions | None = None,
+    *,
+    drafts: Sequence[str | Path] | None = None,
+    speculate: bool = True,
+    exact: Exact = "auto",
+    folder: Path | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Model:
+    """Loads a model, fetched first if it is not here yet; a context manager.
+
+    model: a name, a path to a GGUF, or user/repo[:quant]. drafts: smaller models and
+    folders of ONNX drafters, the largest first; None: the drafter that comes with the
+    model, if it pays here; Max-Gram always comes last. speculate: False for plain
+    decoding. exact: see docs/concepts.md. folder: where models and measurements are
+    kept, None: where the command line keeps them. progress: called while something is
+    fetched, with what it is, and bytes that are here and in all (0: not known). The
+    first load of a model measures it, which takes seconds.
+
+    Raises ConfigError, ModelError, FetchError, OutOfMemory.
+    """
+    folder = folder or Path(platformdirs.user_cache_dir("edgecs"))
+    store, told = Store(folder / "models", offline=offline), progress or _nobody
+    with ExitStack() as undo:
+        path = store.path(str(model), told)
+        loaded = undo.enter_context(
+            load_target(path, options or LoadOptions(), findings=folder / "llama.json")
+        )
+        if not speculate:
+            return Model(loaded, loaded.session(), None, undo.pop_all())
+        speculation = Speculation(
+            loaded.target,
+            exact=exact,
+            key=loaded.key(),
+            profiles=Profiles(folder / "profiles"),
+        )
+        speculation.prepare(loaded.seconds)
+        if drafts is None:
+            drafts = _shipped(str(model), speculation)
+        named, fingerprints = [], {}
+        for reference in drafts:
+            drafter = undo.enter_context(
+                load_drafter(_drafter(store, reference, told), loaded)
+            )
+            named.append(drafter.named)
+            fingerprints[drafter.name] = drafter.fingerprint
+        planner = speculation.planner(
+            named,
+            MaxGram(),
+            fingerprints=fingerprints,
+            ends=loaded.model.vocabulary.ends,
+        )
+        session = loaded.session(schedule=planner, limits=speculation.limits)
+        return Model(loaded, session, speculation, undo.pop_all())
+
+
+def _nobody(what: str, done: int, total: int) -> None:
+    """Progress that nobody asked for."""
+
+
+def _shipped(model: str, speculation: Speculation) -> list[Path]:
+    folder = shipped_for(model)
+    return [] if folder is None or left_out(folder, speculation) else [folder]
+
+
+def _drafter(store: Store, reference: str | Path, progress: Progress) -> Path:
+    path = Path(reference)
+    if path.is_dir():
+        return path
+    shipped = shipped_drafters().get(str(reference))
+    return shipped or store.path(str(reference), progress)
+
+
+class _Wishes(Settings, total=False):
+    max_tokens: int | None
+    stop: Sequence[str]
+    sampling: Sampling | None
+    grammar: str | Grammar | None
+    schema: Schema | None
+    logprobs: int | None
+
+
+class Answering(_Wishes, total=False):
+    """The keywords of `Model.generate`, the settings of a `Sampling` among them."""
+
+    raw: bool
+
+
+class Chatting(_Wishes, total=False):
+    """The keywords of `Model.chat`, the settings of a `Sampling` among them."""
+
+    messages: Sequence[Message]
+    overflow: Overflow
+
+
+class Model:
+    """A loaded model. One answer at a time: a new one ends the one before it.
+
+    All but `stop` is for one thread; `agenerate` and `achat` are for event loops, and
+    may be used by many tasks, whose answers end each other.
+
+    loaded, session, speculation: the parts behind it, for those who want more.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        session: Session,
+        speculation: Speculation | None,
+        closing: ExitStack,
+    ) -> None:
+        self.loaded, self.session, self.speculation = loaded, session, speculation
+        self._closing = closing
+        closing.push(lambda *exc: session.close())
+        self._thread = EngineThread(session)
+
+    @property
+    def stats(self) -> Stats:
+        """Of the last answer: tokens, rounds, acceptance, times."""
+        return self.session.stats
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the last answer ended; None while it is under way."""
+        return self.session.finish_reason
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        raw: bool = False,
+        sampling: Sampling | None = None,
+        grammar: str | Grammar | None = None,
+        schema: Schema | None = None,
+        logprobs: int | None = None,
+        **settings: Unpack[Settings],
+    ) -> Generator[Token]:
+        """The answer to a prompt, token by token.
+
+        prompt: a user's message, or all messages of a conversation. stop: texts that
+        end the answer, and are not part of it. raw: feed the text as it is, without the
+        model's chat template. settings: `temperature=0.8, top_p=0.95, seed=7`, names as
+        in `Sampling`; they change `sampling`, which is greedy if it is not given; one
+        seed gives one answer. grammar, schema: see `rule`. logprobs: states the
+        log-probability of every token, and of so many of the most likely ones, on the
+        model's row as it is. Raises ConfigError, ContextFull.
+        """
+        rule = self.rule(sampling, grammar=grammar, schema=schema, **settings)
+        return self.session.generate(
+            self._encode(prompt, raw),
+            max_tokens=max_tokens,
+            stop=stop,
+            rule=rule,
+            logprobs=logprobs,
+        )
+
+    def ask(self, prompt: str | Sequence[Message], **how: Unpack[Answering]) -> str:
+        """The whole answer as a text, see `generate`."""
+        return "".join(token.text for token in self.generate(prompt, **how))
+
+    async def agenerate(
+        self, prompt: str | Sequence[Message], **how: Unpack[Answering]
+    ) -> AsyncGenerator[Token, None]:
+        """`generate` beside an event loop: the engine computes in a thread.
+
+        Closing it, or cancelling the task that reads it, ends it within a round.
+        """
+        tokens = self._thread.stream(lambda: self.generate(prompt, **how))
+        async with aclosing(tokens):
+            async for token in tokens:
+                yield token
+
+    def chat(
+        self,
+        system: str | None = None,
+        *,
+        messages: Sequence[Message] = (),
+        overflow: Overflow = "stop",
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        sampling: Sampling | None = None,
+        grammar: str | Grammar | None = None,
+        schema: Schema | None = None,
+        logprobs: int | None = None,
+        **settings: Unpack[Settings],
+    ) -> Chat:
+        """A conversation whose turns compute only what is new, see `Chat`.
+
+        messages: what was said before, up to an answer. The rest: as in `generate`,
+        for all answers.
+        """
+        conversation = Conversation(self._template, self.loaded.model.vocabulary)
+        for role, content in _said(messages, system):
+            conversation.add(role, content)
+        return Chat(
+            self.session,
+            conversation,
+            overflow=overflow,
+            stop=stop,
+            max_tokens=max_tokens,
+            rule=self.rule(sampling, grammar=grammar, schema=schema, **settings),
+            logprobs=logprobs,
+        )
+
+    def achat(self, system: str | None = None, **how: Unpack[Chatting]) -> AsyncChat:
+        """`chat` beside an event loop."""
+        return AsyncChat(self.chat(system, **how), self._thread)
+
+    def rule(
+        self,
+        sampling: Sampling | None = None,
+        *,
+        grammar: str | Grammar | None = None,
+        schema: Schema | None = None,
+        **settings: Unpack[Settings],
+    ) -> Rule:
+        """How tokens are chosen: what a turn of a chat can have of its own.
+
+        grammar: in llama.cpp's notation (GBNF). schema: JSON that keeps to it. At most
+        one of both. Raises ConfigError.
+        """
+        if grammar is not None or schema is not None:
+            grammar = _grammar(grammar, schema)
+        return self.loaded.rule(replace(sampling or Sampling(), **settings), grammar)
+
+    def stop(self) -> None:
+        """Ends the answer under way within a round; may be called from any thread.
+
+        What was said stays, and `finish_reason` becomes "cancelled".
+        """
+        self.session.interrupt()
+
+    def close(self) -> None:
+        """Keeps what was learnt about drafts, and frees everything."""
+        self.session.interrupt()
+        self._thread.close()
+        self.session.close()
+        if self.speculation:
+            self.speculation.save()
+        self._closing.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _encode(self, prompt: str | Sequence[Message], raw: bool) -> Tokens:
+        vocabulary = self.loaded.model.vocabulary
+        if raw:
+            if not isinstance(prompt, str):
+                raise ConfigError(
+                    "raw takes a text, not messages: they need a template"
+                )
+            return vocabulary.encode(prompt)
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        return self._template.encode(prompt)
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        template = ChatTemplate(self.loaded.model.vocabulary)
+        self._closing.callback(template.close)
+        return template
+
+
+def _grammar(grammar: str | Grammar | None, schema: Schema | None) -> Grammar:
+    from edgecs.grammar.mask import Grammar
+
+    if grammar is not None and schema is not None:
+        raise ConfigError("an answer keeps to a grammar or to a schema: give one")
+    if schema is not None:
+        return Grammar.json_schema(schema)
+    assert grammar is not None
+    return Grammar.gbnf(grammar) if isinstance(grammar, str) else grammar
+
+
+def _said(messages: Sequence[Message], system: str | None) -> Iterator[tuple[str, str]]:
+    """Roles and texts of a conversation that can go on; raises ConfigError."""
+    told = [{"role": "system", "content": system}] if system else []
+    last = "assistant"  # as if one had been there: a user may begin
+    for at, message in enumerate([*told, *messages]):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES or not isinstance(content, str):
+            raise ConfigError(
+                f"message {at + 1} must have a role ({', '.join(ROLES)}) and a text as "
+                f"content, got {message!r:.80}"
+            )
+        if role == last or (role == "system" and at):
+            raise ConfigError(
+                f"message {at + 1} is the {role}'s: a conversation is a system "
+                "message, if any, and then user and assistant in turn"
+            )
+        yield role, content
+        last = "assistant" if role == "system" else role
+    if last == "user":
+        raise ConfigError("the last message is the user's: give that one to ask()")

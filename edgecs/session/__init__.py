@@ -1,0 +1,1 @@
+"""One answer: a stream of tokens, its statistics and its trace."""

@@ -1,0 +1,179 @@
+"""What happened during one answer, counted in the field's terms.
+
+A *round* is one target call after the prompt; the call that reads the prompt gives the
+first token and is not a round. *Proposed* tokens were written by a drafter, *tested*
+ones went to the target, *accepted* ones are in the answer. So
+
+    tokens = 1 + accepted + rounds - cut
+
+where `cut` is 1 if the answer ended on an accepted token (a stop string), else 0.
+
+A round only leaves a record; everything else is worked out when somebody asks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from edgecs.decoding.cascade import Round
+from edgecs.theory import walltime_improvement
+
+
+class Record(NamedTuple):
+    """What is kept of a round."""
+
+    proposed: tuple[str, ...]  # who wrote each token that a drafter proposed
+    tested: tuple[str, ...]  # who wrote each token that the target scored
+    accepted: tuple[int, ...]  # which of these are in the answer
+
+    @property
+    def width(self) -> int:
+        """Tokens in the target call."""
+        return 1 + len(self.tested)
+
+
+@dataclass
+class Stats:
+    """Counts and times of one answer; times in seconds."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt, found in the KV cache
+    tokens: int = 0  # generated, the end token included
+    prompt_seconds: float = 0.0  # until the first token was chosen
+    decode_seconds: float = 0.0  # from there to the last token
+    records: list[Record] = field(default_factory=list)
+    forwards: dict[str, int] = field(default_factory=dict)  # calls of inner reviewers
+    # Drafters that failed, here or before in the session, and why: they are parked.
+    faults: dict[str, str] = field(default_factory=dict)
+
+    def observe(self, done: Round, emitted: int) -> None:
+        """Keeps the record of a round of which `emitted` tokens are in the answer."""
+        accepted = done.verdict.path[:emitted]
+        self.records.append(Record(done.proposed, done.draft.sources, accepted))
+
+    @property
+    def rounds(self) -> int:
+        """Target calls after the prompt."""
+        return len(self.records)
+
+    @property
+    def proposed(self) -> int:
+        """Tokens written by drafters."""
+        return sum(len(record.proposed) for record in self.records)
+
+    @property
+    def tested(self) -> int:
+        """Draft tokens that the target scored."""
+        return sum(len(record.tested) for record in self.records)
+
+    @property
+    def accepted(self) -> int:
+        """Draft tokens in the answer."""
+        return sum(len(record.accepted) for record in self.records)
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens per round, the target's own counted; 1.0 is plain decoding."""
+        return (self.accepted + self.rounds) / self.rounds if self.rounds else 1.0
+
+    def walltime_improvement(self, costs: Mapping[str, float]) -> float:
+        """The paper's standardised walltime improvement (SWI) of this answer.
+
+        costs: of one forward of every model, the target's under "target"; parameters
+        or measured seconds, see `theory.walltime_improvement`. The call that reads the
+        prompt and the token that it gives are left out. Raises ConfigError for a model
+        without a cost.
+        """
+        forwards = {"target": self.rounds, **self.forwards}
+        return walltime_improvement(self.accepted + self.rounds, forwards, costs)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoding speed after the first token; 0 when there was no time to measure."""
+        seconds = self.decode_seconds
+        return (self.tokens - 1) / seconds if seconds > 0 and self.tokens > 1 else 0.0
+
+    @property
+    def rounds_by_width(self) -> dict[int, int]:
+        """How many rounds there were with each number of tokens in the call."""
+        return dict(sorted(Counter(record.width for record in self.records).items()))
+
+    def by_source(self) -> dict[str, dict[str, int]]:
+        """Proposed, tested and accepted tokens of each drafter."""
+        proposed: Counter[str] = Counter()
+        tested: Counter[str] = Counter()
+        accepted: Counter[str] = Counter()
+        for record in self.records:
+            proposed.update(record.proposed)
+            tested.update(record.tested)
+            accepted.update(record.tested[node] for node in record.accepted)
+        kinds = {"proposed": proposed, "tested": tested, "accepted": accepted}
+        names = sorted(proposed | tested)
+        return {
+            name: {k: counts[name] for k, counts in kinds.items()} for name in names
+        }
+
+    def acceptance_by_position(self) -> list[float]:
+        """Share of the drafts that reach each position whose token there is accepted.
+
+        The first token of a draft is position 0; every rejection counts against it and
+        against all that follow it.
+        """
+        tested = Counter(i for r in self.records for i in range(len(r.tested)))
+        accepted = Counter(i for r in self.records for i in range(len(r.accepted)))
+        return [accepted[i] / tested[i] for i in range(len(tested))]
+
+    def timings(self) -> dict[str, float | int]:
+        """The `timings` block of llama-server; `draft_n` counts tested tokens."""
+        prompt_n = self.prompt_tokens - self.cached_tokens
+        return {
+            "cache_n": self.cached_tokens,
+            **_timing("prompt", prompt_n, self.prompt_seconds),
+            **_timing("predicted", self.tokens, self.decode_seconds),
+            "draft_n": self.tested,
+            "draft_n_accepted": self.accepted,
+        }
+
+    def speculative(
+        self,
+        chain: list[str],
+        reason: str | None,
+        parameters: Mapping[str, int] | None = None,
+    ) -> dict[str, object]:
+        """The `speculative` block: what was drafted, by whom, and what it brought.
+
+        chain: who took part, the target first. reason: why there were no drafters.
+        parameters: of every model, where they are known; they give the SWI.
+        """
+        swi = None
+        if parameters and self.rounds:
+            swi = round(self.walltime_improvement(parameters), 4)
+        return {
+            "enabled": len(chain) > 1,
+            "reason": reason,
+            "chain": chain,
+            "rounds": self.rounds,
+            "forwards": self.forwards,
+            "parameters": dict(parameters or {}),
+            "swi": swi,
+            "proposed": self.proposed,
+            "tested": self.tested,
+            "accepted": self.accepted,
+            "mean_accept_len": round(self.mean_acceptance_length, 4),
+            "accept_per_pos": [round(x, 4) for x in self.acceptance_by_position()],
+            "by_level": self.by_source(),
+            "faults": self.faults,
+            "rounds_by_width": {str(n): k for n, k in self.rounds_by_width.items()},
+        }
+
+
+def _timing(name: str, n: int, seconds: float) -> dict[str, float | int]:
+    return {
+        f"{name}_n": n,
+        f"{name}_ms": round(seconds * 1e3, 3),
+        f"{name}_per_token_ms": round(seconds * 1e3 / n, 3) if n else 0.0,
+        f"{name}_per_second": round(n / seconds, 3) if seconds > 0 else 0.0,
+    }

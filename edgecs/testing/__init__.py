@@ -1,0 +1,1 @@
+"""Public fakes: models, drafters and a tokenizer that need no weights."""

@@ -1,0 +1,242 @@
+"""Public fakes: models, drafters and a tokenizer that need no weights.
+
+`TableModel` is a language model whose law depends on every token before it, so an
+off-by-one in any cache changes its answer. `CachingModel` is the same model behind a
+`PrefixCache`: it computes from what its cells hold, right or wrong. `ScriptedDrafter`
+proposes what it was told to, wrong as often as you like. `FaultyDrafter` fails after a
+while, in a way of your choice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.core.context import Context, Tokens
+from edgecs.core.draft import NOTHING, Choose, Draft, Rows, Verdict
+from edgecs.engines.kv_prefix import PrefixCache
+from edgecs.engines.lease import OneHolder
+from edgecs.engines.llama.random_gguf import write_random_gguf as write_random_gguf
+from edgecs.errors import ContextFull
+
+
+class ByteTokenizer:
+    """Ids 0-255 are bytes; `vocab_size - 1` ends a generation and has no text."""
+
+    chat_template: str | None = None
+    bos = eos = ""
+
+    def __init__(self, vocab_size: int = 257) -> None:
+        self.ends = frozenset({vocab_size - 1})
+
+    def encode(self, text: str, *, document: bool = True) -> Tokens:
+        """The UTF-8 bytes of `text`."""
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
+
+    def pieces(self) -> list[bytes]:
+        """The bytes; what comes after them has no text."""
+        return [bytes([i]) for i in range(256)]
+
+    def spelling(self, token: int) -> str:
+        """The end token is spelt as a control character."""
+        return "\x03" if token in self.ends else self.piece(token).decode("latin-1")
+
+    def piece(self, token: int) -> bytes:
+        """One byte, or none for ids beyond 255 and for the end token."""
+        return b"" if token in self.ends or token > 255 else bytes([token])
+
+
+class Endless(ByteTokenizer):
+    """A ByteTokenizer of which no token ends a generation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends = frozenset()
+
+
+class TableModel:
+    """A random law for every prefix: logits are a hash of all tokens before them.
+
+    sharpness scales the logits; rewindable=False refuses nothing by itself but tells
+    sessions not to draft.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        seed: int = 0,
+        *,
+        n_ctx: int = 4096,
+        sharpness: float = 3.0,
+        rewindable: bool = True,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.n_ctx = n_ctx
+        self.max_draft = 63
+        self.takes_trees = True
+        self.rewindable = rewindable
+        self.cancel = threading.Event()
+        self._seed = seed
+        self._sharpness = sharpness
+        self._holder = OneHolder("this model")
+
+    def law(self, prefix: Sequence[int] | Tokens) -> NDArray[np.float32]:
+        """Logits after `prefix`, float32 [vocab_size]."""
+        data = np.asarray(prefix, dtype="<i4").tobytes()
+        digest = hashlib.blake2b(data, key=self._seed.to_bytes(8), digest_size=8)
+        random = np.random.default_rng(int.from_bytes(digest.digest()))
+        logits = random.standard_normal(self.vocab_size, dtype=np.float32)
+        return logits * np.float32(self._sharpness)
+
+    def greedy(self, prompt: Sequence[int] | Tokens, n: int) -> list[int]:
+        """The next n tokens, decoded one by one without any of edgecs."""
+        return self.alone(prompt, n, lambda row, tokens: int(row.argmax()))
+
+    def alone(
+        self,
+        prompt: Sequence[int] | Tokens,
+        n: int,
+        choose: Callable[[NDArray[np.float32], Tokens], int],
+    ) -> list[int]:
+        """The next n tokens that `choose` picks, one by one."""
+        tokens = np.array(prompt, dtype=np.int32)
+        for _ in range(n):
+            chosen = np.int32(choose(self.law(tokens), tokens))
+            tokens = np.append(tokens, chosen)
+        said: list[int] = tokens[len(prompt) :].tolist()
+        return said
+
+    def score(self, context: Context, draft: Draft) -> Rows:
+        """Rows of the law itself; trees are fine."""
+        if len(context) + len(draft) > self.n_ctx:
+            raise ContextFull(f"{len(context)} + {len(draft)} tokens exceed the fake")
+        prefixes = [context.tokens.tolist()]
+        for parent, token in zip(draft.parents, draft.tokens, strict=True):
+            prefixes.append([*prefixes[parent + 1], int(token)])
+        rows = np.stack([self.law(prefix) for prefix in prefixes])
+        return Rows(rows, fed=len(context) + len(draft))
+
+    def end_turn(self, context: Context) -> None:
+        """There is no cache to cut."""
+
+    def reset(self) -> None:
+        """There is nothing to forget."""
+
+    def hold(self) -> AbstractContextManager[None]:
+        """One holder at a time."""
+        return self._holder.hold()
+
+
+class CachingModel(TableModel):
+    """A TableModel that sees only its cells: stale cells give wrong logits.
+
+    partial=False makes it an engine that cannot remove single cells.
+    """
+
+    def __init__(
+        self, vocab_size: int, seed: int = 0, *, partial: bool = True, n_ctx: int = 4096
+    ) -> None:
+        super().__init__(vocab_size, seed, n_ctx=n_ctx)
+        self.takes_trees = False
+        self.cells: list[int] = []
+        self.fail_next = False
+        self._partial = partial
+        self._cache = PrefixCache(self._drop)
+
+    def _drop(self, length: int) -> bool:
+        if length and not self._partial:
+            return False
+        del self.cells[length:]
+        return True
+
+    def score(self, context: Context, draft: Draft) -> Rows:
+        """Feeds what its cells lack, then answers from the cells alone."""
+        if len(context) + len(draft) > self.n_ctx:
+            raise ContextFull(f"{len(context)} + {len(draft)} tokens exceed the fake")
+        kept = self._cache.keep(context, len(context) - 1)
+        feed = np.concatenate([context.tokens[kept:], draft.tokens])
+        self._cache.expect()
+        self.cells.extend(feed.tolist())
+        if self.fail_next:
+            self.fail_next = False
+            raise RuntimeError("the engine failed after it had written its cells")
+        self._cache.extend(feed.tolist(), context)
+        first = len(self.cells) - len(draft)
+        rows = [self.law(self.cells[: first + i]) for i in range(len(draft) + 1)]
+        return Rows(np.stack(rows), fed=feed.size)
+
+    def end_turn(self, context: Context) -> None:
+        """Keeps at most the cells of all tokens but the last."""
+        self._cache.keep(context, len(context) - 1)
+
+    def reset(self) -> None:
+        """Empties the cells."""
+        self._cache.reset()
+
+
+class ScriptedDrafter:
+    """Proposes the continuation it was given, by position in the conversation.
+
+    script: the whole conversation, prompt included. wrong: probability that a token is
+    replaced by another one (any id but the right one, below vocab_size).
+    """
+
+    def __init__(
+        self,
+        script: Sequence[int] | Tokens,
+        *,
+        wrong: float = 0.0,
+        vocab_size: int = 2,
+        seed: int = 0,
+        name: str = "script",
+    ) -> None:
+        self.name = name
+        self.script = np.array(script, dtype=np.int32)
+        random = np.random.default_rng(seed)
+        others = self.script + random.integers(1, vocab_size, self.script.size)
+        spoilt = random.random(self.script.size) < wrong
+        self.script[spoilt] = others[spoilt] % vocab_size
+        self.seen: list[Verdict] = []
+
+    def propose(self, context: Context, k: int, choose: Choose | None = None) -> Draft:
+        """The script's next k tokens."""
+        tokens = self.script[len(context) : len(context) + k]
+        return Draft.chain(tokens, self.name) if tokens.size else NOTHING
+
+    def observe(
+        self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
+    ) -> None:
+        """Remembers the verdicts."""
+        self.seen.append(verdict)
+
+
+class FaultyDrafter(ScriptedDrafter):
+    """A ScriptedDrafter that fails from some proposal on.
+
+    after: proposals that are sound. fails: given a sound draft, raises or returns what
+    is proposed instead. asked: proposals so far.
+    """
+
+    def __init__(
+        self,
+        script: Sequence[int] | Tokens,
+        fails: Callable[[Draft], Draft],
+        *,
+        after: int = 0,
+        name: str = "faulty",
+    ) -> None:
+        super().__init__(script, name=name)
+        self.fails = fails
+        self.after = after
+        self.asked = 0
+
+    def propose(self, context: Context, k: int, choose: Choose | None = None) -> Draft:
+        """The script's next k tokens, or what comes of failing."""
+        self.asked += 1
+        draft = super().propose(context, k, choose)
+        return draft if self.asked <= self.after else self.fails(draft)

@@ -1,0 +1,1 @@
+"""Tokens as text, and messages as the prompt text that a model was trained on."""

@@ -1,0 +1,66 @@
+"""Chat templates: messages in, the prompt text the model was trained on out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from edgecs.core.context import Tokens
+from edgecs.errors import ModelError
+from edgecs.text.detokenizer import Tokenizer
+from edgecs.text.template_process import RAW, Renderer
+
+_SOURCE = 1 << 20  # characters of a template
+
+Message = Mapping[str, str]
+"""{"role": "system" | "user" | "assistant", "content": text}."""
+
+
+class ChatTemplate:
+    """The template of a model, ready to render conversations, also from threads.
+
+    A process renders them, and ends with this object.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        if not tokenizer.chat_template:
+            raise ModelError(f"this model has no chat template: {RAW}")
+        if len(tokenizer.chat_template) > _SOURCE:
+            raise ModelError(
+                f"the chat template has {len(tokenizer.chat_template)} characters, "
+                f"more than {_SOURCE}: {RAW}"
+            )
+        self._tokenizer = tokenizer
+        self._renderer = Renderer(tokenizer.chat_template)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The conversation as text, ending where the assistant is to speak.
+
+        Raises ConfigError where the template refuses the conversation, ModelError where
+        it takes too much time or memory.
+        """
+        return self._renderer.render(
+            {
+                "messages": [dict(message) for message in messages],
+                "add_generation_prompt": True,
+                "bos_token": self._tokenizer.bos,
+                "eos_token": self._tokenizer.eos,
+                "tools": None,
+            }
+        )
+
+    def close(self) -> None:
+        """Ends the process; another one starts if there is more to render."""
+        self._renderer.close()
+
+    def encode(self, messages: Sequence[Message]) -> Tokens:
+        """The conversation as ids."""
+        return self.encode_text(self.render(messages))
+
+    def encode_text(self, text: str) -> Tokens:
+        """The beginning of a conversation as ids.
+
+        BOS is not doubled if the template writes it.
+        """
+        bos = self._tokenizer.bos
+        has_bos = bool(bos) and text.startswith(bos)
+        return self._tokenizer.encode(text, document=not has_bos)

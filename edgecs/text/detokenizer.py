@@ -1,0 +1,96 @@
+"""Bytes of tokens in, text out: whole characters only, and never a part of a stop.
+
+`Tokenizer` is what a model has to offer; `TextStream` turns its pieces into a stream.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from typing import Protocol
+
+from edgecs.core.context import Tokens
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. Ids are the target's."""
+
+    ends: frozenset[int]  # tokens that end a generation
+    chat_template: str | None  # Jinja source, None: the model has none
+    bos: str  # text of the token that opens a document, "" if there is none
+    eos: str  # text of the token that closes it
+
+    def encode(self, text: str, *, document: bool = True) -> Tokens:
+        """Ids of `text`, special tokens parsed, int32 [n].
+
+        document: the text stands at the start, so a BOS is put before it if the
+        model wants one.
+        """
+
+    def pieces(self) -> list[bytes]:
+        """The text of every token, special ones spelt out, no padding at the end."""
+
+    def piece(self, token: int) -> bytes:
+        """What a token adds to the text; control tokens add nothing."""
+
+    def spelling(self, token: int) -> str:
+        """How a template writes a token; that of control tokens as well."""
+
+
+class TextStream:
+    """Collects pieces; gives out text as soon as it cannot change any more.
+
+    Text waits while its last character is incomplete or while it may be the beginning
+    of a stop string. The text of `push` and `flush` together is the answer; a stop
+    string and what follows it are not part of it.
+
+    >>> stream = TextStream(stop=["END"])
+    >>> [stream.push(piece) for piece in (b"caf\\xc3", b"\\xa9 E", b"N", b"D.")]
+    ['caf', 'é ', '', '']
+    >>> stream.stopped
+    True
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stop = tuple(filter(None, stop))
+        self._waiting = ""
+        self.stopped = False
+
+    def push(self, piece: bytes) -> str:
+        """The text that has become certain with this piece."""
+        return self._release(self._decoder.decode(piece))
+
+    def flush(self) -> str:
+        """What is still waiting, at the end of an answer."""
+        text = self._release(self._decoder.decode(b"", final=True)) + self._waiting
+        self._waiting = ""
+        return text
+
+    def _release(self, text: str) -> str:
+        if self.stopped:
+            return ""
+        if not self._stop:
+            return text
+        self._waiting += text
+        found = [(self._waiting.find(stop), len(stop)) for stop in self._stop]
+        # The stop that is complete first counts, however the text was cut in pieces.
+        ends = [(at + length, at) for at, length in found if at >= 0]
+        if ends:
+            self.stopped = True
+            text, self._waiting = self._waiting[: min(ends)[1]], ""
+            return text
+        keep = len(self._waiting) - self._stop_begun()
+        text, self._waiting = self._waiting[:keep], self._waiting[keep:]
+        return text
+
+    def _stop_begun(self) -> int:
+        """Length of the longest end of the text that begins a stop string."""
+        for length in range(min(self._longest, len(self._waiting)), 0, -1):
+            if any(stop.startswith(self._waiting[-length:]) for stop in self._stop):
+                return length
+        return 0
+
+    @property
+    def _longest(self) -> int:
+        return max(map(len, self._stop), default=1) - 1

@@ -1,0 +1,204 @@
+"""Chains of drafters against plain decoding, in turn, and which one is chosen.
+
+The speed of a chain is its ratio to plain decoding just before and just after it, on
+the same prompt, so that a machine that drifts does not decide. Where plain decoding
+itself has moved by more than DRIFT in between, the ratio is thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import geometric_mean, median
+from typing import NamedTuple
+
+from edgecs.core.context import Tokens
+from edgecs.planning.planner import MARGIN
+from edgecs.tuning.cost_sweep import DRIFT
+
+NO_HARM = 0.97  # of the speed of plain decoding: less is slower than it, noise aside
+_TRIES = 3  # times that a chain plays a prompt where it drifts or seems to do harm
+FEWEST = 8  # tokens in an answer that says something about speed
+_LEAST = 0.01  # ratio of an answer that ended at once
+
+PROMPTS = {
+    "code": "Write a Python class `Inventory` with the methods add(name, count), "
+    "remove(name, count), count(name) and total(). Every method has a docstring, and "
+    "wrong input raises ValueError.",
+    "revision": "Give every function of this file a docstring and change nothing else. "
+    "Answer with the whole file.\n\n"
+    "def area(width, height):\n    if width < 0 or height < 0:\n"
+    '        raise ValueError("a side cannot be negative")\n    return width * height\n'
+    "\n\ndef volume(width, height, depth):\n    if depth < 0:\n"
+    '        raise ValueError("a side cannot be negative")\n'
+    "    return area(width, height) * depth\n",
+    "summary": "Summarise this report in three sentences, in its own words as far as "
+    "possible.\n\nThe night train to the coast will not run in March. The bridge over "
+    "the river was damaged by ice in January, and the railway says that repairs will "
+    "take six weeks. Buses will replace the train between the two stations nearest to "
+    "the bridge. Tickets that were already sold stay valid on the buses, and whoever "
+    "does not want to take a bus gets the money back at any station.",
+    "question": "Why does bread rise in the oven, and why does it go stale when it is "
+    "kept? Explain it to a child in two paragraphs.",
+}
+"""What is asked to try a chain, by kind of task."""
+
+
+class Chain(NamedTuple):
+    """Who drafts for the target; nobody is plain decoding."""
+
+    drafters: tuple[str, ...]  # names, the best first; each reviews those after it
+    mag: bool  # whether Max-Gram comes last
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of all that draft."""
+        return [*self.drafters, *(["mag"] if self.mag else [])]
+
+    @property
+    def name(self) -> str:
+        """The chain as people read it."""
+        return " <- ".join(self.parts) or "plain"
+
+
+PLAIN, MAG = Chain((), False), Chain((), True)
+
+
+def chains(names: Sequence[str]) -> list[Chain]:
+    """Everything that can draft with these drafters, the simplest first.
+
+    >>> [chain.name for chain in chains(["big", "small"])][2:]
+    ['big <- mag', 'small', 'small <- mag', 'big <- small <- mag']
+    """
+    found = [MAG]
+    for name in names:
+        found += [Chain((name,), False), Chain((name,), True)]
+    return [*found, Chain(tuple(names), True)] if len(names) > 1 else found
+
+
+def playing(kind: str, chain: Chain) -> str:
+    """Said when a chain answers the prompt of a kind."""
+    return f"{kind}: {chain.name}"
+
+
+class Played(NamedTuple):
+    """An answer: tokens a second after its first token, and its tokens."""
+
+    rate: float
+    tokens: list[int]
+
+
+Play = Callable[[Chain, Tokens], Played]
+"""Answers a prompt with a chain."""
+
+
+@dataclass
+class Trial:
+    """How fast a chain was."""
+
+    chain: Chain
+    ratios: dict[str, float] = field(default_factory=dict)  # to plain decoding, by kind
+
+    @property
+    def speedup(self) -> float | None:
+        """Median over the kinds; None: nothing was measured."""
+        return median(self.ratios.values()) if self.ratios else None
+
+    @property
+    def mean(self) -> float:
+        """Geometric mean over the kinds; 0: nothing was measured."""
+        return geometric_mean(self.ratios.values()) if self.ratios else 0.0
+
+    @property
+    def worst(self) -> str:
+        """The kind on which it was slowest."""
+        return min(self.ratios, key=self.ratios.__getitem__)
+
+    @property
+    def harmless(self) -> bool:
+        """Whether it was as fast as plain decoding on every kind, noise aside."""
+        return bool(self.ratios) and self.ratios[self.worst] >= NO_HARM
+
+
+@dataclass
+class Comparison:
+    """All chains on all prompts."""
+
+    trials: list[Trial]
+    plain: dict[str, float] = field(default_factory=dict)  # tokens a second by kind
+    discarded: int = 0  # ratios that were thrown away because the machine drifted
+    unsure: int = 0  # ratios that had to be taken although it did
+
+
+def compare(
+    chains: Sequence[Chain],
+    prompts: Mapping[str, Tokens],
+    play: Play,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Comparison:
+    """Every chain on every prompt, in turn with plain decoding.
+
+    A chain that seems slower than plain decoding is asked again before that counts.
+    """
+    found = Comparison([Trial(chain) for chain in chains])
+    for kind, prompt in prompts.items():
+        progress(playing(kind, PLAIN))
+        rates = [play(PLAIN, prompt).rate]
+        for trial in found.trials:
+            progress(playing(kind, trial.chain))
+            trial.ratios[kind] = _ratio(trial.chain, prompt, play, rates, found)
+        found.plain[kind] = median(rates)
+    return found
+
+
+def _ratio(
+    chain: Chain, prompt: Tokens, play: Play, plain: list[float], found: Comparison
+) -> float:
+    """Speed of a chain over that of plain decoding; `plain` grows with its runs."""
+    steady: list[float] = []
+    drifted: list[float] = []
+    while len(steady) + len(drifted) < _TRIES:
+        rate = play(chain, prompt).rate
+        plain.append(play(PLAIN, prompt).rate)
+        before, after = plain[-2:]
+        ratio = max(_LEAST, 2 * rate / (before + after))
+        if max(before, after) > (1 + DRIFT) * min(before, after):
+            drifted.append(ratio)
+            continue
+        steady.append(ratio)
+        if ratio >= NO_HARM:
+            break
+    found.discarded += len(drifted) if steady else 0
+    found.unsure += not steady
+    return median(steady or drifted)
+
+
+def choose(trials: Sequence[Trial]) -> Trial:
+    """The fastest chain that does no harm; Max-Gram alone where there is none.
+
+    A planner over Max-Gram decodes plainly whenever that is faster. trials: simple
+    chains first; a later one must be faster by more than MARGIN, because it takes
+    memory, and because noise is no reason. Raises StopIteration without Max-Gram.
+    """
+    best = None
+    for trial in trials:
+        if trial.harmless and trial.mean >= (best.mean * (1 + MARGIN) if best else 1):
+            best = trial
+    return best or next(trial for trial in trials if trial.chain == MAG)
+
+
+def verdict(trial: Trial, chosen: Trial) -> str:
+    """Why a chain was chosen, or why not."""
+    if not trial.ratios:
+        return "not measured: every answer ended after a few tokens"
+    worst = f"{trial.ratios[trial.worst]:.2f} of plain decoding on a {trial.worst} task"
+    if trial is chosen:
+        stays = f"stays, no chain is faster without being slower elsewhere; {worst}"
+        return "chosen" if trial.harmless and trial.mean >= 1 else stays
+    if not trial.harmless:
+        return worst
+    if trial.mean < 1:
+        return f"no faster than plain decoding, {trial.mean:.2f} on average"
+    simpler = " and is simpler" if trial.mean > chosen.mean else ""
+    other = f"{chosen.chain.name} has {chosen.mean:.2f}{simpler}"
+    return f"{trial.mean:.2f} on average, {other}"

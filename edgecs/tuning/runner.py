@@ -1,0 +1,165 @@
+"""A target on a stage: answering prompts with one chain of drafters or another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import NamedTuple
+
+from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.core.context import Context, Tokens
+from edgecs.core.draft import NOTHING, Draft, LanguageModel
+from edgecs.core.faults import refuse
+from edgecs.costs.cost_model import CostModel
+from edgecs.decoding.cascade import NamedModel
+from edgecs.decoding.static_schedule import Clock
+from edgecs.drafters.maxgram import MaxGram
+from edgecs.errors import Cancelled
+from edgecs.planning.acceptance import Calibration, Evidence
+from edgecs.planning.neural_source import Writer
+from edgecs.planning.planner import Planner
+from edgecs.session.session import Session
+from edgecs.text.detokenizer import Tokenizer
+from edgecs.tuning.comparison import MAG, Chain, Played
+
+_NO_EVIDENCE: Evidence = ()
+
+
+class Entrant(NamedTuple):
+    """A drafter that takes part."""
+
+    name: str
+    model: LanguageModel
+    costs: CostModel
+    agreed: Sequence[bool]  # whether it chose as the target did, see `agreeing`
+
+
+class Stage:
+    """A target that answers prompts with any chain.
+
+    known: what is known about the target. Every chain has a planner of its own; all
+    begin with the same acceptances, so that none profits from what another one learnt.
+    tokens: most in an answer. clock: gives seconds.
+    """
+
+    def __init__(
+        self,
+        known: Speculation,
+        tokenizer: Tokenizer,
+        entrants: Sequence[Entrant] = (),
+        *,
+        tokens: int = 96,
+        clock: Clock = perf_counter,
+    ) -> None:
+        self.known = known
+        self._tokenizer = tokenizer
+        self._entrants = {entrant.name: entrant for entrant in entrants}
+        self._tokens, self._clock = tokens, clock
+        self._acceptance = known.calibration.state()
+        self._planners: dict[Chain, Planner] = {}
+
+    def play(self, chain: Chain, prompt: Tokens) -> Played:
+        """Answers a prompt greedily; raises Cancelled where the target's cancel is set.
+
+        prompt: int32 [n].
+        """
+        schedule = self._planner(chain) if chain.parts else None
+        target, limits = self.known.target, self.known.limits
+        ids: list[int] = []
+        began = 0.0
+        with Session(
+            target, self._tokenizer, schedule=schedule, limits=limits
+        ) as session:
+            for token in session.generate(prompt, max_tokens=self._tokens):
+                began = began if ids else self._clock()
+                ids.append(token.id)
+            seconds = self._clock() - began
+            if session.finish_reason == "cancelled":
+                raise Cancelled("stopped while trying chains: nothing was kept")
+            refuse(session.stats.faults)
+        return Played((len(ids) - 1) / seconds if seconds > 0 else 0.0, ids)
+
+    def learnt(self) -> Calibration:
+        """Acceptances after all that was played.
+
+        Of copies as the chain of Max-Gram alone saw them, of a drafter as the last
+        chain did that it is in.
+        """
+        learnt = {c: p.calibration.state() for c, p in self._planners.items()}
+        state = {**learnt.get(MAG, self._acceptance)}
+        state["stated"] = {**self._acceptance["stated"]}
+        for chain, seen in learnt.items():
+            state["stated"] |= {name: seen["stated"][name] for name in chain.drafters}
+        return Calibration.from_state(state)
+
+    def _planner(self, chain: Chain) -> Planner:
+        if chain not in self._planners:
+            entrants = [self._entrants[name] for name in chain.drafters]
+            planner = Planner(
+                self.known.costs,
+                Calibration.from_state(self._acceptance),
+                MaxGram() if chain.mag else None,
+                [NamedModel(entrant.name, entrant.model) for entrant in entrants],
+                longest=self.known.target.max_draft,
+                ends=self._tokenizer.ends,
+                clock=self._clock,
+            )
+            for writer, entrant in zip(planner.writers, entrants, strict=True):
+                writer.review.costs = entrant.costs
+                _teach(writer, entrant.agreed)
+            self._planners[chain] = planner
+        return self._planners[chain]
+
+
+def _teach(writer: Writer, agreed: Sequence[bool]) -> None:
+    """Tells a writer how often it is right; else it would have to try for long."""
+    run = 0
+    for right in agreed:
+        run += right
+        if not right:
+            writer.learn(_NO_EVIDENCE, run, decided=True)
+            run = 0
+    writer.learn(_NO_EVIDENCE, run, decided=False)
+
+
+def agreeing(
+    model: LanguageModel,
+    target: LanguageModel,
+    prompt: Tokens,
+    answer: Sequence[int],
+) -> list[bool]:
+    """Which tokens of a target's answer a drafter chooses too, all before it right.
+
+    Those that its context does not hold are left out. prompt: int32 [n]. One that
+    reviews nobody goes on from what the target computes, which does so again for it.
+    """
+    if not model.max_draft:
+        return _agreeing_along(model, target, prompt, answer)
+    context, same, most = Context(prompt), list[bool](), model.max_draft + 1
+    for at in range(0, len(answer), most):
+        part = answer[at : at + most]
+        if len(context) + len(part) > model.n_ctx:
+            break
+        rows = model.score(context, Draft.chain(part[:-1], "answer")).logits
+        same += (rows.argmax(axis=1) == part).tolist()
+        context.append(part)
+    model.reset()
+    return same
+
+
+def _agreeing_along(
+    model: LanguageModel, target: LanguageModel, prompt: Tokens, answer: Sequence[int]
+) -> list[bool]:
+    context, same, most = Context(prompt), list[bool](), target.max_draft
+    for at in range(0, len(answer), most):
+        part = answer[at : at + most]
+        if len(context) + len(part) > min(model.n_ctx, target.n_ctx):
+            break
+        target.score(context, Draft.chain(part, "answer"))
+        for token in part:
+            choice = int(model.score(context, NOTHING).logits[0].argmax())
+            same.append(choice == token)
+            context.append((token,))
+    model.reset()
+    target.reset()
+    return same

