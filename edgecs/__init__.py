@@ -31,9 +31,11 @@ from edgecs.errors import (
 from edgecs.hub.manifest import Manifest
 from edgecs.hub.store import Store
 from edgecs.planning.planner import Planner
+from edgecs.runtime.builder import Runtime
 from edgecs.runtime.loader import Loaded, LoadedDrafter, load_drafter
 from edgecs.runtime.loader import load as load_target
 from edgecs.runtime.model import Model, load
+from edgecs.runtime.recipe import Recipe
 from edgecs.sampling.chain import Choices, Rule, always, chooser, greedy
 from edgecs.sampling.logprobs import Logprobs
 from edgecs.sampling.settings import Sampling
@@ -70,9 +72,11 @@ __all__ = [
     "OutOfMemory",
     "Planner",
     "Quotas",
+    "Recipe",
     "Round",
     "Rows",
     "Rule",
+    "Runtime",
     "Sampling",
     "Schedule",
     "Session",

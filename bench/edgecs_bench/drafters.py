@@ -107,7 +107,7 @@ def answer(
         context.append((token,))
         said.append(token)
         copied = mag.propose(context, MOST).tokens.tolist()
-        matched = mag.evidence(copied).length if copied else 0
+        matched = mag.copy(copied).length if copied else 0
         ask("mag", copied)
         ask("bigram", bigram.propose(context, MOST).tokens.tolist())
         for model in models:

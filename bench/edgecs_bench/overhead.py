@@ -113,7 +113,7 @@ def planned_overhead(path: Path, rounds: int) -> Iterator[dict[str, object]]:
             target, exact="auto", key=loaded.key(), profiles=Profiles(Path(folder))
         )
         known.prepare(loaded.seconds)
-        planner = known.planner([], MaxGram())
+        planner = known.planner()
         template, gaps = ChatTemplate(vocabulary), Gaps(target)
         for kind, question in QUESTIONS.items():
             prompt = template.encode([{"role": "user", "content": question}])

@@ -1,6 +1,6 @@
 """The acceptances that every target starts from, fitted to traces.
 
-    python -m edgecs_bench.prior TRACES.jsonl.gz ... -o edgecs/planning/prior.json
+    python -m edgecs_bench.prior TRACES.jsonl.gz ... -o edgecs/drafters/prior.json
 
 Fits the log-odds of `edgecs.planning.acceptance` to what Max-Gram's copies, and the
 recorded drafters' proposals, would have earned at every position: a logistic regression
@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.core.context import Context
-from edgecs.drafters.maxgram import MaxGram
-from edgecs.planning import acceptance
-from edgecs.planning.acceptance import LOOKED_AT, Acceptance, Evidence, copied, stated
+from edgecs.drafters.copies import COPIED
+from edgecs.drafters.maxgram import LOOKED_AT, MaxGram
+from edgecs.planning.acceptance import STATED, Calibration, Evidence, stated
 from edgecs.planning.neural_source import confirmed
-from edgecs.planning.pending import Copier
+from edgecs.planning.pending import Sources
 from edgecs_bench.report.summary import finish, table
 from edgecs_bench.simulation.traces import Trace, for_tuning, read_traces
 
@@ -43,7 +43,7 @@ def examples(trace: Trace) -> Iterator[tuple[str, Example]]:
         copy = mag.propose(context, LOOKED_AT)
         if at and len(copy):  # the first token comes with the prompt
             tokens = copy.tokens.tolist()
-            evidence = [*copied(mag.evidence(tokens), len(tokens))]
+            evidence = [*mag.evidence(tokens)]
             yield from _labelled("copied", evidence, tokens, rest)
         for proposals in trace.proposals.values() if at else ():
             tokens, said = proposals.tokens[at], proposals.confidences[at]
@@ -80,13 +80,15 @@ def fit(found: list[Example], size: int) -> tuple[NDArray[np.float64], float]:
 
 def typical(traces: Sequence[Trace], weights: NDArray[np.float64]) -> list[list[float]]:
     """Path probabilities of Max-Gram's proposals at some positions of every answer."""
-    copier, paths = Copier(MaxGram(), Acceptance(weights)), []
+    mag = MaxGram()
+    mag.prior = weights.tolist()
+    sources, paths = Sources([mag], Calibration()), []
     for trace in traces:
         everything = [*trace.prompt, *trace.output]
         for at in np.linspace(1, len(trace.output), _POSITIONS, endpoint=False):
             context = Context(everything[: len(trace.prompt) + int(at)])
-            _, path = copier.propose(context, LOOKED_AT)
-            paths.append([round(p, 3) for p in path])
+            found = sources.propose(context, LOOKED_AT)
+            paths.append([round(p, 3) for p in found.path])
     return paths
 
 
@@ -100,7 +102,7 @@ def main(files: tuple[Path, ...], output: Path) -> None:
     for trace in traces:
         for kind, example in examples(trace):
             found[kind].append(example)
-    sizes = {"copied": acceptance.COPIED, "stated": acceptance.STATED}
+    sizes = {"copied": COPIED, "stated": STATED}
     fitted: dict[str, Any] = {}
     rows: list[dict[str, object]] = []
     for kind, size in sizes.items():

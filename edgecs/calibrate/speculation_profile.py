@@ -6,13 +6,11 @@ what fits a small budget; closing it saves what the rounds have taught.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +23,9 @@ from edgecs.core.draft import LanguageModel
 from edgecs.costs.cost_model import WIDEST, CostModel, best_width
 from edgecs.decoding.cascade import NamedModel
 from edgecs.decoding.exactness import Allowed, Classes, Exact, Limits, permitted
-from edgecs.drafters.maxgram import MaxGram
+from edgecs.drafters.priors import packaged
+from edgecs.drafters.registry import usual_sources
+from edgecs.drafters.source import Source
 from edgecs.engines.host import Others
 from edgecs.errors import Cancelled
 from edgecs.planning.acceptance import Calibration
@@ -184,7 +184,7 @@ class Speculation:
     def planner(
         self,
         models: Sequence[NamedModel] = (),
-        last: MaxGram | None = None,
+        sources: Sequence[Source] | None = None,
         *,
         longest: int = WIDEST - 1,
         fingerprints: Mapping[str, str] | None = None,
@@ -198,7 +198,7 @@ class Speculation:
         planner = Planner(
             self.costs,
             self.calibration,
-            last or MaxGram(),
+            usual_sources() if sources is None else sources,
             models,
             longest=longest,
             lenience=lenience,
@@ -347,9 +347,4 @@ def _speed(times: list[float]) -> float:
 @cache
 def typical() -> tuple[list[float], ...]:
     """Path probabilities of Max-Gram's proposals at positions of many texts."""
-    text = (
-        resources.files("edgecs.planning")
-        .joinpath("prior.json")
-        .read_text(encoding="utf-8")
-    )
-    return tuple(json.loads(text)["paths"])
+    return tuple(packaged()["paths"])

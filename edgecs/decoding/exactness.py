@@ -200,6 +200,14 @@ class Limits:
         allowed = self.allowed(depth)[: min(width, WIDEST)]
         return int(np.flatnonzero(allowed)[-1]) + 1
 
+    def describe_up_to(self, n_ctx: int) -> str:
+        """The tiers along a whole context in words."""
+        depths, depth = [], 0
+        while depth < n_ctx:
+            depths.append(depth)
+            depth = range_of(depth)[1]
+        return self.describe(depths)
+
     def describe(self, depths: Iterable[int]) -> str:
         """The tiers along a context in words, such as `strict (widths 2-8) to 512`."""
         told: list[tuple[str, int]] = []

@@ -8,33 +8,15 @@ tokens, so its cost does not depend on the length of the context.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 from edgecs.core.context import Context
 from edgecs.core.draft import NOTHING, Choose, Draft, Rows, Verdict
+from edgecs.drafters.copies import COPIED, GRAM, LONGEST, Copy, Opinion, copied
+from edgecs.drafters.priors import packaged
 
-GRAM = 3  # matches of this length and longer are found through chains of occurrences
+LOOKED_AT = 8  # tokens of a proposal with opinions of their own
 CANDIDATES = 32  # occurrences of the last GRAM tokens that are looked at, newest first
-LONGEST = 32  # matches are not compared beyond this many tokens
-
-
-Opinion = tuple[bool, int, int]
-"""What the text says about a token from the few tokens before it alone.
-
-Whether the newest occurrence of these was followed by the token; how often in a row, up
-to the newest, the same token followed; how often they occurred. (A plain tuple: dozens
-are made in every round.)
-"""
-
-
-class Copy(NamedTuple):
-    """Where the last proposal came from; what speaks for it and against it."""
-
-    length: int  # tokens of the longest match, 0: nothing matched (a bigram, or none)
-    # [token][n - 1] of the last n tokens; may be read once
-    opinions: Iterable[tuple[Opinion | None, ...]]
-
 
 _Gram = tuple[int, int, int]
 """Position of the last token of a gram's newest occurrence; occurrences in a row, up to
@@ -61,12 +43,15 @@ class MaxGram:
     [7, 8, 5, 6]
     """
 
+    buckets = COPIED
+
     def __init__(
         self, *, min_match: int = 1, bigram_fill: bool = False, name: str = "mag"
     ) -> None:
         self.name = name
         self.min_match = min_match
         self._bigrams: dict[int, int] | None = {} if bigram_fill else None
+        self.prior: Sequence[float] = packaged()["copied"]
         self._start(None)
 
     def _start(self, context: Context | None) -> None:
@@ -118,8 +103,13 @@ class MaxGram:
         """
         return self._matched == 1 and self._run == 1
 
-    def evidence(self, tokens: Sequence[int]) -> Copy:
-        """What is known of the last proposal; asked for by planners.
+    def evidence(self, tokens: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Buckets of tokens of the last proposal, see `copies`."""
+        places = copied(self.copy(tokens[:LOOKED_AT]))
+        return (buckets for _, buckets in zip(tokens, places, strict=False))
+
+    def copy(self, tokens: Sequence[int]) -> Copy:
+        """What is known of the last proposal.
 
         tokens: the first ones of it. The opinions are those on each after the ones
         before it, worked out when they are asked for: before the next proposal.

@@ -11,17 +11,18 @@ prompt does not spoil the next; what is kept learns slowly.
 
 from __future__ import annotations
 
-import json
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecs.drafters.maxgram import GRAM, LONGEST, Copy, Opinion
+from edgecs.drafters.copies import DEPTH, DEPTHS, bucket_count
+from edgecs.drafters.maxgram import LOOKED_AT
+from edgecs.drafters.priors import packaged
+from edgecs.drafters.source import Source
 
 Evidence = Sequence[Sequence[int]]
 """Which buckets a token falls into, [tokens][buckets of one token].
@@ -30,79 +31,18 @@ Lists of numbers, here and wherever a round needs few of them: the caches are co
 the target has been called, and then a call into numpy takes longer than a short loop.
 """
 
-LOOKED_AT = 8  # tokens of a draft with opinions of their own; later ones go with these
+MOST_BUCKETS = 4096  # of a source; more are no profile of ours
 DOUBT = 0.4  # log-odds: answers differ, and errors that promise are acted on
 SLOW, FAST = 0.004, 0.04  # learning rates: of what is kept, of what an answer has
 MOST_AN_ANSWER = 0.05  # log-odds that one answer may move what is kept of a bucket
 _HUGE = 50.0  # log-odds that nobody learns, and whose sums have an exponential
 
-_LENGTHS = (2, 3, 4, 5, 6, 7, 9, 12, 17, 25)  # tokens of the match
-_DEPTHS = (1, 2, 3, 4, 8)  # tokens before it in the draft
-_RUNS = (2, 3, 5)
-_TIMES = (2, 4, 8, 20)
 _STATED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
-def _buckets(edges: Sequence[float]) -> int:
-    return len(edges) + 1
-
-
-_LENGTH = [bisect_right(_LENGTHS, n) for n in range(2 * LONGEST + 64)]
-_DEPTH = [bisect_right(_DEPTHS, n) for n in range(64)]
-_SAID = 2 + _buckets(_RUNS)  # no opinion, another opinion, the same opinion by run
-_OPINION = _SAID + _buckets(_TIMES)  # columns of one gram length
-_OPINIONS_FROM = _buckets(_LENGTHS) + _buckets(_DEPTHS)
-COPIED = _OPINIONS_FROM + GRAM * _OPINION
-"""Buckets of a token that Max-Gram copied."""
-
-_AGREEING = _buckets(_STATED) + _buckets(_DEPTHS)
+_AGREEING = bucket_count(_STATED) + bucket_count(DEPTHS)
 STATED = _AGREEING + 3
 """Buckets of a token whose drafter states a probability."""
-
-
-# Columns of an opinion by gram length: [n - 1][0: another token, else run], [times].
-_MOST = 31  # runs and times are not told apart beyond this
-_AGREES = [
-    [
-        _OPINIONS_FROM + n * _OPINION + (2 + bisect_right(_RUNS, run) if run else 1)
-        for run in range(_MOST + 1)
-    ]
-    for n in range(GRAM)
-]
-_OFTEN = [
-    [
-        _OPINIONS_FROM + n * _OPINION + _SAID + bisect_right(_TIMES, times)
-        for times in range(_MOST + 1)
-    ]
-    for n in range(GRAM)
-]
-_SILENT = [
-    [_OPINIONS_FROM + n * _OPINION, _OPINIONS_FROM + n * _OPINION + _SAID]
-    for n in range(GRAM)
-]
-
-
-def copied(evidence: Copy, size: int) -> Iterator[list[int]]:
-    """Buckets of `size` tokens of a copy: match length, depth, shorter grams."""
-    opinions, matched, said = iter(evidence.opinions), evidence.length, [0] * (2 * GRAM)
-    for depth in range(size):
-        if (known := next(opinions, None)) is not None:
-            said = _opinions(known)
-        length = _LENGTH[min(matched + depth, LONGEST)] if matched else 0
-        yield [length, _buckets(_LENGTHS) + _DEPTH[depth], *said]
-
-
-def _opinions(opinions: Sequence[Opinion | None]) -> list[int]:
-    columns: list[int] = []
-    for n, opinion in enumerate(opinions):
-        if opinion is None:
-            columns += _SILENT[n]
-            continue
-        agrees, run, times = opinion
-        run = (run if run < _MOST else _MOST) if agrees else 0
-        columns.append(_AGREES[n][run])
-        columns.append(_OFTEN[n][times if times < _MOST else _MOST])
-    return columns
 
 
 def stated(
@@ -116,7 +56,7 @@ def stated(
     return [
         [
             bisect_right(_STATED, p),
-            _buckets(_STATED) + _DEPTH[min(first + i, 63)],
+            bucket_count(_STATED) + DEPTH[min(first + i, 63)],
             _AGREEING + (0 if same is None else 1 + same),
         ]
         for i, (p, same) in enumerate(zip(confidences, agreeing, strict=True))
@@ -176,21 +116,30 @@ class Acceptance:
 
 
 class Calibration:
-    """The acceptances of one target: by copies of Max-Gram, and by drafter name.
+    """The acceptances of one target: of sources, and of drafters, by name.
 
-    >>> calibration = Calibration()
+    >>> from edgecs.drafters.copies import Copy, copied
+    >>> from edgecs.drafters.maxgram import MaxGram
+    >>> copies = Calibration().source(MaxGram())
     >>> alike = Copy(8, [((True, 3, 3),) * 3])
     >>> alone = Copy(1, [((True, 1, 1), None, None)])
-    >>> odds = [calibration.copies.odds(*copied(c, 1)) for c in (alike, alone)]
+    >>> odds = [copies.odds(next(copied(copy))) for copy in (alike, alone)]
     >>> odds[0] > 0.6 > 0.4 > odds[1]
     True
     """
 
     def __init__(self) -> None:
-        prior = _prior()
-        self.copies = Acceptance(prior["copied"])
-        self._stated = prior["stated"]
+        self._stated = _weights(packaged()["stated"], STATED)
+        self._sources: dict[str, Acceptance] = {}
         self._drafters: dict[str, Acceptance] = {}
+
+    def source(self, source: Source) -> Acceptance:
+        """The acceptance of a source, from its prior if it is a new one."""
+        known = self._sources.get(source.name)
+        if known is None or known.kept.size != source.buckets:
+            weights = _weights(source.prior, source.buckets)
+            known = self._sources[source.name] = Acceptance(weights)
+        return known
 
     def drafter(self, name: str) -> Acceptance:
         """The acceptance of a drafter that states probabilities."""
@@ -200,13 +149,13 @@ class Calibration:
 
     def begin(self) -> None:
         """A new answer."""
-        for acceptance in (self.copies, *self._drafters.values()):
+        for acceptance in (*self._sources.values(), *self._drafters.values()):
             acceptance.begin()
 
     def state(self) -> dict[str, Any]:
         """What is kept, for `from_state`."""
         return {
-            "copied": self.copies.kept.round(4).tolist(),
+            "sources": {n: a.kept.round(4).tolist() for n, a in self._sources.items()},
             "stated": {n: a.kept.round(4).tolist() for n, a in self._drafters.items()},
         }
 
@@ -214,7 +163,11 @@ class Calibration:
     def from_state(cls, state: Mapping[str, Any]) -> Calibration:
         """What `state` gave; ValueError, KeyError or TypeError for other data."""
         calibration = cls()
-        calibration.copies = Acceptance(_weights(state["copied"], COPIED))
+        for name, weights in dict(state["sources"]).items():
+            if len(weights) > MOST_BUCKETS:
+                raise ValueError(f"at most {MOST_BUCKETS} log-odds are expected")
+            acceptance = Acceptance(_weights(weights, len(weights)))
+            calibration._sources[name] = acceptance
         for name, weights in dict(state["stated"]).items():
             calibration._drafters[name] = Acceptance(_weights(weights, STATED))
         return calibration
@@ -229,20 +182,3 @@ def _weights(values: Any, size: int) -> NDArray[np.float64]:
     if weights.shape != (size,) or not (np.abs(weights) <= _HUGE).all():
         raise ValueError(f"{size} log-odds are needed")
     return weights
-
-
-def _prior() -> dict[str, NDArray[np.float64]]:
-    """The log-odds that every target starts from.
-
-    Made by `python -m edgecs_bench.prior` from traces of other models.
-    """
-    text = (
-        resources.files("edgecs.planning")
-        .joinpath("prior.json")
-        .read_text(encoding="utf-8")
-    )
-    fields = json.loads(text)
-    return {
-        "copied": _weights(fields["copied"], COPIED),
-        "stated": _weights(fields["stated"], STATED),
-    }

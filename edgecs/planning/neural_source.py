@@ -24,7 +24,7 @@ from edgecs.decoding.cascade import Cascade, NamedModel, confidences
 from edgecs.decoding.exactness import EVERY, Allowed
 from edgecs.decoding.static_schedule import Clock, Gathered, Outcome
 from edgecs.planning.acceptance import Acceptance, Evidence, stated
-from edgecs.planning.pending import Copier
+from edgecs.planning.pending import Sources
 from edgecs.sampling.chain import Choices
 
 FAR = 8  # tokens that a writer is looked ahead
@@ -38,18 +38,17 @@ _FIRST_WAIT, _LAST_WAIT = 16, 4096  # rounds between two tries of a parked draft
 class Review:
     """The schedule of a writer: what it reviews in one step."""
 
-    def __init__(self, copier: Copier, cheaper: Writer | None) -> None:
+    def __init__(self, sources: Sources, cheaper: Writer | None) -> None:
         self.costs = CostModel()
         self.reading = 0.0  # seconds a token of long stretches, 0: not known
-        self._copier = copier
+        self._sources = sources
         self._cheaper = cheaper
 
     @property
     def drafters(self) -> tuple[Drafter, ...]:
         """Who is reviewed."""
         cheaper = (self._cheaper.cascade,) if self._cheaper else ()
-        last = (self._copier.mag,) if self._copier.mag else ()
-        return (*cheaper, *last)
+        return (*cheaper, *self._sources.all)
 
     def begin(self) -> None:
         """Nothing belongs to one answer."""
@@ -61,8 +60,8 @@ class Review:
         if not self.costs.known:
             return Gathered(Draft.chain((), ""), ())
         times = self.costs.times(len(context))
-        copy, path = self._copier.propose(context, min(most, WIDEST - 1))
-        choice = best_width(path, times)
+        found = self._sources.propose(context, min(most, WIDEST - 1))
+        choice = best_width(found.path, times)
         if self._cheaper:
             rates = self._cheaper.promise(len(context), np.array(times))
             if rates.size and rates[:most].max(initial=0) > choice.rate:
@@ -72,8 +71,7 @@ class Review:
                 except Exception as error:
                     blame(error, self._cheaper.name)
                 return Gathered(part.clip(size), part.sources)
-        draft = self._copier.draft(copy[: choice.width - 1])
-        return Gathered(draft, self._copier.sources(copy))
+        return Gathered(found.draft(choice.width - 1), found.sources)
 
     def learn(self, context: Context, outcome: Outcome) -> None:
         """Corrects the writer's times."""
@@ -85,7 +83,7 @@ class Review:
 
     def park(self, name: str) -> None:
         """The next cheaper drafter takes the place of one that failed."""
-        self._copier.park(name)
+        self._sources.park(name)
         if self._cheaper and self._cheaper.name == name:
             self._cheaper = self._cheaper.review._cheaper
 
@@ -117,7 +115,7 @@ class Writer:
         self,
         named: NamedModel,
         acceptance: Acceptance,
-        copier: Copier,
+        sources: Sources,
         cheaper: Writer | None = None,
         *,
         lenience: float = 1.0,
@@ -125,7 +123,7 @@ class Writer:
         clock: Clock = perf_counter,
     ) -> None:
         self.name = named.name
-        self.review = Review(copier, cheaper)
+        self.review = Review(sources, cheaper)
         self.cascade = Cascade(
             named.model,
             self.review,

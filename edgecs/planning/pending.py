@@ -5,17 +5,19 @@ Every proposal teaches what it would have earned, verified or not.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import NamedTuple, Protocol
 
 from edgecs.core.context import Context
 from edgecs.core.draft import NOTHING, Draft
 from edgecs.core.faults import blame
-from edgecs.drafters.maxgram import MaxGram
-from edgecs.planning.acceptance import LOOKED_AT, Acceptance, Evidence, copied
+from edgecs.drafters.maxgram import LOOKED_AT
+from edgecs.drafters.source import Source
+from edgecs.planning.acceptance import Acceptance, Calibration, Evidence
 
 NEGLIGIBLE = 0.01  # a copy ends where the chance that it is right is below this
 _VAGUE = 0.25  # what a copy that only one token speaks for hardly ever reaches
+_PLENTY = 0.5  # tokens that a proposal promises, beside which no other is asked for
 _LATER = 0.25  # of what its first token must have, as further calls may cost less
 
 Path = list[float]
@@ -85,23 +87,53 @@ class Ledger:
         self._waiting = []
 
 
-class Copier:
-    """Max-Gram with the probabilities of what it proposes; nobody without it.
+class Proposed(NamedTuple):
+    """What a source proposes, and how likely it is right up to each token."""
 
-    ends: end-of-generation tokens, nothing follows them.
+    source: str
+    tokens: list[int]
+    path: Path
+
+    def draft(self, size: int | None = None) -> Draft:
+        """Its first `size` tokens as a draft, all of them by default."""
+        tokens = self.tokens[:size]
+        if not tokens:
+            return NOTHING
+        try:
+            return Draft.chain(tokens, self.source)
+        except Exception as error:
+            blame(error, self.source)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Who wrote each token."""
+        return (self.source,) * len(self.tokens)
+
+
+NONE_PROPOSED = Proposed("", [], [])
+
+
+class Sources:
+    """Drafters without a model, and how likely it is that they are right.
+
+    sources: the one that is usually best first. Others are asked where it has little to
+    say, and the proposal that promises most tokens is taken; all of them teach. ends:
+    end-of-generation tokens, nothing follows them.
     """
 
     def __init__(
-        self, mag: MaxGram | None, acceptance: Acceptance, ends: Container[int] = ()
+        self,
+        sources: Sequence[Source],
+        calibration: Calibration,
+        ends: Container[int] = (),
     ) -> None:
-        self.mag = mag
-        self._acceptance = acceptance
+        self.all = tuple(sources)
+        self._sound = [(source, calibration.source(source)) for source in sources]
         self._ends = ends
-        self._parked = False
 
     def park(self, name: str) -> None:
-        """Proposes nothing more if it is Max-Gram that failed."""
-        self._parked = self._parked or (self.mag is not None and self.mag.name == name)
+        """Leaves one alone that failed."""
+        self._sound = [pair for pair in self._sound if pair[0].name != name]
 
     def propose(
         self,
@@ -109,37 +141,44 @@ class Copier:
         most: int,
         ledger: Ledger | None = None,
         least: float = 0.0,
-    ) -> tuple[list[int], Path]:
-        """At most `most` tokens and their path probabilities.
+    ) -> Proposed:
+        """At most `most` tokens and their path probabilities, of one source.
 
         It ends with an end token, or where hardly a chance is left that it is right.
-        ledger: where the proposal is noted, to learn from it. least: the chance without
-        which its first token cannot pay.
+        ledger: where proposals are noted, to learn from them. least: the chance without
+        which a first token cannot pay.
         """
-        if self.mag is None or self._parked or most <= 0:
-            return [], []
-        try:
-            return self._copied(self.mag, context, most, ledger, least)
-        except Exception as error:
-            blame(error, self.mag.name)
+        best, promised = NONE_PROPOSED, 0.0
+        if most <= 0:
+            return best
+        for source, acceptance in self._sound:
+            try:
+                found = self._of(source, acceptance, context, most, ledger, least)
+            except Exception as error:
+                blame(error, source.name)
+            if (promises := sum(found.path)) > promised:
+                best, promised = found, promises
+            if promised > _PLENTY:
+                break
+        return best
 
-    def _copied(
+    def _of(
         self,
-        mag: MaxGram,
+        source: Source,
+        acceptance: Acceptance,
         context: Context,
         most: int,
         ledger: Ledger | None,
         least: float,
-    ) -> tuple[list[int], Path]:
+    ) -> Proposed:
         path: Path = []
-        tokens, certainty = mag.continuation(context, most)[:most], 1.0
-        if not tokens or (least > _VAGUE and mag.is_vague):
-            return [], path
-        evidence: list[list[int]] = []
+        tokens, certainty = source.continuation(context, most)[:most], 1.0
+        if not tokens or (least > _VAGUE and source.is_vague):
+            return NONE_PROPOSED
+        evidence: list[Sequence[int]] = []
         enough = max(least, NEGLIGIBLE)
-        looked = mag.evidence(tokens[:LOOKED_AT])
-        for token, buckets in zip(tokens, copied(looked, len(tokens)), strict=True):
-            certainty *= self._acceptance.odds(buckets)
+        for token, buckets in zip(tokens, source.evidence(tokens), strict=False):
+            certainty *= acceptance.odds(buckets)
             path.append(certainty)
             evidence.append(buckets)
             if token in self._ends or certainty < enough:
@@ -147,18 +186,5 @@ class Copier:
             enough = max(_LATER * least, NEGLIGIBLE)
         tokens = tokens[: len(path)]
         if ledger is not None:
-            ledger.note(context, tokens, evidence, self._acceptance)
-        return tokens, path
-
-    def draft(self, tokens: list[int]) -> Draft:
-        """Tokens that were proposed, as a draft."""
-        if self.mag is None or not tokens:
-            return NOTHING
-        try:
-            return Draft.chain(tokens, self.mag.name)
-        except Exception as error:
-            blame(error, self.mag.name)
-
-    def sources(self, tokens: list[int]) -> tuple[str, ...]:
-        """Who wrote each of them."""
-        return (self.mag.name,) * len(tokens) if self.mag else ()
+            ledger.note(context, tokens, evidence, acceptance)
+        return Proposed(source.name, tokens, path)

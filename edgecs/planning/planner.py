@@ -32,10 +32,11 @@ from edgecs.costs.cost_model import (
 from edgecs.decoding.cascade import NamedModel
 from edgecs.decoding.exactness import EVERY, Allowed, permitted
 from edgecs.decoding.static_schedule import Clock, Gathered, Outcome, Plan
-from edgecs.drafters.maxgram import MaxGram
-from edgecs.planning.acceptance import LOOKED_AT, Calibration
+from edgecs.drafters.maxgram import LOOKED_AT
+from edgecs.drafters.source import Source
+from edgecs.planning.acceptance import Calibration
 from edgecs.planning.neural_source import Writer, Written
-from edgecs.planning.pending import Copier, Ledger, Path
+from edgecs.planning.pending import Ledger, Path, Sources
 
 MARGIN = 0.02  # share by which a draft must promise more than plain decoding
 CAUTION = 0.05  # by which the margin grows with each plain call's time that was lost
@@ -59,15 +60,16 @@ class _Desk(NamedTuple):
     choose: Choose
     most: int  # draft tokens
     times: NDArray[np.float64]  # [WIDEST] seconds of a round by width
-    copy: Draft  # Max-Gram's proposal
+    copy: Draft  # what a source proposes
     choice: Choice  # the best use of that alone
 
 
 class Planner:
     """Decides in every round who drafts, and how much of it is verified.
 
-    costs: of the target. last: Max-Gram, or nobody. models: neural drafters, the best
-    first, each of which may review the next one and Max-Gram. longest: most tokens in a
+    costs: of the target. sources: drafters without a model, the usually best one first.
+    models: neural drafters, the best first, each of which may review the next one and
+    the sources. longest: most tokens in a
     draft. ends: end-of-generation tokens. clock: gives seconds.
     """
 
@@ -75,7 +77,7 @@ class Planner:
         self,
         costs: CostModel,
         calibration: Calibration,
-        last: MaxGram | None,
+        sources: Sequence[Source],
         models: Sequence[NamedModel] = (),
         *,
         longest: int = WIDEST - 1,
@@ -86,7 +88,7 @@ class Planner:
         self.costs = costs
         self.calibration = calibration
         self.ledger = Ledger()
-        self.copier = Copier(last, calibration.copies, ends)
+        self.sources = Sources(sources, calibration, ends)
         writers: list[Writer] = []
         for named in reversed(models):
             cheaper = writers[0] if writers else None
@@ -94,7 +96,7 @@ class Planner:
             writer = Writer(
                 named,
                 acceptance,
-                self.copier,
+                self.sources,
                 cheaper,
                 lenience=lenience,
                 ends=ends,
@@ -123,9 +125,8 @@ class Planner:
 
     @property
     def drafters(self) -> tuple[Drafter, ...]:
-        """Neural drafters and Max-Gram."""
-        last = (self.copier.mag,) if self.copier.mag else ()
-        return (*(writer.cascade for writer in self.writers), *last)
+        """Neural drafters and sources."""
+        return (*(writer.cascade for writer in self.writers), *self.sources.all)
 
     def begin(self) -> None:
         """A new answer: what was learnt fast in the last one is dropped."""
@@ -148,23 +149,20 @@ class Planner:
         most, self._start = min(most, self._longest), self._start or len(context)
         asks = self._asks()
         least = 0.0 if asks else self._least(len(context))
-        copy, path = self.copier.propose(context, most, self.ledger, least)
+        found = self.sources.propose(context, most, self.ledger, least)
+        path = found.path
         if not asks and (not path or path[0] < least):
-            sources = self.copier.sources(copy)
-            return Gathered(NOTHING, sources, self._idle(len(context), path))
+            return Gathered(NOTHING, found.sources, self._idle(len(context), path))
         size = WIDEST if asks else 1 + len(path)
         times = self._times(len(context), allowed, size)
         choice = best_width(path, times, MARGIN + CAUTION * self._debt)
         if asks:
-            draft = self.copier.draft(copy)
-            desk = _Desk(context, choose, most, np.array(times), draft, choice)
+            desk = _Desk(context, choose, most, np.array(times), found.draft(), choice)
             if leaders := self._leaders(desk):
                 return self._write(desk, leaders)
         choice = self._try(path, len(context), allowed, choice)
-        draft = self.copier.draft(copy[: choice.width - 1])
-        return Gathered(
-            draft, self.copier.sources(copy), self._plan(path, times, choice)
-        )
+        draft = found.draft(choice.width - 1)
+        return Gathered(draft, found.sources, self._plan(path, times, choice))
 
     def learn(self, context: Context, outcome: Outcome) -> None:
         """Corrects the times; acceptances are learnt when the text has gone on."""
@@ -187,7 +185,7 @@ class Planner:
 
     def park(self, name: str) -> None:
         """Leaves a drafter alone that failed."""
-        self.copier.park(name)
+        self.sources.park(name)
         self._sound = tuple(writer for writer in self._sound if writer.name != name)
 
     def _observe(self, width: int, depth: int, seconds: float) -> None:
@@ -358,9 +356,9 @@ class Planner:
         path = written.path.copy()
         if len(draft) and int(draft.tokens[-1]) not in self._ends:
             here = context.with_tail(draft.tokens)
-            tail, more = self.copier.propose(here, desk.most - len(draft))
-            draft = draft.then(self.copier.draft(tail))
-            path += [written.certainty * chance for chance in more]
+            tail = self.sources.propose(here, desk.most - len(draft))
+            draft = draft.then(tail.draft())
+            path += [written.certainty * chance for chance in tail.path]
         times = desk.times.tolist()
         choice = best_width(path, [seconds + written.seconds for seconds in times])
         if self._trying and choice.width == 1 and times[1] < math.inf:

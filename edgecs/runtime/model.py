@@ -3,8 +3,7 @@
     with load("smollm2-135m-instruct") as model:
         print(model.ask("What is a llama?"))
 
-This module alone looks at the user's folders: models, and what was measured on this
-machine, are kept where the command line keeps them.
+Models and measurements are kept where the command line keeps them, see `Folders`.
 """
 
 from __future__ import annotations
@@ -16,27 +15,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-import platformdirs
-
-from edgecs.calibrate.bundled_drafters import shipped_drafters, shipped_for
-from edgecs.calibrate.profile import Profiles
-from edgecs.calibrate.speculation_profile import Speculation, left_out
 from edgecs.chat.asynchronous import AsyncChat, EngineThread
 from edgecs.chat.chat import Chat
 from edgecs.chat.conversation import ROLES, Conversation
 from edgecs.chat.overflow import Overflow
 from edgecs.core.context import Tokens
 from edgecs.decoding.exactness import Exact
-from edgecs.drafters.maxgram import MaxGram
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ConfigError
 from edgecs.hub.download import Progress
-from edgecs.hub.store import Store
-from edgecs.runtime.loader import Loaded, load_drafter
-from edgecs.runtime.loader import load as load_target
+from edgecs.runtime.builder import Runtime, build, find_files
+from edgecs.runtime.folders import Folders
+from edgecs.runtime.recipe import Recipe
 from edgecs.sampling.chain import Rule
 from edgecs.sampling.settings import Sampling, Settings
-from edgecs.session.session import FinishReason, Session, Token
+from edgecs.session.session import FinishReason, Token
 from edgecs.session.stats import Stats
 from edgecs.text.chat_template import ChatTemplate, Message
 
@@ -48,7 +41,7 @@ Schema = str | bytes | bool | Mapping[str, object]
 
 
 def load(
-    model: str | Path,
+    model: str | Path | Recipe,
     options: LoadOptions | None = None,
     *,
     drafts: Sequence[str | Path] | None = None,
@@ -60,66 +53,36 @@ def load(
 ) -> Model:
     """Loads a model, fetched first if it is not here yet; a context manager.
 
-    model: a name, a path to a GGUF, or user/repo[:quant]. drafts: smaller models and
-    folders of ONNX drafters, the largest first; None: the drafter that comes with the
-    model, if it pays here; Max-Gram always comes last. speculate: False for plain
-    decoding. exact: see docs/concepts.md. folder: where models and measurements are
-    kept, None: where the command line keeps them. progress: called while something is
-    fetched, with what it is, and bytes that are here and in all (0: not known). The
+    model: a name, a path to a GGUF, or user/repo[:quant]; or a `Recipe`, which says
+    all that `options`, `drafts`, `speculate` and `exact` say, and more. drafts: smaller
+    models and folders of ONNX drafters, the largest first; None: the drafter that comes
+    with the model, if it pays here; Max-Gram always comes last. speculate: False for
+    plain decoding. exact: see docs/concepts.md. folder: where models and measurements
+    are kept, None: where the command line keeps them. progress: called while something
+    is fetched, with what it is, and bytes that are here and in all (0: not known). The
     first load of a model measures it, which takes seconds.
 
     Raises ConfigError, ModelError, FetchError, OutOfMemory.
     """
-    folder = folder or Path(platformdirs.user_cache_dir("edgecs"))
-    store, told = Store(folder / "models", offline=offline), progress or _nobody
-    with ExitStack() as undo:
-        path = store.path(str(model), told)
-        loaded = undo.enter_context(
-            load_target(path, options or LoadOptions(), findings=folder / "llama.json")
-        )
-        if not speculate:
-            return Model(loaded, loaded.session(), None, undo.pop_all())
-        speculation = Speculation(
-            loaded.target,
+    if isinstance(model, Recipe):
+        recipe = model
+    else:
+        recipe = Recipe(
+            str(model),
+            options or LoadOptions(),
+            drafts=None if drafts is None else tuple(map(str, drafts)),
+            speculate=speculate,
             exact=exact,
-            key=loaded.key(),
-            profiles=Profiles(folder / "profiles"),
         )
-        speculation.prepare(loaded.seconds)
-        if drafts is None:
-            drafts = _shipped(str(model), speculation)
-        named, fingerprints = [], {}
-        for reference in drafts:
-            drafter = undo.enter_context(
-                load_drafter(_drafter(store, reference, told), loaded)
-            )
-            named.append(drafter.named)
-            fingerprints[drafter.name] = drafter.fingerprint
-        planner = speculation.planner(
-            named,
-            MaxGram(),
-            fingerprints=fingerprints,
-            ends=loaded.model.vocabulary.ends,
-        )
-        session = loaded.session(schedule=planner, limits=speculation.limits)
-        return Model(loaded, session, speculation, undo.pop_all())
+    folders = Folders(folder, offline) if folder else Folders(offline=offline)
+    files = find_files(recipe, folders, progress or _nobody)
+    with ExitStack() as undo:
+        runtime = undo.enter_context(build(recipe, files, folders))
+        return Model(runtime, undo.pop_all())
 
 
 def _nobody(what: str, done: int, total: int) -> None:
     """Progress that nobody asked for."""
-
-
-def _shipped(model: str, speculation: Speculation) -> list[Path]:
-    folder = shipped_for(model)
-    return [] if folder is None or left_out(folder, speculation) else [folder]
-
-
-def _drafter(store: Store, reference: str | Path, progress: Progress) -> Path:
-    path = Path(reference)
-    if path.is_dir():
-        return path
-    shipped = shipped_drafters().get(str(reference))
-    return shipped or store.path(str(reference), progress)
 
 
 class _Wishes(Settings, total=False):
@@ -150,20 +113,14 @@ class Model:
     All but `stop` is for one thread; `agenerate` and `achat` are for event loops, and
     may be used by many tasks, whose answers end each other.
 
-    loaded, session, speculation: the parts behind it, for those who want more.
+    runtime: the parts behind it, for those who want more.
     """
 
-    def __init__(
-        self,
-        loaded: Loaded,
-        session: Session,
-        speculation: Speculation | None,
-        closing: ExitStack,
-    ) -> None:
-        self.loaded, self.session, self.speculation = loaded, session, speculation
+    def __init__(self, runtime: Runtime, closing: ExitStack) -> None:
+        self.runtime = runtime
+        self.loaded, self.session = runtime.loaded, runtime.session
         self._closing = closing
-        closing.push(lambda *exc: session.close())
-        self._thread = EngineThread(session)
+        self._thread = EngineThread(self.session)
 
     @property
     def stats(self) -> Stats:
@@ -272,9 +229,12 @@ class Model:
         grammar: in llama.cpp's notation (GBNF). schema: JSON that keeps to it. At most
         one of both. Raises ConfigError.
         """
+        recipe = self.runtime.recipe
+        made = recipe.grammar
         if grammar is not None or schema is not None:
-            grammar = _grammar(grammar, schema)
-        return self.loaded.rule(replace(sampling or Sampling(), **settings), grammar)
+            made = _grammar(grammar, schema)
+        chosen = replace(sampling or recipe.sampling, **settings)
+        return self.loaded.rule(chosen, made)
 
     def stop(self) -> None:
         """Ends the answer under way within a round; may be called from any thread.
@@ -288,9 +248,7 @@ class Model:
         self.session.interrupt()
         self._thread.close()
         self.session.close()
-        if self.speculation:
-            self.speculation.save()
-        self._closing.close()
+        self._closing.close()  # keeps what was learnt
 
     def __enter__(self) -> Model:
         return self

@@ -150,7 +150,11 @@ class Stats:
         """
         swi = None
         if parameters and self.rounds:
-            swi = round(self.walltime_improvement(parameters), 4)
+            costs = {
+                **dict.fromkeys(self.forwards, 0),
+                **parameters,
+            }  # lookups are free
+            swi = round(self.walltime_improvement(costs), 4)
         return {
             "enabled": len(chain) > 1,
             "reason": reason,

@@ -134,6 +134,7 @@ class _Child:
             line = self._exchange(request)
         finally:
             timer.cancel()
+            timer.join()  # its thread holds this process as long as it lives
         if late.is_set():
             raise _stopped(f"it takes longer than {seconds:g} seconds")
         return _text(line)

@@ -98,7 +98,8 @@ class Stage:
             planner = Planner(
                 self.known.costs,
                 Calibration.from_state(self._acceptance),
-                MaxGram() if chain.mag else None,
+                # No source that remembers answers: prompts are played many times.
+                [MaxGram()] if chain.mag else (),
                 [NamedModel(entrant.name, entrant.model) for entrant in entrants],
                 longest=self.known.target.max_draft,
                 ends=self._tokenizer.ends,

@@ -468,7 +468,7 @@ def test_nothing_is_faster_than_the_oracle(trace: Trace, curve: Curve):
     least = oracle(known, curve) * (1 - 1e-9)
     assert least <= (len(trace.output) - 1) * curve.round(1)
     assert least <= best_static([known], curve)
-    player = Player(curve, [], last=MaxGram())
+    player = Player(curve, [], sources=[MaxGram()])
     assert least <= player.play(trace)
     assert least <= player.play(trace)  # it is warm
 
@@ -540,7 +540,7 @@ def test_a_static_schedule_by_hand():
 def test_every_wider_call_is_followed_by_its_settling_once(said, settling: float):
     made = curve("x", 10.0, {1: 1.0, 2: 1.2, 32: 2.0}, 0.5)
     trace = Trace("1", "x", [1, 2], said, [0.0] * len(said))
-    player = Player(made._replace(settling=settling), (), last=MaxGram())
+    player = Player(made._replace(settling=settling), (), sources=[MaxGram()])
     player.schedule = Quotas([MaxGram()], [3])
     took = player.play(trace) + player.play(trace)
     widths = player.widths

@@ -38,11 +38,11 @@ from edgecs.hub.drafter_manifest import (
 )
 from edgecs.hub.manifest import known_manifests
 from edgecs.planning.acceptance import Calibration
+from edgecs.runtime import builder
 from edgecs.runtime.loader import Loaded, load_drafter
 from edgecs.sampling.settings import Sampling
 from edgecs.testing.fakes import TableModel
 from edgecs.text.chat_template import ChatTemplate
-from edgecs_cli.loading import files, opening
 from edgecs_convert.distill.target import TargetFile
 from tests.conftest import Outcome
 
@@ -198,7 +198,7 @@ def test_a_drafter_that_promises_nothing_is_left_out_and_said_so(
     """It is not even opened: there is no graph in its folder."""
     slow = {**MADE, "ms_a_token": 1000.0}
     folder = drafter(tmp_path / "slow-head", slow)
-    monkeypatch.setattr(opening, "shipped_for", lambda model: folder)
+    monkeypatch.setattr(builder, "shipped_for", lambda model: folder)
     fixed = ("generate", "-m", tiny_gguf, "-c", 512, "-p", "hi", "-n", 5, "-v")
     outcome = edgecs(*fixed)
     assert outcome.code == 0, outcome.err
@@ -297,10 +297,10 @@ def test_without_times_nothing_is_expected(head: Path):
 
 def test_a_shipped_drafter_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = drafter(tmp_path / "head", MADE)
-    monkeypatch.setattr(files, "shipped_drafters", lambda: {"some-head": folder})
-    assert files._folder("some-head") == folder
-    assert files._folder(str(folder)) == folder
-    assert files._folder("other") is None
+    monkeypatch.setattr(builder, "shipped_drafters", lambda: {"some-head": folder})
+    assert builder._folder("some-head") == folder
+    assert builder._folder(str(folder)) == folder
+    assert builder._folder("other") is None
 
 
 def test_a_model_is_known_by_name_to_its_drafter():
@@ -362,7 +362,7 @@ def test_a_drafter_that_promises_much_is_used_and_changes_nothing(
     edgecs: Callable[..., Outcome], model_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     folder = shipped_drafters()["smollm2-135m-instruct-head"]
-    monkeypatch.setattr(opening, "shipped_for", lambda model: folder)
+    monkeypatch.setattr(builder, "shipped_for", lambda model: folder)
     monkeypatch.setattr(speculation_profile, "promise", lambda folder, times: 2.0)
     fixed = ("generate", "-m", model_path, "-c", 512, "-p", "What is rain?", "-s", 1)
     fixed += ("-v",)

@@ -215,9 +215,9 @@ class TestKeeping:
             ("classes", "inside", {"0": {"same": [0], "other": [], "noise": 0}}),
             ("classes", "crossing", {"256": 7}),
             ("classes", "inside", "none"),
-            ("acceptance", "copied", [0.5]),
+            ("acceptance", "sources", [0.5]),
             ("acceptance", "stated", {"small": "yes"}),
-            ("acceptance", "copied", [10**400] * 50),
+            ("acceptance", "sources", {"mag": [10**400] * 50}),
         ],
     )
     def test_numbers_that_make_no_sense_are_as_if_never_measured(

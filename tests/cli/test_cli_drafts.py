@@ -115,7 +115,7 @@ def test_the_start_lines_name_every_drafter(edgecs, tiny_gguf: Path, other_gguf:
     command = ("generate", "-m", tiny_gguf, "-c", 256, "-p", "hello", "-n", 3, *drafts)
     lines = edgecs(*command, "-v").err.splitlines()
     (drafts,) = (line for line in lines if line.startswith("drafts: "))
-    assert "target <- other <- tiny <- tiny-2 <- mag, planned" in drafts
+    assert "target <- other <- tiny <- tiny-2 <- mag <- bigram, planned" in drafts
     drafters = [line.split(":")[0] for line in lines if line.startswith("drafter ")]
     assert drafters == ["drafter other", "drafter tiny", "drafter tiny-2"]
 

@@ -127,7 +127,7 @@ def test_the_margin_is_the_distance_to_another_choice(temperature: float):
 def test_a_plan_says_what_it_looked_at():
     costs = CostModel()
     costs.measured(0, {1: 1.0, 2: 1.01, 3: 1.02, 5: 1.04})
-    planner = Planner(costs, Calibration(), MaxGram())
+    planner = Planner(costs, Calibration(), [MaxGram()])
     with Session(TableModel(2), Letters(), schedule=planner) as session:
         tokens, records = traced(session, [0, 1, 0, 1], max_tokens=60)
         agrees(tokens, records, session.stats)
@@ -401,7 +401,7 @@ def test_a_legend_of_a_planner_says_why_not_more(token: float):
     costs = CostModel()
     costs.measured(0, {1: token, 2: 1.01, 3: 1.02})
     slow = NamedModel("slow", TableModel(3, 1))
-    planner = Planner(costs, Calibration(), MaxGram(), [slow])
+    planner = Planner(costs, Calibration(), [MaxGram()], [slow])
     planner.writers[0].costs.measured(0, {1: 10.0})
     with Session(TableModel(3), Endless(), schedule=planner) as session:
         list(session.generate([0, 1, 0, 1], max_tokens=12))

@@ -20,16 +20,17 @@ from edgecs.errors import ConfigError, ModelError
 from edgecs.session.session import Token
 from edgecs.text.chat_template import ChatTemplate
 from edgecs_cli.chat.commands import COMMANDS, Deck, Leave
-from edgecs_cli.chat.model import Talk
+from edgecs_cli.chat.model import Start, Talk
 from edgecs_cli.chat.render import Markdown, Thoughts, WordWrap, shown
 from edgecs_cli.console import Painted, harmless
 from edgecs_cli.loading.explain import COLOURS
-from edgecs_cli.loading.opening import open_all
+from edgecs_cli.loading.opening import opened
+from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.shared import Interrupt
 from tests.conftest import Outcome
 
 Edgecs = Callable[..., Outcome]
-VALUES = {"system": None, "overflow": "stop", "stop": (), "max_tokens": -1}
+START = Start(None, "stop", (), max_tokens=5, offline=False)
 markdown = st.text(st.sampled_from("a*`#\n -<日🙂\x1b"), max_size=40)
 
 
@@ -126,9 +127,9 @@ def deck(tiny_gguf: Path, edgecs: Edgecs) -> Iterator[Deck]:
     chat = import_module("edgecs_cli.commands.chat").chat
     options = ["-m", str(tiny_gguf), "-c", "512", "-s", "1", "-n", "12", "-q"]
     with chat.make_context("chat", options) as context, ExitStack() as closing:
-        values = context.params
-        opened = closing.enter_context(open_all(values, Interrupt()))
-        talk = Talk(opened, values, closing)
+        recipe, call = read_recipe(context.params), taken(Call, context.params)
+        runtime = closing.enter_context(opened(recipe, call, Interrupt()))
+        talk = Talk(runtime, taken(Start, context.params), closing)
         yield Deck(talk, lambda tokens: [*tokens()])
 
 
@@ -297,7 +298,7 @@ def test_another_model_goes_on_with_text_and_settings(deck: Deck):
     deck.run("/set temp 0")
     deck.run("/set overflow shift")
     deck.run("/spec off")
-    other = Talk(deck.talk.opened, {**VALUES, "max_tokens": 5}, ExitStack())
+    other = Talk(deck.talk.runtime, START, ExitStack())
     deck.talk.session.close()
     other.take_over(deck.talk)
     texts = [(m.role, m.content) for m in deck.talk.chat.messages]

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from edgecs.core.context import Context
 from edgecs.core.draft import Draft, Rows, Verdict
-from edgecs.drafters.maxgram import CANDIDATES, GRAM, LONGEST, MaxGram, Opinion
+from edgecs.drafters.copies import GRAM, LONGEST, Opinion
+from edgecs.drafters.maxgram import CANDIDATES, MaxGram
 
 
 def exhaustive(committed: list[int], tail: list[int], k: int) -> tuple[list[int], int]:
@@ -194,7 +195,7 @@ def test_evidence_is_what_the_text_says(
     here = context.with_tail(tail)
     draft = drafter.propose(here, k)
     drafted, text = draft.tokens.tolist(), committed + tail
-    found = drafter.evidence(drafted[:most])
+    found = drafter.copy(drafted[:most])
     opinions = list(found.opinions)
     assert len(opinions) == min(most, len(drafted))
     for i, said in enumerate(opinions):
@@ -212,9 +213,9 @@ def test_evidence_is_what_the_text_says(
 
 def test_evidence_is_about_the_last_proposal():
     context, drafter = Context([1, 2, 3, 4, 9, 1, 2, 3]), MaxGram()
-    assert drafter.evidence(drafter.continuation(context, 2)).length == 3
+    assert drafter.copy(drafter.continuation(context, 2)).length == 3
     for other, k in ((context, 0), (context.with_tail([7]), 2)):
-        length, opinions = drafter.evidence(drafter.continuation(other, k))
+        length, opinions = drafter.copy(drafter.continuation(other, k))
         assert (length, list(opinions)) == (0, [])
 
 
@@ -223,6 +224,6 @@ def test_opinions_of_short_grams_may_contradict_a_long_match():
     context = Context([5, 1, 2, 3, 9, 1, 2, 4, 9, 1, 2, 4, 9, 5, 1, 2])
     drafter = MaxGram()
     assert drafter.continuation(context, 1) == [3]
-    found = drafter.evidence([3])
+    found = drafter.copy([3])
     assert found.length == 3
     assert list(found.opinions) == [((False, 2, 3), (False, 2, 3), (True, 1, 1))]

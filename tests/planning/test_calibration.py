@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,20 +15,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgecs.core.context import Context
-from edgecs.drafters.maxgram import GRAM, LONGEST, Copy, MaxGram
+from edgecs.drafters.bigrams import Bigrams
+from edgecs.drafters.copies import COPIED, GRAM, LONGEST, Copy, copied
+from edgecs.drafters.maxgram import LOOKED_AT, MaxGram
 from edgecs.planning.acceptance import (
-    COPIED,
     DOUBT,
-    LOOKED_AT,
     MOST_AN_ANSWER,
+    MOST_BUCKETS,
     STATED,
     Acceptance,
     Calibration,
     Evidence,
-    copied,
     stated,
 )
-from edgecs.planning.pending import Copier, Ledger
+from edgecs.planning.pending import Ledger, Sources
 from edgecs_bench.prior import fit
 
 opinions = st.tuples(st.booleans(), st.integers(1, 60), st.integers(1, 60))
@@ -39,8 +40,18 @@ copies = st.builds(
 probabilities = st.floats(0.0, 1.0)
 
 
+MAG = MaxGram()
+
+
 def rows(copy: Copy, size: int) -> list[list[int]]:
-    return [*copied(copy, size)]
+    return [*islice(copied(copy), size)]
+
+
+def blank() -> MaxGram:
+    """Max-Gram about which nothing is known beforehand."""
+    mag = MaxGram()
+    mag.prior = [0.0] * COPIED
+    return mag
 
 
 def every(acceptance: Acceptance, evidence: Evidence) -> NDArray[np.float64]:
@@ -85,7 +96,7 @@ def test_buckets_of_stated_tokens_are_distinct_columns_of_their_model(
 def test_an_answer_learns_how_often_a_kind_of_token_is_right(
     copy: Copy, p: float, seed: int
 ):
-    acceptance, evidence = Calibration().copies, rows(copy, 1)
+    acceptance, evidence = Calibration().source(MAG), rows(copy, 1)
     right = np.random.default_rng(seed).random(1500) < p
     said = []
     for was in right.tolist():
@@ -98,7 +109,7 @@ def test_an_answer_learns_how_often_a_kind_of_token_is_right(
 @given(copies, st.sampled_from([0.2, 0.5, 0.8]), st.integers(0, 99))
 @settings(max_examples=10)
 def test_many_answers_teach_what_is_kept(copy: Copy, p: float, seed: int):
-    acceptance, evidence = Calibration().copies, rows(copy, 1)
+    acceptance, evidence = Calibration().source(MAG), rows(copy, 1)
     random = np.random.default_rng(seed)
     for _ in range(60):
         for was in (random.random(40) < p).tolist():
@@ -111,7 +122,7 @@ def test_many_answers_teach_what_is_kept(copy: Copy, p: float, seed: int):
 def test_a_new_answer_forgets_the_fast_part_and_keeps_the_slow_one(
     copy: Copy, right: bool
 ):
-    acceptance, evidence = Calibration().copies, rows(copy, 1)
+    acceptance, evidence = Calibration().source(MAG), rows(copy, 1)
     before = logit(odds(acceptance, evidence))
     for _ in range(5):
         acceptance.learn(evidence, int(right), not right)
@@ -129,7 +140,7 @@ def test_a_new_answer_forgets_the_fast_part_and_keeps_the_slow_one(
 def test_no_answer_moves_what_is_kept_by_much(
     copy: Copy, others: list[Copy], right: bool, size: int
 ):
-    acceptance, evidence = Calibration().copies, rows(copy, size)
+    acceptance, evidence = Calibration().source(MAG), rows(copy, size)
     before = every(acceptance, evidence)
     for i in range(200):
         poison = rows([copy, *others][i % (1 + len(others))], size)
@@ -145,9 +156,9 @@ def test_no_answer_moves_what_is_kept_by_much(
 def test_tokens_whose_worth_did_not_show_teach_nothing():
     calibration = Calibration()
     evidence = rows(Copy(5, [((True, 2, 2),) * GRAM] * 4), 4)
-    before = every(calibration.copies, evidence)
-    calibration.copies.learn(evidence, 0, False)
-    assert np.array_equal(every(calibration.copies, evidence), before)
+    before = every(calibration.source(MAG), evidence)
+    calibration.source(MAG).learn(evidence, 0, False)
+    assert np.array_equal(every(calibration.source(MAG), evidence), before)
 
 
 def test_tokens_after_a_wrong_one_teach_nothing():
@@ -163,7 +174,7 @@ def test_tokens_after_a_wrong_one_teach_nothing():
 @given(copies, st.integers(1, 31), st.booleans())
 @settings(max_examples=20)
 def test_odds_are_never_certain(copy: Copy, size: int, right: bool):
-    acceptance, evidence = Calibration().copies, rows(copy, size)
+    acceptance, evidence = Calibration().source(MAG), rows(copy, size)
     for _ in range(2000):
         acceptance.learn(evidence, size if right else 0, not right)
     found = every(acceptance, evidence)
@@ -186,7 +197,7 @@ def taught() -> Calibration:
     calibration = Calibration()
     for i in range(50):
         evidence = rows(Copy(i % 9, [((True, i, i + 1), None, None)]), 1)
-        calibration.copies.learn(evidence, i % 2, True)
+        calibration.source(MAG).learn(evidence, i % 2, True)
         calibration.drafter("small ü").learn(stated([i / 50], [None]), i % 3 > 0, True)
     calibration.begin()
     return calibration
@@ -197,7 +208,7 @@ def test_what_is_kept_comes_back_from_json():
     again = Calibration.from_state(json.loads(json.dumps(calibration.state())))
     assert again.state() == calibration.state()
     copy = rows(Copy(4, [((True, 3, 3), None, None)]), 3)
-    mine, its = (every(c.copies, copy) for c in (calibration, again))
+    mine, its = (every(c.source(MAG), copy) for c in (calibration, again))
     assert np.allclose(mine, its, atol=1e-4)
     said = stated([0.3, 0.9], [True, None])
     mine, its = (every(c.drafter("small ü"), said) for c in (calibration, again))
@@ -210,20 +221,21 @@ def test_what_is_kept_comes_back_from_json():
         None,
         [],
         {},
-        "copied",
-        {"copied": [0.0] * COPIED},
-        {"copied": [0.0] * COPIED, "stated": [1]},
-        {"copied": [0.0] * COPIED, "stated": None},
-        {"copied": [0.0] * COPIED, "stated": {"a": [0.0]}},
-        {"copied": [0.0] * (COPIED - 1), "stated": {}},
-        {"copied": [[0.0]] * COPIED, "stated": {}},
-        {"copied": [math.nan] * COPIED, "stated": {}},
-        {"copied": [math.inf] * COPIED, "stated": {}},
-        {"copied": [1e300] * COPIED, "stated": {}},
-        {"copied": [10**400] * COPIED, "stated": {}},
-        {"copied": ["?"] * COPIED, "stated": {}},
-        {"copied": {"0": 1.0}, "stated": {}},
-        {"copied": [0.0] * COPIED, "stated": {"a": [None] * STATED}},
+        "sources",
+        {"sources": {}},
+        {"sources": {}, "stated": [1]},
+        {"sources": {}, "stated": None},
+        {"sources": {}, "stated": {"a": [0.0]}},
+        {"sources": [1], "stated": {}},
+        {"sources": {"mag": [0.0] * (MOST_BUCKETS + 1)}, "stated": {}},
+        {"sources": {"mag": [[0.0]] * COPIED}, "stated": {}},
+        {"sources": {"mag": [math.nan] * COPIED}, "stated": {}},
+        {"sources": {"mag": [math.inf] * COPIED}, "stated": {}},
+        {"sources": {"mag": [1e300] * COPIED}, "stated": {}},
+        {"sources": {"mag": [10**400] * COPIED}, "stated": {}},
+        {"sources": {"mag": ["?"] * COPIED}, "stated": {}},
+        {"sources": {"mag": {"0": 1.0}}, "stated": {}},
+        {"sources": {}, "stated": {"a": [None] * STATED}},
     ],
 )
 def test_a_state_that_makes_no_sense_is_refused(nonsense: Any):
@@ -305,41 +317,54 @@ def test_what_a_user_says_next_teaches_nothing():
     assert told.heard == [(0, 1, False)]
 
 
-def test_a_copier_notes_what_it_proposes_and_learns_from_it():
+def test_sources_note_what_they_propose_and_learn_from_it():
     text = [1, 2, 3, 4, 5, 6, 7, 8, 9] * 12
-    acceptance = Acceptance(np.zeros(COPIED))
-    copier, ledger, context = Copier(MaxGram(), acceptance), Ledger(), Context(text[:9])
+    sources, ledger = Sources([blank()], Calibration()), Ledger()
+    context = Context(text[:9])
     first = []
     while context.committed < len(text) - 9:
         ledger.settle(context)
-        tokens, path = copier.propose(context, 9, ledger)
-        assert len(tokens) == len(path)
-        assert (np.diff(path) <= 0).all()
-        first.append(path[0] if path else 0.0)
+        found = sources.propose(context, 9, ledger)
+        assert len(found.tokens) == len(found.path) == len(found.sources)
+        assert (np.diff(found.path) <= 0).all()
+        first.append(found.path[0] if found.path else 0.0)
         context.append(text[context.committed : context.committed + 3])
     assert first[-1] > 0.7 > 0.5 > first[2]
 
 
-def test_without_a_ledger_nothing_is_noted_and_without_max_gram_nothing_proposed():
-    context, ledger, acceptance = (
+def test_without_a_ledger_nothing_is_noted_and_without_sources_nothing_proposed():
+    context, ledger, calibration, mag = (
         Context([1, 1]),
         Ledger(),
-        Acceptance(np.zeros(COPIED)),
+        Calibration(),
+        blank(),
     )
     ledger.settle(context)
-    assert len(Copier(MaxGram(), acceptance).propose(context, 3)[0]) == 3
-    assert len(Copier(None, acceptance).propose(context, 3, ledger)[0]) == 0
+    assert len(Sources([mag], calibration).propose(context, 3).tokens) == 3
+    assert not Sources([], calibration).propose(context, 3, ledger).tokens
     context.append([1, 1, 1])
     ledger.settle(context)
-    assert not acceptance.kept.any()
+    assert not calibration.source(mag).kept.any()
 
 
-def test_a_copy_ends_with_an_end_token():
+def test_a_proposal_ends_with_an_end_token():
     context = Context([1, 2, 3, 7, 4, 1, 2, 3])
-    copier = Copier(MaxGram(), Calibration().copies, ends={7})
-    tokens, path = copier.propose(context, 4)
-    assert tokens == [7]
-    assert len(path) == 1
+    found = Sources([MaxGram()], Calibration(), ends={7}).propose(context, 4)
+    assert found.tokens == [7]
+    assert len(found.path) == 1
+
+
+def test_where_one_source_has_little_to_say_another_may_have_more():
+    bigrams, calibration = Bigrams(), Calibration()
+    bigrams.learn([3, 8])
+    for _ in range(300):
+        calibration.source(bigrams).learn([[0, 7]], 1, False)
+    sources = Sources([MaxGram(), bigrams], calibration)
+    alone, copied = Context([5, 3]), Context([*range(10), 3, *range(10), 3])
+    assert sources.propose(alone, 3).sources == ("bigram",)
+    assert sources.propose(copied, 3).source == "mag"
+    sources.park("bigram")
+    assert not sources.propose(alone, 3).tokens
 
 
 @given(st.lists(st.integers(0, 3), min_size=12, max_size=80), st.floats(0, 1))
@@ -347,12 +372,11 @@ def test_a_copy_ends_with_an_end_token():
 def test_a_copy_is_not_followed_where_its_first_token_cannot_pay(
     text: list[int], least: float
 ):
-    context, ledger, told = Context(text), Ledger(), Calibration().copies
-    mag = MaxGram()
-    copier = Copier(mag, told)
-    tokens, path = copier.propose(context, 9)
+    context, ledger, mag, known = Context(text), Ledger(), MaxGram(), Calibration()
+    sources, told = Sources([mag], known), known.source(mag)
+    _, tokens, path = sources.propose(context, 9)
     ledger.settle(context)
-    few, same = copier.propose(context, 9, ledger, least)
+    _, few, same = sources.propose(context, 9, ledger, least)
     assert few == tokens[: len(few)]
     assert same == path[: len(few)]
     if tokens and not few:  # not even its probability is worked out
@@ -390,7 +414,7 @@ def test_a_fit_recovers_known_log_odds(seed: int):
 
 
 def test_the_prior_says_more_for_longer_matches_that_agree():
-    copies = Calibration().copies
+    copies = Calibration().source(MAG)
     silent = [odds(copies, rows(Copy(n, [(None,) * GRAM]), 1)) for n in (1, 8, 24)]
     agreeing = [
         odds(copies, rows(Copy(n, [((True, run, run),) * GRAM]), 1))

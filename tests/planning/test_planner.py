@@ -117,7 +117,7 @@ def planned(
     named = [NamedModel(f"d{i}", model) for i, model in enumerate(models)]
     clock = target.watch.now
     planner = Planner(
-        CostModel(), Calibration(), last or MaxGram(), named, clock=clock, **options
+        CostModel(), Calibration(), [last or MaxGram()], named, clock=clock, **options
     )
     if timed:
         target.measured(planner.costs)
@@ -405,13 +405,13 @@ def test_what_a_user_says_is_nobodys_lesson():
     target = Timed(Watch(), 9)
     planner = planned(target)
     told: list[tuple[int, bool]] = []
-    learn = planner.calibration.copies.learn
+    learn = planner.calibration.source(MaxGram()).learn
 
     def listen(evidence: Evidence, right: int, decided: bool) -> None:
         told.append((right, decided))
         learn(evidence, right, decided)
 
-    planner.calibration.copies.learn = listen  # type: ignore[method-assign]
+    planner.calibration.source(MaxGram()).learn = listen  # type: ignore[method-assign]
     context = Context([1, 2, 3, 4] * 6)
     planner.begin()
     assert planner.draft(context, greedy, 31).draft
@@ -646,7 +646,7 @@ def test_texts_that_mislead_max_gram_cost_six_percent_at_most(
     curve: Curve, text: Callable[..., list[int]], seed: int
 ):
     random = np.random.default_rng(seed)
-    player = Player(curve, [], last=MaxGram())
+    player = Player(curve, [], sources=[MaxGram()])
     seen = widths(player)
     keeps_its_budget(player)
     spent = plain = 0.0
@@ -660,7 +660,7 @@ def test_texts_that_mislead_max_gram_cost_six_percent_at_most(
 
 def test_a_repeating_text_on_a_flat_curve_is_near_the_oracle():
     flat, random = curve("flat", 20.0, FLAT, 0.2), np.random.default_rng(0)
-    player = Player(flat, [], last=MaxGram())
+    player = Player(flat, [], sources=[MaxGram()])
     spent = least = plain = 0.0
     for i in range(9):
         trace = answer(repeating(random, 300))
@@ -676,7 +676,7 @@ def test_a_repeating_text_on_a_flat_curve_is_near_the_oracle():
 @pytest.mark.parametrize("relative", [FLAT, {1: 1, 2: 1.4, 4: 1.7, 8: 2.2, 16: 2.9}])
 def test_widths_that_nobody_measured_are_found(relative: dict[int, float]):
     wide = curve("wide", 20.0, relative, 0.2)
-    player = Player(wide, [], last=MaxGram())
+    player = Player(wide, [], sources=[MaxGram()])
     keeps_its_budget(player)
     round_and_round = list(range(10, 25)) * 20
     for _ in range(3):
@@ -783,7 +783,7 @@ TILED = {1: 1.0, 2: 1.5, 3: 2.0, 4: 1.6, 5: 2.4, 6: 2.6, 8: 2.8, 12: 4.0, 16: 4.
 @pytest.mark.parametrize("seed", range(3))
 def test_a_tile_is_filled(seed: int):
     tiled, random = curve("tiled", 20.0, TILED, 0.2), np.random.default_rng(seed)
-    player = Player(tiled, [], last=MaxGram())
+    player = Player(tiled, [], sources=[MaxGram()])
     draft, seen = player.planner.draft, Counter[int]()
 
     def look(context, choose, most):
@@ -846,7 +846,7 @@ def reviewed(relative: dict[int, float]) -> tuple[int, int]:
         planner.ledger.settle(context)
         draft = writer.cascade.propose(context, 6, greedy)
         assert draft.tokens.tolist() == target.greedy(context.tokens, 6)
-        planner.copier.propose(context, 6, planner.ledger)
+        planner.sources.propose(context, 6, planner.ledger)
         written += len(draft)
         context.append(draft.tokens[:4])
     return model.calls, written

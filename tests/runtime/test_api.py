@@ -19,6 +19,7 @@ from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ConfigError, ModelError
 from edgecs.hub.download import Progress
 from edgecs.hub.store import Store
+from edgecs.runtime import builder, folders
 from edgecs.runtime import model as api
 from edgecs.sampling.settings import Sampling, Settings
 from tests.conftest import before_calls
@@ -44,7 +45,7 @@ def test_answers_are_the_same_with_and_without_drafts(tiny_gguf: Path, tmp_path:
             answers.append(text(model, "hello", sampling=sampled))
             said.append(answers)
             assert model.finish_reason in ("stop", "length")
-            assert (model.speculation is not None) is speculate
+            assert (model.runtime.speculation is not None) is speculate
     assert said[0] == said[1]
     assert list((tmp_path / "profiles").iterdir())
 
@@ -54,7 +55,7 @@ def test_drafters_may_be_given(tiny_gguf: Path, tmp_path: Path):
         plain = text(model)
     with edgecs.load(tiny_gguf, SMALL, drafts=[tiny_gguf], folder=tmp_path) as model:
         assert text(model) == plain
-        assert model.session.chain == ["target", "tiny", "mag"]
+        assert model.session.chain == ["target", "tiny", "mag", "bigram"]
 
 
 def test_one_process_renders_all_prompts_of_a_model(tiny_gguf: Path, tmp_path: Path):
@@ -124,7 +125,7 @@ def test_log_probabilities_are_those_of_the_row(tiny_gguf: Path, tmp_path: Path)
         plain = [*model.generate("hello abc abc", max_tokens=12)]
         assert all(token.logprobs is None for token in plain)
         stated = [*model.generate("hello abc abc", max_tokens=12, logprobs=3)]
-        assert [t._replace(logprobs=None) for t in stated] == plain
+        assert [(t.id, t.text) for t in stated] == [(t.id, t.text) for t in plain]
         prompt = model.session.context.tokens[: model.stats.prompt_tokens].tolist()
         noted: list[np.ndarray] = []
 
@@ -185,7 +186,7 @@ def test_downloads_are_told(tmp_path: Path, tiny_gguf: Path):
             return tiny_gguf
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "Store", Telling)
+        patch.setattr(folders, "Store", Telling)
         with edgecs.load(
             "mine", SMALL, folder=tmp_path, progress=lambda *done: told.append(done)
         ):
@@ -195,14 +196,16 @@ def test_downloads_are_told(tmp_path: Path, tiny_gguf: Path):
 def test_the_drafter_that_comes_with_a_model_is_used_where_it_pays(
     tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    for why, chain in ((None, ["target", "tiny", "mag"]), ("it does not pay", None)):
-        monkeypatch.setattr(api, "shipped_for", lambda name: tiny_gguf)
-        monkeypatch.setattr(api, "left_out", lambda folder, known, why=why: why)
-        monkeypatch.setattr(api, "_drafter", lambda store, path, told: path)
+    for why, chain in (
+        (None, ["target", "tiny", "mag", "bigram"]),
+        ("it does not pay", None),
+    ):
+        monkeypatch.setattr(builder, "shipped_for", lambda name: tiny_gguf)
+        monkeypatch.setattr(builder, "left_out", lambda folder, known, why=why: why)
         with edgecs.load(tiny_gguf, SMALL, folder=tmp_path) as model:
-            assert model.session.chain == (chain or ["target", "mag"])
+            assert model.session.chain == (chain or ["target", "mag", "bigram"])
         with edgecs.load(tiny_gguf, SMALL, folder=tmp_path, drafts=[]) as model:
-            assert model.session.chain == ["target", "mag"]
+            assert model.session.chain == ["target", "mag", "bigram"]
 
 
 class TestStopping:
@@ -407,11 +410,11 @@ def test_what_is_no_model_is_named(tmp_path: Path):
 
 def test_all_names_are_there():
     assert all(hasattr(edgecs, name) for name in edgecs.__all__)
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 7
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(7))
 def test_the_examples_work(
     number: int, model_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -376,7 +376,7 @@ def test_an_answer_that_was_not_waited_for_is_not_the_next_one(
 
 _PARENT = """
 import os, signal, sys
-from edgecs import template_process
+from edgecs.text import template_process
 from edgecs.testing.fakes import ByteTokenizer
 from edgecs.text.chat_template import ChatTemplate
 

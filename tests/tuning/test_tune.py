@@ -412,10 +412,10 @@ def test_chains_learn_for_themselves(stage: Stage):
     stage.play(SMALL, PROMPT)
     small = stage.learnt().state()
     assert list(small["stated"]) == ["small"]
-    assert small["copied"] == before["copied"]
+    assert small["sources"] == before["sources"]
     stage.play(MAG, PROMPT)
     both = stage.learnt().state()
-    assert both["copied"] != before["copied"]
+    assert both["sources"] != before["sources"]
     assert both["stated"] == small["stated"]
     assert stage.known.calibration.state() == before
 
@@ -1063,8 +1063,8 @@ def test_what_a_busy_machine_says_is_not_kept(
 @pytest.fixture
 def shipped(small_gguf: Path, monkeypatch) -> Path:
     """A drafter that comes with every model."""
-    for module in ("tune", "opening"):
-        monkeypatch.setattr(f"edgecs_cli.{module}.shipped_for", lambda _: small_gguf)
+    for module in ("edgecs_cli.commands.tune", "edgecs.runtime.builder"):
+        monkeypatch.setattr(f"{module}.shipped_for", lambda _: small_gguf)
     return small_gguf
 
 
@@ -1082,13 +1082,13 @@ def test_generate_does_what_tune_chose(
     assert report["chosen"] == parts
     ask = ("generate", "-m", tiny_gguf, "-p", "a", "-n", 4, "-c", 1024, "-t", 1, "-v")
     err = edgecs(*ask).err
-    assert f"drafts: target <- {' <- '.join(parts)}, planned" in err
+    assert f"drafts: target <- {' <- '.join(parts)} <- bigram, planned" in err
     date = json.loads(saved(cache)[0].read_text())["tuned"][:10]
     left = f"drafter small.gguf: left out, tuned on {date}: " in err
     assert left == ("small" not in parts)
-    assert "drafts: target <- mag," in edgecs(*ask, "--draft", "none").err
+    assert "drafts: target <- mag <- bigram," in edgecs(*ask, "--draft", "none").err
     given = edgecs(*ask, "--draft", shipped).err
-    assert "drafts: target <- small <- mag," in given
+    assert "drafts: target <- small <- mag <- bigram," in given
     assert "left out" not in given
 
 

@@ -215,7 +215,6 @@ class Workshop:
         def drafting() -> Drafting:
             planner = self.speculation.planner(
                 [d.named for d in self.drafters],
-                MaxGram(),
                 longest=self.loaded.target.max_draft,
                 fingerprints={d.name: d.fingerprint for d in self.drafters},
                 ends=self._ends,

@@ -33,6 +33,8 @@ from edgecs.core.draft import Rows, Verdict
 from edgecs.costs.cost_model import WIDEST, CostModel
 from edgecs.decoding.static_schedule import Outcome, Schedule
 from edgecs.drafters.maxgram import MaxGram
+from edgecs.drafters.registry import usual_sources
+from edgecs.drafters.source import Source
 from edgecs.planning.acceptance import Calibration
 from edgecs.planning.planner import Planner
 from edgecs_bench.hardware.curves import CURVES, Curve, Steps, read_curves
@@ -66,7 +68,7 @@ class Player:
         drafters: Sequence[str],
         *,
         pace: float = 1.0,
-        last: MaxGram | None = None,
+        sources: Sequence[Source] = (),
         steps: Mapping[str, Steps] | None = None,
     ) -> None:
         known = steps or {}
@@ -78,7 +80,7 @@ class Player:
         self.planner = Planner(
             CostModel(),
             Calibration(),
-            last,
+            sources,
             [model.named for model in self.models],
             clock=self.watch.now,
         )
@@ -124,6 +126,8 @@ class Player:
         verdict = Verdict(tuple(range(right)), everything[at + right])
         outcome = Outcome(draft, rows, verdict, drafted - start, calling)
         begun = perf_counter()
+        for source in self.planner.sources.all:
+            source.observe(context, draft, rows, verdict)
         self.schedule.learn(context, outcome)
         self.thinking.append(thought + perf_counter() - begun)
         self.watch.pass_by(self.curve.overhead / 1e3)
@@ -152,7 +156,7 @@ def know(trace: Trace) -> Known:
     for at, token in enumerate(trace.output):
         copy = mag.propose(context, WIDEST - 1)
         copied.append(_agreed(copy.tokens.tolist(), trace.output[at:]))
-        lengths.append(mag.evidence(()).length if len(copy) else 0)
+        lengths.append(mag.copy(()).length if len(copy) else 0)
         context.append((token,))
     stated = [
         [_agreed(tokens, trace.output[at:]) for at, tokens in enumerate(said.tokens)]
@@ -211,7 +215,7 @@ def play_all(
     """Every answer of the half that is reported."""
     for recording in recordings:
         said = [trace for trace in recording.traces if len(trace.output) > 1]
-        warm = Player(curve, recording.drafters, last=MaxGram())
+        warm = Player(curve, recording.drafters, sources=usual_sources())
         for trace in filter(for_tuning, said):
             warm.play(trace)
         for trace in said:
@@ -219,7 +223,7 @@ def play_all(
                 continue
             known = know(trace)
             plain = (len(trace.output) - 1) * curve.round(1)
-            fresh = Player(curve, recording.drafters, last=MaxGram())
+            fresh = Player(curve, recording.drafters, sources=usual_sources())
             cold = fresh.play(trace)
             times = plain, oracle(known, curve), cold, warm.play(trace)
             yield Played(trace.category, *times), known

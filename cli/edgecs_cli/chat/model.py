@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,18 +13,30 @@ from edgecs.calibrate.profile import Key
 from edgecs.chat.archive import Owner, read, save
 from edgecs.chat.chat import Chat
 from edgecs.chat.conversation import Conversation, Message
+from edgecs.chat.overflow import Overflow
 from edgecs.core.context import Context
 from edgecs.core.draft import NOTHING
 from edgecs.decoding.kmatrix import KMatrix
 from edgecs.errors import ConfigError
+from edgecs.runtime.builder import Runtime
 from edgecs.session.session import Session, Token
 from edgecs.text.chat_template import ChatTemplate
 from edgecs_cli.chat.render import OPENS
-from edgecs_cli.loading.files import find_models
-from edgecs_cli.loading.opening import Opened, session_for
+from edgecs_cli.options.recipe import find_model
 
 Spec = Literal["auto", "on", "off"]
 _FIXED = 4  # tokens of every drafter's draft with `/spec on`
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a conversation begins."""
+
+    system: str | None
+    overflow: Overflow
+    stop: tuple[str, ...]
+    max_tokens: int  # of an answer; -1: until the model stops
+    offline: bool
 
 
 class Talk:
@@ -33,19 +45,19 @@ class Talk:
     `sampling` and `spec` may be changed between answers, each by its method.
     """
 
-    def __init__(self, opened: Opened, values: dict[str, Any], closing: ExitStack):
-        self.opened, self._values, self._closing = opened, values, closing
-        self.sampling = opened.request.sampling
-        self.spec: Spec = "auto" if opened.session.off_reason is None else "off"
-        vocabulary = opened.loaded.model.vocabulary
+    def __init__(self, runtime: Runtime, start: Start, closing: ExitStack):
+        self.runtime, self._start, self._closing = runtime, start, closing
+        self.sampling = runtime.recipe.sampling
+        self.spec: Spec = "auto" if runtime.session.off_reason is None else "off"
+        vocabulary = runtime.loaded.model.vocabulary
         conversation = Conversation(ChatTemplate(vocabulary), vocabulary)
-        conversation.set_system(values["system"])
+        conversation.set_system(start.system)
         self.chat = Chat(
-            opened.session,
+            runtime.session,
             conversation,
-            overflow=values["overflow"],
-            stop=values["stop"],
-            max_tokens=None if values["max_tokens"] < 0 else values["max_tokens"],
+            overflow=start.overflow,
+            stop=start.stop,
+            max_tokens=None if start.max_tokens < 0 else start.max_tokens,
         )
         self._times = 0  # that the last message was answered again
         self._wanted: Spec | None = None  # what somebody set `spec` to
@@ -53,7 +65,7 @@ class Talk:
     @cached_property
     def _key(self) -> Key:
         """What the cells depend on; reads samples of the model's file."""
-        return self.opened.loaded.key()
+        return self.runtime.loaded.key()
 
     @property
     def session(self) -> Session:
@@ -61,10 +73,10 @@ class Talk:
         return self.chat.session
 
     @property
-    def now(self) -> Opened:
+    def now(self) -> Runtime:
         """What answers, with the session and the settings in use."""
-        request = replace(self.opened.request, sampling=self.sampling)
-        return replace(self.opened, session=self.session, request=request)
+        recipe = replace(self.runtime.recipe, sampling=self.sampling)
+        return replace(self.runtime, session=self.session, recipe=recipe)
 
     def ask(self, text: str) -> Generator[Token]:
         """The answer to a message, see `Chat.ask`."""
@@ -86,19 +98,19 @@ class Talk:
 
         Raises ConfigError where the model was opened without speculation.
         """
-        opened = self.opened
-        if spec != "off" and opened.speculation is None:
+        runtime = self.runtime
+        if spec != "off" and runtime.speculation is None:
             raise ConfigError(
                 "speculation was switched off at the start (--no-spec or --draft-max "
                 "0): start without these to use it"
             )
-        request = opened.request
-        if spec == "on" and request.matrix is None:
-            names = [drafter.name for drafter in opened.drafters]
-            request = replace(request, matrix=_always(len(names)))
-        speculation = None if spec == "off" else opened.speculation
+        recipe = replace(runtime.recipe, speculate=spec != "off")
+        if spec == "on" and recipe.matrix is None:
+            names = tuple(drafter.name for drafter in runtime.drafters)
+            matrix = _always(len(names))
+            recipe = replace(recipe, drafts=names, matrix=matrix, longest=None)
         self.session.close()
-        session = session_for(opened, request, speculation, self._values)
+        session = runtime.another_session(recipe)
         self._closing.callback(session.close)
         self.chat.session, self.spec = session, spec
         self._wanted = spec
@@ -107,7 +119,7 @@ class Talk:
         """Sees to it that another model is here. Raises ModelError, FetchError."""
         from edgecs.engines.llama.model import check_file
 
-        check_file(find_models(model, (), offline=self._values["offline"])[0])
+        check_file(find_model(model, offline=self._start.offline))
 
     def take_over(self, other: Talk) -> None:
         """Goes on where another model stopped: from its text, with its settings."""
@@ -133,7 +145,7 @@ class Talk:
 
     def save(self, path: Path) -> None:
         """Writes the conversation and its cells. Raises ConfigError."""
-        cells = self.opened.loaded.target.cells()
+        cells = self.runtime.loaded.target.cells()
         save(path, self.chat.conversation.state(), self.owner(), cells)
 
     def load(self, path: Path) -> str | None:
@@ -142,7 +154,7 @@ class Talk:
         Raises ConfigError, ModelError; then this conversation is as it was.
         """
         found = read(path, self.owner())
-        target, reason = self.opened.loaded.target, found.reason
+        target, reason = self.runtime.loaded.target, found.reason
         if found.cells and not target.take(found.cells):
             reason = "llama.cpp does not take its cells"
         self.chat.conversation.messages = found.messages
@@ -155,7 +167,7 @@ class Talk:
         was. Raises ConfigError.
         """
         prefix = self._prefix()
-        target = self.opened.loaded.target
+        target = self.runtime.loaded.target
         if path.exists():
             cells = read(path, self.owner()).cells
             if cells and cells.tokens == prefix and target.take(cells):
@@ -200,7 +212,7 @@ class Talk:
         if not sampling.is_greedy:
             seed = (sampling.seed + self._times) % (1 << 64)
             sampling = replace(sampling, seed=seed)
-        return self.opened.loaded.rule(sampling, self.opened.request.grammar)
+        return self.runtime.loaded.rule(sampling, self.runtime.recipe.grammar)
 
 
 def _always(drafters: int) -> KMatrix:

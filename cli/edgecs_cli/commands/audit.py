@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import click
 from edgecs.audit.report import NO_CLASS, Fork, Prompt, Report, Run
 from edgecs.audit.runner import Subject
 from edgecs.audit.runner import audit as examine
+from edgecs.runtime.builder import Runtime
 from edgecs.text.chat_template import ChatTemplate
 from edgecs.text.detokenizer import Tokenizer
 from edgecs_cli.commands.audit_prompts import Encode, built_in, read_prompts
-from edgecs_cli.console import echo, say
+from edgecs_cli.console import echo
 from edgecs_cli.loading.describe import introduce
-from edgecs_cli.loading.opening import Opened, open_all
+from edgecs_cli.loading.opening import opened
 from edgecs_cli.options.common import (
     Sectioned,
     common_options,
@@ -27,8 +28,20 @@ from edgecs_cli.options.common import (
     model_options,
     schedule_options,
 )
+from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.sampling import sampling_options
 from edgecs_cli.options.shared import Interrupt, reports_errors
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is audited, and how it is shown."""
+
+    file: Path | None
+    max_tokens: int
+    limit: int | None
+    compare_kernels: bool
+    as_json: bool
 
 
 @click.command(cls=Sectioned)
@@ -77,29 +90,37 @@ def audit(**values: Any) -> None:
     edgecs audit -m big.gguf --draft small.gguf --temp 0.8 --seed 1 --json
     edgecs audit -m ./model.gguf --compare-kernels
     """
-    given = read_prompts(values["file"]) if values["file"] else None
+    wishes, call, recipe = (
+        taken(Wishes, values),
+        taken(Call, values),
+        read_recipe(values),
+    )
+    given = read_prompts(wishes.file) if wishes.file else None
 
     def prompts_of(encode: Encode) -> list[Prompt]:
         prompts = [Prompt(name, encode(text)) for name, text in given or ()]
-        return (prompts or built_in(encode))[: values["limit"]]
+        return (prompts or built_in(encode))[: wishes.limit]
 
-    if values["compare_kernels"]:
+    if wishes.compare_kernels:
         from edgecs_cli.commands.audit_kernels import compare_kernels
 
         # As texts: without a chat's template.
-        compare_kernels(values, lambda vocabulary: prompts_of(vocabulary.encode))
+        found = compare_kernels(recipe, call, lambda v: prompts_of(v.encode))
+        for line in [json.dumps(found.fields())] if wishes.as_json else found.lines():
+            echo(line)
         return
-    if values["no_spec"] or values["draft_max"] == 0:
+    if not recipe.drafting:
         raise click.UsageError("--no-spec and --draft-max 0 leave nothing to audit")
     interrupt = Interrupt()
-    with open_all(values, interrupt) as opened, interrupt:
-        introduce(opened, quiet=values["quiet"], verbose=True)
-        encode = _encoder(opened.loaded.model.vocabulary)
-        report = _examine(opened, prompts_of(encode), values)
-        if values["as_json"]:
-            echo(json.dumps(_plain(_data(opened, report, values))))
+    with opened(recipe, call, interrupt) as runtime, interrupt:
+        introduce(runtime, quiet=call.quiet, verbose=True)
+        vocabulary, most = runtime.loaded.model.vocabulary, wishes.max_tokens
+        prompts = prompts_of(_encoder(vocabulary))
+        report = _examine(runtime, prompts, most, call.say)
+        if wishes.as_json:
+            echo(json.dumps(_plain(_data(runtime, report, most))))
         else:
-            show(report, opened.loaded.model.vocabulary)
+            show(report, vocabulary)
     report.check()
 
 
@@ -107,24 +128,21 @@ def audit(**values: Any) -> None:
 next(p for p in audit.params if p.name == "temperature").default = 0.0
 
 
-def _examine(opened: Opened, prompts: list[Prompt], values: dict[str, Any]) -> Report:
+def _examine(
+    runtime: Runtime, prompts: list[Prompt], most: int, say: Callable[[str], None]
+) -> Report:
     """Runs the audit with the schedule, limits and rule that `generate` would have."""
-    session = opened.session
+    session = runtime.session
     session.close()  # every answer gets a session of its own
     subject = Subject(
         session.target,
         session.tokenizer,
         session.cascade.limits,
         session.rule,
-        values["max_tokens"],
+        most,
     )
     schedule = session.cascade.schedule
-    return examine(
-        subject,
-        prompts,
-        lambda: schedule,
-        lambda text: say(text, quiet=values["quiet"]),
-    )
+    return examine(subject, prompts, lambda: schedule, say)
 
 
 def _encoder(vocabulary: Tokenizer) -> Encode:
@@ -206,18 +224,18 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     echo()
 
 
-def _data(opened: Opened, report: Report, values: dict[str, Any]) -> dict[str, Any]:
+def _data(runtime: Runtime, report: Report, most: int) -> dict[str, Any]:
     """Everything, for programs."""
-    loaded, session = opened.loaded, opened.session
+    loaded, session, recipe = runtime.loaded, runtime.session, runtime.recipe
     return {
         "model": loaded.model.path.name,
         "description": loaded.model.description,
         "options": {**asdict(loaded.options), "n_ctx": loaded.target.n_ctx},
-        "predict": values["max_tokens"],
-        "sampling": asdict(opened.request.sampling),
+        "predict": most,
+        "sampling": asdict(recipe.sampling),
         "chain": session.chain,
         "schedule": session.cascade.schedule.describe(),
-        "exact": values["exact"],
+        "exact": recipe.exact,
         "tiers": report.tiers,
         "classes": session.cascade.limits.classes.state(),
         "no_class": dict.fromkeys(report.no_class, report.why),

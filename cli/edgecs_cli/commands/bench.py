@@ -14,10 +14,10 @@ import click
 import platformdirs
 
 from edgecs.calibrate.profile import Profiles
+from edgecs.runtime.builder import load_drafters, open_target
+from edgecs.runtime.recipe import Recipe
 from edgecs_cli.commands.bench_files import COMMANDS, write_page
-from edgecs_cli.console import echo, say, show_log
-from edgecs_cli.loading.exact import open_target
-from edgecs_cli.loading.files import find_models, load_drafters
+from edgecs_cli.console import echo, show_log
 from edgecs_cli.options.common import (
     PAGE,
     RESULT,
@@ -30,7 +30,8 @@ from edgecs_cli.options.common import (
     model_options,
     option,
 )
-from edgecs_cli.options.shared import Interrupt, open_profiles, reports_errors
+from edgecs_cli.options.recipe import Call, read_recipe, taken
+from edgecs_cli.options.shared import Interrupt, reports_errors
 
 if TYPE_CHECKING:
     from edgecs_bench.run.calls import Subject
@@ -238,13 +239,22 @@ def bench(context: click.Context, /, **values: Any) -> None:
         return
     began = monotonic()
     wanted = _wanted(values)
-    if values["verbose"]:
+    recipe, call = read_recipe(values), taken(Call, values)
+    if call.verbose:
         show_log(True)
     from edgecs_bench.run.calls import exported
     from edgecs_bench.run.result import rendered, write
 
     with ExitStack() as closing:
-        result = _measure(wanted, values, began, closing)
+        result = _measure(
+            wanted,
+            recipe,
+            call,
+            began,
+            closing,
+            profile=values["profile"],
+            peers=values["peers"],
+        )
     if values["output"]:
         write(values["output"], result)
     if values["hardware"]:
@@ -304,42 +314,40 @@ def _without_folders(word: str) -> str:
 
 
 def _measure(
-    wanted: Wanted, values: dict[str, Any], began: float, closing: ExitStack
+    wanted: Wanted,
+    recipe: Recipe,
+    call: Call,
+    began: float,
+    closing: ExitStack,
+    *,
+    profile: bool,
+    peers: Sequence[str],
 ) -> dict[str, Any]:
+    from edgecs_bench.run.calls import Subject
     from edgecs_bench.run.runner import run
 
     interrupt = Interrupt()
-    path, drafts = find_models(
-        values["model"], values["drafts"], offline=values["offline"]
-    )
-    profiles = open_profiles()
-    if not values["profile"]:
+    files, profiles = call.find(recipe), None
+    if not profile:
         folder = closing.enter_context(tempfile.TemporaryDirectory())
         profiles = Profiles(Path(folder))
-    values = {**values, "no_spec": False, "draft_max": None}
-    opening = open_target(path, values, interrupt, profiles)
-    loaded, speculation = closing.enter_context(opening)
+    with interrupt as cancel:
+        opening = open_target(
+            recipe, files.model, call.folders, call.reports, cancel, profiles
+        )
+        loaded, speculation = closing.enter_context(opening)
     assert speculation is not None
     if not loaded.target.rewindable:
         raise click.UsageError(
-            f"{path.name} cannot forget rejected tokens, so nothing can be drafted"
+            f"{files.model.name} cannot forget rejected tokens, so nothing can be "
+            "drafted"
         )
     with interrupt:
-        drafters = load_drafters(drafts, loaded, values, closing)
-        subject = _subject(loaded, drafters, speculation, values["quiet"], began)
-        peers = _peers(values["peers"], drafts, subject)
-        return run(subject, wanted, peers)
-
-
-def _subject(
-    loaded: Any, drafters: Any, speculation: Any, quiet: bool, began: float
-) -> Subject:
-    from edgecs_bench.run.calls import Subject
-
-    def tell(text: str) -> None:
-        say(text, quiet=quiet)
-
-    return Subject(loaded, drafters, speculation, tell, began)
+        drafts = files.drafts or ()
+        drafters = load_drafters(drafts, loaded, recipe.drafter_options, closing)
+        subject = Subject(loaded, drafters, speculation, call.say, began)
+        others = _peers(peers, drafts, subject)
+        return run(subject, wanted, others)
 
 
 def _peers(

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,7 @@ from edgecs.session.session import Token
 from edgecs_cli.chat.autosave import Autosave, last_chat
 from edgecs_cli.chat.commands import Deck, Leave
 from edgecs_cli.chat.input import Reader, reader
-from edgecs_cli.chat.model import Talk
+from edgecs_cli.chat.model import Start, Talk
 from edgecs_cli.chat.render import WordWrap, shown
 from edgecs_cli.console import (
     Status,
@@ -34,7 +35,7 @@ from edgecs_cli.console import (
 from edgecs_cli.loading.contention import Contention
 from edgecs_cli.loading.describe import answer_details, answer_line, introduce
 from edgecs_cli.loading.explain import painter
-from edgecs_cli.loading.opening import open_all
+from edgecs_cli.loading.opening import opened
 from edgecs_cli.options.common import (
     Sectioned,
     common_options,
@@ -42,6 +43,7 @@ from edgecs_cli.options.common import (
     model_options,
     schedule_options,
 )
+from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.sampling import sampling_options
 from edgecs_cli.options.shared import Interrupt, reports_errors
 
@@ -49,6 +51,18 @@ _LONG = 256  # tokens of a prompt that one waits for
 # Signals that end a chat, as far as the system has them.
 _ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT")
 logger = logging.getLogger("edgecs.chat.chat")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """Where a chat goes on from, and what is kept of it."""
+
+    model: str | None  # None: that of the last chat
+    loads: Path | None
+    resume: bool
+    prompt_cache: Path | None
+    no_history: bool
+    log_answers: Path | None
 
 
 @click.command(cls=Sectioned)
@@ -117,36 +131,39 @@ def chat(**values: Any) -> None:
     edgecs chat -m ./model.gguf --load talk.edgecs
     edgecs chat -m ./model.gguf -sys "$(cat rules.txt)" --prompt-cache rules.cache
     """
-    _resume(values)
-    keep = Autosave(wanted=not values["no_history"])
-    ask = reader(history=not values["no_history"])
+    wishes, call = taken(Wishes, values), taken(Call, values)
+    loads, model = _resumed(wishes) if wishes.resume else (wishes.loads, wishes.model)
+    if not model:
+        raise click.UsageError("Missing option '-m' / '--model'.")
+    recipe, start = read_recipe({**values, "model": model}), taken(Start, values)
+    keep = Autosave(wanted=not wishes.no_history)
+    ask = reader(history=not wishes.no_history)
     interrupt = Interrupt()
     deck: Deck | None = None
-    before = values["model"]  # one that works, once there is a deck
+    before = recipe.model  # one that works, once there is a deck
     while True:
         try:
             with ExitStack() as stack:
-                kept = deck.talk.sampling if deck else None
-                opened = stack.enter_context(open_all(values, interrupt, kept))
-                talk = Talk(opened, values, stack)
-                introduce(opened, quiet=values["quiet"], verbose=values["verbose"])
+                opening = opened(recipe, call, interrupt, wishes.log_answers)
+                talk = Talk(stack.enter_context(opening), start, stack)
+                introduce(talk.runtime, quiet=call.quiet, verbose=call.verbose)
                 if deck is None:
-                    deck = _deck(talk, ask, interrupt, values)
-                    _begin(talk, values)
+                    deck = _deck(talk, ask, interrupt, call)
+                    _begin(talk, loads, wishes, call)
                 else:
                     talk.take_over(deck.talk)
                     deck.talk = talk
-                before = values["model"]
+                before = recipe.model
                 with _ending(), keep.at_end(talk, before):
                     wanted = _converse(deck, ask, partial(keep.write, talk, before))
         except EdgecsError as error:
-            if deck is None or before == values["model"]:
+            if deck is None or before == recipe.model:
                 raise
             complain("edgecs chat", error)
             wanted = before
         if wanted is None:
             return
-        values["model"] = wanted
+        recipe = replace(recipe, model=wanted, sampling=deck.talk.sampling)
 
 
 # With --resume the conversation says which model it is.
@@ -154,30 +171,26 @@ _MODEL = next(option for option in chat.params if option.name == "model")
 _MODEL.required = False
 
 
-def _resume(values: dict[str, Any]) -> None:
+def _resumed(wishes: Wishes) -> tuple[Path, str]:
     """What --resume stands for: a file to load, and its model. Raises UsageError."""
-    if values["resume"]:
-        if values["loads"]:
-            raise click.UsageError("--resume and --load exclude each other")
-        values["loads"], model = last_chat()
-        values["model"] = values["model"] or model
-    if not values["model"]:
-        raise click.UsageError("Missing option '-m' / '--model'.")
+    if wishes.loads:
+        raise click.UsageError("--resume and --load exclude each other")
+    path, model = last_chat()
+    return path, wishes.model or model
 
 
-def _begin(talk: Talk, values: dict[str, Any]) -> None:
+def _begin(talk: Talk, loads: Path | None, wishes: Wishes, call: Call) -> None:
     """What the options say about the conversation."""
-    quiet = values["quiet"]
-    if values["loads"]:
-        reason = talk.load(values["loads"])
+    if loads:
+        reason = talk.load(loads)
         note = f"; it is read again, as {reason}" if reason else ""
-        what = "the last chat" if values["resume"] else values["loads"]
-        say(f"{len(talk.chat.messages)} messages from {what}{note}", quiet=quiet)
-    if values["prompt_cache"]:
+        what = "the last chat" if wishes.resume else loads
+        call.say(f"{len(talk.chat.messages)} messages from {what}{note}")
+    if wishes.prompt_cache:
         try:
-            talk.warm(values["prompt_cache"], partial(say, quiet=quiet))
+            talk.warm(wishes.prompt_cache, call.say)
         except ConfigError as error:
-            say(f"no prompt cache: {error}", quiet=quiet)
+            call.say(f"no prompt cache: {error}")
 
 
 @contextmanager
@@ -199,9 +212,7 @@ def _ending() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _deck(
-    talk: Talk, ask: Reader, interrupt: Interrupt, values: dict[str, Any]
-) -> Deck:
+def _deck(talk: Talk, ask: Reader, interrupt: Interrupt, call: Call) -> Deck:
     """Commands and looks, which outlive a change of the model."""
 
     contention = Contention()
@@ -212,9 +223,9 @@ def _deck(
             _turn(deck, tokens(), interrupt)
         finally:
             ask.answered(stopped=deck.talk.chat.finish_reason == "cancelled")
-        _report(deck, quiet=values["quiet"], verbose=values["verbose"])
+        _report(deck, quiet=call.quiet, verbose=call.verbose)
         if line := contention.line():
-            say(line, quiet=values["quiet"])
+            call.say(line)
 
     deck = Deck(talk, answer, ask.usual)
     return deck
@@ -301,7 +312,7 @@ def _pieces(deck: Deck, tokens: Iterator[Token]) -> Iterator[str]:
 @contextmanager
 def _reading(talk: Talk) -> Iterator[None]:
     """Says how far a long prompt is read, while one waits for the answer."""
-    target, status = talk.opened.loaded.target, Status()
+    target, status = talk.runtime.loaded.target, Status()
 
     def tell(done: int, total: int) -> None:
         if done == total:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 
 from edgecs.core.context import Tokens
+from edgecs.runtime.builder import Runtime
+from edgecs.runtime.recipe import Recipe
 from edgecs.session.session import Token
-from edgecs_cli.console import say
-from edgecs_cli.loading.opening import Opened, session_for
-from edgecs_cli.options.sampling import read_grammar, read_sampling
 
 _BETWEEN = " · "
 
@@ -26,31 +26,36 @@ class Answer(NamedTuple):
     speed: float
 
 
-def check(values: dict[str, Any]) -> None:
+def check(recipe: Recipe) -> None:
     """Raises UsageError where llama.cpp's loop, which is greedy, cannot take part."""
-    if not read_sampling(values).is_greedy or read_grammar(values):
+    if not recipe.sampling.is_greedy or recipe.grammar:
         raise click.UsageError(
             "--compare compares greedy answers: give --temp 0, no schema and no grammar"
         )
 
 
-def compare(opened: Opened, prompt: Tokens, values: dict[str, Any]) -> list[str]:
+def compare(
+    runtime: Runtime,
+    prompt: Tokens,
+    stop: Sequence[str],
+    say: Callable[[str], None],
+) -> list[str]:
     """Answers again, and says how fast each way was and whether tokens are the same.
 
-    The session of `opened` has just answered; it is closed here. After an interrupt
+    The session of `runtime` has just answered; it is closed here. After an interrupt
     there is nothing to say.
     """
     from edgecs_bench.run.baseline import llama_beside
 
-    drafted, cancel = opened.session, opened.loaded.cancel
+    drafted, cancel = runtime.session, runtime.loaded.cancel
     tokens = drafted.context.tokens[prompt.size :].tolist()
     ours = Answer(tokens, drafted.stats.tokens_per_second)
     if cancel.is_set() or len(tokens) < 2:
         return []
-    say("once more without drafts, and in llama.cpp", quiet=values["quiet"])
-    plain = _plain(opened, prompt, values, len(tokens))
+    say("once more without drafts, and in llama.cpp")
+    plain = _plain(runtime, prompt, stop, len(tokens))
     with ExitStack() as closing:
-        llama = None if cancel.is_set() else llama_beside(opened.loaded, closing)
+        llama = None if cancel.is_set() else llama_beside(runtime.loaded, closing)
         theirs = None
         if llama:
             said, _, seconds = llama.answer(prompt.tolist(), len(tokens), cancel.is_set)
@@ -60,14 +65,12 @@ def compare(opened: Opened, prompt: Tokens, values: dict[str, Any]) -> list[str]
     return lines(ours, plain, theirs)
 
 
-def _plain(opened: Opened, prompt: Tokens, values: dict[str, Any], most: int) -> Answer:
+def _plain(runtime: Runtime, prompt: Tokens, stop: Sequence[str], most: int) -> Answer:
     """What the same target says without drafts."""
-    opened.session.close()
-    opened.loaded.target.reset()
-    with session_for(opened, opened.request, None, values) as session:
-        said: Iterator[Token] = session.generate(
-            prompt, max_tokens=most, stop=values["stop"]
-        )
+    runtime.session.close()
+    runtime.loaded.target.reset()
+    with runtime.another_session(replace(runtime.recipe, speculate=False)) as session:
+        said: Iterator[Token] = session.generate(prompt, max_tokens=most, stop=stop)
         deque(said, maxlen=0)
         tokens = session.context.tokens[prompt.size :].tolist()
         return Answer(tokens, session.stats.tokens_per_second)

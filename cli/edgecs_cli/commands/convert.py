@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgecs.errors import ConfigError
+from edgecs.runtime.folders import Folders
 from edgecs_cli.console import echo, say
-from edgecs_cli.loading.files import find_models
+from edgecs_cli.options.recipe import find_model
 from edgecs_cli.options.references import Reference
-from edgecs_cli.options.shared import Interrupt, findings, reports_errors
+from edgecs_cli.options.shared import Interrupt, reports_errors
 
 if TYPE_CHECKING:
     from edgecs_convert.gguf.ranking import Ranked
@@ -84,7 +85,9 @@ def gguf(model: str, **values: Any) -> int:
     """
     from edgecs_convert.gguf.types import make
 
-    path = _source(model, values)
+    path = _source(
+        model, values["folder"], offline=values["offline"], quiet=values["quiet"]
+    )
     folder, kinds = values["folder"], [kind.lower() for kind in values["kinds"]]
     variants = []
     for kind in kinds or _USUAL:
@@ -103,18 +106,17 @@ def gguf(model: str, **values: Any) -> int:
     return 0
 
 
-def _source(model: str, values: dict[str, Any]) -> Path:
+def _source(model: str, into: str, *, offline: bool, quiet: bool) -> Path:
     """The GGUF to start from; made now, where the model is a checkpoint."""
     from edgecs_convert.gguf.hf_checkpoint import is_checkpoint, write_gguf
 
     folder = Path(model)
     if not is_checkpoint(folder):
-        path, _ = find_models(model, (), offline=values["offline"])
-        return path
+        return find_model(model, offline=offline)
     _require("convert gguf of a checkpoint", "torch", "safetensors")
-    path = Path(values["folder"]) / f"{folder.resolve().name.lower()}-bf16.gguf"
+    path = Path(into) / f"{folder.resolve().name.lower()}-bf16.gguf"
     if not path.exists():
-        say("making bf16 of the checkpoint", quiet=values["quiet"])
+        say("making bf16 of the checkpoint", quiet=quiet)
         write_gguf(folder, path)
     return path
 
@@ -186,7 +188,7 @@ def onnx(model: str, folder: Path, layers: str | None, **values: Any) -> int:
     from edgecs_convert.onnx.export import Form, export
 
     kept = _layers(layers)
-    path, _ = find_models(model, (), offline=values.pop("offline"))
+    path = find_model(model, offline=values.pop("offline"))
     echo(str(export(path, folder, Form(**values, layers=kept), say)))
     return 0
 
@@ -211,7 +213,7 @@ def _ranked(
 
     with Interrupt() as cancel:
         tell = partial(say, quiet=quiet)
-        return rank(path, variants, cancel, tell, findings())
+        return rank(path, variants, cancel, tell, Folders().findings)
 
 
 def _table(variants: Sequence[Variant], ranked: Sequence[Ranked]) -> None:

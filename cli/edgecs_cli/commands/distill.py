@@ -11,18 +11,17 @@ import click
 import platformdirs
 
 from edgecs.errors import ConfigError
-from edgecs_cli.console import echo, say, show_log
-from edgecs_cli.loading.exact import load_target
-from edgecs_cli.loading.files import find_models
+from edgecs.runtime.builder import load_target
+from edgecs_cli.console import echo, show_log
 from edgecs_cli.options.common import (
     Finite,
     Section,
     Sectioned,
     common_options,
-    load_options,
     model_options,
     option,
 )
+from edgecs_cli.options.recipe import Call, find_model, read_recipe, taken
 from edgecs_cli.options.shared import Interrupt, reports_errors
 
 
@@ -183,9 +182,9 @@ def distill(**values: Any) -> int:
                 f"distill needs {package}, which is not installed: pip install "
                 f'"edgecs[{extra}]"'
             )
-    load_options(values)
-    show_log(values["verbose"])
-    path, _ = find_models(values["model"], (), offline=values["offline"])
+    recipe, call = read_recipe(values), taken(Call, values)
+    show_log(call.verbose)
+    path = find_model(recipe.model, offline=call.offline)
     name = path.stem.lower()
     out = values["out"] or Path(f"{name}-head")
     if out.exists():
@@ -213,10 +212,13 @@ def distill(**values: Any) -> int:
         ],
         finish=list(dict.fromkeys(values["finish"])),
     )
-    with Interrupt() as cancel, load_target(path, values, cancel) as loaded:
-        made = make(
-            loaded, work, out, plan, lambda text: say(text, quiet=values["quiet"])
-        )
+    with (
+        Interrupt() as cancel,
+        load_target(
+            path, recipe.options, call.folders, call.reports, cancel=cancel
+        ) as loaded,
+    ):
+        made = make(loaded, work, out, plan, call.say)
     if values["as_json"]:
         others = [{"name": one.name, **one.state()} for one in made.candidates]
         chosen = {"folder": str(made.folder), **made.chosen.state()}

@@ -16,6 +16,7 @@ from edgecs.calibrate.profile import Profile
 from edgecs.calibrate.speculation_profile import NONSENSE, Known
 from edgecs.decoding.exactness import Limits
 from edgecs.engines.host import cpu_name, gpu_backend
+from edgecs.runtime.folders import Folders
 from edgecs.runtime.loader import build_and_device
 from edgecs_cli.commands.diagnosis import Facts, Finding, diagnose, was_disturbed
 from edgecs_cli.config import (
@@ -27,11 +28,7 @@ from edgecs_cli.config import (
     read_config,
 )
 from edgecs_cli.console import columns, echo, joined, paint, wrapped
-from edgecs_cli.loading.exact import tiers
 from edgecs_cli.options.shared import (
-    findings,
-    open_profiles,
-    open_store,
     reports_errors,
 )
 
@@ -114,8 +111,8 @@ def examine() -> tuple[dict[str, dict[str, Any]], Facts]:
     devices, gpu = llama.devices(), gpu_backend()
     providers = onnx.working_providers()
     built, amx = llama.gpu_backends(), _amx()
-    profiles = [profile for _, profile in open_profiles().all() if profile]
-    models = open_store().models()
+    profiles = [profile for _, profile in Folders().profiles.all() if profile]
+    models = Folders().store.models()
     build, device = build_and_device()
     facts = Facts(
         available=memory.available,
@@ -205,14 +202,14 @@ def _measured(profile: Profile) -> str:
         max(known.classes.inside, default=0),
     )
     when = f"tuned {profile.tuned}" if profile.tuned else "not tuned"
-    return f"{times}; {tiers(limits, deepest + 1)}; {when}"
+    return f"{times}; {limits.describe_up_to(deepest + 1)}; {when}"
 
 
 def _kernels() -> dict[str, str | None]:
     """Whose kernels compute on the CPU, and why not edgecs's."""
     from edgecs.engines.llama.kernel_choice import choose
 
-    ours, why = choose("auto", findings())
+    ours, why = choose("auto", Folders().findings)
     return {
         "used": f"edgecs's for {ours.name}" if ours else "llama.cpp's",
         "why not edgecs's": why,
@@ -228,7 +225,7 @@ def _amx() -> dict[str, str | None]:
     from edgecs.engines import trial
     from edgecs.engines.llama import amx
 
-    found = amx.finding(findings())
+    found = amx.finding(Folders().findings)
     mends = llama.build_command(llama.gpu_backends())
     return {"amx": found, "to mend amx": None if found == trial.WORKS else mends}
 

@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,17 @@ import click
 
 from edgecs.core.context import Tokens
 from edgecs.errors import ConfigError
+from edgecs.runtime.builder import Runtime
 from edgecs.runtime.loader import Loaded
 from edgecs.session.session import Session, Token
 from edgecs.session.trace import TraceFile, follow, header
 from edgecs.text.chat_template import ChatTemplate
 from edgecs_cli.commands.compare import check, compare
-from edgecs_cli.console import echo, has_colours, say
+from edgecs_cli.console import echo, has_colours
 from edgecs_cli.loading.contention import Contention
 from edgecs_cli.loading.describe import answer_details, answer_line, introduce
 from edgecs_cli.loading.explain import Paint, legend, painter, plain
-from edgecs_cli.loading.opening import Opened, exactness, open_all
+from edgecs_cli.loading.opening import exactness, opened
 from edgecs_cli.options.common import (
     Section,
     Sectioned,
@@ -33,9 +35,28 @@ from edgecs_cli.options.common import (
     option,
     schedule_options,
 )
+from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.sampling import sampling_options
 from edgecs_cli.options.shared import Interrupt, reports_errors
 from edgecs_cli.options.texts import read_stdin, read_text
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is to be answered, and what is to be shown of it."""
+
+    prompt: str | None
+    file: Path | None
+    system: str | None
+    max_tokens: int  # -1: until the model stops
+    stop: tuple[str, ...]
+    raw: bool
+    as_json: bool
+    explain: bool
+    compare: bool
+    trace: str | None
+    seed: int
+    log_answers: Path | None
 
 
 @click.command(cls=Sectioned)
@@ -98,46 +119,51 @@ def generate(**values: Any) -> int:
     edgecs generate -m ./model.gguf -f notes.txt --explain --trace rounds.jsonl
     edgecs generate -m ./model.gguf -f fix-this-code.txt --temp 0 --compare
     """
-    if values["explain"] and values["as_json"]:
+    wishes, call, recipe = (
+        taken(Wishes, values),
+        taken(Call, values),
+        read_recipe(values),
+    )
+    if wishes.explain and wishes.as_json:
         raise click.UsageError(
             "--explain and --json exclude each other: --trace FILE "
             "tells a program who wrote what"
         )
-    if values["compare"]:
-        check(values)
-    text = read_prompt(values["prompt"], values["file"])
+    if wishes.compare:
+        check(recipe)
+    text = read_prompt(wishes.prompt, wishes.file)
     interrupt = Interrupt()
     with (
-        _open_trace(values["trace"]) as trace,
-        open_all(values, interrupt) as opened,
+        _open_trace(wishes.trace) as trace,
+        opened(recipe, call, interrupt, wishes.log_answers) as runtime,
         interrupt,
     ):
-        introduce(opened, quiet=values["quiet"], verbose=values["verbose"])
-        session = opened.session
-        prompt = _encode(opened.loaded, text, values)
+        introduce(runtime, quiet=call.quiet, verbose=call.verbose)
+        session = runtime.session
+        prompt = _encode(runtime.loaded, text, wishes)
         if trace:
-            _follow(opened, trace, prompt.size)
+            _follow(runtime, trace, prompt.size)
         contention = Contention()
-        answer = _stream(session, prompt, values, _paint(session, values))
-        if values["as_json"]:
-            echo(json.dumps(_report(opened, answer)))
+        answer = _stream(session, prompt, wishes, _paint(session, wishes))
+        if wishes.as_json:
+            echo(json.dumps(_report(runtime, answer)))
         reason = session.finish_reason
-        if values["explain"] and not values["quiet"]:
-            _explain(opened)
-        say(_summary(opened, drawn=values["seed"] < 0), quiet=values["quiet"])
-        for line in answer_details(session) if values["verbose"] else ():
-            say(line, quiet=values["quiet"])
+        if wishes.explain and not call.quiet:
+            _explain(runtime)
+        call.say(_summary(runtime, drawn=wishes.seed < 0))
+        for line in answer_details(session) if call.verbose else ():
+            call.say(line)
         if busy := contention.line():
-            say(busy, quiet=values["quiet"])
-        if values["compare"]:
-            for line in compare(opened, prompt, values):
+            call.say(busy)
+        if wishes.compare:
+            for line in compare(runtime, prompt, wishes.stop, call.say):
                 echo(line, err=True)
     return 130 if reason == "cancelled" else 0
 
 
-def _summary(opened: Opened, *, drawn: bool) -> str:
+def _summary(runtime: Runtime, *, drawn: bool) -> str:
     """The answer in a line, with the seed if it was drawn and meant something."""
-    session, sampling = opened.session, opened.request.sampling
+    session, sampling = runtime.session, runtime.recipe.sampling
     seed = sampling.seed if drawn and not sampling.is_greedy else None
     return answer_line(session.stats, session.finish_reason, seed=seed)
 
@@ -159,13 +185,13 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     return text
 
 
-def _encode(loaded: Loaded, text: str, values: dict[str, Any]) -> Tokens:
+def _encode(loaded: Loaded, text: str, wishes: Wishes) -> Tokens:
     vocabulary = loaded.model.vocabulary
-    if values["raw"]:
+    if wishes.raw:
         return vocabulary.encode(text)
     messages = [{"role": "user", "content": text}]
-    if values["system"]:
-        messages.insert(0, {"role": "system", "content": values["system"]})
+    if wishes.system:
+        messages.insert(0, {"role": "system", "content": wishes.system})
     return ChatTemplate(vocabulary).encode(messages)
 
 
@@ -178,42 +204,42 @@ def _open_trace(name: str | None) -> AbstractContextManager[TraceFile | None]:
     return TraceFile(Path(name))
 
 
-def _follow(opened: Opened, trace: TraceFile, prompt_tokens: int) -> None:
+def _follow(runtime: Runtime, trace: TraceFile, prompt_tokens: int) -> None:
     """Has every round of the next answer written down."""
-    session, model = opened.session, opened.loaded.model.path.stem
-    sampling = opened.request.sampling
-    trace.write(header(model, session.chain, opened.tiers, sampling, prompt_tokens))
+    session, model = runtime.session, runtime.loaded.model.path.stem
+    sampling = runtime.recipe.sampling
+    trace.write(header(model, session.chain, runtime.tiers, sampling, prompt_tokens))
     choose = session.rule(prompt_tokens).target
     # A margin over the whole vocabulary would take as long as a round.
     quick = sampling.top_k or not sampling.temperature
     follow(session, trace.write, choose if quick else None)
 
 
-def _paint(session: Session, values: dict[str, Any]) -> Paint | None:
+def _paint(session: Session, wishes: Wishes) -> Paint | None:
     """How the answer is shown while it comes; None: not at all."""
-    if values["as_json"]:
+    if wishes.as_json:
         return None
-    if values["explain"]:
+    if wishes.explain:
         return painter(session.chain, colours=has_colours(sys.stdout))
     return plain
 
 
-def _explain(opened: Opened) -> None:
+def _explain(runtime: Runtime) -> None:
     """Who wrote what and why, on stderr."""
     colours = has_colours(sys.stdout)
-    for line in legend(opened.session, opened.tiers, colours=colours):
+    for line in legend(runtime.session, runtime.tiers, colours=colours):
         echo(line, err=True)
 
 
 def _stream(
-    session: Session, prompt: Tokens, values: dict[str, Any], paint: Paint | None
+    session: Session, prompt: Tokens, wishes: Wishes, paint: Paint | None
 ) -> tuple[str, list[int]]:
     """Runs the answer, shows it as it comes; returns its text and ids."""
-    limit, said = values["max_tokens"], list[Token]()
+    limit, said = wishes.max_tokens, list[Token]()
 
     def noted() -> Iterator[Token]:
         most = None if limit < 0 else limit
-        for token in session.generate(prompt, max_tokens=most, stop=values["stop"]):
+        for token in session.generate(prompt, max_tokens=most, stop=wishes.stop):
             said.append(token)
             yield token
 
@@ -234,8 +260,8 @@ def _show(pieces: Iterator[str]) -> None:
         echo()
 
 
-def _report(opened: Opened, answer: tuple[str, list[int]]) -> dict[str, object]:
-    session, sampling = opened.session, opened.request.sampling
+def _report(runtime: Runtime, answer: tuple[str, list[int]]) -> dict[str, object]:
+    session, sampling = runtime.session, runtime.recipe.sampling
     stats, (text, ids) = session.stats, answer
     return {
         "text": text,
@@ -248,10 +274,10 @@ def _report(opened: Opened, answer: tuple[str, list[int]]) -> dict[str, object]:
             "prompt_tokens_details": {"cached_tokens": stats.cached_tokens},
         },
         "sampling": {"temperature": sampling.temperature, "seed": sampling.seed},
-        "kernels": opened.loaded.options.kernels,
+        "kernels": runtime.loaded.options.kernels,
         "timings": stats.timings(),
         "speculative": stats.speculative(
-            session.chain, session.off_reason, opened.parameters()
+            session.chain, session.off_reason, runtime.parameters()
         ),
-        "exact": exactness(opened),
+        "exact": exactness(runtime),
     }

@@ -11,12 +11,11 @@ import click
 
 from edgecs.errors import ModelError
 from edgecs.hub.store import Check, Model
+from edgecs.runtime.folders import Folders
 from edgecs_cli.commands.pairs import find_pairs
 from edgecs_cli.console import complain, echo, say
 from edgecs_cli.options.references import Reference
 from edgecs_cli.options.shared import (
-    open_profiles,
-    open_store,
     progress_bars,
     reports_errors,
 )
@@ -41,7 +40,7 @@ def list_models(as_json: bool) -> None:
     \b
     edgecs models list --json
     """
-    entries = open_store().models()
+    entries = Folders().store.models()
     if as_json:
         echo(json.dumps([_describe(model) for model in entries]))
         return
@@ -67,7 +66,7 @@ def pull(model: str) -> None:
     edgecs models pull user/repo:Q4_K_M
     """
     with progress_bars() as progress:
-        path = open_store().pull(model, progress)
+        path = Folders().store.pull(model, progress)
     echo(str(path))
 
 
@@ -81,7 +80,7 @@ def show(model: str, as_json: bool) -> None:
     \b
     edgecs models show smollm2-135m-instruct --json
     """
-    entry = _describe(open_store().find(model))
+    entry = _describe(Folders().store.find(model))
     if as_json:
         echo(json.dumps(entry))
         return
@@ -103,7 +102,7 @@ def verify(models: tuple[str, ...], as_json: bool) -> None:
     edgecs models verify
     edgecs models verify user/repo:Q4_K_M --json
     """
-    store = open_store()
+    store = Folders().store
     names = models or tuple(model.manifest.name for model in store.models())
     with progress_bars() as progress:
         checks = [store.verify(name, progress) for name in names]
@@ -135,12 +134,12 @@ def pairs(models: tuple[str, ...], as_json: bool) -> None:
     edgecs models pairs
     edgecs models pairs big.gguf small.gguf drafter/
     """
-    store = open_store()
+    store = Folders().store
     if models:
         paths = [Path(m) if os.path.isdir(m) else store.path(m) for m in models]
     else:
         paths = [model.path for model in store.models() if model.path]
-    found, problems = find_pairs(paths, open_profiles())
+    found, problems = find_pairs(paths, Folders().profiles)
     for problem in problems:
         complain("edgecs models pairs", problem)
     if as_json:
@@ -161,7 +160,7 @@ def rm(model: str) -> None:
     \b
     edgecs models rm smollm2-135m-instruct
     """
-    gone = open_store().remove(model)
+    gone = Folders().store.remove(model)
     for path in gone:
         echo(str(path))
     if not gone:

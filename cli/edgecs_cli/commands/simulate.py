@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,25 @@ from edgecs_bench.simulation.simulation import (
 )
 from edgecs_bench.simulation.traces import read_traces
 from edgecs_cli.console import echo
+from edgecs_cli.options.recipe import taken
 from edgecs_cli.options.shared import reports_errors
 
 _TARGET = "7B-q4"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is simulated, and how it is shown; see the options."""
+
+    machines: tuple[str, ...]
+    targets: tuple[str, ...]
+    chains: tuple[str, ...]
+    files: tuple[Path, ...]
+    drafter: str | None
+    limit: int | None
+    by_category: bool
+    against: Path | None
+    as_json: bool
 
 
 @click.command()
@@ -92,42 +109,43 @@ def simulate(**values: Any) -> None:
     edgecs simulate --hardware m-series --target 1.5B-q4 --target 14B-q8
     edgecs simulate --hardware 256:11:0.3 --chain mag:8 --chain planner:mag --json
     """
-    if values["against"]:
-        _compare(values)
+    wishes = taken(Wishes, values)
+    if wishes.against:
+        _compare(wishes, wishes.against)
         return
-    given = values["machines"] or catalogue.built_in()
+    given = wishes.machines or catalogue.built_in()
     machines = [catalogue.find(text) for text in dict.fromkeys(given)]
-    if values["targets"] and not any(machine.roofline for machine in machines):
+    if wishes.targets and not any(machine.roofline for machine in machines):
         raise click.UsageError(
             f"--target is not for {machines[0].name}, which has its own: leave it out"
         )
-    sizes = [Size.parse(text) for text in dict.fromkeys(values["targets"] or [_TARGET])]
-    simulation = _simulation(values, values["chains"] or CHAINS)
+    sizes = [Size.parse(text) for text in dict.fromkeys(wishes.targets or [_TARGET])]
+    simulation = _simulation(wishes, wishes.chains or CHAINS)
     rows = []
     for machine in machines:
         for aim in machine.aims(sizes):
-            rows += simulation.rows(machine, aim, by_category=values["by_category"])
-    if values["as_json"]:
+            rows += simulation.rows(machine, aim, by_category=wishes.by_category)
+    if wishes.as_json:
         _print(simulation, machines, {"results": rows})
         return
     echo(_title(simulation))
-    table([_shown(row, by_category=values["by_category"]) for row in rows])
+    table([_shown(row, by_category=wishes.by_category) for row in rows])
     _notes(machines)
 
 
-def _compare(values: dict[str, Any]) -> None:
+def _compare(wishes: Wishes, path: Path) -> None:
     """Predicted and measured speed-ups of one machine."""
-    if values["machines"] or values["targets"] or values["chains"]:
+    if wishes.machines or wishes.targets or wishes.chains:
         raise click.UsageError(
             "--against says hardware, target and chains itself: leave out --hardware, "
             "--target and --chain"
         )
-    known: Measured = catalogue.load(values["against"], against, "no result to predict")
-    simulation = _simulation(values, list(known.speedups), known.prompts)
+    known: Measured = catalogue.load(path, against, "no result to predict")
+    simulation = _simulation(wishes, list(known.speedups), known.prompts)
     (aim,) = known.machine.targets
     rows = compared(simulation.rows(known.machine, aim), known.speedups)
     near = sum(abs(row["error"]) <= NEAR for row in rows)
-    if values["as_json"]:
+    if wishes.as_json:
         found = {"compared": rows, "near": near, "within": NEAR}
         _print(simulation, [known.machine], found)
         return
@@ -148,7 +166,7 @@ def _compare(values: dict[str, Any]) -> None:
 
 
 def _simulation(
-    values: dict[str, Any],
+    wishes: Wishes,
     labels: Sequence[str],
     prompts: frozenset[Prompt] | None = None,
 ) -> Simulation:
@@ -157,14 +175,14 @@ def _simulation(
     prompts: that were measured, if this is to predict a measurement.
     """
     chains = [Chain.parse(label) for label in dict.fromkeys(labels)]
-    files = values["files"] or sorted(TRACES.glob("*.gz"))
+    files = wishes.files or sorted(TRACES.glob("*.gz"))
     recordings = [read_traces(file) for file in files]
-    asked = values["chains"] or values["against"]
+    asked = wishes.chains or wishes.against
     if not asked and not any(one.drafters for one in recordings):
         chains = [chain for chain in chains if not chain.neural]
-    size = Size.parse(values["drafter"]) if values["drafter"] else None
-    chosen = choose(recordings, chains, values["limit"], prompts)
-    return Simulation(chosen, chains, size, learns=not values["against"])
+    size = Size.parse(wishes.drafter) if wishes.drafter else None
+    chosen = choose(recordings, chains, wishes.limit, prompts)
+    return Simulation(chosen, chains, size, learns=not wishes.against)
 
 
 def _title(simulation: Simulation) -> str:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,10 @@ from edgecs.calibrate.probe import curve
 from edgecs.calibrate.speculation_profile import Speculation
 from edgecs.core.context import Tokens
 from edgecs.errors import Cancelled, ConfigError, EdgecsError
+from edgecs.runtime.builder import load_drafters, open_target
+from edgecs.runtime.folders import Folders
 from edgecs.runtime.loader import Loaded, LoadedDrafter
+from edgecs.runtime.recipe import Recipe
 from edgecs.text.chat_template import ChatTemplate
 from edgecs.tuning import tuner
 from edgecs.tuning.comparison import MAG, PROMPTS, Chain, chains
@@ -35,25 +39,32 @@ from edgecs.tuning.quantisations import promised_quantisations
 from edgecs.tuning.report import Report
 from edgecs.tuning.settings import otherwise, settings_to_try
 from edgecs_cli.console import columns, echo, moves, say, show_log, wrapped
-from edgecs_cli.loading.exact import load_target, open_target
-from edgecs_cli.loading.files import NOBODY, find_models, load_drafters
 from edgecs_cli.options.common import (
     OutputFile,
     Sectioned,
     common_options,
     drafter_options,
-    load_options,
     model_options,
 )
+from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.shared import (
     Interrupt,
-    open_profiles,
-    open_store,
     pace_bar,
     reports_errors,
 )
 
 _PLAINLY = "it cannot forget rejected tokens, so nothing can be drafted for it"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How much is measured, and how it is shown; None: as usual."""
+
+    quick: bool
+    repeats: int | None
+    tokens: int | None
+    plot: Path | None
+    as_json: bool
 
 
 @click.command(cls=Sectioned)
@@ -102,45 +113,49 @@ def tune(**values: Any) -> int:
     edgecs tune -m big.gguf --draft small.gguf --plot costs.png
     edgecs tune -m user/repo:Q4_K_M --quick --json
     """
-    plotter = _plotter(values["plot"]) if values["plot"] else None
-    load_options(values)  # settings that cannot work are refused before a download
-    show_log(values["verbose"])
-    model, drafts = find_models(
-        values["model"], values["drafts"], offline=values["offline"]
+    wishes, call, recipe = (
+        taken(Wishes, values),
+        taken(Call, values),
+        read_recipe(values),
     )
+    plotter = _plotter(wishes.plot) if wishes.plot else None
+    show_log(call.verbose)
+    files = call.find(recipe)
     interrupt = Interrupt()
     with ExitStack() as closing:
-        loaded = closing.enter_context(_open(model, values, interrupt))
+        loaded = closing.enter_context(_open(files.model, recipe, call, interrupt))
         if not loaded.target.rewindable:
-            _decodes_plainly(loaded, as_json=values["as_json"])
+            _decodes_plainly(loaded, as_json=wishes.as_json)
             return 0
         with interrupt:
-            if not values["drafts"] and (folder := shipped_for(values["model"])):
-                drafts = [folder]
-            drafters = load_drafters(drafts, loaded, values, closing)
+            drafts = files.drafts
+            if drafts is None:
+                folder = shipped_for(recipe.model)
+                drafts = (folder,) if folder else ()
+            options = recipe.drafter_options
+            drafters = load_drafters(drafts, loaded, options, closing)
             # Max-Gram always drafts in `generate`: chains without it are of no use.
-            tried = [MAG, *(Chain((d.name,), True) for d in drafters)]
-            report = _measure(
-                loaded, drafters, None if values["drafts"] else tried, values
-            )
-    _show(report, values)
-    if plotter:
-        plotter.draw(values["plot"], report.key.model, report.tuned)
+            usual = [MAG, *(Chain((d.name,), True) for d in drafters)]
+            tried = usual if recipe.drafts is None else None
+            report = _measure(loaded, drafters, tried, recipe, wishes, call)
+    _show(report, as_json=wishes.as_json, verbose=call.verbose)
+    if plotter and wishes.plot:
+        plotter.draw(wishes.plot, report.key.model, report.tuned)
     if not report.kept:
         raise EdgecsError(
-            f"the profile was not kept: {open_profiles().root} cannot be written"
+            f"the profile was not kept: {Folders().profiles.root} cannot be written"
         )
     return 0
 
 
-def _show(report: Report, values: dict[str, Any]) -> None:
+def _show(report: Report, *, as_json: bool, verbose: bool) -> None:
     """The verdict, and with -v the tables it comes from."""
-    if values["as_json"]:
+    if as_json:
         echo(json.dumps(report.fields()))
         return
     for line in report.verdict():
         echo(wrapped(line, columns(sys.stdout)))
-    if values["verbose"]:
+    if verbose:
         echo("\n".join(["", *report.lines()]))
 
 
@@ -158,16 +173,17 @@ def _plotter(path: Path) -> ModuleType:
 
 
 @contextmanager
-def _open(path: Path, values: dict[str, Any], interrupt: Interrupt) -> Iterator[Loaded]:
+def _open(
+    path: Path, recipe: Recipe, call: Call, interrupt: Interrupt
+) -> Iterator[Loaded]:
     """The target, with the KV cache that `generate` would give it."""
-    if values["exact"] == "strict":  # may change the KV type
-        as_generate = {**values, "no_spec": False, "draft_max": None}
-        with open_target(path, as_generate, interrupt) as (loaded, _):
-            yield loaded
-        return
-    with interrupt as cancel:
-        loaded = load_target(path, values, cancel)
-    with loaded:
+    # Only strict needs to know what there is to know about drafts: for the KV type.
+    recipe = replace(recipe, speculate=recipe.exact == "strict")
+    with ExitStack() as closing:
+        with interrupt as cancel:
+            loaded, _ = closing.enter_context(
+                open_target(recipe, path, call.folders, call.reports, cancel)
+            )
         yield loaded
 
 
@@ -184,25 +200,26 @@ def _measure(
     loaded: Loaded,
     drafters: list[LoadedDrafter],
     tried: Sequence[Chain] | None,
-    values: dict[str, Any],
+    recipe: Recipe,
+    wishes: Wishes,
+    call: Call,
 ) -> Report:
     """Tunes, and keeps the profile; an interrupted tuning keeps the old one."""
-    least = QUICK_EFFORT if values["quick"] else Effort()
+    least = QUICK_EFFORT if wishes.quick else Effort()
     effort = least._replace(
-        repeats=values["repeats"] or least.repeats,
-        tokens=values["tokens"] or least.tokens,
+        repeats=wishes.repeats or least.repeats, tokens=wishes.tokens or least.tokens
     )
-    key, profiles, target = loaded.key(), open_profiles(), loaded.target
-    known = Speculation(target, exact=values["exact"], key=key, profiles=profiles)
+    key, profiles, target = loaded.key(), call.folders.profiles, loaded.target
+    known = Speculation(target, exact=recipe.exact, key=key, profiles=profiles)
     for note in known.notes:
-        say(note, quiet=values["quiet"])
+        call.say(note)
     names = [drafter.name for drafter in drafters]
     ways = list(settings_to_try(loaded.options, target.threads, os.cpu_count() or 1))
     steps = [
         *planned_steps(target.n_ctx, effort, names, tried or chains(names), [*PROMPTS]),
         *plan_settings(ways, effort.deeper),
     ]
-    with _progress(loaded, steps, values) as progress:
+    with _progress(loaded, steps, call) as progress:
         tuned = tuner.tune(
             known,
             loaded.model.vocabulary,
@@ -218,19 +235,19 @@ def _measure(
     kept = tuner.keep(known, key, tuned)
     path = loaded.model.path
     here = [*path.parent.glob("*.gguf")]
-    here += [model.path for model in open_store(offline=True).models() if model.path]
+    here += [model.path for model in Folders(offline=True).store.models() if model.path]
     files = promised_quantisations(path, here, key, profiles)
-    given = [name for name in values["drafts"] if name != NOBODY]
-    return Report(values["model"], given, key, known, tuned, files, others, kept)
+    given = list(recipe.drafts or ())
+    return Report(recipe.model, given, key, known, tuned, files, others, kept)
 
 
 @contextmanager
 def _progress(
-    loaded: Loaded, steps: Sequence[Step], values: dict[str, Any]
+    loaded: Loaded, steps: Sequence[Step], call: Call
 ) -> Iterator[Callable[[str], None]]:
     """Takes what is being done: as lines where details are wanted, else as a bar."""
-    if values["verbose"] or values["quiet"] or not moves(sys.stderr):
-        quiet = values["quiet"] or not values["verbose"]
+    if call.verbose or call.quiet or not moves(sys.stderr):
+        quiet = call.quiet or not call.verbose
         yield lambda text: say(text, quiet=quiet)
         return
     target = loaded.target

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from edgecs.runtime.builder import Runtime
 from edgecs.runtime.loader import Loaded
 from edgecs.session.session import Session
 from edgecs.session.stats import Stats
 from edgecs_cli.console import say
-from edgecs_cli.loading.opening import Opened
 
 _QUANT = re.compile(
     r"(?:^|[-._ ])((?:UD[-_])?(?:I?Q\d+(?:_\w+)*|TQ\d_\d|MXFP4\w*|BF16|F16|F32))$", re.I
@@ -18,29 +18,29 @@ _ENDS = {"length": "limit reached", "context": "context full", "cancelled": "sto
 _BETWEEN = " · "
 
 
-def start_line(opened: Opened) -> str:
+def start_line(runtime: Runtime) -> str:
     """The model, where it runs, its context, and whether there are drafts."""
-    off = opened.session.off_reason
+    off = runtime.session.off_reason
     return _BETWEEN.join(
         [
-            model_name(opened.loaded.model.path.stem),
-            _place(opened),
-            f"{_thousands(opened.loaded.target.n_ctx)} context",
+            model_name(runtime.loaded.model.path.stem),
+            _place(runtime),
+            f"{_thousands(runtime.loaded.target.n_ctx)} context",
             "speculation on" if off is None else f"speculation off ({off})",
         ]
     )
 
 
-def introduce(opened: Opened, *, quiet: bool, verbose: bool) -> None:
+def introduce(runtime: Runtime, *, quiet: bool, verbose: bool) -> None:
     """Says what runs, before the first answer."""
-    say(start_line(opened), quiet=quiet)
-    for line in details(opened) if verbose else ():
+    say(start_line(runtime), quiet=quiet)
+    for line in details(runtime) if verbose else ():
         say(line, quiet=quiet)
 
 
-def details(opened: Opened) -> list[str]:
+def details(runtime: Runtime) -> list[str]:
     """What the start line leaves out: choice, drafters, schedule, exactness."""
-    loaded, session, sampling = opened.loaded, opened.session, opened.request.sampling
+    loaded, session, sampling = runtime.loaded, runtime.session, runtime.recipe.sampling
     lines = [f"model: {loaded.model.path.name}, {loaded.model.description}"]
     if loaded.note:
         lines.append(f"offload: {loaded.note}")
@@ -48,12 +48,12 @@ def details(opened: Opened) -> list[str]:
     choice = f"temperature {sampling.temperature:g}, seed {sampling.seed}"
     lines.append(f"choice: {'greedy' if sampling.is_greedy else choice}")
     if session.off_reason is None:
-        matrix = opened.request.matrix
+        matrix = runtime.recipe.matrix
         how = f"K {matrix}" if matrix else session.cascade.schedule.describe()
         lines.append(f"drafts: {' <- '.join(session.chain)}, {how}")
-        lines.append(f"exactness: {opened.tiers}")
-    lines += [f"drafter {d.name}: {d.about}" for d in opened.drafters]
-    return [*lines, *opened.notes]
+        lines.append(f"exactness: {runtime.tiers}")
+    lines += [f"drafter {d.name}: {d.about}" for d in runtime.drafters]
+    return [*lines, *runtime.notes]
 
 
 def kernels(loaded: Loaded) -> str:
@@ -122,8 +122,8 @@ def model_name(stem: str) -> str:
     return " ".join([*words, quant]).strip() or stem
 
 
-def _place(opened: Opened) -> str:
-    offload, threads = opened.loaded.model.offload, opened.loaded.target.threads
+def _place(runtime: Runtime) -> str:
+    offload, threads = runtime.loaded.model.offload, runtime.loaded.target.threads
     cpu = f"CPU, {threads} thread{'s' * (threads != 1)}"
     if not offload.layers:
         return cpu

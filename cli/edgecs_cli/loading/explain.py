@@ -96,7 +96,9 @@ def legend(session: Session, tiers: str, *, colours: bool) -> list[str]:
 def _styles(chain: Sequence[str]) -> dict[str, Style]:
     """Of every drafter; Max-Gram, which comes last and is always there, is blue."""
     styles = {}
-    for i, name in enumerate([*chain[:0:-1]]):
+    # Max-Gram looks the same in every chain.
+    names = sorted(chain[:0:-1], key=lambda name: name != "mag")
+    for i, name in enumerate(names):
         again, at = divmod(i, len(COLOURS))
         styles[name] = Style(COLOURS[at], underline=again > 0)
     return styles
@@ -133,15 +135,15 @@ def _planned(planner: Planner, stats: Stats) -> list[str]:
     """What the planner used and what not, and why."""
     sound = [writer for writer in planner.writers if writer.name not in stats.faults]
     lines = [f"{writer.name}: {writer.standing}" for writer in sound]
-    mag = planner.copier.mag
-    if mag is None or mag.name in stats.faults:
-        return lines
     records = stats.records
-    used = sum(mag.name in record.tested for record in records)
-    idle = sum(bool(r.proposed) and not r.tested for r in records)
-    silent = sum(not record.proposed for record in records)
-    lines.append(
-        f"{mag.name}: used in {used} of {len(records)} rounds; {idle} promised no more "
-        f"than plain decoding, {silent} had no proposal"
-    )
+    for source in planner.sources.all:
+        if source.name in stats.faults:
+            continue
+        proposed = [r for r in records if source.name in r.proposed]
+        used = sum(source.name in record.tested for record in proposed)
+        lines.append(
+            f"{source.name}: used in {used} of {len(records)} rounds; "
+            f"{len(proposed) - used} promised no more than plain decoding, "
+            f"{len(records) - len(proposed)} had no better proposal"
+        )
     return lines

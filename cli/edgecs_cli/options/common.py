@@ -16,7 +16,7 @@ import click
 
 from edgecs.core.reading import regular_size
 from edgecs.decoding.exactness import Exact
-from edgecs.drafters.maxgram import LONGEST
+from edgecs.drafters.copies import LONGEST
 from edgecs.engines.load_options import (
     MOST_CELLS,
     MOST_THREADS,

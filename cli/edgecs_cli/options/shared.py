@@ -9,17 +9,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import ParamSpec, TypeVar
 
 import click
-import platformdirs
 
-from edgecs.calibrate.profile import Profiles
 from edgecs.errors import EdgecsError
 from edgecs.hub.download import Progress
-from edgecs.hub.store import Store
 from edgecs_cli.console import abandon, harmless
 
 P = ParamSpec("P")
@@ -61,22 +57,6 @@ def _is_gone(error: OSError) -> bool:
     """Whether the reader went away; Windows calls that an invalid argument."""
     gone = error.errno == errno.EPIPE
     return gone or (sys.platform == "win32" and error.errno == errno.EINVAL)
-
-
-def open_store(*, offline: bool = False) -> Store:
-    """The models of this user."""
-    root = Path(platformdirs.user_cache_dir("edgecs")) / "models"
-    return Store(root, offline=offline)
-
-
-def open_profiles() -> Profiles:
-    """What was measured on this machine for this user."""
-    return Profiles(Path(platformdirs.user_cache_dir("edgecs")) / "profiles")
-
-
-def findings() -> Path:
-    """The file with what was found out about this build of llama.cpp."""
-    return Path(platformdirs.user_cache_dir("edgecs")) / "llama.json"
 
 
 class _Bars:

@@ -1,0 +1,104 @@
+"""A command's options as values with types: the recipe, and how it was called."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from edgecs.decoding.kmatrix import KMatrix
+from edgecs.runtime.builder import Files, Reports, find_files
+from edgecs.runtime.folders import Folders
+from edgecs.runtime.recipe import Recipe
+from edgecs.sampling.settings import Sampling
+from edgecs_cli.console import say
+from edgecs_cli.options.common import draft_load_options, load_options
+from edgecs_cli.options.sampling import read_grammar, read_sampling
+from edgecs_cli.options.shared import progress_bars
+
+NOBODY = "none"  # as a --draft: not even the drafter that comes with the model
+T = TypeVar("T")
+
+
+def taken(kind: type[T], values: dict[str, Any]) -> T:
+    """A dataclass made of the options that its fields are named after."""
+    return kind(**{f.name: values[f.name] for f in fields(kind)})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a command that loads a model was called, beside its recipe."""
+
+    quiet: bool
+    verbose: bool
+    offline: bool
+
+    @cached_property
+    def folders(self) -> Folders:
+        """The user's."""
+        return Folders(offline=self.offline)
+
+    @property
+    def reports(self) -> Reports:
+        """To stderr; what takes long only on a terminal, where somebody waits."""
+        return Reports(self.say, self.say if sys.stderr.isatty() else lambda text: None)
+
+    def say(self, text: str) -> None:
+        """A dim line on stderr, unless the command is to be quiet."""
+        say(text, quiet=self.quiet)
+
+    def find(self, recipe: Recipe) -> Files:
+        """The files of a recipe, fetched under progress bars if they are not here."""
+        with progress_bars() as progress:
+            return find_files(recipe, self.folders, progress)
+
+
+def find_model(model: str, *, offline: bool) -> Path:
+    """The file of one model, fetched under progress bars if it is not here."""
+    with progress_bars() as progress:
+        return Folders(offline=offline).store.path(model, progress)
+
+
+def read_recipe(values: dict[str, Any]) -> Recipe:
+    """What a command's options ask for, as far as it has them.
+
+    Settings that cannot work are refused here, before anything is fetched, which may
+    take minutes. Raises ConfigError, UsageError.
+    """
+    sampled = "temperature" in values
+    names = tuple(name for name in values.get("drafts", ()) if name != NOBODY)
+    drafting = "threads_draft" in values
+    return Recipe(
+        values["model"],
+        load_options(values),
+        drafts=names if values.get("drafts") else None,
+        draft_options=draft_load_options(values) if drafting else None,
+        speculate=not values.get("no_spec"),
+        matrix=_matrix(values),
+        longest=values.get("draft_max"),
+        min_match=values.get("min_match", Recipe.min_match),
+        lenience=values.get("lenience", Recipe.lenience),
+        exact=values.get("exact", Recipe.exact),
+        may_change_cache=not _given("type_k", "type_v"),
+        sampling=read_sampling(values) if sampled else Sampling(),
+        grammar=read_grammar(values) if sampled else None,
+    )
+
+
+def _matrix(values: dict[str, Any]) -> KMatrix | None:
+    if values.get("k_matrix") is None:
+        return None
+    if values["draft_max"] is not None:
+        raise click.UsageError("--k-matrix and --draft-max exclude each other")
+    return KMatrix.parse(values["k_matrix"])
+
+
+def _given(*names: str) -> bool:
+    """Whether one of these options has another value than its default."""
+    source = click.get_current_context().get_parameter_source
+    return any(source(name) is not ParameterSource.DEFAULT for name in names)

@@ -1,0 +1,41 @@
+"""Where a user's models and measurements are kept; nothing else looks for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import platformdirs
+
+from edgecs.calibrate.profile import Profiles
+from edgecs.hub.store import Store
+
+
+def _users() -> Path:
+    return Path(platformdirs.user_cache_dir("edgecs"))
+
+
+@dataclass(frozen=True)
+class Folders:
+    """One folder for models, profiles and findings; by default the user's cache.
+
+    offline: models that are not here are not fetched.
+    """
+
+    root: Path = field(default_factory=_users)
+    offline: bool = False
+
+    @property
+    def store(self) -> Store:
+        """The models."""
+        return Store(self.root / "models", offline=self.offline)
+
+    @property
+    def profiles(self) -> Profiles:
+        """What was measured about models on this machine."""
+        return Profiles(self.root / "profiles")
+
+    @property
+    def findings(self) -> Path:
+        """The file with what was found out about this build of llama.cpp."""
+        return self.root / "llama.json"
