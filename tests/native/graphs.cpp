@@ -1,4 +1,5 @@
-// Graphs of ggml's whose nodes the kernels take: what no model that is easily made does. See tests/engines/test_own_graphs.py.
+// Graphs of ggml's whose nodes the kernels take: what no model that is easily made does. See
+// tests/engines/test_own_graphs.py.
 #include <sys/resource.h>
 
 #include <cmath>

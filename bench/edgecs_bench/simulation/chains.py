@@ -11,7 +11,6 @@ from edgecs.decoding.cascade import stack
 from edgecs.decoding.kmatrix import KMatrix
 from edgecs.decoding.static_schedule import Quotas
 from edgecs.drafters.maxgram import MaxGram
-from edgecs.drafters.registry import usual_sources
 from edgecs.errors import ConfigError
 from edgecs_bench.hardware.curves import Curve, Steps
 from edgecs_bench.simulation.replay import Player
@@ -73,7 +72,7 @@ class Chain:
     ) -> Player:
         """Something that plays answers under it."""
         names = drafters if self.neural else ()
-        player = Player(curve, names, sources=usual_sources(), steps=steps)
+        player = Player(curve, names, sources=[MaxGram()], steps=steps)
         if not self.plans:
             matrix = self.matrix(len(names))
             models = [model.named for model in player.models]
