@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
+import pytest
 from packaging.tags import platform_tags
 
 ROOT = Path(__file__).parents[1]
@@ -55,3 +59,39 @@ def test_with_a_library_it_is_for_this_platform(tmp_path: Path):
 def test_without_one_it_is_for_any(tmp_path: Path):
     wheel = built(tmp_path, ())
     assert str(wheel.filename).endswith("-none-any.whl")
+
+
+@pytest.mark.model
+def test_an_installed_wheel_answers(tmp_path: Path, model_path: Path):
+    """In an environment of its own, without a compiler, as `pipx install` makes it.
+
+    Other packages are those that are here: llama.cpp takes minutes to compile.
+    """
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("edgecs-*.whl")
+    assert wheel.stat().st_size <= 12 << 20
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", wheel]
+    subprocess.run(install, check=True)
+    (packages,) = (tmp_path / "venv" / "lib").glob("python3*/site-packages")
+    (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    clean = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
+    clean |= {"PATH": "", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    def edgecs(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [tmp_path / "venv" / "bin" / "edgecs", *map(str, arguments)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=clean, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    assert edgecs("--version").stdout.startswith("edgecs, version ")
+    assert "edgecs's for" in edgecs("doctor").stdout
+    ask = ("generate", "-m", model_path, "-p", "What is a llama?", "-n", 8, "-v")
+    answer = edgecs(*ask, "--temp", 0)
+    assert answer.stdout.strip()
+    assert "kernels: edgecs's for " in answer.stderr

@@ -23,7 +23,7 @@ from edgecs.core.reading import read_bounded, reason
 from edgecs.errors import ModelError
 from edgecs.hub.download import split_parts
 
-FORMAT = 4
+FORMAT = 5
 _LARGEST = 16 << 20  # bytes of a profile
 _END = 1 << 20  # bytes hashed at either end of a model file
 _SAMPLE, _SAMPLES = 64 << 10, 16  # bytes of one sample between the ends, and how many
