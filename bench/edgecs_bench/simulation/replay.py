@@ -17,7 +17,7 @@ reported.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -210,12 +210,15 @@ def best_static(known: Sequence[Known], curve: Curve) -> float:
 
 
 def play_all(
-    recordings: Sequence[Recording], curve: Curve, thinking: list[float]
+    recordings: Sequence[Recording],
+    curve: Curve,
+    thinking: list[float],
+    sources: Callable[[], Sequence[Source]] = usual_sources,
 ) -> Iterator[tuple[Played, Known]]:
     """Every answer of the half that is reported."""
     for recording in recordings:
         said = [trace for trace in recording.traces if len(trace.output) > 1]
-        warm = Player(curve, recording.drafters, sources=usual_sources())
+        warm = Player(curve, recording.drafters, sources=sources())
         for trace in filter(for_tuning, said):
             warm.play(trace)
         for trace in said:
@@ -223,7 +226,7 @@ def play_all(
                 continue
             known = know(trace)
             plain = (len(trace.output) - 1) * curve.round(1)
-            fresh = Player(curve, recording.drafters, sources=usual_sources())
+            fresh = Player(curve, recording.drafters, sources=sources())
             cold = fresh.play(trace)
             times = plain, oracle(known, curve), cold, warm.play(trace)
             yield Played(trace.category, *times), known
@@ -291,8 +294,12 @@ def _shown(row: dict[str, Any]) -> dict[str, object]:
 @click.option("--traces", "files", type=click.Path(path_type=Path), multiple=True)
 @click.option("--curves", "curve_file", type=click.Path(path_type=Path))
 @click.option("--curve", "names", multiple=True, help="Only these curves.")
+@click.option("--max-gram-alone", is_flag=True, help="No other source of drafts.")
 def main(
-    files: tuple[Path, ...], curve_file: Path | None, names: tuple[str, ...]
+    files: tuple[Path, ...],
+    curve_file: Path | None,
+    names: tuple[str, ...],
+    max_gram_alone: bool,
 ) -> None:
     """Replay traces on cost curves."""
     recordings = [read_traces(file) for file in files or sorted(TRACES.glob("*.gz"))]
@@ -301,8 +308,9 @@ def main(
     if not curves:
         raise click.UsageError(f"no curve is named {' or '.join(names) or 'anything'}")
     results, thinking = {}, list[float]()
+    sources = (lambda: [MaxGram()]) if max_gram_alone else usual_sources
     for curve in curves:
-        played = list(play_all(recordings, curve, thinking))
+        played = list(play_all(recordings, curve, thinking, sources))
         if not played:
             raise click.UsageError("the traces have no answer that is reported on")
         answers, known = zip(*played, strict=True)
