@@ -369,6 +369,13 @@ def test_a_place_that_one_may_not_write_to_is_refused_first(
     assert not (tmp_path / "run.json").exists()
 
 
+def test_a_peer_that_nobody_knows_is_refused_before_a_model_is_loaded(
+    bench, monkeypatch
+):
+    before_calls(monkeypatch, no_call)
+    one_line(bench("-q", "--peers", "nobody"), 2, "there is no peer nobody: give all")
+
+
 @pytest.mark.parametrize("option", WRITTEN)
 def test_a_place_is_looked_at_and_not_touched(
     bench, tmp_path: Path, prompts: Path, monkeypatch, option: str

@@ -274,6 +274,7 @@ def _wanted(values: dict[str, Any]) -> Wanted:
     """What the options ask for. Raises click.UsageError."""
     if not values["model"]:
         raise click.UsageError("Missing option '-m' / '--model'.")
+    from edgecs_bench.peers.table import resolve
     from edgecs_bench.run.journal import check_journal
     from edgecs_bench.run.runner import Wanted
     from edgecs_bench.run.throughput import DEFAULTS, Test
@@ -281,6 +282,7 @@ def _wanted(values: dict[str, Any]) -> Wanted:
 
     if values["resume"]:
         check_journal(values["resume"])
+    resolve(values["peers"], has_draft=False)  # before a model is loaded
     names = values["suites"] or ("quick",)
     quick = names == ("quick",)
     tests = () if values["no_tests"] else values["tests"] or DEFAULTS
