@@ -25,7 +25,7 @@ from edgecs.decoding.cascade import NamedModel
 from edgecs.decoding.exactness import Allowed, Classes, Exact, Limits, permitted
 from edgecs.drafters.priors import packaged
 from edgecs.drafters.registry import usual_sources
-from edgecs.drafters.source import Source
+from edgecs.drafters.source import Keeper, Source
 from edgecs.engines.host import Others
 from edgecs.errors import Cancelled
 from edgecs.planning.acceptance import Calibration
@@ -89,6 +89,7 @@ class Speculation:
         self._key, self._profiles = key, profiles
         self._used: dict[str, CostModel] = {}  # of drafters, by fingerprint
         self._writers: dict[str, Writer] = {}  # the last planner's, likewise
+        self._keepers: dict[str, Keeper] = {}  # its sources that keep something
         if key and profiles:
             self.profile, stale = profiles.load(key)
             if stale:
@@ -195,10 +196,12 @@ class Speculation:
 
         fingerprints: of the models by name, so that their times are found again.
         """
+        sources = usual_sources() if sources is None else sources
+        self._give_back(sources)
         planner = Planner(
             self.costs,
             self.calibration,
-            usual_sources() if sources is None else sources,
+            sources,
             models,
             longest=longest,
             lenience=lenience,
@@ -218,6 +221,15 @@ class Speculation:
                 writer.taught(right)
             self._writers[mark] = writer
         return planner
+
+    def _give_back(self, sources: Sequence[Source]) -> None:
+        """Gives sources what they kept; one that refuses it starts empty."""
+        kept = self._kept("sources")
+        self._keepers = {one.name: one for one in sources if isinstance(one, Keeper)}
+        for name, keeper in self._keepers.items():
+            if name in kept:
+                with suppress(*NONSENSE):
+                    keeper.take(kept[name])
 
     def _kept(self, name: str) -> dict[str, Any]:
         """What the profile has about drafters under a name; nothing if it is odd."""
@@ -278,7 +290,14 @@ class Speculation:
         if self._before is None:
             drafters.update({n: c.state() for n, c in self._used.items() if c.known})
         right.update({n: w.kept for n, w in self._writers.items() if w.known})
-        profile.chain = {**profile.chain, "drafters": drafters, "right": right}
+        sources = self._kept("sources")
+        sources.update({name: one.state() for name, one in self._keepers.items()})
+        profile.chain = {
+            **profile.chain,
+            "drafters": drafters,
+            "right": right,
+            "sources": sources,
+        }
         try:
             return self._profiles.save(profile)
         except ValueError:  # what is not a number says nothing about the next run

@@ -42,7 +42,7 @@ class Source(Drafter, Protocol):
 
 @runtime_checkable
 class Keeper(Protocol):
-    """A source that keeps something between runs."""
+    """A source that keeps something between runs, in the profile of its target."""
 
     name: str
 

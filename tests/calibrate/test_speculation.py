@@ -19,6 +19,8 @@ from edgecs.calibrate.speculation_profile import FIRST_WIDTHS, Speculation
 from edgecs.costs.cost_model import WIDEST, CostModel
 from edgecs.decoding.cascade import NamedModel
 from edgecs.decoding.exactness import EVERY, Classes, Exact, Finding
+from edgecs.drafters.bigrams import Bigrams
+from edgecs.drafters.maxgram import MaxGram
 from edgecs.errors import Cancelled
 from edgecs.planning.acceptance import stated
 from edgecs.sampling.chain import always, chooser
@@ -509,3 +511,45 @@ def test_a_strict_planner_says_what_one_by_one_decoding_does(
     assert said == plain
     allowed = np.flatnonzero(known.classes.strict(10)) + 1
     assert {width for _, width in target.calls} <= set(allowed.tolist())
+
+
+class Remembers(Bigrams):
+    """A source that keeps how much it has learnt."""
+
+    learnt = 0
+
+    def state(self) -> dict[str, Any]:
+        return {"learnt": self.learnt}
+
+    def take(self, state: dict[str, Any]) -> None:
+        self.learnt = int(state["learnt"])
+
+
+def test_what_a_source_keeps_is_given_back_in_the_next_run(profiles):
+    speculation, source = prepared(profiles), Remembers()
+    speculation.planner(sources=[MaxGram(), source])
+    source.learnt = 7
+    assert speculation.save()
+    again, other = opened(profiles)[0], Remembers()
+    again.planner(sources=[other])
+    assert other.learnt == 7
+    again.planner(sources=[MaxGram()])  # one that is not asked loses nothing
+    assert again.save()
+    later = Remembers()
+    opened(profiles)[0].planner(sources=[later])
+    assert later.learnt == 7
+
+
+@pytest.mark.parametrize("state", [None, 1, [], {}, {"learnt": "?"}])
+def test_a_source_that_refuses_its_state_starts_empty(profiles, state: Any):
+    speculation = prepared(profiles)
+    speculation.planner(sources=[Remembers()])
+    assert speculation.save()
+    [(path, _)] = profiles.all()
+    table = json.loads(path.read_bytes())
+    table["chain"]["sources"] = {"bigram": state}
+    path.write_text(json.dumps(table))
+    again, source = opened(profiles)[0], Remembers()
+    again.planner(sources=[source])
+    assert again.notes == []
+    assert source.learnt == 0
