@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from edgecs.core.context import Context
 from edgecs.drafters.copies import COPIED
-from edgecs.drafters.maxgram import LOOKED_AT, MaxGram
+from edgecs.drafters.maxgram import MaxGram
+from edgecs.drafters.source import LOOKED_AT
 from edgecs.planning.acceptance import STATED, Calibration, Evidence, stated
 from edgecs.planning.neural_source import confirmed
 from edgecs.planning.pending import Sources

@@ -9,13 +9,14 @@ tokens, so its cost does not depend on the length of the context.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from edgecs.core.context import Context
 from edgecs.core.draft import NOTHING, Choose, Draft, Rows, Verdict
 from edgecs.drafters.copies import COPIED, GRAM, LONGEST, Copy, Opinion, copied
 from edgecs.drafters.priors import packaged
+from edgecs.drafters.source import LOOKED_AT
 
-LOOKED_AT = 8  # tokens of a proposal with opinions of their own
 CANDIDATES = 32  # occurrences of the last GRAM tokens that are looked at, newest first
 
 _Gram = tuple[int, int, int]
@@ -105,8 +106,7 @@ class MaxGram:
 
     def evidence(self, tokens: Sequence[int]) -> Iterator[Sequence[int]]:
         """Buckets of tokens of the last proposal, see `copies`."""
-        places = copied(self.copy(tokens[:LOOKED_AT]))
-        return (buckets for _, buckets in zip(tokens, places, strict=False))
+        return islice(copied(self.copy(tokens[:LOOKED_AT])), len(tokens))
 
     def copy(self, tokens: Sequence[int]) -> Copy:
         """What is known of the last proposal.

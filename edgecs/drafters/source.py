@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 from edgecs.core.context import Context
 from edgecs.core.draft import Drafter
 
+LOOKED_AT = 8  # tokens of a proposal that are judged one by one
+
 
 class Source(Drafter, Protocol):
     """A drafter without a model that can be planned.

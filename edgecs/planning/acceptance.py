@@ -20,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.drafters.copies import DEPTH, DEPTHS, bucket_count
-from edgecs.drafters.maxgram import LOOKED_AT
 from edgecs.drafters.priors import packaged
-from edgecs.drafters.source import Source
+from edgecs.drafters.source import LOOKED_AT, Source
 
 Evidence = Sequence[Sequence[int]]
 """Which buckets a token falls into, [tokens][buckets of one token].

@@ -11,8 +11,7 @@ from typing import NamedTuple, Protocol
 from edgecs.core.context import Context
 from edgecs.core.draft import NOTHING, Draft
 from edgecs.core.faults import blame
-from edgecs.drafters.maxgram import LOOKED_AT
-from edgecs.drafters.source import Source
+from edgecs.drafters.source import LOOKED_AT, Source
 from edgecs.planning.acceptance import Acceptance, Calibration, Evidence
 
 NEGLIGIBLE = 0.01  # a copy ends where the chance that it is right is below this

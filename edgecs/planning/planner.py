@@ -32,8 +32,7 @@ from edgecs.costs.cost_model import (
 from edgecs.decoding.cascade import NamedModel
 from edgecs.decoding.exactness import EVERY, Allowed, permitted
 from edgecs.decoding.static_schedule import Clock, Gathered, Outcome, Plan
-from edgecs.drafters.maxgram import LOOKED_AT
-from edgecs.drafters.source import Source
+from edgecs.drafters.source import LOOKED_AT, Source
 from edgecs.planning.acceptance import Calibration
 from edgecs.planning.neural_source import Writer, Written
 from edgecs.planning.pending import Ledger, Path, Sources

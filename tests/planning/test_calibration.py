@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from edgecs.core.context import Context
 from edgecs.drafters.bigrams import Bigrams
 from edgecs.drafters.copies import COPIED, GRAM, LONGEST, Copy, copied
-from edgecs.drafters.maxgram import LOOKED_AT, MaxGram
+from edgecs.drafters.maxgram import MaxGram
+from edgecs.drafters.source import LOOKED_AT
 from edgecs.planning.acceptance import (
     DOUBT,
     MOST_AN_ANSWER,

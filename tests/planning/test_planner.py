@@ -401,17 +401,18 @@ def test_drafts_keep_to_what_is_asked_for(longest: int, most: int):
     assert len(gathered.proposed) <= min(longest, most)
 
 
-def test_what_a_user_says_is_nobodys_lesson():
+def test_what_a_user_says_is_nobodys_lesson(monkeypatch: pytest.MonkeyPatch):
     target = Timed(Watch(), 9)
     planner = planned(target)
     told: list[tuple[int, bool]] = []
-    learn = planner.calibration.source(MaxGram()).learn
+    acceptance = planner.calibration.source(MaxGram())
+    learn = acceptance.learn
 
     def listen(evidence: Evidence, right: int, decided: bool) -> None:
         told.append((right, decided))
         learn(evidence, right, decided)
 
-    planner.calibration.source(MaxGram()).learn = listen  # type: ignore[method-assign]
+    monkeypatch.setattr(acceptance, "learn", listen)
     context = Context([1, 2, 3, 4] * 6)
     planner.begin()
     assert planner.draft(context, greedy, 31).draft

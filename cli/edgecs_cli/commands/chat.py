@@ -50,7 +50,7 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
 _LONG = 256  # tokens of a prompt that one waits for
 # Signals that end a chat, as far as the system has them.
 _ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT")
-logger = logging.getLogger("edgecs.chat.chat")
+logger = logging.getLogger("edgecs.chat")
 
 
 @dataclass(frozen=True)

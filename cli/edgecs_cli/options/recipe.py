@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -21,13 +21,16 @@ from edgecs_cli.options.common import draft_load_options, load_options
 from edgecs_cli.options.sampling import read_grammar, read_sampling
 from edgecs_cli.options.shared import progress_bars
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 NOBODY = "none"  # as a --draft: not even the drafter that comes with the model
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def taken(kind: type[T], values: dict[str, Any]) -> T:
     """A dataclass made of the options that its fields are named after."""
-    return kind(**{f.name: values[f.name] for f in fields(kind)})  # type: ignore[arg-type]
+    return kind(**{field.name: values[field.name] for field in fields(kind)})
 
 
 @dataclass(frozen=True)
