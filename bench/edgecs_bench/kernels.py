@@ -5,7 +5,7 @@
 Milliseconds of target calls by width and depth: edgecs's kernels and llama.cpp's take
 turns in one process, over weights of their own. llama.cpp is loaded in every way that
 may be its best one; at each depth the fastest one for a single token goes on. Before a
-call is timed, others of its width are made, because llama.cpp builds its graph anew
+call is timed, others of its width are made, because llama.cpp rebuilds its graph
 when the width changes; what that costs is measured by itself. Then: which widths give
 the bits of single tokens, how fast a prompt is read, and what share of the memory's
 bandwidth a token reaches. Memory gets faster and slower as other programs use it, so a

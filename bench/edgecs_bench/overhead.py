@@ -62,7 +62,7 @@ class Gaps:
         target._call = self._timed  # type: ignore[method-assign]
 
     def pause(self) -> None:
-        """What lies before the next call is no gap between two calls."""
+        """Forgets the last call: the next one does not follow it in an answer."""
         self._ended = None
 
     def _timed(self, first: int) -> tuple[int, int]:

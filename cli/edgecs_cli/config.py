@@ -1,4 +1,4 @@
-"""Where options get their values when nobody types them.
+"""Values of options from the config file and the environment.
 
     default < config file < environment < command line
 

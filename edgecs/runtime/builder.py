@@ -1,50 +1,29 @@
-"""From a recipe to a session with everything: the only way in.
+"""From a recipe to a session with everything, for the commands and for `edgecs.load`.
 
-The command line, the Python API, tuning, audits and benches build with it. Files are
-found first (`find_files`), because that may fetch them; then `build` loads.
+Files are found first (`find_files`), because that may fetch them; then `build` loads.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgecs.calibrate.bundled_drafters import shipped_drafters, shipped_for
-from edgecs.calibrate.probe import curve
-from edgecs.calibrate.profile import Profiles
 from edgecs.calibrate.speculation_profile import Speculation, left_out
 from edgecs.decoding.cascade import stack
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.drafters.registry import usual_sources
-from edgecs.engines.load_options import KVType, LoadOptions
-from edgecs.errors import EdgecsError
+from edgecs.engines.load_options import LoadOptions
 from edgecs.hub.download import Progress
 from edgecs.runtime.folders import Folders
-from edgecs.runtime.loader import Loaded, LoadedDrafter, load, load_drafter
+from edgecs.runtime.loader import Loaded, LoadedDrafter, load_drafter
 from edgecs.runtime.recipe import Recipe
+from edgecs.runtime.target import Reports, open_target
 from edgecs.session.session import Session
-
-_STRICT_CACHE: KVType = "q8_0"  # its rows do not depend on the width, at any depth
-_FAR = 1024  # tokens of context at which its price is told
-
-
-def _silent(text: str) -> None:
-    """What nobody wants to hear."""
-
-
-@dataclass(frozen=True)
-class Reports:
-    """Told while something is built.
-
-    warning: what cannot be done as asked. progress: what takes long.
-    """
-
-    warning: Callable[[str], None] = _silent
-    progress: Callable[[str], None] = _silent
 
 
 @dataclass(frozen=True)
@@ -218,135 +197,3 @@ def session_of(
         limits=speculation.fixed(1 + sum(counts)),
         rule=rule,
     )
-
-
-@contextmanager
-def open_target(
-    recipe: Recipe,
-    path: Path,
-    folders: Folders,
-    reports: Reports | None = None,
-    cancel: threading.Event | None = None,
-    profiles: Profiles | None = None,
-) -> Iterator[tuple[Loaded, Speculation | None]]:
-    """The target, and what is known about drafting for it; None: there are no drafts.
-
-    profiles: where that is kept, None: in `folders`. Another KV type is taken where
-    the recipe allows it, and what that costs is reported.
-    """
-    opening = _Opening(
-        recipe, path, folders, reports or Reports(), profiles or folders.profiles
-    )
-    loaded = opening.load(recipe.options, cancel or threading.Event())
-    try:
-        speculation = opening.known(loaded)
-        if speculation and _wants_other_cache(recipe, speculation):
-            loaded, speculation = opening.with_other_cache(loaded, speculation)
-    except BaseException:
-        loaded.close()
-        raise
-    with loaded:
-        yield loaded, speculation
-
-
-@dataclass(frozen=True)
-class _Opening:
-    """How a target is opened, once or again."""
-
-    recipe: Recipe
-    path: Path
-    folders: Folders
-    reports: Reports
-    profiles: Profiles
-
-    def load(self, options: LoadOptions, cancel: threading.Event) -> Loaded:
-        return load_target(
-            self.path, options, self.folders, self.reports, cancel=cancel
-        )
-
-    def known(self, loaded: Loaded) -> Speculation | None:
-        """What is known about drafting, measured first if it is little."""
-        if not self.recipe.drafting:
-            return None
-        speculation = Speculation(
-            loaded.target,
-            exact=self.recipe.exact,
-            key=loaded.key(),
-            profiles=self.profiles,
-        )
-        speculation.prepare(loaded.seconds, self.reports.progress)
-        for note in speculation.notes:
-            self.reports.warning(note)
-        speculation.save()
-        return speculation
-
-    def with_other_cache(
-        self, loaded: Loaded, speculation: Speculation
-    ) -> tuple[Loaded, Speculation]:
-        """The target with the strict KV type, if that helps; else as it was."""
-        options, cancel = loaded.options, loaded.cancel
-        before = _single(speculation)
-        loaded.close()
-        other = replace(options, type_k=_STRICT_CACHE, type_v=_STRICT_CACHE)
-        why = f"--exact strict: with a {options.type_k} KV cache"
-        try:
-            loaded = self.load(other, cancel)
-            changed = self.known(loaded)
-            if changed and _is_wide(changed):
-                after = _single(changed)
-                self.reports.warning(
-                    f"{why} no width is exact along the whole context, so "
-                    f"{_STRICT_CACHE}: a token at {_depth(changed)} tokens of context "
-                    f"takes {after * 1e3:.1f} ms instead of {before * 1e3:.1f}"
-                )
-                return loaded, changed
-            loaded.close()
-        except EdgecsError as error:
-            if cancel.is_set():
-                raise
-            self.reports.warning(f"{why} is kept: {error}")
-        loaded = self.load(options, cancel)
-        same = self.known(loaded)
-        assert same is not None
-        return loaded, same
-
-
-def load_target(
-    path: Path,
-    options: LoadOptions,
-    folders: Folders,
-    reports: Reports,
-    *,
-    cancel: threading.Event,
-) -> Loaded:
-    """A target alone; reports what it cannot do as asked."""
-    loaded = load(
-        path, options, cancel=cancel, findings=folders.findings, say=reports.progress
-    )
-    for warning in loaded.warnings:
-        reports.warning(warning)
-    return loaded
-
-
-def _wants_other_cache(recipe: Recipe, speculation: Speculation) -> bool:
-    return (
-        recipe.exact == "strict"
-        and recipe.may_change_cache
-        and recipe.options.flash_attention != "off"
-        and speculation.target.rewindable
-        and not _is_wide(speculation)
-    )
-
-
-def _is_wide(speculation: Speculation) -> bool:
-    """Whether every range that was probed has a width beyond 1."""
-    return all(found.same for found in speculation.classes.inside.values())
-
-
-def _depth(speculation: Speculation) -> int:
-    return min(_FAR, speculation.target.n_ctx * 3 // 4)
-
-
-def _single(speculation: Speculation) -> float:
-    """Median seconds of a single token far into the context."""
-    return curve(speculation.target, _depth(speculation), [1], repeats=5)[1]

@@ -83,6 +83,6 @@ def test_an_interrupt_ends_the_loop_of_llama_cpp(
 def test_changed_answers_are_told():
     ours, plain = Answer([1, 2, 3], 2.0), Answer([1, 9, 3], 1.0)
     assert "drafts changed the answer after 1 tokens" in lines(ours, plain, None)[0]
-    assert "no memory" in lines(ours, plain, None)[1]
+    assert "not enough memory" in lines(ours, plain, None)[1]
     (told,) = lines(plain, plain, plain)
     assert "the same 3 tokens" in told

@@ -1,6 +1,6 @@
-"""Runs a program that nobody has read: no network, little of everything, no time.
+"""Runs untrusted code: no network, and limits on memory, processes and time.
 
-    python -I jail.py SECONDS MIB < PROGRAM
+    python -I sandbox.py SECONDS MIB < PROGRAM
 
 Exit code 0: it ran to its end; 1: it raised, with the last line of the traceback on
 stderr; REFUSED: the network cannot be cut off here, so nothing was run. On Linux the

@@ -10,9 +10,9 @@ from pathlib import Path
 from edgecs.audit.fidelity import Fidelity, compare, logits
 from edgecs.audit.report import Prompt
 from edgecs.errors import ConfigError
-from edgecs.runtime.builder import load_target
 from edgecs.runtime.loader import load
 from edgecs.runtime.recipe import Recipe
+from edgecs.runtime.target import load_target
 from edgecs.text.detokenizer import Tokenizer
 from edgecs_cli.options.recipe import Call
 from edgecs_cli.options.shared import Interrupt

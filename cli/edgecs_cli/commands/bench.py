@@ -14,8 +14,9 @@ import click
 import platformdirs
 
 from edgecs.calibrate.profile import Profiles
-from edgecs.runtime.builder import load_drafters, open_target
+from edgecs.runtime.builder import load_drafters
 from edgecs.runtime.recipe import Recipe
+from edgecs.runtime.target import open_target
 from edgecs_cli.commands.bench_files import COMMANDS, write_page
 from edgecs_cli.console import echo, show_log
 from edgecs_cli.options.common import (

@@ -98,7 +98,7 @@ the same 3 tokens with and without drafts
         speeds.append(f"drafts changed the answer after {same} tokens")
     said = [f"tok/s: {_BETWEEN.join(speeds)}"]
     if theirs is None:
-        said.append("llama.cpp was left out: there is no memory for a second context")
+        said.append("llama.cpp was skipped: not enough memory for a second context")
     elif list(theirs.tokens) != list(plain.tokens):
         after = _shared(theirs.tokens, plain.tokens)
         said.append(f"llama.cpp's kernels round otherwise: another token after {after}")

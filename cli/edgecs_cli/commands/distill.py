@@ -11,7 +11,7 @@ import click
 import platformdirs
 
 from edgecs.errors import ConfigError
-from edgecs.runtime.builder import load_target
+from edgecs.runtime.target import load_target
 from edgecs_cli.console import echo, show_log
 from edgecs_cli.options.common import (
     Finite,

@@ -167,7 +167,7 @@ def examine() -> tuple[dict[str, dict[str, Any]], Facts]:
 
 
 def _show_config(as_json: bool) -> None:
-    """Every value that nobody types."""
+    """Every value that comes from the config file or the environment."""
     context = click.get_current_context()
     group, path = context.find_root().command, config_path()
     assert isinstance(group, click.Group)

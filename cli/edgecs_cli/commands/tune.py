@@ -19,10 +19,11 @@ from edgecs.calibrate.probe import curve
 from edgecs.calibrate.speculation_profile import Speculation
 from edgecs.core.context import Tokens
 from edgecs.errors import Cancelled, ConfigError, EdgecsError
-from edgecs.runtime.builder import load_drafters, open_target
+from edgecs.runtime.builder import load_drafters
 from edgecs.runtime.folders import Folders
 from edgecs.runtime.loader import Loaded, LoadedDrafter
 from edgecs.runtime.recipe import Recipe
+from edgecs.runtime.target import open_target
 from edgecs.text.chat_template import ChatTemplate
 from edgecs.tuning import tuner
 from edgecs.tuning.comparison import MAG, PROMPTS, Chain, chains

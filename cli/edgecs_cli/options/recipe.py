@@ -12,9 +12,10 @@ import click
 from click.core import ParameterSource
 
 from edgecs.decoding.kmatrix import KMatrix
-from edgecs.runtime.builder import Files, Reports, find_files
+from edgecs.runtime.builder import Files, find_files
 from edgecs.runtime.folders import Folders
 from edgecs.runtime.recipe import Recipe
+from edgecs.runtime.target import Reports
 from edgecs.sampling.settings import Sampling
 from edgecs_cli.console import say
 from edgecs_cli.options.common import draft_load_options, load_options
@@ -24,7 +25,7 @@ from edgecs_cli.options.shared import progress_bars
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-NOBODY = "none"  # as a --draft: not even the drafter that comes with the model
+_NO_DRAFTER = "none"  # a value of --draft; the bundled drafter is not used either
 T = TypeVar("T", bound="DataclassInstance")
 
 
@@ -48,7 +49,7 @@ class Call:
 
     @property
     def reports(self) -> Reports:
-        """To stderr; what takes long only on a terminal, where somebody waits."""
+        """To stderr; progress only if stderr is a terminal."""
         return Reports(self.say, self.say if sys.stderr.isatty() else lambda text: None)
 
     def say(self, text: str) -> None:
@@ -74,7 +75,7 @@ def read_recipe(values: dict[str, Any]) -> Recipe:
     take minutes. Raises ConfigError, UsageError.
     """
     sampled = "temperature" in values
-    names = tuple(name for name in values.get("drafts", ()) if name != NOBODY)
+    names = tuple(name for name in values.get("drafts", ()) if name != _NO_DRAFTER)
     drafting = "threads_draft" in values
     return Recipe(
         values["model"],
