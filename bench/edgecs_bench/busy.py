@@ -22,7 +22,7 @@ import click
 import psutil
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING
+from edgecs.core.draft import score_one
 from edgecs.engines.host import cpu_name
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.loader import Loaded, load
@@ -68,7 +68,7 @@ def _speed(loaded: Loaded, seconds: float) -> float:
     loaded.target.pretend(context)
     began = time.perf_counter()
     while took < seconds and len(context) < loaded.target.n_ctx - 1:
-        loaded.target.score(context, NOTHING)
+        score_one(loaded.target, context)
         context.append([7])
         done, took = done + 1, time.perf_counter() - began
     return done / took

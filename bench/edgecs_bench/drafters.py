@@ -23,7 +23,7 @@ from typing import Any
 import click
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING, Choose, LanguageModel, Verdict
+from edgecs.core.draft import NOTHING, Choose, LanguageModel, Verdict, score_one
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.loader import Loaded, load, load_drafter
@@ -78,7 +78,7 @@ class Model:
         while len(tail) < MOST:
             began = time.perf_counter()
             here = context.with_tail(tail) if tail else context
-            row = self._model.score(here, NOTHING).logits[0]
+            row = score_one(self._model, here).logits[0]
             tail.append(choose(row, here.tokens))
             score.seconds.append(time.perf_counter() - began)
         return tail
@@ -100,7 +100,7 @@ def answer(
     context, said = Context(ids), list[int]()
     target.reset()
     while len(said) < most and not (said and said[-1] in ends):
-        rows = target.score(context, NOTHING)
+        rows = score_one(target, context)
         token = choices.target(rows.logits[0], context.tokens)
         for drafter in (mag, bigram):
             drafter.observe(context, NOTHING, rows, Verdict((), token))

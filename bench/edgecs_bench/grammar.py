@@ -23,7 +23,7 @@ import click
 import numpy as np
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING
+from edgecs.core.draft import score_one
 from edgecs.engines.llama.token_bytes import LlamaGrammar, token_trie
 from edgecs.engines.load_options import LoadOptions
 from edgecs.grammar.mask import Grammar
@@ -100,7 +100,7 @@ def write_answer(loaded: Loaded, schema: str, most: int) -> tuple[str, Clock]:
     context = Context(vocabulary.encode(PROMPT))
     start = len(context)
     while len(context) < start + most:
-        rows = clock.time("decode", lambda: loaded.target.score(context, NOTHING))
+        rows = clock.time("decode", lambda: score_one(loaded.target, context))
         row, answer = rows.logits[0], context.tokens[start:]
         wanted = int(row.argmax())
         clock.time("check", partial(check.allows, answer, wanted))

@@ -18,7 +18,7 @@ from statistics import median
 import click
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING
+from edgecs.core.draft import score_one
 from edgecs.engines.host import cpu_name
 from edgecs.engines.llama import huge_pages
 from edgecs.engines.load_options import LoadOptions
@@ -42,7 +42,7 @@ def calls(model: Path, options: LoadOptions) -> list[float]:
             loaded.target.pretend(context)
             for _ in range(_CALLS):
                 began = time.perf_counter()
-                loaded.target.score(context, NOTHING)
+                score_one(loaded.target, context)
                 took.append((time.perf_counter() - began) * 1e3)
                 context.append([7])
             found.append(median(took[_SETTLED:]))

@@ -27,7 +27,7 @@ import click
 
 from edgecs.calibrate.probe import Scratch, bits, scratch, settling
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING
+from edgecs.core.draft import score_one
 from edgecs.costs.cost_model import SETTLED
 from edgecs.engines.host import Others, cpu_name
 from edgecs.engines.llama.language_model import LlamaLM
@@ -132,7 +132,7 @@ def identical(own: Loaded, depth: int) -> list[int]:
             found, _ = bits(target, depth, sorted(WIDTHS[1:]))
             widths &= found.same
             context = Context(scratch(target.vocab_size, depth))
-            rows.add(target.score(context, NOTHING).logits.tobytes())
+            rows.add(score_one(target, context).logits.tobytes())
     return sorted(widths) if len(rows) == 1 else []
 
 
@@ -144,7 +144,7 @@ def reading(every: Mapping[str, LlamaLM]) -> dict[str, float]:
             context = Context(scratch(target.vocab_size, _PROMPT))
             target.reset()
             began = time.perf_counter()
-            target.score(context, NOTHING)
+            score_one(target, context)
             took[name].append(_PROMPT / (time.perf_counter() - began))
     return {name: round(median(rates), 1) for name, rates in took.items()}
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from edgecs.calibrate.bundled_drafters import shipped_drafters
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING, Choose, Draft, LanguageModel, Rows
+from edgecs.core.draft import Choose, Draft, LanguageModel, Rows, score_one
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.loader import Loaded, LoadedDrafter, load, load_drafter
 from edgecs.sampling.chain import Choices, Rule
@@ -98,7 +98,7 @@ class Asked:
                 break
             else:
                 context = self._context(at).with_tail(tail)
-                token, p = self._choice(self._model.score(context, NOTHING), 0, context)
+                token, p = self._choice(score_one(self._model, context), 0, context)
             tail.append(token)
             drafted.append((token, p))
         return drafted
@@ -108,7 +108,7 @@ class Asked:
         for start in range(0, self._n, _PIECE):
             context = self._context(start)
             piece = self._all[self._start + start :][: min(_PIECE, self._n - start) - 1]
-            rows = self._model.score(context, Draft.chain(piece, "target"))
+            rows = score_one(self._model, context, Draft.chain(piece, "target"))
             for i in range(piece.size + 1):
                 choices.append(self._choice(rows, i, context.with_tail(piece[:i])))
         return choices
@@ -143,7 +143,7 @@ class AskedAlong:
         for at, token in enumerate(self._output):
             if not at % _PIECE:
                 piece = self._output[at : at + _PIECE]
-                self._target.score(context, Draft.chain(piece, "target"))
+                score_one(self._target, context, Draft.chain(piece, "target"))
             drafts.append(self._draft(context, most))
             context.append((token,))
         self._target.reset()
@@ -158,7 +158,7 @@ class AskedAlong:
         while len(drafted) < most:
             tail = [token for token, _ in drafted]
             here = context.with_tail(tail) if tail else context
-            row = self._model.score(here, NOTHING).logits[0]
+            row = score_one(self._model, here).logits[0]
             token = self._choose(row, here.tokens)
             drafted.append((token, self._choose.confidence(row, here.tokens, token)))
         return drafted

@@ -26,7 +26,7 @@ import click
 import numpy as np
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING
+from edgecs.core.draft import score_one
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.loader import Loaded, LoadedDrafter, load, load_drafter
 from edgecs.text.chat_template import ChatTemplate
@@ -81,7 +81,7 @@ def seconds_per_token(drafter: LoadedDrafter, trace: Trace) -> float:
     spans, context = [], Context(trace.ids)
     for token in trace.said:
         start = perf_counter()
-        drafter.model.score(context, NOTHING)
+        score_one(drafter.model, context)
         spans.append(perf_counter() - start)
         context.append([token])
     return float(np.median(spans[1:]))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.core.context import Context, Tokens
-from edgecs.core.draft import Draft, LanguageModel
+from edgecs.core.draft import Draft, LanguageModel, score_one
 from edgecs.errors import ConfigError
 
 PIECE = 32  # tokens of a text in one call
@@ -50,7 +50,7 @@ def logits(model: LanguageModel, text: Tokens) -> Iterator[Rows]:
     for start in range(1, text.size, piece):
         context.append(text[len(context) : start])
         draft = text[start : min(start + piece, text.size) - 1]
-        yield model.score(context, Draft.chain(draft, "text")).logits
+        yield score_one(model, context, Draft.chain(draft, "text")).logits
 
 
 def log_law(rows: Rows) -> Rows:

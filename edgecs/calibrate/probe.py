@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.core.context import Context, Tokens
-from edgecs.core.draft import NOTHING, Draft, LanguageModel
+from edgecs.core.draft import NOTHING, Draft, LanguageModel, score_one
 from edgecs.costs.cost_model import SETTLED, WIDEST, CostModel
 from edgecs.decoding.exactness import FIRST_BORDER, Classes, Finding, range_of
 from edgecs.errors import Cancelled, NoNumbers
@@ -76,7 +76,7 @@ class Scratch:
         pretend = getattr(self._model, "pretend", None)
         try:
             if pretend is None or not pretend(self._context):
-                self._model.score(self._context, NOTHING)
+                score_one(self._model, self._context)
         except BaseException:
             self._model.reset()
             raise
@@ -96,7 +96,7 @@ class Scratch:
         context = self._context.with_tail(self._more[: after + 1])
         draft = Draft.chain(self._more[after + 1 : after + width], "scratch")
         began = time.perf_counter()
-        rows, fed, _ = self._model.score(context, draft if width > 1 else NOTHING)
+        rows, fed, _ = score_one(self._model, context, draft if width > 1 else NOTHING)
         seconds = time.perf_counter() - began
         self.others += fed != width
         self.timed.append(Timed(width, len(context) - 1, seconds, self.singles))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.core.context import Context, Tokens
-from edgecs.errors import ConfigError
+from edgecs.errors import ConfigError, ModelError
 
 Row = NDArray[np.float32]
 """The target's logits at one position, float32 [vocabulary]."""
@@ -79,6 +79,56 @@ class Draft:
             return True
         return bool(np.array_equal(self.parents, _chain_parents(len(self))))
 
+    @property
+    def depths(self) -> list[int]:
+        """How many tokens of the draft lie before each token on its path, [n]."""
+        if self.is_chain:
+            return list(range(len(self)))
+        depths: list[int] = []
+        for parent in self.parents.tolist():
+            depths.append(depths[parent] + 1 if parent >= 0 else 0)
+        return depths
+
+    @property
+    def leaves(self) -> list[int]:
+        """The nodes that no other node follows, in order; a chain has one."""
+        if self.is_chain:
+            return [len(self) - 1] if len(self) else []
+        inner = set(self.parents.tolist())
+        return [node for node in range(len(self)) if node not in inner]
+
+    @property
+    def first_path(self) -> Draft:
+        """The chain of first children, from the context outwards."""
+        if self.is_chain:
+            return self
+        path: list[int] = []
+        for node, parent in enumerate(self.parents.tolist()):
+            if parent == (path[-1] if path else -1):
+                path.append(node)
+        sources = tuple(self.sources[node] for node in path)
+        return Draft.chain(self.tokens[path], sources, self.confidences[path])
+
+    def path_along(self, tokens: Sequence[int]) -> list[int]:
+        """The nodes, from the context outwards, that say what `tokens` say.
+
+        Of siblings with the same token it is the first one.
+        """
+        children = self.children()
+        path, here = list[int](), -1
+        for token in tokens:
+            child = children.get((here, token))
+            if child is None:
+                break
+            path.append(child)
+            here = child
+        return path
+
+    def children(self) -> dict[tuple[int, int], int]:
+        """The first node with a parent (-1: the context) and a token, by both."""
+        edges = zip(self.parents.tolist(), self.tokens.tolist(), strict=True)
+        return {edge: node for node, edge in reversed(list(enumerate(edges)))}
+
     def check(self) -> None:
         """Raises ConfigError where its parts do not fit together."""
         n = self.tokens.size
@@ -115,14 +165,16 @@ class Draft:
         )
 
     def then(self, other: Draft) -> Draft:
-        """Two chains as one, `other` continuing where self ends."""
+        """Both as one draft, `other` continuing after the last token of self."""
         if not len(self):
             return other
-        if not (self.is_chain and other.is_chain):
-            raise ValueError("only chains can be joined, this is a tree")
         tokens = np.concatenate([self.tokens, other.tokens])
         stated = np.concatenate([self.confidences, other.confidences])
-        return Draft.chain(tokens, self.sources + other.sources, stated)
+        sources = self.sources + other.sources
+        if self.is_chain and other.is_chain:
+            return Draft.chain(tokens, sources, stated)
+        moved = other.parents + np.int32(len(self))  # -1 becomes the last token
+        return Draft(tokens, np.concatenate([self.parents, moved]), sources, stated)
 
 
 _INT32 = np.dtype(np.int32)
@@ -148,8 +200,21 @@ NOTHING = Draft.chain((), "")
 """The empty draft."""
 
 
+class Request(NamedTuple):
+    """What one sequence of a model asks of a call.
+
+    sequence: which of the model's sequences of cells holds the context. cancel: when
+    set, the call may end early, see `LanguageModel.score`.
+    """
+
+    context: Context
+    draft: Draft = NOTHING
+    sequence: int = 0
+    cancel: threading.Event | None = None
+
+
 class Rows(NamedTuple):
-    """A model's answer to one call; views that hold until the next call."""
+    """A model's answer to one request; views that hold until the next call."""
 
     logits: NDArray[np.float32]  # [1 + n, vocabulary]: row 0 follows the context,
     #                              row i + 1 follows draft node i
@@ -167,26 +232,30 @@ class Verdict(NamedTuple):
 class LanguageModel(Protocol):
     """A function from tokens to logits; its KV cache is its own affair.
 
-    One holder at a time: `hold` raises ModelError for a second one. Drafts are chains,
-    unless it has an attribute `takes_trees` that is true. An attribute `uniform` that
-    is true promises that a row has the same bits whatever the width of its call.
+    It has room for some sequences, each with cells of its own, so that conversations
+    do not push each other out. A sequence has one holder at a time: `hold` raises
+    ModelError for a second one. An attribute `uniform` that is true promises that a row
+    has the same bits whatever the width of its call.
     """
 
     vocab_size: int
-    n_ctx: int  # tokens that context and draft may have together
+    n_ctx: int  # tokens that context and draft of one sequence may have together
     max_draft: int  # tokens that one draft may have
+    max_leaves: int  # leaves that one draft may have; 1: drafts are chains
+    sequences: int  # how many there are; numbered from 0
     rewindable: bool  # False: rejected tokens cannot be forgotten, so no drafts
     cancel: threading.Event  # when set, a long `score` ends early with Cancelled
 
-    def score(self, context: Context, draft: Draft) -> Rows:
-        """Logits after the context and after every draft node.
+    def score(self, requests: Sequence[Request]) -> list[Rows]:
+        """Logits after the context and after every draft node of each request.
 
-        Raises ContextFull when both together exceed `n_ctx`, Cancelled when `cancel`
-        is set between two prefill chunks; either leaves the model usable.
+        At most one request of a sequence. Raises ContextFull when a context and its
+        draft exceed `n_ctx`, Cancelled when `cancel` or that of a request is set
+        between two prefill chunks; either leaves the model usable.
         """
 
-    def end_turn(self, context: Context) -> None:
-        """Cuts the cache to one token short of the context.
+    def end_turn(self, context: Context, sequence: int = 0) -> None:
+        """Cuts the cells of a sequence to one token short of the context.
 
         That is where plain decoding ends, so the next turn's prefill starts at the
         same token, and computes the same bits, whatever had been drafted.
@@ -195,8 +264,27 @@ class LanguageModel(Protocol):
     def reset(self) -> None:
         """Forgets everything, as if just loaded."""
 
-    def hold(self) -> AbstractContextManager[None]:
-        """Claims the model for the time of a `with` block."""
+    def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
+        """Claims a sequence for the time of a `with` block."""
+
+
+def sole_request(requests: Sequence[Request]) -> Request:
+    """The request of a call to a model with one sequence; ModelError for others."""
+    if len(requests) != 1:
+        raise ModelError(f"this model takes one request in a call, got {len(requests)}")
+    if requests[0].sequence:
+        raise ModelError(no_sequence(requests[0].sequence, 1))
+    return requests[0]
+
+
+def no_sequence(number: int, sequences: int) -> str:
+    """What is wrong with the number of a sequence."""
+    return f"there is no sequence {number}: this model was loaded with {sequences}"
+
+
+def score_one(model: LanguageModel, context: Context, draft: Draft = NOTHING) -> Rows:
+    """The rows of a call with one request, of sequence 0."""
+    return model.score([Request(context, draft)])[0]
 
 
 class Drafter(Protocol):

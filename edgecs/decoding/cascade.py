@@ -9,6 +9,7 @@ target is the outermost reviewer.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -22,6 +23,7 @@ from edgecs.core.draft import (
     Draft,
     Drafter,
     LanguageModel,
+    Request,
     Rows,
     Verdict,
 )
@@ -84,8 +86,9 @@ class Cascade:
     calls may have. lenience: 1 or more; above 1 the
     reviewer lets drafted tokens stand that it would not have chosen itself, which only
     an inner reviewer may. confident: state the reviewer's probability for every token
-    proposed, for a lenient reviewer above. clock: gives seconds. forwards: how many
-    calls the reviewer had since it was made.
+    proposed, for a lenient reviewer above. sequence: of the reviewer, whose cells
+    its calls use. clock: gives seconds. forwards: how many calls the reviewer had since
+    it was made.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Cascade:
         name: str = "target",
         lenience: float = 1.0,
         confident: bool = False,
+        sequence: int = 0,
         clock: Clock = perf_counter,
     ) -> None:
         if not lenience >= 1:
@@ -111,6 +115,8 @@ class Cascade:
         self.name = name
         self.lenience = lenience
         self.confident = confident
+        self.sequence = sequence
+        self.cancel: threading.Event | None = None  # ends the reviewer's calls early
         self.forwards = 0
         self.faults: dict[str, str] = {}  # drafters that are parked, and why
         self._off = False  # whether the schedule is left alone
@@ -166,8 +172,12 @@ class Cascade:
         if draft is NOTHING:
             return gathered
         self._check(draft, most)
+        if not draft.is_chain and self.limits.tier(depth) == "strict":
+            # Probes have seen chains: what a tree's rows are there, nobody knows.
+            draft = draft.first_path
         clipped = draft.clip(self.limits.fits(depth, 1 + len(draft)) - 1)
-        return gathered if clipped is draft else gathered._replace(draft=clipped)
+        same = clipped is gathered.draft
+        return gathered if same else gathered._replace(draft=clipped)
 
     def _check(self, draft: Draft, most: int) -> None:
         """Raises Faulty or ConfigError for what the reviewer cannot score."""
@@ -179,8 +189,10 @@ class Cascade:
             at = next(i for i, token in enumerate(ids) if not 0 <= token < size)
             why = f"it proposed token {ids[at]}, but {_ids(size)}"
             raise Faulty(draft.sources[at], why)
-        if not (draft.is_chain or getattr(self.reviewer, "takes_trees", False)):
-            why = f"it proposed a tree, but {self.name} takes chains"
+        most_leaves = self.reviewer.max_leaves
+        if not draft.is_chain and len(draft.leaves) > most_leaves:
+            takes = f"{most_leaves} leaves" if most_leaves > 1 else "chains"
+            why = f"it proposed a tree, but {self.name} takes {takes}"
             raise Faulty(draft.sources[0], why)
 
     def _review(
@@ -189,7 +201,8 @@ class Cascade:
         """Scores a draft and verifies it."""
         draft, proposed, plan = gathered
         drafted = self._clock()
-        rows = self.reviewer.score(context, draft)
+        request = Request(context, draft, self.sequence, self.cancel)
+        rows = self.reviewer.score((request,))[0]
         scored = self._clock()
         self.forwards += 1
         verdict = verify(draft, rows, choices.target, context, self.ends, self.lenience)

@@ -41,8 +41,7 @@ def verify(
     """
     if not len(draft):  # most rounds
         return Verdict((), choose(rows.logits[0], context.tokens))
-    edges = zip(draft.parents.tolist(), draft.tokens.tolist(), strict=True)
-    children = {edge: node for node, edge in reversed(list(enumerate(edges)))}
+    children = draft.children()
     path: list[int] = []
     here, view = -1, context
     while True:

@@ -6,10 +6,13 @@ there they would make every token an output row. No engine in here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.core.context import Context
+from edgecs.core.draft import Draft
 
 State = NDArray[np.float32]
 
@@ -35,13 +38,14 @@ class States:
         self._rows = np.zeros((_KEPT, width), dtype=np.float32)  # cell c at c % _KEPT
         self._first = self._end = 0
         self._root: Context | None = None
+        self._tree: tuple[Draft, State] | None = None  # its cells follow
 
     def put(self, context: Context, start: int, rows: State) -> None:
         """Notes the states of cells of a context from `start` on, [n, width].
 
         Those before a gap are forgotten.
         """
-        self._root = context.root
+        self._root, self._tree = context.root, None
         if not self._first <= start <= self._end:
             self._first = start
         self._end = start + rows.shape[0]
@@ -51,8 +55,23 @@ class States:
         else:
             self._rows[np.arange(start, self._end) % _KEPT] = rows
 
+    def branch(self, tree: Draft, rows: State) -> None:
+        """Notes the states of the nodes of a tree after the last cell, [n, width].
+
+        Once the context has gone on, those on its path are the states of its cells.
+        """
+        self._tree = tree, rows.copy()
+
+    def select(self, path: Sequence[int]) -> None:
+        """Takes the states of some nodes of the tree as those of the next cells."""
+        if self._tree is not None and self._root is not None:
+            rows = self._tree[1][list(path)]
+            self._tree = None
+            self.put(self._root, self._end, rows)
+
     def cut(self, length: int) -> None:
         """Forgets the cells from `length` on."""
+        self._tree = None
         self._end = min(self._end, length)
         self._first = min(self._first, length)
 
@@ -60,6 +79,9 @@ class States:
         """From which cell to which states are known of this context."""
         if context.root is not self._root:
             return len(context), len(context)
+        if self._tree is not None and context.committed > self._end:
+            gone_on = context.tokens[self._end : context.committed].tolist()
+            self.select(self._tree[0].path_along(gone_on))
         return self._first, self._end
 
     def of(self, context: Context, begin: int, end: int) -> State:

@@ -2,21 +2,27 @@
 
 Every engine with a cache uses this one class, so rewinding after a rejected draft, an
 edited prompt and an aborted call are one case: keep the longest common prefix, drop the
-rest. It knows token ids only; the engine lends it the act of dropping cells.
+rest. It knows token ids only; the engine lends it the acts of dropping cells and of
+keeping one path of a tree. An engine with several sequences has one for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from edgecs.core.context import Context
+from edgecs.core.draft import Draft
 
 
 class PrefixCache:
     """Bookkeeping of KV cells 0, 1, 2, ... by the token that each was computed for.
 
-    `drop(n)` removes cells n and later from the engine; it returns False if the engine
-    cannot remove a part. `drop(0)` must always work.
+    `drop(n)` removes cells n and later from the engine, those of a tree among them; it
+    returns False if the engine cannot remove a part. `drop(0)` must always work.
+
+    A draft that is a tree has its cells after these, until the next call's context says
+    which path was accepted: `select(nodes)` keeps the cells of a path, in order, as the
+    next ones, and frees those of all other nodes. Only engines that take trees need it.
 
     An engine with a window has computed only what follows some point of the context:
     cell 0 then belongs to context index `first`, and cells are counted from there.
@@ -26,9 +32,16 @@ class PrefixCache:
     those that the other context would have computed itself.
     """
 
-    def __init__(self, drop: Callable[[int], bool], *, marks: bool = False) -> None:
+    def __init__(
+        self,
+        drop: Callable[[int], bool],
+        *,
+        select: Callable[[Sequence[int]], None] | None = None,
+        marks: bool = False,
+    ) -> None:
         self.first = 0  # context index of cell 0
-        self._drop = drop
+        self._drop, self._select = drop, select
+        self._tree: Draft | None = None  # its cells follow
         self._marks: list[int] | None = [0] if marks else None  # ascending
         self._ids: list[int] = []  # [cells]
         self._unsure = False  # cells past these may exist: a call was cut short
@@ -51,6 +64,8 @@ class PrefixCache:
         compared again, so the cost follows the number of new tokens. also: a place that
         is as good as a mark for this call.
         """
+        if self._tree is not None:
+            self._settle(context, most)
         root, cells = context.root, len(self._ids)
         committed = max(0, context.committed - self.first)
         known = root is self._source
@@ -72,8 +87,9 @@ class PrefixCache:
 
     def trim(self, length: int) -> None:
         """Drops the cells from `length` on, or all if the engine cannot do less."""
-        if length >= len(self._ids) and not self._unsure:
+        if length >= len(self._ids) and not self._unsure and self._tree is None:
             return
+        self._tree = None
         length = min(length, len(self._ids))
         if not self._drop(length):
             self._drop(0)
@@ -83,6 +99,20 @@ class PrefixCache:
             self._marks.pop()
         self._unsure = False
         self._agreed = min(self._agreed, length)
+
+    def _settle(self, context: Context, most: int) -> None:
+        """Keeps the path of the tree that the context goes on with."""
+        tree, cells, path = self._tree, len(self._ids), list[int]()
+        assert tree is not None
+        assert self._select is not None
+        end = min(len(context), self.first + most)
+        known = context.root is self._source and self._agreed == cells
+        begin = self.first + cells
+        if known or self._ids == context.tokens[self.first : begin].tolist():
+            path = tree.path_along(context.tokens[begin:end].tolist())
+        self._tree = None
+        self._select(path)
+        self._ids += tree.tokens[path].tolist()
 
     def mark(self) -> None:
         """Another context may go on from the cells that are there now."""
@@ -101,6 +131,7 @@ class PrefixCache:
 
         context: what they are of, if it is the one that was last compared.
         """
+        self._tree = None
         start = len(self._ids)
         self._ids += tokens
         self._unsure = False
@@ -109,6 +140,10 @@ class PrefixCache:
         if self._agreed == start:
             final = min(len(self._ids), context.committed - self.first)
             self._agreed = max(start, final)
+
+    def branch(self, tree: Draft) -> None:
+        """To be called when the engine has computed the cells of a tree as well."""
+        self._unsure, self._tree = False, tree
 
     def reset_to(self, tokens: list[int]) -> None:
         """To be called when the engine has replaced all cells by those of `tokens`."""

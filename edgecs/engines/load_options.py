@@ -23,6 +23,7 @@ KernelChoice = Literal[
 ]
 
 MOST_THREADS = 512  # ggml ends its process beyond that
+MOST_SEQUENCES = 256  # of llama.cpp, which gives every leaf one
 MOST_CELLS, MOST_TOGETHER = 1 << 30, 1 << 16  # of a context; tokens in a prefill chunk
 
 
@@ -39,6 +40,8 @@ class LoadOptions:
     and no more, which makes another program that computes cost less. kernels: who
     computes on the CPU: llama.cpp, edgecs's kernels for an instruction set, "own": for
     the best one here, "auto": own ones where they can be had and nothing is offloaded.
+    sequences: conversations that have cells at once, n_ctx of them each. leaves: those
+    that a draft may have, 1: drafts are chains; for more, all cells share one buffer.
     """
 
     n_ctx: int = 0
@@ -55,12 +58,16 @@ class LoadOptions:
     kernels: KernelChoice = "auto"
     n_batch: int = 512
     max_draft: int = 63
+    sequences: int = 1
+    leaves: int = 1
 
     def __post_init__(self) -> None:
         for name, least, most in (
             ("n_ctx", 0, MOST_CELLS),
             ("threads", 0, MOST_THREADS),
             ("n_batch", 1, MOST_TOGETHER),
+            ("sequences", 1, MOST_SEQUENCES),
+            ("leaves", 1, MOST_SEQUENCES // max(1, self.sequences)),
         ):
             if not least <= getattr(self, name) <= most:
                 raise ConfigError(

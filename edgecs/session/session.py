@@ -49,6 +49,8 @@ class Session:
     draft_max: quota of each drafter a round, row 0 of the K matrix, or one number for
     all; 0 turns speculation off. schedule: a planner instead of fixed quotas; it brings
     its drafters. limits: the widths that rounds may have. rule: how tokens are chosen.
+    sequence: of the target, whose cells are this conversation's; several sessions may
+    share a target that has several, and take turns within one thread.
     Every token is the target's choice on the target's row, so the answer is the same
     for any drafters and any draft_max wherever a row does not depend on how many are
     computed with it (docs/concepts.md).
@@ -69,6 +71,7 @@ class Session:
         schedule: Schedule | None = None,
         limits: Limits | None = None,
         rule: Rule = _GREEDY,
+        sequence: int = 0,
     ) -> None:
         if isinstance(draft_max, int):
             counts, longest = [draft_max] * len(drafters), draft_max
@@ -97,11 +100,15 @@ class Session:
         self.stats = Stats()
         self.finish_reason: FinishReason | None = None
         self._stream: Generator[Token] | None = None  # the answer under way
-        self._lock = threading.Lock()  # over the two below
-        self._answering = self._interrupted = False
+        self._lock = threading.Lock()  # over the one below
+        self._answering = False
+        self._cancel = threading.Event()  # of the answer under way
         with ExitStack() as undo:
-            for model in self._models():
-                undo.enter_context(model.hold())
+            for level in self.cascade.levels():
+                level.cancel = self._cancel
+                level.sequence = sequence if level.reviewer.sequences > 1 else 0
+            for model, number in self._used():
+                undo.enter_context(model.hold(number))
             self._closing = undo.pop_all()
 
     @property
@@ -109,10 +116,13 @@ class Session:
         """Who takes part, the target first, Max-Gram last."""
         return [self.cascade.name, *(d.name for d in self.cascade.drafters)]
 
-    def _models(self) -> list[LanguageModel]:
-        """Every model that computes, each once."""
-        models = [level.reviewer for level in self.cascade.levels()]
-        return list({id(model): model for model in models}.values())
+    def _used(self) -> list[tuple[LanguageModel, int]]:
+        """Every model that computes, and its sequence, each once."""
+        levels = self.cascade.levels()
+        used = {
+            id(level.reviewer): (level.reviewer, level.sequence) for level in levels
+        }
+        return list(used.values())
 
     def generate(
         self,
@@ -187,17 +197,18 @@ class Session:
         later are not concerned.
         """
         with self._lock:
-            if self._answering and not self.target.cancel.is_set():
-                self._interrupted = True
-                self.target.cancel.set()
+            if self._answering:
+                self._cancel.set()
 
     def _ended(self) -> None:
         """An answer has ended, so nobody waits for its end any more."""
         with self._lock:
             self._answering = False
-            if self._interrupted:
-                self._interrupted = False
-                self.target.cancel.clear()
+            self._cancel.clear()
+
+    @property
+    def _cancelled(self) -> bool:
+        return self._cancel.is_set() or self.target.cancel.is_set()
 
     def _check_room(self, tokens: Tokens) -> None:
         if not tokens.size:
@@ -228,7 +239,7 @@ class Session:
         before = self._forwards()
         if limit <= 0:
             self.finish_reason = "length"
-        elif self.target.cancel.is_set():
+        elif self._cancelled:
             self.finish_reason = "cancelled"
         try:
             while self.finish_reason is None:
@@ -245,7 +256,7 @@ class Session:
             after = self._forwards()
             stats.forwards = {name: after[name] - before[name] for name in after}
             stats.faults = dict(self.cascade.faults)
-            self.target.end_turn(self.context)
+            self.target.end_turn(self.context, self.cascade.sequence)
             self._ended()
 
     def _forwards(self) -> dict[str, int]:
@@ -315,7 +326,7 @@ class Session:
             return "length"
         if len(self.context) > self.target.n_ctx:
             return "context"
-        return "cancelled" if last and self.target.cancel.is_set() else None
+        return "cancelled" if last and self._cancelled else None
 
 
 def _stated(done: Round, most: int) -> list[Logprobs]:

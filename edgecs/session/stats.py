@@ -28,11 +28,17 @@ class Record(NamedTuple):
     proposed: tuple[str, ...]  # who wrote each token that a drafter proposed
     tested: tuple[str, ...]  # who wrote each token that the target scored
     accepted: tuple[int, ...]  # which of these are in the answer
+    levels: int | None = None  # tokens on the longest path of a tree; None: a chain
 
     @property
     def width(self) -> int:
         """Tokens in the target call."""
         return 1 + len(self.tested)
+
+    @property
+    def positions(self) -> int:
+        """How many positions after the context have a draft token."""
+        return len(self.tested) if self.levels is None else self.levels
 
 
 @dataclass
@@ -52,7 +58,9 @@ class Stats:
     def observe(self, done: Round, emitted: int) -> None:
         """Keeps the record of a round of which `emitted` tokens are in the answer."""
         accepted = done.verdict.path[:emitted]
-        self.records.append(Record(done.proposed, done.draft.sources, accepted))
+        draft = done.draft
+        levels = None if draft.is_chain else max(draft.depths) + 1
+        self.records.append(Record(done.proposed, draft.sources, accepted, levels))
 
     @property
     def rounds(self) -> int:
@@ -117,12 +125,12 @@ class Stats:
         }
 
     def acceptance_by_position(self) -> list[float]:
-        """Share of the drafts that reach each position whose token there is accepted.
+        """Share of the drafts reaching each position that have a token accepted there.
 
-        The first token of a draft is position 0; every rejection counts against it and
-        against all that follow it.
+        The first token of a draft is position 0, in a tree all that have no parent;
+        every rejection counts against its position and against all that follow it.
         """
-        tested = Counter(i for r in self.records for i in range(len(r.tested)))
+        tested = Counter(i for r in self.records for i in range(r.positions))
         accepted = Counter(i for r in self.records for i in range(len(r.accepted)))
         return [accepted[i] / tested[i] for i in range(len(tested))]
 

@@ -2,7 +2,8 @@
 
 `TableModel` is a language model whose law depends on every token before it, so an
 off-by-one in any cache changes its answer. `CachingModel` is the same model behind a
-`PrefixCache`: it computes from what its cells hold, right or wrong. `ScriptedDrafter`
+`PrefixCache` for each of its sequences: it computes from what its cells hold, right or
+wrong. `ScriptedDrafter`
 proposes what it was told to, wrong as often as you like. `FaultyDrafter` fails after a
 while, in a way of your choice.
 """
@@ -18,11 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.core.context import Context, Tokens
-from edgecs.core.draft import NOTHING, Choose, Draft, Rows, Verdict
+from edgecs.core.draft import (
+    NOTHING,
+    Choose,
+    Draft,
+    Request,
+    Rows,
+    Verdict,
+    no_sequence,
+)
 from edgecs.engines.kv_prefix import PrefixCache
 from edgecs.engines.lease import OneHolder
 from edgecs.engines.llama.random_gguf import write_random_gguf as write_random_gguf
-from edgecs.errors import ContextFull
+from edgecs.errors import ContextFull, ModelError
 
 
 class ByteTokenizer:
@@ -63,7 +72,7 @@ class TableModel:
     """A random law for every prefix: logits are a hash of all tokens before them.
 
     sharpness scales the logits; rewindable=False refuses nothing by itself but tells
-    sessions not to draft.
+    sessions not to draft. `rows` answers one request of a call.
     """
 
     def __init__(
@@ -74,16 +83,18 @@ class TableModel:
         n_ctx: int = 4096,
         sharpness: float = 3.0,
         rewindable: bool = True,
+        sequences: int = 1,
     ) -> None:
         self.vocab_size = vocab_size
         self.n_ctx = n_ctx
         self.max_draft = 63
-        self.takes_trees = True
+        self.max_leaves = 63
+        self.sequences = sequences
         self.rewindable = rewindable
         self.cancel = threading.Event()
         self._seed = seed
         self._sharpness = sharpness
-        self._holder = OneHolder("this model")
+        self._holders = [OneHolder("this model") for _ in range(sequences)]
 
     def law(self, prefix: Sequence[int] | Tokens) -> NDArray[np.float32]:
         """Logits after `prefix`, float32 [vocab_size]."""
@@ -111,72 +122,119 @@ class TableModel:
         said: list[int] = tokens[len(prompt) :].tolist()
         return said
 
-    def score(self, context: Context, draft: Draft) -> Rows:
+    def score(self, requests: Sequence[Request]) -> list[Rows]:
+        """See `rows`; every request gets its own."""
+        assert len({request.sequence for request in requests}) == len(requests)
+        return [self.rows(request) for request in requests]
+
+    def rows(self, request: Request) -> Rows:
         """Rows of the law itself; trees are fine."""
-        if len(context) + len(draft) > self.n_ctx:
-            raise ContextFull(f"{len(context)} + {len(draft)} tokens exceed the fake")
+        context, draft = request.context, request.draft
+        self._check_room(request)
         prefixes = [context.tokens.tolist()]
         for parent, token in zip(draft.parents, draft.tokens, strict=True):
             prefixes.append([*prefixes[parent + 1], int(token)])
         rows = np.stack([self.law(prefix) for prefix in prefixes])
         return Rows(rows, fed=len(context) + len(draft))
 
-    def end_turn(self, context: Context) -> None:
+    def _check_room(self, request: Request) -> None:
+        context, draft = request.context, request.draft
+        if len(context) + len(draft) > self.n_ctx:
+            raise ContextFull(f"{len(context)} + {len(draft)} tokens exceed the fake")
+
+    def end_turn(self, context: Context, sequence: int = 0) -> None:
         """There is no cache to cut."""
 
     def reset(self) -> None:
         """There is nothing to forget."""
 
-    def hold(self) -> AbstractContextManager[None]:
-        """One holder at a time."""
-        return self._holder.hold()
+    def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
+        """One holder of a sequence at a time."""
+        if not 0 <= sequence < self.sequences:
+            raise ModelError(no_sequence(sequence, self.sequences))
+        return self._holders[sequence].hold()
 
 
 class CachingModel(TableModel):
     """A TableModel that sees only its cells: stale cells give wrong logits.
 
-    partial=False makes it an engine that cannot remove single cells.
+    partial=False makes it an engine that cannot remove single cells. trees=False: one
+    that takes chains. `cells` are those of sequence 0.
     """
 
     def __init__(
-        self, vocab_size: int, seed: int = 0, *, partial: bool = True, n_ctx: int = 4096
+        self,
+        vocab_size: int,
+        seed: int = 0,
+        *,
+        partial: bool = True,
+        n_ctx: int = 4096,
+        sequences: int = 1,
+        trees: bool = False,
     ) -> None:
-        super().__init__(vocab_size, seed, n_ctx=n_ctx)
-        self.takes_trees = False
-        self.cells: list[int] = []
+        super().__init__(vocab_size, seed, n_ctx=n_ctx, sequences=sequences)
+        self.max_leaves = 63 if trees else 1
         self.fail_next = False
+        self._cells = [_FakeCells(partial) for _ in range(sequences)]
+        self.cells = self._cells[0].ids
+
+    def rows(self, request: Request) -> Rows:
+        """Feeds what its cells lack, then answers from the cells alone."""
+        self._check_room(request)
+        own, (context, draft) = self._cells[request.sequence], request[:2]
+        assert draft.is_chain or self.max_leaves > 1, "this fake takes chains"
+        kept = own.cache.keep(context, len(context) - 1)
+        pending = context.tokens[kept:].tolist()
+        own.cache.expect()
+        own.ids.extend(pending)
+        own.tree = [*zip(draft.parents.tolist(), draft.tokens.tolist(), strict=True)]
+        if self.fail_next:
+            self.fail_next = False
+            raise RuntimeError("the engine failed after it had written its cells")
+        prefixes = [own.ids.copy()]
+        for parent, token in own.tree:
+            prefixes.append([*prefixes[parent + 1], token])
+        rows = np.stack([self.law(prefix) for prefix in prefixes])
+        if draft.is_chain:
+            own.ids.extend(draft.tokens.tolist())
+            own.tree = []
+            pending += draft.tokens.tolist()
+        own.cache.extend(pending, context)
+        if not draft.is_chain:
+            own.cache.branch(draft)
+        return Rows(rows, fed=len(context) - kept + len(draft))
+
+    def end_turn(self, context: Context, sequence: int = 0) -> None:
+        """Keeps at most the cells of all tokens but the last."""
+        self._cells[sequence].cache.keep(context, len(context) - 1)
+
+    def reset(self) -> None:
+        """Empties the cells."""
+        for own in self._cells:
+            own.cache.reset()
+
+
+class _FakeCells:
+    """Cells of one sequence: token ids, and after them the nodes of a tree."""
+
+    def __init__(self, partial: bool) -> None:
+        self.ids: list[int] = []
+        self.tree: list[tuple[int, int]] = []  # parent and token of each node
+        self.cache = PrefixCache(self._drop, select=self._select)
         self._partial = partial
-        self._cache = PrefixCache(self._drop)
 
     def _drop(self, length: int) -> bool:
         if length and not self._partial:
             return False
-        del self.cells[length:]
+        del self.ids[length:]
+        self.tree = []
         return True
 
-    def score(self, context: Context, draft: Draft) -> Rows:
-        """Feeds what its cells lack, then answers from the cells alone."""
-        if len(context) + len(draft) > self.n_ctx:
-            raise ContextFull(f"{len(context)} + {len(draft)} tokens exceed the fake")
-        kept = self._cache.keep(context, len(context) - 1)
-        feed = np.concatenate([context.tokens[kept:], draft.tokens])
-        self._cache.expect()
-        self.cells.extend(feed.tolist())
-        if self.fail_next:
-            self.fail_next = False
-            raise RuntimeError("the engine failed after it had written its cells")
-        self._cache.extend(feed.tolist(), context)
-        first = len(self.cells) - len(draft)
-        rows = [self.law(self.cells[: first + i]) for i in range(len(draft) + 1)]
-        return Rows(np.stack(rows), fed=feed.size)
-
-    def end_turn(self, context: Context) -> None:
-        """Keeps at most the cells of all tokens but the last."""
-        self._cache.keep(context, len(context) - 1)
-
-    def reset(self) -> None:
-        """Empties the cells."""
-        self._cache.reset()
+    def _select(self, path: Sequence[int]) -> None:
+        parents = [self.tree[node][0] for node in path]
+        assert parents == [-1, *path][: len(path)], "no path from the context outwards"
+        self.ids += [self.tree[node][1] for node in path]
+        self.tree = []
 
 
 class ScriptedDrafter:

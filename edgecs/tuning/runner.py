@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from edgecs.calibrate.speculation_profile import Speculation
 from edgecs.core.context import Context, Tokens
-from edgecs.core.draft import NOTHING, Draft, LanguageModel
+from edgecs.core.draft import Draft, LanguageModel, score_one
 from edgecs.core.faults import refuse
 from edgecs.costs.cost_model import CostModel
 from edgecs.decoding.cascade import NamedModel
@@ -141,7 +141,7 @@ def agreeing(
         part = answer[at : at + most]
         if len(context) + len(part) > model.n_ctx:
             break
-        rows = model.score(context, Draft.chain(part[:-1], "answer")).logits
+        rows = score_one(model, context, Draft.chain(part[:-1], "answer")).logits
         same += (rows.argmax(axis=1) == part).tolist()
         context.append(part)
     model.reset()
@@ -156,9 +156,9 @@ def _agreeing_along(
         part = answer[at : at + most]
         if len(context) + len(part) > min(model.n_ctx, target.n_ctx):
             break
-        target.score(context, Draft.chain(part, "answer"))
+        score_one(target, context, Draft.chain(part, "answer"))
         for token in part:
-            choice = int(model.score(context, NOTHING).logits[0].argmax())
+            choice = int(score_one(model, context).logits[0].argmax())
             same.append(choice == token)
             context.append((token,))
     model.reset()

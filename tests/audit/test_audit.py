@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,7 @@ from edgecs.audit.report import NO_CLASS, Prompt, Report
 from edgecs.audit.runner import FORCED, Subject, audit
 from edgecs.calibrate.probe import QUICK, classify
 from edgecs.calibrate.speculation_profile import Speculation
-from edgecs.core.context import Context
-from edgecs.core.draft import Draft, Rows
+from edgecs.core.draft import Request, Rows
 from edgecs.decoding.exactness import Classes, Exact, Finding, Limits
 from edgecs.decoding.static_schedule import Quotas, Schedule
 from edgecs.drafters.maxgram import MaxGram
@@ -40,10 +39,10 @@ class Wavering(CachingModel):
         super().__init__(VOCAB, n_ctx=n_ctx)
         self.noisy, self.since = frozenset(noisy), since
 
-    def score(self, context: Context, draft: Draft) -> Rows:
-        rows = super().score(context, draft)
-        width = 1 + len(draft)
-        if width not in self.noisy or len(context) <= self.since:
+    def rows(self, request: Request) -> Rows:
+        rows = super().rows(request)
+        width = 1 + len(request.draft)
+        if width not in self.noisy or len(request.context) <= self.since:
             return rows
         return Rows(np.roll(rows.logits, 1, axis=1), rows.fed)  # never the same choice
 
@@ -243,9 +242,9 @@ def test_every_answer_starts_from_an_empty_cache():
     class Counting(Wavering):
         starts = 0
 
-        def score(self, context: Context, draft: Draft) -> Rows:
+        def rows(self, request: Request) -> Rows:
             self.starts += not self.cells
-            return super().score(context, draft)
+            return super().rows(request)
 
     model = Counting()
     report = examine(model, promising(), prompt(9, "a"), prompt(9, "b"))
@@ -256,11 +255,11 @@ def test_a_request_to_stop_ends_the_audit():
     class Stopping(Wavering):
         calls = 0
 
-        def score(self, context: Context, draft: Draft) -> Rows:
+        def rows(self, request: Request) -> Rows:
             self.calls += 1
             if self.calls == 100:
                 self.cancel.set()
-            return super().score(context, draft)
+            return super().rows(request)
 
     model = Stopping()
     with pytest.raises(Cancelled, match="stopped during the audit"):
@@ -341,9 +340,10 @@ def waver(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     """Rows of calls of one width are turned around."""
     score = LlamaLM.score
 
-    def wavering(self: LlamaLM, context: Context, draft: Draft) -> Rows:
-        rows = score(self, context, draft)
-        return Rows(-rows.logits, rows.fed) if 1 + len(draft) == width else rows
+    def wavering(self: LlamaLM, requests: Sequence[Request]) -> list[Rows]:
+        (rows,) = score(self, requests)
+        wavers = 1 + len(requests[0].draft) == width
+        return [Rows(-rows.logits, rows.fed) if wavers else rows]
 
     monkeypatch.setattr(LlamaLM, "score", wavering)
 

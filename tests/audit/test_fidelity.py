@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgecs.audit.fidelity import PIECE, compare, logits
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING
+from edgecs.core.draft import score_one
 from edgecs.errors import ConfigError
 from edgecs.testing.fakes import TableModel
 from edgecs_bench import kernels as bench
@@ -30,7 +30,7 @@ def test_rows_are_those_of_one_token_after_the_other(text: np.ndarray):
     rows = [row for piece in logits(TableModel(5), text) for row in piece]
     assert len(rows) == max(0, text.size - 1)
     for i, row in enumerate(rows):
-        alone = TableModel(5).score(Context(text[: i + 1]), NOTHING).logits[0]
+        alone = score_one(TableModel(5), Context(text[: i + 1])).logits[0]
         np.testing.assert_array_equal(row, alone)
 
 

@@ -137,10 +137,10 @@ def test_a_test_feeds_what_it_says(tiny):
     fed = []
     score = tiny.target.score
 
-    def counting(context, draft):
-        rows = score(context, draft)
-        fed.append((len(context), rows.fed))
-        return rows
+    def counting(requests):
+        (rows,) = score(requests)
+        fed.append((len(requests[0].context), rows.fed))
+        return [rows]
 
     tiny.target.score = counting
     measure(tiny.target, [throughput.Test("tg", 3, 40)], 1)

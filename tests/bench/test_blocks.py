@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecs.core.draft import NOTHING
+from edgecs.core.draft import NOTHING, score_one
 from edgecs.decoding.exactness import Classes, Finding, Limits
 from edgecs.decoding.static_schedule import Gathered
 from edgecs.sampling.chain import always, greedy
@@ -295,9 +295,9 @@ def test_a_schedules_own_time_is_without_calls(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(instrument, "perf_counter", clock)
 
     class Slow(TableModel):
-        def score(self, context, draft):
+        def rows(self, request):
             clock.now += 100
-            return super().score(context, draft)
+            return super().rows(request)
 
     model = Slow(5, 0)
     calls = Calls([model])
@@ -310,7 +310,7 @@ def test_a_schedules_own_time_is_without_calls(monkeypatch: pytest.MonkeyPatch):
 
         def draft(self, context, choose, most, allowed):
             clock.now += 2
-            model.score(context, NOTHING)
+            score_one(model, context)
             return Gathered(NOTHING, ())
 
         def learn(self, context, outcome):

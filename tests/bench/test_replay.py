@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING, Choose, LanguageModel
+from edgecs.core.draft import Choose, LanguageModel, score_one
 from edgecs.costs.cost_model import WIDEST
 from edgecs.decoding.static_schedule import Quotas
 from edgecs.drafters.maxgram import MaxGram
@@ -254,7 +254,7 @@ def drafted(
         if at + i >= len(trace.output) and tokens == trace.output[at:]:
             break
         context = Context(before + tokens)
-        row = model.score(context, NOTHING).logits[0]
+        row = score_one(model, context).logits[0]
         token = choose(row, context.tokens)
         said.append((token, choose.confidence(row, context.tokens, token)))
     return said
@@ -623,6 +623,6 @@ def test_the_drafter_that_is_recorded_chooses_as_it_did():
         length = int(random.integers(0, 4))
         gone = said.tokens[at][:length]  # a draft of its own, right or wrong
         context = Context([1, 2, *output[:at]]).with_tail(gone)
-        row = model.score(context, NOTHING).logits[0]
+        row = score_one(model, context).logits[0]
         assert int(row[0]) == said.tokens[at][length]
         assert watch.now() > before

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ from edgecs.calibrate.probe import (
     settling,
 )
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING, Draft, Rows
+from edgecs.core.draft import Draft, Request, Rows, score_one
 from edgecs.costs.cost_model import SETTLED, WIDEST, CostModel
 from edgecs.decoding.exactness import FIRST_BORDER, Classes, Limits, range_of
 from edgecs.engines.kv_prefix import PrefixCache
@@ -70,16 +70,16 @@ class Kernels(CachingModel):
         self._kernel, self._noise = kernel, noise
         self._by: list[int] = []  # the kernel of every cell
 
-    def score(self, context: Context, draft: Draft) -> Rows:
-        rows = super().score(context, draft)
-        start, width = len(self.cells) - rows.fed, 1 + len(draft)
+    def rows(self, request: Request) -> Rows:
+        rows = super().rows(request)
+        start, width = len(self.cells) - rows.fed, 1 + len(request.draft)
         kernel = 0
         if start and rows.fed == width:
             kernel = self._kernel(width, range_of(len(self.cells) - 1)[0])
             self.calls.append((start, width))
         self._by[start:] = [kernel] * rows.fed
         noisy = [
-            row + self.change(len(self.cells) - len(draft) + i)
+            row + self.change(len(self.cells) - len(request.draft) + i)
             for i, row in enumerate(rows.logits)
         ]
         return Rows(np.stack(noisy), rows.fed)
@@ -259,11 +259,11 @@ class TestClassify:
         model = Kernels(5, table)
         score, calls = model.score, []
 
-        def stopping(context: Context, draft: Draft) -> Rows:
+        def stopping(requests: Sequence[Request]) -> list[Rows]:
             if len(calls) == after:
                 model.cancel.set()
             calls.append(1)
-            return score(context, draft)
+            return score(requests)
 
         model.score = stopping
         with pytest.raises(Cancelled):
@@ -291,10 +291,12 @@ class Unsettled(CachingModel):
 
     now, singles = 0.0, 2
 
-    def score(self, context: Context, draft: Draft) -> Rows:
-        self.now += 1.0 if len(draft) else (1.5, 1.25, 1.0)[min(self.singles, 2)]
-        self.singles = 0 if len(draft) else self.singles + 1
-        return super().score(context, draft)
+    def rows(self, request: Request) -> Rows:
+        self.now += (
+            1.0 if len(request.draft) else (1.5, 1.25, 1.0)[min(self.singles, 2)]
+        )
+        self.singles = 0 if len(request.draft) else self.singles + 1
+        return super().rows(request)
 
 
 def test_a_wider_call_is_seen_in_the_calls_after_it(monkeypatch):
@@ -312,9 +314,9 @@ def test_a_curve_has_single_tokens_that_have_settled():
     model, calls = CachingModel(5), list[int]()
     score = model.score
 
-    def noting(context: Context, draft: Draft) -> Rows:
-        calls.append(len(draft) + 1)
-        return score(context, draft)
+    def noting(requests: Sequence[Request]) -> list[Rows]:
+        calls.append(len(requests[0].draft) + 1)
+        return score(requests)
 
     model.score = noting
     assert list(curve(model, 8, [1, 2, 4], repeats=3)) == [1, 2, 4]
@@ -442,7 +444,7 @@ TOKENS = list(range(3, 200))
 
 def next_rows(target: LlamaLM, context: Context) -> np.ndarray:
     """Rows of a call of four tokens after all but the last of a context."""
-    rows = target.score(context, Draft.chain([9, 8, 7], "test"))
+    rows = score_one(target, context, Draft.chain([9, 8, 7], "test"))
     assert rows.fed == 4
     return rows.logits.copy()
 
@@ -451,7 +453,7 @@ def really(target: LlamaLM, tokens: list[int]) -> np.ndarray:
     """The same on cells that were computed in one go."""
     target.reset()
     context = Context(tokens[:-1])
-    target.score(context, NOTHING)
+    score_one(target, context)
     return next_rows(target, context.with_tail(tokens[-1:]))
 
 
@@ -476,8 +478,9 @@ class TestPretended:
             target = loaded.target
             assert target.pretend(Context(TOKENS))
             assert next_rows(target, Context([*TOKENS, 5])).shape == (4, 272)
-            target._cache.trim(32)
-            target._cache.mark()
+            cache = target._sequences[0].cache
+            cache.trim(32)
+            cache.mark()
             found = next_rows(target, Context(TOKENS[:33]))
             np.testing.assert_array_equal(found, really(target, TOKENS[:33]))
 
@@ -516,7 +519,7 @@ class TestPretended:
         monkeypatch.setattr(language_model, "repeated", nonsense)
         assert not tiny.target.pretend(Context(TOKENS[:-1]))
         again = Context(TOKENS[:-1])
-        assert tiny.target.score(again, NOTHING).fed == len(TOKENS) - 1
+        assert score_one(tiny.target, again).fed == len(TOKENS) - 1
         found = next_rows(tiny.target, again.with_tail(TOKENS[-1:]))
         np.testing.assert_array_equal(found, expected)
 
@@ -524,7 +527,7 @@ class TestPretended:
         assert not tiny.target.pretend(Context(range(3, 600)))  # more than the context
         monkeypatch.setattr(language_model, "_LARGEST_STATE", 1 << 10)
         assert not tiny.target.pretend(Context(TOKENS))
-        assert tiny.target.score(Context(TOKENS), NOTHING).fed == len(TOKENS)
+        assert score_one(tiny.target, Context(TOKENS)).fed == len(TOKENS)
 
     def test_a_probe_leaves_nothing_behind(self, tiny: Loaded):
         expected = really(tiny.target, TOKENS)
@@ -533,7 +536,7 @@ class TestPretended:
         assert set(classes.inside) == {0, 256}
         assert set(classes.crossing) == {256}
         again = Context(TOKENS[:-1])
-        assert tiny.target.score(again, NOTHING).fed == len(TOKENS) - 1
+        assert score_one(tiny.target, again).fed == len(TOKENS) - 1
         found = next_rows(tiny.target, again.with_tail(TOKENS[-1:]))
         np.testing.assert_array_equal(found, expected)
 

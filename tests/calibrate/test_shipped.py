@@ -23,7 +23,7 @@ from edgecs.calibrate.bundled_drafters import (
 from edgecs.calibrate.profile import Key, Profile, Profiles, fingerprint
 from edgecs.calibrate.speculation_profile import Speculation, left_out
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING, Draft
+from edgecs.core.draft import NOTHING, Draft, score_one
 from edgecs.costs.cost_model import CostModel
 from edgecs.decoding.cascade import NamedModel, stack
 from edgecs.decoding.exactness import Classes
@@ -347,7 +347,7 @@ def test_states_change_no_bit_of_a_real_model(smollm: Loaded):
         context = Context(ids[:40])
         for width in (0, 0, 3, 0, 7, 0):
             draft = Draft.chain(ids[50 : 50 + width], "test") if width else NOTHING
-            rows.append(smollm.target.score(context, draft).logits.copy())
+            rows.append(score_one(smollm.target, context, draft).logits.copy())
             context.append(ids[len(context) : len(context) + 1])
     for before, after in zip(rows[:6], rows[6:], strict=True):
         assert np.array_equal(before, after)

@@ -55,9 +55,9 @@ class Counted(CachingModel):
         super().__init__(vocab_size, seed, n_ctx=n_ctx)
         self.widths: list[int] = []
 
-    def score(self, context, draft):
-        self.widths.append(1 + len(draft))
-        return super().score(context, draft)
+    def rows(self, request):
+        self.widths.append(1 + len(request.draft))
+        return super().rows(request)
 
 
 @pytest.fixture
@@ -298,11 +298,11 @@ class TestProbing:
             return 0.010 + 0.001 * width + 1e-5 * depth * (1 + width / 2)
 
         class Deep(Counted):
-            def score(self, context, draft):
+            def rows(self, request):
                 nonlocal now
-                rows = super().score(context, draft)
-                if rows.fed == 1 + len(draft):  # else it fills its cells
-                    now += seconds(rows.fed, len(context) - 1)
+                rows = super().rows(request)
+                if rows.fed == 1 + len(request.draft):  # else it fills its cells
+                    now += seconds(rows.fed, len(request.context) - 1)
                 return rows
 
         now = 0.0

@@ -25,7 +25,6 @@ from edgecs.runtime.loader import Loaded
 from edgecs.testing.fakes import write_random_gguf
 from edgecs_convert.distill import samples as store
 from edgecs_convert.distill.data import Wanted, write_samples
-from edgecs_convert.distill.parallel_decode import Crowd, Task
 from edgecs_convert.distill.samples import (
     Sample,
     best,
@@ -44,7 +43,6 @@ from edgecs_convert.distill.texts import (
 from edgecs_convert.distill.topics import half_of, questions
 from tests.cli.test_cli import one_line
 from tests.conftest import Outcome
-from tests.reference import plain_greedy
 
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None,
@@ -118,55 +116,6 @@ def test_the_best_of_a_row_are_its_largest(rows: np.ndarray, count: int):
     assert all(len(set(row)) == count for row in ids.tolist())
 
 
-def tasks(tiny: Loaded, texts: list[str], temperature: float = 0.0) -> list[Task]:
-    encode = tiny.model.vocabulary.encode
-    return [Task(i, encode(text), temperature) for i, text in enumerate(texts)]
-
-
-def crowd(tiny: Loaded, seats: int = 3) -> Crowd:
-    return Crowd(tiny.model, threading.Event(), seats=seats, room=128, threads=1)
-
-
-def test_many_answers_at_once_are_those_one_by_one(tiny: Loaded, tiny_gguf: Path):
-    texts = ["hello", "a", "what is that?", "123", "the end of it", "x y z", "q"]
-    asked = tasks(tiny, texts)
-    with crowd(tiny) as everybody:
-        said = {s.number: s for s in everybody.answers(iter(asked), 30)}
-    prompts = [task.prompt.tolist() for task in asked]
-    kernels = tiny.model.kernels
-    alone = plain_greedy(tiny_gguf, prompts, 30, n_ctx=512, kernels=kernels)
-    assert sorted(said) == list(range(len(texts)))
-    for number, answer in enumerate(alone):
-        s = said[number]
-        mine = s.tokens[s.start :].tolist()
-        # In a batch numbers are added in another order: a near-tie may turn.
-        assert mine[:5] == answer[:5]
-        assert s.top_ids[:, 0].tolist() == mine
-        assert s.states.shape == (s.size - 1, 64)
-        assert (np.diff(s.top_logits.astype(np.float32), axis=1) <= 0).all()
-
-
-def test_a_state_is_what_the_next_token_was_chosen_from(tiny: Loaded, tiny_gguf: Path):
-    with crowd(tiny) as everybody:
-        (s,) = everybody.answers(iter(tasks(tiny, ["hello"])), 12)
-    table = TargetFile(tiny_gguf).table(np.arange(tiny.target.vocab_size))
-    logits = s.states.astype(np.float32) @ table.T
-    best_logits = np.take_along_axis(logits, s.top_ids[1:], axis=1)
-    assert np.allclose(best_logits, s.top_logits[1:].astype(np.float32), atol=0.3)
-
-
-def test_a_sampled_answer_depends_on_its_number_and_not_on_its_neighbours(
-    tiny: Loaded,
-):
-    asked = tasks(tiny, ["hello"] * 5, temperature=0.8)
-    said = []
-    for few in (asked, asked[2:3]):
-        with crowd(tiny) as everybody:
-            found = {s.number: s for s in everybody.answers(iter(few), 20)}
-        said.append(found[2].tokens.tolist()[:8])
-    assert said[0] == said[1]
-
-
 # How it is kept.
 
 
@@ -211,7 +160,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path):
 
 
 def wanted(tokens: int, **more: Any) -> Wanted:
-    return Wanted(tokens, most=16, seats=4, **more)
+    return Wanted(tokens, most=16, parallel=4, **more)
 
 
 def write(tiny: Loaded, folder: Path, plan: Wanted) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgecs.core.context import Context
-from edgecs.core.draft import Draft
+from edgecs.core.draft import Draft, score_one
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ConfigError, ModelError
 from edgecs.runtime.loader import load
@@ -105,7 +105,7 @@ def test_logits_and_tokens_are_those_of_transformers(tmp_path: Path, family: str
         theirs = model(torch.from_numpy(ids[None]).long()).logits[0].numpy()
     with load(path, LoadOptions(n_ctx=128, flash_attention="off")) as loaded:
         vocabulary = loaded.model.vocabulary
-        ours = loaded.target.score(Context(ids[:1]), Draft.chain(ids[1:], "test"))
+        ours = score_one(loaded.target, Context(ids[:1]), Draft.chain(ids[1:], "test"))
         scale = theirs.std()
         assert np.abs(ours.logits - theirs).max() < 0.02 * scale
         tokens = vocabulary.encode("hello<|user|>a").tolist()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING, Draft
+from edgecs.core.draft import Draft, score_one
 from edgecs.decoding.cascade import NamedModel, stack
 from edgecs.decoding.kmatrix import KMatrix
 from edgecs.drafters.maxgram import MaxGram
@@ -62,7 +62,7 @@ def test_the_drafter_chooses_mostly_as_the_model_does(exported: Path, smollm: Lo
     smollm.target.reset()
     context, same = Context(ids[:1]), 0
     for i in range(1, len(ids)):
-        here = [m.score(context, NOTHING).logits[0] for m in (drafter, smollm.target)]
+        here = [score_one(m, context).logits[0] for m in (drafter, smollm.target)]
         same += here[0].argmax() == here[1].argmax()
         context.append(ids[i : i + 1])
     drafter.close()
@@ -131,10 +131,10 @@ def test_a_plain_export_answers_as_llama_does(
     with load(tiny_gguf, options) as loaded:
         for _ in range(60):
             draft = Draft.chain(random.integers(0, 272, random.integers(0, 5)), "x")
-            got = model.score(context, draft).logits
+            got = score_one(model, context, draft).logits
             loaded.target.reset()
             seen = Context(context.tokens[model._cache.first :])
-            expected = loaded.target.score(seen, draft).logits
+            expected = score_one(loaded.target, seen, draft).logits
             if quantize == "none":
                 np.testing.assert_allclose(got, expected, rtol=2e-4, atol=2e-4)
             agreed.append(np.corrcoef(got.ravel(), expected.ravel())[0, 1])
@@ -253,7 +253,7 @@ def test_a_trimmed_drafter_says_what_the_whole_one_does(
     rows = []
     for folder in folders:
         model = OnnxModel(folder, 272, threading.Event(), providers=CPU)
-        rows.append(model.score(context, NOTHING).logits[0].copy())
+        rows.append(score_one(model, context).logits[0].copy())
         model.close()
     known = np.load(folders[1] / "ids.npy")[:-1]
     assert np.allclose(rows[0][known], rows[1][known], atol=1e-4)

@@ -130,9 +130,9 @@ def sicken(model: TableModel, fails: Callable[[Rows], Any], after: int) -> None:
     """From some call on a model gives other rows, or none."""
     score, calls = model.score, count()
 
-    def sick(context, draft):
-        rows = score(context, draft)
-        return rows if next(calls) < after else fails(rows)
+    def sick(requests):
+        (rows,) = score(requests)
+        return [rows if next(calls) < after else fails(rows)]
 
     model.score = sick
 

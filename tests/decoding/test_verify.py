@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecs.core.context import Context
-from edgecs.core.draft import Draft, Rows
+from edgecs.core.draft import Draft, Rows, score_one
 from edgecs.decoding.verification import verify
 from edgecs.sampling.chain import greedy
 from edgecs.testing.fakes import TableModel
@@ -27,7 +27,7 @@ def test_emits_a_prefix_of_what_the_target_says(seed: int, nodes, ends: set[int]
         ("x",) * len(nodes),
         np.ones(len(nodes)),
     )
-    verdict = verify(draft, model.score(context, draft), greedy, context, ends)
+    verdict = verify(draft, score_one(model, context, draft), greedy, context, ends)
     emitted = [*draft.tokens[list(verdict.path)].tolist(), verdict.token]
     said = model.greedy([1], len(emitted))
     assert emitted == said

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING, Draft
+from edgecs.core.draft import Draft, score_one
 from edgecs.engines.hidden_states import States
 from edgecs.engines.llama.tokenizer import read_pieces
 from edgecs.engines.onnx.head import OnnxHead
@@ -118,7 +118,7 @@ def test_drafts_in_any_order_are_those_of_one_pass(
         for drafted, instead, said in steps:
             for tail in [drafted[:i] for i in range(len(drafted) + 1)] + [instead]:
                 here = context.with_tail(tail) if tail else context
-                got = head.score(here, NOTHING).logits[0]
+                got = score_one(head, here).logits[0]
                 expected = at_once(made, 0, prompt, size, tail)
                 assert np.allclose(got[made.vocabulary.ids], expected, atol=1e-4)
             states.put(context, size - 1, STATES[size - 1 : size - 1 + said])
@@ -130,7 +130,7 @@ def test_drafts_in_any_order_are_those_of_one_pass(
 
 def test_tokens_that_it_lacks_are_nobodys_choice(made: Made):
     head = opened(made, States(WIDTH))
-    row = head.score(Context(TOKENS[:5]), NOTHING).logits[0]
+    row = score_one(head, Context(TOKENS[:5])).logits[0]
     head.close()
     lacking = np.setdiff1d(np.arange(VOCAB), made.vocabulary.ids)
     assert np.isneginf(row[lacking]).all()
@@ -146,7 +146,7 @@ def test_a_window_begins_anew_when_it_is_full(tmp_path: Path, tiny_gguf: Path):
     context = Context(TOKENS[:3])
     begins = set()
     for size in range(3, 90):
-        got = head.score(context, NOTHING).logits[0][small.vocabulary.ids]
+        got = score_one(head, context).logits[0][small.vocabulary.ids]
         begin = head._cache.first
         begins.add(begin)
         assert size - begin <= 24
@@ -164,7 +164,7 @@ def test_int8_says_nearly_the_same(tmp_path: Path, made: Made, tiny_gguf: Path):
     rows = []
     for one in (made, small):
         head = opened(one, States(WIDTH))
-        logits = head.score(Context(TOKENS[:60]), NOTHING).logits[0]
+        logits = score_one(head, Context(TOKENS[:60])).logits[0]
         rows.append(logits[made.vocabulary.ids])
         head.close()
     apart = np.abs(rows[0] - rows[1]).max()
@@ -191,10 +191,10 @@ def test_tuning_asks_it_along_with_its_target(made: Made, tiny: Loaded):
     prompt = tiny.model.vocabulary.encode("hello")
     context, answer, says = Context(prompt), list[int](), list[int]()
     for _ in range(20):  # as in use: after every token of the target
-        row = tiny.target.score(context, NOTHING).logits[0]
+        row = score_one(tiny.target, context).logits[0]
         answer.append(int(row.argmax()))
         context.append(answer[-1:])
-        says.append(int(head.score(context, NOTHING).logits[0].argmax()))
+        says.append(int(score_one(head, context).logits[0].argmax()))
     tiny.target.reset()
     same = [one == other for one, other in zip(says[:-1], answer[1:], strict=True)]
     # What a head says of the first token, nobody uses.
@@ -208,13 +208,13 @@ def test_recorded_drafts_are_those_in_use(made: Made, tiny: Loaded):
     prompt = tiny.model.vocabulary.encode("hello")
     context, answer, drafts = Context(prompt), list[int](), list[list[int]]()
     for _ in range(40):
-        row = tiny.target.score(context, NOTHING).logits[0]
+        row = score_one(tiny.target, context).logits[0]
         answer.append(int(row.argmax()))
         context.append(answer[-1:])
         draft: list[int] = []
         for _ in range(3):
             here = context.with_tail(draft) if draft else context
-            draft.append(int(head.score(here, NOTHING).logits[0].argmax()))
+            draft.append(int(score_one(head, here).logits[0].argmax()))
         drafts.append(draft)
     trace = Trace("1", "test", prompt.tolist(), answer, [1.0] * 40)
     asked = _asked(head, tiny.target, greedy, trace).proposals(3)
@@ -227,12 +227,12 @@ def test_recorded_drafts_are_those_in_use(made: Made, tiny: Loaded):
 def test_it_takes_no_draft_to_review(made: Made):
     head = opened(made, States(WIDTH))
     with pytest.raises(ModelError, match="reviews nobody"):
-        head.score(Context([1]), Draft.chain([2], "test"))
+        score_one(head, Context([1]), Draft.chain([2], "test"))
     with pytest.raises(ModelError, match="give a prompt"):
-        head.score(Context(), NOTHING)
+        score_one(head, Context())
     head.close()
     with pytest.raises(ModelError, match="was closed"):
-        head.score(Context([1]), NOTHING)
+        score_one(head, Context([1]))
 
 
 def test_the_states_of_another_target_are_refused(made: Made):

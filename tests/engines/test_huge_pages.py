@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING
+from edgecs.core.draft import score_one
 from edgecs.engines.llama import huge_pages
 from edgecs.engines.llama.huge_pages import HugePages
 from edgecs.engines.load_options import LoadOptions
@@ -86,6 +86,6 @@ def test_the_bits_are_the_same(tiny_gguf: Path):
     for wanted in (True, False):
         options = LoadOptions(n_ctx=256, huge_pages=wanted)
         with load(tiny_gguf, options) as loaded:
-            row = loaded.target.score(Context([1, 2, 3]), NOTHING).logits
+            row = score_one(loaded.target, Context([1, 2, 3])).logits
             rows.append(np.array(row))
     assert np.array_equal(*rows)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING
+from edgecs.core.draft import score_one
 from edgecs.engines import trial
 from edgecs.engines.llama import kernel_choice, kernel_trial, language_model
 from edgecs.engines.llama import kernels as own_kernels
@@ -265,7 +265,7 @@ class TestLoad:
             target.reset()
             target.on_read = lambda done, of: loaded.cancel.set()
             with pytest.raises(Cancelled, match="stopped while reading"):
-                target.score(Context(prompt), NOTHING)
+                score_one(target, Context(prompt))
             target.on_read = None
             loaded.cancel.clear()
             assert together(target, prompt, more).tobytes() == expected.tobytes()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING, Draft
+from edgecs.core.draft import Draft, score_one
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.engines.llama import library
 from edgecs.engines.llama.language_model import LlamaLM
@@ -29,6 +29,7 @@ from edgecs.errors import (
 from edgecs.hub.download import split_parts
 from edgecs.runtime.loader import Loaded, load
 from edgecs.testing.fakes import ScriptedDrafter, write_random_gguf
+from tests.engines.calls import watched
 from tests.reference import plain_greedy
 
 PROMPTS = [list(b"hello, hello, hello"), list(range(200)), [5]]
@@ -54,25 +55,22 @@ def test_tokens_are_those_of_plain_decoding(
 
 def test_rows_follow_the_context_and_every_draft_token(tiny: Loaded):
     target, context = tiny.target, Context(PROMPTS[0])
-    target.score(context, NOTHING)
+    score_one(target, context)
     context.append([7])
-    rows = target.score(context, Draft.chain([8, 9], "x"))
+    rows = score_one(target, context, Draft.chain([8, 9], "x"))
     assert rows.logits.shape == (3, 272)
     assert rows.fed == 3
     together = np.array(rows.logits)
     for i, tail in enumerate([[], [8], [8, 9]]):
         target.reset()
-        alone = target.score(Context([*PROMPTS[0], 7, *tail]), NOTHING)
+        alone = score_one(target, Context([*PROMPTS[0], 7, *tail]))
         np.testing.assert_allclose(together[i], alone.logits[0], rtol=1e-3, atol=1e-3)
 
 
 def test_a_draft_never_rides_on_a_prefill_chunk(tiny: Loaded):
-    target, calls = tiny.target, []
-    decode = target._decode
-    target._decode = lambda context, tokens, rows, **more: (
-        calls.append((len(tokens), rows)) or decode(context, tokens, rows, **more)
-    )
-    rows = target.score(Context(range(100)), Draft.chain([8, 9], "x"))
+    target = tiny.target
+    calls = watched(target)
+    rows = score_one(target, Context(range(100)), Draft.chain([8, 9], "x"))
     assert calls == [(64, 1), (36, 1), (2, 2)]
     assert rows.logits.shape == (3, 272)
     assert rows.fed == 102
@@ -81,46 +79,46 @@ def test_a_draft_never_rides_on_a_prefill_chunk(tiny: Loaded):
 def test_a_regenerated_answer_starts_from_the_same_bits(tiny: Loaded):
     target, prompt = tiny.target, list(range(90))
     context = Context(prompt)
-    first = np.array(target.score(context, NOTHING).logits)
+    first = np.array(score_one(target, context).logits)
     for token in (4, 5, 6):
         context.append([token])
-        target.score(context, NOTHING)
-    again = target.score(Context(prompt), NOTHING)
+        score_one(target, context)
+    again = score_one(target, Context(prompt))
     assert again.fed == 0
     np.testing.assert_array_equal(first, again.logits)
     # Another conversation makes the copy void, also one of the same length.
-    other = target.score(Context([9, *prompt[1:]]), NOTHING)
+    other = score_one(target, Context([9, *prompt[1:]]))
     assert other.fed == 90
     assert not np.array_equal(first, other.logits)
 
 
 def test_a_row_that_was_not_kept_is_computed_again(tiny: Loaded):
     target, context = tiny.target, Context([1, 2, 3])
-    target.score(context, NOTHING)
+    score_one(target, context)
     context.append([4])
-    rows = np.array(target.score(context, Draft.chain([5, 6], "x")).logits)
+    rows = np.array(score_one(target, context, Draft.chain([5, 6], "x")).logits)
     context.append([5, 6])  # everything is in the cells already
-    again = target.score(context, NOTHING)
+    again = score_one(target, context)
     assert again.fed == 1
     np.testing.assert_allclose(rows[2], again.logits[0], rtol=1e-3, atol=1e-3)
 
 
 def test_the_copied_row_is_void_once_its_cells_are_overwritten(tiny: Loaded):
     target, prompt = tiny.target, list(range(90))
-    target.score(Context(prompt), NOTHING)
+    score_one(target, Context(prompt))
     other = Context([*prompt[:89], 7])  # one new token: not a prefill, no new copy
-    right = np.array(target.score(other, NOTHING).logits)
-    np.testing.assert_array_equal(right, target.score(other, NOTHING).logits)
+    right = np.array(score_one(target, other).logits)
+    np.testing.assert_array_equal(right, score_one(target, other).logits)
 
 
 def test_a_turn_ends_one_cell_short(tiny: Loaded):
     target, context = tiny.target, Context([1, 2, 3])
-    target.score(context, NOTHING)
+    score_one(target, context)
     context.append([4])
-    target.score(context, Draft.chain([5, 6], "x"))
+    score_one(target, context, Draft.chain([5, 6], "x"))
     context.append([5, 6])
     target.end_turn(context)
-    assert target.score(Context([1, 2, 3, 4, 5, 6, 7, 8]), NOTHING).fed == 3
+    assert score_one(target, Context([1, 2, 3, 4, 5, 6, 7, 8])).fed == 3
 
 
 def test_prefill_can_be_cancelled_between_chunks(tiny: Loaded):
@@ -147,9 +145,9 @@ def test_reading_a_prompt_tells_how_far_it_is(tiny: Loaded):
     told: list[tuple[int, int]] = []
     tiny.target.on_read = lambda done, total: told.append((done, total))
     context = Context(range(150))
-    tiny.target.score(context, Draft.chain([8], "x"))
+    score_one(tiny.target, context, Draft.chain([8], "x"))
     context.append([7])
-    tiny.target.score(context, NOTHING)
+    score_one(tiny.target, context)
     assert told == [(0, 150), (64, 150), (128, 150), (150, 150)]
 
 
@@ -162,7 +160,7 @@ def test_loading_can_be_cancelled(tiny_gguf: Path):
 
 def test_a_failed_call_leaves_the_model_usable(tiny: Loaded):
     target, prompt = tiny.target, list(range(70))
-    right = np.array(target.score(Context(prompt), NOTHING).logits)
+    right = np.array(score_one(target, Context(prompt)).logits)
     call = target._call
 
     def interrupted(first: int) -> tuple[int, int]:
@@ -171,25 +169,25 @@ def test_a_failed_call_leaves_the_model_usable(tiny: Loaded):
 
     target._call = interrupted
     with pytest.raises(KeyboardInterrupt):
-        target.score(Context([*prompt[:65], 7]), NOTHING)
+        score_one(target, Context([*prompt[:65], 7]))
     target._call = call
     other = Context([*prompt[:64], 9])
-    after = np.array(target.score(other, NOTHING).logits)
+    after = np.array(score_one(target, other).logits)
     target.reset()
-    np.testing.assert_array_equal(after, target.score(other, NOTHING).logits)
+    np.testing.assert_array_equal(after, score_one(target, other).logits)
     target.reset()
-    np.testing.assert_array_equal(right, target.score(Context(prompt), NOTHING).logits)
+    np.testing.assert_array_equal(right, score_one(target, Context(prompt)).logits)
 
 
 def test_too_much_is_refused_and_the_model_goes_on(tiny: Loaded):
     target = tiny.target
     with pytest.raises(ContextFull, match="513 tokens and a draft of 0"):
-        target.score(Context([1] * 513), NOTHING)
+        score_one(target, Context([1] * 513))
     with pytest.raises(ModelError, match="exceeds the 63"):
-        target.score(Context([1]), Draft.chain([1] * 64, "x"))
+        score_one(target, Context([1]), Draft.chain([1] * 64, "x"))
     with pytest.raises(ModelError, match="could not decode"):
-        target.score(Context([1, 5000]), NOTHING)
-    assert target.score(Context([1, 2]), NOTHING).fed == 2
+        score_one(target, Context([1, 5000]))
+    assert score_one(target, Context([1, 2])).fed == 2
 
 
 def test_one_holder_at_a_time(tiny: Loaded):
@@ -212,7 +210,7 @@ def test_nothing_is_used_after_it_was_closed(tiny_gguf: Path):
         list(stream)
     session.close()
     for use in (
-        lambda: loaded.target.score(Context([1]), NOTHING),
+        lambda: score_one(loaded.target, Context([1])),
         lambda: loaded.model.vocabulary.encode("a"),
         lambda: loaded.model.vocabulary.piece(200),
     ):
@@ -225,8 +223,8 @@ def test_nothing_is_used_after_it_was_closed(tiny_gguf: Path):
 def test_trees_are_refused(tiny: Loaded):
     parents = np.array([-1, -1], np.int32)
     tree = Draft(np.array([1, 2], np.int32), parents, ("x", "x"), np.ones(2))
-    with pytest.raises(ModelError, match="this draft is a tree"):
-        tiny.target.score(Context([1]), tree)
+    with pytest.raises(ModelError, match="2 leaves exceeds the 1"):
+        score_one(tiny.target, Context([1]), tree)
 
 
 @pytest.mark.parametrize("size", [0, 3, 4, 24, 500, 9_000, 20_000, 200_000, -1])
@@ -311,7 +309,7 @@ def test_kv_types_reach_the_engine(tmp_path: Path, kind: str):
     for type_ in ("f32", kind):
         options = LoadOptions(n_ctx=256, type_k=type_, type_v=type_)
         with load(path, options) as loaded:
-            rows.append(np.array(loaded.target.score(context, NOTHING).logits))
+            rows.append(np.array(score_one(loaded.target, context).logits))
     assert not np.array_equal(*rows)
     assert np.corrcoef(*(row[0] for row in rows))[0, 1] > 0.9
 

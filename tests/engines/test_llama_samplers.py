@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgecs.core.context import Context
-from edgecs.core.draft import Draft
+from edgecs.core.draft import Draft, score_one
 from edgecs.runtime.loader import Loaded
 from edgecs.sampling import penalties
 from edgecs.sampling.chain import Chain
@@ -73,7 +73,7 @@ def rows(smollm: Loaded, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
     smollm.target.reset()
     for start in range(20, ROWS + 20, 50):
         draft = Draft.chain(tokens[start : start + 49], "text")
-        scored = smollm.target.score(Context(tokens[:start]), draft)
+        scored = score_one(smollm.target, Context(tokens[:start]), draft)
         parts.append(np.array(scored.logits))
     return np.concatenate(parts)
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING, Draft
+from edgecs.core.draft import Draft, score_one
 from edgecs.decoding.cascade import Cascade
 from edgecs.decoding.static_schedule import Quotas
 from edgecs.drafters.maxgram import MaxGram
@@ -115,12 +115,12 @@ def drafter(folders: Callable[..., Path]) -> Any:
 def rows_of(honest: Loaded, seen: list[int], draft: list[int]) -> Any:
     """llama.cpp's rows when all it is given are these tokens."""
     honest.target.reset()
-    return honest.target.score(Context(seen), Draft.chain(draft, "x")).logits
+    return score_one(honest.target, Context(seen), Draft.chain(draft, "x")).logits
 
 
 def check(model: OnnxModel, honest: Loaded, context: Context, draft: list[int]) -> None:
     """The model's rows are those of a fresh model that is fed the same window."""
-    got = model.score(context, Draft.chain(draft, "x")).logits
+    got = score_one(model, context, Draft.chain(draft, "x")).logits
     first = model._cache.first
     expected = rows_of(honest, context.tokens[first:].tolist(), draft)
     assert got.dtype == np.float32
@@ -165,7 +165,7 @@ def test_no_cell_is_stale(narrow: OnnxModel, honest: Loaded, steps: Any):
 
             model._cells.run = broken
             with pytest.raises(ModelError, match="the engine failed"):
-                model.score(context, Draft.chain(drafted, "x"))
+                score_one(model, context, Draft.chain(drafted, "x"))
             model._cells.run = run
         check(model, honest, context, drafted)
         tail = context.with_tail(drafted)
@@ -207,14 +207,14 @@ def test_a_mask_that_is_not_heard_would_be_noticed(
 
 def test_rejected_tokens_are_masked_not_moved(drafter: Any):
     model, context = drafter(), Context([1, 2, 3])
-    model.score(context, Draft.chain([4, 5], "x"))
+    score_one(model, context, Draft.chain([4, 5], "x"))
     context.append([6])
-    model.score(context, NOTHING)
+    score_one(model, context)
     cells = model._cells
     assert (cells._live, cells._used) == (4, 6)
     assert cells._call.mask[:6].tolist() == [1, 1, 1, 0, 0, 1]
     for token in range(100):  # they are cut out when the window is full
-        model.score(context, Draft.chain([4, 5], "x"))
+        score_one(model, context, Draft.chain([4, 5], "x"))
         context.append([token])
     assert cells._used <= 64
 
@@ -222,15 +222,15 @@ def test_rejected_tokens_are_masked_not_moved(drafter: Any):
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_new_tokens_are_fed(kind: str, drafter: Any):
     model, context = drafter(kind), Context(range(7))
-    assert model.score(context, Draft.chain([1, 2], "x")).fed == 9
+    assert score_one(model, context, Draft.chain([1, 2], "x")).fed == 9
     context.append([1, 5])  # one accepted, one corrected
-    assert model.score(context, NOTHING).fed == 1
-    assert model.score(context, NOTHING).fed == 1
-    assert model.score(context.with_tail([8]), Draft.chain([9], "x")).fed == 2
+    assert score_one(model, context).fed == 1
+    assert score_one(model, context).fed == 1
+    assert score_one(model, context.with_tail([8]), Draft.chain([9], "x")).fed == 2
     model.end_turn(context)
-    assert model.score(context, NOTHING).fed == 1
+    assert score_one(model, context).fed == 1
     model.reset()
-    assert model.score(context, NOTHING).fed == 9
+    assert score_one(model, context).fed == 9
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -239,35 +239,35 @@ def test_a_long_prompt_costs_half_a_window(kind: str, drafter: Any, honest: Load
     context = Context(np.arange(5000) % 256)
     check(model, honest, context, [1, 2, 3])  # more rows than the last chunk needs
     model.reset()
-    assert model.score(context, Draft.chain([1], "x")).fed == 129
+    assert score_one(model, context, Draft.chain([1], "x")).fed == 129
     for _ in range(128):  # the window fills up, one at a time
         context.append([7])
-        fed = model.score(context, NOTHING).fed
+        fed = score_one(model, context).fed
         assert fed == 1
     context.append([8])
-    assert model.score(context, NOTHING).fed == 128
+    assert score_one(model, context).fed == 128
     check(model, honest, context, [1, 2, 3])
 
 
 def test_a_new_window_begins_when_much_must_be_computed_anyway(drafter: Any):
     model, context = drafter(window=64), Context(range(20))
-    model.score(context, NOTHING)
+    score_one(model, context)
     context.append(range(32))
-    assert model.score(context, NOTHING).fed == 32  # in the window, 33 would not pay
+    assert score_one(model, context).fed == 32  # in the window, 33 would not pay
     context = Context([*range(20), *range(40)])
     model.reset()
-    model.score(Context(range(20)), NOTHING)
-    assert model.score(context, NOTHING).fed == 32
+    score_one(model, Context(range(20)))
+    assert score_one(model, context).fed == 32
     assert model._cache.first == 28
 
 
 def test_a_context_that_was_cut_back_is_seen_again(drafter: Any):
     model, long = drafter(window=64), list(range(200))
-    model.score(Context(long), NOTHING)
+    score_one(model, Context(long))
     assert model._cache.first == 168
-    assert model.score(Context(long[:190]), NOTHING).fed == 1
-    assert model.score(Context(long[:175]), NOTHING).fed == 32
-    assert model.score(Context(long[:10]), NOTHING).fed == 10
+    assert score_one(model, Context(long[:190])).fed == 1
+    assert score_one(model, Context(long[:175])).fed == 32
+    assert score_one(model, Context(long[:10])).fed == 10
 
 
 def test_a_trimmed_drafter_answers_in_the_ids_of_the_target(
@@ -281,7 +281,7 @@ def test_a_trimmed_drafter_answers_in_the_ids_of_the_target(
         # What the drafter lacks is fed as its token 40, which is the target's 271.
         fed = [token if token in TRIMMED else 271 for token in known]
         for draft in ([105], [105, 70, 2]):
-            rows = model.score(Context(known), Draft.chain(draft, "x")).logits
+            rows = score_one(model, Context(known), Draft.chain(draft, "x")).logits
             fed_draft = [token if token in TRIMMED else 271 for token in draft]
             expected = rows_of(honest, fed, fed_draft)
             assert rows.shape == expected.shape
@@ -297,7 +297,7 @@ def test_padded_vocabularies_fit(
     padding: int, size: int, dtype: int, drafter: Any, honest: Loaded
 ):
     model = drafter(size=size, graph={"padding": padding, "dtype": dtype})
-    rows = model.score(Context([1, 2]), Draft.chain([3], "x")).logits
+    rows = score_one(model, Context([1, 2]), Draft.chain([3], "x")).logits
     assert rows.shape == (2, size)
     tolerance = 0.05 if dtype == HALF else 2e-4
     np.testing.assert_allclose(
@@ -318,7 +318,7 @@ def test_a_drafter_with_the_weights_of_the_target_is_always_right(
         drafted = inner.propose(context, 4, choose)
         for token in drafted.tokens:
             honest.target.reset()
-            row = honest.target.score(context, NOTHING).logits[0]
+            row = score_one(honest.target, context).logits[0]
             assert token == row.argmax()
             context.append([token])
 
@@ -342,16 +342,16 @@ def test_a_closed_drafter_says_so(drafter: Any):
     model.reset()
     model.end_turn(Context([1]))
     with pytest.raises(ModelError, match="was closed: load it again"):
-        model.score(Context([1]), NOTHING)
+        score_one(model, Context([1]))
 
 
 def test_reading_can_be_cancelled_between_calls(drafter: Any, honest: Loaded):
     model, context = drafter(window=512), Context(np.arange(200))
     model.cancel.set()
     with pytest.raises(Cancelled):
-        model.score(context, NOTHING)
+        score_one(model, context)
     model.cancel.clear()
-    assert model.score(context, NOTHING).fed == 200 - 64
+    assert score_one(model, context).fed == 200 - 64
     check(model, honest, context, [1, 2])
 
 
@@ -367,7 +367,7 @@ def test_what_cannot_be_scored_is_refused(
     context: list[int], draft: list[int], match: str, drafter: Any
 ):
     with pytest.raises(ModelError, match=match):
-        drafter().score(Context(context), Draft.chain(draft, "x"))
+        score_one(drafter(), Context(context), Draft.chain(draft, "x"))
 
 
 def test_a_tree_is_refused(drafter: Any):
@@ -375,7 +375,7 @@ def test_a_tree_is_refused(drafter: Any):
         np.array([1, 2], np.int32), np.array([-1, -1], np.int32), ("x", "x"), None
     )
     with pytest.raises(ModelError, match="this draft is a tree"):
-        drafter().score(Context([1]), tree)
+        score_one(drafter(), Context([1]), tree)
 
 
 def test_the_provider_and_the_reasons_against_others_are_reported(folders: Any):
@@ -862,5 +862,5 @@ def test_a_drafter_does_not_disturb_the_target(smollm: Loaded, drafter: Any):
             return [token.id for token in session.generate(prompt, max_tokens=20)]
 
     before = answer()
-    drafter().score(Context(list(b"hello, ")), NOTHING)
+    score_one(drafter(), Context(list(b"hello, ")))
     assert answer() == before

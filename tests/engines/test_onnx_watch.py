@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING
+from edgecs.core.draft import score_one
 from edgecs.engines.onnx import watchdog
 from edgecs.engines.onnx.decoder import OnnxModel
 from edgecs.engines.onnx.watchdog import Watch
@@ -100,11 +100,11 @@ def test_a_call_that_does_not_come_back_fails_and_the_next_one_works(
     looping: Callable[..., OnnxModel], monkeypatch: pytest.MonkeyPatch
 ):
     model = looping(threading.Event(), only_for=ENDLESS)
-    before = model.score(Context([3, 4]), NOTHING).logits.copy()
+    before = score_one(model, Context([3, 4])).logits.copy()
     with pytest.raises(ModelError, match="did not come back"):
-        model.score(Context([3, ENDLESS]), NOTHING)
+        score_one(model, Context([3, ENDLESS]))
     monkeypatch.setattr(watchdog, "LONGEST", 60.0)
-    after = model.score(Context([3, 4]), NOTHING).logits
+    after = score_one(model, Context([3, 4])).logits
     np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-4)
     model.close()
 
@@ -117,7 +117,7 @@ def test_who_stops_does_not_wait_for_a_call(
     monkeypatch.setattr(watchdog, "LONGEST", 1e9)
     threading.Timer(0.1, cancel.set).start()
     with pytest.raises(Cancelled):
-        model.score(Context([3, ENDLESS]), NOTHING)
+        score_one(model, Context([3, ENDLESS]))
     cancel.clear()
     model.close()
 

@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING, Draft
+from edgecs.core.draft import Draft, score_one
 from edgecs.engines.llama.kernels import Counts, KernelSet, kernel_sets
 from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.engines.llama.model import LlamaModel
@@ -56,18 +56,18 @@ def ids(count: int, seed: int = 0) -> list[int]:
 def together(target: LlamaLM, prompt: Sequence[int], more: Sequence[int]) -> Rows:
     """Rows of one call, after a prompt that is in the cache already."""
     context = Context(prompt)
-    target.score(context, NOTHING)
+    score_one(target, context)
     context.append(more[:1])
     draft = Draft.chain(np.array(more[1:], dtype=np.int32), "")
-    return np.array(target.score(context, draft).logits)
+    return np.array(score_one(target, context, draft).logits)
 
 
 def one_by_one(target: LlamaLM, prompt: Sequence[int], more: Sequence[int]) -> Rows:
     context, rows = Context(prompt), []
-    target.score(context, NOTHING)
+    score_one(target, context)
     for token in more:
         context.append([token])
-        rows.append(np.array(target.score(context, NOTHING).logits[0]))
+        rows.append(np.array(score_one(target, context).logits[0]))
     return np.stack(rows)
 
 
@@ -147,9 +147,9 @@ def test_an_answer_does_not_depend_on_what_was_cached_before(models):
         for kept in (599, 513, 300, 1):
             target.reset()
             other = [*prompt[:kept], *ids(50, seed=2)]
-            target.score(Context(other), NOTHING)
+            score_one(target, Context(other))
             target.end_turn(Context(other))
-            assert target.score(Context(prompt), NOTHING).fed == 600 - kept
+            assert score_one(target, Context(prompt)).fed == 600 - kept
             assert together(target, prompt, more).tobytes() == expected.tobytes(), kept
 
 

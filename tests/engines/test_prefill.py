@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING, Draft
+from edgecs.core.draft import Draft, score_one
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.loader import Loaded, load
 
@@ -29,11 +29,11 @@ def chunked(tiny_gguf):
 def answer(loaded: Loaded, prompt: list[int], n: int = 4) -> list[bytes]:
     """The rows of an answer, bit for bit; the turn ends as a session ends it."""
     target, context = loaded.target, Context(prompt)
-    rows = [target.score(context, NOTHING).logits[0].copy()]
+    rows = [score_one(target, context).logits[0].copy()]
     for _ in range(n):
         context.append([int(rows[-1].argmax())])
         draft = Draft.chain([1, 2], "x")  # cut off again by the next call
-        rows.append(target.score(context, draft).logits[0].copy())
+        rows.append(score_one(target, context, draft).logits[0].copy())
     target.end_turn(context)
     return [row.tobytes() for row in rows]
 
@@ -62,7 +62,7 @@ def test_whole_chunks_are_read_once(chunked: Loaded):
     target = chunked.target
     target.reset()
     answer(chunked, [*HEAD, 1, 2, 3])
-    assert target.score(Context([*HEAD, 9]), NOTHING).fed == len(HEAD) + 1 - 2 * CHUNK
+    assert score_one(target, Context([*HEAD, 9])).fed == len(HEAD) + 1 - 2 * CHUNK
 
 
 def test_a_turn_reads_only_what_is_new(chunked: Loaded):
@@ -70,12 +70,12 @@ def test_a_turn_reads_only_what_is_new(chunked: Loaded):
     target.reset()
     for _ in range(2):
         for _ in range(5):
-            row = target.score(context, NOTHING).logits[0]
+            row = score_one(target, context).logits[0]
             context.append([int(row.argmax())])
         target.end_turn(context)
         context.append([3, 4, 5])
-        assert target.score(context, NOTHING).fed == 4
+        assert score_one(target, context).fed == 4
     # Taken back and asked in another way, it goes on from the end of the turn before.
     earlier = Context([*context.tokens[:-3], 7, 8])
-    assert target.score(earlier, NOTHING).fed == 3
-    assert np.isfinite(target.score(earlier, NOTHING).logits).all()
+    assert score_one(target, earlier).fed == 3
+    assert np.isfinite(score_one(target, earlier).logits).all()

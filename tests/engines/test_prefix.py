@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING, Draft
+from edgecs.core.draft import NOTHING, Draft, score_one
 from edgecs.engines.kv_prefix import PrefixCache
 from edgecs.testing.fakes import CachingModel, TableModel
 
@@ -35,13 +35,13 @@ def test_cells_are_never_stale(partial: bool, steps):
         if fails:
             cached.fail_next = True
             with pytest.raises(RuntimeError):
-                cached.score(context, draft)
+                score_one(cached, context, draft)
         # As a draft, then as a tail, which is how a reviewer inside a cascade sees it;
         # twice, so that the second call finds the tail in its cells.
         tail = context.with_tail(drafted)
         for view, rest in ((context, draft), (tail, NOTHING), (tail, NOTHING)):
-            got = cached.score(view, rest).logits
-            np.testing.assert_array_equal(got, honest.score(view, rest).logits)
+            got = score_one(cached, view, rest).logits
+            np.testing.assert_array_equal(got, score_one(honest, view, rest).logits)
         if cut % 3 == 0:
             cached.end_turn(context)
             assert len(cached.cells) <= len(context) - 1 or not partial
@@ -49,19 +49,19 @@ def test_cells_are_never_stale(partial: bool, steps):
 
 def test_the_fake_would_notice_stale_cells():
     model = CachingModel(4)
-    model.score(Context([1, 2, 3]), Draft.chain([], ""))
+    score_one(model, Context([1, 2, 3]), Draft.chain([], ""))
     model.cells[0] = 2  # behind the back of the bookkeeping
-    wrong = model.score(Context([1, 2, 3, 0]), Draft.chain([], "")).logits
-    right = TableModel(4).score(Context([1, 2, 3, 0]), Draft.chain([], "")).logits
+    wrong = score_one(model, Context([1, 2, 3, 0]), Draft.chain([], "")).logits
+    right = score_one(TableModel(4), Context([1, 2, 3, 0]), Draft.chain([], "")).logits
     assert not np.array_equal(wrong, right)
 
 
 def test_only_new_tokens_are_fed():
     model, context = CachingModel(8), Context(range(7))
-    assert model.score(context, Draft.chain([1, 2], "x")).fed == 9
+    assert score_one(model, context, Draft.chain([1, 2], "x")).fed == 9
     context.append([1, 5])  # one accepted, one corrected
-    assert model.score(context, Draft.chain([], "")).fed == 1
-    assert model.score(Context(range(7)), Draft.chain([], "")).fed == 1
+    assert score_one(model, context, Draft.chain([], "")).fed == 1
+    assert score_one(model, Context(range(7)), Draft.chain([], "")).fed == 1
 
 
 def test_known_agreement_is_not_compared_again():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING, Draft
+from edgecs.core.draft import NOTHING, Draft, score_one
 from edgecs.engines.hidden_states import States
 from edgecs.runtime.loader import Loaded
 
@@ -60,7 +60,7 @@ def test_noting_states_changes_no_bit_of_the_logits(tiny: Loaded):
         context, found = Context(ids[:90]), []
         for width in widths:
             draft = Draft.chain(ids[100 : 100 + width], "test") if width else NOTHING
-            found.append(tiny.target.score(context, draft).logits.copy())
+            found.append(score_one(tiny.target, context, draft).logits.copy())
             context.append(ids[len(context) : len(context) + 1])
         return found
 
@@ -73,14 +73,14 @@ def test_noting_states_changes_no_bit_of_the_logits(tiny: Loaded):
 
 def test_a_target_notes_the_states_of_what_it_verifies_alone(tiny: Loaded):
     states, context = tiny.target.note_states(), Context([1, 2, 3, 4, 5])
-    tiny.target.score(context, NOTHING)  # reads the prompt
+    score_one(tiny.target, context)  # reads the prompt
     assert not states.of(context, 0, 5).any()
     context.append([6])
-    tiny.target.score(context, Draft.chain([7, 8], "test"))
+    score_one(tiny.target, context, Draft.chain([7, 8], "test"))
     assert states.known(context) == (5, 8)
     together = states.of(context, 5, 8)
     context.append([7])  # 8 was rejected
-    tiny.target.score(context, NOTHING)
+    score_one(tiny.target, context)
     assert states.known(context) == (5, 7)
     assert np.allclose(states.of(context, 5, 7), together[:2], atol=1e-4)
     tiny.target.reset()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING
+from edgecs.core.draft import score_one
 from edgecs.engines.llama.threads import one_of_each
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.loader import Loaded, load
@@ -49,7 +49,7 @@ def _loaded(path: Path, threads: int, *, strict: bool = True) -> Loaded:
 
 def _bound(loaded: Loaded) -> set[int]:
     """The processors on which some thread is kept after a call."""
-    loaded.target.score(Context([1, 2, 3]), NOTHING)
+    score_one(loaded.target, Context([1, 2, 3]))
     tasks = {int(name) for name in os.listdir("/proc/self/task")} - {os.getpid()}
     found = [os.sched_getaffinity(task) for task in tasks]
     return {cpu for cpus in found if len(cpus) == 1 for cpu in cpus}

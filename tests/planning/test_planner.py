@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecs.core.context import Context
-from edgecs.core.draft import Draft, Rows, Verdict
+from edgecs.core.draft import Draft, Request, Rows, Verdict
 from edgecs.costs.cost_model import WIDEST, YOUNG, CostModel
 from edgecs.decoding.cascade import Cascade, NamedModel
 from edgecs.decoding.exactness import Classes, Finding, Limits
@@ -67,8 +67,8 @@ class Timed(CachingModel):
     def law(self, prefix):
         return super().law(prefix[-self.memory :])
 
-    def score(self, context: Context, draft: Draft) -> Rows:
-        rows = super().score(context, draft)
+    def rows(self, request: Request) -> Rows:
+        rows = super().rows(request)
         self.calls += 1
         self.watch.pass_by(float(self.times[min(rows.fed, WIDEST) - 1]))
         return rows
@@ -327,11 +327,11 @@ class Settling(Timed):
 
     after = 2
 
-    def score(self, context: Context, draft: Draft) -> Rows:
-        rows = super().score(context, draft)
+    def rows(self, request: Request) -> Rows:
+        rows = super().rows(request)
         if rows.fed == 1 and self.after < 2:
             self.watch.pass_by(float(self.times[0]))
-        self.after = 0 if len(draft) else self.after + 1
+        self.after = 0 if len(request.draft) else self.after + 1
         return rows
 
 
@@ -505,9 +505,9 @@ def asked(player: Player) -> Counter[str]:
     calls: Counter[str] = Counter()
     for model in player.models:
 
-        def score(context, draft, model=model, real=model.score):
+        def score(requests, model=model, real=model.score):
             calls[model.named.name] += 1
-            return real(context, draft)
+            return real(requests)
 
         model.score = score  # type: ignore[method-assign]
     return calls
@@ -733,9 +733,9 @@ def test_a_drafter_is_not_tried_beyond_its_context():
     model.n_ctx = 64
     calls, score = Counter[int](), model.score
 
-    def look(context: Context, draft: Draft) -> Rows:
-        calls[len(context) + len(draft)] += 1
-        return score(context, draft)
+    def look(requests: Sequence[Request]) -> list[Rows]:
+        calls[sum(map(len, requests[0][:2]))] += 1
+        return score(requests)
 
     model.score = look  # type: ignore[method-assign]
     for _ in range(12):

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING, Draft
+from edgecs.core.draft import Draft, score_one
 from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.engines.llama.model import LlamaModel
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ModelError
 from edgecs.runtime.loader import Loaded, load, load_drafter
 from edgecs.testing.fakes import write_random_gguf
+from tests.engines.calls import watched
 
 OPTIONS = LoadOptions(n_ctx=256, n_batch=64, threads=1, n_gpu_layers=0)
 TEXT = list(b"hello, hello, hello")
@@ -38,8 +39,8 @@ def test_a_drafters_rows_are_as_wide_as_the_targets(model: LlamaModel, size: int
     own = target.vocab_size
     context, draft = Context(TEXT), Draft.chain([8, 9], "x")
     for _ in range(3):
-        theirs = target.score(context, draft).logits
-        rows = drafter.score(context, draft).logits
+        theirs = score_one(target, context, draft).logits
+        rows = score_one(drafter, context, draft).logits
         assert rows.shape == (3, size)
         both = min(size, own)
         np.testing.assert_allclose(rows[:, :both], theirs[:, :both], atol=1e-3)
@@ -50,22 +51,19 @@ def test_a_drafters_rows_are_as_wide_as_the_targets(model: LlamaModel, size: int
 
 
 def test_few_context_tokens_and_a_draft_are_one_call(model: LlamaModel):
-    drafter, calls = scorer(model, 272), []
-    decode = drafter._decode
-    drafter._decode = lambda context, tokens, rows, **more: (
-        calls.append((len(tokens), rows)) or decode(context, tokens, rows, **more)
-    )
+    drafter = scorer(model, 272)
+    calls = watched(drafter)
     context = Context(TEXT)
-    drafter.score(context, NOTHING)
+    score_one(drafter, context)
     context.append([1, 2, 3])
-    rows = np.array(drafter.score(context, Draft.chain([8, 9], "x")).logits)
+    rows = np.array(score_one(drafter, context, Draft.chain([8, 9], "x")).logits)
     assert calls == [(len(TEXT), 1), (5, 3)]
     fresh = scorer(model, None)
-    alone = fresh.score(context, Draft.chain([8, 9], "x")).logits
+    alone = score_one(fresh, context, Draft.chain([8, 9], "x")).logits
     np.testing.assert_allclose(rows, alone, atol=1e-3)
-    context.append(range(80))  # more than a chunk: read first, then the draft
-    drafter.score(context, Draft.chain([8], "x"))
-    assert calls[2:] == [(42, 1), (38, 1), (1, 1)]  # the first ends a chunk
+    context.append(range(80))  # with the draft it is more than a call takes
+    score_one(drafter, context, Draft.chain([8], "x"))
+    assert calls[2:] == [(17, 1), (64, 2)]
     drafter.close()
     fresh.close()
 
@@ -83,7 +81,7 @@ def test_padding_is_no_difference(tiny_gguf: Path, tmp_path: Path):
     padded = write_random_gguf(tmp_path / "padded.gguf", padding=20)
     for target, other in ((tiny_gguf, padded), (padded, tiny_gguf)):
         with load(target, OPTIONS) as loaded, load_drafter(other, loaded) as drafter:
-            rows = drafter.model.score(Context(TEXT), NOTHING).logits
+            rows = score_one(drafter.model, Context(TEXT)).logits
             assert rows.shape == (1, loaded.target.vocab_size)
 
 

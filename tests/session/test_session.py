@@ -305,5 +305,6 @@ def test_drafts_join_in_order():
     roots = np.array([-1, -1], np.int32)
     tree = Draft(np.array([1, 2], np.int32), roots, ("a", "a"), np.ones(2))
     assert not tree.is_chain
-    with pytest.raises(ValueError, match="only chains"):
-        both.then(tree)
+    grown = tree.then(both).then(tree)
+    assert grown.parents.tolist() == [-1, -1, 1, 2, 3, 4, 4]
+    assert grown.sources == ("a", "a", "a", "a", "b", "a", "a")

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from edgecs.calibrate import speculation_profile
 from edgecs.calibrate.profile import Key, Profile, Profiles, fingerprint
 from edgecs.calibrate.speculation_profile import Speculation
-from edgecs.core.context import Context, Tokens
-from edgecs.core.draft import Draft, LanguageModel, Rows
+from edgecs.core.context import Tokens
+from edgecs.core.draft import LanguageModel, Request, Rows
 from edgecs.costs.cost_model import WIDEST, CostModel
 from edgecs.decoding.cascade import Cascade, NamedModel
 from edgecs.engines.llama.model import LlamaModel
@@ -100,13 +100,13 @@ class TimedModel(TableModel):
         self._curve, self._slowness, self._outliers = curve, slowness, outliers
         self._random = np.random.default_rng(1)
 
-    def score(self, context: Context, draft: Draft) -> Rows:
-        width = 1 + len(draft)
+    def rows(self, request: Request) -> Rows:
+        width = 1 + len(request.draft)
         self.widths.append(width)
         unlucky = 3.0 if self._random.random() < self._outliers else 1.0
         seconds = self._curve[width] * self._slowness(self.clock.now) * unlucky
         self.clock.now += seconds
-        return super().score(context, draft)
+        return super().rows(request)
 
 
 def measured(model: TimedModel, repeats: int = 7) -> dict[int, float]:
@@ -130,10 +130,10 @@ def test_widths_are_taken_in_turn_there_and_back():
 class Stumbling(TimedModel):
     """A single token right after a wider call takes longer."""
 
-    def score(self, context: Context, draft: Draft) -> Rows:
+    def rows(self, request: Request) -> Rows:
         before = self.widths[-1] if self.widths else 1
-        self.clock.now += 0.005 if before > 1 and not len(draft) else 0.0
-        return super().score(context, draft)
+        self.clock.now += 0.005 if before > 1 and not len(request.draft) else 0.0
+        return super().rows(request)
 
 
 def test_one_slow_call_does_not_make_an_anchor():

@@ -14,7 +14,7 @@ import click
 from edgecs.calibrate.probe import curve, scratch, settling
 from edgecs.calibrate.speculation_profile import Speculation
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING, LanguageModel
+from edgecs.core.draft import LanguageModel, score_one
 from edgecs.costs.cost_model import WIDEST
 from edgecs.runtime.loader import Loaded, LoadedDrafter
 from edgecs_bench.hardware.catalogue import export, read_deep
@@ -86,7 +86,7 @@ def _steps(drafter: LoadedDrafter) -> dict[str, Any]:
     depth = min(_DEPTH, model.n_ctx // 2)
     seconds = curve(model, depth, _REVIEWS, repeats=5)
     began = perf_counter()
-    model.score(Context(scratch(model.vocab_size, depth)), NOTHING)
+    score_one(model, Context(scratch(model.vocab_size, depth)))
     reading = (perf_counter() - began) / depth
     model.reset()
     return {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from time import perf_counter
 
 from edgecs.core.context import Context
-from edgecs.core.draft import Choose, Draft, Drafter, LanguageModel, Rows
+from edgecs.core.draft import Choose, Drafter, LanguageModel, Request, Rows
 from edgecs.decoding.exactness import EVERY, Allowed
 from edgecs.decoding.static_schedule import Gathered, Outcome, Schedule
 
@@ -22,10 +22,10 @@ class Calls:
     def _time(self, model: LanguageModel) -> None:
         score = model.score
 
-        def timed(context: Context, draft: Draft) -> Rows:
+        def timed(requests: Sequence[Request]) -> list[Rows]:
             began = perf_counter()
             try:
-                return score(context, draft)
+                return score(requests)
             finally:
                 self.seconds += perf_counter() - began
 

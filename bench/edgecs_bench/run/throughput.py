@@ -17,7 +17,7 @@ import click
 
 from edgecs.calibrate.probe import Measurable, scratch
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING
+from edgecs.core.draft import score_one
 from edgecs.errors import Cancelled
 
 _NAME = re.compile(r"(pp|tg)([1-9]\d{0,6})(?:@d([1-9]\d{0,6}))?")
@@ -81,13 +81,13 @@ def _once(target: Measurable, test: Test) -> int:
     context = Context(tokens[: test.depth])
     target.reset()
     if test.depth and not target.pretend(context):
-        target.score(context, NOTHING)
+        score_one(target, context)
     began = perf_counter_ns()
     for part in [tokens[test.depth :]] if test.kind == "pp" else tokens[test.depth :]:
         if target.cancel.is_set():
             raise Cancelled("stopped while measuring")
         context.append(part.reshape(-1))
-        target.score(context, NOTHING)
+        score_one(target, context)
     return perf_counter_ns() - began
 
 

@@ -18,7 +18,15 @@ import click
 import numpy as np
 
 from edgecs.core.context import Context, Tokens
-from edgecs.core.draft import NOTHING, Draft, LanguageModel, Rows, Verdict
+from edgecs.core.draft import (
+    Draft,
+    LanguageModel,
+    Request,
+    Rows,
+    Verdict,
+    score_one,
+    sole_request,
+)
 from edgecs.core.faults import refuse
 from edgecs.decoding.cascade import NamedModel, stack
 from edgecs.decoding.kmatrix import KMatrix
@@ -63,6 +71,7 @@ class _Table:
     vocab_size = Numbers.size
     n_ctx = 1 << 30
     max_draft = 63
+    max_leaves = sequences = 1
     rewindable = True
 
     def __init__(self) -> None:
@@ -74,13 +83,13 @@ class _Table:
         logits[range(len(choices)), choices] = 1
         return Rows(logits, fed=len(choices))
 
-    def end_turn(self, context: Context) -> None:
+    def end_turn(self, context: Context, sequence: int = 0) -> None:
         """There is no cache to cut."""
 
     def reset(self) -> None:
         """There is nothing to forget."""
 
-    def hold(self) -> AbstractContextManager[None]:
+    def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
         """Anybody may use it."""
         return nullcontext()
 
@@ -92,11 +101,12 @@ class Spoken(_Table):
         super().__init__()
         self._tokens = tokens
 
-    def score(self, context: Context, draft: Draft) -> Rows:
+    def score(self, requests: Sequence[Request]) -> list[Rows]:
         """Its words. Behind a wrong draft token they are wrong, and nobody looks."""
+        context, draft, *_ = sole_request(requests)
         last = len(self._tokens) - 1
         at = [min(len(context) + i, last) for i in range(len(draft) + 1)]
-        return self.rows([self._tokens[i] for i in at])
+        return [self.rows([self._tokens[i] for i in at])]
 
 
 class Remembered(_Table):
@@ -109,15 +119,16 @@ class Remembered(_Table):
         self._choices: dict[bytes, int] = {}
         self._prompt = Context()  # of the answer that was read last, in real ids
 
-    def score(self, context: Context, draft: Draft) -> Rows:
+    def score(self, requests: Sequence[Request]) -> list[Rows]:
         """Its choices as far as the draft is right; nobody looks at what is behind."""
+        context, draft, *_ = sole_request(requests)
         tokens = np.concatenate([context.tokens, draft.tokens])
         choices = [0] * (len(draft) + 1)
         for i in range(len(choices)):
             choices[i] = self._choice(tokens[: len(context) + i])
             if i < len(draft) and choices[i] != draft.tokens[i]:
                 break
-        return self.rows(choices)
+        return [self.rows(choices)]
 
     def read(self, ids: list[int], said: list[int]) -> None:
         """Learns the choices along an answer, most of what is asked, in a few calls."""
@@ -126,7 +137,7 @@ class Remembered(_Table):
             context = Context([*ids, *said[:start]])
             piece = Draft.chain(said[start : start + _PIECE], "target")
             real = Draft.chain(self._real(piece.tokens.tolist()), "target")
-            rows = self._model.score(self._context(context.tokens), real)
+            rows = score_one(self._model, self._context(context.tokens), real)
             for i, row in enumerate(rows.logits):
                 prefix = np.concatenate([context.tokens, piece.tokens[:i]])
                 self._choices[prefix.tobytes()] = self._numbers(int(row.argmax()))
@@ -134,7 +145,7 @@ class Remembered(_Table):
     def _choice(self, prefix: Tokens) -> int:
         key = prefix.tobytes()
         if key not in self._choices:
-            row = self._model.score(self._context(prefix), NOTHING).logits[0]
+            row = score_one(self._model, self._context(prefix)).logits[0]
             self._choices[key] = self._numbers(int(row.argmax()))
         return self._choices[key]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
 from edgecs.core.context import Context, Tokens
-from edgecs.core.draft import Draft, Row, Rows
+from edgecs.core.draft import Request, Row, Rows, sole_request
 from edgecs.decoding.cascade import NamedModel
 from edgecs_bench.hardware.curves import (
     DRAFTER_CURVE,
@@ -72,6 +73,7 @@ class Recorded:
     vocab_size = _VOCABULARY
     n_ctx = 1 << 30
     max_draft = 31
+    max_leaves = sequences = 1
     rewindable = True
 
     def __init__(
@@ -91,15 +93,16 @@ class Recorded:
         self._said = trace.proposals[self.named.name]
         self._cached = 0
 
-    def score(self, context: Context, draft: Draft) -> Rows:
+    def score(self, requests: Sequence[Request]) -> list[Rows]:
         """Recorded choices; moves the clock by what the call would take."""
+        context, draft, *_ = sole_request(requests)
         tokens = [*context.tokens[self._start :].tolist(), *draft.tokens.tolist()]
         first = len(tokens) - len(draft)
         fed = self._start + len(tokens) - min(self._cached, len(context) - 1)
         self._cached = len(context)
         self._watch.pass_by(self.seconds(fed))
         rows = [self._choice(tokens[: first + i]) for i in range(len(draft) + 1)]
-        return Rows(np.array(rows, dtype=np.float32), fed)
+        return [Rows(np.array(rows, dtype=np.float32), fed)]
 
     def _choice(self, tokens: list[int]) -> tuple[float, float]:
         size, output = len(tokens), self._output
@@ -124,12 +127,12 @@ class Recorded:
         ms = float(times[fed - 1]) if fed <= times.size else fed * reading
         return self._pace * ms / 1e3
 
-    def end_turn(self, context: Context) -> None:
+    def end_turn(self, context: Context, sequence: int = 0) -> None:
         """There is no cache to cut."""
 
     def reset(self) -> None:
         """There is nothing to forget."""
 
-    def hold(self) -> AbstractContextManager[None]:
+    def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
         """Anybody may use it."""
         return nullcontext()

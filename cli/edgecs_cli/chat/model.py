@@ -15,7 +15,7 @@ from edgecs.chat.chat import Chat
 from edgecs.chat.conversation import Conversation, Message
 from edgecs.chat.overflow import Overflow
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING
+from edgecs.core.draft import score_one
 from edgecs.decoding.kmatrix import KMatrix
 from edgecs.errors import ConfigError
 from edgecs.runtime.builder import Runtime
@@ -175,7 +175,7 @@ class Talk:
                 return
         if not prefix:
             return
-        target.score(Context(prefix), NOTHING)
+        score_one(target, Context(prefix))
         cells = target.cells()
         save(path, [], self.owner(), cells)
         if cells:

@@ -101,7 +101,6 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
 @option(
     Section.TRAINING,
     "--parallel",
-    "seats",
     type=click.IntRange(1, 256),
     default=32,
     show_default=True,
@@ -201,7 +200,7 @@ def distill(**values: Any) -> int:
         values["tokens"],
         values["rows"],
         values["answer"],
-        values["seats"],
+        values["parallel"],
         values["prompts"],
         Recipe(values["epochs"], values["rate"], seed=values["seed"]),
         int8=values["quantize"] == "int8",

@@ -15,7 +15,12 @@ from edgecs.core.files import write_whole
 from edgecs.engines.llama.model import LlamaModel
 from edgecs.errors import ConfigError, DistillError
 from edgecs.text.chat_template import ChatTemplate
-from edgecs_convert.distill.parallel_decode import Crowd, Task
+from edgecs_convert.distill.parallel_decode import (
+    Task,
+    answers,
+    longest_prompt,
+    many_sequences,
+)
 from edgecs_convert.distill.samples import Sample, numbers, write_shard
 from edgecs_convert.distill.topics import Half, questions
 
@@ -34,7 +39,7 @@ class Wanted:
     half: Half = "seen"
     most: int = 256
     temperature: float = 0.8  # of every other answer; the others are greedy
-    seats: int = 32
+    parallel: int = 32  # answers at once
     prompts: Path | None = None  # a file of prompts, instead of the topics
     seed: int = 1
 
@@ -63,12 +68,20 @@ def write_samples(
     room = _PROMPT + wanted.most
     began, before = time.monotonic(), tokens
     few: list[Sample] = []
-    with Crowd(
-        model, cancel, seats=wanted.seats, room=room, threads=threads, seed=wanted.seed
-    ) as crowd:
-        tasks = _tasks(model, wanted, done, crowd.longest(wanted.most))
+    with many_sequences(
+        model, cancel, sequences=wanted.parallel, room=room, threads=threads
+    ) as target:
+        tasks = _tasks(model, wanted, done, longest_prompt(room, wanted.most))
+        samples = answers(
+            target,
+            tasks,
+            wanted.most,
+            ends=model.vocabulary.ends,
+            width=target.width,
+            seed=wanted.seed,
+        )
         try:
-            for sample in crowd.answers(tasks, wanted.most):
+            for sample in samples:
                 if sample.size < 2:
                     continue  # nothing follows anything in it
                 few.append(sample)

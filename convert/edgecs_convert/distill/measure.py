@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING
+from edgecs.core.draft import score_one
 from edgecs.engines.hidden_states import States
 from edgecs.engines.onnx.decoder import OnnxModel
 from edgecs.engines.onnx.head import OnnxHead
@@ -99,7 +99,7 @@ def _drafts(
         hits = 0
         for i in range(most):
             began = time.perf_counter()
-            row = model.score(context.with_tail(tail) if tail else context, NOTHING)
+            row = score_one(model, context.with_tail(tail) if tail else context)
             token = int(row.logits[0].argmax())
             took.append(time.perf_counter() - began)
             tail.append(token)

@@ -21,7 +21,7 @@ from edgecs.engines.llama.model import LlamaModel
 from edgecs.engines.onnx.thread import Aside
 from edgecs.errors import Cancelled
 from edgecs_convert.distill.decoder import Decoder
-from edgecs_convert.distill.parallel_decode import Crowd
+from edgecs_convert.distill.parallel_decode import judged, many_sequences
 from edgecs_convert.distill.samples import Sample, read_samples, write_shard
 from edgecs_convert.distill.texts import Vocabulary
 
@@ -56,19 +56,20 @@ def own_samples(
         written = 0
         with (
             closing(Aside(has_amx())) as aside,
-            Crowd(
-                model, cancel, seats=1, room=_ROOM, threads=threads, seed=seed
-            ) as crowd,
+            many_sequences(
+                model, cancel, sequences=1, room=_ROOM, threads=threads
+            ) as target,
         ):
             answers = _answers(decoder, vocabulary, model, prompts, most, seed)
             while few := aside(next, answers, None):
                 if cancel.is_set():
                     raise Cancelled("stopped while the drafter was writing")
-                judged = [
-                    crowd.judged(i, said, start) for i, (said, start) in enumerate(few)
+                samples = [
+                    judged(target, i, said, start)
+                    for i, (said, start) in enumerate(few)
                 ]
-                write_shard(folder, judged)
-                written += sum(sample.size for sample in judged)
+                write_shard(folder, samples)
+                written += sum(sample.size for sample in samples)
                 tell(f"the drafter's own answers: {written:,} of {tokens:,} tokens")
                 if written >= tokens:
                     break

@@ -53,7 +53,7 @@ class Plan:
     tokens: int = 400_000
     rows: int = 12_288
     answer: int = 256  # tokens of one answer, at most
-    seats: int = 32  # answers at once
+    parallel: int = 32  # answers at once
     prompts: Path | None = None
     recipe: Recipe = field(default_factory=Recipe)
     int8: bool = True
@@ -150,7 +150,7 @@ def _data(
     wanted = Wanted(
         plan.tokens,
         most=plan.answer,
-        seats=plan.seats,
+        parallel=plan.parallel,
         prompts=plan.prompts,
         seed=plan.recipe.seed,
     )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.core.context import Context, Tokens
-from edgecs.core.draft import NOTHING
+from edgecs.core.draft import score_one
 from edgecs.engines.onnx.decoder import OnnxModel
 
 
@@ -33,7 +33,7 @@ def parity(folder: Path, rows: NDArray[np.float32], tokens: Tokens) -> Parity:
     largest, same = 0.0, 0
     try:
         for i, row in enumerate(rows):
-            got = model.score(context, NOTHING).logits[0]
+            got = score_one(model, context).logits[0]
             known = np.isfinite(got)
             largest = max(largest, float(np.abs(got[known] - row[known]).max()))
             same += int(got.argmax() == row.argmax())

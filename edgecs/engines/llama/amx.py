@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING
+from edgecs.core.draft import score_one
 from edgecs.engines import child, trial
 from edgecs.engines.llama import library
 from edgecs.engines.llama.language_model import LlamaLM
@@ -80,7 +80,7 @@ def _row(path: Path, *, repack: bool) -> NDArray[np.float32]:
     cancel = threading.Event()
     model = LlamaModel(path, options, cancel)
     target = LlamaLM(model, options, cancel)
-    row = np.array(target.score(Context(range(64)), NOTHING).logits[0])
+    row = np.array(score_one(target, Context(range(64))).logits[0])
     target.close()
     model.close()
     return row

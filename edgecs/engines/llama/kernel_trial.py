@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.core.context import Context
-from edgecs.core.draft import Draft
+from edgecs.core.draft import Draft, score_one
 from edgecs.engines import child, trial
 from edgecs.engines.llama import library
 from edgecs.engines.llama.kernel_types import TYPES, errors
@@ -90,15 +90,15 @@ def _rows(
     model = LlamaModel(path, options, cancel, kernels)
     target = LlamaLM(model, options, cancel)
     context, more = Context(range(64)), range(64, 64 + _WIDTH)
-    target.score(context, Draft.chain([], ""))
+    score_one(target, context)
     draft = Draft.chain(np.array(more[1:], dtype=np.int32), "")
     context.append([more[0]])
-    together = np.array(target.score(context, draft).logits)
+    together = np.array(score_one(target, context, draft).logits)
     single = []
     for token in more:
         if token != more[0]:
             context.append([token])
-        single.append(np.array(target.score(context, Draft.chain([], "")).logits[0]))
+        single.append(np.array(score_one(target, context).logits[0]))
     target.close()
     model.close()
     return np.stack(single), together

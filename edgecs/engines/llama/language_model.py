@@ -1,15 +1,15 @@
 """A llama.cpp context as a `LanguageModel`: tokens in, rows of logits out, in one call.
 
-On the low-level API: one preallocated batch, logits only for the rows that are asked
-for, cells beyond the common prefix removed before a call.
+On the low-level API: one preallocated batch for all sequences, logits only for the rows
+that are asked for, cells beyond the common prefix removed before a call.
 """
 
 from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import cast
 
 import llama_cpp as lib
@@ -17,25 +17,26 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from edgecs.core.context import Context, Tokens
-from edgecs.core.draft import Draft, Rows
+from edgecs.core.context import Context
+from edgecs.core.draft import NOTHING, Request, Rows, no_sequence
 from edgecs.engines.hidden_states import States
 from edgecs.engines.host import usable_cores
-from edgecs.engines.kv_prefix import PrefixCache
 from edgecs.engines.kv_snapshot import Cells
-from edgecs.engines.lease import OneHolder
 from edgecs.engines.llama import library
+from edgecs.engines.llama.batch import Batch
+from edgecs.engines.llama.feed import NO_ROWS, Feed, Logits, groups
 from edgecs.engines.llama.huge_pages import HugePages
 from edgecs.engines.llama.kernels import Nodes
 from edgecs.engines.llama.model import KV_TYPES, LlamaModel
 from edgecs.engines.llama.scratch_kv import repeated
+from edgecs.engines.llama.sequence import LlamaSequence
 from edgecs.engines.llama.threads import thread_pool
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import Cancelled, ContextFull, EdgecsError, ModelError, OutOfMemory
 
-_SEQUENCE = 0
 _REAL = 32  # cells that are computed before they are repeated for measuring
 _LARGEST_STATE = 1 << 29  # bytes
+_WRAPS = 4096
 _FLASH = {
     "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
     "on": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
@@ -46,15 +47,16 @@ _FLASH = {
 class LlamaLM:
     """Scores drafts with a GGUF model. The model must outlive it.
 
-    A target must not let any bit of its cache depend on what was drafted, or on what
-    was read before. So a call that has more than one context token to compute is a
-    prefill: chunks without the draft that end at multiples of n_batch, and whose last
-    row is copied. A later call for the very same context, such as a regenerated answer,
-    takes that copy; another context goes on from the end of a chunk or of a turn, or
-    from any token where it is `uniform`.
+    A target must not let any bit of its cells depend on what was drafted, or on what
+    was read before. So a request with more than one context token to compute has them
+    computed alone: in chunks without the draft that end at multiples of n_batch, and
+    whose last row is copied. A later request for the very same context, such as a
+    regenerated answer, takes that copy; another context goes on from the end of a chunk
+    or of a turn, or from any token where it is `uniform`.
 
     drafts_for: vocabulary size of the target, for a drafter. Its rows are cut or filled
-    (with -inf) to that size, and few context tokens and a draft go in one call.
+    (with -inf) to that size. exact: False where rows need not be those of another cut
+    of the text, as of a drafter: then everything goes into one call that fits.
     """
 
     def __init__(
@@ -64,11 +66,13 @@ class LlamaLM:
         cancel: threading.Event,
         *,
         drafts_for: int | None = None,
+        exact: bool = True,
     ) -> None:
         self.vocab_size = drafts_for or model.vocabulary.size
-        self.drafts = drafts_for is not None
+        self.exact = exact and drafts_for is None
+        self.sequences, self.max_leaves = options.sequences, options.leaves
         self.n_ctx = options.n_ctx or model.default_ctx(options)
-        if self.drafts:  # beyond what it was trained for a drafter has nothing to say
+        if not self.exact:  # beyond that a drafter has nothing to say
             self.n_ctx = min(self.n_ctx, model.trained_ctx)
         self.max_draft = min(options.max_draft, self.n_ctx - 1)
         self.rewindable = model.rewindable
@@ -76,32 +80,35 @@ class LlamaLM:
         self.threads = options.threads or usable_cores()
         self._model, packed = model, model.packed
         self._nodes = Nodes(packed, self.threads) if packed else None
-        self._holder = OneHolder(model.path.name)
         self._chunk = options.n_batch
         self._ctx: lib.llama_context_p | None = self._open(options)
         strict = options.cpu_strict
         self._pool = thread_pool(self._ctx, self.threads, strict=strict)
         self._on_cores = self._pool or nullcontext()
-        self._memory = lib.llama_get_memory(self._ctx)
-        self._batch = lib.llama_batch_init(options.n_batch, 0, 1)
-        self._tokens, self._positions, self._flags = self._batch_arrays(options.n_batch)
-        self._flagged = 0, 0  # which tokens of the batch give rows: from, to
-        self._count = np.arange(self.n_ctx, dtype=np.int32)
+        sole = 0 if self.sequences == self.max_leaves == 1 else None
+        self._batch = Batch(options.n_batch, self.max_leaves, sole=sole)
         self._wraps: dict[tuple[int, int, int], NDArray[np.float32]] = {}
         self._row_size = model.vocabulary.size
-        self._filled = np.empty((0, 0), dtype=np.float32)
-        if self._row_size < self.vocab_size:
-            shape = (self.max_draft + 1, self.vocab_size)
-            self._filled = np.full(shape, -np.inf, dtype=np.float32)
-        self._prefill_row: tuple[int, NDArray[np.float32]] | None = None
+        self._filled = NO_ROWS
         self.on_read: Callable[[int, int], None] | None = None  # tokens read, of all
-        self.states: States | None = None
-        self._gives_states = False  # whether the next call would
+        self.gives_states = False
+        self._giving_states = False  # what llama.cpp was told
         if self._nodes:
             self._pack()
+        self._sequences = [self._sequence(self._ctx, i) for i in range(self.sequences)]
+
+    def _sequence(self, context: lib.llama_context_p, number: int) -> LlamaSequence:
+        first = number * self.max_leaves
         # Where rows depend on how a text was cut into calls, it is cut alike each time.
-        marks = not (self.drafts or self.uniform)
-        self._cache = PrefixCache(self._drop, marks=marks)
+        marks = self.exact and not self.uniform
+        name = self._model.path.name
+        return LlamaSequence(
+            context,
+            range(first, first + self.max_leaves),
+            sole=self.sequences == 1,
+            marks=marks,
+            name=name if self.sequences == 1 else f"sequence {number} of {name}",
+        )
 
     @property
     def uniform(self) -> bool:
@@ -112,17 +119,26 @@ class LlamaLM:
         """
         if self._nodes is None or not self._model.rewindable:
             return False  # recurrences are computed by llama.cpp
+        if self.max_leaves > 1:
+            return False  # the cells of an accepted path may lie apart
         return not self._nodes.counts.left
 
-    def note_states(self) -> States:
+    def note_states(self, sequence: int = 0) -> States:
         """From now on every call for a draft notes the final states of its cells.
 
-        Reading a prompt does not, because llama.cpp would make an output row of every
-        token. The logits are the same, bit for bit.
+        They are in its rows too. Reading a prompt does not, because llama.cpp would
+        make an output row of every token. The logits are the same, bit for bit.
         """
-        if self.states is None:
-            self.states = States(int(lib.llama_model_n_embd_out(self._model.handle)))
-        return self.states
+        self.gives_states = True
+        one = self._sequences[sequence]
+        if one.states is None:
+            one.states = States(self.width)
+        return one.states
+
+    @property
+    def width(self) -> int:
+        """Numbers in a state."""
+        return int(lib.llama_model_n_embd_out(self._model.handle))
 
     def _pack(self) -> None:
         """Has the weights packed that the kernels will need, by computing a token."""
@@ -132,10 +148,9 @@ class LlamaLM:
             free = psutil.virtual_memory().available
             if free < self._model.size:
                 raise self._no_room_to_pack(f"{free >> 20} MiB are free")
-        self._tokens[0] = self._positions[0] = 0
-        self._flags[0] = self._batch.n_tokens = 1
+        self._batch.chain([0], 0, 1, 0)
         with self._on_cores:
-            code = lib.llama_decode(self._ctx, self._batch)
+            code = lib.llama_decode(self._ctx, self._batch.struct)
         if packed.failed:
             self.close()
             if self.cancel.is_set():
@@ -143,8 +158,7 @@ class LlamaLM:
             raise self._no_room_to_pack("the system gives no more")
         if code:
             raise self._decode_error(code)
-        self._flagged = 0, 1
-        lib.llama_memory_clear(self._memory, True)
+        lib.llama_memory_clear(lib.llama_get_memory(self._ctx), True)
 
     def _no_room_to_pack(self, why: str) -> OutOfMemory:
         return OutOfMemory(
@@ -157,14 +171,16 @@ class LlamaLM:
         params = lib.llama_context_default_params()
         if self._nodes:
             self._nodes.enter(params)
-        params.n_ctx = self.n_ctx
+        params.n_ctx = cells = self.n_ctx * self.sequences
+        params.n_seq_max = self.sequences * self.max_leaves
+        params.kv_unified = self.max_leaves > 1  # only there cells can be shared
         params.n_batch = params.n_ubatch = options.n_batch
         params.n_threads = params.n_threads_batch = self.threads
         params.flash_attn_type = _FLASH[options.flash_attention]
         params.type_k = KV_TYPES[options.type_k]
         params.type_v = KV_TYPES[options.type_v]
         library.clear_log()
-        if not self._model.kv_fits(self.n_ctx, options):
+        if not self._model.kv_fits(cells, options):
             raise self._does_not_fit()
         pages = HugePages(options.huge_pages)
         context = lib.llama_init_from_model(self._model.handle, params)
@@ -181,90 +197,67 @@ class LlamaLM:
 
     def _does_not_fit(self) -> OutOfMemory:
         return OutOfMemory(
-            f"a context of {self.n_ctx} tokens does not fit into memory: give a "
+            f"{_contexts(self.sequences, self.n_ctx)} not fit into memory: give a "
             "smaller one (-c), a quantised KV cache (-ctk q8_0 -ctv q8_0) or fewer GPU "
             "layers (-ngl)"
         )
 
-    def _batch_arrays(
-        self, size: int
-    ) -> tuple[Tokens, NDArray[np.int32], NDArray[np.int8]]:
-        """The batch's C arrays as numpy views; all tokens belong to one sequence."""
-        batch = self._batch
-        for i in range(size):
-            batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = _SEQUENCE
-        return (
-            np.ctypeslib.as_array(batch.token, (size,)),
-            np.ctypeslib.as_array(batch.pos, (size,)),
-            np.ctypeslib.as_array(batch.logits, (size,)),
-        )
+    def score(self, requests: Sequence[Request]) -> list[Rows]:
+        """Logits after the context and every draft node, see `LanguageModel`."""
+        feeds = [self._prepared(request) for request in requests]
+        if len(feeds) == 1:
+            return [self._rows(feeds[0], *self._decode(feeds)[0])]
+        if len({request.sequence for request in requests}) < len(requests):
+            raise ModelError("a call takes one request of a sequence, this one has two")
+        found: dict[int, Rows] = {}
+        together = [*groups(feeds, self._chunk)]
+        for group in together:
+            for feed, (logits, hidden) in zip(group, self._decode(group), strict=True):
+                if len(together) > 1:  # the next call overwrites them
+                    logits = logits.copy()
+                    hidden = None if hidden is None else hidden.copy()
+                found[feed.request.sequence] = self._rows(feed, logits, hidden)
+        return [found[request.sequence] for request in requests]
 
-    def score(self, context: Context, draft: Draft) -> Rows:
-        """Logits after the context and after every draft token, see `LanguageModel`."""
-        self._check(context, draft)
-        saved = self._prefill_row
-        again = saved is not None and saved[0] == len(context)
-        most = len(context) - (not again)
-        kept = self._cache.keep(context, most, also=len(context) if again else 0)
-        if saved and kept < saved[0]:
-            saved = self._prefill_row = None
-        if 0 < kept == len(context) - 1 and not len(draft):  # most calls
-            return Rows(self._decode(context, [context.last], 1), 1)
-        pending = context.tokens[kept:].tolist()
-        fed, rows = len(pending) + len(draft), 1 + len(draft)
-        together = 1 if not self.drafts else self._chunk - len(draft)
-        if 1 <= len(pending) <= together and kept:
-            feed = pending + draft.tokens.tolist()
-            return Rows(self._decode(context, feed, rows), fed)
-        if pending:
-            saved = self._prefill_row = (len(context), self._prefill(context, pending))
-        assert saved is not None
-        first = saved[1][None]
-        if not len(draft):
-            return Rows(first, fed)
-        rest = self._decode(context, draft.tokens.tolist(), len(draft))
-        return Rows(np.concatenate([first, rest]), fed)
-
-    def end_turn(self, context: Context) -> None:
-        """Cuts the cache to one token short of the context, see `LanguageModel`."""
+    def end_turn(self, context: Context, sequence: int = 0) -> None:
+        """Cuts the cells to one token short of the context, see `LanguageModel`."""
         if len(context) and self._ctx is not None:
-            self._cache.keep(context, len(context) - 1)
-            if self._prefill_row is None or self._prefill_row[0] < len(context):
-                self._cache.mark()  # a prompt without an answer is no turn
+            one = self._sequences[sequence]
+            one.cache.keep(context, len(context) - 1)
+            if one.prompt_row is None or one.prompt_row[0] < len(context):
+                one.cache.mark()  # a prompt without an answer is no turn
 
     def reset(self) -> None:
         """Forgets everything, as if just loaded."""
-        if self._ctx is not None:
-            self._cache.reset()
-        self._prefill_row = None
+        for one in self._sequences:
+            one.reset(self._ctx is not None)
 
     def cells(self) -> Cells | None:
-        """Everything that is computed, to be given back to `take`; None: nothing."""
-        tokens = self._cache.tokens
+        """What sequence 0 has computed, to be given back to `take`; None: nothing."""
+        one = self._sequences[0]
+        one.cache.trim(len(one.cache))
+        tokens = one.cache.tokens
         if self._ctx is None or not tokens:
             return None
-        size = lib.llama_state_seq_get_size(self._ctx, _SEQUENCE)
-        data = (ctypes.c_uint8 * size)()
-        lib.llama_state_seq_get_data(self._ctx, data, size, _SEQUENCE)
-        saved = self._prefill_row
-        return Cells(tokens, bytes(data), saved and (saved[0], saved[1].copy()))
+        saved = one.prompt_row
+        return Cells(tokens, one.state(), saved and (saved[0], saved[1].copy()))
 
     def take(self, cells: Cells) -> bool:
-        """Has what `cells` gave, instead of what there is now.
+        """Has in sequence 0 what `cells` gave, instead of all there is now.
 
         False where llama.cpp does not take it; then there is nothing.
         """
         self.reset()
         if len(cells.tokens) > self.n_ctx:
             return False
-        self._cache.expect()
-        if not self._put(cells.data, len(cells.tokens)):
+        one = self._sequences[0]
+        one.cache.expect()
+        if not one.put(cells.data, len(cells.tokens)):
             self.reset()
             return False
-        self._cache.reset_to(cells.tokens)
+        one.cache.reset_to(cells.tokens)
         if cells.row and cells.row[1].shape == (self.vocab_size,):
-            self._prefill_row = cells.row
+            one.prompt_row = cells.row
         return True
 
     def pretend(self, context: Context) -> bool:
@@ -274,43 +267,28 @@ class LlamaLM:
         there are none.
         """
         self.reset()
-        self._prefill(context, context.tokens[:_REAL].tolist())
-        if len(self._cache) >= len(context):
-            self._cache.mark()
+        one = self._sequences[0]
+        self._prefill(Request(context), one, context.tokens[:_REAL].tolist())
+        if len(one.cache) >= len(context):
+            one.cache.mark()
             return True
-        size = lib.llama_state_seq_get_size(self._ctx, _SEQUENCE)
-        if size * len(context) / _REAL <= _LARGEST_STATE:
-            given = (ctypes.c_uint8 * size)()
-            lib.llama_state_seq_get_data(self._ctx, given, size, _SEQUENCE)
-            if self._restore(bytes(given), len(context)):
-                self._cache.reset_to(context.tokens.tolist())
-                return True
+        if one.state_size * len(context) / _REAL <= _LARGEST_STATE:
+            with suppress(ValueError):  # another layout than the one that is known
+                if one.put(repeated(one.state(), len(context)), len(context)):
+                    one.cache.reset_to(context.tokens.tolist())
+                    return True
         self.reset()
         return False
 
-    def _restore(self, given: bytes, cells: int) -> bool:
-        """Whether llama.cpp took the cells of `given` repeatedly."""
-        try:
-            state = repeated(given, cells)
-        except ValueError:
-            return False
-        return self._put(state, cells)
-
-    def _put(self, state: bytes, cells: int) -> bool:
-        """Whether llama.cpp took a state of so many cells."""
-        data = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        taken = lib.llama_state_seq_set_data(self._ctx, data, len(state), _SEQUENCE)
-        last = lib.llama_memory_seq_pos_max(self._memory, _SEQUENCE)
-        return bool(taken == len(state) and last == cells - 1)
-
-    def hold(self) -> AbstractContextManager[None]:
-        """Claims the model; a second holder gets a ModelError."""
-        return self._holder.hold()
+    def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
+        """Claims a sequence; a second holder gets a ModelError."""
+        if not 0 <= sequence < self.sequences:
+            raise ModelError(no_sequence(sequence, self.sequences))
+        return self._sequences[sequence].holder.hold()
 
     def close(self) -> None:
         """Frees context and batch; may be called again."""
         if self._ctx is not None:
-            lib.llama_batch_free(self._batch)
             lib.llama_free(self._ctx)
             self._ctx = None
             if self._pool is not None:
@@ -318,11 +296,17 @@ class LlamaLM:
             if self._nodes:
                 self._nodes.free()
 
-    def _check(self, context: Context, draft: Draft) -> None:
+    def _checked(self, request: Request) -> LlamaSequence:
+        context, draft, number, _ = request
         if self._ctx is None:
             raise ModelError("this model was closed: load it again")
-        if not draft.is_chain:
-            raise ModelError("llama.cpp targets take chains; this draft is a tree")
+        if not 0 <= number < self.sequences:
+            raise ModelError(no_sequence(number, self.sequences))
+        if not draft.is_chain and len(draft.leaves) > self.max_leaves:
+            raise ModelError(
+                f"a draft of {len(draft.leaves)} leaves exceeds the {self.max_leaves} "
+                "that this model was loaded for"
+            )
         if not len(context):
             raise ModelError("an empty context has no next token: give a prompt")
         if len(context) + len(draft) > self.n_ctx:
@@ -335,67 +319,117 @@ class LlamaLM:
                 f"a draft of {len(draft)} tokens exceeds the {self.max_draft} that one "
                 "call can verify"
             )
+        return self._sequences[number]
 
-    def _prefill(self, context: Context, pending: list[int]) -> NDArray[np.float32]:
-        """Computes the end of a context in chunks; returns a copy of its last row."""
-        start = 0
+    def _prepared(self, request: Request) -> Feed:
+        """Drops the cells of another text, and reads a prompt that needs own calls."""
+        one, context = self._checked(request), request.context
+        saved = one.prompt_row
+        again = saved is not None and saved[0] == len(context)
+        most = len(context) - (not again)
+        kept = one.cache.keep(context, most, also=len(context) if again else 0)
+        if saved and kept < saved[0]:
+            saved = one.prompt_row = None
+        if 0 < kept == len(context) - 1:  # most calls
+            return Feed(request, one, [context.last], 1)
+        pending = context.tokens[kept:].tolist()
+        if not self.exact:
+            room = self._chunk - len(request.draft)
+            if len(pending) > room:
+                self._prefill(request, one, pending[:-room])
+            return Feed(request, one, pending[-room:], len(pending))
+        if pending:
+            row = self._prefill(request, one, pending)
+            saved = one.prompt_row = len(context), row
+        assert saved is not None
+        return Feed(request, one, [], len(pending), saved[1])
+
+    def _prefill(
+        self, request: Request, one: LlamaSequence, pending: list[int]
+    ) -> NDArray[np.float32]:
+        """Computes tokens of a context in chunks; returns a copy of the last row."""
+        start, request = 0, request._replace(draft=NOTHING)
         while start < len(pending):
-            if start and self.cancel.is_set():
+            if start and self._cancelled(request):
                 raise Cancelled("stopped while reading the prompt")
             if self.on_read:
                 self.on_read(start, len(pending))
-            size = self._chunk - len(self._cache) % self._chunk
+            size = self._chunk - len(one.cache) % self._chunk
             chunk = pending[start : start + size]
-            rows = self._decode(context, chunk, 1, reads=True)
+            rows, _ = self._decode([Feed(request, one, chunk, 0)], reads=True)[0]
             if len(chunk) == size:
-                self._cache.mark()
+                one.cache.mark()
             start += size
         if self.on_read:
             self.on_read(len(pending), len(pending))
         return np.array(rows[0])
 
-    def _decode(
-        self, context: Context, tokens: list[int], rows: int, *, reads: bool = False
-    ) -> NDArray[np.float32]:
-        """Computes `tokens` after the cells that are there, which are of a context.
+    def _cancelled(self, request: Request) -> bool:
+        own = request.cancel
+        return self.cancel.is_set() or (own is not None and own.is_set())
 
-        reads: a prompt, whose states nobody wants. Returns the logits of the last
-        `rows` tokens, [rows, vocabulary], a view into llama.cpp's output buffer.
+    def _rows(self, feed: Feed, logits: Logits, hidden: Logits | None) -> Rows:
+        """The whole answer to a request."""
+        fed = feed.read + len(feed.request.draft)
+        if feed.row is None:
+            return Rows(logits, fed, hidden)
+        first = feed.row[None]
+        return Rows(np.concatenate([first, logits]) if len(logits) else first, fed)
+
+    def _decode(
+        self, group: Sequence[Feed], *, reads: bool = False
+    ) -> list[tuple[Logits, Logits | None]]:
+        """Computes what is left of some requests in one call.
+
+        reads: prompts, whose states nobody wants. Returns logits and states of every
+        request, those of its last context token, if that is computed, and of its draft:
+        [rows, ...] each, views into llama.cpp's output buffers.
         """
-        n, start = len(tokens), len(self._cache)
-        states = None if reads else self.states
-        if self._gives_states is (states is None):
-            lib.llama_set_embeddings(self._ctx, states is not None)
-            self._gives_states = states is not None
-        first = n - rows
-        if n == 1:  # a slice takes several times as long
-            self._tokens[0], self._positions[0] = tokens[0], start
-        else:
-            self._tokens[:n] = tokens
-            self._positions[:n] = self._count[start : start + n]
-        if self._flagged != (first, n):
-            self._flags[:first] = 0
-            self._flags[first:n] = 1
-            self._batch.n_tokens = n
-            self._flagged = first, n
-        self._cache.expect()
-        code, address = self._call(first)
+        if not any(map(len, group)):
+            return [(NO_ROWS, None)] * len(group)
+        noted = self.gives_states and not (reads or group[0].is_prompt)
+        if self._giving_states is not noted:
+            lib.llama_set_embeddings(self._ctx, noted)
+            self._giving_states = noted
+        firsts = self._fill(group)
+        for feed in group:
+            feed.sequence.cache.expect()
+        code, address = self._call(firsts[0])
         if code:
             raise self._decode_error(code)
-        self._cache.extend(tokens, context)
-        if states is not None:
-            at = library.states_address(self._ctx, first)
-            kept = self._wrapped(at, rows, states.width, states.width)
-            states.put(context, start + first, kept)
-        return self._logits(address, rows)
+        found: list[tuple[Logits, Logits | None]] = []
+        for feed, first in zip(group, firsts, strict=True):
+            if found:
+                address = library.logits_address(self._ctx, first)
+            logits = self._logits(address, feed.rows, len(group) > 1)
+            states = None
+            if noted:
+                at = library.states_address(self._ctx, first)
+                states = self._wrapped(at, feed.rows, self.width, self.width)
+            feed.computed(states)
+            found.append((logits, states))
+        return found
 
-    def _logits(self, address: int, rows: int) -> NDArray[np.float32]:
+    def _fill(self, group: Sequence[Feed]) -> list[int]:
+        """Writes the batch; where in it the rows of every request begin."""
+        if len(group) == 1 and group[0].request.draft.is_chain:
+            feed = group[0]
+            start, own = len(feed.sequence.cache), feed.sequence.id
+            self._batch.chain(feed.tokens(), start, feed.rows, own)
+            return [len(feed) - feed.rows]
+        self._batch.clear()
+        return [self._batch.add(*feed.nodes(), feed.rows) for feed in group]
+
+    def _logits(self, address: int, rows: int, several: bool) -> Logits:
         """Output rows in the size of the target's vocabulary."""
         logits = self._wrapped(address, rows, self._row_size, self.vocab_size)
-        if self._filled.size:
-            self._filled[:rows, : self._row_size] = logits
-            return self._filled[:rows]
-        return logits
+        if self._row_size >= self.vocab_size:
+            return logits
+        if several or len(self._filled) < rows:
+            shape = rows, self.vocab_size
+            self._filled = np.full(shape, -np.inf, dtype=np.float32)
+        self._filled[:rows, : self._row_size] = logits
+        return self._filled[:rows]
 
     def _wrapped(
         self, address: int, rows: int, width: int, columns: int
@@ -404,6 +438,8 @@ class LlamaLM:
         key = address, rows, width
         wrap = self._wraps.get(key)
         if wrap is None:
+            if len(self._wraps) >= _WRAPS:
+                self._wraps.clear()
             floats = ctypes.c_float * (rows * width)
             wrap = np.ctypeslib.as_array(floats.from_address(address))
             wrap = wrap.reshape(rows, width)[:, :columns]
@@ -416,21 +452,13 @@ class LlamaLM:
         llama.cpp's code, and where the rows from token `first` of the batch on are.
         """
         with self._on_cores:
-            code = lib.llama_decode(self._ctx, self._batch)
+            code = lib.llama_decode(self._ctx, self._batch.struct)
             if code:
                 if self._nodes:
                     self._nodes.forget()
                 return code, 0
             # Asking for rows waits for the call to end.
             return 0, library.logits_address(self._ctx, first)
-
-    def _drop(self, length: int) -> bool:
-        if self.states is not None:
-            self.states.cut(length)
-        if length:
-            return bool(lib.llama_memory_seq_rm(self._memory, _SEQUENCE, length, -1))
-        lib.llama_memory_clear(self._memory, False)
-        return True
 
     def _decode_error(self, code: int) -> EdgecsError:
         said = library.logged_errors()
@@ -440,3 +468,9 @@ class LlamaLM:
         if code == -2:
             return OutOfMemory(f"llama.cpp ran out of memory while decoding: {why}")
         return ModelError(f"llama.cpp could not decode (code {code}): {why}")
+
+
+def _contexts(sequences: int, n_ctx: int) -> str:
+    if sequences == 1:
+        return f"a context of {n_ctx} tokens does"
+    return f"{sequences} contexts of {n_ctx} tokens do"

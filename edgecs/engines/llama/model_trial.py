@@ -24,6 +24,7 @@ from typing import IO
 
 import psutil
 
+from edgecs.core.draft import score_one
 from edgecs.core.files import write_whole
 from edgecs.core.reading import read_bounded
 from edgecs.engines import child
@@ -80,7 +81,6 @@ def attempt(path: str, seconds: str, memory: str) -> None:
     """
     child.prepare(float(seconds), int(memory))
     from edgecs.core.context import Context
-    from edgecs.core.draft import NOTHING
     from edgecs.engines.llama.language_model import LlamaLM
     from edgecs.engines.llama.model import LlamaModel
     from edgecs.engines.llama.tokenizer import load_vocabulary
@@ -106,9 +106,9 @@ def attempt(path: str, seconds: str, memory: str) -> None:
         target = LlamaLM(model, options, cancel)
         if Path(path).stat().st_size < psutil.virtual_memory().available:
             context = Context([i % vocabulary.size for i in range(8)])
-            target.score(context, NOTHING)
+            score_one(target, context)
             context.append([8 % vocabulary.size])
-            target.score(context, NOTHING)
+            score_one(target, context)
 
 
 def _try(path: Path, cancel: threading.Event) -> None:

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgecs.core.context import Context, Tokens
-from edgecs.core.draft import Draft, Rows
+from edgecs.core.draft import Draft, Request, Rows, sole_request
 from edgecs.engines.kv_prefix import PrefixCache
 from edgecs.engines.lease import OneHolder
 from edgecs.engines.llama.library import has_amx
@@ -50,6 +50,7 @@ class OnnxModel:
     """
 
     rewindable = True
+    max_leaves = sequences = 1
     n_ctx = 2**31 - 1  # what lies before the window is forgotten
 
     def __init__(
@@ -86,16 +87,17 @@ class OnnxModel:
         self._cache = PrefixCache(cells.drop)
         self._holder = OneHolder(f"the drafter {manifest.name}")
 
-    def score(self, context: Context, draft: Draft) -> Rows:
+    def score(self, requests: Sequence[Request]) -> list[Rows]:
         """Logits after the context and after every draft token, see `LanguageModel`."""
+        context, draft, _, cancel = sole_request(requests)
         self._check(context, draft)
         kept = self._keep(context, len(draft))
         pending = context.tokens[self._cache.first + kept :]
         feed = np.concatenate((pending, draft.tokens)) if len(draft) else pending
-        logits = self._feed(feed, 1 + len(draft))
-        return Rows(self._ids.to_target(logits), feed.size)
+        logits = self._feed(feed, 1 + len(draft), cancel)
+        return [Rows(self._ids.to_target(logits), feed.size)]
 
-    def end_turn(self, context: Context) -> None:
+    def end_turn(self, context: Context, sequence: int = 0) -> None:
         """Cuts the cache to one token short of the context, see `LanguageModel`."""
         if self._cells is not None:
             self._cache.keep(context, len(context) - 1 - self._cache.first)
@@ -105,7 +107,7 @@ class OnnxModel:
         if self._cells is not None:
             self._cache.reset()
 
-    def hold(self) -> AbstractContextManager[None]:
+    def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
         """Claims the model; a second holder gets a ModelError."""
         return self._holder.hold()
 
@@ -174,7 +176,9 @@ class OnnxModel:
             kept = 0
         return kept
 
-    def _feed(self, tokens: Tokens, rows: int) -> Logits:
+    def _feed(
+        self, tokens: Tokens, rows: int, cancel: threading.Event | None
+    ) -> Logits:
         """Computes `tokens` after the cells that are there; logits of the last `rows`.
 
         These all come from the last call.
@@ -184,7 +188,7 @@ class OnnxModel:
             n = min(_CHUNK, ids.size - start - rows)
             self._call(tokens[start : start + n], ids[start : start + n])
             start += n
-            if self.cancel.is_set():
+            if self.cancel.is_set() or (cancel and cancel.is_set()):
                 raise Cancelled("stopped while the drafter was reading")
         return self._call(tokens[start:], ids[start:])[-rows:]
 

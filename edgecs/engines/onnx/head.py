@@ -20,7 +20,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgecs.core.context import Context, Tokens
-from edgecs.core.draft import Draft, Rows
+from edgecs.core.draft import Draft, Request, Rows, sole_request
 from edgecs.engines.hidden_states import State, States
 from edgecs.engines.kv_prefix import PrefixCache
 from edgecs.engines.lease import OneHolder
@@ -47,6 +47,7 @@ class OnnxHead:
     """
 
     rewindable = True
+    max_leaves = sequences = 1
     n_ctx = 2**31 - 1  # what lies before the window is forgotten
     max_draft = 0  # it reviews nobody
 
@@ -91,8 +92,9 @@ class OnnxHead:
         nothing: State = np.empty((0, 0), dtype=np.float32)
         self._last = nothing, nothing  # state and logits that came last
 
-    def score(self, context: Context, draft: Draft) -> Rows:
+    def score(self, requests: Sequence[Request]) -> list[Rows]:
         """Logits after the context, see `LanguageModel`; there must be no draft."""
+        context, draft, *_ = sole_request(requests)
         self._check(context, draft)
         cache, committed = self._cache, min(context.committed, len(context))
         kept = self._keep(context, committed)
@@ -107,9 +109,9 @@ class OnnxHead:
             self._sure, self._guesses = len(cache), (context.root, committed)
         for token in tokens[read:]:
             self._feed(np.array([token], dtype=np.int32), self._last[0])
-        return Rows(self._ids.to_target(self._last[1]), tokens.size)
+        return [Rows(self._ids.to_target(self._last[1]), tokens.size)]
 
-    def end_turn(self, context: Context) -> None:
+    def end_turn(self, context: Context, sequence: int = 0) -> None:
         """Drops what is not of the context, see `LanguageModel`."""
         if self._cells is not None:
             self._cache.keep(context, len(context) - 1 - self._cache.first)
@@ -120,7 +122,7 @@ class OnnxHead:
             self._cache.reset()
             self._guesses, self._sure = None, 0
 
-    def hold(self) -> AbstractContextManager[None]:
+    def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
         """Claims the model; a second holder gets a ModelError."""
         return self._holder.hold()
 

@@ -1,0 +1,81 @@
+"""What the requests of a call leave to be computed, once their cells are in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.core.draft import Request
+from edgecs.engines.llama.sequence import LlamaSequence
+
+Logits = NDArray[np.float32]
+NO_ROWS: Logits = np.empty((0, 0), dtype=np.float32)
+
+
+class Feed(NamedTuple):
+    """The tokens of one request that go into a call, after the cells there are."""
+
+    request: Request
+    sequence: LlamaSequence
+    pending: list[int]  # tokens of the context
+    read: int  # how many of these the request had, with those of calls before
+    row: NDArray[np.float32] | None = None  # after the context, where it is known
+
+    def __len__(self) -> int:
+        return len(self.pending) + len(self.request.draft)
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it is a part of a prompt, whose states nobody wants."""
+        return len(self.pending) > 1 and not len(self.request.draft)
+
+    @property
+    def rows(self) -> int:
+        """Rows that the call gives: of the last context token and of the draft."""
+        return bool(self.pending) + len(self.request.draft)
+
+    def tokens(self) -> list[int]:
+        """All tokens to be computed."""
+        draft = self.request.draft
+        return self.pending + draft.tokens.tolist() if len(draft) else self.pending
+
+    def nodes(self) -> tuple[list[int], list[int], list[list[int]]]:
+        """All tokens to be computed, their positions, the ids that they belong to."""
+        draft, own = self.request.draft, self.sequence
+        start = len(own.cache)
+        end = start + len(self.pending)
+        if draft.is_chain:
+            last = end + len(draft)
+            return self.tokens(), [*range(start, last)], [[own.id]] * len(self)
+        positions, ids = own.grow(draft, end)
+        before = [own.sharing] * len(self.pending)
+        return self.tokens(), [*range(start, end), *positions], before + ids
+
+    def computed(self, states: Logits | None) -> None:
+        """Notes what the call has left in the cells; states: [rows, width]."""
+        own, (context, draft, *_) = self.sequence, self.request
+        chain, last = draft.is_chain, int(bool(self.pending))
+        begin = len(own.cache) + len(self.pending) - last
+        own.cache.extend(self.tokens() if chain else self.pending, context)
+        if own.states is not None and states is not None:
+            own.states.put(context, begin, states if chain else states[:last])
+            if not chain:
+                own.states.branch(draft, states[last:])
+        if not chain:
+            own.cache.branch(draft)
+
+
+def groups(feeds: Sequence[Feed], most: int) -> Iterator[list[Feed]]:
+    """Those that go into one call of `most` tokens together, prompts first."""
+    group: list[Feed] = []
+    for feed in sorted(feeds, key=lambda feed: not feed.is_prompt):
+        size = sum(map(len, group)) + len(feed)
+        if group and (size > most or group[0].is_prompt is not feed.is_prompt):
+            yield group
+            group = []
+        group.append(feed)
+    if group:
+        yield group

@@ -1,0 +1,121 @@
+"""One sequence of a llama.cpp context: its cells, and what goes with them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import llama_cpp as lib
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.core.draft import Draft
+from edgecs.engines.hidden_states import States
+from edgecs.engines.kv_prefix import PrefixCache
+from edgecs.engines.lease import OneHolder
+
+
+class LlamaSequence:
+    """The cells of one conversation.
+
+    ids: of llama.cpp. The first one has the cells; every further leaf of a draft that
+    is a tree takes another one for the time of a round, in which it sees the cells of
+    the context and of its own path (SpecInfer, arXiv 2305.09781). sole: whether there
+    is no other sequence.
+    """
+
+    def __init__(
+        self,
+        context: lib.llama_context_p,
+        ids: Sequence[int],
+        *,
+        sole: bool,
+        marks: bool,
+        name: str,
+    ) -> None:
+        self.id, self._further = ids[0], list(ids[1:])
+        self.cache = PrefixCache(self._drop, select=self._select, marks=marks)
+        self.prompt_row: tuple[int, NDArray[np.float32]] | None = None
+        self.states: States | None = None
+        self.holder = OneHolder(name)
+        self._ctx, self._memory = context, lib.llama_get_memory(context)
+        self._sole = sole
+        self._leaf: list[int] = []  # id of a leaf below each node of the tree
+        self._used: list[int] = []  # ids of its further leaves
+
+    def grow(self, tree: Draft, before: int) -> tuple[list[int], list[list[int]]]:
+        """Positions of a tree's nodes, and the ids that each belongs to.
+
+        before: tokens of the context. Gives its leaves the cells of the context; those
+        that the same call computes must belong to `sharing`.
+        """
+        leaves = [self.id, *self._further][: len(tree.leaves)]
+        ids: list[list[int]] = [[] for _ in range(len(tree))]
+        parents = tree.parents.tolist()
+        for leaf, own in zip(tree.leaves, leaves, strict=True):
+            node = leaf
+            while node >= 0:
+                ids[node].append(own)
+                node = parents[node]
+        self._leaf, self._used = [own[0] for own in ids], leaves[1:]
+        for own in self._used:
+            lib.llama_memory_seq_cp(self._memory, self.id, own, -1, -1)
+        return [before + depth for depth in tree.depths], ids
+
+    @property
+    def sharing(self) -> list[int]:
+        """Ids that a token of the context belongs to in the call of a tree."""
+        return [self.id, *self._used]
+
+    def reset(self, there: bool) -> None:
+        """Forgets everything; there: whether its context still exists."""
+        if there:
+            self.cache.reset()
+        self.prompt_row = None
+
+    @property
+    def state_size(self) -> int:
+        """Bytes of `state`."""
+        return int(lib.llama_state_seq_get_size(self._ctx, self.id))
+
+    def state(self) -> bytes:
+        """All its cells as llama.cpp writes them."""
+        data = (ctypes.c_uint8 * self.state_size)()
+        lib.llama_state_seq_get_data(self._ctx, data, len(data), self.id)
+        return bytes(data)
+
+    def put(self, state: bytes, cells: int) -> bool:
+        """Whether llama.cpp took the state of so many cells instead of what it had."""
+        data = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        taken = lib.llama_state_seq_set_data(self._ctx, data, len(state), self.id)
+        last = lib.llama_memory_seq_pos_max(self._memory, self.id)
+        return bool(taken == len(state) and last == cells - 1)
+
+    def _select(self, path: Sequence[int]) -> None:
+        """See `PrefixCache`: the path's cells go over to the first id."""
+        start, end = len(self.cache), len(self.cache) + len(path)
+        if self.states is not None:
+            self.states.select(path)
+        leaf = self._leaf[path[-1]] if path else self.id
+        if leaf != self.id:
+            lib.llama_memory_seq_rm(self._memory, self.id, start, -1)
+            lib.llama_memory_seq_cp(self._memory, leaf, self.id, start, end)
+        lib.llama_memory_seq_rm(self._memory, self.id, end, -1)
+        self._free_leaves()
+
+    def _drop(self, length: int) -> bool:
+        if self.states is not None:
+            self.states.cut(length)
+        self._free_leaves()
+        if length:
+            return bool(lib.llama_memory_seq_rm(self._memory, self.id, length, -1))
+        if self._sole:
+            lib.llama_memory_clear(self._memory, False)
+        else:
+            lib.llama_memory_seq_rm(self._memory, self.id, -1, -1)
+        return True
+
+    def _free_leaves(self) -> None:
+        for own in self._used:
+            lib.llama_memory_seq_rm(self._memory, own, -1, -1)
+        self._used = []
