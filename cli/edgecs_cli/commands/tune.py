@@ -39,6 +39,7 @@ from edgecs.tuning.plan import (
 from edgecs.tuning.quantisations import promised_quantisations
 from edgecs.tuning.report import Report
 from edgecs.tuning.settings import otherwise, settings_to_try
+from edgecs_bench.text_tables import aligned
 from edgecs_cli.console import columns, echo, moves, say, show_log, wrapped
 from edgecs_cli.options.common import (
     OutputFile,
@@ -157,7 +158,15 @@ def _show(report: Report, *, as_json: bool, verbose: bool) -> None:
     for line in report.verdict():
         echo(wrapped(line, columns(sys.stdout)))
     if verbose:
-        echo("\n".join(["", *report.lines()]))
+        echo("\n".join(["", *_details(report)]))
+
+
+def _details(report: Report) -> Iterator[str]:
+    for part in report.details():
+        if isinstance(part, str):
+            yield part
+        else:
+            yield from (f"  {line}" for line in aligned(part.rows, words=part.words))
 
 
 def _plotter(path: Path) -> ModuleType:
