@@ -26,6 +26,7 @@ from edgecs.core.draft import score_one
 from edgecs.engines.host import cpu_name
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.loader import Loaded, load
+from edgecs_bench.text_tables import aligned
 
 STATES = ("idle", "busy")
 _CORES = psutil.cpu_count(logical=False) or 1
@@ -96,10 +97,11 @@ def main(model: Path, rounds: int, hogs: int, seconds: float, one: str | None) -
         way: {state: median(row[state] for row in rows) for state in STATES}
         for way, rows in every.items()
     }
-    print(f"{'tokens/s':16} {'idle':>7} {'busy':>7}   busy/idle")
+    lines = [["tokens/s", "idle", "busy", "busy/idle"]]
     for way, speed in found.items():
-        share = speed["busy"] / speed["idle"]
-        print(f"{way:16} {speed['idle']:7.1f} {speed['busy']:7.1f}   {share:9.2f}")
+        idle, busy = speed["idle"], speed["busy"]
+        lines.append([way, f"{idle:.1f}", f"{busy:.1f}", f"{busy / idle:.2f}"])
+    print("\n".join(aligned(lines)))
     print(
         json.dumps(
             {

@@ -32,6 +32,7 @@ from edgecs.sampling.settings import Sampling
 from edgecs.text.chat_template import ChatTemplate
 from edgecs_bench.suite.prompts import Prompt
 from edgecs_bench.suite.suites import suite
+from edgecs_bench.text_tables import aligned
 
 MOST = 3  # tokens of a draft
 _LONG = 3  # matched tokens from which Max-Gram is preferred
@@ -181,12 +182,16 @@ def main(
         for t, scores in found.items()
         for name, score in scores.items()
     ]
-    for row in rows:
-        shares = " / ".join(f"{share:.3f}" for share in row["right"])
-        print(
-            f"temp {row['temperature']:<4} {row['drafter']:32} {shares}   "
-            f"{row['ms_a_token']:.2f} ms a token, {row['drafts']} drafts"
-        )
+    lines = [
+        [
+            f"temp {row['temperature']}",
+            row["drafter"],
+            " / ".join(f"{share:.3f}" for share in row["right"]),
+            f"{row['ms_a_token']:.2f} ms a token, {row['drafts']} drafts",
+        ]
+        for row in rows
+    ]
+    print("\n".join(aligned(lines, words=(0, 1))))
     print(
         json.dumps(
             {

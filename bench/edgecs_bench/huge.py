@@ -23,6 +23,7 @@ from edgecs.engines.host import cpu_name
 from edgecs.engines.llama import huge_pages
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.loader import load
+from edgecs_bench.text_tables import aligned
 
 DEPTHS = (64, 1024, 4000)  # tokens of context
 _CALLS, _SETTLED = 9, 2  # calls behind a depth, and how many of these do not count
@@ -70,8 +71,8 @@ def main(model: Path, rounds: int, one: str | None) -> None:
         way: [round(median(column), 3) for column in zip(*rows, strict=True)]
         for way, rows in every.items()
     }
-    for way, row in milliseconds.items():
-        print(f"{way:16} " + "  ".join(f"{value:7.2f}" for value in row))
+    lines = ([way, *(f"{ms:.2f}" for ms in row)] for way, row in milliseconds.items())
+    print("\n".join(aligned(lines)))
     print(
         json.dumps(
             {

@@ -33,6 +33,7 @@ from edgecs.engines.host import Others, cpu_name
 from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.engines.load_options import KernelChoice, LoadOptions
 from edgecs.runtime.loader import Loaded, load
+from edgecs_bench.text_tables import aligned
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 DEPTHS = (64, 1500)
@@ -179,12 +180,13 @@ def bandwidth(
 def show(depth: int, found: Mapping[str, Row]) -> None:
     """A table of one depth."""
     print(f"\nms of a call after {depth} tokens")
-    print(f"{'':18}" + "".join(f"{width:8}" for width in WIDTHS))
+    lines: list[Sequence[object]] = [["", *WIDTHS]]
     for name, row in found.items():
-        print(f"{name:18}" + "".join(f"{median(ms):8.2f}" for ms in row.values()))
+        lines.append([name, *(f"{median(ms):.2f}" for ms in row.values())])
     for name, row in found.items():
         shares = ratios(row).values()
-        print(f"{f'{name}, ratio':18}" + "".join(f"{share:8.2f}" for share in shares))
+        lines.append([f"{name}, ratio", *(f"{share:.2f}" for share in shares)])
+    print("\n".join(aligned(lines)))
 
 
 _SETS = [kind for kind in get_args(KernelChoice) if kind not in ("auto", "llama")]
@@ -221,7 +223,7 @@ def main(model: Path, threads: int, repeats: int, kernels: KernelChoice) -> None
         exact = {depth: identical(own, depth) for depth in EXACT_DEPTHS}
         print("\nwidths with the bits of single tokens, 1 to 4 threads")
         for depth, widths in exact.items():
-            print(f"after {depth:5} tokens: {' '.join(map(str, widths)) or 'none'}")
+            print(f"after {depth} tokens: {' '.join(map(str, widths)) or 'none'}")
         change = settling(own.target, DEPTHS[0], 4, repeats) * 1e3
         result = _result(own, chosen, tables, read, exact, shares, change, others)
         print(json.dumps(result))

@@ -13,11 +13,13 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import TextIO
 
 import click
+
+from edgecs_bench.text_tables import Row, aligned
 
 # What terminals obey: all control characters but newline and tab, which are shown as
 # pictures.
@@ -112,6 +114,12 @@ def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
         click.echo(text, err=err, nl=nl, color=True)
     except OSError as error:
         raise StreamLost(error.errno, error.strerror) from error
+
+
+def echo_table(rows: Iterable[Row], *, words: Collection[int] = (0,)) -> None:
+    """Writes rows to stdout as columns that can be copied, see `aligned`."""
+    for line in aligned(rows, words=words):
+        echo(line)
 
 
 def say(text: str, *, quiet: bool = False) -> None:

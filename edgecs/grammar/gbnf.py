@@ -1,6 +1,12 @@
 """GBNF, the grammar format of llama.cpp: text in, rules out.
 
-Knows the notation only. What the rules mean to a parser is said in `lexing`.
+Knows the notation only. What the rules mean to a parser is said in `lark`.
+
+llguidance 1.9.1 has a converter too, `gbnf_to_lark`, but it changes what a grammar
+allows: it refuses "ab" under `root ::= x "b"` with `x ::= [ab]+`, "1=1\\n" under
+llama.cpp's arithmetic example, and a newline for `.`, and it ignores the first of two
+rules that have the same name. Its text for `"\\u00e9"`, `"a"{0,0} "b"` and `("a"+)*` is
+not valid, and a rule named `start` is an error.
 
 >>> parse('root ::= "a" rest?   # comment\\nrest ::= [b-d]{2,}')["root"]
 Seq(parts=(Chars(ranges=((97, 97),)), Repeat(part=Ref(name='rest'), least=0, most=1)))

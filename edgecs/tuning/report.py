@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from edgecs.calibrate.profile import Key
 from edgecs.calibrate.speculation_profile import Speculation
@@ -16,6 +17,13 @@ from edgecs.tuning.settings import WIDTHS, Otherwise
 from edgecs.tuning.tuner import Tuned
 
 _DRIFTED = "because the machine drifted"
+
+
+class Table(NamedTuple):
+    """Rows of as many cells each, the heads first; words: columns without numbers."""
+
+    rows: list[list[str]]
+    words: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)
@@ -81,21 +89,21 @@ class Report:
         if self.kept:
             yield self._next_line()
 
-    def lines(self) -> Iterator[str]:
-        """Everything that was measured, in tables."""
+    def details(self) -> Iterator[str | Table]:
+        """Everything that was measured, in lines and tables."""
         first, *deeper = self.tuned.curves
         yield f"{self.key.model}, a call by its tokens, {self._how(first)}:"
-        yield from _aligned(_cost_rows(first.seconds))
+        yield Table([*_cost_rows(first.seconds)], words=(4,))
         yield "A call pays where more of its drafted tokens are right than must be."
         others = [(self.key.model, curve) for curve in deeper]
         others += [(drafter.name, drafter.curve) for drafter in self.tuned.drafters]
         for name, curve in others:
             yield f"\n{name}, {self._how(curve)}:"
-            yield from _aligned(_short_rows(curve.seconds))
+            yield Table([*_short_rows(curve.seconds)])
         yield f"\nThe bits of plain decoding: {self._widths()}."
         yield f"With --exact {self.known.exact}: {self._tiers()}."
         yield "\nSpeed, relative to plain decoding just before and after:"
-        yield from _aligned(self._chain_rows())
+        yield Table([*self._chain_rows()])
         yield "Measured: the median over the kinds of task; mean: the geometric one."
         if self.tuned.compared.discarded:
             yield f"Thrown away, {_DRIFTED}: {self.tuned.compared.discarded}"
@@ -106,7 +114,7 @@ class Report:
         yield ""
         if self.settings:
             yield "Loaded otherwise, ms of a call as it is -> as it would be:"
-            yield from _aligned(_setting_rows(self.settings))
+            yield Table([*_setting_rows(self.settings)])
             yield from (other.advice() for other in self.settings if other.tells)
         yield from map(self._file_line, self.files)
 
@@ -229,16 +237,3 @@ def _short_rows(seconds: Mapping[int, float]) -> Iterator[list[str]]:
     """Times alone, a column for every width."""
     yield ["tokens", *map(str, seconds)]
     yield ["ms", *(f"{value * 1e3:.2f}" for value in seconds.values())]
-
-
-def _aligned(rows: Iterable[list[str]]) -> Iterator[str]:
-    """Columns side by side; to the right those whose first value is a number."""
-    every = list(rows)
-    widths = [max(map(len, column)) for column in zip(*every, strict=True)]
-    right = [text[:1].isdigit() for text in every[1]]
-    for row in every:
-        cells = [
-            text.rjust(width) if number else text.ljust(width)
-            for text, width, number in zip(row, widths, right, strict=True)
-        ]
-        yield "  " + "  ".join(cells).rstrip()

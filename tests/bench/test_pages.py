@@ -112,8 +112,8 @@ def test_a_peer_that_gave_no_answer_has_a_row_with_its_error(tmp_path: Path):
     fields["modes"].append({"name": "x/y", "about": "", "error": "no | wheel"})
     path.write_text(json.dumps(fields))
     head, _, *rows = peers_overview([path]).splitlines()
-    assert rows[-1].startswith("| one | x/y | failed: no / wheel | - ")
-    assert {row.count("|") for row in rows} == {head.count("|")}
+    assert rows[-1].startswith("| one | x/y | failed: no \\| wheel | - ")
+    assert {row.count(" | ") for row in rows} == {head.count(" | ")}
 
 
 def test_times_to_the_first_token_are_those_of_long_prompts(tmp_path: Path):

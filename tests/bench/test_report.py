@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgecs.errors import ConfigError
-from edgecs_bench.report import figures, page
+from edgecs_bench.report import canvas, figures, page
 from edgecs_bench.report.charts import charts, cleaned, inline_svg, save_charts
 from edgecs_bench.report.tables import overview, tables
 from tests.bench_results import (
@@ -34,6 +34,7 @@ from tests.bench_results import (
     retold,
     thinned,
 )
+from tests.rooms import FOLDERS, sources
 
 pytest.importorskip("matplotlib")
 
@@ -277,12 +278,12 @@ def test_every_colour_in_a_page_can_be_changed():
         svg = inline_svg(chart, "a")
         assert not re.findall("#[0-9a-f]{6}", svg)
         assert "font-family" not in svg
-        assert set(re.findall(r"var\(--(\w+)\)", svg)) <= set(figures.LIGHT)
+        assert set(re.findall(r"var\(--(\w+)\)", svg)) <= set(canvas.LIGHT)
 
 
-@pytest.mark.parametrize("colours", [figures.LIGHT, page.DARK])
+@pytest.mark.parametrize("colours", [canvas.LIGHT, page.DARK])
 def test_every_colour_can_be_read(colours: dict[str, str]):
-    assert colours.keys() == figures.LIGHT.keys()
+    assert colours.keys() == canvas.LIGHT.keys()
     for name in set(colours) - {"paper", "line"}:
         assert contrast(colours[name], colours["paper"]) >= 4.5, name
 
@@ -308,6 +309,19 @@ def test_a_user_s_own_settings_of_matplotlib_change_nothing():
     usual = inline_svg(chart, "a")
     with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path"}):
         assert inline_svg(chart, "a") == usual
+
+
+@pytest.mark.parametrize("form", canvas.FORMS)
+def test_the_same_numbers_give_the_same_file(form: str):
+    (chart, *_) = charts(few())
+    assert canvas.saved(chart.make, form) == canvas.saved(chart.make, form)
+
+
+def test_one_module_opens_and_saves_figures():
+    for package in FOLDERS:
+        for path in sources(package):
+            found = re.search(r"\bpyplot\b|\bsavefig\(|\bFigure\(", path.read_text())
+            assert not found or path.stem == "canvas", path
 
 
 def test_importing_the_page_loads_no_engine_and_no_matplotlib():
@@ -340,6 +354,9 @@ def test_without_matplotlib_the_page_says_what_to_install(
     check(text)
     assert "edgecs[plot]" in text
     assert "<svg" not in text
+    (chart, *_) = charts(few())
+    with pytest.raises(ConfigError, match=re.escape('pip install "edgecs[plot]"')):
+        canvas.saved(chart.make, "svg")
 
 
 def test_another_format_is_refused():

@@ -374,10 +374,10 @@ def test_a_legend_counts_every_token_once():
         list(session.generate([1], max_tokens=13))
         lines = legend(session, "numeric", colours=False)
     assert lines == [
-        "source tokens  share  proposed  tested  accepted",
-        "target      5    38%",
-        "good        8    62%         8       8         8",
-        "bad         0     0%         6       6         0",
+        "source  tokens  share  proposed  tested  accepted",
+        "target       5    38%",
+        "good         8    62%         8       8         8",
+        "bad          0     0%         6       6         0",
         "marks: text of a drafter is in [bad:...]",
         "rounds by tokens in the call: 1 of 3, 3 of 5",
         "exactness: numeric",
@@ -422,7 +422,7 @@ def test_a_legend_of_a_planner_says_why_not_more(token: float):
 def test_a_legend_without_drafts_says_why():
     with Session(TableModel(5), Endless()) as session:
         assert legend(session, "", colours=False)[-2:] == [
-            "target      0",
+            "target       0",
             "speculation: off (not asked for)",
         ]
 

@@ -845,10 +845,10 @@ def test_verify_says_how_each_model_is(index, edgecs, cache, toml, monkeypatch):
     )
     path = cache / "fake" / "weights.gguf"
     here = ("models", "verify")
-    assert edgecs(*here) == (0, f"{'fake':28} not here\n", "")
+    assert edgecs(*here) == (0, "fake  not here\n", "")
     assert edgecs("models", "pull", "fake").code == 0
     outcome = edgecs(*here)
-    assert (outcome.code, outcome.out) == (0, f"{'fake':28} OK\n")
+    assert (outcome.code, outcome.out) == (0, "fake  OK\n")
     assert "checking weights.gguf" in outcome.err
     path.write_bytes(b"!" + DATA[1:])
     plain = path.with_name("mine.gguf")
@@ -856,8 +856,8 @@ def test_verify_says_how_each_model_is(index, edgecs, cache, toml, monkeypatch):
     outcome = edgecs(*here, plain, "fake")
     assert outcome.code == 3
     assert outcome.out.splitlines() == [
-        f"{'mine':28} no checksum known",
-        f"{'fake':28} damaged: weights.gguf has the wrong checksum",
+        "mine  no checksum known",
+        "fake  damaged: weights.gguf has the wrong checksum",
     ]
     assert outcome.err.splitlines()[-1] == (
         "edgecs models verify: damaged: fake; fetch a damaged model again with `edgecs "

@@ -1149,9 +1149,6 @@ def test_a_plot_without_matplotlib_is_refused_first(
     edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path, no_calls, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
-    monkeypatch.delitem(sys.modules, "edgecs_cli.commands.tuning_plot", raising=False)
-    monkeypatch.delattr("edgecs_cli.commands.tuning_plot", raising=False)
     outcome = tune_cli(edgecs, tiny_gguf, "--plot", tmp_path / "a.png")
     one_line(outcome, 2, 'pip install "edgecs[plot]"')
 

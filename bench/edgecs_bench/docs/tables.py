@@ -21,6 +21,7 @@ from edgecs_bench.run.result import Result, read, readable
 from edgecs_bench.simulation.chains import Chain
 from edgecs_bench.simulation.simulation import Simulation, against, choose, compared
 from edgecs_bench.simulation.traces import read_traces
+from edgecs_bench.text_tables import markdown
 
 _LEFT_OUT = ("category", "mode", "temp")  # of a row under a title that has them
 _CALLS = ("4", "8")  # tokens of calls that are shown
@@ -55,7 +56,7 @@ def speed_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
         )
     heads = [name.replace("_", " ") for name in categories]
     titles = ["model", "processor", "plain, tok/s"]
-    return _table([*titles, *heads, "geometric mean (90 %)"], lines)
+    return markdown([[*titles, *heads, "geometric mean (90 %)"], *lines])
 
 
 def speed_details(files: Iterable[Path]) -> str:
@@ -72,7 +73,7 @@ def speed_details(files: Iterable[Path]) -> str:
             names = ["category", *(n for n in shown[0] if n not in _LEFT_OUT)]
             lines = [[one[name] for name in names] for one in shown]
             title = f"### {mode}, temperature {temperature:g}"
-            parts.append(f"{title}\n\n{_table(names, lines)}")
+            parts.append(f"{title}\n\n{markdown([names, *lines])}")
     return "\n".join(parts)
 
 
@@ -108,10 +109,10 @@ def peers_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
         answered = {answer["mode"] for answer in result["answers"]}
         for mode in result["modes"]:
             if mode["name"] not in answered:
-                error = mode.get("error", "no answer").replace("|", "/")
+                error = mode.get("error", "no answer")
                 lines.append([name, mode["name"], f"failed: {error}", *"---"])
     heads = ["model", "mode", "over plain (90 %)", "worst category", "end to end"]
-    return _table([*heads, "answers that fork"], lines)
+    return markdown([[*heads, "answers that fork"], *lines])
 
 
 def drafters_overview(file: Path) -> str:
@@ -133,7 +134,7 @@ def drafters_overview(file: Path) -> str:
                 ]
             )
     heads = ["prompts", "temp", "drafter", "first 1 / 2 / 3 right", "ms a token", "MB"]
-    return _table(heads, lines)
+    return markdown([heads, *lines])
 
 
 def huge_pages(file: Path) -> str:
@@ -151,7 +152,7 @@ def huge_pages(file: Path) -> str:
             shares = (f"{ms[i] / small[i]:.2f}" for ms in (huge, read))
             lines.append([told["model"], str(depth), f"{small[i]:.1f}", *shares])
     heads = ["model", "behind", "small pages, ms", "huge pages", "and --no-mmap"]
-    return _table(heads, lines)
+    return markdown([heads, *lines])
 
 
 def kernel_calls(file: Path) -> str:
@@ -185,7 +186,7 @@ def kernel_calls(file: Path) -> str:
         [f"{width} tokens{who}" for width in _CALLS] for who in ("", ", llama.cpp")
     )
     heads = ["model", "kernels", "plain", *ours, *theirs, "prompt", "of memory"]
-    return _table([*heads, "exact widths"], lines)
+    return markdown([[*heads, "exact widths"], *lines])
 
 
 def fidelities(file: Path) -> str:
@@ -201,7 +202,7 @@ def fidelities(file: Path) -> str:
         name = told["model"].removesuffix(".gguf")
         lines.append([name, f"{told['own']['tokens']:,}", *cells])
     heads = [f"{title}{who}" for title in _FIDELITY for who in ("", " (llama.cpp)")]
-    return _table(["model", "tokens", *heads], lines)
+    return markdown([["model", "tokens", *heads], *lines])
 
 
 def over_llama(files: Iterable[Path], temperature: float = 0.0) -> str:
@@ -237,7 +238,7 @@ def over_llama(files: Iterable[Path], temperature: float = 0.0) -> str:
         )
     heads = ["model", "llama.cpp, tok/s", "plain", "planned"]
     names = [name.replace("_", " ") for name in categories]
-    return _table([*heads, *names, "planned over plain (90 %)"], lines)
+    return markdown([[*heads, *names, "planned over plain (90 %)"], *lines])
 
 
 def busy(file: Path) -> str:
@@ -250,7 +251,7 @@ def busy(file: Path) -> str:
             speeds = [f"{idle:.1f}", f"{beside:.1f}", f"{beside / idle:.2f}"]
             lines.append([told["model"], str(told["hogs"]), f"`{way}`", *speeds])
     heads = ["model", "programs", "threads", "alone", "beside", "share left"]
-    return _table(heads, lines)
+    return markdown([heads, *lines])
 
 
 def first_tokens(files: Iterable[Path], least: int = 500) -> str:
@@ -275,7 +276,7 @@ def first_tokens(files: Iterable[Path], least: int = 500) -> str:
         if len(cells) == 2:
             name = result["model"]["name"]
             lines.append([name, _processor(result), len(pairs), *cells])
-    return _table(["model", "processor", "prompts", "plain", "planner"], lines)
+    return markdown([["model", "processor", "prompts", "plain", "planner"], *lines])
 
 
 def predictions(files: Sequence[Path]) -> str:
@@ -284,7 +285,7 @@ def predictions(files: Sequence[Path]) -> str:
     files: results; the traces of the same prompts lie beside them as `.jsonl.gz`.
     """
     rows = [row for file in files for row in _predicted(file)]
-    return _table(["target", "chain", "simulated", "measured", "error"], rows)
+    return markdown([["target", "chain", "simulated", "measured", "error"], *rows])
 
 
 def _predicted(file: Path) -> list[list[str]]:
@@ -347,7 +348,7 @@ def audits(files: Iterable[Path]) -> str:
             ]
         )
     heads = ["model", "asked for", "KV", "temp", "identical answers", "tokens"]
-    return _table([*heads, "forks per 1,000 by tier", "strict broken"], rows)
+    return markdown([[*heads, "forks per 1,000 by tier", "strict broken"], *rows])
 
 
 def _results(files: Iterable[Path]) -> Iterator[Result]:
@@ -408,8 +409,3 @@ def _speeds(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def _ratio(value: float | None, scale: float = 1.0) -> str:
     return "-" if value is None else f"{value / scale:.2f}"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [list(heads), ["---"] * len(heads), *(list(map(str, row)) for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

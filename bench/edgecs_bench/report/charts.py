@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecs_bench.report import figures
+from edgecs_bench.report.canvas import FORMS, LIGHT, saved
 from edgecs_bench.report.figures import Bar, Line, Pace
 from edgecs_bench.report.svg import inline
 
@@ -31,7 +30,7 @@ _PARTS = ("rows", "answers", "samples")  # that name modes
 _FEW = 10  # tested tokens of which a share says something
 _DEEPEST = 16  # positions in a draft that there is room for
 _ODD = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_VARIABLES = {colour: f"var(--{name})" for name, colour in figures.LIGHT.items()}
+_VARIABLES = {colour: f"var(--{name})" for name, colour in LIGHT.items()}
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def charts(result: Mapping[str, Any]) -> list[Chart]:
 
 
 def save_charts(
-    result: Mapping[str, Any], folder: Path, formats: Sequence[str] = ("png", "svg")
+    result: Mapping[str, Any], folder: Path, formats: Sequence[str] = FORMS
 ) -> list[Path]:
     """Writes every chart as a file of each format; light, on white."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +59,7 @@ def save_charts(
     for chart in charts(result):
         for form in formats:
             path = folder / f"{chart.name}.{form}"
-            path.write_bytes(_saved(chart, form))
+            path.write_bytes(saved(chart.make, form))
             paths.append(path)
     return paths
 
@@ -68,10 +67,10 @@ def save_charts(
 def inline_svg(chart: Chart, prefix: str) -> str:
     """The chart as an element of a page, in the page's font and colours.
 
-    The colours are CSS variables named as in `figures.LIGHT`; ids begin with `prefix`.
+    The colours are CSS variables named as in `canvas.LIGHT`; ids begin with `prefix`.
     """
     label = f"{chart.title}. {chart.caption}"
-    return inline(_saved(chart, "svg"), _VARIABLES, prefix, label)
+    return inline(saved(chart.make, "svg"), _VARIABLES, prefix, label)
 
 
 def cleaned(value: Any) -> Any:
@@ -85,18 +84,6 @@ def cleaned(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [cleaned(part) for part in value]
     return value
-
-
-def _saved(chart: Chart, form: str) -> bytes:
-    file = BytesIO()
-    nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
-    with warnings.catch_warnings(), figures.style():
-        # A page has fonts of its own, and a box in a picture is no reason to fail.
-        warnings.filterwarnings("ignore", "Glyph .* missing")
-        chart.make().savefig(
-            file, format=form, dpi=200, metadata=nothing if form == "svg" else None
-        )
-    return file.getvalue()
 
 
 # --- one after the other

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgecs_bench.run.result import Result, markdown
+from edgecs_bench.run.result import Result, markdown_of
 from edgecs_bench.run.statistics import geometric_mean
 
 
@@ -121,7 +121,7 @@ def show(a: Sequence[Result], b: Sequence[Result], *, as_json: bool) -> str:
 def _shown(one: Result, other: Result, rows: list[dict[str, Any]]) -> str:
     lines = [f"{one['model']['name']}\n"]
     lines += [f"{difference}\n" for difference in differences(one, other)]
-    lines.append(markdown([{n: _text(v) for n, v in row.items()} for row in rows]))
+    lines.append(markdown_of([{n: _text(v) for n, v in row.items()} for row in rows]))
     for mode, temperature, mean in means(rows):
         lines.append(
             f"{mode}, temp {temperature:g}: B has {mean:.3f} x the speed of A\n"

@@ -1,68 +1,31 @@
-"""The figures of a report, drawn from plain numbers. Needs matplotlib.
+"""The figures of a report, drawn from plain numbers into figures of `canvas`.
 
-Knows nothing of results. Every colour is one of `LIGHT`, so that a page can put its
-own in their place; a width of 400 points suits a card on a page and a phone.
+Knows nothing of results. Every colour is one of `canvas.LIGHT`, so that a page can put
+its own in their place; a width of 400 points suits a card on a page and a phone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgecs.tuning.cost_sweep import tiles
+from edgecs_bench.report.canvas import LIGHT, open_figure
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LIGHT = {
-    "ink": "#1d2329",
-    "dim": "#5a646f",
-    "line": "#d5dbe1",
-    "paper": "#ffffff",
-    "s0": "#2b5c9e",
-    "s1": "#b8560f",
-    "s2": "#2f7d4f",
-    "s3": "#7b4ea3",
-    "s4": "#0f7783",
-    "s5": "#b23a48",
-    "s6": "#76660f",
-    "s7": "#4a5560",
-}
-"""Colours by name, on white; s0 to s7 are series."""
 SERIES = tuple(name for name in LIGHT if name[0] == "s")
 
 _INK, _DIM, _LINE, _PAPER = (LIGHT[name] for name in ("ink", "dim", "line", "paper"))
 _MARKERS = "os^DvPX*"  # series differ by more than their colours
-_WIDTH = 400  # points, which are the units of an SVG
+_WIDTH = 400  # points
 _LONGEST = 20  # letters of a name that there is room for
 _LINE_OF_LETTERS = 62
-_STYLE = {
-    "axes.edgecolor": _DIM,
-    "axes.facecolor": "none",
-    "axes.labelcolor": _DIM,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.facecolor": _PAPER,
-    "font.size": 11,
-    "legend.fontsize": 10.5,
-    "legend.frameon": False,
-    "legend.handlelength": 1.4,
-    "savefig.facecolor": _PAPER,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "edgecs",  # ids that stay the same
-    "text.color": _INK,
-    "text.parse_math": False,  # a $ in a name is a $
-    "xtick.color": _DIM,
-    "xtick.labelsize": 10.5,
-    "ytick.color": _DIM,
-    "ytick.labelcolor": _INK,
-    "ytick.labelsize": 10.5,
-}
 
 
 class Bar(NamedTuple):
@@ -90,14 +53,6 @@ class Pace(NamedTuple):
     speeds: Mapping[int, float]  # tokens a second, by the tokens there were
     parked: Sequence[tuple[int, int]]  # from token to token
     plain: float | None  # what plain decoding makes of such prompts
-
-
-def style() -> AbstractContextManager[None]:
-    """What a figure must be made and saved under, whatever the user's settings are."""
-    from matplotlib import style as styles
-
-    context: AbstractContextManager[None] = styles.context(("default", _STYLE))
-    return context
 
 
 def costs(relative: Mapping[int, float], same: Sequence[int]) -> Figure:
@@ -188,7 +143,7 @@ def lines(curves: Sequence[Line], *, across: str, up: str) -> Figure:
 
 def paces(answers: Sequence[Pace]) -> Figure:
     """Speed along the answers, one below the other."""
-    figure = _figure(70 + 66 * len(answers))
+    figure = open_figure(_WIDTH, 70 + 66 * len(answers))
     panels = figure.subplots(len(answers), 1, sharex=True, squeeze=False)[:, 0]
     found: dict[str, Artist] = {}
     for axes, answer in zip(panels, answers, strict=True):
@@ -254,14 +209,8 @@ def drift(anchors: Mapping[int, float], drifted: Sequence[int]) -> Figure:
     return figure
 
 
-def _figure(height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(_WIDTH / 72, height / 72), layout="constrained")
-
-
 def _panel(height: float) -> tuple[Figure, Axes]:
-    figure = _figure(height)
+    figure = open_figure(_WIDTH, height)
     return figure, figure.subplots()
 
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from edgecs.errors import ConfigError
-from edgecs_bench.report import figures
+from edgecs_bench.report import canvas, figures
 from edgecs_bench.report.charts import charts, cleaned, inline_svg
 from edgecs_bench.report.tables import (
     NOTHING,
@@ -48,7 +48,7 @@ DARK = {
     "s6": "#d0bf5a",
     "s7": "#a9b4c0",
 }
-"""The names of `figures.LIGHT` on a dark page."""
+"""The names of `canvas.LIGHT` on a dark page."""
 
 _TARGET = "target"  # writes what nobody drafted, and is left unmarked
 _LOOKS = len(figures.SERIES)
@@ -100,7 +100,7 @@ def render(results: Sequence[Mapping[str, Any]]) -> str:
                 "take a file that `edgecs bench` wrote"
             )
     clean = [cleaned(result) for result in results]
-    drawable = _matplotlib()
+    drawable = canvas.is_installed()
     environment = Environment(
         loader=PackageLoader("edgecs_bench", "data/templates"),
         autoescape=True,
@@ -112,7 +112,7 @@ def render(results: Sequence[Mapping[str, Any]]) -> str:
         sections=[_section(at, one, drawable) for at, one in enumerate(clean, 1)],
         overview=overview(clean) if len(clean) > 1 else None,
         drawable=drawable,
-        light=figures.LIGHT,
+        light=canvas.LIGHT,
         dark=DARK,
     )
 
@@ -167,14 +167,6 @@ def warnings(result: Fields) -> Iterator[str]:
     for mode in result["modes"]:
         if "error" in mode:
             yield f"“{mode['name']}” failed: {mode['error']}"
-
-
-def _matplotlib() -> bool:
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def _section(at: int, result: Fields, drawable: bool) -> Section:

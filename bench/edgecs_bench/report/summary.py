@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from statistics import median
 from time import perf_counter_ns
 
 import psutil
 
+from edgecs_bench.text_tables import aligned, with_heads
 
-def table(rows: Sequence[dict[str, object]]) -> None:
-    """Prints rows of equal keys as aligned columns."""
-    columns = list(rows[0])
-    cells = [columns, *([_cell(row[c]) for c in columns] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    for row in cells:
-        pairs = zip(row, widths, strict=True)
-        print("  ".join(text.rjust(width) for text, width in pairs).rstrip())
+
+def table(rows: Sequence[Mapping[str, object]]) -> None:
+    """Prints rows of equal keys, see `table_lines`."""
+    print("\n".join(table_lines(rows)))
+
+
+def table_lines(rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """Rows of equal keys as lines: columns of words, and from a number on of numbers.
+
+    >>> for line in table_lines([{"chain": "mag:3", "speed-up": 1.5, "share": "50%"}]):
+    ...     print(line)
+    chain  speed-up  share
+    mag:3      1.50    50%
+    """
+    first = list(rows[0].values())
+    words = list(takewhile(lambda at: isinstance(first[at], str), range(len(first))))
+    heads, *cells = with_heads(rows)
+    shown = [[_cell(value) for value in row] for row in cells]
+    return aligned([heads, *shown], words=words)
 
 
 def finish(result: dict[str, object]) -> None:

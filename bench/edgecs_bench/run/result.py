@@ -21,6 +21,7 @@ from edgecs.core.reading import read_given, reason
 from edgecs_bench.run.answers import Answer
 from edgecs_bench.run.blocks import Done
 from edgecs_bench.run.statistics import overall, rows
+from edgecs_bench.text_tables import markdown, with_heads
 
 FORMAT = "edgecs-bench/1"
 MERGED = "edgecs-bench-merged/1"
@@ -175,28 +176,18 @@ def _shown(value: Any, form: str = ".2f") -> str:
     return format(value, form) if isinstance(value, float) else str(value)
 
 
-def markdown(lines: Sequence[Mapping[str, str]]) -> str:
-    """Rows of equal keys as a table that lines up, numbers or not."""
-    if not lines:
-        return ""
-    titles = list(lines[0])
-    cells = [titles, *([line[t].replace("|", "\\|") for t in titles] for line in lines)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(titles))]
-    cells.insert(1, ["-" * width for width in widths])
-    padded = (
-        [text.ljust(width) for text, width in zip(row, widths, strict=True)]
-        for row in cells
-    )
-    return "\n".join(f"| {' | '.join(row)} |" for row in padded) + "\n"
+def markdown_of(lines: Sequence[Mapping[str, str]]) -> str:
+    """Rows of equal keys as a table of Markdown that lines up on a terminal too."""
+    return markdown(with_heads(lines), padded=True)
 
 
 def tables(result: Mapping[str, Any]) -> str:
     """A result for people, in Markdown: speeds, speed-ups, and what they come to."""
     parts = []
     if result["tests"]:
-        parts.append(markdown([_test(result, test) for test in result["tests"]]))
+        parts.append(markdown_of([_test(result, test) for test in result["tests"]]))
     if result["rows"]:
-        parts.append(markdown(_speedups(result)))
+        parts.append(markdown_of(_speedups(result)))
     failed = [f"{m['name']}: {m['error']}" for m in result["modes"] if m.get("error")]
     parts.append("".join(f"{line}\n" for line in [*failed, *verdict(result)]))
     return "\n".join(parts)
@@ -320,4 +311,4 @@ def overview(results: Sequence[Result]) -> str:
         for row in result["overall"]
         if row["mode"] != "plain"
     ]
-    return markdown(lines)
+    return markdown_of(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from edgecs.audit.runner import audit as examine
 from edgecs.runtime.builder import Runtime
 from edgecs.text.chat_template import ChatTemplate
 from edgecs.text.detokenizer import Tokenizer
+from edgecs_bench.text_tables import Row
 from edgecs_cli.commands.audit_prompts import Encode, built_in, read_prompts
-from edgecs_cli.console import echo
+from edgecs_cli.console import echo, echo_table
 from edgecs_cli.loading.describe import introduce
 from edgecs_cli.loading.opening import opened
 from edgecs_cli.options.common import (
@@ -169,9 +170,10 @@ def show(report: Report, vocabulary: Tokenizer) -> None:
             ]
             for plain in report.prompts
         ],
+        words=(0, 3, 4),
     )
     titles = ["drafts", "answers", "identical", "tokens", "accepted", "rejected"]
-    _table([*titles, "rounds by width"], list(map(_row, report.runs)))
+    _table([*titles, "rounds by width"], map(_row, report.runs), words=(0, 6))
     if report.no_class:
         echo(f"{NO_CLASS} for {', '.join(report.no_class)}: {report.why}")
     for run in report.runs:
@@ -180,7 +182,7 @@ def show(report: Report, vocabulary: Tokenizer) -> None:
     if report.forks:
         titles = ["fork", "drafts", "token", "context", "width", "tier", "top-2 gap"]
         rows = [_fork_row(r, f, vocabulary) for r in report.runs for f in r.forks]
-        _table([*titles, "plain", "instead"], rows)
+        _table([*titles, "plain", "instead"], rows, words=(0, 1, 5, 7, 8))
         echo("forks per 1,000 tokens: " + "; ".join(_rates(report)))
     echo(report.summary())
 
@@ -212,15 +214,8 @@ def _rates(report: Report) -> Iterator[str]:
         yield f"{tier} {1000 * forks / tokens:.2f} ({forks} in {tokens:,})"
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Columns that line up, numbers to the right."""
-    lines = [list(titles), *(list(map(str, row)) for row in rows)]
-    sizes = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    right = [isinstance(value, int) for value in rows[0]]
-    for line in lines:
-        cells = zip(line, sizes, right, strict=True)
-        padded = [text.rjust(n) if to else text.ljust(n) for text, n, to in cells]
-        echo("  ".join(padded).rstrip())
+def _table(titles: Row, rows: Iterable[Row], words: Collection[int]) -> None:
+    echo_table([titles, *rows], words=words)
     echo()
 
 

@@ -14,6 +14,7 @@ from edgecs.runtime.loader import load
 from edgecs.runtime.recipe import Recipe
 from edgecs.runtime.target import load_target
 from edgecs.text.detokenizer import Tokenizer
+from edgecs_bench.text_tables import aligned
 from edgecs_cli.options.recipe import Call
 from edgecs_cli.options.shared import Interrupt
 
@@ -39,14 +40,16 @@ class KernelComparison:
             f"weights: {', '.join(kinds)}",
         ]
         for name, one in self.found.items():
-            lines += [
-                f"{name}:",
-                f"  the same best token   {one.agreement:.1%}",
-                f"  difference of a logit {one.largest:.3g} at most",
-                f"  perplexity            {one.perplexity:.4f} over "
-                f"{one.other_perplexity:.4f}, {one.perplexity_ratio - 1:+.2%}",
-                f"  divergence            {one.divergence:.2g} nats a token",
+            change = f"{one.perplexity_ratio - 1:+.2%}"
+            perplexities = f"{one.perplexity:.4f} over {one.other_perplexity:.4f}"
+            rows = [
+                ("the same best token", f"{one.agreement:.1%}"),
+                ("difference of a logit", f"{one.largest:.3g} at most"),
+                ("perplexity", f"{perplexities}, {change}"),
+                ("divergence", f"{one.divergence:.2g} nats a token"),
             ]
+            lines.append(f"{name}:")
+            lines += [f"  {line}" for line in aligned(rows, words=(0, 1))]
         return lines
 
     def fields(self) -> dict[str, object]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from edgecs.errors import ConfigError
 from edgecs_cli.console import echo, say
 from edgecs_cli.options.common import PAGE, RESULT, OutputFile
 from edgecs_cli.options.shared import reports_errors
@@ -97,14 +96,9 @@ def write_page(path: Path, results: list[dict[str, Any]]) -> None:
 def _write_charts(folder: Path, results: list[dict[str, Any]]) -> None:
     from edgecs_bench.report.charts import save_charts
 
-    try:
-        for result in results:
-            name = result["model"]["name"] if len(results) > 1 else ""
-            save_charts(result, folder / name)
-    except ImportError as error:
-        raise ConfigError(
-            'charts need the extra plot: pip install "edgecs[plot]"'
-        ) from error
+    for result in results:
+        name = result["model"]["name"] if len(results) > 1 else ""
+        save_charts(result, folder / name)
     say(f"written: {folder}")
 
 

@@ -12,7 +12,7 @@ import click
 
 from edgecs.errors import ConfigError
 from edgecs.runtime.folders import Folders
-from edgecs_cli.console import echo, say
+from edgecs_cli.console import echo, echo_table, say
 from edgecs_cli.options.recipe import find_model
 from edgecs_cli.options.references import Reference
 from edgecs_cli.options.shared import Interrupt, reports_errors
@@ -228,11 +228,7 @@ def _table(variants: Sequence[Variant], ranked: Sequence[Ranked]) -> None:
             row += [f"{here.plain:.1f}", f"{here.drafted:.1f}"]
             row += [f"{here.perplexity:.3f}", f"{here.divergence:.4f}"]
         rows.append([*row, str(one.path) + _note(one)])
-    columns = list(zip([*titles, "file"], *rows, strict=True))
-    sizes = [max(map(len, column)) for column in columns[:-1]]
-    for row in [[*titles, "file"], *rows]:
-        cells = [cell.rjust(size) for cell, size in zip(row, sizes, strict=False)]
-        echo("  ".join([*cells, row[-1]]))
+    echo_table([[*titles, "file"], *rows], words=(0, len(titles)))
 
 
 def _note(variant: Variant) -> str:

@@ -18,6 +18,7 @@ from edgecs.decoding.exactness import Limits
 from edgecs.engines.host import cpu_name, gpu_backend
 from edgecs.runtime.folders import Folders
 from edgecs.runtime.loader import build_and_device
+from edgecs_bench.text_tables import aligned
 from edgecs_cli.commands.diagnosis import Facts, Finding, diagnose, was_disturbed
 from edgecs_cli.config import (
     Given,
@@ -66,9 +67,10 @@ def doctor(as_json: bool, show_config: bool) -> None:
         if not values:
             continue
         echo(paint(f"\n{section}", bold=True))
-        for key, value in values.items():
-            line = f"  {key:18} {_plain(value)}"
-            echo(wrapped(line, columns(sys.stdout), " " * 21))
+        indent = " " * (4 + max(map(len, values)))  # where the values begin
+        rows = [(key, _plain(value)) for key, value in values.items()]
+        for line in aligned(rows, words=(0, 1)):
+            echo(wrapped(f"  {line}", columns(sys.stdout), indent))
 
 
 def _verdict(found: Sequence[Finding]) -> Iterator[str]:

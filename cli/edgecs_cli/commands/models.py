@@ -13,7 +13,7 @@ from edgecs.errors import ModelError
 from edgecs.hub.store import Check, Model
 from edgecs.runtime.folders import Folders
 from edgecs_cli.commands.pairs import find_pairs
-from edgecs_cli.console import complain, echo, say
+from edgecs_cli.console import complain, echo, echo_table, say
 from edgecs_cli.options.references import Reference
 from edgecs_cli.options.shared import (
     progress_bars,
@@ -44,13 +44,16 @@ def list_models(as_json: bool) -> None:
     if as_json:
         echo(json.dumps([_describe(model) for model in entries]))
         return
-    for model in entries:
-        here = "here" if model.path else "not here"
-        size = _mib(model.size)
-        echo(
-            f"{model.manifest.name:28} {size:>10}  {here:8}  "
-            f"{model.manifest.description}"
+    rows = [
+        (
+            model.manifest.name,
+            _mib(model.size),
+            "here" if model.path else "not here",
+            model.manifest.description,
         )
+        for model in entries
+    ]
+    echo_table(rows, words=(0, 2, 3))
 
 
 @models.command()
@@ -84,8 +87,8 @@ def show(model: str, as_json: bool) -> None:
     if as_json:
         echo(json.dumps(entry))
         return
-    for key, value in entry.items():
-        echo(f"{key:12} {'-' if value is None else value}")
+    rows = [(key, "-" if value is None else value) for key, value in entry.items()]
+    echo_table(rows, words=(0, 1))
 
 
 @models.command()
@@ -109,9 +112,8 @@ def verify(models: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         echo(json.dumps([_verdict(check) for check in checks]))
     else:
-        for check in checks:
-            problem = f": {check.problem}" if check.problem else ""
-            echo(f"{check.model.manifest.name:28} {check.state}{problem}")
+        rows = [(check.model.manifest.name, _state(check)) for check in checks]
+        echo_table(rows, words=(0, 1))
     damaged = [c.model.manifest.name for c in checks if c.state == "damaged"]
     if damaged:
         raise ModelError(
@@ -165,6 +167,10 @@ def rm(model: str) -> None:
         echo(str(path))
     if not gone:
         say(f"{model} is not on this machine: nothing to remove")
+
+
+def _state(check: Check) -> str:
+    return f"{check.state}: {check.problem}" if check.problem else check.state
 
 
 def _verdict(check: Check) -> dict[str, str | None]:

@@ -12,7 +12,7 @@ import click
 
 from edgecs_bench.hardware import catalogue
 from edgecs_bench.hardware.machines import Hardware, Size
-from edgecs_bench.report.summary import table
+from edgecs_bench.report.summary import table_lines
 from edgecs_bench.simulation.chains import CHAINS, Chain
 from edgecs_bench.simulation.replay import TRACES
 from edgecs_bench.simulation.simulation import (
@@ -129,7 +129,7 @@ def simulate(**values: Any) -> None:
         _print(simulation, machines, {"results": rows})
         return
     echo(_title(simulation))
-    table([_shown(row, by_category=wishes.by_category) for row in rows])
+    _table([_shown(row, by_category=wishes.by_category) for row in rows])
     _notes(machines)
 
 
@@ -150,7 +150,7 @@ def _compare(wishes: Wishes, path: Path) -> None:
         _print(simulation, [known.machine], found)
         return
     echo(_title(simulation))
-    table(
+    _table(
         [
             {
                 "chain": row["chain"],
@@ -205,6 +205,11 @@ def _shown(row: dict[str, Any], *, by_category: bool) -> dict[str, object]:
         "simulated tokens/s": f"{row['tokens_per_second']:.1f}",
         "rounds drafted": f"{row['drafted']:.0%}",
     }
+
+
+def _table(rows: Sequence[dict[str, object]]) -> None:
+    for line in table_lines(rows):
+        echo(line)
 
 
 def _notes(machines: Iterable[Hardware]) -> None:

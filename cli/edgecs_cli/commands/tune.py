@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import click
@@ -39,6 +38,9 @@ from edgecs.tuning.plan import (
 from edgecs.tuning.quantisations import promised_quantisations
 from edgecs.tuning.report import Report
 from edgecs.tuning.settings import otherwise, settings_to_try
+from edgecs_bench.report import canvas
+from edgecs_bench.text_tables import aligned
+from edgecs_cli.commands.tuning_plot import draw
 from edgecs_cli.console import columns, echo, moves, say, show_log, wrapped
 from edgecs_cli.options.common import (
     OutputFile,
@@ -119,7 +121,8 @@ def tune(**values: Any) -> int:
         taken(Call, values),
         read_recipe(values),
     )
-    plotter = _plotter(wishes.plot) if wishes.plot else None
+    if wishes.plot:
+        _check_plot(wishes.plot)
     show_log(call.verbose)
     files = call.find(recipe)
     interrupt = Interrupt()
@@ -140,8 +143,8 @@ def tune(**values: Any) -> int:
             tried = usual if recipe.drafts is None else None
             report = _measure(loaded, drafters, tried, recipe, wishes, call)
     _show(report, as_json=wishes.as_json, verbose=call.verbose)
-    if plotter and wishes.plot:
-        plotter.draw(wishes.plot, report.key.model, report.tuned)
+    if wishes.plot:
+        draw(wishes.plot, report.key.model, report.tuned)
     if not report.kept:
         raise EdgecsError(
             f"the profile was not kept: {Folders().profiles.root} cannot be written"
@@ -157,20 +160,22 @@ def _show(report: Report, *, as_json: bool, verbose: bool) -> None:
     for line in report.verdict():
         echo(wrapped(line, columns(sys.stdout)))
     if verbose:
-        echo("\n".join(["", *report.lines()]))
+        echo("\n".join(["", *_details(report)]))
 
 
-def _plotter(path: Path) -> ModuleType:
-    """What draws; raises ConfigError where it could not draw such a file."""
-    if path.suffix.lower() not in (".png", ".svg"):
+def _details(report: Report) -> Iterator[str]:
+    for part in report.details():
+        if isinstance(part, str):
+            yield part
+        else:
+            yield from (f"  {line}" for line in aligned(part.rows, words=part.words))
+
+
+def _check_plot(path: Path) -> None:
+    """Raises ConfigError where such a file could not be drawn."""
+    if path.suffix.lower().removeprefix(".") not in canvas.FORMS:
         raise ConfigError(f"a plot is a .png or an .svg file, got {path}")
-    try:
-        from edgecs_cli.commands import tuning_plot
-    except ImportError as error:
-        raise ConfigError(
-            'a plot needs matplotlib: pip install "edgecs[plot]"'
-        ) from error
-    return tuning_plot
+    canvas.require()
 
 
 @contextmanager

@@ -1,28 +1,39 @@
-"""The picture of a tuning: what calls cost, and what chains bring. Needs matplotlib."""
+"""The picture of a tuning: what calls cost, and what chains bring."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from edgecs.tuning.comparison import PLAIN
 from edgecs.tuning.cost_sweep import tiles
 from edgecs.tuning.tuner import Tuned
+from edgecs_bench.report.canvas import LIGHT, open_figure, saved
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SIZE = (800, 360)  # points
 _ROWS = 5  # chains that there is room for, at least
-_INK, _DIM, _STRONG, _MARK = "#333333", "#b8c4d6", "#2b5c9e", "#d9822b"
+_INK, _PAPER, _STRONG, _MARK = (LIGHT[name] for name in ("ink", "paper", "s0", "s1"))
+_PALE = "#b8c4d6"
 
 
 def draw(path: Path, title: str, tuned: Tuned) -> None:
     """Draws to a .png or .svg file; raises OSError where it cannot be written."""
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    figure.suptitle(title, color=_INK)
+    form = path.suffix.lower().removeprefix(".")
+    path.write_bytes(saved(partial(_figure, title, tuned), form))
+
+
+def _figure(title: str, tuned: Tuned) -> Figure:
+    figure = open_figure(*_SIZE)
+    figure.suptitle(title)
     costs, chains = figure.subplots(1, 2, width_ratios=(3, 2))
     _draw_costs(costs, tuned)
     _draw_chains(chains, tuned)
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def _draw_costs(axes: Axes, tuned: Tuned) -> None:
@@ -34,8 +45,8 @@ def _draw_costs(axes: Axes, tuned: Tuned) -> None:
     for curve in deeper:
         values = [s / curve.seconds[1] for s in curve.seconds.values()]
         top = max(top, 1.1 * max(values))
-        axes.plot(list(curve.seconds), values, color=_DIM, linewidth=1, zorder=1)
-        axes.annotate(f" {curve.depth}", (max(curve.seconds), values[-1]), color=_INK)
+        axes.plot(list(curve.seconds), values, color=_PALE, linewidth=1, zorder=1)
+        axes.annotate(f" {curve.depth}", (max(curve.seconds), values[-1]))
     axes.plot(widths, widths, ":", color=_INK, label="break-even: all drafts right")
     axes.plot(
         widths,
@@ -50,7 +61,7 @@ def _draw_costs(axes: Axes, tuned: Tuned) -> None:
         list(cheaper),
         [relative[n] for n in cheaper],
         "o",
-        color="white",
+        color=_PAPER,
         markeredgecolor=_STRONG,
         markersize=6,
         label="a wider call takes less",
@@ -61,8 +72,7 @@ def _draw_costs(axes: Axes, tuned: Tuned) -> None:
     )
     axes.set(xlabel="tokens in a call", ylabel="time, relative to one token")
     axes.set(xlim=(0, max(widths) + 2), ylim=(0, top))
-    axes.legend(loc="upper left", frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper left")
 
 
 def _draw_chains(axes: Axes, tuned: Tuned) -> None:
@@ -71,7 +81,7 @@ def _draw_chains(axes: Axes, tuned: Tuned) -> None:
     plain = tuned.expected[PLAIN]
     for at, trial in enumerate(trials):
         strong = _STRONG if trial is tuned.chosen else _INK
-        axes.barh(at - 0.2, tuned.expected[trial.chain] / plain, 0.36, color=_DIM)
+        axes.barh(at - 0.2, tuned.expected[trial.chain] / plain, 0.36, color=_PALE)
         axes.barh(at + 0.2, trial.mean, 0.36, color=strong)
         if trial.ratios:
             ratios = list(trial.ratios.values())
@@ -83,6 +93,4 @@ def _draw_chains(axes: Axes, tuned: Tuned) -> None:
     axes.set_title(
         "light: expected, dark: measured, blue: chosen\norange: each kind of task",
         fontsize="medium",
-        color=_INK,
     )
-    axes.spines[["top", "right"]].set_visible(False)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from edgecs.planning.planner import Planner
 from edgecs.session.session import Session, Token
 from edgecs.session.stats import Stats
+from edgecs_bench.text_tables import Row, aligned
 from edgecs_cli.console import joined, paint
 
 COLOURS = (32, 136, 161, 93)  # of 256: blue, gold, crimson, violet
@@ -115,20 +116,17 @@ def _table(session: Session, *, colours: bool) -> list[str]:
     stats, (target, *drafters) = session.stats, session.chain
     sources = stats.by_source()
     styles = _styles(session.chain) if colours else {}
-    width = max(map(len, ("source", *session.chain)))
-    row = "{:>6} {:>6} {:>9} {:>7} {:>9}"
-    heads = row.format("tokens", "share", "proposed", "tested", "accepted")
-    lines = [f"{'source':<{width}} {heads}"]
+    rows: list[Row] = [["source", "tokens", "share", "proposed", "tested", "accepted"]]
     for name in (target, *drafters):
         counts = sources.get(name, dict.fromkeys(("proposed", "tested", "accepted"), 0))
         own = name == target
         tokens = stats.tokens - stats.accepted if own else counts["accepted"]
         share = f"{tokens / stats.tokens:.0%}" if stats.tokens else ""
-        cells = row.format(tokens, share, *(("", "", "") if own else counts.values()))
-        padding = " " * (width - len(name))
-        painted = joined([_styled(name, styles.get(name)), padding])
-        lines.append(joined([painted, " ", cells.rstrip()]))
-    return lines
+        rows.append([name, tokens, share, *(("", "", "") if own else counts.values())])
+    heads, *lines = aligned(rows)
+    names = [_styled(name, styles.get(name)) for name in session.chain]
+    rests = [line[len(name) :] for name, line in zip(session.chain, lines, strict=True)]
+    return [heads, *map(joined, zip(names, rests, strict=True))]
 
 
 def _planned(planner: Planner, stats: Stats) -> list[str]:
