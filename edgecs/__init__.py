@@ -39,7 +39,8 @@ from edgecs.runtime.recipe import Recipe
 from edgecs.sampling.chain import Choices, Rule, always, chooser, greedy
 from edgecs.sampling.logprobs import Logprobs
 from edgecs.sampling.settings import Sampling
-from edgecs.session.session import Session, Token
+from edgecs.session.answer import Token
+from edgecs.session.session import Session
 from edgecs.session.stats import Stats
 from edgecs.text.detokenizer import TextStream, Tokenizer
 

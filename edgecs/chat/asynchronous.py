@@ -13,7 +13,8 @@ from edgecs.chat.chat import Asked, Chat
 from edgecs.chat.conversation import Message
 from edgecs.errors import ModelError
 from edgecs.sampling.chain import Rule
-from edgecs.session.session import FinishReason, Session, Token
+from edgecs.session.answer import FinishReason, Token
+from edgecs.session.session import Session
 
 P = ParamSpec("P")
 R = TypeVar("R")

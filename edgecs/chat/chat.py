@@ -10,7 +10,8 @@ from edgecs.chat.conversation import Conversation, Message
 from edgecs.chat.overflow import Overflow, fit
 from edgecs.errors import ConfigError, ContextFull
 from edgecs.sampling.chain import Rule
-from edgecs.session.session import FinishReason, Session, Token
+from edgecs.session.answer import FinishReason, Token
+from edgecs.session.session import Session
 from edgecs.text.detokenizer import TextStream
 
 

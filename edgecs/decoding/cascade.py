@@ -60,6 +60,7 @@ class Round(NamedTuple):
     plan: Plan | None = None  # why it was drafted so, where a planner decided
     drafting: float = 0.0  # seconds until the draft was there
     calling: float = 0.0  # seconds of the reviewer's call
+    together: int = 1  # requests that this call had
     faults: Mapping[str, str] = _NOBODY  # drafters that failed, and why
 
     @property
@@ -77,6 +78,15 @@ class Round(NamedTuple):
             return [self.reviewer]
         accepted = [self.draft.sources[node] for node in self.verdict.path]
         return [*accepted, self.reviewer]
+
+
+class PendingRound(NamedTuple):
+    """A draft, before the reviewer has scored it."""
+
+    request: Request
+    proposed: tuple[str, ...]
+    plan: Plan | None
+    drafting: float  # seconds
 
 
 class Cascade:
@@ -139,9 +149,17 @@ class Cascade:
     def step(self, context: Context, choices: Choices, most: int) -> Round:
         """One round: gather at most `most` draft tokens, score them, verify.
 
-        Emits between 1 and most + 1 tokens. Nothing is committed. A drafter that fails
-        is parked, and the round has no draft; what fails in the reviewer's own call
-        is raised.
+        Emits between 1 and most + 1 tokens. Nothing is committed. What fails in the
+        reviewer's own call is raised.
+        """
+        pending = self.prepare(context, choices, most)
+        rows, seconds = self.call(pending.request)
+        return self.finish(pending, rows, choices, seconds)
+
+    def prepare(self, context: Context, choices: Choices, most: int) -> PendingRound:
+        """The first part of `step`: a draft of at most `most` tokens.
+
+        A drafter that fails is parked, and there is no draft.
         """
         began, gathered = self._clock(), Gathered(NOTHING, ())
         if not self._off:
@@ -149,13 +167,48 @@ class Cascade:
                 gathered = self._gather(context, choices.drafters, most)
             except Exception as error:
                 self._park(error)
-        return self._review(context, choices, gathered, began)
+        return self._pending(context, gathered, began)
+
+    def call(self, request: Request) -> tuple[Rows, float]:
+        """Rows of a request that is alone in its call, and the seconds of this call."""
+        began = self._clock()
+        rows = self.reviewer.score((request,))[0]
+        return rows, self._clock() - began
+
+    def finish(
+        self,
+        pending: PendingRound,
+        rows: Rows,
+        choices: Choices,
+        calling: float,
+        together: int = 1,
+    ) -> Round:
+        """The last part of `step`: verifies the rows of the request.
+
+        calling: seconds of the call. together: requests that it had.
+        """
+        (context, draft, *_), proposed, plan, drafting = pending
+        self.forwards += 1
+        verdict = verify(draft, rows, choices.target, context, self.ends, self.lenience)
+        return Round(
+            draft,
+            rows,
+            verdict,
+            proposed,
+            self.name,
+            plan,
+            drafting,
+            calling,
+            together,
+        )
 
     def attempt(self, context: Context, choices: Choices, most: int) -> Round:
         """A round of an inner level: raises Faulty where a drafter fails."""
         began = self._clock()
         gathered = self._gather(context, choices.drafters, most)
-        done = self._review(context, choices, gathered, began)
+        pending = self._pending(context, gathered, began)
+        rows, seconds = self.call(pending.request)
+        done = self.finish(pending, rows, choices, seconds)
         token, size = done.verdict.token, self.reviewer.vocab_size
         if not 0 <= token < size:
             raise ModelError(f"it chose token {token}, but {_ids(size)}")
@@ -195,27 +248,12 @@ class Cascade:
             why = f"it proposed a tree, but {self.name} takes {takes}"
             raise Faulty(draft.sources[0], why)
 
-    def _review(
-        self, context: Context, choices: Choices, gathered: Gathered, began: float
-    ) -> Round:
-        """Scores a draft and verifies it."""
-        draft, proposed, plan = gathered
-        drafted = self._clock()
-        request = Request(context, draft, self.sequence, self.cancel)
-        rows = self.reviewer.score((request,))[0]
-        scored = self._clock()
-        self.forwards += 1
-        verdict = verify(draft, rows, choices.target, context, self.ends, self.lenience)
-        return Round(
-            draft,
-            rows,
-            verdict,
-            proposed,
-            self.name,
-            plan,
-            drafted - began,
-            scored - drafted,
-        )
+    def _pending(
+        self, context: Context, gathered: Gathered, began: float
+    ) -> PendingRound:
+        request = Request(context, gathered.draft, self.sequence, self.cancel)
+        drafting = self._clock() - began
+        return PendingRound(request, gathered.proposed, gathered.plan, drafting)
 
     def propose(self, context: Context, k: int, choose: Choose) -> Draft:
         """Rounds of this level until k tokens are written (vertical cascade)."""
@@ -236,7 +274,12 @@ class Cascade:
         if self._off:
             return
         outcome = Outcome(
-            done.draft, done.rows, done.verdict, done.drafting, done.calling
+            done.draft,
+            done.rows,
+            done.verdict,
+            done.drafting,
+            done.calling,
+            done.together,
         )
         try:
             self.schedule.learn(context, outcome)

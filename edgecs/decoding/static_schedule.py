@@ -46,6 +46,7 @@ class Outcome(NamedTuple):
     verdict: Verdict
     drafting: float  # seconds until the draft was there
     calling: float  # seconds of the reviewer's call
+    together: int = 1  # requests that this call had
 
 
 class Schedule(Protocol):

@@ -167,6 +167,9 @@ class Planner:
         """Corrects the times; acceptances are learnt when the text has gone on."""
         width = 1 + len(outcome.draft)
         spent = self._called = outcome.calling + self._writing
+        if outcome.together > 1:  # its time is not that of this width, nor is its pause
+            self._singles = self._began = None
+            return
         if outcome.rows.fed != width:  # it read the prompt, or a part of it
             self._singles = None
             return

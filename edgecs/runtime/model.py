@@ -29,7 +29,7 @@ from edgecs.runtime.folders import Folders
 from edgecs.runtime.recipe import Recipe
 from edgecs.sampling.chain import Rule
 from edgecs.sampling.settings import Sampling, Settings
-from edgecs.session.session import FinishReason, Token
+from edgecs.session.answer import FinishReason, Token
 from edgecs.session.stats import Stats
 from edgecs.text.chat_template import ChatTemplate, Message
 

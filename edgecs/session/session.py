@@ -7,40 +7,23 @@ be, what is committed, what is counted. It knows no engine.
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
-from typing import Literal, NamedTuple
 
 import numpy as np
 
 from edgecs.core.context import Context, Tokens
 from edgecs.core.draft import Drafter, LanguageModel
-from edgecs.decoding.cascade import Cascade, Round
+from edgecs.decoding.cascade import Cascade
 from edgecs.decoding.exactness import Limits
 from edgecs.decoding.static_schedule import Quotas, Schedule
 from edgecs.errors import Cancelled, ConfigError, ContextFull
-from edgecs.sampling.chain import Choices, Rule, always, greedy
-from edgecs.sampling.logprobs import Logprobs, logprobs_of
+from edgecs.sampling.chain import Rule, always, greedy
+from edgecs.session.answer import Answer, FinishReason, OnRound, Token
 from edgecs.session.stats import Stats
-from edgecs.text.detokenizer import TextStream, Tokenizer
-
-FinishReason = Literal["stop", "length", "context", "cancelled"]
-"""stop: end token or stop string; length: max_tokens; context: no room is left."""
+from edgecs.text.detokenizer import Tokenizer
 
 _GREEDY = always(greedy)
-
-
-class Token(NamedTuple):
-    """One generated token and the text that became certain with it (often none).
-
-    logprobs: where they were asked for.
-    """
-
-    id: int
-    text: str
-    source: str
-    logprobs: Logprobs | None = None
 
 
 class Session:
@@ -95,10 +78,9 @@ class Session:
             schedule = Quotas(drafters, counts, tokenizer.ends)
         self.cascade = Cascade(target, schedule, limits=limits, ends=tokenizer.ends)
         self.rule = rule
-        self.on_round: Callable[[Context, Round], None] | None = None
+        self.on_round: OnRound | None = None
         self.context = Context()
-        self.stats = Stats()
-        self.finish_reason: FinishReason | None = None
+        self._last: Answer | None = None
         self._stream: Generator[Token] | None = None  # the answer under way
         self._lock = threading.Lock()  # over the one below
         self._answering = False
@@ -110,6 +92,16 @@ class Session:
             for model, number in self._used():
                 undo.enter_context(model.hold(number))
             self._closing = undo.pop_all()
+
+    @property
+    def stats(self) -> Stats:
+        """Of the last answer."""
+        return self._last.stats if self._last else Stats()
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the last answer ended; None while it is under way."""
+        return self._last.finish_reason if self._last else None
 
     @property
     def chain(self) -> list[str]:
@@ -147,20 +139,51 @@ class Session:
         Raises ConfigError for an empty prompt, ContextFull for one that leaves no
         room to answer.
         """
+        answer = self.begin(
+            prompt, max_tokens=max_tokens, stop=stop, rule=rule, logprobs=logprobs
+        )
+        self._stream = self._tokens(answer)
+        return self._stream
+
+    def begin(
+        self,
+        prompt: Sequence[int] | Tokens,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        rule: Rule | None = None,
+        logprobs: int | None = None,
+    ) -> Answer:
+        """An answer whose calls the caller makes, see `generate`.
+
+        They are of this session's sequence, and `ended` must follow the last one.
+        """
         if logprobs is not None and logprobs < 0:
             raise ConfigError(f"logprobs must be 0 or more, got {logprobs}")
         tokens = np.array(prompt, dtype=np.int32)
         self._check_room(tokens)
         self.stop()
         self._continue(tokens)
-        faults = dict(self.cascade.faults)
-        self.stats = Stats(prompt_tokens=tokens.size, faults=faults)
-        self.finish_reason = None
         self.cascade.begin()
-        choices = (rule or self.rule)(tokens.size)
         self._answering = True
-        self._stream = self._answer(max_tokens, TextStream(stop), choices, logprobs)
-        return self._stream
+        self._last = Answer(
+            self.cascade,
+            self.tokenizer,
+            self.context,
+            (rule or self.rule)(tokens.size),
+            limit=self.target.n_ctx + 1 if max_tokens is None else max_tokens,
+            stop=stop,
+            logprobs=logprobs,
+            cancelled=lambda: self._cancel.is_set() or self.target.cancel.is_set(),
+            on_round=lambda: self.on_round,
+        )
+        return self._last
+
+    def ended(self, answer: Answer, reason: FinishReason | None = None) -> None:
+        """To be called after the last call of an answer that `begin` gave."""
+        answer.end(reason)
+        self.target.end_turn(self.context, self.cascade.sequence)
+        self._ended()
 
     def close(self) -> None:
         """Ends the answer under way and releases the models; may be called again."""
@@ -206,10 +229,6 @@ class Session:
             self._answering = False
             self._cancel.clear()
 
-    @property
-    def _cancelled(self) -> bool:
-        return self._cancel.is_set() or self.target.cancel.is_set()
-
     def _check_room(self, tokens: Tokens) -> None:
         if not tokens.size:
             raise ConfigError("the prompt is empty: there is nothing to continue")
@@ -227,112 +246,14 @@ class Session:
         else:
             self.context = Context(tokens)
 
-    def _answer(
-        self,
-        max_tokens: int | None,
-        text: TextStream,
-        choices: Choices,
-        logprobs: int | None,
-    ) -> Generator[Token]:
-        limit = self.target.n_ctx + 1 if max_tokens is None else max_tokens
-        stats, began = self.stats, time.perf_counter()
-        before = self._forwards()
-        if limit <= 0:
-            self.finish_reason = "length"
-        elif self._cancelled:
-            self.finish_reason = "cancelled"
+    def _tokens(self, answer: Answer) -> Generator[Token]:
+        reason: FinishReason | None = None
         try:
-            while self.finish_reason is None:
-                done = self._round(limit, choices)
-                if not stats.tokens:
-                    stats.cached_tokens = stats.prompt_tokens - done.rows.fed
-                    stats.prompt_seconds = time.perf_counter() - began
-                stated = _stated(done, logprobs) if logprobs is not None else []
-                yield from self._emit(done, limit, text, stated)
+            answer.start()
+            while answer.finish_reason is None:
+                rows, seconds = self.cascade.call(answer.request())
+                yield from answer.take(rows, seconds)
         except Cancelled:
-            self.finish_reason = "cancelled"
+            reason = "cancelled"
         finally:
-            stats.decode_seconds = time.perf_counter() - began - stats.prompt_seconds
-            after = self._forwards()
-            stats.forwards = {name: after[name] - before[name] for name in after}
-            stats.faults = dict(self.cascade.faults)
-            self.target.end_turn(self.context, self.cascade.sequence)
-            self._ended()
-
-    def _forwards(self) -> dict[str, int]:
-        """Calls of every inner reviewer since it was loaded."""
-        return {inner.name: inner.forwards for inner in self.cascade.levels()[1:]}
-
-    def _round(self, limit: int, choices: Choices) -> Round:
-        """The next round, its draft clipped to the budget and to the context.
-
-        The call that reads the prompt takes no draft: the first token comes as fast,
-        and from the same row, as in plain decoding.
-        """
-        target, stats = self.target, self.stats
-        most = min(
-            limit - stats.tokens - 1, target.n_ctx - len(self.context), target.max_draft
-        )
-        done = self.cascade.step(self.context, choices, most if stats.tokens else 0)
-        self.cascade.learn(self.context, done)
-        if stats.tokens and len(self.cascade.faults) > len(stats.faults):
-            done = self._with_faults(done)
-        if self.on_round and stats.tokens:
-            self.on_round(self.context, done)
-        return done
-
-    def _with_faults(self, done: Round) -> Round:
-        """The round, and with it what has failed since the one before."""
-        known, faults = self.stats.faults, self.cascade.faults
-        self.stats.faults = dict(faults)
-        new = {name: why for name, why in faults.items() if name not in known}
-        return done._replace(faults=new)
-
-    def _emit(
-        self, done: Round, limit: int, text: TextStream, stated: Sequence[Logprobs]
-    ) -> Iterator[Token]:
-        """Commits and yields the tokens of a round up to where the answer ends."""
-        stats, reads_prompt = self.stats, not self.stats.tokens
-        before, tokens = stats.tokens, done.tokens
-        try:
-            for at, (token, source) in enumerate(
-                zip(tokens, done.sources, strict=True)
-            ):
-                self.context.append((token,))
-                stats.tokens += 1
-                piece = text.push(self.tokenizer.piece(token))
-                last = stats.tokens - before == len(tokens)
-                self.finish_reason = self._ends(token, limit, text.stopped, last)
-                if self.finish_reason:
-                    piece += text.flush()
-                yield Token(token, piece, source, stated[at] if stated else None)
-                if self.finish_reason:
-                    break
-        finally:
-            if not reads_prompt:
-                stats.observe(done, stats.tokens - before)
-
-    def _ends(
-        self, token: int, limit: int, stopped: bool, last: bool
-    ) -> FinishReason | None:
-        """Why the answer ends with this token, if it does.
-
-        A request to stop is looked at once a round, with its last token, so that the
-        text still waiting goes out with a token.
-        """
-        if stopped or token in self.tokenizer.ends:
-            return "stop"
-        if self.stats.tokens >= limit:
-            return "length"
-        if len(self.context) > self.target.n_ctx:
-            return "context"
-        return "cancelled" if last and self._cancelled else None
-
-
-def _stated(done: Round, most: int) -> list[Logprobs]:
-    """Of the tokens of a round, each on the row that it was chosen on."""
-    rows = (-1, *done.verdict.path)
-    return [
-        logprobs_of(done.rows.logits[node + 1], token, most)
-        for node, token in zip(rows, done.tokens, strict=True)
-    ]
+            self.ended(answer, reason)

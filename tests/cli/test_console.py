@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecs.session.session import Token
+from edgecs.session.answer import Token
 from edgecs_cli import console
 from edgecs_cli.chat.render import WordWrap, shown
 from edgecs_cli.console import (

@@ -26,7 +26,8 @@ from edgecs.planning.acceptance import Calibration
 from edgecs.planning.planner import Planner
 from edgecs.sampling.chain import always, chooser
 from edgecs.sampling.settings import Sampling
-from edgecs.session.session import Session, Token
+from edgecs.session.answer import Token
+from edgecs.session.session import Session
 from edgecs.session.trace import TraceFile, follow, header
 from edgecs.testing.fakes import CachingModel, Endless, ScriptedDrafter, TableModel
 from edgecs_cli.loading.explain import COLOURS, coloured, legend, marked, plain

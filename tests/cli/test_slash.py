@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from edgecs.chat.conversation import Conversation
 from edgecs.errors import ConfigError, ModelError
-from edgecs.session.session import Token
+from edgecs.session.answer import Token
 from edgecs.text.chat_template import ChatTemplate
 from edgecs_cli.chat.commands import COMMANDS, Deck, Leave
 from edgecs_cli.chat.model import Start, Talk

@@ -20,6 +20,7 @@ from edgecs.errors import ModelError
 from edgecs.sampling.chain import Choices, always, chooser, greedy
 from edgecs.sampling.settings import Sampling
 from edgecs.session.session import Session
+from edgecs.session.stats import Stats
 from edgecs.testing.fakes import CachingModel, Endless, ScriptedDrafter, TableModel
 from tests.core.trees import drafts, tree
 
@@ -117,16 +118,14 @@ def test_a_session_with_trees_says_what_plain_decoding_says(temperature, prompt,
 def test_acceptance_counts_positions_and_not_nodes():
     said = TableModel(VOCAB).greedy([1], 3)
     wrong = (said[0] + 1) % VOCAB
-    nodes = [(-1, wrong), (-1, said[0]), (1, said[1])]
-    first = Branching([tree(nodes)])
-    target = CachingModel(VOCAB, trees=True)
+    first = Branching([tree([(-1, wrong), (-1, said[0]), (1, said[1])])])
+    target, stats = CachingModel(VOCAB, trees=True), Stats()
     with Session(target, Endless(), [first], draft_max=3) as session:
-        context = Context([1])
-        done = session.cascade.step(context, Choices(greedy, greedy), 3)
-        session.stats.observe(done, 3)
-    assert session.stats.tested == 3
-    assert session.stats.accepted == 2
-    assert session.stats.acceptance_by_position() == [1.0, 1.0]
+        done = session.cascade.step(Context([1]), Choices(greedy, greedy), 3)
+        stats.observe(done, 3)
+    assert stats.tested == 3
+    assert stats.accepted == 2
+    assert stats.acceptance_by_position() == [1.0, 1.0]
 
 
 @pytest.mark.faults

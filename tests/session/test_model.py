@@ -18,7 +18,7 @@ from edgecs.engines.load_options import LoadOptions
 from edgecs.hub.manifest import known_manifests
 from edgecs.runtime.loader import Loaded, load
 from edgecs.sampling.settings import Sampling
-from edgecs.session.session import Token
+from edgecs.session.answer import Token
 from edgecs.testing.fakes import ScriptedDrafter
 from edgecs.text.chat_template import ChatTemplate
 from tests.conftest import DEFAULT_MODEL

@@ -14,7 +14,8 @@ from edgecs.decoding.cascade import Cascade
 from edgecs.decoding.static_schedule import Quotas
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.errors import ConfigError, ContextFull, ModelError
-from edgecs.session.session import Session, Token
+from edgecs.session.answer import Token
+from edgecs.session.session import Session
 from edgecs.testing.fakes import CachingModel, Endless, ScriptedDrafter, TableModel
 
 

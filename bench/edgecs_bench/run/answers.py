@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from edgecs.decoding.exactness import Limits
-from edgecs.session.session import Token
+from edgecs.session.answer import Token
 from edgecs.session.stats import Stats
 from edgecs_bench.suite.repetition import looping
 

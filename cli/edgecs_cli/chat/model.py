@@ -19,7 +19,8 @@ from edgecs.core.draft import score_one
 from edgecs.decoding.kmatrix import KMatrix
 from edgecs.errors import ConfigError
 from edgecs.runtime.builder import Runtime
-from edgecs.session.session import Session, Token
+from edgecs.session.answer import Token
+from edgecs.session.session import Session
 from edgecs.text.chat_template import ChatTemplate
 from edgecs_cli.chat.render import OPENS
 from edgecs_cli.options.recipe import find_model

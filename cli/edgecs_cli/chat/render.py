@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from wcwidth import wcswidth
 
-from edgecs.session.session import Token
+from edgecs.session.answer import Token
 from edgecs_cli.console import Painted, echo, joined, paint
 
 OPENS, _CLOSES = "<think>", "</think>"

@@ -17,7 +17,7 @@ import click
 
 from edgecs.chat.overflow import Overflow
 from edgecs.errors import ConfigError, EdgecsError
-from edgecs.session.session import Token
+from edgecs.session.answer import Token
 from edgecs_cli.chat.autosave import Autosave, last_chat
 from edgecs_cli.chat.commands import Deck, Leave
 from edgecs_cli.chat.input import Reader, reader

@@ -14,7 +14,7 @@ import click
 from edgecs.core.context import Tokens
 from edgecs.runtime.builder import Runtime
 from edgecs.runtime.recipe import Recipe
-from edgecs.session.session import Token
+from edgecs.session.answer import Token
 
 _BETWEEN = " · "
 

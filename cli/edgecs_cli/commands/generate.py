@@ -17,7 +17,8 @@ from edgecs.core.context import Tokens
 from edgecs.errors import ConfigError
 from edgecs.runtime.builder import Runtime
 from edgecs.runtime.loader import Loaded
-from edgecs.session.session import Session, Token
+from edgecs.session.answer import Token
+from edgecs.session.session import Session
 from edgecs.session.trace import TraceFile, follow, header
 from edgecs.text.chat_template import ChatTemplate
 from edgecs_cli.commands.compare import check, compare

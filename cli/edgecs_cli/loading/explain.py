@@ -16,7 +16,8 @@ from functools import partial
 from typing import NamedTuple
 
 from edgecs.planning.planner import Planner
-from edgecs.session.session import Session, Token
+from edgecs.session.answer import Token
+from edgecs.session.session import Session
 from edgecs.session.stats import Stats
 from edgecs_bench.text_tables import Row, aligned
 from edgecs_cli.console import joined, paint

@@ -1,0 +1,188 @@
+"""One answer, call by call: which rows it needs next, and what comes of them.
+
+It computes nothing itself, so that the calls of several answers can be one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from edgecs.core.context import Context
+from edgecs.core.draft import Request, Rows
+from edgecs.decoding.cascade import Cascade, PendingRound, Round
+from edgecs.sampling.chain import Choices
+from edgecs.sampling.logprobs import Logprobs, logprobs_of
+from edgecs.session.stats import Stats
+from edgecs.text.detokenizer import TextStream, Tokenizer
+
+FinishReason = Literal["stop", "length", "context", "cancelled"]
+"""stop: end token or stop string; length: max_tokens; context: no room is left."""
+
+OnRound = Callable[[Context, Round], None]
+
+
+class Token(NamedTuple):
+    """One generated token and the text that became certain with it (often none).
+
+    logprobs: where they were asked for.
+    """
+
+    id: int
+    text: str
+    source: str
+    logprobs: Logprobs | None = None
+
+
+class Answer:
+    """An answer to the context as it is when the answer begins.
+
+    After `start`, `request` gives the next call and `take` its tokens, until
+    `finish_reason` is set; then comes `end`.
+    limit: most tokens. logprobs: state those of every token, and of so many of the most
+    likely ones; None: state none. cancelled: asked once a round. on_round: called with
+    the context and the outcome of every round, before anything is committed.
+    """
+
+    def __init__(
+        self,
+        cascade: Cascade,
+        tokenizer: Tokenizer,
+        context: Context,
+        choices: Choices,
+        *,
+        limit: int,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+        on_round: Callable[[], OnRound | None] = lambda: None,
+    ) -> None:
+        self.context = context
+        self.stats = Stats(prompt_tokens=len(context), faults=dict(cascade.faults))
+        self.finish_reason: FinishReason | None = None
+        self.read = 0  # tokens of the prompt that calls before the first one computed
+        self._cascade, self._tokenizer = cascade, tokenizer
+        self._choices, self._limit = choices, limit
+        self._text, self._logprobs = TextStream(stop), logprobs
+        self._cancelled, self._on_round = cancelled, on_round
+        self._pending: PendingRound | None = None
+        self._began = time.perf_counter()
+        self._forwards = self._inner_forwards()
+
+    def start(self) -> None:
+        """Starts the clock; `finish_reason` is set where there is nothing to do."""
+        self._began = time.perf_counter()
+        if self._limit <= 0:
+            self.finish_reason = "length"
+        elif self._cancelled():
+            self.finish_reason = "cancelled"
+
+    def request(self, most: int | None = None) -> Request:
+        """The next call. most: draft tokens at most; None: as many as fit.
+
+        The call that reads the prompt takes no draft: the first token comes as fast,
+        and from the same row, as in plain decoding.
+        """
+        target, tokens = self._cascade.reviewer, self.stats.tokens
+        room = min(
+            self._limit - tokens - 1,
+            target.n_ctx - len(self.context),
+            target.max_draft,
+            target.max_draft if most is None else most,
+        )
+        pending = self._cascade.prepare(
+            self.context, self._choices, room if tokens else 0
+        )
+        self._pending = pending
+        return pending.request
+
+    def take(self, rows: Rows, calling: float, together: int = 1) -> Iterator[Token]:
+        """Commits and yields the tokens of the call, up to where the answer ends.
+
+        Each token is committed just before it is yielded. calling: seconds of the call.
+        together: requests that it had.
+        """
+        assert self._pending is not None
+        pending, self._pending = self._pending, None
+        done = self._cascade.finish(pending, rows, self._choices, calling, together)
+        done = self._learnt(done)
+        stats, now = self.stats, time.perf_counter()
+        if not stats.tokens:
+            fed = rows.fed + self.read
+            stats.cached_tokens = stats.prompt_tokens - min(fed, stats.prompt_tokens)
+            stats.prompt_seconds = now - self._began
+        stated = _stated(done, self._logprobs) if self._logprobs is not None else []
+        yield from self._emit(done, stated)
+
+    def end(self, reason: FinishReason | None = None) -> None:
+        """No more calls; reason: why it ends before it is complete."""
+        stats = self.stats
+        if reason and self.finish_reason is None:
+            self.finish_reason = reason
+        seconds = time.perf_counter() - self._began
+        stats.decode_seconds = seconds - stats.prompt_seconds
+        after, before = self._inner_forwards(), self._forwards
+        stats.forwards = {name: after[name] - before[name] for name in after}
+        stats.faults = dict(self._cascade.faults)
+
+    def _inner_forwards(self) -> dict[str, int]:
+        """Calls of every inner reviewer since it was loaded."""
+        return {inner.name: inner.forwards for inner in self._cascade.levels()[1:]}
+
+    def _learnt(self, done: Round) -> Round:
+        """Tells everyone who drafts what came of a round."""
+        stats = self.stats
+        self._cascade.learn(self.context, done)
+        if stats.tokens and len(self._cascade.faults) > len(stats.faults):
+            known, stats.faults = stats.faults, dict(self._cascade.faults)
+            new = {n: why for n, why in stats.faults.items() if n not in known}
+            done = done._replace(faults=new)
+        on_round = self._on_round()
+        if on_round and stats.tokens:
+            on_round(self.context, done)
+        return done
+
+    def _emit(self, done: Round, stated: Sequence[Logprobs]) -> Iterator[Token]:
+        stats, reads_prompt = self.stats, not self.stats.tokens
+        before, tokens = stats.tokens, done.tokens
+        try:
+            for at, (token, source) in enumerate(
+                zip(tokens, done.sources, strict=True)
+            ):
+                self.context.append((token,))
+                stats.tokens += 1
+                piece = self._text.push(self._tokenizer.piece(token))
+                last = stats.tokens - before == len(tokens)
+                self.finish_reason = self._ends(token, last)
+                if self.finish_reason:
+                    piece += self._text.flush()
+                yield Token(token, piece, source, stated[at] if stated else None)
+                if self.finish_reason:
+                    break
+        finally:
+            if not reads_prompt:
+                stats.observe(done, stats.tokens - before)
+
+    def _ends(self, token: int, last: bool) -> FinishReason | None:
+        """Why the answer ends with this token, if it does.
+
+        A request to stop is looked at once a round, with its last token, so that the
+        text still waiting goes out with a token.
+        """
+        if self._text.stopped or token in self._tokenizer.ends:
+            return "stop"
+        if self.stats.tokens >= self._limit:
+            return "length"
+        if len(self.context) > self._cascade.reviewer.n_ctx:
+            return "context"
+        return "cancelled" if last and self._cancelled() else None
+
+
+def _stated(done: Round, most: int) -> list[Logprobs]:
+    """Of the tokens of a round, each on the row that it was chosen on."""
+    rows = (-1, *done.verdict.path)
+    return [
+        logprobs_of(done.rows.logits[node + 1], token, most)
+        for node, token in zip(rows, done.tokens, strict=True)
+    ]
