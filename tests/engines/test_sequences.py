@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import llama_cpp as lib
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -64,13 +65,14 @@ def alone(path: Path, text: list[int], kernels: KernelSet | None = None) -> Row:
         return np.array(score_one(target, Context(text)).logits[0])
 
 
+@pytest.mark.parametrize("more", [[[8, 9]] * 3, [[], [8, 9, 1], [8]]])
 @pytest.mark.parametrize("kernels", [OWN, None], ids=["own", "llama"])
 def test_every_sequence_gives_the_rows_that_it_gives_alone(
-    tiny_gguf: Path, kernels: KernelSet | None
+    tiny_gguf: Path, kernels: KernelSet | None, more: list[list[int]]
 ):
-    draft = Draft.chain([8, 9], "x")
+    drafts_ = [Draft.chain(tokens, "x") for tokens in more]
     expected = []
-    for prompt in PROMPTS:
+    for prompt, draft in zip(PROMPTS, drafts_, strict=True):
         with opened(tiny_gguf, kernels=kernels) as target:
             context = Context(prompt)
             score_one(target, context)
@@ -82,12 +84,17 @@ def test_every_sequence_gives_the_rows_that_it_gives_alone(
         for context in contexts:
             context.append([5])
         calls = watched(target)
-        rows = target.score([Request(contexts[i], draft, i) for i in (2, 0, 1)])
-        assert calls == [(9, 9)]
+        size = 3 + sum(map(len, more))
+        requests = [Request(contexts[i], drafts_[i], i) for i in (2, 0, 1)]
+        rows = [found.logits.copy() for found in target.score(requests)]
+        assert calls == [(size, size)]
+        for one in target._sequences:  # what made them equally wide is gone
+            last = lib.llama_memory_seq_pos_max(one._memory, one.id)
+            assert last == len(one.cache) - 1
         for i, found in zip((2, 0, 1), rows, strict=True):
             if kernels:
-                np.testing.assert_array_equal(found.logits, expected[i])
-            np.testing.assert_allclose(found.logits, expected[i], atol=CLOSE)
+                np.testing.assert_array_equal(found, expected[i])
+            np.testing.assert_allclose(found, expected[i], atol=CLOSE)
 
 
 @pytest.mark.parametrize("kernels", [OWN, None], ids=["own", "llama"])

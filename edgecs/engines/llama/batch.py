@@ -83,22 +83,25 @@ class Batch:
         positions: Sequence[int],
         ids: Sequence[Sequence[int]],
         rows: int,
+        padding: int = 0,
     ) -> int:
         """Puts more tokens at the end, each with the sequences that it belongs to.
 
-        The last `rows` of them give rows. Returns the index of the first of these.
+        The last `rows` of them before `padding` more give rows. Returns the index of
+        the first one that does.
         """
         start, n = len(self), len(tokens)
         end = start + n
         self._tokens[start:end] = tokens
         self._positions[start:end] = positions
         self._flags[start:end] = 0
-        self._flags[end - rows : end] = 1
+        last = end - padding
+        self._flags[last - rows : last] = 1
         for i, own in enumerate(ids, start):
             self._counts[i] = len(own)
             self._ids[i, : len(own)] = own
         self.struct.n_tokens = end
-        return end - rows
+        return last - rows
 
     def _counted(
         self, start: int, n: int

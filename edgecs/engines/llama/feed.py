@@ -42,14 +42,19 @@ class Feed(NamedTuple):
         draft = self.request.draft
         return self.pending + draft.tokens.tolist() if len(draft) else self.pending
 
-    def nodes(self) -> tuple[list[int], list[int], list[list[int]]]:
-        """All tokens to be computed, their positions, the ids that they belong to."""
+    def nodes(self, padding: int = 0) -> tuple[list[int], list[int], list[list[int]]]:
+        """All tokens to be computed, their positions, the ids that they belong to.
+
+        padding: copies of the last token of a chain after it.
+        """
         draft, own = self.request.draft, self.sequence
         start = len(own.cache)
         end = start + len(self.pending)
         if draft.is_chain:
-            last = end + len(draft)
-            return self.tokens(), [*range(start, last)], [[own.id]] * len(self)
+            tokens = self.tokens()
+            tokens = [*tokens, *tokens[-1:] * padding]
+            last = start + len(tokens)
+            return tokens, [*range(start, last)], [[own.id]] * len(tokens)
         positions, ids = own.grow(draft, end)
         before = [own.sharing] * len(self.pending)
         return self.tokens(), [*range(start, end), *positions], before + ids

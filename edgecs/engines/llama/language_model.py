@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import cast
 
@@ -391,7 +391,8 @@ class LlamaLM:
         if self._giving_states is not noted:
             lib.llama_set_embeddings(self._ctx, noted)
             self._giving_states = noted
-        firsts = self._fill(group)
+        paddings = self._paddings(group)
+        firsts = self._fill(group, paddings)
         for feed in group:
             feed.sequence.cache.expect()
         code, address = self._call(firsts[0])
@@ -407,10 +408,29 @@ class LlamaLM:
                 at = library.states_address(self._ctx, first)
                 states = self._wrapped(at, feed.rows, self.width, self.width)
             feed.computed(states)
+            if paddings[feed.request.sequence]:
+                feed.sequence.drop_padding()
             found.append((logits, states))
         return found
 
-    def _fill(self, group: Sequence[Feed]) -> list[int]:
+    def _paddings(self, group: Sequence[Feed]) -> dict[int, int]:
+        """By sequence, how many tokens are computed for nothing.
+
+        llama.cpp computes streams of cells together only as far as they have equally
+        many tokens, and reads all weights again for the rest: two streams with 4 and 1
+        tokens took 1.5 times as long as with 4 and 4 (1.5B, Q4_K_M, 2 cores of Zen 4).
+        """
+        if len(group) == 1 or self.max_leaves > 1 or not self.rewindable:
+            return dict.fromkeys((feed.request.sequence for feed in group), 0)
+        widest = 0 if group[0].is_prompt else max(map(len, group))
+        return {
+            feed.request.sequence: max(
+                0, min(widest - len(feed), self.n_ctx - len(feed.sequence.cache))
+            )
+            for feed in group
+        }
+
+    def _fill(self, group: Sequence[Feed], paddings: Mapping[int, int]) -> list[int]:
         """Writes the batch; where in it the rows of every request begin."""
         if len(group) == 1 and group[0].request.draft.is_chain:
             feed = group[0]
@@ -418,7 +438,12 @@ class LlamaLM:
             self._batch.chain(feed.tokens(), start, feed.rows, own)
             return [len(feed) - feed.rows]
         self._batch.clear()
-        return [self._batch.add(*feed.nodes(), feed.rows) for feed in group]
+        firsts = []
+        for feed in group:
+            padding = paddings[feed.request.sequence]
+            nodes = feed.nodes(padding)
+            firsts.append(self._batch.add(*nodes, feed.rows, padding))
+        return firsts
 
     def _logits(self, address: int, rows: int, several: bool) -> Logits:
         """Output rows in the size of the target's vocabulary."""

@@ -73,6 +73,10 @@ class LlamaSequence:
             self.cache.reset()
         self.prompt_row = None
 
+    def drop_padding(self) -> None:
+        """Removes the cells after those that are known."""
+        lib.llama_memory_seq_rm(self._memory, self.id, len(self.cache), -1)
+
     @property
     def state_size(self) -> int:
         """Bytes of `state`."""
