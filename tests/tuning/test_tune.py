@@ -19,7 +19,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from edgecs.calibrate import speculation_profile
-from edgecs.calibrate.profile import Key, Profile, Profiles, fingerprint
+from edgecs.calibrate.profile import Profile, Profiles, fingerprint
 from edgecs.calibrate.speculation_profile import Speculation
 from edgecs.core.context import Context, Tokens
 from edgecs.core.draft import Draft, LanguageModel, Rows
@@ -58,6 +58,7 @@ from edgecs.tuning.settings import Otherwise, Pair, otherwise, settings_to_try
 from edgecs.tuning.tuner import Effort, Tuned, keep, tune
 from edgecs_cli.options.shared import pace_bar
 from tests.conftest import Outcome, Screen, before_calls, interrupt_at
+from tests.keys import KEY
 
 Edgecs = Callable[..., Outcome]
 Slowness = Callable[[float], float]
@@ -476,24 +477,6 @@ def test_agreement_is_what_a_drafter_would_have_said():
     assert agreeing(other, target, PROMPT, answer) == same
     short = TableModel(50, n_ctx=100)  # one call of 64 fits behind the prompt
     assert agreeing(short, target, PROMPT, answer) == [True] * 64
-
-
-KEY = Key(
-    model="model-Q4_K_M",
-    fingerprint="0" * 32,
-    build="0.3.36",
-    device="AMD EPYC",
-    layers=0,
-    threads=2,
-    flash_attention="auto",
-    type_k="f16",
-    type_v="f16",
-    repack=True,
-    kernels="llama",
-    mmap=True,
-    huge_pages=True,
-    n_batch=512,
-)
 
 
 SHORT = Effort(repeats=1, tokens=12, widths=(2, 4))
