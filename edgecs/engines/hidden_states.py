@@ -14,6 +14,7 @@ from edgecs.core.context import Context
 State = NDArray[np.float32]
 
 
+# chosen: more than six windows of the shipped head.
 _KEPT = 1024  # of the last cells; no drafter looks back farther
 
 

@@ -27,6 +27,7 @@ Effect = Literal["bits", "time", "none"]
 _BITS, _TIME, _NONE = ({"effect": effect} for effect in get_args(Effect))
 
 MOST_THREADS = 512  # ggml ends its process beyond that
+# chosen: beyond any memory, so a mistyped number is refused.
 MOST_CELLS, MOST_TOGETHER = 1 << 30, 1 << 16  # of a context; tokens in a prefill chunk
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _GREEDY = always(greedy)
 # Options that say where weights lie.
 _WEIGHTS = ("repack", "mmap", "huge_pages", "kernels")
+# measured: about a second for each GB on two cores (docs/concepts.md).
 _LARGE = 2 << 30  # bytes of weights that take more than a second to lay out
 T = TypeVar("T")
 

@@ -36,7 +36,9 @@ from edgecs.engines.onnx.watchdog import Watch
 from edgecs.errors import Cancelled, ModelError
 from edgecs.hub.drafter_manifest import DrafterManifest, check_file, read_drafter
 
+# chosen: rows of logits for all tokens of a call have to fit memory.
 _CHUNK = 64  # tokens in one call; the engine computes a row of logits for each
+# chosen: enough cells to see what an engine does with them.
 _PROBED = 16  # cells that the check at load fills
 
 

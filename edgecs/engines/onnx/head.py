@@ -33,6 +33,7 @@ from edgecs.engines.onnx.watchdog import Watch
 from edgecs.errors import ModelError
 from edgecs.hub.drafter_manifest import DrafterManifest, check_file, read_drafter
 
+# chosen: as many as heads are trained with (`edgecs_convert.distill.recipe`).
 _BEFORE = 32  # tokens before the first known state that are read without one
 _INPUTS = {"token", "state", "position", "mask", "past_key", "past_value"}
 _OUTPUTS = ["logits", "next_state", "key", "value"]
