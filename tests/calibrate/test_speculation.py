@@ -27,7 +27,7 @@ from edgecs.sampling.chain import always, chooser
 from edgecs.sampling.settings import Sampling
 from edgecs.session.session import Session
 from edgecs.testing.fakes import CachingModel, Endless, TableModel
-from tests.calibrate.test_probe import Kernels, Table, tables
+from tests.calibrate.kernel_tables import Kernels, Table, tables
 from tests.keys import KEY, other_key
 
 EXACTS: tuple[Exact, ...] = ("auto", "strict", "numeric")

@@ -16,7 +16,7 @@ from edgecs.engines import trial
 from edgecs.engines.llama import amx, library
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.loader import load, load_drafter
-from tests.cli.test_cli import Edgecs, generate, one_line
+from tests.commands import Edgecs, generate, one_line
 
 OPTIONS = LoadOptions(n_ctx=256, n_batch=64, threads=1, n_gpu_layers=0, kernels="llama")
 LLAMA = ("--kernels", "llama")
