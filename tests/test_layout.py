@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -68,6 +70,16 @@ def test_rooms_import_what_their_table_says():
     } == {}
     unused = {name: table[name] - to - {"errors"} for name, to in found.items()}
     assert {name: more for name, more in unused.items() if more} == {}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="Windows has no SIGPIPE")
+def test_a_reader_of_rooms_that_goes_away_ends_them_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as out:
+        command = [sys.executable, "-m", "tests.rooms"]
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
 
 
 @pytest.mark.parametrize("package", FOLDERS)
