@@ -15,7 +15,7 @@ from edgecs.core.draft import NOTHING, Draft
 from edgecs.decoding.cascade import Cascade
 from edgecs.decoding.static_schedule import Quotas
 from edgecs.drafters.maxgram import MaxGram
-from edgecs.engines.onnx import decoder
+from edgecs.engines.onnx import decoder, engine
 from edgecs.engines.onnx import providers as onnx_providers
 from edgecs.engines.onnx.decoder import OnnxModel
 from edgecs.engines.onnx.kv_cache import Call
@@ -344,7 +344,7 @@ def test_everything_runs_in_one_thread(apart: bool):
 def test_where_llama_cpp_uses_amx_a_drafter_computes_aside(
     drafter: Any, honest: Loaded, monkeypatch: pytest.MonkeyPatch, amx: bool
 ):
-    monkeypatch.setattr(decoder, "has_amx", lambda: amx)
+    monkeypatch.setattr(engine, "has_amx", lambda: amx)
     used = set()
     run = Call.run
 

@@ -256,6 +256,19 @@ def test_what_is_broken_is_named(name: str, tiny_gguf: Path, tmp_path: Path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_drafter_that_is_refused_leaves_no_thread(tiny_gguf: Path, tmp_path: Path):
+    write_onnx(tmp_path / "model.onnx", tiny_gguf)
+    write_drafter(replace(MANIFEST, folder=tmp_path))
+    breaks, sentence = BROKEN["map length"]  # which is read after the graph has run
+    breaks(tmp_path)
+    before = set(threading.enumerate())
+    with pytest.raises(ModelError, match=sentence):
+        OnnxModel(tmp_path, SIZE, threading.Event(), providers=CPU)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 def test_a_graph_that_says_nothing_of_its_logits_is_measured(
     tiny_gguf: Path, tmp_path: Path, honest: Loaded
 ):
