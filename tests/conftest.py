@@ -34,6 +34,9 @@ settings.load_profile("same")
 # they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Files of this name have no doctests, and a search for some takes one file for all.
+collect_ignore_glob = ["*conftest.py"]
+
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _USER_CACHE = Path(platformdirs.user_cache_dir("edgecs")) / "models"
 _connect = socket.socket.connect

@@ -8,6 +8,7 @@ prints a line for each room, how many arrows there are between rooms, and any ci
 from __future__ import annotations
 
 import ast
+import signal
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -148,4 +149,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # `| head` ends it as it ends cat
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     main()

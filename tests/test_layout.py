@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import os
+import pkgutil
+import signal
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -70,6 +74,16 @@ def test_rooms_import_what_their_table_says():
     assert {name: more for name, more in unused.items() if more} == {}
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="Windows has no SIGPIPE")
+def test_a_reader_of_rooms_that_goes_away_ends_them_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as out:
+        command = [sys.executable, "-m", "tests.rooms"]
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
+
+
 @pytest.mark.parametrize("package", FOLDERS)
 def test_no_rooms_are_in_a_circle(package: str):
     assert len(list(floors(package))) >= (package != "edgecs_models")
@@ -87,6 +101,39 @@ def test_no_function_has_the_name_of_its_module():
     for path in sources("edgecs"):
         body = ast.parse(path.read_text()).body
         assert path.stem not in {getattr(node, "name", None) for node in body}, path
+
+
+BUILD_HOOK = "edgecs.native.wheel"  # needs hatchling, which only a build has
+
+
+def public_modules() -> list[str]:
+    """Every module of edgecs that can be imported, without those that run."""
+    found = [info.name for info in pkgutil.walk_packages(edgecs.__path__, "edgecs.")]
+    return [
+        name
+        for name in found
+        if not name.endswith(".__main__")
+        and name != BUILD_HOOK
+        and name.rpartition(".")[2].isidentifier()  # not a compiled library of kernels
+    ]
+
+
+def test_no_exported_function_shares_its_modules_name():
+    for name in public_modules():
+        module = import_module(name)
+        package, _, last = name.rpartition(".")
+        assert getattr(sys.modules[package], last) is module, name
+
+
+def test_importing_a_module_under_another_name_gives_the_module():
+    names = public_modules()
+    assert len(names) > 100
+    script = "".join(f"import {name} as m; assert type(m) is M\n" for name in names)
+    script = f"from types import ModuleType as M\n{script}"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_engines_are_imported_only_in_their_rooms():

@@ -21,9 +21,12 @@ from edgecs.costs.cost_model import SETTLED, WIDEST, CostModel
 from edgecs.decoding.exactness import FIRST_BORDER, Classes, Finding, range_of
 from edgecs.errors import Cancelled, NoNumbers
 
+# chosen: those that most drafts need, as far as the time at load allows.
 QUICK = (2, 3, 4, 6, 8)  # widths that are probed at load
-FULL = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32)
-_SHALLOW = 24
+# chosen: every width that most drafts need, then steps of a half at most.
+FULL = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32)  # widths that `edgecs tune` compares
+# chosen: some cells to attend to, and room for calls in tiny contexts.
+_SHALLOW = 24  # cells before the first calls
 _AHEAD = 1  # cells before a border where all calls of two tokens or more cross it
 _NOTHING = Finding(frozenset(), frozenset())
 

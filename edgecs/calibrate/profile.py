@@ -13,29 +13,25 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from edgecs.core.files import sweep, write_whole
 from edgecs.core.reading import read_bounded, reason
-from edgecs.errors import ModelError
+from edgecs.engines.load_options import LoadOptions
+from edgecs.errors import ConfigError, ModelError
 from edgecs.hub.download import split_parts
 
-FORMAT = 5
+FORMAT = 6
+# chosen: thousands of times what a profile has.
 _LARGEST = 16 << 20  # bytes of a profile
+# chosen: the first and the last tensors, and what a GGUF says of itself.
 _END = 1 << 20  # bytes hashed at either end of a model file
+# chosen: with both ends 3 MiB, which are read in milliseconds.
 _SAMPLE, _SAMPLES = 64 << 10, 16  # bytes of one sample between the ends, and how many
 _SHOWN = 120  # characters of a value in a sentence
-_JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "str | None": (str, type(None)),
-    "int": (int,),
-    "bool": (bool,),
-    "dict[str, Any]": (dict,),
-    "Key": (dict,),
-}
 _CHANGES = {
     "fingerprint": "the model file has changed",
     "build": "another build of the engine",
@@ -66,22 +62,21 @@ def fingerprint(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Key:
-    """Everything that measured numbers depend on."""
+    """Everything that measured numbers depend on.
+
+    options: as they were used, with numbers for "auto" and 0. Those that change neither
+    bits nor times do not count: they are as by default.
+    """
 
     model: str  # file name without suffix
     fingerprint: str  # see `fingerprint`
     build: str  # versions of the engine, instruction sets
     device: str  # CPU and accelerators
-    layers: int  # on the GPU
-    threads: int
-    flash_attention: str
-    type_k: str
-    type_v: str
-    repack: bool  # weights laid out anew for llama.cpp's faster kernels
+    options: LoadOptions
     kernels: str  # who computes: "llama", or ours, by instruction set and version
-    mmap: bool  # the file is mapped, so that its weights stay in small pages
-    huge_pages: bool  # asked for, and given to those who ask
-    n_batch: int  # tokens in a prefill chunk
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", _options(_counting(self.options)))
 
     @property
     def slot(self) -> str:
@@ -90,23 +85,30 @@ class Key:
         Another file of that name, build or device has the same slot: there it is found
         to be stale, and replaced.
         """
-        options = [self.model, self.layers, self.threads, self.flash_attention]
-        options += [self.type_k, self.type_v, self.repack, self.mmap]
-        options += [self.kernels.partition("-")[0]]
-        options += [self.huge_pages, self.n_batch]
-        digest = hashlib.sha256(json.dumps(options).encode()).hexdigest()
+        chosen = json.dumps([self.model, _counting(self.options)], sort_keys=True)
+        digest = hashlib.sha256(chosen.encode()).hexdigest()
         return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', self.model)[:80]}-{digest[:12]}"
 
     @property
     def bits(self) -> str:
         """What the bits of a target's cells depend on, its weights apart."""
-        names = ["build", "device", "layers", "threads", "flash_attention"]
-        names += ["type_k", "type_v", "repack", "kernels", "n_batch"]
-        return json.dumps({name: getattr(self, name) for name in names})
+        names = ["build", "device", *self.options.having("bits")]
+        return json.dumps({n: v for n, v in self.named().items() if n in names})
+
+    def named(self) -> dict[str, Any]:
+        """Its parts by name, each option too, as JSON takes them."""
+        return {
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "build": self.build,
+            "device": self.device,
+            **_counting(self.options),
+            "kernels": self.kernels,  # with their version, which the option has not
+        }
 
     def differences(self, other: Key) -> list[str]:
         """What has changed since `other`, for people; empty: nothing."""
-        now, before = vars(self), vars(other)
+        now, before = self.named(), other.named()
         return [
             _CHANGES.get(n, f"{n} {_plain(now[n])}, was {_plain(before[n])}")
             for n in now
@@ -159,7 +161,8 @@ class Profiles:
         False: the folder cannot be written, or the profile has more than 16 MiB; what
         was there stays. Raises ValueError or TypeError for what JSON cannot say.
         """
-        table = {**vars(profile), "key": vars(profile.key)}
+        key = {**vars(profile.key), "options": _counting(profile.key.options)}
+        table = {**vars(profile), "key": key}
         data = json.dumps(table, allow_nan=False).encode()
         if len(data) > _LARGEST:
             return False
@@ -189,6 +192,16 @@ class Profiles:
 
     def _path(self, key: Key) -> Path:
         return self.root / f"{key.slot}.json"
+
+
+def _counting(options: LoadOptions) -> dict[str, Any]:
+    """The options that measured numbers depend on, by name."""
+    return options.having("bits", "time")
+
+
+def _options(counting: dict[str, Any]) -> LoadOptions:
+    """Options of which only these count. Raises ConfigError."""
+    return LoadOptions(**{"max_draft": 0, **counting})  # 0: that fits every n_batch
 
 
 def _files(path: Path) -> list[tuple[bytes, Path]]:
@@ -224,32 +237,45 @@ def _read(path: Path) -> tuple[Profile | None, str | None]:
         return None, None
     except OSError as error:
         return None, f"unreadable: {error.strerror}"
-    except (ValueError, RecursionError) as error:  # the latter by [[[[[[...
+    except (ConfigError, ValueError, RecursionError) as error:  # the last by [[[[...
         return None, f"unreadable: {_plain(reason(error))}"
 
 
 def _parse(data: bytes) -> tuple[Profile | None, str | None]:
-    """Raises ValueError for what `save` has not written."""
+    """Raises ValueError or ConfigError for what `save` has not written."""
     table = json.loads(data, parse_float=_finite, parse_constant=_finite)
     if not isinstance(table, dict):
         raise ValueError("not a JSON object")
     version = table.get("version")
     if type(version) is int and version != FORMAT:
         return None, f"stale: file format {FORMAT}, was {_plain(version)}"
-    _check(Profile, table)
-    _check(Key, table["key"])
-    return Profile(**{**table, "key": Key(**table["key"])}), None
+    _check(Profile, table, [f.name for f in fields(Profile)])
+    key = table["key"]
+    _check(Key, key, [f.name for f in fields(Key)])
+    _check(LoadOptions, key["options"], _counting(LoadOptions()))
+    key = Key(**{**key, "options": _options(key["options"])})
+    return Profile(**{**table, "key": key}), None
 
 
-def _check(kind: type, table: dict[str, Any]) -> None:
-    """Raises ValueError unless the fields of `kind` are there, each of its type."""
-    types = {f.name: str(f.type) for f in fields(kind)}
-    if table.keys() != types.keys():
-        raise ValueError(f"not the fields of a {kind.__name__.lower()}")
-    for name, wanted in types.items():
-        # Not isinstance: true is no number.
-        if type(table[name]) not in _JSON_TYPES[wanted]:
-            raise ValueError(f"{name!r} is not of the type {wanted}")
+def _check(kind: type, table: dict[str, Any], names: Iterable[str]) -> None:
+    """Raises ValueError unless these fields of `kind` are there, each of its type."""
+    if table.keys() != {*names}:
+        raise ValueError(f"not the fields of {kind.__name__}")
+    hints = get_type_hints(kind)
+    for name, value in table.items():
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{name!r} is not of its type")
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value of JSON is one of a type, or a table of what makes one."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is dict or is_dataclass(hint):
+        return type(value) is dict
+    if alternatives := get_args(hint):
+        return any(_fits(value, kind) for kind in alternatives)
+    return type(value) is hint  # not isinstance: true is no number
 
 
 def _finite(text: str) -> float:

@@ -32,15 +32,25 @@ from edgecs.planning.acceptance import Calibration
 from edgecs.planning.neural_source import Writer
 from edgecs.planning.planner import MARGIN, Planner
 
+# chosen: a wait that a model's first start may have.
 PROBE_SECONDS = 2.0  # most that probing may take at load
+# chosen: too little of a start to be noticed.
 PROBE_SHARE = 0.05  # of the time to load, for costs alone
+# chosen: a few calls say what depth adds, many which widths are exact.
 _FOR_DEPTH = 0.3  # of PROBE_SECONDS: for what depth adds
+# chosen: far enough for attention to show, and inside most contexts.
 _DEEP = 2048  # where that is measured
+# chosen: past 512 cells, from where llama.cpp splits them (docs/concepts.md).
 _TELLS = 700  # tokens of context within which a target that says so proves uniform
+# chosen: a usual draft, and a median that an outlier does not move.
 _WIDE, _REPEATS = 4, 5  # width and number of the wider calls there
+# chosen: a single token and ends of tiles come first.
 _COSTS = (1, 4, 2, 8, 3, 6)  # widths that are timed at load, the most telling first
+# chosen: above what an idle desktop takes, below one busy core of four.
 BUSY = 0.15  # share of the processors' time for others that makes times worthless
+# chosen: systems count processors' time in hundredths of a second.
 TELLING = 0.2  # seconds; in less time the share of others cannot be told
+# chosen: the least that says what a drafter's draft and its review cost.
 FIRST_WIDTHS = (1, 4)  # of a drafter: one token, and a review of three
 
 

@@ -20,19 +20,32 @@ from numpy.typing import NDArray
 
 from edgecs.costs.depth_cost import Growth
 
+# chosen: longer drafts are hardly ever right to their end.
 WIDEST = 32  # widths that are considered: 1 to WIDEST tokens in a call
 
+# chosen: the narrow ones, then steps of a third at most, ends of tiles among them.
 TRYING = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)  # widths worth trying
+# chosen: the fastest of three is seldom an outlier.
 YOUNG = 3  # a width with fewer rounds may have been judged by an outlier
+# measured: two calls take longer (docs/concepts.md, *settling*).
 SETTLED = 2  # calls of one token after a wider one; those that follow are as usual
+# chosen: a median of seven calls is worth about twice as many rounds.
 _TUNED = 16  # rounds that a careful measurement counts for
+# chosen: a hiccup, however long, counts as a fifth.
 _CLIP = 0.2  # largest log-ratio that one round can say: about 20 %
+# chosen: a new pace is followed within a few rounds.
 _COMMON = 0.25  # weight of a round in what all widths share (the machine's pace)
+# chosen: about the last 50 rounds count.
 _OWN = 0.02  # least weight of a round in its own width's time
+# chosen: what the flattest curve of llama.cpp's kernels has (docs/speed.md, calls).
 _HOPED = 0.12  # of a single call's time: least that one token more is taken to cost
+# chosen: at 0 two thirds of wider calls were tries of what had just been timed.
 _LEAST_OF = (0.0, 0.6, 0.8)  # of a young width's time by its rounds: least hoped for
+# chosen: about the last 20 calls count.
 _SETTLING = 0.05  # least weight of a call in what settling takes
+# chosen: a quarter of the cells in which llama.cpp's calls grow.
 _BUCKET = 64  # depths in one bucket share what a token more costs
+# chosen: four times what was seen (docs/concepts.md, *settling*).
 _MOST_SETTLING = 1.0  # of a single call's time: most that one call can say of it
 
 

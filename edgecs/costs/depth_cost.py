@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# chosen: a quarter of the cells in which llama.cpp's calls grow.
 _BUCKET = 64  # depths in one bucket share an array of times
 
 

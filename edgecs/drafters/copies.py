@@ -6,7 +6,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+# chosen: three tokens are rare enough for their chains to be short.
 GRAM = 3  # matches of this length and longer are found through chains of occurrences
+# chosen: past the last of _LENGTHS longer matches are not told apart.
 LONGEST = 32  # matches are not compared beyond this many tokens
 
 Opinion = tuple[bool, int, int]
@@ -26,6 +28,7 @@ class Copy(NamedTuple):
     opinions: Iterable[tuple[Opinion | None, ...]]
 
 
+# chosen, all edges: finer where few tokens differ; `edgecs_bench.prior` fits.
 _LENGTHS = (2, 3, 4, 5, 6, 7, 9, 12, 17, 25)  # tokens of the match
 DEPTHS = (1, 2, 3, 4, 8)  # tokens before it in the draft
 _RUNS = (2, 3, 5)

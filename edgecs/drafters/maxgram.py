@@ -17,6 +17,7 @@ from edgecs.drafters.copies import COPIED, GRAM, LONGEST, Copy, Opinion, copied
 from edgecs.drafters.priors import packaged
 from edgecs.drafters.source import LOOKED_AT
 
+# chosen: a bound on the time of a search in repetitive text.
 CANDIDATES = 32  # occurrences of the last GRAM tokens that are looked at, newest first
 
 _Gram = tuple[int, int, int]

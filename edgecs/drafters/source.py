@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from edgecs.core.context import Context
 from edgecs.core.draft import Drafter
 
+# chosen: later ones are seldom reached, and each takes time in every round.
 LOOKED_AT = 8  # tokens of a proposal that are judged one by one
 
 

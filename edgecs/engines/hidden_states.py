@@ -17,6 +17,7 @@ from edgecs.core.draft import Draft
 State = NDArray[np.float32]
 
 
+# chosen: more than six windows of the shipped head.
 _KEPT = 1024  # of the last cells; no drafter looks back farther
 
 

@@ -16,7 +16,9 @@ from pathlib import Path
 import psutil
 
 _RENDERERS = Path("/dev/dri")
+# chosen: a driver that takes longer is as good as none.
 _PATIENCE = 10  # seconds that a driver's tool may take
+# chosen: as a busy machine in `calibrate.speculation_profile`.
 _MUCH = 0.15  # of a processor: less than that is not what makes a machine busy
 
 

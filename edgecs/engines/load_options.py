@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
 
 from edgecs.errors import ConfigError
 
@@ -22,14 +22,21 @@ KernelChoice = Literal[
     "portable",
 ]
 
+Effect = Literal["bits", "time", "none"]
+"""What an option changes of calls. "bits": logits and cells, and so their time too."""
+_BITS, _TIME, _NONE = ({"effect": effect} for effect in get_args(Effect))
+
 MOST_THREADS = 512  # ggml ends its process beyond that
 MOST_SEQUENCES = 256  # of llama.cpp, which gives every leaf one
+# chosen: beyond any memory, so a mistyped number is refused.
 MOST_CELLS, MOST_TOGETHER = 1 << 30, 1 << 16  # of a context; tokens in a prefill chunk
 
 
 @dataclass(frozen=True)
 class LoadOptions:
     """Names and meanings are those of llama.cpp's flags.
+
+    A field's metadata says what the option changes: whether measurements depend on it.
 
     n_ctx: tokens, 0: what the model was trained for, as far as memory allows.
     threads: 0: one for each physical core. n_batch: tokens in a prefill chunk.
@@ -44,22 +51,22 @@ class LoadOptions:
     that a draft may have, 1: drafts are chains; for more, all cells share one buffer.
     """
 
-    n_ctx: int = 0
-    n_gpu_layers: GpuLayers = "auto"
-    threads: int = 0
-    flash_attention: FlashAttention = "auto"
-    type_k: KVType = "f16"
-    type_v: KVType = "f16"
-    repack: bool = True
-    mmap: bool = True
-    mlock: bool = False
-    huge_pages: bool = True
-    cpu_strict: bool = True
-    kernels: KernelChoice = "auto"
-    n_batch: int = 512
-    max_draft: int = 63
-    sequences: int = 1
-    leaves: int = 1
+    n_ctx: int = field(default=0, metadata=_NONE)
+    n_gpu_layers: GpuLayers = field(default="auto", metadata=_BITS)
+    threads: int = field(default=0, metadata=_BITS)
+    flash_attention: FlashAttention = field(default="auto", metadata=_BITS)
+    type_k: KVType = field(default="f16", metadata=_BITS)
+    type_v: KVType = field(default="f16", metadata=_BITS)
+    repack: bool = field(default=True, metadata=_BITS)
+    mmap: bool = field(default=True, metadata=_TIME)
+    mlock: bool = field(default=False, metadata=_NONE)
+    huge_pages: bool = field(default=True, metadata=_TIME)
+    cpu_strict: bool = field(default=True, metadata=_NONE)
+    kernels: KernelChoice = field(default="auto", metadata=_BITS)
+    n_batch: int = field(default=512, metadata=_BITS)
+    max_draft: int = field(default=63, metadata=_NONE)
+    sequences: int = field(default=1, metadata=_NONE)
+    leaves: int = field(default=1, metadata=_BITS)
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -99,3 +106,11 @@ class LoadOptions:
                 f"a {self.type_v} V cache needs flash attention: drop --flash-attn off "
                 "or use -ctv f16"
             )
+
+    def having(self, *effects: Effect) -> dict[str, Any]:
+        """The options with one of these effects, by name."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.metadata["effect"] in effects
+        }

@@ -14,6 +14,7 @@ from itertools import accumulate
 
 from edgecs.engines.load_options import LoadOptions
 
+# chosen: other programs' memory grows too, and failing later is worse.
 MARGIN = 1 << 30  # bytes left free on every device: compute buffers and the desktop
 KV_BYTES = {  # of one value in the KV cache: blocks of 32 values with their scales
     "f32": 4.0,
@@ -26,6 +27,7 @@ KV_BYTES = {  # of one value in the KV cache: blocks of 32 values with their sca
     "q4_0": 18 / 32,
     "iq4_nl": 18 / 32,
 }
+# chosen: a chat of some turns fits.
 SMALLEST_CONTEXT = 4096  # tokens; an automatic context is not made shorter than this
 
 

@@ -37,16 +37,23 @@ from edgecs.planning.acceptance import Calibration
 from edgecs.planning.neural_source import Writer, Written
 from edgecs.planning.pending import Ledger, Path, Sources
 
+# chosen: a smaller gain is lost in the error of the times.
 MARGIN = 0.02  # share by which a draft must promise more than plain decoding
+# chosen: after two lost calls a draft must promise a tenth more.
 CAUTION = 0.05  # by which the margin grows with each plain call's time that was lost
+# chosen: half of a loss is forgotten after 69 rounds.
 FORGIVES = 0.99  # share of what was lost that still counts a round later
+# chosen: hostile drafters then cost 1 to 2 % (`edgecs_bench.simulation.replay`).
 BUDGET = 0.02  # share of the time that may be lost on trying things
+# chosen: a look takes a part of a short call, and the pace changes slowly.
 _LOOKS = 4  # of so many calls of one token in a row the time of one is looked at
-_RESTS = (
-    8  # rounds until drafters that promise less than plain decoding are asked again
-)
+# chosen: in every round they took 5 % of a token of 5 ms (head, SmolLM2 Q4_1).
+_RESTS = 8  # rounds until drafters that promise less than plain decoding are asked
+# chosen: an answer that ends then is a tenth slower at most.
 _FELT = 0.1  # share of an answer so far that asking a parked drafter may take
+# chosen: five times what a round takes by itself (`edgecs_bench.overhead`).
 _PAUSE = 0.002  # seconds; more between two rounds is somebody else's time
+# chosen: about the last 20 rounds count.
 _LATELY = 0.05  # weight of a round in the time that lies between calls
 _NOTHING = "nothing was proposed"
 _HOPELESS = "nothing promises more than plain decoding"

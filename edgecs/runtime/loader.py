@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _GREEDY = always(greedy)
 # Options that say where weights lie.
 _WEIGHTS = ("repack", "mmap", "huge_pages", "kernels")
+# measured: about a second for each GB on two cores (docs/concepts.md).
 _LARGE = 2 << 30  # bytes of weights that take more than a second to lay out
 T = TypeVar("T")
 
@@ -56,23 +57,22 @@ class Loaded:
         """What measurements of this target depend on; reads samples of the file."""
         from edgecs.engines.llama import huge_pages
 
-        options = self.options
         build, device = build_and_device()
+        kernels = self.model.kernels
+        used = replace(
+            self.options,
+            n_gpu_layers=self.model.offload.layers,
+            threads=self.target.threads,
+            repack=self.options.repack and not kernels,
+            huge_pages=self.options.huge_pages and huge_pages.available(),
+        )
         return Key(
             model=self.model.path.stem,
             fingerprint=fingerprint(self.model.path),
             build=build,
             device=device,
-            layers=self.model.offload.layers,
-            threads=self.target.threads,
-            flash_attention=options.flash_attention,
-            type_k=options.type_k,
-            type_v=options.type_v,
-            repack=options.repack and not self.model.kernels,
-            kernels=self.model.kernels.key if self.model.kernels else "llama",
-            mmap=options.mmap,
-            huge_pages=options.huge_pages and huge_pages.available(),
-            n_batch=options.n_batch,
+            options=used,
+            kernels=kernels.key if kernels else "llama",
         )
 
     def session(

@@ -22,6 +22,7 @@ from edgecs.runtime.loader import Loaded, load
 from edgecs.runtime.recipe import Recipe
 
 _STRICT_CACHE: KVType = "q8_0"  # its rows do not depend on the width, at any depth
+# chosen: a chat of a few turns.
 _FAR = 1024  # tokens of context at which its price is told
 
 

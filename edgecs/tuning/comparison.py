@@ -16,9 +16,13 @@ from edgecs.core.context import Tokens
 from edgecs.planning.planner import MARGIN
 from edgecs.tuning.cost_sweep import DRIFT
 
+# chosen: a short answer's speed is not known better.
 NO_HARM = 0.97  # of the speed of plain decoding: less is slower than it, noise aside
+# chosen: drift that lasts longer is told, not measured away.
 _TRIES = 3  # times that a chain plays a prompt where it drifts or seems to do harm
+# chosen: of fewer, one round decides the speed.
 FEWEST = 8  # tokens in an answer that says something about speed
+# chosen: not 0, which a geometric mean cannot take.
 _LEAST = 0.01  # ratio of an answer that ended at once
 
 PROMPTS = {

@@ -18,13 +18,21 @@ from edgecs.core.draft import LanguageModel
 from edgecs.costs.cost_model import WIDEST
 from edgecs.decoding.static_schedule import Clock
 
+# chosen: an anchor that is interpolated makes up for less than that.
 DRIFT = 0.10  # share by which an anchor may have moved while something was measured
+# chosen: the first answer of a chat, and a long conversation.
 SHALLOW, DEEPEST = 64, 4096  # tokens of context between which calls are timed
+# chosen: drafts that a drafter reviews are short.
 REVIEWS = (*range(1, 9), 12, 16)  # widths that are timed of a drafter
+# chosen: doubled each time, as attention grows evenly.
 _DEEPER = (512, 1024, 2048, DEEPEST)
+# chosen: tiles show at one depth, and at the others what depth adds.
 _EVERY, _FEW = tuple(range(1, WIDEST + 1)), (1, 2, 4, 8, 16, 32)
+# chosen: a frame is over before a clock drifts, a median has no outlier.
 FRAME, ANCHORS = 8, 3  # calls between two anchors, calls in an anchor
+# chosen: a machine that drifts more often is told to be unsteady.
 RETRIES = 4  # frames of a curve that may be made again
+# chosen: medians of few calls differ by less.
 _CLEAR = 0.03  # share by which a wider call must be cheaper to say so
 
 

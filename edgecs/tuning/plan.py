@@ -19,6 +19,7 @@ from edgecs.tuning.settings import DEPTHS, WIDTHS, Setting, trying
 
 ANSWERING = "asking for plain answers"
 ROOM = WIDEST + 2  # tokens behind DEEPEST that comparing bits has room for
+# chosen, all five: guesses, which only say how long the rest will take.
 _WIDER = 0.25  # work of one token more in a call
 _SMALL = 0.3  # work of a drafter's call of one token
 _AGAIN = 1.3  # times that a chain is asked, as some are asked again

@@ -17,6 +17,8 @@ _QUANTISED = re.compile(
     r"(?:-00001-of-\d{5})?$",
     re.IGNORECASE,
 )
+# What differs between quantisations on the same machine with the same options.
+_OF_A_FILE = {"model", "fingerprint", "n_gpu_layers", "repack", "kernels"}
 
 
 class Quantisation(NamedTuple):
@@ -69,8 +71,8 @@ def promised_quantisations(
 
 def _like(profile: Profile, key: Key) -> bool:
     """Whether a profile is of a tuning on the same machine with the same options."""
-    names = ("build", "device", "threads", "flash_attention", "type_k", "type_v")
-    same = all(getattr(profile.key, name) == getattr(key, name) for name in names)
+    theirs, ours = profile.key.named(), key.named()
+    same = all(theirs[name] == ours[name] for name in ours.keys() - _OF_A_FILE)
     return profile.tuned is not None and same
 
 

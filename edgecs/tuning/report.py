@@ -48,7 +48,7 @@ class Report:
         """The report as JSON takes it; times in milliseconds, speeds in tokens/s."""
         tuned = self.tuned
         return {
-            "model": vars(self.key),
+            "model": self.key.named(),
             "curves": [_fields(curve) for curve in tuned.curves],
             "tiles": {str(n): end for n, end in tiles(tuned.curves[0].seconds).items()},
             "exact": {"tiers": self._tiers(), **self.known.classes.state()},

@@ -23,8 +23,11 @@ from edgecs.engines.load_options import FlashAttention, LoadOptions
 from edgecs.errors import ModelError, OutOfMemory
 from edgecs.tuning.cost_sweep import DEEPEST, SHALLOW, Timer
 
+# chosen: plain decoding, a usual draft, a long one.
 WIDTHS = (1, 4, 16)  # of the calls that are compared
+# chosen: the ends of what is measured, and a chat of a few turns.
 DEPTHS = (SHALLOW, 1024, DEEPEST)
+# chosen: less is not worth another flag.
 TELLS = 0.05  # share by which a setting must be faster somewhere to be named
 
 Open = Callable[[LoadOptions], AbstractContextManager[LanguageModel]]

@@ -49,7 +49,9 @@ from edgecs.tuning.plan import (
 )
 from edgecs.tuning.runner import Entrant, Stage, agreeing
 
+# chosen: a program that starts up takes less.
 _SOON = 5.0  # seconds after which a busy machine is taken for one
+# chosen: medians bear a quarter of values that are off.
 _DRIFTS = 0.25  # share of unsteady frames beyond which a curve is not trusted
 
 Progress = Callable[[str], None]

@@ -25,7 +25,7 @@ from edgecs.sampling.chain import always, chooser, greedy
 from edgecs.sampling.settings import Sampling
 from edgecs.testing.fakes import ByteTokenizer, CachingModel, Endless, ScriptedDrafter
 from edgecs_cli.commands.audit_prompts import built_in
-from tests.cli.test_cli import one_line
+from tests.commands import one_line
 from tests.conftest import Outcome, interrupt_at
 
 Edgecs = Callable[..., Outcome]

@@ -17,7 +17,7 @@ from edgecs.core.draft import score_one
 from edgecs.errors import ConfigError
 from edgecs.testing.fakes import TableModel
 from edgecs_bench import kernels as bench
-from tests.cli.test_cli import one_line
+from tests.commands import one_line
 from tests.conftest import Outcome
 
 TEXTS = st.lists(st.integers(0, 4), min_size=0, max_size=3 * PIECE).map(

@@ -25,7 +25,7 @@ from edgecs_bench.run.result import FORMAT, read, schema, tables
 from edgecs_bench.run.throughput import measure, row
 from edgecs_cli.commands.bench import FORMS
 from edgecs_cli.options.common import PAGE
-from tests.cli.test_cli import one_line
+from tests.commands import one_line
 from tests.conftest import Outcome, before_calls
 
 Edgecs = Callable[..., Outcome]

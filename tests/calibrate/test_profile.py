@@ -3,42 +3,32 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
-import random
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgecs.calibrate.profile import FORMAT, Key, Profile, Profiles, fingerprint
-from edgecs.errors import ModelError
-
-KEY = Key(
-    model="smollm2-135m-q4_1",
-    fingerprint="0123456789abcdef" * 2,
-    build="0.3.36, AVX2 = 1 | FMA = 1",
-    device="AMD EPYC",
-    layers=0,
-    threads=4,
-    flash_attention="auto",
-    type_k="f16",
-    type_v="q8_0",
-    repack=True,
-    kernels="llama",
-    mmap=True,
-    huge_pages=True,
-    n_batch=512,
+from edgecs.calibrate.profile import FORMAT, Key, Profile, Profiles
+from edgecs.engines.load_options import (
+    MOST_CELLS,
+    MOST_THREADS,
+    MOST_TOGETHER,
+    KernelChoice,
+    KVType,
+    LoadOptions,
 )
+from tests.keys import KEY, other_key
+
 PROFILE = Profile(
     KEY, {"seconds": [0.25, 0.5]}, {"same": [1, 2, 4]}, tuned="2025-01-31"
 )
@@ -47,35 +37,38 @@ OTHERS: dict[str, Any] = {
     "fingerprint": "f" * 32,
     "build": "0.4.0",
     "device": "Apple M4",
-    "layers": 12,
-    "threads": 2,
+    "n_gpu_layers": 12,
+    "threads": 4,
     "flash_attention": "on",
     "type_k": "q8_0",
-    "type_v": "f16",
+    "type_v": "q5_1",
     "repack": False,
-    "kernels": "avx2-0123",
     "mmap": False,
     "huge_pages": False,
+    "kernels": "avx2-0123",
     "n_batch": 256,
+    "leaves": 4,
 }
 CHANGES = {
-    "model": "model qwen, was smollm2-135m-q4_1",
+    "model": "model qwen, was model-Q4_K_M",
     "fingerprint": "the model file has changed",
     "build": "another build of the engine",
     "device": "device Apple M4, was AMD EPYC",
-    "layers": "layers 12, was 0",
-    "threads": "threads 2, was 4",
+    "n_gpu_layers": "n_gpu_layers 12, was 0",
+    "threads": "threads 4, was 2",
     "flash_attention": "flash_attention on, was auto",
     "type_k": "type_k q8_0, was f16",
-    "type_v": "type_v f16, was q8_0",
+    "type_v": "type_v q5_1, was f16",
     "repack": "repack False, was True",
-    "kernels": "kernels avx2-0123, was llama",
     "mmap": "mmap False, was True",
     "huge_pages": "huge_pages False, was True",
+    "kernels": "kernels avx2-0123, was llama",
     "n_batch": "n_batch 256, was 512",
+    "leaves": "leaves 4, was 1",
 }
 MACHINE = {"fingerprint", "build", "device"}  # what nobody chooses by an option
-NAMES = [f.name for f in fields(Key)]
+NAMES = [*KEY.named()]
+OPTIONS = KEY.options.having("bits", "time")  # those that a file tells
 MIB = 1 << 20
 
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -88,10 +81,23 @@ nothing_of_ours = values.filter(
     lambda value: not isinstance(value, dict) or "version" not in value
 )
 states = st.dictionaries(st.text(), values, max_size=3)
-KINDS = {"int": st.integers(), "str": st.text(), "bool": st.booleans()}
+loads = st.fixed_dictionaries(
+    {
+        "n_ctx": st.integers(0, MOST_CELLS),
+        "n_gpu_layers": st.integers(0) | st.sampled_from(["auto", "all"]),
+        "threads": st.integers(0, MOST_THREADS),
+        "type_k": st.sampled_from(get_args(KVType)),
+        "type_v": st.sampled_from(get_args(KVType)),
+        "kernels": st.sampled_from(get_args(KernelChoice)),
+        "n_batch": st.integers(1, MOST_TOGETHER),
+        "max_draft": st.just(0),
+        **{n: st.booleans() for n, v in vars(LoadOptions()).items() if type(v) is bool},
+    }
+).map(lambda table: LoadOptions(**table))
 keys = st.builds(
     Key,
-    **{f.name: KINDS[str(f.type)] for f in fields(Key)},
+    **{f.name: st.text() for f in fields(Key) if f.name != "options"},
+    options=loads,
 )
 
 
@@ -108,9 +114,15 @@ def file(profiles: Profiles) -> Path:
     return path
 
 
-def written(profile: Profile, **changes: Any) -> bytes:
+def table(**changes: Any) -> dict[str, Any]:
+    """What the file of PROFILE says, with some parts or options of its key replaced."""
+    key = {**vars(KEY), "options": OPTIONS, **changes}
+    return {**vars(PROFILE), "key": key}
+
+
+def written(**changes: Any) -> bytes:
     """A file's bytes, with some of its top-level values replaced."""
-    return json.dumps({**asdict(profile), **changes}).encode()
+    return json.dumps({**table(), **changes}).encode()
 
 
 def assert_unusable(profiles: Profiles, path: Path, why: str) -> None:
@@ -141,12 +153,12 @@ def test_where_nothing_was_saved_there_is_nothing_to_say(profiles: Profiles):
 
 def test_the_tests_change_every_field():
     assert NAMES == list(OTHERS) == list(CHANGES)
-    assert all(getattr(KEY, name) != OTHERS[name] for name in NAMES)
+    assert all(KEY.named()[name] != OTHERS[name] for name in NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_change_is_named_and_the_profile_not_used(profiles, file, name):
-    key = replace(KEY, **{name: OTHERS[name]})
+    key = other_key(**{name: OTHERS[name]})
     assert key.differences(KEY) == [CHANGES[name]]
     if name in MACHINE:
         assert key.slot == KEY.slot
@@ -173,7 +185,7 @@ def test_a_new_profile_takes_the_place_of_a_stale_one(profiles, file):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in MACHINE])
 def test_option_sets_do_not_disturb_each_other(profiles, file, name):
-    beside = Profile(replace(KEY, **{name: OTHERS[name]}), {"other": 1})
+    beside = Profile(other_key(**{name: OTHERS[name]}), {"other": 1})
     assert profiles.save(beside)
     assert profiles.load(KEY) == (PROFILE, None)
     assert profiles.load(beside.key) == (beside, None)
@@ -233,18 +245,18 @@ def test_a_value_of_the_wrong_type_is_unreadable(tmp_path_factory, name, value):
     wrong = [value] if isinstance(right, (dict, str)) else str(value)
     profiles = Profiles(tmp_path_factory.mktemp("profiles"))
     path = profiles.root / f"{KEY.slot}.json"
-    path.write_bytes(written(PROFILE, **{name: wrong}))
+    path.write_bytes(written(**{name: wrong}))
     assert_unusable(profiles, path, "unreadable: ")
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("wrong", [None, True, 4.0, [], {}, "text", 7])
+WRONG = [None, True, 4.0, [], {}, "text", 7]
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Key)])
+@pytest.mark.parametrize("wrong", WRONG)
 def test_a_key_of_the_wrong_types_is_unreadable(profiles, file, name, wrong):
-    right = type(getattr(KEY, name))
-    file.write_bytes(written(PROFILE, key={**asdict(KEY), name: wrong}))
-    if wrong == getattr(KEY, name) and type(wrong) is right:
-        assert profiles.load(KEY) == (PROFILE, None)
-    elif type(wrong) is right:
+    file.write_text(json.dumps(table(**{name: wrong})))
+    if name != "options" and wrong == "text":
         profile, reason = profiles.load(KEY)
         assert profile is None
         assert str(reason).startswith("stale: ")
@@ -252,17 +264,39 @@ def test_a_key_of_the_wrong_types_is_unreadable(profiles, file, name, wrong):
         assert_unusable(profiles, file, "unreadable: ")
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("wrong", [*WRONG, -1, 10**400, ["f16"], "q3_k"])
+def test_options_that_nobody_can_choose_are_unreadable(profiles, file, name, wrong):
+    file.write_text(json.dumps(table(options={**OPTIONS, name: wrong})))
+    if type(wrong) is type(OPTIONS[name]) and wrong == OPTIONS[name]:
+        assert profiles.load(KEY) == (PROFILE, None)
+    elif (name == "n_gpu_layers" and type(wrong) is int and wrong > 0) or wrong == 7:
+        profile, reason = profiles.load(KEY)
+        assert profile is None
+        assert str(reason).startswith(("stale: ", "unreadable: "))
+    else:
+        assert_unusable(profiles, file, "unreadable: ")
+
+
+def test_options_that_exclude_each_other_are_unreadable(profiles, file):
+    both = {**OPTIONS, "type_v": "q8_0", "flash_attention": "off"}
+    file.write_text(json.dumps(table(options=both)))
+    assert_unusable(profiles, file, "unreadable: a q8_0 V cache needs flash attention")
+
+
 def test_a_field_too_few_or_too_many_is_unreadable(profiles, file):
-    for table in (asdict(PROFILE), asdict(KEY)):
-        for name in table:
+    tables: list[tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]] = [
+        (table(), lambda whole: whole),
+        (table()["key"], lambda key: {**table(), "key": key}),
+        (OPTIONS, lambda options: table(options=options)),
+    ]
+    for right, whole in tables:
+        for name in right:
             for changed in (
-                {k: v for k, v in table.items() if k != name},
-                {**table, f"{name}_": 1},
+                {k: v for k, v in right.items() if k != name},
+                {**right, f"{name}_": 1},
             ):
-                whole = (
-                    {**asdict(PROFILE), "key": changed} if name in NAMES else changed
-                )
-                file.write_text(json.dumps(whole))
+                file.write_text(json.dumps(whole(changed)))
                 assert_unusable(profiles, file, "unreadable: ")
 
 
@@ -286,21 +320,20 @@ def test_json_made_to_hurt_is_unreadable(profiles, file, text):
     "version", [FORMAT + 1, FORMAT - 1, 10**4000], ids=["next", "before", "huge"]
 )
 def test_another_format_is_stale_whatever_else_it_says(profiles, file, version):
-    for text in (written(PROFILE, version=version), b'{"version": %d}' % version):
+    for text in (written(version=version), b'{"version": %d}' % version):
         file.write_bytes(text)
         assert_unusable(profiles, file, f"stale: file format {FORMAT}, was ")
 
 
 @pytest.mark.parametrize("version", [None, True, 1.0, "1"])
 def test_a_format_that_is_no_number_is_unreadable(profiles, file, version):
-    file.write_bytes(written(PROFILE, version=version))
+    file.write_bytes(written(version=version))
     assert_unusable(profiles, file, "unreadable: ")
 
 
 def test_what_a_stale_file_says_is_fit_to_be_shown(profiles, file):
     for device in ("\x1b[31mred\n", "\ud800", "x" * 10_000):
-        key = {**asdict(KEY), "device": device}
-        file.write_bytes(written(PROFILE, key=key))
+        file.write_text(json.dumps(table(device=device)))
         profile, reason = profiles.load(KEY)
         assert profile is None
         assert str(reason).startswith("stale: device AMD EPYC, was ")
@@ -430,9 +463,9 @@ _SAVER = """
 import sys
 from pathlib import Path
 from edgecs.calibrate.profile import Key, Profile, Profiles
+from edgecs.engines.load_options import LoadOptions
 root, tag = Path(sys.argv[1]), sys.argv[2]
-rest = "auto", "f16", "f16", True, "llama", True, True, 512
-key = Key("m", "f", "b", "d", 0, 1, *rest)
+key = Key("m", "f", "b", "d", LoadOptions(), "llama")
 profile = Profile(key, {"tag": tag, "text": tag * 300_000})
 sys.stdin.read(1)
 print(all(Profiles(root).save(profile) for _ in range(30)))
@@ -453,166 +486,3 @@ def test_processes_that_save_at_once_leave_one_whole_profile(profiles):
     assert profile.costs == {"tag": tag, "text": tag * 300_000}
     assert tag in ("a", "b")
     assert len(list(profiles.root.iterdir())) == 1
-
-
-BIG = 6 * MIB + 12_345  # bytes; its middle is sampled
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "model.gguf"
-    path.write_bytes(random.Random(1).randbytes(BIG))
-    return path
-
-
-def changed(path: Path, start: int, length: int) -> str:
-    """The fingerprint with other bytes there; the file is as before afterwards."""
-    with path.open("r+b", buffering=0) as file:
-        file.seek(start)
-        before = file.read(length)
-        file.seek(start)
-        file.write(bytes(b ^ 1 for b in before))
-        try:
-            return fingerprint(path)
-        finally:
-            file.seek(start)
-            file.write(before)
-
-
-def test_a_fingerprint_is_32_hex_digits_whatever_the_name(model, tmp_path):
-    first = fingerprint(model)
-    assert len(first) == 32
-    assert set(first) <= set("0123456789abcdef")
-    for name in ("other.bin", "m-00002-of-00002.gguf", "m-00001-of-00001.gguf"):
-        (tmp_path / name).write_bytes(model.read_bytes())
-        assert fingerprint(tmp_path / name) == first
-
-
-@given(
-    where=st.sampled_from([0, 1, MIB - 1, BIG - MIB, BIG - 1])
-    | st.integers(0, MIB - 1)
-    | st.integers(BIG - MIB, BIG - 1)
-)
-@settings(max_examples=30)
-def test_every_byte_of_either_end_counts(model, where):
-    assert changed(model, where, 1) != fingerprint(model)
-
-
-@pytest.mark.parametrize("sample", range(1, 17))
-@pytest.mark.parametrize("byte", [0, (64 << 10) - 1])
-def test_samples_are_spread_evenly(model, sample, byte):
-    where = BIG * sample // 17 + byte
-    assert changed(model, where, 1) != fingerprint(model)
-
-
-@given(start=st.integers(0, BIG - BIG // 17 - 1))
-@settings(max_examples=30)
-def test_no_long_stretch_goes_unseen(model, start):
-    assert changed(model, start, BIG // 17 + 1) != fingerprint(model)
-
-
-def test_the_size_counts_where_all_samples_are_the_same(tmp_path):
-    path = tmp_path / "zeros"
-    seen = set()
-    for size in (0, 1, MIB, 2 * MIB, 4 * MIB, 4 * MIB + 1, 64 * MIB):
-        path.write_bytes(b"")
-        os.truncate(path, size)
-        seen.add(fingerprint(path))
-    assert len(seen) == 7
-
-
-@given(data=st.binary(min_size=1, max_size=300), where=st.integers(0, 299))
-def test_every_byte_of_a_small_file_counts(tmp_path_factory, data, where):
-    path = tmp_path_factory.mktemp("small") / "m.gguf"
-    path.write_bytes(data)
-    assert changed(path, where % len(data), 1) != fingerprint(path)
-    assert changed(path, 0, 0) == fingerprint(path)
-
-
-def test_little_is_read_of_a_large_file(tmp_path, monkeypatch):
-    path, read = tmp_path / "m.gguf", []
-
-    class Counting(io.FileIO):
-        def read(self, size: int | None = -1) -> bytes:
-            data = super().read(-1 if size is None else size)
-            read.append(len(data))
-            return data
-
-    path.write_bytes(b"")
-    os.truncate(path, 64 * MIB)
-    monkeypatch.setattr(Path, "open", lambda self, mode: Counting(self, mode))
-    fingerprint(path)
-    assert sum(read) == 2 * MIB + 16 * (64 << 10)
-
-
-def test_a_split_model_is_all_its_parts(tmp_path):
-    first, second = (tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2))
-    first.write_bytes(b"GGUF")
-    with pytest.raises(ModelError, match="there is no file .*00002-of-00002"):
-        fingerprint(first)
-    second.write_bytes(b"GGUF tensors")
-    assert changed(second, 5, 1) != fingerprint(first)
-    before = fingerprint(first)
-    second.write_bytes(b"GGUF tensorS")
-    assert fingerprint(first) != before
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A drafter's folder."""
-    path = tmp_path / "drafter"
-    (path / "sub").mkdir(parents=True)
-    (path / "drafter.toml").write_text("window = 64")
-    (path / "model.onnx").write_bytes(b"graph")
-    (path / "sub" / "data").write_bytes(b"weights")
-    return path
-
-
-def variants(folder: Path) -> Iterator[str]:
-    """Fingerprints of the folder, after one change more each time."""
-    yield fingerprint(folder)
-    (folder / "model.onnx").write_bytes(b"Graph")
-    yield fingerprint(folder)
-    (folder / "sub" / "data").write_bytes(b"Weights")
-    yield fingerprint(folder)
-    (folder / "model.onnx").rename(folder / "other.onnx")
-    yield fingerprint(folder)
-    (folder / "empty").write_bytes(b"")
-    yield fingerprint(folder)
-    (folder / "drafter.toml").unlink()
-    yield fingerprint(folder)
-
-
-def test_files_and_names_in_a_folder_count(folder):
-    assert len(set(variants(folder))) == 6
-
-
-def test_where_a_folder_lies_does_not_count(folder):
-    before = fingerprint(folder)
-    assert fingerprint(folder.rename(folder.with_name("elsewhere"))) == before
-
-
-def test_the_order_in_which_a_folder_is_listed_does_not_count(folder, monkeypatch):
-    before, listed = fingerprint(folder), list(folder.rglob("*"))
-    monkeypatch.setattr(Path, "rglob", lambda self, pattern: iter(listed[::-1]))
-    assert fingerprint(folder) == before
-
-
-def test_what_cannot_be_read_is_an_error_with_a_sentence(tmp_path, monkeypatch):
-    with pytest.raises(ModelError, match="there is no file .*gone.gguf: check"):
-        fingerprint(tmp_path / "gone.gguf")
-    with pytest.raises(ModelError, match="has no files"):
-        fingerprint(tmp_path)
-    if hasattr(os, "mkfifo"):
-        os.mkfifo(tmp_path / "pipe")
-        with pytest.raises(ModelError, match="there is no file"):
-            fingerprint(tmp_path / "pipe")
-
-    def refuse(*args: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr(Path, "open", refuse)
-    for path in (tmp_path / "m.gguf", tmp_path):
-        with pytest.raises(ModelError, match="cannot be read: Permission denied"):
-            fingerprint(path)

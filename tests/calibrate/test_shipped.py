@@ -45,28 +45,13 @@ from edgecs.testing.fakes import TableModel
 from edgecs.text.chat_template import ChatTemplate
 from edgecs_convert.distill.target import TargetFile
 from tests.conftest import Outcome
+from tests.keys import KEY
 
 MADE = {"agreement": [0.6, 0.4, 0.2], "ms_a_token": 1.0, "target_ms": 10.0}
 FLAT = [10.0, 10.5, 11.0, 11.5]
 MATRIX = KMatrix.parse("2,2;0,0")
 STEEP = [10.0, 20.0, 30.0, 40.0]
 NOTHING_EXPECTED = "as 1.00 x plain decoding is expected of it here"
-KEY = Key(
-    model="model",
-    fingerprint="0" * 32,
-    build="0.3.36",
-    device="AMD EPYC",
-    layers=0,
-    threads=2,
-    flash_attention="auto",
-    type_k="f16",
-    type_v="f16",
-    repack=True,
-    kernels="llama",
-    mmap=True,
-    huge_pages=True,
-    n_batch=512,
-)
 
 
 def drafter(folder: Path, made: dict | None) -> Path:

@@ -27,24 +27,9 @@ from edgecs.sampling.chain import always, chooser
 from edgecs.sampling.settings import Sampling
 from edgecs.session.session import Session
 from edgecs.testing.fakes import CachingModel, Endless, TableModel
-from tests.calibrate.test_probe import Kernels, Table, tables
+from tests.calibrate.kernel_tables import Kernels, Table, tables
+from tests.keys import KEY, other_key
 
-KEY = Key(
-    model="fake",
-    fingerprint="0" * 32,
-    build="1",
-    device="none",
-    layers=0,
-    threads=1,
-    flash_attention="auto",
-    type_k="f16",
-    type_v="f16",
-    repack=True,
-    kernels="llama",
-    mmap=True,
-    huge_pages=True,
-    n_batch=64,
-)
 EXACTS: tuple[Exact, ...] = ("auto", "strict", "numeric")
 
 
@@ -167,7 +152,7 @@ class TestKeeping:
         [
             ({"build": "2"}, "another build of the engine"),
             ({"fingerprint": "1" * 32}, "the model file has changed"),
-            ({"device": "GPU"}, "device GPU, was none"),
+            ({"device": "GPU"}, "device GPU, was AMD EPYC"),
         ],
     )
     def test_a_stale_profile_is_named_and_probed_again(self, profiles, change, why):
@@ -186,7 +171,7 @@ class TestKeeping:
 
     def test_other_options_have_a_profile_of_their_own(self, profiles):
         prepared(profiles).save()
-        other, _ = opened(profiles, key=replace(KEY, threads=2))
+        other, _ = opened(profiles, key=other_key(threads=4))
         assert other.notes == []
         assert not other.costs.known
         assert len(profiles.all()) == 1

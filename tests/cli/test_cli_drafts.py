@@ -15,7 +15,7 @@ from edgecs.engines.llama.tokenizer import read_pieces
 from edgecs.hub.compatibility import vocabulary_hash, write_pieces
 from edgecs.hub.drafter_manifest import DrafterManifest, write_drafter
 from edgecs.testing.fakes import write_random_gguf
-from tests.cli.test_cli import one_line
+from tests.commands import one_line
 from tests.conftest import Outcome
 from tests.onnx_llama import write_onnx
 

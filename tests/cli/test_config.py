@@ -14,7 +14,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from tests.cli.test_cli import one_line
+from tests.commands import one_line
 from tests.conftest import Outcome
 
 Edgecs = Callable[..., Outcome]

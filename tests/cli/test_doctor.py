@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecs.calibrate.profile import Key, Profile, Profiles
+from edgecs.calibrate.profile import Profile, Profiles
 from edgecs.costs.cost_model import CostModel
 from edgecs.decoding.exactness import Classes
 from edgecs.engines import host
@@ -24,25 +24,10 @@ from edgecs.planning.acceptance import Calibration
 from edgecs_cli.commands import doctor
 from edgecs_cli.commands.diagnosis import Facts, diagnose
 from tests.conftest import Outcome
+from tests.keys import KEY, other_key
 
 Edgecs = Callable[..., Outcome]
 
-KEY = Key(
-    model="model-Q4_K_M",
-    fingerprint="0" * 32,
-    build="0.3.36",
-    device="AMD EPYC",
-    layers=0,
-    threads=2,
-    flash_attention="auto",
-    type_k="f16",
-    type_v="f16",
-    repack=True,
-    kernels="llama",
-    mmap=True,
-    huge_pages=True,
-    n_batch=512,
-)
 REBUILD = "python -m pip install ... llama-cpp-python"
 
 
@@ -51,7 +36,7 @@ def profile(*, measured: bool = True, **changes: Any) -> Profile:
     if measured:
         costs.measured(0, {1: 0.01, 4: 0.012})
     return Profile(
-        replace(KEY, **changes),
+        other_key(**changes),
         costs.state(),
         Classes().state(),
         Calibration().state(),

@@ -31,7 +31,7 @@ from edgecs.session.session import Session
 from edgecs.session.trace import TraceFile, follow, header
 from edgecs.testing.fakes import CachingModel, Endless, ScriptedDrafter, TableModel
 from edgecs_cli.loading.explain import COLOURS, coloured, legend, marked, plain
-from tests.cli.test_cli import one_line
+from tests.commands import one_line
 from tests.conftest import Outcome
 
 Edgecs = Callable[..., Outcome]

@@ -16,7 +16,7 @@ from edgecs.errors import ConfigError, ModelError
 from edgecs.runtime.loader import load
 from edgecs.testing.fakes import write_random_gguf
 from edgecs_convert.gguf.types import TYPES, make, quantised_as, read_imatrix
-from tests.cli.test_cli import one_line
+from tests.commands import one_line
 from tests.conftest import Outcome
 
 Edgecs = Callable[..., Outcome]

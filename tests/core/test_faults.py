@@ -41,7 +41,7 @@ from edgecs.tuning.comparison import Chain
 from edgecs.tuning.runner import Entrant, Stage
 from edgecs_bench.simulation.replay_drafter import Watch
 from edgecs_cli.loading.explain import legend
-from tests.planning.test_planner import Near, Timed, opened, planned
+from tests.planning.timed_models import Near, Timed, opened, planned
 
 pytestmark = pytest.mark.faults
 

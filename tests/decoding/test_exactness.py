@@ -32,7 +32,7 @@ from edgecs.sampling.settings import Sampling
 from edgecs.session.session import Session
 from edgecs.session.stats import Stats
 from edgecs.testing.fakes import Endless, ScriptedDrafter, TableModel
-from tests.calibrate.test_probe import Kernels, Table, tables
+from tests.calibrate.kernel_tables import Kernels, Table, tables
 
 STARTS = (0, 256, 512, 1024)
 BORDERS = (256, 512, 1024)

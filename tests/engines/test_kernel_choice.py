@@ -26,7 +26,7 @@ from edgecs.errors import Cancelled, ConfigError, OutOfMemory
 from edgecs.native import build
 from edgecs.native.build import BuildError
 from edgecs.runtime.loader import load
-from tests.cli.test_cli import one_line
+from tests.commands import one_line
 from tests.conftest import Outcome
 from tests.engines.test_own_nodes import ids, together
 from tests.native_library import library

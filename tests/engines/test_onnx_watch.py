@@ -20,7 +20,7 @@ from edgecs.engines.onnx.watchdog import Watch
 from edgecs.errors import Cancelled, ModelError
 from edgecs.hub.drafter_manifest import read_drafter, write_drafter
 from edgecs.testing.fakes import write_random_gguf
-from tests.engines.test_onnx import CPU, MANIFEST, SIZE
+from tests.engines.onnx_drafters import CPU, MANIFEST, SIZE
 from tests.onnx_llama import write_onnx
 
 ENDLESS = 200  # a token that a graph turns on without an end

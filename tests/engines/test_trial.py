@@ -18,7 +18,7 @@ from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import Cancelled, ConfigError, ModelError
 from edgecs.runtime.loader import load
 from edgecs.testing.fakes import write_random_gguf
-from tests.cli.test_cli import Edgecs, one_line
+from tests.commands import Edgecs, one_line
 
 TOKENS = "tokenizer.ggml.tokens"
 FATAL = {

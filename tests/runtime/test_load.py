@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -91,3 +92,15 @@ def test_a_drafter_that_cannot_forget_is_refused(
     monkeypatch.setattr(LlamaModel, "rewindable", False)
     with pytest.raises(ModelError, match="tiny.gguf cannot draft: it cannot forget"):
         load_drafter(tiny_gguf, tiny)
+
+
+def test_a_key_has_the_options_as_they_were_used(tiny_gguf: Path):
+    with load(tiny_gguf, LoadOptions(n_ctx=256)) as loaded:
+        key = loaded.key()
+    used = key.options
+    assert used.threads == loaded.target.threads > 0
+    assert (used.n_gpu_layers, used.n_ctx) == (0, 0)
+    assert key.kernels.partition("-")[0] == used.kernels == loaded.options.kernels
+    with load(tiny_gguf, LoadOptions(n_ctx=512, max_draft=3)) as other:
+        assert other.key() == key
+    assert json.loads(json.dumps(key.named())) == key.named()

@@ -208,7 +208,7 @@ def _header(
 ) -> dict[str, Any]:
     """What makes a run that run."""
     return {
-        "target": vars(subject.loaded.key()),
+        "target": subject.loaded.key().named(),
         "n_ctx": subject.loaded.target.n_ctx,
         "drafters": {d.name: d.fingerprint for d in subject.drafters},
         "exact": subject.speculation.exact,

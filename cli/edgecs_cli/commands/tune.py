@@ -196,7 +196,7 @@ def _open(
 def _decodes_plainly(loaded: Loaded, *, as_json: bool) -> None:
     name = loaded.model.path.stem
     if as_json:
-        fields = {"model": vars(loaded.key()), "chosen": [], "reason": _PLAINLY}
+        fields = {"model": loaded.key().named(), "chosen": [], "reason": _PLAINLY}
         echo(json.dumps(fields))
     else:
         echo(f"{name} decodes plainly: {_PLAINLY}. There is nothing to tune.")

@@ -6,7 +6,7 @@ import errno
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -381,8 +381,7 @@ def with_options(command: F, options: Sequence[Callable[[F], F]]) -> F:
 
 def load_options(values: dict[str, Any]) -> LoadOptions:
     """Takes the load options out of a command's parameters."""
-    names = ["n_ctx", "n_gpu_layers", "threads", "flash_attention", "type_k", "type_v"]
-    names += ["repack", "kernels", "mmap", "mlock", "huge_pages", "cpu_strict"]
+    names = [f.name for f in fields(LoadOptions) if f.name in values]
     return LoadOptions(**{name: values[name] for name in names})
 
 

@@ -25,8 +25,11 @@ from edgecs.engines.llama.random_gguf import write_random_gguf
 from edgecs.engines.load_options import LoadOptions
 
 _NAME = "amx"  # of the finding, in the file that keeps it
+# chosen: thirty times what it takes.
 _LIMIT = 30.0  # seconds: it takes one, and many while the machine is busy
+# chosen: many times what a tiny model takes.
 _MEMORY = 2 << 30  # bytes that it may take
+# chosen: five times what roundings make.
 _TOLERANCE = 1.0  # of logits with a spread of 8; roundings make 0.2
 _SCRIPT = (
     "import sys; sys.path[:] = sys.argv[2:]; "

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _SIZE = 2 << 20  # bytes of a huge page
+# chosen: two huge pages; less is not worth a call of the system.
 _LEAST = 4 << 20  # bytes of a mapping that is worth asking for
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw\S+ \S+ \S+ 0 *$")
 _HUGEPAGE, _COLLAPSE = 14, 25  # MADV_*, see madvise(2)

@@ -27,10 +27,15 @@ from edgecs.engines.llama.random_gguf import write_random_gguf
 from edgecs.engines.load_options import LoadOptions
 
 NAME = "kernels.json"  # beside what was found out about AMX
+# chosen: sixty times what it takes.
 _LIMIT = 60.0  # seconds: it takes one, and many while the machine is busy
+# chosen: many times what a tiny model takes.
 _MEMORY = 2 << 30  # bytes that it may take
+# chosen: five times what rounding makes.
 _WRONG = 0.05  # relative error of a product; rounding activations makes 0.01
+# chosen: five times what roundings make.
 _TOLERANCE = 1.0  # of logits with a spread of 8; roundings make 0.2
+# chosen: several columns, and an odd number of them.
 _WIDTH = 5  # tokens of a call, whose rows must be those of single tokens
 _SCRIPT = (
     "import sys; sys.path[:] = sys.argv[4:]; "

@@ -33,10 +33,14 @@ from edgecs.errors import Cancelled, EdgecsError, ModelError
 from edgecs.hub.download import split_parts
 
 NAME = "tried.json"  # beside what was found out about AMX
+# chosen: a network disk is given its time.
 _SECONDS, _SLOW = 60.0, 20 << 20  # to open any file, and bytes a second of a slow disk
+# chosen: room for libraries, the tokenizer and a small model.
 _LEAST_MEMORY = 2 << 30  # bytes that a child may always have
+# chosen: more models than people have.
 _KEPT = 200  # files that are remembered
 _LARGEST = 1 << 16  # bytes of the file with their names
+# chosen: too short to be noticed.
 _POLL = 0.01  # seconds between two looks whether to stop
 _SCRIPT = (
     "import sys; sys.path[:] = sys.argv[4:]; "

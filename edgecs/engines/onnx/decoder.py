@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from edgecs.core.context import Context, Tokens
 from edgecs.core.draft import Draft, Request, Rows, sole_request
 from edgecs.engines.kv_prefix import PrefixCache
 from edgecs.engines.lease import OneHolder
-from edgecs.engines.llama.library import has_amx
 from edgecs.engines.onnx import providers as onnx_providers
+from edgecs.engines.onnx.engine import Engine
 from edgecs.engines.onnx.graph import Graph, read_graph
 from edgecs.engines.onnx.id_map import IdMap
 from edgecs.engines.onnx.kv_cache import (
@@ -31,12 +31,12 @@ from edgecs.engines.onnx.kv_cache import (
     SharedCells,
     forgets,
 )
-from edgecs.engines.onnx.thread import Aside
-from edgecs.engines.onnx.watchdog import Watch
 from edgecs.errors import Cancelled, ModelError
-from edgecs.hub.drafter_manifest import DrafterManifest, check_file, read_drafter
+from edgecs.hub.drafter_manifest import DrafterManifest, read_drafter
 
+# chosen: rows of logits for all tokens of a call have to fit memory.
 _CHUNK = 64  # tokens in one call; the engine computes a row of logits for each
+# chosen: enough cells to see what an engine does with them.
 _PROBED = 16  # cells that the check at load fills
 
 
@@ -63,26 +63,20 @@ class OnnxModel:
         providers: Sequence[str] | None = None,
     ) -> None:
         manifest = read_drafter(drafter) if isinstance(drafter, Path) else drafter
-        check_file(manifest)
         self.manifest = manifest
         self.vocab_size = target_vocab_size
         self.max_draft = min(_CHUNK - 1, manifest.window // 4)
         self.cancel = cancel
-        self._aside, self._watch = Aside(has_amx()), Watch(cancel)
-        try:
-            (cells, width), opened = self._aside(
-                onnx_providers.open_best,
-                manifest.path,
-                self._prepare,
-                threads=threads,
-                providers=providers,
+        self._engine = Engine(manifest, cancel)
+        with ExitStack() as undo:
+            undo.callback(self._engine.close)
+            cells, width = self._engine.open(
+                self._prepare, threads=threads, providers=providers
             )
-        except BaseException:
-            self._end()
-            raise
-        self.provider = opened.provider
-        self.provider_notes = opened.notes
-        self._ids = IdMap(manifest, width, target_vocab_size)
+            self._ids = IdMap(manifest, width, target_vocab_size)
+            undo.pop_all()
+        self.provider = self._engine.provider
+        self.provider_notes = self._engine.provider_notes
         self._cells: Cells | None = cells
         self._cache = PrefixCache(cells.drop)
         self._holder = OneHolder(f"the drafter {manifest.name}")
@@ -113,13 +107,9 @@ class OnnxModel:
 
     def close(self) -> None:
         """Frees weights and cache; may be called again."""
-        self._end()
+        self._engine.close()
         self._cells = None
         self._cache = PrefixCache(lambda length: True)
-
-    def _end(self) -> None:
-        self._aside.close()
-        self._watch.close()
 
     def _prepare(
         self, session: ort.InferenceSession, provider: str
@@ -128,7 +118,9 @@ class OnnxModel:
         graph = read_graph(session)
         device = onnx_providers.DEVICES.get(provider, "cpu")
         window = self.manifest.window
-        call = Call(session, graph, device, self._watch, most=_CHUNK, span=window)
+        call = Call(
+            session, graph, device, self._engine.watch, most=_CHUNK, span=window
+        )
         return self._fitting(call, graph), call.width
 
     def _fitting(self, call: Call, graph: Graph) -> Cells:
@@ -195,12 +187,6 @@ class OnnxModel:
     def _call(self, tokens: Tokens, ids: NDArray[np.int64]) -> Logits:
         assert self._cells is not None
         self._cache.expect()
-        try:
-            logits = self._aside(self._cells.run, ids)
-        except onnx_providers.ENGINE_ERRORS as error:
-            raise ModelError(
-                f"the drafter {self.manifest.name} failed in ONNX Runtime: "
-                f"{onnx_providers.reason(error)}"
-            ) from error
+        logits = self._engine.run(self._cells.run, ids)
         self._cache.extend(tokens.tolist())
         return logits

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,14 @@ from edgecs.core.draft import Draft, Request, Rows, sole_request
 from edgecs.engines.hidden_states import State, States
 from edgecs.engines.kv_prefix import PrefixCache
 from edgecs.engines.lease import OneHolder
-from edgecs.engines.llama.library import has_amx
-from edgecs.engines.onnx import providers as onnx_providers
+from edgecs.engines.onnx.engine import Engine
 from edgecs.engines.onnx.graph import is_size
 from edgecs.engines.onnx.id_map import IdMap
-from edgecs.engines.onnx.thread import Aside
 from edgecs.engines.onnx.watchdog import Watch
 from edgecs.errors import ModelError
-from edgecs.hub.drafter_manifest import DrafterManifest, check_file, read_drafter
+from edgecs.hub.drafter_manifest import DrafterManifest, read_drafter
 
+# chosen: as many as heads are trained with (`edgecs_convert.distill.recipe`).
 _BEFORE = 32  # tokens before the first known state that are read without one
 _INPUTS = {"token", "state", "position", "mask", "past_key", "past_value"}
 _OUTPUTS = ["logits", "next_state", "key", "value"]
@@ -62,27 +61,21 @@ class OnnxHead:
         providers: Sequence[str] | None = None,
     ) -> None:
         manifest = read_drafter(drafter) if isinstance(drafter, Path) else drafter
-        check_file(manifest)
         self.manifest = manifest
         self.vocab_size = target_vocab_size
         self.cancel = cancel
         self._states = states
-        self._aside, self._watch = Aside(has_amx()), Watch(cancel)
-        try:
-            (cells, rows, width), opened = self._aside(
-                onnx_providers.open_best,
-                manifest.path,
-                self._prepare,
-                threads=threads,
-                providers=providers,
+        self._engine = Engine(manifest, cancel)
+        with ExitStack() as undo:
+            undo.callback(self._engine.close)
+            cells, rows, width = self._engine.open(
+                self._prepare, threads=threads, providers=providers
             )
             self._check_width(width)
-        except BaseException:
-            self._end()
-            raise
-        self.provider = opened.provider
-        self.provider_notes = opened.notes
-        self._ids = IdMap(manifest, rows, target_vocab_size, spare=1)
+            self._ids = IdMap(manifest, rows, target_vocab_size, spare=1)
+            undo.pop_all()
+        self.provider = self._engine.provider
+        self.provider_notes = self._engine.provider_notes
         self._cells: _Cells | None = cells
         self._cache = PrefixCache(cells.drop)
         self._holder = OneHolder(f"the drafter {manifest.name}")
@@ -128,13 +121,9 @@ class OnnxHead:
 
     def close(self) -> None:
         """Frees weights and cells; may be called again."""
-        self._end()
+        self._engine.close()
         self._cells = None
         self._cache = PrefixCache(lambda length: True)
-
-    def _end(self) -> None:
-        self._aside.close()
-        self._watch.close()
 
     def _prepare(
         self, session: ort.InferenceSession, provider: str
@@ -148,7 +137,7 @@ class OnnxHead:
         width, kv_width, rows = (
             _columns(name, shapes[name]) for name in ("state", "past_key", "logits")
         )
-        cells = _Cells(session, self._watch, self.manifest.window, kv_width)
+        cells = _Cells(session, self._engine.watch, self.manifest.window, kv_width)
         zeros = np.zeros((1, width), np.float32)
         logits, state = cells.run(np.zeros(1, dtype=np.int64), zeros, 0)
         for name, got, wanted in ("logits", logits, rows), ("next_state", state, width):
@@ -206,13 +195,7 @@ class OnnxHead:
         position = self._cache.first + len(self._cache)
         ids = self._ids.to_drafter(tokens)
         self._cache.expect()
-        try:
-            logits, state = self._aside(self._cells.run, ids, states, position)
-        except onnx_providers.ENGINE_ERRORS as error:
-            raise ModelError(
-                f"the drafter {self.manifest.name} failed in ONNX Runtime: "
-                f"{onnx_providers.reason(error)}"
-            ) from error
+        logits, state = self._engine.run(self._cells.run, ids, states, position)
         self._cache.extend(tokens.tolist())
         self._last, self._at = (state, logits), len(self._cache)
 

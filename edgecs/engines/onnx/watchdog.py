@@ -16,7 +16,9 @@ from edgecs.errors import Cancelled, ModelError
 
 R = TypeVar("R")
 
+# chosen: a thousand times what is usual.
 LONGEST = 10.0  # seconds; of a drafter for a few tokens, which are milliseconds
+# chosen: so Ctrl-C seems to act at once.
 _LOOK = 0.25  # seconds between two looks at a call
 
 
