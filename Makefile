@@ -82,5 +82,5 @@ endif
 
 # With the exporter and plots, which the tests use: torch is large.
 .venv/dev: .venv/base
-	$(BIN)/python -m pip install -e ".[dev,convert,plot]"
+	$(BIN)/python -m pip install -e ".[dev,convert,plot,serve]"
 	@touch $@

@@ -21,6 +21,7 @@ class Entry(NamedTuple):
 COMMANDS = {
     "generate": Entry("edgecs_cli.commands.generate", "Answer one prompt."),
     "chat": Entry("edgecs_cli.commands.chat", "Talk with a model."),
+    "serve": Entry("edgecs_cli.commands.serve", "Answer over HTTP."),
     "models": Entry(
         "edgecs_cli.commands.models", "List, fetch, show and remove models."
     ),
@@ -53,8 +54,7 @@ COMMANDS = {
 _ELSEWHERE = {
     "run": "to talk with a model: edgecs chat -m MODEL",
     "cli": "to talk with a model: edgecs chat -m MODEL",
-    "serve": "this version has no server; to talk with a model: edgecs chat -m MODEL",
-    "server": "this version has no server; to talk with a model: edgecs chat -m MODEL",
+    "server": "that is edgecs serve -m MODEL",
     "ps": "no model stays loaded between commands; those that are here: edgecs models "
     "list",
     "quantize": "to make other types of a model: edgecs convert gguf MODEL",

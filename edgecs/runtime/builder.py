@@ -166,11 +166,16 @@ def session_of(
     loaded: Loaded,
     drafters: Sequence[LoadedDrafter],
     speculation: Speculation | None,
+    *,
+    sequence: int = 0,
 ) -> Session:
-    """A session over loaded models; None as `speculation`: plain decoding."""
+    """A session over loaded models; None as `speculation`: plain decoding.
+
+    sequence: of the target, see `Session`.
+    """
     rule = loaded.rule(recipe.sampling, recipe.grammar)
     if speculation is None:
-        return loaded.session(rule=rule)
+        return loaded.session(rule=rule, sequence=sequence)
     models = [drafter.named for drafter in drafters]
     ends = loaded.model.vocabulary.ends
     if recipe.matrix is None:
@@ -183,7 +188,9 @@ def session_of(
             lenience=recipe.lenience,
             ends=ends,
         )
-        return loaded.session(schedule=planner, limits=speculation.limits, rule=rule)
+        return loaded.session(
+            schedule=planner, limits=speculation.limits, rule=rule, sequence=sequence
+        )
     counts = recipe.matrix.counts(0)
     return loaded.session(
         stack(
@@ -196,4 +203,5 @@ def session_of(
         counts,
         limits=speculation.fixed(1 + sum(counts)),
         rule=rule,
+        sequence=sequence,
     )

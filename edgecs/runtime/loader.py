@@ -83,8 +83,9 @@ class Loaded:
         schedule: Schedule | None = None,
         limits: Limits | None = None,
         rule: Rule = _GREEDY,
+        sequence: int = 0,
     ) -> Session:
-        """A session over the target, see `Session`; one at a time."""
+        """A session over the target, see `Session`; one of a sequence at a time."""
         return Session(
             self.target,
             self.model.vocabulary,
@@ -93,6 +94,7 @@ class Loaded:
             schedule=schedule,
             limits=limits,
             rule=rule,
+            sequence=sequence,
         )
 
     def rule(self, sampling: Sampling, grammar: Grammar | None = None) -> Rule:

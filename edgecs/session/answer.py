@@ -97,6 +97,22 @@ class Answer:
         self._pending = pending
         return pending.request
 
+    @property
+    def promised(self) -> list[float]:
+        """Chances that the draft of the next call is right up to each token."""
+        pending = self._pending
+        if pending is None or pending.plan is None:
+            return []
+        return pending.plan.probabilities[: len(pending.request.draft)]
+
+    def narrowed(self, most: int) -> Request:
+        """The next call again, with at most so many draft tokens."""
+        assert self._pending is not None
+        request = self._pending.request
+        request = request._replace(draft=request.draft.clip(most))
+        self._pending = self._pending._replace(request=request)
+        return request
+
     def take(self, rows: Rows, calling: float, together: int = 1) -> Iterator[Token]:
         """Commits and yields the tokens of the call, up to where the answer ends.
 

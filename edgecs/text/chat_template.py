@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from edgecs.core.context import Tokens
 from edgecs.errors import ModelError
@@ -11,8 +12,8 @@ from edgecs.text.template_process import RAW, Renderer
 
 _SOURCE = 1 << 20  # characters of a template
 
-Message = Mapping[str, str]
-"""{"role": "system" | "user" | "assistant", "content": text}."""
+Message = Mapping[str, Any]
+"""{"role": "system" | "user" | "assistant", "content": text}; JSON values."""
 
 
 class ChatTemplate:

@@ -115,7 +115,8 @@ class LlamaModel:
         """Context size for n_ctx = 0: the trained one, as far as memory allows."""
         host, on_devices = self._free()
         free = on_devices if self.offload.layers else host
-        return context_that_fits(self.trained_ctx, self._kv_per_token(options), free)
+        each = self._kv_per_token(options) * options.sequences
+        return context_that_fits(self.trained_ctx, each, free)
 
     def kv_fits(self, n_ctx: int, options: LoadOptions) -> bool:
         """Whether the KV cache of a context fits the memory that is free now.

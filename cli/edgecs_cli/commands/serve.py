@@ -1,0 +1,204 @@
+"""`edgecs serve`: answers over HTTP."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgecs.errors import ConfigError
+from edgecs.runtime.builder import build
+from edgecs.runtime.recipe import Recipe
+from edgecs_cli.console import show_log
+from edgecs_cli.loading.describe import introduce
+from edgecs_cli.options.common import (
+    Sectioned,
+    common_options,
+    drafter_options,
+    model_options,
+    schedule_options,
+)
+from edgecs_cli.options.recipe import Call, read_recipe, taken
+from edgecs_cli.options.sampling import sampling_options
+from edgecs_cli.options.shared import reports_errors
+from edgecs_cli.options.texts import read_text
+
+if TYPE_CHECKING:
+    from edgecs.server.engine import Engine
+
+_CONTEXT = 8192  # tokens of a conversation, where the model was trained for as many
+_KEY_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """The options of this command alone."""
+
+    host: str
+    port: int
+    parallel: int
+    queue: int
+    timeout: float
+    drain: float
+    api_key: str | None
+    api_key_file: Path | None
+    allow_origin: tuple[str, ...]
+    allow_host: tuple[str, ...]
+
+
+@click.command(cls=Sectioned)
+@model_options
+@click.option("--host", default="127.0.0.1", show_default=True, help="Listen here.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="0: any free one.",
+)
+@click.option(
+    "-np",
+    "--parallel",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    help="Conversations that are answered at once, each with a context of its own.",
+)
+@click.option(
+    "--queue",
+    type=click.IntRange(1, 10_000),
+    default=64,
+    show_default=True,
+    help="Requests that may wait; more get the status 429.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1, 86_400),
+    default=3600.0,
+    show_default=True,
+    help="Seconds after which an answer ends.",
+)
+@click.option(
+    "--drain",
+    type=click.FloatRange(0, 3600),
+    default=30.0,
+    show_default=True,
+    help="Seconds that answers under way have after SIGTERM.",
+)
+@click.option("--api-key", help="Clients must send this; needed off loopback.")
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path),
+    help="Read the API key from a file.",
+)
+@click.option(
+    "--allow-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Pages of this origin may ask, such as http://localhost:3000; *: all.",
+)
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="Another name of this server in the Host header.",
+)
+@sampling_options
+@drafter_options
+@schedule_options
+@common_options
+@reports_errors
+def serve(**values: Any) -> int:
+    """Answer over HTTP, with OpenAI's API.
+
+    Settings of a request count before those given here.
+
+    \b
+    edgecs serve -m smollm2-135m-instruct
+    edgecs serve -m ./model.gguf --port 8000 -np 2 -c 16384
+    curl http://127.0.0.1:8080/v1/chat/completions -d '{"messages": [{"role": "user",
+      "content": "What is a llama?"}]}'
+    """
+    wishes, call, recipe = (
+        taken(Wishes, values),
+        taken(Call, values),
+        _recipe(values),
+    )
+    try:
+        from edgecs.server import run as running
+        from edgecs.server.app import Serving
+        from edgecs.server.guard import Access
+    except ImportError as error:
+        raise ConfigError(
+            f"the server needs packages that are not installed ({error.name}): install "
+            "edgecs[serve]"
+        ) from error
+    key = _key(wishes)
+    running.check_access(wishes.host, key)
+    show_log(call.verbose)
+    with running.listening(wishes.host, wishes.port) as sock:
+        files, where = call.find(recipe), running.address(sock)
+
+        @contextmanager
+        def load(cancel: threading.Event) -> Iterator[Engine]:
+            from edgecs.server.engine import Engine
+
+            with build(recipe, files, call.folders, call.reports, cancel) as runtime:
+                introduce(runtime, quiet=call.quiet, verbose=call.verbose)
+                engine = Engine(runtime, _name(recipe), waiting=wishes.queue)
+                try:
+                    yield engine
+                finally:
+                    engine.close()
+
+        serving = Serving(
+            access=Access(key, wishes.allow_origin, wishes.allow_host),
+            most_seconds=wishes.timeout,
+        )
+        running.run(
+            serving,
+            sock,
+            load,
+            drain=wishes.drain,
+            ready=lambda engine: call.say(
+                f"listening on {where} ({engine.slots} slots of {engine.n_ctx} tokens)"
+            ),
+        )
+    return 0
+
+
+def _recipe(values: dict[str, Any]) -> Recipe:
+    """What is asked for; drafters that are models serve one conversation."""
+    recipe, parallel = read_recipe(values), values["parallel"]
+    options = replace(recipe.options, sequences=parallel)
+    if not options.n_ctx:
+        options = replace(options, n_ctx=_CONTEXT)
+    if parallel > 1 and recipe.drafts:
+        raise ConfigError(
+            "a drafter that is a model serves one conversation at a time: give "
+            "--parallel 1, or no --draft"
+        )
+    drafts = () if parallel > 1 else recipe.drafts
+    return replace(recipe, options=options, drafts=drafts)
+
+
+def _key(wishes: Wishes) -> str | None:
+    if wishes.api_key is not None and wishes.api_key_file is not None:
+        raise click.UsageError("--api-key and --api-key-file exclude each other")
+    key = wishes.api_key
+    if wishes.api_key_file is not None:
+        key = read_text(wishes.api_key_file, _KEY_BYTES).strip()
+    if key is not None and not key:
+        raise ConfigError("the API key is empty: give some characters")
+    return key
+
+
+def _name(recipe: Recipe) -> str:
+    """The name of the model for clients: without folders and suffix."""
+    name = recipe.model
+    return Path(name).stem if name.endswith(".gguf") else name

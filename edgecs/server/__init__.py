@@ -1,0 +1,1 @@
+"""Answers for many clients at once, over HTTP."""

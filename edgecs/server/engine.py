@@ -1,0 +1,162 @@
+"""A loaded model as the server sees it: slots, template, vocabulary, limits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from importlib.metadata import version
+from typing import Any
+
+from edgecs.core.context import Tokens
+from edgecs.errors import ConfigError, ContextFull
+from edgecs.grammar.mask import Grammar
+from edgecs.runtime.builder import Runtime, session_of
+from edgecs.sampling.chain import Rule
+from edgecs.sampling.settings import Sampling
+from edgecs.server.scheduler import Event, Job, Scheduler, Ticket
+from edgecs.text.chat_template import ChatTemplate
+
+
+class Engine:
+    """Answers jobs with the target of a runtime; closes.
+
+    There is a slot for each sequence that the target was loaded with. Drafters that are
+    models serve one conversation, so with several slots there must be none.
+    """
+
+    def __init__(self, runtime: Runtime, name: str, *, waiting: int) -> None:
+        self.runtime, self.name = runtime, name
+        self.loaded, self.created = runtime.loaded, int(time.time())
+        target = runtime.loaded.target
+        self.n_ctx, self.slots = target.n_ctx, target.sequences
+        if runtime.drafters and self.slots > 1:
+            raise ConfigError(
+                f"the drafter {runtime.drafters[0].name} serves one conversation at a "
+                f"time, and there are {self.slots} slots: give --parallel 1, or no "
+                "--draft"
+            )
+        speculation = runtime.speculation
+        with ExitStack() as undo:
+            sessions = [runtime.session]
+            for i in range(1, self.slots):
+                session = session_of(
+                    runtime.recipe, self.loaded, (), speculation, sequence=i
+                )
+                sessions.append(undo.enter_context(session))
+            self._template: ChatTemplate | None = None
+            if self.loaded.model.vocabulary.chat_template:
+                self._template = ChatTemplate(self.loaded.model.vocabulary)
+                undo.callback(self._template.close)
+            self.scheduler = Scheduler(
+                sessions,
+                speculation.costs if speculation else None,
+                reads=runtime.loaded.options.n_batch,
+                waiting=waiting,
+            )
+            self._closing = undo.pop_all()
+
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the model's template."""
+        return self.loaded.model.vocabulary.chat_template
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """A conversation as the text that the model is fed. Raises ConfigError."""
+        return self._with_template().render(messages)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> Tokens:
+        """A conversation as ids. Raises ConfigError."""
+        return self._with_template().encode(messages)
+
+    def _with_template(self) -> ChatTemplate:
+        if self._template is None:
+            raise ConfigError(
+                "this model has no chat template: use /v1/completions, which feeds the "
+                "text as it is"
+            )
+        return self._template
+
+    def encode(self, text: str, *, document: bool = True) -> Tokens:
+        """A text as ids; document: with what begins a document."""
+        return self.loaded.model.vocabulary.encode(text, document=document)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of some ids. Raises ConfigError for one that does not exist."""
+        self.check_ids(tokens)
+        data = b"".join(map(self.loaded.model.vocabulary.piece, tokens))
+        return data.decode("utf-8", "replace")
+
+    def check_ids(self, tokens: Sequence[int]) -> None:
+        """Raises ConfigError for an id that does not exist."""
+        size = self.loaded.target.vocab_size
+        for token in tokens:
+            if not 0 <= token < size:
+                raise ConfigError(
+                    f"token {token} does not exist: ids go from 0 to {size - 1}"
+                )
+
+    @property
+    def fingerprint(self) -> str:
+        """What the bits of an answer depend on besides the request."""
+        return f"edgecs-{version('edgecs')}-{self.loaded.options.kernels}"
+
+    def spelling(self, token: int) -> str:
+        """A token in words, also if it has no text."""
+        return self.loaded.model.vocabulary.spelling(token)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token."""
+        return self.loaded.model.vocabulary.piece(token)
+
+    def rule(self, sampling: Sampling, grammar: Grammar | None) -> Rule:
+        """How tokens are chosen. Raises ConfigError."""
+        return self.loaded.rule(sampling, grammar)
+
+    def check_room(self, prompt: Tokens) -> None:
+        """Raises ContextFull for a prompt that leaves no room for an answer."""
+        if prompt.size > self.n_ctx:
+            raise ContextFull(
+                f"the prompt has {prompt.size} tokens but the context holds "
+                f"{self.n_ctx}: shorten it, or start the server with a larger context "
+                "(-c)"
+            )
+
+    def ask(self, job: Job) -> Asked:
+        """Puts a job into the queue; see `Asked`. Raises Busy."""
+        return Asked(self.scheduler, job)
+
+    def close(self, patience: float = 0.0) -> None:
+        """Waits so many seconds for answers under way, and frees the slots."""
+        self.scheduler.close(patience)
+        self._closing.close()
+
+
+class Asked:
+    """The events of a job, beside an event loop.
+
+    Leaving it, as when the client has gone, ends the answer within a round.
+    """
+
+    def __init__(self, scheduler: Scheduler, job: Job) -> None:
+        loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+
+        def notify(event: Event) -> None:
+            with suppress(RuntimeError):  # the loop is closed, and with it the client
+                loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+        self.job = job
+        self.ticket: Ticket = scheduler.submit(job, notify)
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """All events; the last one is not a list."""
+        try:
+            while True:
+                event = await self._events.get()
+                yield event
+                if not isinstance(event, list):
+                    return
+        finally:
+            self.ticket.cancel()

@@ -1,0 +1,136 @@
+"""Who may ask: host and origin checks, the API key, CORS.
+
+A page in a browser can send requests to 127.0.0.1 and, through DNS rebinding, read the
+answers. So without an API key the Host header must name this server, and an Origin
+header must be one that was allowed; other sites get no CORS headers.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from edgecs.server.replies import Refused
+
+_OPEN = frozenset({"/health", "/v1/health"})  # of which a load balancer asks
+_METHODS = "GET, POST, OPTIONS"
+_HEADERS = "authorization, content-type, x-api-key, anthropic-version"
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask.
+
+    origins: of pages elsewhere, "*": all of them. hosts: more names of the server.
+    """
+
+    api_key: str | None = None
+    origins: Collection[str] = ()
+    hosts: Collection[str] = field(default_factory=tuple)
+
+    def refused(self, path: str, headers: Headers) -> Refused | None:
+        """Why a request is refused; None: it may be answered."""
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self.api_key is None and not self._is_own(host):
+            return Refused(
+                403,
+                f"the host {host!r:.80} is not this server's name: use 127.0.0.1, or "
+                "allow it with --allow-host",
+                "permission_error",
+            )
+        if origin is not None and not self.allows(origin, host):
+            return Refused(
+                403,
+                f"pages of {origin!r:.80} may not ask this server: allow them with "
+                "--allow-origin",
+                "permission_error",
+            )
+        if (
+            self.api_key is not None
+            and path not in _OPEN
+            and not self._has_key(headers)
+        ):
+            return Refused(
+                401,
+                "the API key is missing or wrong: send Authorization: Bearer KEY",
+                "authentication_error",
+                headers={"www-authenticate": "Bearer"},
+            )
+        return None
+
+    def allows(self, origin: str, host: str) -> bool:
+        """Whether pages of an origin may ask: this server's own, or an allowed one."""
+        if origin in self.origins or "*" in self.origins:
+            return True
+        return urlsplit(origin).netloc == host and self._is_own(host)
+
+    def _is_own(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        return name == "localhost" or _is_loopback(name) or name in self.hosts
+
+    def _has_key(self, headers: Headers) -> bool:
+        assert self.api_key is not None
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer":
+            given = headers.get("x-api-key", "")
+        return hmac.compare_digest(given.strip().encode(), self.api_key.encode())
+
+
+class Guard:
+    """Middleware that lets through what `Access` allows."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app, self._access = app, access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers in place of the application where a request is refused."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        if scope["method"] == "OPTIONS" and origin is not None:  # has no key
+            allowed = self._access.allows(origin, headers.get("host", ""))
+            await Response(status_code=204 if allowed else 403)(
+                scope, receive, self._with_cors(send, origin if allowed else None)
+            )
+            return
+        refused = self._access.refused(scope["path"], headers)
+        if refused is not None:
+            await refused.response()(scope, receive, send)
+            return
+        await self._app(scope, receive, self._with_cors(send, origin))
+
+    def _with_cors(self, send: Send, origin: str | None) -> Send:
+        async def sending(message: Message) -> None:
+            if origin is not None and message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["access-control-allow-origin"] = origin
+                headers["access-control-allow-methods"] = _METHODS
+                headers["access-control-allow-headers"] = _HEADERS
+                headers["vary"] = "Origin"
+            await send(message)
+
+        return sending
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    return host == "localhost" or _is_loopback(host)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

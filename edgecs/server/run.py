@@ -1,0 +1,159 @@
+"""Runs the application: sockets, loading beside it, signals, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from edgecs.errors import Cancelled, ConfigError
+from edgecs.server.app import Serving, create_app
+from edgecs.server.engine import Engine
+from edgecs.server.guard import is_loopback
+
+HEADER_SECONDS = 10.0  # in which a client must have sent the head of a request
+_CONNECTIONS = 1024
+_BACKLOG = 128
+
+Loading = Callable[[threading.Event], AbstractContextManager[Engine]]
+"""Loads the model; setting the event stops that, with Cancelled."""
+
+
+class _Impatient(H11Protocol):
+    """Closes connections whose request does not come: slow clients hold no sockets."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._is_answering and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._is_answering:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _wait(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(HEADER_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        self._timer = None
+        if not self._is_answering:
+            self.transport.close()
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0: any. Raises ConfigError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(_BACKLOG)
+    except (OSError, OverflowError, UnicodeError) as error:
+        sock.close()
+        code = getattr(error, "errno", None)
+        if code == errno.EADDRINUSE:
+            why = f"port {port} is in use: stop what uses it, or give another --port"
+        elif code == errno.EACCES:
+            why = f"port {port} needs privileges: give a --port from 1024 on"
+        else:
+            why = f"{error}: give another --host or --port"
+        raise ConfigError(f"cannot listen on {host}: {why}") from error
+    return sock
+
+
+def check_access(host: str, api_key: str | None) -> None:
+    """Raises ConfigError for a server that others reach and nobody guards."""
+    if not is_loopback(host) and not api_key:
+        raise ConfigError(
+            f"on {host} other machines reach the server: give an --api-key, or listen "
+            "on 127.0.0.1"
+        )
+
+
+def run(
+    serving: Serving,
+    sock: socket.socket,
+    load: Loading,
+    *,
+    drain: float = 30.0,
+    ready: Callable[[Engine], None] = lambda engine: None,
+    started: Callable[[uvicorn.Server], None] = lambda server: None,
+) -> None:
+    """Serves until SIGINT or SIGTERM; the model is loaded beside.
+
+    drain: seconds that answers under way have after the signal. ready: called once the
+    model is loaded. Raises what `load` raises.
+    """
+    config = uvicorn.Config(
+        create_app(serving),
+        http=_Impatient,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_graceful_shutdown=int(drain),
+        server_header=False,
+    )
+    server, errors = uvicorn.Server(config), list[BaseException]()
+    stop, cancel = threading.Event(), threading.Event()
+    started(server)
+
+    def loading() -> None:
+        try:
+            with load(cancel) as engine:
+                serving.engine = engine
+                ready(engine)
+                stop.wait()
+        except Cancelled:
+            if not stop.is_set():
+                raise
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            serving.engine = None
+            server.should_exit = True
+
+    loader = threading.Thread(target=loading, name="edgecs-load")
+    loader.start()
+    try:
+        server.run(sockets=[sock])
+    finally:
+        stop.set()
+        cancel.set()
+        loader.join()
+    if errors:
+        raise errors[0]
+
+
+def address(sock: socket.socket) -> str:
+    """The URL of a listening socket."""
+    found: Any = sock.getsockname()
+    host = f"[{found[0]}]" if sock.family == socket.AF_INET6 else found[0]
+    return f"http://{host}:{found[1]}"

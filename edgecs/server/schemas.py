@@ -1,0 +1,161 @@
+"""What clients send, checked: the fields of OpenAI's API and of llama-server's.
+
+Unknown fields are ignored, as clients send many. Sizes are bounded here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
+
+MOST_STOPS, MOST_TEXT = 16, 1 << 22  # characters
+MOST_MESSAGES, MOST_CHOICES, MOST_LOGPROBS = 4096, 16, 20
+MOST_BIASES = 4096
+
+Text = Annotated[str, Field(max_length=MOST_TEXT)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Stop = Annotated[str, Field(min_length=1, max_length=1024)]
+_Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class TextPart(_Body):
+    """A part of a message; only texts are understood."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class Message(_Body):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | list[TextPart] | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As a chat template takes it."""
+        content = self.content
+        if isinstance(content, list):
+            content = "".join(part.text for part in content)
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": content or ""}
+
+
+class StreamOptions(_Body):
+    """What a stream has besides the answer."""
+
+    include_usage: StrictBool = False
+
+
+class SchemaFormat(_Body):
+    """A JSON schema under a name."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    name: str = "answer"
+    schema_: dict[str, Any] | bool = Field(alias="schema")
+
+
+class ResponseFormat(_Body):
+    """What form an answer has."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaFormat | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> ResponseFormat:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("a response_format of type json_schema needs json_schema")
+        return self
+
+
+class _Asked(_Body):
+    """What all requests for answers have in common."""
+
+    model: str | None = Field(default=None, max_length=1024)
+    stream: StrictBool = False
+    stream_options: StreamOptions | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    n: int = Field(default=1, ge=1, le=MOST_CHOICES)
+    seed: _Seed | None = None
+    temperature: Finite | None = Field(default=None, ge=0)
+    top_p: Finite | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1)
+    min_p: Finite | None = Field(default=None, ge=0, le=1)
+    typical_p: Finite | None = Field(default=None, gt=0, le=1)
+    repeat_penalty: Finite | None = Field(default=None, gt=0)
+    repeat_last_n: int | None = Field(default=None, ge=-1)
+    frequency_penalty: Finite | None = None
+    presence_penalty: Finite | None = None
+    logit_bias: dict[str, Finite] | None = Field(default=None, max_length=MOST_BIASES)
+    grammar: Text | None = None
+    json_schema: dict[str, Any] | bool | None = None
+    cache_prompt: StrictBool = True
+    speculative: StrictBool | None = None
+    timings_per_token: StrictBool = False
+
+    @property
+    def stops(self) -> list[str]:
+        """Texts that end the answer."""
+        if self.stop is None:
+            return []
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+
+class ChatRequest(_Asked):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
+    max_tokens: int | None = Field(default=None, ge=0)
+    max_completion_tokens: int | None = Field(default=None, ge=0)
+    logprobs: StrictBool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
+    response_format: ResponseFormat | None = None
+
+    @property
+    def most(self) -> int | None:
+        """Tokens of an answer."""
+        if self.max_completion_tokens is not None:
+            return self.max_completion_tokens
+        return self.max_tokens
+
+
+class CompletionRequest(_Asked):
+    """POST /v1/completions."""
+
+    prompt: Text | list[int]
+    max_tokens: int | None = Field(default=None, ge=0)
+    logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
+    echo: StrictBool = False
+
+    @property
+    def most(self) -> int | None:
+        """Tokens of an answer; OpenAI's default is 16, llama-server's is no limit."""
+        return self.max_tokens
+
+
+class TokenizeRequest(_Body):
+    """POST /tokenize."""
+
+    content: Text
+    add_special: StrictBool = False
+    with_pieces: StrictBool = False
+
+
+class DetokenizeRequest(_Body):
+    """POST /detokenize."""
+
+    tokens: list[int] = Field(max_length=MOST_TEXT)
+
+
+class TemplateRequest(_Body):
+    """POST /apply-template."""
+
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)

@@ -1,0 +1,459 @@
+"""The server over real sockets, with a tiny random model: what clients see."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from edgecs.engines.load_options import LoadOptions
+from edgecs.errors import ConfigError
+from edgecs.runtime.builder import build, find_files
+from edgecs.runtime.folders import Folders
+from edgecs.runtime.model import load
+from edgecs.runtime.recipe import Recipe
+from edgecs.server import replies
+from edgecs.server import run as running
+from edgecs.server.app import Serving
+from edgecs.server.engine import Engine
+from edgecs.server.guard import Access
+
+OPTIONS = LoadOptions(n_ctx=512, n_batch=64, threads=1, sequences=3)
+CHAT = [{"role": "user", "content": "hello hello hello"}]
+WAIT = 60.0
+
+
+@contextmanager
+def serving(
+    path: Path, folder: Path, serving: Serving | None = None, **engine: int
+) -> Iterator[str]:
+    """A server with the model of a file; its address."""
+    recipe = Recipe(str(path), OPTIONS, drafts=())
+    folders = Folders(folder, offline=True)
+    files = find_files(recipe, folders)
+    ready = threading.Event()
+
+    @contextmanager
+    def loading(cancel: threading.Event) -> Iterator[Engine]:
+        with build(recipe, files, folders, cancel=cancel) as runtime:
+            made = Engine(runtime, "tiny", **{"waiting": 64, **engine})
+            try:
+                yield made
+            finally:
+                made.close()
+
+    state = serving or Serving()
+    servers: list[object] = []
+    with running.listening("127.0.0.1", 0) as sock:
+        thread = threading.Thread(
+            target=lambda: running.run(
+                state,
+                sock,
+                loading,
+                drain=5,
+                ready=lambda engine: ready.set(),
+                started=servers.append,
+            )
+        )
+        thread.start()
+        try:
+            assert ready.wait(WAIT)
+            yield running.address(sock)
+        finally:
+            servers[0].should_exit = True  # type: ignore[attr-defined]
+            thread.join(WAIT)
+            assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def url(tiny_gguf: Path, folder: Path) -> Iterator[str]:
+    with serving(tiny_gguf, folder) as address:
+        yield address
+
+
+@pytest.fixture
+def http(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=WAIT) as client:
+        yield client
+
+
+def chat(http: httpx.Client, **more: object) -> httpx.Response:
+    body = {"messages": CHAT, "max_tokens": 24, "temperature": 0, **more}
+    return http.post("/v1/chat/completions", json=body)
+
+
+def text_of(reply: httpx.Response) -> str:
+    assert reply.status_code == 200, reply.text
+    said: str = reply.json()["choices"][0]["message"]["content"]
+    return said
+
+
+def events(http: httpx.Client, path: str, body: object) -> list[object]:
+    """What a stream has, [DONE] at the end checked and left out."""
+    found: list[str] = []
+    with http.stream("POST", path, json=body) as stream:
+        assert stream.status_code == 200
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        for line in stream.iter_lines():
+            if line.startswith("data: "):
+                found.append(line[6:])
+            else:
+                assert line == "" or line.startswith(":")
+    assert found[-1] == "[DONE]"
+    return [json.loads(event) for event in found[:-1]]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_gguf: Path, folder: Path) -> str:
+    """What the model says to CHAT in one session, without a server."""
+    options = LoadOptions(n_ctx=512, n_batch=64, threads=1)
+    with load(tiny_gguf, options, drafts=(), folder=folder, offline=True) as model:
+        return model.ask(CHAT, max_tokens=24)
+
+
+def test_an_answer_is_that_of_a_session(http: httpx.Client, alone: str):
+    reply = chat(http)
+    assert text_of(reply) == alone
+    body = reply.json()
+    assert body["object"] == "chat.completion"
+    assert body["model"] == "tiny"
+    (choice,) = body["choices"]
+    assert choice["finish_reason"] in ("stop", "length")
+    usage = body["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert usage["completion_tokens"] <= 24
+    assert body["timings"]["predicted_n"] == usage["completion_tokens"]
+    assert body["speculative"]["chain"][0] == "target"
+
+
+def test_drafts_and_neighbours_change_nothing(http: httpx.Client, alone: str):
+    def one(i: int) -> str:
+        return text_of(chat(http, speculative=i % 2 == 0))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert {*pool.map(one, range(12))} == {alone}
+    off = chat(http, speculative=False).json()["speculative"]
+    assert off["tested"] == 0
+    assert off["reason"] == "not asked for"
+
+
+def test_sampled_answers_depend_on_their_seed(http: httpx.Client):
+    def one(seed: int) -> str:
+        return text_of(chat(http, temperature=1.2, seed=seed))
+
+    with ThreadPoolExecutor(4) as pool:
+        together = [*pool.map(one, [1, 2, 1, 2])]
+    assert together[:2] == together[2:]
+    assert together[0] != together[1]
+    assert [one(1), one(2)] == together[:2]
+    drawn = {text_of(chat(http, temperature=1.2)) for _ in range(3)}
+    assert len(drawn) > 1
+
+
+def test_a_stream_says_the_same(http: httpx.Client, alone: str):
+    body = {
+        "messages": CHAT,
+        "max_tokens": 24,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    *chunks, usage = events(http, "/v1/chat/completions", body)
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("content", "") for delta in deltas) == alone
+    last = chunks[-1]
+    assert last["choices"][0]["finish_reason"] in ("stop", "length")
+    assert all(c["choices"][0]["finish_reason"] is None for c in chunks[:-1])
+    assert {"timings", "speculative"} <= last.keys()
+    assert usage["choices"] == []
+    assert usage["usage"]["completion_tokens"] == last["timings"]["predicted_n"]
+    assert len({chunk["id"] for chunk in (*chunks, usage)}) == 1
+
+
+def test_several_choices_have_seeds_of_their_own(http: httpx.Client):
+    reply = chat(http, n=3, temperature=1.0, seed=5).json()
+    said = [choice["message"]["content"] for choice in reply["choices"]]
+    assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2]
+    ones = [text_of(chat(http, temperature=1.0, seed=5 + i)) for i in range(3)]
+    assert said == ones
+    body = {"messages": CHAT, "n": 2, "temperature": 1.0, "seed": 5, "stream": True}
+    texts = ["", ""]
+    for chunk in events(http, "/v1/chat/completions", {**body, "max_tokens": 24}):
+        choice = chunk["choices"][0]
+        texts[choice["index"]] += choice["delta"].get("content", "")
+    assert texts == ones[:2]
+
+
+def test_stop_texts_end_an_answer_and_are_not_in_it(http: httpx.Client, alone: str):
+    stop = alone[5:7]
+    said = text_of(chat(http, stop=[stop, "never"]))
+    assert said == alone[: alone.index(stop)]
+    assert chat(http, stop=stop).json()["choices"][0]["finish_reason"] == "stop"
+
+
+def test_logprobs_are_those_of_the_row(http: httpx.Client):
+    reply = chat(http, logprobs=True, top_logprobs=3).json()
+    content = reply["choices"][0]["logprobs"]["content"]
+    assert len(content) == reply["usage"]["completion_tokens"]
+    for one in content:
+        tops = [top["logprob"] for top in one["top_logprobs"]]
+        assert one["logprob"] == tops[0] == max(tops) <= 0  # greedy
+        assert one["id"] == one["top_logprobs"][0]["id"]
+    body = {"prompt": "hello", "max_tokens": 4, "logprobs": 2, "temperature": 0}
+    stated = http.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]
+    assert len(stated["tokens"]) == len(stated["token_logprobs"]) == 4
+
+
+def test_answers_keep_to_a_schema(http: httpx.Client):
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    schema |= {"required": ["n"], "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    for how in ({"response_format": form}, {"json_schema": schema}):
+        said = text_of(chat(http, **how, max_tokens=200, logit_bias={"48": 5}))
+        assert isinstance(json.loads(said)["n"], int)
+    grammar = 'root ::= "yes" | "no"'
+    assert text_of(chat(http, grammar=grammar)) in ("yes", "no")
+
+
+def test_completions_feed_a_text_as_it_is(http: httpx.Client):
+    body = {"prompt": "hello", "max_tokens": 6, "temperature": 0}
+    whole = http.post("/v1/completions", json=body).json()
+    assert whole["object"] == "text_completion"
+    ids = http.post("/tokenize", json={"content": "hello", "add_special": True}).json()
+    same = http.post("/v1/completions", json={**body, "prompt": ids["tokens"]}).json()
+    assert same["choices"] == whole["choices"]
+    echo = http.post("/v1/completions", json={**body, "echo": True}).json()
+    assert echo["choices"][0]["text"].endswith("hello" + whole["choices"][0]["text"])
+    chunks = events(http, "/v1/completions", {**body, "stream": True})
+    text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+    assert text == whole["choices"][0]["text"]
+
+
+def test_what_a_client_may_want_to_know(http: httpx.Client, url: str):
+    assert http.get("/health").json() == {"status": "ok"}
+    assert http.get("/v1/models").json()["data"][0]["id"] == "tiny"
+    assert http.get("/v1/models/tiny").status_code == 200
+    assert http.get("/v1/models/other").status_code == 404
+    props = http.get("/props").json()
+    assert props["total_slots"] == 3
+    assert props["n_ctx"] == 512
+    assert len(http.get("/slots").json()) == 3
+    chat(http)
+    counts = http.get("/metrics").text
+    assert "edgecs:tokens_predicted_total" in counts
+    assert "edgecs:spec_decode_num_drafts_total" in counts
+    text = http.post("/apply-template", json={"messages": CHAT}).json()["prompt"]
+    assert "hello hello hello" in text
+    ids = http.post("/tokenize", json={"content": "abc", "with_pieces": True}).json()
+    assert [one["piece"] for one in ids["tokens"]] == ["a", "b", "c"]
+    back = {"tokens": [one["id"] for one in ids["tokens"]]}
+    assert http.post("/detokenize", json=back).json() == {"content": "abc"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "says"),
+    [
+        ("/v1/chat/completions", b"{", 400, "Invalid JSON"),
+        ("/v1/chat/completions", b"\xff\xfe", 400, "Invalid JSON"),
+        ("/v1/chat/completions", b"[" * 5000, 400, "Invalid JSON"),
+        ("/v1/chat/completions", b"{}", 400, "messages: Field required"),
+        ("/v1/chat/completions", {"messages": []}, 400, "messages: List should"),
+        ("/v1/chat/completions", {"temperature": "hot"}, 400, "temperature"),
+        ("/v1/chat/completions", {"temperature": -1}, 400, "temperature"),
+        ("/v1/chat/completions", {"n": 100}, 400, "n: Input should be less"),
+        ("/v1/chat/completions", {"logit_bias": {"x": 1}}, 400, "not a token's id"),
+        ("/v1/chat/completions", {"logit_bias": {"9999": 1}}, 400, "token 9999"),
+        ("/v1/chat/completions", {"grammar": "root ::= ("}, 400, "grammar"),
+        ("/v1/chat/completions", {"json_schema": {"type": 3}}, 400, "JSON schema"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "x" * 600}]},
+            400,
+            "tokens but the context holds 512",
+        ),
+        ("/v1/completions", {"prompt": []}, 400, "prompt is empty"),
+        ("/v1/completions", {"prompt": [1, -5]}, 400, "token -5 does not exist"),
+        ("/detokenize", {"tokens": [10**9]}, 400, "token 1000000000 does not exist"),
+        ("/nothing", {}, 404, "Not Found"),
+        ("/health", {}, 405, "Method Not Allowed"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    http: httpx.Client, path: str, body: object, status: int, says: str
+):
+    if isinstance(body, dict) and "chat" in path and body.keys() != {"messages"}:
+        body = {"messages": CHAT, "max_tokens": 4, **body}
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    reply = http.post(path, content=data)
+    assert reply.status_code == status, reply.text
+    error = reply.json()["error"]
+    assert error["code"] == status
+    assert says in error["message"]
+    assert "\n" not in error["message"]
+
+
+def test_a_body_has_limits(tiny_gguf: Path, folder: Path, monkeypatch):
+    monkeypatch.setattr(replies, "BODY_SECONDS", 0.3)
+    with (
+        serving(tiny_gguf, folder, Serving(most_body=1000)) as url,
+        httpx.Client(base_url=url, timeout=WAIT) as http,
+    ):
+        reply = http.post("/v1/completions", json={"prompt": "x" * 1000})
+        assert reply.status_code == 413
+        slow = slow_request(
+            url,
+            b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Length: 50\r\n\r\n{",
+        )
+        assert b" 408 " in slow
+        assert http.get("/health").status_code == 200
+
+
+def slow_request(url: str, data: bytes) -> bytes:
+    """What comes back for a part of a request, until the server closes or answers."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=WAIT) as sock:
+        sock.sendall(data)
+        return sock.recv(4096)
+
+
+def test_a_request_that_does_not_come_is_not_waited_for(
+    tiny_gguf: Path, folder: Path, monkeypatch
+):
+    monkeypatch.setattr(running, "HEADER_SECONDS", 0.3)
+    with serving(tiny_gguf, folder) as url:
+        assert slow_request(url, b"GET /hea") == b""
+        assert slow_request(url, b"") == b""
+        with httpx.Client(base_url=url) as http:
+            for _ in range(3):
+                assert http.get("/health").status_code == 200
+
+
+def busy_slots(http: httpx.Client) -> int:
+    return sum(slot["state"] != "idle" for slot in http.get("/slots").json())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_frees_its_slot(
+    http: httpx.Client, url: str, stream: bool, alone: str
+):
+    body = {"messages": CHAT, "temperature": 1.0, "seed": 3, "stream": stream}
+    body |= {"logit_bias": {"269": -100, "270": -100, "271": -100, "268": -100}}
+    data = json.dumps({**body, "max_tokens": 480}).encode()
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as sock:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\n"
+        sock.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        until = time.monotonic() + WAIT
+        while not busy_slots(http):
+            assert time.monotonic() < until
+    until = time.monotonic() + WAIT
+    while busy_slots(http):
+        assert time.monotonic() < until
+    assert text_of(chat(http)) == alone
+
+
+def test_too_many_get_429_and_when_to_come_back(tiny_gguf: Path, folder: Path):
+    with serving(tiny_gguf, folder, waiting=1) as url:
+
+        def one(i: int) -> httpx.Response:
+            with httpx.Client(base_url=url, timeout=WAIT) as http:
+                return chat(http, max_tokens=200, temperature=1.0, seed=i)
+
+        with ThreadPoolExecutor(16) as pool:
+            replies_ = [*pool.map(one, range(16))]
+    states = {reply.status_code for reply in replies_}
+    assert states == {200, 429}
+    busy = next(reply for reply in replies_ if reply.status_code == 429)
+    assert busy.headers["retry-after"] == "1"
+    assert busy.json()["error"]["type"] == "rate_limit_error"
+
+
+class TestAccess:
+    """Who may ask."""
+
+    @pytest.mark.parametrize(
+        ("headers", "status"),
+        [
+            ({}, 200),
+            ({"host": "localhost"}, 200),
+            ({"host": "[::1]:80"}, 200),
+            ({"host": "evil.example"}, 403),
+            ({"host": "127.0.0.1.evil.example"}, 403),
+            ({"host": ""}, 403),
+            ({"origin": "https://evil.example"}, 403),
+            ({"origin": "null"}, 403),
+            ({"host": "localhost:1", "origin": "http://localhost:1"}, 200),
+            ({"host": "localhost:1", "origin": "http://localhost:2"}, 403),
+        ],
+    )
+    def test_pages_of_others_do_not_reach_a_server_on_loopback(
+        self, http: httpx.Client, headers: dict[str, str], status: int
+    ):
+        reply = http.get("/v1/models", headers=headers)
+        assert reply.status_code == status
+        if status == 403:
+            assert "access-control-allow-origin" not in reply.headers
+
+    def test_an_allowed_origin_gets_cors(self, tiny_gguf: Path, folder: Path):
+        page = "http://page.example"
+        access = Access(origins=[page], hosts=["box"])
+        with (
+            serving(tiny_gguf, folder, Serving(access=access)) as url,
+            httpx.Client(base_url=url, timeout=WAIT) as http,
+        ):
+            reply = http.get("/v1/models", headers={"origin": page, "host": "box"})
+            assert reply.headers["access-control-allow-origin"] == page
+            flight = http.options("/v1/chat/completions", headers={"origin": page})
+            assert flight.status_code == 204
+            assert "authorization" in flight.headers["access-control-allow-headers"]
+            other = http.options("/x", headers={"origin": "http://other.example"})
+            assert other.status_code == 403
+
+    def test_a_key_is_asked_for_everywhere_but_for_health(
+        self, tiny_gguf: Path, folder: Path
+    ):
+        with (
+            serving(tiny_gguf, folder, Serving(access=Access("secret"))) as url,
+            httpx.Client(base_url=url, timeout=WAIT) as http,
+        ):
+            assert http.get("/health").status_code == 200
+            for path in ("/v1/models", "/metrics", "/slots", "/props", "/nothing"):
+                assert http.get(path).status_code == 401
+            for wrong in ("Bearer", "Bearer Secret", "Basic secret", "Bearer secrets"):
+                headers = {"authorization": wrong}
+                assert http.get("/v1/models", headers=headers).status_code == 401
+            for right in ({"authorization": "Bearer secret"}, {"x-api-key": "secret"}):
+                right |= {"host": "any.example"}
+                assert http.get("/v1/models", headers=right).status_code == 200
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "box"])
+    def test_off_loopback_a_key_is_needed(self, host: str):
+        with pytest.raises(ConfigError, match="give an --api-key"):
+            running.check_access(host, None)
+        running.check_access(host, "key")
+        for own in ("127.0.0.1", "localhost", "::1", "127.1.2.3"):
+            running.check_access(own, None)
+
+
+def test_a_port_that_is_in_use_is_named():
+    with running.listening("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} is in use"):
+            running.listening("127.0.0.1", port)
+    with pytest.raises(ConfigError, match="give another --host or --port"):
+        running.listening("no.such.host.invalid", 0)

@@ -1,0 +1,370 @@
+"""Answers of several clients: each is what the target says to it alone."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgecs.core.draft import Request, Rows
+from edgecs.costs.cost_model import CostModel
+from edgecs.decoding.static_schedule import Schedule
+from edgecs.drafters.maxgram import MaxGram
+from edgecs.errors import Cancelled, ConfigError, EdgecsError, ModelError
+from edgecs.planning.acceptance import Calibration
+from edgecs.planning.planner import Planner
+from edgecs.sampling.chain import always, chooser
+from edgecs.sampling.settings import Sampling
+from edgecs.server.scheduler import (
+    Busy,
+    Ended,
+    Event,
+    Job,
+    Scheduler,
+    best_joint_width,
+)
+from edgecs.session.session import Session
+from edgecs.testing.fakes import CachingModel, Endless
+
+VOCAB = 5
+WAIT = 60.0  # seconds after which a test has failed
+
+
+class Shared(CachingModel):
+    """A target whose rows may be computed with others; its law repeats itself."""
+
+    uniform = True
+
+    def __init__(self, sequences: int, n_ctx: int = 400) -> None:
+        super().__init__(VOCAB, sequences=sequences, n_ctx=n_ctx)
+        self.calls: list[list[int]] = []  # tokens of every request of every call
+        self.gate: threading.Event | None = None
+
+    def law(self, prefix):
+        return super().law(prefix[-3:])
+
+    def score(self, requests):
+        if self.gate is not None:
+            assert self.gate.wait(WAIT)
+        rows = super().score(requests)
+        self.calls.append([found.fed for found in rows])
+        return rows
+
+
+def costs() -> CostModel:
+    """Joint calls pay: four tokens cost little more than one."""
+    known = CostModel()
+    known.measured(0, {n: 0.01 * (1 + 0.05 * n) for n in range(1, 33)})
+    return known
+
+
+def planned(known: CostModel) -> Schedule:
+    return Planner(known, Calibration(), [MaxGram()], longest=8)
+
+
+@contextmanager
+def scheduler(
+    target: Shared, *, drafts: bool = True, **more: object
+) -> Iterator[Scheduler]:
+    known = costs()
+    with ExitStack() as closing:
+        sessions = [
+            closing.enter_context(
+                Session(
+                    target,
+                    Endless(),
+                    schedule=planned(known) if drafts else None,
+                    sequence=i,
+                )
+            )
+            for i in range(target.sequences)
+        ]
+        made = Scheduler(sessions, known, **more)
+        try:
+            yield made
+        finally:
+            if target.gate:
+                target.gate.set()
+            made.close()
+
+
+class Client:
+    """Collects what a job gives."""
+
+    def __init__(self, made: Scheduler, job: Job) -> None:
+        self._events: queue.Queue[Event] = queue.Queue()
+        self.tokens: list[int] = []
+        self.ticket = made.submit(job, self._events.put)
+
+    def next(self) -> Event:
+        event = self._events.get(timeout=WAIT)
+        if isinstance(event, list):
+            self.tokens += [token.id for token in event]
+        return event
+
+    def end(self) -> Ended | EdgecsError:
+        while isinstance(event := self.next(), list):
+            pass
+        return event
+
+
+def job(prompt: list[int], most: int = 12, **more: object) -> Job:
+    return Job(np.array(prompt, np.int32), most, **more)
+
+
+def alone(prompt: list[int], most: int) -> list[int]:
+    return Shared(1).greedy(prompt, most)
+
+
+prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=200)
+
+
+@given(
+    st.lists(st.tuples(prompts, st.integers(1, 24), st.booleans()), max_size=8),
+    st.integers(1, 4),
+    st.booleans(),
+)
+@settings(max_examples=60)
+def test_every_client_gets_what_it_gets_alone(jobs, slots, drafts):
+    with scheduler(Shared(slots), drafts=drafts, reads=64) as made:
+        clients = [
+            Client(made, job(prompt, most, speculate=speculate))
+            for prompt, most, speculate in jobs
+        ]
+        for client, (prompt, most, speculate) in zip(clients, jobs, strict=True):
+            ended = client.end()
+            assert isinstance(ended, Ended)
+            assert ended.reason == "length"
+            assert client.tokens == alone(prompt, most)
+            stats = ended.stats
+            assert stats.prompt_tokens == len(prompt)
+            assert 0 <= stats.cached_tokens < len(prompt)
+            assert stats.tokens == most == 1 + stats.accepted + stats.rounds
+            if not (speculate and drafts):
+                assert stats.tested == 0
+                assert ended.why_plain
+        assert made.totals.answers == len(jobs)
+        assert made.totals.tokens == sum(most for _, most, _ in jobs)
+
+
+def test_sampled_answers_do_not_depend_on_their_neighbours():
+    rules = [always(chooser(Sampling(1.0, seed=i), VOCAB)) for i in range(4)]
+    said = []
+    for slots in (1, 4):
+        with scheduler(Shared(slots)) as made:
+            clients = [Client(made, job([1, 2], 40, rule=rule)) for rule in rules]
+            for client in clients:
+                client.end()
+            said.append([client.tokens for client in clients])
+    assert said[0] == said[1]
+    assert len({tuple(tokens) for tokens in said[0]}) == 4
+
+
+def test_answers_share_their_calls():
+    target = Shared(4)
+    target.gate = threading.Event()
+    with scheduler(target) as made:
+        clients = [Client(made, job([i, 1, 2], 30)) for i in range(4)]
+        target.gate.set()
+        for client in clients:
+            client.end()
+        assert made.totals.requests > 2 * made.totals.calls
+        assert made.totals.accepted > 0
+    assert any(len(call) == 4 for call in target.calls)
+
+
+def test_a_long_prompt_is_read_between_the_rounds_of_others():
+    target = Shared(2)
+    with scheduler(target, drafts=False) as made:
+        talker = Client(made, job([1, 2], 200))
+        assert isinstance(talker.next(), list)
+        target.gate = threading.Event()
+        reader = Client(made, job([3] * 390, 2))
+        target.gate.set()
+        assert isinstance(reader.end(), Ended)
+        assert isinstance(talker.end(), Ended)
+    parts = [call for call in target.calls if max(call) > 1]
+    assert max(map(max, parts)) <= 128
+    first = target.calls.index(next(c for c in target.calls if max(c) > 100))
+    last = max(i for i, c in enumerate(target.calls) if max(c) > 2)
+    assert [1] in target.calls[first:last]
+
+
+def test_a_prompt_goes_to_the_slot_that_has_most_of_it():
+    with scheduler(Shared(2)) as made:
+        for prompt in ([1] * 50, [2] * 50):
+            assert isinstance(Client(made, job(prompt, 2)).end(), Ended)
+        for prompt in ([2] * 50 + [3], [1] * 50 + [4]):
+            ended = Client(made, job(prompt, 2)).end()
+            assert isinstance(ended, Ended)
+            assert ended.stats.cached_tokens >= 49
+
+
+def test_a_client_that_leaves_frees_its_slot_within_a_round():
+    target = Shared(1)
+    with scheduler(target, drafts=False) as made:
+        first = Client(made, job([1], 300))
+        assert isinstance(first.next(), list)
+        second = Client(made, job([2], 5))
+        calls = len(target.calls)
+        first.ticket.cancel()
+        ended = first.end()
+        assert isinstance(ended, Ended)
+        assert ended.reason == "cancelled"
+        assert isinstance(second.end(), Ended)
+        assert second.tokens == alone([2], 5)
+        first.ticket.cancel()  # it is over: nothing happens to the next one
+        third = Client(made, job([3], 5))
+        first.ticket.cancel()
+        assert isinstance(third.end(), Ended)
+        assert third.tokens == alone([3], 5)
+    assert len(target.calls) > calls
+
+
+@given(st.lists(st.tuples(prompts, st.integers(0, 6)), min_size=1, max_size=6))
+@settings(max_examples=30)
+def test_the_answers_of_others_survive_cancellations(jobs):
+    with scheduler(Shared(3), reads=32) as made:
+        clients = [Client(made, job(prompt, 15)) for prompt, _ in jobs]
+        for client, (_, rounds) in zip(clients, jobs, strict=True):
+            for _ in range(rounds):
+                if not isinstance(client.next(), list):
+                    break
+            else:
+                if rounds % 2:
+                    client.ticket.cancel()
+        whole = [Client(made, job(prompt, 15)) for prompt, _ in jobs]
+        for client, (prompt, _) in zip(whole, jobs, strict=True):
+            assert isinstance(client.end(), Ended)
+            assert client.tokens == alone(prompt, 15)
+
+
+def test_a_deadline_ends_an_answer_and_a_wait():
+    target = Shared(1)
+    target.gate = threading.Event()
+    with scheduler(target) as made:
+        late = time.monotonic() + 0.01
+        first = Client(made, job([1], 300, deadline=late))
+        second = Client(made, job([2], 300, deadline=late))
+        time.sleep(0.02)
+        target.gate.set()
+        ended = first.end()
+        assert isinstance(ended, Ended)
+        assert ended.reason == "cancelled"
+        assert isinstance(second.end(), Cancelled)
+
+
+def test_too_many_are_sent_away():
+    target = Shared(1)
+    target.gate = threading.Event()
+    with scheduler(target, waiting=2) as made:
+        first = Client(made, job([1], 3))
+        while made.queued:  # until it has its slot
+            time.sleep(0.001)
+        others = [Client(made, job([2], 3)) for _ in range(2)]
+        with pytest.raises(Busy, match="2 requests are waiting already"):
+            made.submit(job([3]), print)
+        target.gate.set()
+        for client in (first, *others):
+            assert isinstance(client.end(), Ended)
+
+
+def test_a_job_that_cannot_be_done_is_refused_alone():
+    with scheduler(Shared(2)) as made:
+        sound = Client(made, job([1], 30))
+        wrong = Client(made, job([1] * 401))
+        assert isinstance(wrong.end(), ConfigError)
+        assert isinstance(sound.end(), Ended)
+        assert sound.tokens == alone([1], 30)
+
+
+@pytest.mark.parametrize("error", [ModelError("broken"), RuntimeError("a bug")])
+def test_a_call_that_fails_ends_the_answers_in_it(error, caplog):
+    class Failing(Shared):
+        def rows(self, request: Request) -> Rows:
+            if len(request.context) > 20:
+                raise error
+            return super().rows(request)
+
+    with scheduler(Failing(2)) as made:
+        failed = Client(made, job([1], 100))
+        assert isinstance(failed.end(), ModelError)
+        sound = Client(made, job([2], 10))
+        assert isinstance(sound.end(), Ended)
+        assert sound.tokens == alone([2], 10)
+        assert made.totals.errors == 1
+
+
+def test_closing_waits_for_answers_and_then_ends_them():
+    target = Shared(1)
+    with scheduler(target) as made:
+        done = Client(made, job([1], 50))
+        made.close(WAIT)
+        assert isinstance(done.end(), Ended)
+        assert done.tokens == alone([1], 50)
+        with pytest.raises(ModelError, match="shutting down"):
+            made.submit(job([1]), print)
+    with scheduler(Shared(1, n_ctx=100_000)) as made:
+        endless, waiting = (Client(made, job([1], 99_000)) for _ in range(2))
+        assert isinstance(endless.next(), list)
+        made.close()
+        ended = endless.end()
+        assert isinstance(ended, Ended)
+        assert ended.reason == "cancelled"
+        assert isinstance(waiting.end(), Cancelled)
+
+
+def test_without_uniform_rows_strict_answers_are_computed_alone():
+    target = Shared(2)
+    target.uniform = False
+    with scheduler(target, reads=64) as made:
+        for slot in made._slots:
+            slot.session.cascade.limits.exact = "strict"
+        clients = [Client(made, job([i] * 150, 20)) for i in range(2)]
+        for i, client in enumerate(clients):
+            assert isinstance(client.end(), Ended)
+            assert client.tokens == alone([i] * 150, 20)
+    assert all(len(call) == 1 for call in target.calls)
+
+
+@given(
+    st.lists(
+        st.lists(st.floats(0, 1), max_size=8).map(
+            lambda odds: np.cumprod(odds).tolist()
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.lists(st.floats(0.1, 10), min_size=8, max_size=32),
+)
+def test_the_joint_width_is_the_best_of_all(paths, times):
+    def rate(width: int) -> float:
+        right = sum(sum(path[: width - 1]) for path in paths)
+        return (len(paths) + right) / times[len(paths) * width - 1]
+
+    longest = 1 + max(map(len, paths))
+    widths = range(1, min(longest, len(times) // len(paths)) + 1)
+    found = best_joint_width(paths, times)
+    assert rate(found) == pytest.approx(max(map(rate, widths)))
+
+
+def test_slots_tell_what_they_do():
+    target = Shared(2)
+    target.gate = threading.Event()
+    with scheduler(target) as made:
+        assert [slot.state for slot in made.slots()] == ["idle", "idle"]
+        client = Client(made, job([1, 2, 3], 10))
+        while not any(slot.state == "reading" for slot in made.slots()):
+            time.sleep(0.001)
+        target.gate.set()
+        client.end()
+        states = made.slots()
+    assert {slot.state for slot in states} == {"idle"}
+    assert max(slot.context for slot in states) == 13
