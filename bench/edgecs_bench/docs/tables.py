@@ -17,13 +17,12 @@ from typing import Any
 
 from edgecs_bench.busy import STATES
 from edgecs_bench.hardware.catalogue import load
-from edgecs_bench.run.result import Result, read, readable
+from edgecs_bench.run.result import Result, read
 from edgecs_bench.simulation.chains import Chain
 from edgecs_bench.simulation.simulation import Simulation, against, choose, compared
 from edgecs_bench.simulation.traces import read_traces
 from edgecs_bench.text_tables import markdown
 
-_LEFT_OUT = ("category", "mode", "temp")  # of a row under a title that has them
 _CALLS = ("4", "8")  # tokens of calls that are shown
 _FIDELITY = {  # columns: where they are from, and how they are written
     "same best token": ("agreement", ".1%"),
@@ -57,24 +56,6 @@ def speed_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
     heads = [name.replace("_", " ") for name in categories]
     titles = ["model", "processor", "plain, tok/s"]
     return markdown([[*titles, *heads, "geometric mean (90 %)"], *lines])
-
-
-def speed_details(files: Iterable[Path]) -> str:
-    """Every category of every model in every mode that drafts."""
-    parts = []
-    for result in _results(files):
-        parts.append(_about(result))
-        for row in result["overall"]:
-            mode, temperature = row["mode"], row["temperature"]
-            rows = _rows(result, mode, temperature).values()
-            if mode == "plain" or not rows:
-                continue
-            shown = [readable(one) for one in rows]
-            names = ["category", *(n for n in shown[0] if n not in _LEFT_OUT)]
-            lines = [[one[name] for name in names] for one in shown]
-            title = f"### {mode}, temperature {temperature:g}"
-            parts.append(f"{title}\n\n{markdown([names, *lines])}")
-    return "\n".join(parts)
 
 
 def peers_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
@@ -151,7 +132,7 @@ def huge_pages(file: Path) -> str:
         for i, depth in enumerate(told["depths"]):
             shares = (f"{ms[i] / small[i]:.2f}" for ms in (huge, read))
             lines.append([told["model"], str(depth), f"{small[i]:.1f}", *shares])
-    heads = ["model", "behind", "small pages, ms", "huge pages", "and --no-mmap"]
+    heads = ["model", "depth", "small pages, ms", "huge pages", "and --no-mmap"]
     return markdown([heads, *lines])
 
 
@@ -305,22 +286,6 @@ def _predicted(file: Path) -> list[list[str]]:
         ]
         for row in compared(played, known.speedups)
     ]
-
-
-def _about(result: Result) -> str:
-    """What was measured where, and what else has to be known."""
-    options, over = result["options"], _over_llama(result)
-    llama = "was not run" if over is None else f"makes {over:.3f} of its speed"
-    planner = [r["planner_us"] for r in result["overall"] if r["mode"] == "planner"]
-    own = "unknown" if not planner else f"{median(planner):.0f} µs a round (median)"
-    return (
-        f"## {result['model']['name']}\n\n"
-        f"{_processor(result)}, {options['threads']} threads, "
-        f"{result['suite']['prompts']} prompts, at most {options['predict']} tokens, "
-        f"run {options['repeats']} times. Speed-ups are over plain decoding; "
-        f"llama.cpp's own loop {llama}. The planner takes {own}; other programs had "
-        f"{result['others']:.1%} of the processors' time.\n"
-    )
 
 
 def audits(files: Iterable[Path]) -> str:
