@@ -132,44 +132,6 @@ def merge(results: Iterable[Result]) -> dict[str, Any]:
     return {"format": MERGED, "results": list(results)}
 
 
-_COLUMNS = (
-    ("category", "category"),
-    ("mode", "mode"),
-    ("temp", "temperature"),
-    ("prompts", "prompts"),
-    ("tok/s", "speed"),
-    ("speedup", "speedup"),
-    ("90 %", "interval"),
-    ("min q1 q2 q3 max", "spread"),
-    ("ttft ms", "ttft_ms"),
-    ("end to end", "end_to_end"),
-    ("length", "mean_accept_len"),
-    ("tiers", "tiers"),
-    ("identical", "identical"),
-    ("forks/1000", "forks_per_1000"),
-    ("looping", "looping"),
-    ("no loops", "speedup_without_loops"),
-)
-
-
-def readable(row: Mapping[str, Any]) -> dict[str, str]:
-    """A row of a result as a line of a table for people."""
-    shown = {title: _shown(row[name]) for title, name in _COLUMNS}
-    shown["90 %"] = _span(row)
-    shown["min q1 q2 q3 max"] = " ".join(f"{x:.2f}" for x in row["spread"] or []) or "-"
-    shown["ttft ms"] = _shown(row["ttft_ms"], ".0f")
-    shown["tok/s"] = _shown(row["speed"], ".1f")
-    shown["temp"] = f"{row['temperature']:g}"
-    shown["tiers"] = ", ".join(f"{n} {100 * s:.0f} %" for n, s in row["tiers"].items())
-    answers = row["identical"] + row["forks"]
-    shown["identical"] = f"{row['identical']}/{answers}"
-    shown["looping"] = _shown(row["looping"], ".0%")
-    shown["no loops"] += f" ({row['prompts_without_loops']})"
-    if row["tested"] is not None:
-        shown["length"] += f" ({row['accepted']}/{row['tested']})"
-    return shown
-
-
 def _shown(value: Any, form: str = ".2f") -> str:
     if value is None:
         return "-"
