@@ -182,13 +182,13 @@ def test_chains_are_written_as_k_matrices(label: str, matrix: str):
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ("", "'' is no chain: give plain"),
-        ("mag", "is no chain"),
-        ("mag:0", "is no chain"),
-        ("mag:-1", "is no chain"),
-        ("mag:five", "is no chain"),
-        ("planner", "is no chain"),
-        ("mag:32", "drafts 32 tokens: a call holds 31 of them"),
+        ("", "invalid chain '': give plain"),
+        ("mag", "invalid chain"),
+        ("mag:0", "invalid chain"),
+        ("mag:-1", "invalid chain"),
+        ("mag:five", "invalid chain"),
+        ("planner", "invalid chain"),
+        ("mag:32", "drafts 32 tokens, but a call has room for 31"),
         ("drafter:99", "drafts 99 tokens"),
         ("20,20;0,1", "drafts 40 tokens"),
         ("4,8", "not square"),
@@ -263,7 +263,7 @@ def test_a_roofline_by_hand():
     "text", ["7B", "7-q4", "B-q4", "0B-q4", "7B-q9", "7B-0", "", "0.9M-q4", "10001B-q4"]
 )
 def test_what_is_no_size_is_refused(text: str):
-    with pytest.raises(ConfigError, match="is no size of a model"):
+    with pytest.raises(ConfigError, match="is not a model size"):
         Size.parse(text)
 
 
@@ -369,62 +369,71 @@ def bad_line(**change: object) -> dict[str, Any]:
     ("fields", "reason"),
     [
         ({}, "its format is not"),
-        ([], "the file is an object"),
-        (3, "the file is an object"),
-        (None, "the file is an object"),
+        ([], "the file must be an object"),
+        (3, "the file must be an object"),
+        (None, "the file must be an object"),
         ({**GOOD, "format": "edgecs-hardware/2"}, "its format is not"),
-        ({**GOOD, "name": 3}, "a name or note is a line of text"),
-        ({**GOOD, "name": "a\x1b[2J"}, "a name or note is a line of text"),
+        ({**GOOD, "name": 3}, "a name or note must be one line of text"),
+        ({**GOOD, "name": "a\x1b[2J"}, "a name or note must be one line of text"),
         ({**GOOD, "targets": []}, "it needs targets or a roofline"),
-        ({**GOOD, "targets": {}}, "targets and drafters are lists"),
-        ({**GOOD, "targets": [3]}, "a target is an object"),
+        ({**GOOD, "targets": {}}, "targets and drafters must be lists"),
+        ({**GOOD, "targets": [3]}, "a target must be an object"),
         ({**GOOD, "drafters": [{"name": "d"}]}, "'reading_ms' is missing"),
-        ({**GOOD, "drafters": ["d"]}, "a drafter is an object"),
+        ({**GOOD, "drafters": ["d"]}, "a drafter must be an object"),
         ({**GOOD, "roofline": LINE["roofline"]}, "and not both"),
-        (bad_target(ms={}), "ms needs width 1 and another one"),
-        (bad_target(ms={"1": 8}), "ms needs width 1 and another one"),
-        (bad_target(ms={"2": 8, "4": 9}), "ms needs width 1 and another one"),
-        (bad_target(ms={"1": 8, "0": 9}), "ms needs width 1 and another one"),
+        (bad_target(ms={}), "ms needs width 1 and another width"),
+        (bad_target(ms={"1": 8}), "ms needs width 1 and another width"),
+        (bad_target(ms={"2": 8, "4": 9}), "ms needs width 1 and another width"),
+        (bad_target(ms={"1": 8, "0": 9}), "ms needs width 1 and another width"),
         (bad_target(ms={"1": 8, "9999999": 9}), "of at most 65536"),
         (bad_target(ms={"1": 8, "two": 9}), "invalid literal"),
         (
             bad_target(ms={"1": 8, "2": 0}),
-            "ms of width 2 is a number of 0.0001 to 1e+07, got 0",
+            "ms of width 2 must be a number from 0.0001 to 1e+07, got 0",
         ),
-        (bad_target(ms={"1": -8, "2": 9}), "ms of width 1 is a number of 0.0001"),
+        (
+            bad_target(ms={"1": -8, "2": 9}),
+            "ms of width 1 must be a number from 0.0001",
+        ),
         (
             bad_target(ms={"1": float("nan"), "2": 9}),
-            "is a number of 0.0001 to 1e+07, got nan",
+            "must be a number from 0.0001 to 1e+07, got nan",
         ),
         (
             bad_target(ms={"1": float("inf"), "2": 9}),
-            "is a number of 0.0001 to 1e+07, got inf",
+            "must be a number from 0.0001 to 1e+07, got inf",
         ),
         (
             bad_target(ms={"1": 10**400, "2": 9}),
-            "is a number of 0.0001 to 1e+07, got 1000",
+            "must be a number from 0.0001 to 1e+07, got 1000",
         ),
-        (bad_target(ms={"1": 1e-5, "2": 9}), "is a number of 0.0001 to 1e+07"),
+        (bad_target(ms={"1": 1e-5, "2": 9}), "must be a number from 0.0001 to 1e+07"),
         (
             bad_target(ms={"1": True, "2": 9}),
-            "is a number of 0.0001 to 1e+07, got True",
+            "must be a number from 0.0001 to 1e+07, got True",
         ),
-        (bad_target(ms=[8, 9]), "ms is an object"),
-        (bad_target(overhead_ms=-1), "overhead_ms is a number of 0 to"),
-        (bad_target(settling_ms=-1), "settling_ms is a number of 0 to"),
-        (bad_target(deep=3), "deep is a list, got 3"),
-        (bad_target(deep=[3]), "an entry of deep is an object, got 3"),
-        (bad_target(deep=[{"depth": 0, "ms": {}}]), "deep's depth is a number of 1"),
+        (bad_target(ms=[8, 9]), "ms must be an object"),
+        (bad_target(overhead_ms=-1), "overhead_ms must be a number from 0 to"),
+        (bad_target(settling_ms=-1), "settling_ms must be a number from 0 to"),
+        (bad_target(deep=3), "deep must be a list, got 3"),
+        (bad_target(deep=[3]), "an entry of deep must be an object, got 3"),
+        (
+            bad_target(deep=[{"depth": 0, "ms": {}}]),
+            "deep's depth must be a number from 1",
+        ),
         (bad_target(deep=[{"depth": 9, "ms": {"1": 1}}]), "ms needs width 1"),
         (
             bad_target(deep=[{"depth": 9, "ms": {"1": 1, "2": 1}}] * 2),
-            "deep's depth is a number of 10 to",
+            "deep's depth must be a number from 10 to",
         ),
-        (bad_target(parameters="7B"), "parameters is a number of 1e-09 to 1e+15"),
-        (bad_line(gb_per_s=0), "gb_per_s is a number of 1e-09 to 1e+15"),
-        (bad_line(tflops=None), "tflops is a number of 1e-09 to 1e+15"),
-        (bad_line(sources=[]), "sources is an object"),
-        ({**LINE, "roofline": 3}, "a roofline is an object"),
+        (
+            bad_target(parameters="7B"),
+            "parameters must be a number from 1e-09 to 1e+15",
+        ),
+        (bad_line(gb_per_s=0), "gb_per_s must be a number from 1e-09 to 1e+15"),
+        (bad_line(tflops=None), "tflops must be a number from 1e-09 to 1e+15"),
+        (bad_line(sources=[]), "sources must be an object"),
+        ({**LINE, "roofline": 3}, "a roofline must be an object"),
         ({key: LINE[key] for key in ("format", "name", "source")}, "it needs targets"),
     ],
 )
@@ -433,7 +442,9 @@ def test_a_profile_that_makes_no_sense_is_refused(
 ):
     path = tmp_path / "p.json"
     path.write_text(json.dumps(fields))
-    with pytest.raises(ConfigError, match="p.json is no hardware profile") as refused:
+    with pytest.raises(
+        ConfigError, match="p.json is neither a hardware profile"
+    ) as refused:
         read(path)
     assert reason in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -457,7 +468,9 @@ def test_a_profile_that_makes_no_sense_is_refused(
 def test_a_profile_that_is_no_json_is_refused(tmp_path: Path, text: bytes):
     path = tmp_path / "p.json"
     path.write_bytes(text)
-    with pytest.raises(ConfigError, match="p.json is no hardware profile") as refused:
+    with pytest.raises(
+        ConfigError, match="p.json is neither a hardware profile"
+    ) as refused:
         read(path)
     assert len(str(refused.value)) < 500
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -507,16 +520,19 @@ def test_llama_bench_gives_times_by_width(tmp_path: Path, lines: bool):
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        (ROWS[1:], "some-7B needs a row of tg and one of pp"),
-        (ROWS[:1], "some-7B needs a row of tg and one of pp"),
+        (ROWS[1:], "some-7B needs a tg row and a pp row"),
+        (ROWS[:1], "some-7B needs a tg row and a pp row"),
         ([{"n_prompt": 1}], "'model_filename' is missing"),
-        ([row(0, 1, 0.0), ROWS[1]], "avg_ts is a positive number"),
-        ([row(0, 1, float("nan")), ROWS[1]], "avg_ts is a positive number"),
-        ([row(0, 1, float("inf")), ROWS[1]], "ms of width 1 is a number of 0.0001"),
-        ([row(-2, 0, 1.0), ROWS[0]], "ms of width -2 is"),
+        ([row(0, 1, 0.0), ROWS[1]], "avg_ts must be a positive number"),
+        ([row(0, 1, float("nan")), ROWS[1]], "avg_ts must be a positive number"),
+        (
+            [row(0, 1, float("inf")), ROWS[1]],
+            "ms of width 1 must be a number from 0.0001",
+        ),
+        ([row(-2, 0, 1.0), ROWS[0]], "ms of width -2 must be"),
         (
             [row(0, 1, 1.0, model_size="x"), ROWS[1]],
-            "bytes is a number of 1e-09 to 1e+15",
+            "bytes must be a number from 1e-09 to 1e+15",
         ),
         ([row(0, 1, 1.0, n_depth=float("inf"))], "cannot convert float infinity"),
         ([{**ROWS[0], "n_gen": None}, ROWS[1]], "int()"),
@@ -525,7 +541,9 @@ def test_llama_bench_gives_times_by_width(tmp_path: Path, lines: bool):
 def test_output_that_says_too_little_is_refused(tmp_path: Path, rows, reason: str):
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(rows))
-    with pytest.raises(ConfigError, match="bench.json is no hardware") as refused:
+    with pytest.raises(
+        ConfigError, match="bench.json is neither a hardware"
+    ) as refused:
         read(path)
     assert reason in str(refused.value)
 
@@ -548,7 +566,7 @@ def test_predictions_are_compared_with_what_was_measured():
     assert speedups == {"plain": 1.0, "mag:3": 2.0}
     with pytest.raises(ValueError, match="speedups is empty"):
         against({**fields, "speedups": {}}, "here")
-    with pytest.raises(ConfigError, match="is no chain"):
+    with pytest.raises(ConfigError, match="invalid chain"):
         against({**fields, "speedups": {"fast": 2}}, "here")
 
 
@@ -616,8 +634,8 @@ def test_a_bench_is_predicted_from_its_own_costs():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"answers": []}, "no mode that drafts beside plain decoding"),
-        ({"costs": None}, "costs is an object, got None"),
+        ({"answers": []}, "no drafting mode besides plain decoding"),
+        ({"costs": None}, "costs must be an object, got None"),
     ],
 )
 def test_a_bench_that_says_too_little_is_refused(change, reason: str):
@@ -741,21 +759,21 @@ def test_predicted_against_measured(simulate, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--hardware", "quantum"), "'quantum' is no hardware: give laptop-gpu"),
+        (("--hardware", "quantum"), "unknown hardware 'quantum': give laptop-gpu"),
         (
             ("--hardware", "0:1"),
-            "0:1 is no roofline: gb_per_s is a number of 1e-09 to 1e+15",
+            "0:1 is not a roofline: gb_per_s must be a number from 1e-09 to 1e+15",
         ),
-        (("--hardware", "1.2.3:1"), "1.2.3:1 is no roofline: could not convert"),
+        (("--hardware", "1.2.3:1"), "1.2.3:1 is not a roofline: could not convert"),
         (("--hardware", "/"), "/ cannot be read"),
-        (("--hardware", ""), "'' is no hardware"),
-        (("--hardware", "x" * 5000), "is no hardware"),
-        (("--target", "huge"), "'huge' is no size of a model"),
-        (("--drafter", "-1B-q4"), "'-1B-q4' is no size of a model"),
-        (("--chain", "fast"), "'fast' is no chain"),
+        (("--hardware", ""), "unknown hardware ''"),
+        (("--hardware", "x" * 5000), "unknown hardware"),
+        (("--target", "huge"), "'huge' is not a model size"),
+        (("--drafter", "-1B-q4"), "'-1B-q4' is not a model size"),
+        (("--chain", "fast"), "invalid chain 'fast'"),
         (("--chain", "1,1,1;0,1,1;0,0,1"), "3 rows but there are 2 drafters"),
         (("--limit", "0"), "0 is not in the range"),
-        (("--traces", "none.jsonl"), "none.jsonl, line 1: no trace"),
+        (("--traces", "none.jsonl"), "none.jsonl, line 1: not a trace"),
         (("--against", "none.json"), "none.json cannot be read"),
         (("--against", "x", "--chain", "plain"), "--against says hardware"),
     ],
@@ -809,8 +827,8 @@ def test_traces_of_no_tokens_are_refused(tmp_path: Path, change: dict):
     said = {"tokens": [[1], []], "confidences": [[0.5], []]}
     line |= {"gap": [0.5, 0.5], "proposals": {"d": said}}
     path.write_text(json.dumps(head) + "\n" + json.dumps({**line, **change}))
-    with pytest.raises(click.UsageError, match="t.jsonl, line 2: no trace"):
+    with pytest.raises(click.UsageError, match="t.jsonl, line 2: not a trace"):
         read_traces(path)
     path.write_text("[" * 100_000)
-    with pytest.raises(click.UsageError, match="t.jsonl, line 1: no trace"):
+    with pytest.raises(click.UsageError, match="t.jsonl, line 1: not a trace"):
         read_traces(path)
