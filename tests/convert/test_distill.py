@@ -381,7 +381,7 @@ def test_a_decoder_knows_a_whole_vocabulary(
     ("shape", "says"),
     [
         (("--width", 100), "a multiple of 64: got 2 layers, 100 wide"),
-        (("--width", 128), "wider than its target, 64"),
+        (("--width", 128), "wider than its target (64)"),
         (("--layers", 9), "9 layers cannot be kept: the target has 2"),
     ],
 )
@@ -474,7 +474,7 @@ def test_a_drafter_learns_from_what_sessions_kept(
     empty.mkdir()
     other = ("--work", tmp_path / "work", "-o", tmp_path / "third")
     nothing = edgecs(*fixed[:-5], *other, "-q", "--resume-from-log", empty)
-    one_line(nothing, 2, "has no answers: keep some with")
+    one_line(nothing, 2, "has no answers: store some with")
 
 
 def repeating(tokens: int) -> tuple[list[Sample], Any]:
@@ -603,7 +603,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path):
         return step(batch)
 
     part._step = stopping
-    with pytest.raises(Cancelled, match="goes on from here"):
+    with pytest.raises(Cancelled, match="the next run resumes"):
         part.run(stop, quiet)
     rest = trainer_of(path)
     assert 0 < rest.done < rest.total
