@@ -1,1 +1,1 @@
-"""Benchmarks: each a module, a table and one JSON object as the last line."""
+"""Benchmarks: each module prints a table, and a JSON object as the last line."""

@@ -1,10 +1,10 @@
-"""What another program that computes costs: a table, and JSON at the end.
+"""Measures the speed beside other programs: a table, and JSON at the end.
 
     python -m edgecs_bench.busy -m MODEL.gguf
 
-Tokens per second of plain decoding, alone and while others compute without end.
-Threads stay on cores of their own (`--cpu-strict`), or they do not, or there is one
-less of them; these are processes that take turns.
+Tokens per second of plain decoding, alone and beside programs that compute
+continuously: with threads pinned to separate cores (`--cpu-strict`), without pinning,
+and with one thread fewer. Each configuration runs in its own process, in turn.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ WAYS = {
     _BEFORE: LoadOptions(n_ctx=2048, cpu_strict=False),
     "-t cores-1": LoadOptions(n_ctx=2048, threads=max(1, _CORES - 1)),
 }
-_DEPTH = 64  # tokens of context at first
+_DEPTH = 64  # tokens of context at the start
 _SETTLES = 0.3  # seconds until the scheduler has placed a new program
 
 
 def speeds(model: Path, way: str, hogs: int, seconds: float) -> dict[str, float]:
-    """Tokens per second alone and beside `hogs` programs that compute."""
+    """Tokens per second alone and beside `hogs` busy programs."""
     with load(model, WAYS[way]) as loaded:
         _speed(loaded, seconds / 4)
         alone = _speed(loaded, seconds)
@@ -51,7 +51,7 @@ def speeds(model: Path, way: str, hogs: int, seconds: float) -> dict[str, float]
 
 @contextmanager
 def others(count: int) -> Iterator[None]:
-    """Programs that compute for a while."""
+    """Runs programs that compute until the block ends."""
     command = [sys.executable, "-c", "while True: pass"]
     started = [subprocess.Popen(command) for _ in range(count)]
     try:
@@ -64,7 +64,7 @@ def others(count: int) -> Iterator[None]:
 
 
 def _speed(loaded: Loaded, seconds: float) -> float:
-    """Tokens per second for some seconds; at least one token is waited for."""
+    """Tokens per second over some seconds, and at least one token."""
     context, done, took = Context([5] * _DEPTH), 0, 0.0
     loaded.target.pretend(context)
     began = time.perf_counter()
@@ -78,8 +78,10 @@ def _speed(loaded: Loaded, seconds: float) -> float:
 @click.command()
 @click.option("-m", "--model", type=click.Path(path_type=Path), required=True)
 @click.option("-r", "--rounds", default=5, show_default=True)
-@click.option("--hogs", default=1, show_default=True, help="Programs that compute.")
-@click.option("--seconds", default=2.0, show_default=True, help="Of a measurement.")
+@click.option("--hogs", default=1, show_default=True, help="Number of busy programs.")
+@click.option(
+    "--seconds", default=2.0, show_default=True, help="Length of a measurement."
+)
 @click.option("--one", type=click.Choice(list(WAYS)), hidden=True)
 def main(model: Path, rounds: int, hogs: int, seconds: float, one: str | None) -> None:
     """Measure a model's speed beside other programs."""

@@ -1,12 +1,12 @@
-"""How good drafters are, whatever they cost the target: a table, and JSON at the end.
+"""Acceptance of drafters regardless of their cost: a table, and JSON at the end.
 
     python -m edgecs_bench.drafters -m TARGET.gguf --draft FOLDER --suite FILE.jsonl
 
-Behind every token of the target's answers each drafter is asked for a draft. Counted is
-how often its first token, its first two, its first three are what the target then says:
-at temperature 0 that is agreement, above it acceptance with the common noise that
-drafters draw with. `mag + X` takes Max-Gram's draft where three tokens or more matched,
-and X's where not.
+After every token of the target's answers each drafter writes a draft. The table shows
+how often the first token, the first two and the first three match the target's: at
+temperature 0 this is agreement, above it acceptance with the noise that target and
+drafters share. `mag + X` takes Max-Gram's draft if three tokens or more matched, and
+X's otherwise.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Score:
     seconds: list[float] = field(default_factory=list)  # of drafted tokens
 
     def count(self, drafted: Sequence[int], said: Sequence[int]) -> None:
-        """Compares a draft with what the target said from there on."""
+        """Compares a draft with the target's next tokens."""
         self.asked += 1
         self.proposed += bool(drafted)
         for i, (one, other) in enumerate(zip(drafted, said, strict=False)):
@@ -58,7 +58,7 @@ class Score:
             self.right[i] += 1
 
     def fields(self) -> dict[str, Any]:
-        """As plain numbers."""
+        """The score as plain numbers."""
         return {
             "right": [round(n / max(1, self.asked), 4) for n in self.right],
             "drafts": self.asked,
@@ -74,7 +74,7 @@ class Model:
         self.name, self._model = name, model
 
     def draft(self, context: Context, choose: Choose, score: Score) -> list[int]:
-        """MOST tokens."""
+        """A draft of MOST tokens."""
         tail: list[int] = []
         while len(tail) < MOST:
             began = time.perf_counter()
@@ -88,7 +88,7 @@ class Model:
 def answer(
     loaded: Loaded, models: Sequence[Model], ids: list[int], most: int, rule: Rule
 ) -> tuple[list[int], dict[str, list[list[int]]], dict[str, Score]]:
-    """What the target says, what everybody drafted behind every token, and times."""
+    """The target's answer, the drafts after every token, and times."""
     target, ends = loaded.target, loaded.model.vocabulary.ends
     choices = rule(len(ids))
     mag, bigram = MaxGram(), MaxGram(bigram_fill=True, min_match=_NEVER)
@@ -137,7 +137,7 @@ def measure(
         for name, every in drafts.items():
             score = total.setdefault(name, Score())
             for at, drafted in enumerate(every, 1):
-                if at + MOST <= len(said):  # as many tokens follow for everybody
+                if at + MOST <= len(said):  # enough tokens follow to compare all drafts
                     score.count(drafted, said[at : at + MOST])
         for name, score in times.items():
             total[name].seconds += score.seconds
@@ -163,7 +163,7 @@ def main(
     temperatures: tuple[float, ...],
     seed: int,
 ) -> None:
-    """Measure how often drafters say what a target then says."""
+    """Measure how often drafts match the tokens of a target."""
     prompts = suite(suites, (), per_category).prompts
     with ExitStack() as closing:
         loaded = closing.enter_context(load(model, LoadOptions(n_ctx=ctx_size)))

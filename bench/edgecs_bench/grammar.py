@@ -1,12 +1,13 @@
-"""What a grammar costs: time for each token of an answer that keeps to a JSON schema.
+"""Cost of a grammar: time per token of an answer that follows a JSON schema.
 
     python -m edgecs_bench.grammar [-m MODEL.gguf]
 
-The model writes the answer under the mask, greedily, one token a call, so decode time
-is of the same run. Sampling pays a mask for every token; greedy choice pays a check (is
-this token allowed?), and a mask where the answer is no. llama.cpp's grammar sampler is
-given the same tokens. Without -m: random models of 49,152 and 151,936 tokens, whose
-decode time means nothing. Run it on a machine that does nothing else.
+The model writes the answer under the mask, greedily, one token per call, so the decode
+time is from the same run. Sampling computes a mask for every token. Greedy decoding
+checks whether the best token is allowed, and computes a mask only if it is not.
+llama.cpp's grammar sampler gets the same tokens. Without -m the models are random, with
+49,152 and 151,936 tokens, and their decode times are meaningless. Run it on an idle
+machine.
 """
 
 from __future__ import annotations
@@ -75,13 +76,13 @@ Result = TypeVar("Result")
 
 
 class Clock:
-    """Durations by what they are of, in microseconds."""
+    """Durations by name, in microseconds."""
 
     def __init__(self) -> None:
         self.spans: dict[str, list[float]] = {}
 
     def time(self, what: str, action: Callable[[], Result]) -> Result:
-        """Does it and notes how long it took."""
+        """Runs an action and records its duration."""
         start = perf_counter()
         result = action()
         self.spans.setdefault(what, []).append((perf_counter() - start) * 1e6)
@@ -89,7 +90,7 @@ class Clock:
 
 
 def write_answer(loaded: Loaded, schema: str, most: int) -> tuple[str, Clock]:
-    """The answer of a model that keeps to both grammars, and what everything took."""
+    """An answer that follows both grammars, and the durations of all steps."""
     clock, vocabulary = Clock(), loaded.model.vocabulary
     pointer = vocabulary._vocab
     trie = clock.time("trie", lambda: token_trie(pointer))
@@ -118,7 +119,7 @@ def write_answer(loaded: Loaded, schema: str, most: int) -> tuple[str, Clock]:
 
 
 def measure(name: str, path: Path, most: int) -> list[dict[str, object]]:
-    """One row for each thing that was timed."""
+    """One row for each timed step."""
     with load(path, LoadOptions(n_ctx=2048)) as loaded:
         answer, clock = write_answer(loaded, json.dumps(SCHEMA), most)
         size = loaded.target.vocab_size
@@ -143,9 +144,11 @@ def measure(name: str, path: Path, most: int) -> list[dict[str, object]]:
 
 @click.command()
 @click.option("-m", "--model", type=click.Path(exists=True, path_type=Path))
-@click.option("-n", "--tokens", default=250, show_default=True, help="At most.")
+@click.option(
+    "-n", "--tokens", default=250, show_default=True, help="Maximum number of tokens."
+)
 def main(model: Path | None, tokens: int) -> None:
-    """Measure what a JSON schema adds to a token."""
+    """Measure the time that a JSON schema adds per token."""
     cases: list[dict[str, object]] = []
     if model:
         cases = measure(model.stem, model, tokens)

@@ -1,9 +1,9 @@
-"""What huge pages bring to the calls of a model: medians, and JSON at the end.
+"""Speed of a model's calls with huge pages: medians, and JSON at the end.
 
     python -m edgecs_bench.huge -m MODEL.gguf
 
-The model is loaded with huge pages, without, and without mapping its file, in processes
-of their own that take turns: where pages lie differs from process to process.
+The model is loaded with huge pages, without, and without mapping its file, in separate
+processes in turn, because the placement of pages differs from process to process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edgecs.runtime.loader import load
 from edgecs_bench.text_tables import aligned
 
 DEPTHS = (64, 1024, 4000)  # tokens of context
-_CALLS, _SETTLED = 9, 2  # calls behind a depth, and how many of these do not count
+_CALLS, _SETTLED = 9, 2  # calls at a depth, and those that are not counted
 WAYS = {
     "huge pages": LoadOptions(n_ctx=4096),
     "--no-huge-pages": LoadOptions(n_ctx=4096, huge_pages=False),
@@ -35,7 +35,7 @@ WAYS = {
 
 
 def calls(model: Path, options: LoadOptions) -> list[float]:
-    """Median milliseconds of a call of one token behind each depth."""
+    """Median milliseconds of a call of one token at each depth."""
     found = []
     with load(model, options) as loaded:
         for depth in DEPTHS:

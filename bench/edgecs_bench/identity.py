@@ -1,16 +1,16 @@
-"""Are the tokens with speculation those of plain decoding, token by token?
+"""Compares the tokens with speculation with those of plain decoding.
 
     python -m edgecs_bench.identity -m MODEL.gguf --reference FILE.jsonl
     python -m edgecs_bench.identity -m MODEL.gguf --reference FILE.jsonl \\
         --draft SMALL.gguf --k-matrix "5,10;0,10" --temp 0.8 --seed 1 --seed 2
 
-The reference is somebody else's greedy decoding: one JSON object a line with
+The reference is greedy decoding by another runtime: one JSON object per line with
 `prompt_tokens` and `tokens`. For every temperature above 0 and every seed the reference
-is edgecs itself with speculation off. Without --draft every prompt is run for every
-draft length with two drafters: Max-Gram, and one that knows the reference and is wrong
-half of the time; with it, as a cascade for every K matrix. A run counts only if it
-could have failed: tokens both accepted and rejected, and at least a fifth of the rounds
-wider than one token. Forks are listed with the width of their round.
+is edgecs itself without speculation. Without --draft every prompt is run for every
+draft length with two drafters: Max-Gram, and one that reads the reference and is wrong
+half of the time; with --draft, as a cascade for every K matrix. A run counts only if it
+could have failed: some tokens were accepted and some rejected, and at least a fifth of
+the rounds were wider than one token. Forks are listed with the width of their round.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from edgecs.testing.fakes import ScriptedDrafter
 from edgecs_bench.report.summary import finish, table
 
 Reference = list[dict[str, Any]]
-WIDER = 0.2  # least share of rounds that verify something
-FORKED = 5  # exit code when tokens differ, or when a run proves nothing
+WIDER = 0.2  # minimum share of rounds that verify a draft
+FORKED = 5  # exit code if tokens differ, or if a run cannot prove anything
 
 
 @dataclass(frozen=True)
 class Case:
-    """Who drafts, and how much; fresh for every prompt, so none knows another one's."""
+    """Drafters with draft lengths; created for each prompt, so they share no state."""
 
     drafter: str
     counts: str
@@ -56,7 +56,7 @@ class Case:
 def run(
     loaded: Loaded, reference: Reference, sampling: Sampling, case: Case
 ) -> dict[str, Any]:
-    """All prompts with one rule and one way to draft; a row of the table."""
+    """Runs all prompts with one rule and one case; returns a row of the table."""
     widths: Counter[int] = Counter()
     accepted = tested = tokens = 0
     forks, rule = [], loaded.rule(sampling)
@@ -64,7 +64,7 @@ def run(
         prompt, expected = line["prompt_tokens"], line["tokens"]
         loaded.target.reset()
         drafters, counts = case.make(prompt, expected)
-        # Where the reference ended by itself, one more token would be too many.
+        # If the reference ended by itself, more tokens than it has would be an error.
         room = expected[-1] in loaded.model.vocabulary.ends
         with loaded.session(drafters, counts, rule=rule) as session:
             stream = session.generate(prompt, max_tokens=len(expected) + room)
@@ -97,7 +97,7 @@ def run(
 
 
 def plain(loaded: Loaded, reference: Reference, rule: Rule) -> Reference:
-    """The same prompts answered with speculation off."""
+    """Answers the same prompts without speculation."""
     answers = []
     for line in reference:
         loaded.target.reset()
@@ -110,7 +110,7 @@ def plain(loaded: Loaded, reference: Reference, rule: Rule) -> Reference:
 
 
 def scripted(loaded: Loaded, length: int) -> Iterator[Case]:
-    """Max-Gram, and a drafter that knows the answer and is wrong half of the time."""
+    """Max-Gram, and a drafter that reads the answer and is wrong half of the time."""
     size = loaded.target.vocab_size
     yield Case("mag", str(length), lambda prompt, said: ([MaxGram()], [length]))
     yield Case(
@@ -126,7 +126,7 @@ def scripted(loaded: Loaded, length: int) -> Iterator[Case]:
 def cascade(
     loaded: Loaded, drafters: list[LoadedDrafter], matrix: KMatrix, min_match: int
 ) -> Case:
-    """Real models over Max-Gram."""
+    """A cascade of models above Max-Gram."""
     models = [drafter.named for drafter in drafters]
     ends = loaded.model.vocabulary.ends
 
@@ -141,10 +141,10 @@ def cascade(
 def fork(
     line: dict[str, Any], said: list[int], expected: list[int], stats: Stats
 ) -> dict[str, object]:
-    """Where the answer left the reference, and in a round of which width."""
+    """Where the answer differs from the reference, and the width of that round."""
     pairs = list(zip(said, expected, strict=False))
     at = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
-    emitted, width = 1, 0  # the first token comes with the prompt
+    emitted, width = 1, 0  # the prefill gives the first token
     for record in stats.records:
         if emitted > at:
             break

@@ -1,15 +1,15 @@
-"""What edgecs's kernels bring to a model: tables, and JSON at the end.
+"""Compares edgecs's kernels with llama.cpp's: tables, and JSON at the end.
 
     python -m edgecs_bench.kernels -m MODEL.gguf
 
-Milliseconds of target calls by width and depth: edgecs's kernels and llama.cpp's take
-turns in one process, over weights of their own. llama.cpp is loaded in every way that
-may be its best one; at each depth the fastest one for a single token goes on. Before a
-call is timed, others of its width are made, because llama.cpp rebuilds its graph
-when the width changes; what that costs is measured by itself. Then: which widths give
-the bits of single tokens, how fast a prompt is read, and what share of the memory's
-bandwidth a token reaches. Memory gets faster and slower as other programs use it, so a
-ratio is the median of ratios of calls that followed each other.
+Milliseconds of target calls by width and depth: edgecs's kernels and llama.cpp's run in
+turn in one process, each with its own weights. llama.cpp is loaded in several
+configurations; at each depth the fastest one for a single token is compared. Other
+calls of the same width precede each timed call, because llama.cpp rebuilds its graph
+when the width changes; the cost of a rebuild is measured separately. The benchmark also
+reports the widths with the bits of single tokens, the prefill speed, and the share of
+the memory bandwidth that a token reaches. The memory speed varies as other programs use
+it, so a ratio is the median of ratios of consecutive calls.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from edgecs_bench.text_tables import aligned
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 DEPTHS = (64, 1500)
 EXACT_DEPTHS = (64, 300, 700, 2000)
-THREADS = (1, 2, 3, 4)  # with which the bits are compared
-_OURS, _PROMPT, _READS = "edgecs", 512, 3  # tokens that are read, and how often
+THREADS = (1, 2, 3, 4)  # numbers of threads for which the bits are compared
+_OURS, _PROMPT, _READS = "edgecs", 512, 3  # tokens of the prefill test, and repeats
 _USUAL = LoadOptions(n_ctx=2304, n_gpu_layers=0)
 _LLAMA = replace(_USUAL, kernels="llama")
 WAYS = {
@@ -47,18 +47,18 @@ WAYS = {
     "--no-repack": replace(_LLAMA, repack=False),
     "--flash-attn off": replace(_LLAMA, flash_attention="off"),
 }
-"""How llama.cpp is loaded: its best way for a model is one of these."""
-_MEMORY = 1 << 30  # bytes that are read to measure the bandwidth
+"""The configurations of llama.cpp; its best one for a model is among them."""
+_MEMORY = 1 << 30  # bytes read to measure the bandwidth
 
 Row = Mapping[int, Sequence[float]]
-"""Milliseconds of calls by width, one for each time it was their turn."""
+"""Milliseconds of calls by width, one for each repeat."""
 
 
 @contextmanager
 def targets(
     model: Path, kernels: KernelChoice, threads: int
 ) -> Iterator[tuple[Loaded, dict[str, LlamaLM]]]:
-    """Edgecs's, and all; llama.cpp's share weights that are laid out alike."""
+    """edgecs's target, and all targets; llama.cpp's share equal weights."""
     with ExitStack() as closing:
 
         def opened(options: LoadOptions) -> Loaded:
@@ -66,7 +66,9 @@ def targets(
 
         own = opened(replace(_USUAL, kernels=kernels))
         if own.model.kernels is None:
-            raise click.ClickException(f"llama.cpp's kernels compute: {own.no_kernels}")
+            raise click.ClickException(
+                f"edgecs's kernels are not used: {own.no_kernels}"
+            )
         repacked, mapped = (opened(WAYS[w]) for w in ("llama.cpp", "--no-repack"))
         off = replace(repacked.options, flash_attention="off")
         yield (
@@ -87,7 +89,7 @@ def calls(
     repeats: int,
     read: Callable[[], float],
 ) -> tuple[dict[str, Row], list[float]]:
-    """Times calls at a depth, the ways in turn, and `read` after single tokens."""
+    """Times calls at a depth in turn, and runs `read` after single tokens."""
     took: dict[str, dict[int, list[float]]] = {
         name: {width: [] for width in widths} for name in every
     }
@@ -112,14 +114,14 @@ def calls(
 
 
 def best(every: Mapping[str, LlamaLM], depth: int, repeats: int) -> str:
-    """llama.cpp's fastest way for a single token."""
+    """llama.cpp's fastest configuration for a single token."""
     theirs = {way: every[way] for way in WAYS}
     found, _ = calls(theirs, depth, [1], repeats, float)
     return min(WAYS, key=lambda way: median(found[way][1]))
 
 
 def reader(own: Loaded) -> Callable[[], float]:
-    """Measures how many bytes this memory gives in a second to the same threads."""
+    """Measures the memory bandwidth of the same threads, in bytes per second."""
     kernels, threads = own.model.kernels, own.target.threads
     assert kernels
     return lambda: kernels.bandwidth(_MEMORY, threads, 1)
@@ -138,7 +140,7 @@ def identical(own: Loaded, depth: int) -> list[int]:
 
 
 def reading(every: Mapping[str, LlamaLM]) -> dict[str, float]:
-    """Tokens of a prompt that are read in a second, medians, the ways in turn."""
+    """Prefill speed in tokens per second, medians, measured in turn."""
     took: dict[str, list[float]] = {name: [] for name in every}
     for _ in range(_READS):
         for name, target in every.items():
@@ -151,21 +153,21 @@ def reading(every: Mapping[str, LlamaLM]) -> dict[str, float]:
 
 
 def over(above: Sequence[float], below: Sequence[float]) -> float:
-    """The median of ratios of calls that followed each other."""
+    """The median of ratios of consecutive calls."""
     return round(median(a / b for a, b in zip(above, below, strict=True)), 3)
 
 
 def ratios(row: Row) -> dict[int, float]:
-    """Times of calls over that of a single token."""
+    """Times of calls relative to a single token."""
     return {width: over(took, row[1]) for width, took in row.items()}
 
 
 def bandwidth(
     own: Loaded, took: Sequence[float], reads: Sequence[float]
 ) -> dict[str, float]:
-    """GB a second that this memory gives, that a token takes, and the share.
+    """GB per second of the memory and of a token, and the share.
 
-    took: milliseconds of single tokens. reads: bytes a second, each after one of them.
+    took: milliseconds of single tokens. reads: bytes per second, one after each token.
     """
     assert own.model.packed
     size = own.model.packed.size
@@ -178,7 +180,7 @@ def bandwidth(
 
 
 def show(depth: int, found: Mapping[str, Row]) -> None:
-    """A table of one depth."""
+    """Prints the table of one depth."""
     print(f"\nms of a call after {depth} tokens")
     lines: list[Sequence[object]] = [["", *WIDTHS]]
     for name, row in found.items():
@@ -194,8 +196,10 @@ _SETS = [kind for kind in get_args(KernelChoice) if kind not in ("auto", "llama"
 
 @click.command()
 @click.option("-m", "--model", type=click.Path(path_type=Path), required=True)
-@click.option("-t", "--threads", default=0, help="0: one for each core.")
-@click.option("-r", "--repeats", default=7, show_default=True, help="Calls of a kind.")
+@click.option("-t", "--threads", default=0, help="0: one per core.")
+@click.option(
+    "-r", "--repeats", default=7, show_default=True, help="Timed calls of each kind."
+)
 @click.option(
     "--kernels",
     type=click.Choice(_SETS),

@@ -1,15 +1,15 @@
-"""What edgecs itself costs: the time of a round outside the target call, and of MaG.
+"""Overhead of edgecs: time of a round outside the target call, and of Max-Gram.
 
     python -m edgecs_bench.overhead [-m MODEL.gguf]
 
 A round is everything between one target call and the next: drafting, filling the batch,
-reading the rows, the walk, committing, text, statistics. The target call ends when its
-rows are there. Random models of 49,152 and 151,936 tokens stand in for SmolLM2 and
-Qwen2.5, whose vocabularies they have; -m adds a real one. Half of the drafted tokens
-are wrong, so that both outcomes are paid for. A real model is planned too, as answers
-are: a text that is copied with few changes, and a question with nothing to copy. The
-weights of a real one go through the caches in every call, so what edgecs does then is
-slow; the random ones leave the caches warm.
+reading the rows, verification, committing, text, statistics. The target call ends when
+its rows are available. Random models of 49,152 and 151,936 tokens replace SmolLM2 and
+Qwen2.5, whose vocabulary sizes they have; -m adds a real model. Half of the drafted
+tokens are wrong, so both outcomes are measured. A real model is also measured with the
+planner, on a text that is copied with few changes and on a question with nothing to
+copy. The weights of a real model evict the caches in every call, so edgecs is slower
+then; random models leave the caches warm.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ QUESTIONS = {
 
 
 class Gaps:
-    """Records the time from the end of each of a target's calls to the next one."""
+    """Records the time from the end of each target call to the next one."""
 
     def __init__(self, target: LlamaLM) -> None:
         self.spans: list[int] = []  # nanoseconds
@@ -62,7 +62,7 @@ class Gaps:
         target._call = self._timed  # type: ignore[method-assign]
 
     def pause(self) -> None:
-        """Forgets the last call: the next one does not follow it in an answer."""
+        """Forgets the last call, because the next one belongs to another answer."""
         self._ended = None
 
     def _timed(self, first: int) -> tuple[int, int]:
@@ -82,7 +82,7 @@ def round_overhead(name: str, path: Path, rounds: int) -> dict[str, object]:
             script = [*prompt, *(token.id for token in plain)]
         size = target.vocab_size
         drafters: list[Drafter] = [
-            MaxGram(),  # seldom finds something in random text, but always looks
+            MaxGram(),  # rarely finds a match in random text, but always searches
             ScriptedDrafter(script, wrong=0.5, vocab_size=size),
         ]
         target.reset()
@@ -100,9 +100,9 @@ def round_overhead(name: str, path: Path, rounds: int) -> dict[str, object]:
 
 
 def planned_overhead(path: Path, rounds: int) -> Iterator[dict[str, object]]:
-    """Median times between two calls of rounds that a planner plans, in microseconds.
+    """Median times between two calls with the planner, in microseconds.
 
-    drafted: rounds of these that had a draft.
+    drafted: the number of rounds with a draft.
     """
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -154,7 +154,7 @@ def max_gram(kind: str, text: np.ndarray, times: int) -> Iterator[dict[str, obje
 
 
 def texts() -> dict[str, np.ndarray]:
-    """The texts on which an index is at its worst, and an ordinary one."""
+    """Worst-case texts for the index, and an ordinary one."""
     random = np.random.default_rng(0)
     return {
         "random text": random.integers(0, 49_152, CONTEXT),
@@ -168,7 +168,7 @@ def texts() -> dict[str, np.ndarray]:
 @click.option("-m", "--model", type=click.Path(exists=True, path_type=Path))
 @click.option("--rounds", default=300, show_default=True, help="Rounds to measure.")
 def main(model: Path | None, rounds: int) -> None:
-    """Measure what edgecs adds to a target call."""
+    """Measure the time that edgecs adds to a target call."""
     cases: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         for size in VOCABULARIES:

@@ -1,11 +1,11 @@
-"""The acceptances that every target starts from, fitted to traces.
+"""Fits the acceptance prior of new targets to traces.
 
     python -m edgecs_bench.prior TRACES.jsonl.gz ... -o edgecs/drafters/prior.json
 
-Fits the log-odds of `edgecs.planning.acceptance` to what Max-Gram's copies, and the
-recorded drafters' proposals, would have earned at every position: a logistic regression
-with a ridge, by Newton's method. Only the half of the answers that
-`edgecs_bench.simulation.replay` tunes on is used.
+Fits the log-odds of `edgecs.planning.acceptance` to the acceptance of Max-Gram's copies
+and of the recorded drafters' proposals at every position: a logistic regression with a
+ridge penalty, by Newton's method. Only the tuning half of the answers is used, see
+`edgecs_bench.simulation.replay`.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from edgecs_bench.report.summary import finish, table
 from edgecs_bench.simulation.traces import Trace, for_tuning, read_traces
 
 _RIDGE = 3.0
-_POSITIONS = 6  # of every answer whose proposals are kept as typical
+_POSITIONS = 6  # positions of an answer whose proposals are stored as typical
 
 Example = tuple[Sequence[int], bool]
-"""Buckets of a token whose predecessors are right, and whether it is right."""
+"""The buckets of a token after right tokens, and whether it is right."""
 
 
 def examples(trace: Trace) -> Iterator[tuple[str, Example]]:
-    """What every position of an answer says, Max-Gram's and the drafters' tokens."""
+    """Examples from every position: tokens of Max-Gram and of the drafters."""
     mag, context = MaxGram(), Context(trace.prompt)
     for at, token in enumerate(trace.output):
         rest = trace.output[at:]
         copy = mag.propose(context, LOOKED_AT)
-        if at and len(copy):  # the first token comes with the prompt
+        if at and len(copy):  # the prefill gives the first token
             tokens = copy.tokens.tolist()
             evidence = [*mag.evidence(tokens)]
             yield from _labelled("copied", evidence, tokens, rest)
@@ -64,7 +64,7 @@ def _labelled(
 
 
 def fit(found: list[Example], size: int) -> tuple[NDArray[np.float64], float]:
-    """Log-odds of every bucket, and the mean log-loss."""
+    """The log-odds of every bucket, and the mean log-loss."""
     x = np.zeros((len(found), size))
     y = np.array([right for _, right in found], dtype=np.float64)
     for row, (buckets, _) in zip(x, found, strict=True):

@@ -1,14 +1,14 @@
-"""Makes traces from real runs, for `edgecs_bench.simulation.replay`.
+"""Records traces of real runs for `edgecs_bench.simulation.replay`.
 
     python -m edgecs_bench.record -m TARGET.gguf --prompts FILE.jsonl -o FILE.jsonl.gz
     python -m edgecs_bench.record -m TARGET.gguf --draft SMALL.gguf --prompts ... -o ...
 
-The target answers every prompt once, plainly. A drafter is then asked at every output
-position what it would have proposed. While its proposal agrees with the answer, that is
-its choice on the answer's own prefix, known for all positions from a few wide calls;
-only what it says after its first wrong token is drafted token by token. What is
-recorded is described in `edgecs_bench.simulation.traces`. A recording that was
-interrupted goes on where it stopped.
+The target answers every prompt once without drafts. Then the proposals of each drafter
+are computed at every output position. As long as a proposal agrees with the answer, it
+is the drafter's choice after the answer's own prefix, which a few wide calls give for
+all positions; only the tokens after its first wrong token are drafted one by one.
+`edgecs_bench.simulation.traces` describes the format. An interrupted recording resumes
+where it stopped.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from edgecs_bench.simulation.traces import (
 )
 from edgecs_bench.suite.prompts import Prompt, read_prompts
 
-_PIECE = 32  # tokens of an answer that a drafter reads in one call
+_PIECE = 32  # tokens of an answer in one call of a drafter
 
 
 class _Gaps:
-    """A choice that notes how far the two largest logits of each row are apart."""
+    """A choice that records the gap between the two largest logits of each row."""
 
     def __init__(self, choose: Choose) -> None:
         self._choose = choose
@@ -58,7 +58,7 @@ class _Gaps:
 
 
 def listen(session: Session, prompt: Prompt, ids: list[int], most: int) -> Trace:
-    """What the target says to a prompt, without anybody's proposals."""
+    """The target's answer to a prompt, without proposals."""
     choices = session.rule(len(ids))
     gaps = _Gaps(choices.target)
     rule: Rule = lambda start: Choices(gaps, choices.drafters)  # noqa: E731
@@ -67,7 +67,7 @@ def listen(session: Session, prompt: Prompt, ids: list[int], most: int) -> Trace
 
 
 class Asked:
-    """A drafter that is asked about every position of one answer."""
+    """Computes the proposals of a drafter at every position of one answer."""
 
     def __init__(self, model: LanguageModel, choose: Choose, trace: Trace) -> None:
         self._model = model
@@ -78,7 +78,7 @@ class Asked:
         self._on_path = self._read()  # [output position]: token and its probability
 
     def proposals(self, most: int) -> Proposals:
-        """At most `most` tokens for every output position."""
+        """Up to `most` tokens for every output position."""
         drafts = [self._propose(at, most) for at in range(self._n)]
         return Proposals(
             [[token for token, _ in draft] for draft in drafts],
@@ -94,7 +94,7 @@ class Asked:
             if agrees and here < self._n:
                 token, p = self._on_path[here]
                 agrees = token == int(self._all[self._start + here])
-            elif agrees:  # beyond the end of what was recorded nothing is known
+            elif agrees:  # nothing is known beyond the recorded answer
                 break
             else:
                 context = self._context(at).with_tail(tail)
@@ -114,7 +114,7 @@ class Asked:
         return choices
 
     def _context(self, at: int) -> Context:
-        """Before an output position. One buffer for all, so that cells are reused."""
+        """The context before a position; a shared buffer, so that cells are reused."""
         return self._prompt.with_tail(self._all[self._start :][:at])
 
     def _choice(self, rows: Rows, at: int, context: Context) -> tuple[int, float]:
@@ -124,10 +124,10 @@ class Asked:
 
 
 class AskedAlong:
-    """The same of a drafter that goes on from what the target computes.
+    """The same for a drafter that reads the target's hidden states.
 
-    The target computes its answer again, so that the drafter finds its states, and
-    every position is drafted from.
+    The target computes its answer again, so that the states are available, and the
+    drafter writes a draft at every position.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class AskedAlong:
         self._prompt, self._output = trace.prompt, trace.output
 
     def proposals(self, most: int) -> Proposals:
-        """`most` tokens for every output position."""
+        """Exactly `most` tokens for every output position."""
         context, drafts = Context(self._prompt), list[list[tuple[int, float]]]()
         self._target.reset()
         for at, token in enumerate(self._output):
@@ -167,7 +167,7 @@ class AskedAlong:
 def _asked(
     model: LanguageModel, target: LanguageModel, choose: Choose, trace: Trace
 ) -> Asked | AskedAlong:
-    """How a drafter is asked; one that reviews nobody is a head."""
+    """Selects the class; a model that cannot review is a head."""
     if model.max_draft:
         return Asked(model, choose, trace)
     return AskedAlong(model, target, choose, trace)
@@ -182,9 +182,9 @@ def record(
     empty: Recording,
     output: Path,
 ) -> Recording:
-    """Records what is not in the file yet, and writes it after every prompt.
+    """Records the prompts that the file lacks, and writes it after each of them.
 
-    Raises click.UsageError for a file that was recorded otherwise.
+    Raises click.UsageError for a file that was recorded with other settings.
     """
     done = read_traces(output) if output.exists() else empty
     if replace(done, traces=()) != empty:
@@ -199,8 +199,8 @@ def record(
             if (prompt.category, prompt.id) in known:
                 continue
             ids = template.encode([{"role": "user", "content": prompt.text}]).tolist()
-            # Cells that the last prompt left would be read in other chunks, and an
-            # answer on other bits may be another one than a bench or a user gets.
+            # Reused cells of the last prompt would split this one into other chunks,
+            # and the answer might differ in its bits from that of a bench or a user.
             loaded.target.reset()
             trace = listen(session, prompt, ids, most)
             choose = session.rule(len(ids)).drafters
@@ -224,7 +224,9 @@ def record(
 @click.option("--category", "categories", multiple=True)
 @click.option("--per-category", default=8, show_default=True)
 @click.option("-n", "--predict", "most", default=192, show_default=True)
-@click.option("--draft-max", default=8, show_default=True, help="Proposed tokens.")
+@click.option(
+    "--draft-max", default=8, show_default=True, help="Maximum tokens of a proposal."
+)
 @click.option("-c", "--ctx-size", "n_ctx", default=4096, show_default=True)
 @click.option("--temp", "temperature", default=0.0, show_default=True)
 @click.option("--seed", default=1, show_default=True)
@@ -242,7 +244,7 @@ def main(
     seed: int,
     output: Path,
 ) -> None:
-    """Record what a target says and what drafters would have proposed."""
+    """Record the answers of a target and the proposals of drafters."""
     chosen = read_prompts(prompts, categories, per_category)
     sampling = Sampling()
     if temperature:

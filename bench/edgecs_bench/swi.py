@@ -1,16 +1,16 @@
-"""The paper's comparison on our own traces: CS Drafting against speculative decoding.
+"""The paper's comparison of CS Drafting with speculative decoding, on our traces.
 
     python -m edgecs_bench.swi -m TARGET.gguf --draft DRAFTER.gguf --prompts FILE.jsonl
 
-The measure is the paper's: standardised walltime improvement (SWI), tokens divided by
-forwards weighted with a cost per forward, Max-Gram being free. It knows nothing of how
-the time of a call grows with its width, so it is no speed. Two cost settings, as there:
-the ratio of parameters, and the ratio of measured times of one token.
+The measure is the paper's standardised walltime improvement (SWI): tokens divided by
+forwards weighted with a cost per forward; Max-Gram is free. SWI is not throughput: it
+ignores how the time of a call grows with its width. There are two cost settings, as in
+the paper: the ratio of parameters, and the ratio of measured times of one token.
 
-The target answers every prompt once, greedily; then, as in the official code, a table
-of its answers stands in for it, and every schedule is played against that table with
-the real drafter. Speculative decoding is the drafter alone with its best k; CS Drafting
-is drafter and Max-Gram with the best K matrix. Both are chosen on all prompts together.
+The target answers every prompt once, greedily. Then, as in the official code, a table
+of its answers replaces it, and every schedule is run against that table with the real
+drafter. Speculative decoding is the drafter alone with its best k; CS Drafting is
+drafter and Max-Gram with the best K matrix. Both are chosen on all prompts together.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from edgecs_bench.suite.prompts import Prompt, read_prompts
 
 
 def improvement(counts: Sequence[Count], cost: float) -> float:
-    """SWI of several answers together; cost: a drafter forward, the target's is 1."""
+    """SWI of several answers. cost: of a drafter forward; a target forward costs 1."""
     tokens, target, drafter = map(sum, zip(*counts, strict=True))
     forwards = {"target": target, "drafter": drafter}
     return walltime_improvement(tokens, forwards, {"target": 1.0, "drafter": cost})
@@ -46,7 +46,7 @@ def improvement(counts: Sequence[Count], cost: float) -> float:
 def listen(
     loaded: Loaded, prompts: Sequence[Prompt], most: int
 ) -> tuple[list[Trace], float]:
-    """What the target says to each prompt, and its median seconds per token."""
+    """The target's answer to each prompt, and its median seconds per token."""
     template = ChatTemplate(loaded.model.vocabulary)
     traces, seconds = [], []
     with loaded.session([], 0) as session:
@@ -61,14 +61,14 @@ def listen(
 
 
 def keep(path: Path, traces: Sequence[Trace], seconds: float) -> None:
-    """Writes what was heard, one trace a line, behind the seconds per token."""
+    """Writes the seconds per token, then one trace per line."""
     lines = [json.dumps({"seconds": seconds})]
     lines += [json.dumps(trace._asdict()) for trace in traces]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def kept(path: Path | None) -> tuple[list[Trace], float] | None:
-    """What `keep` wrote, if it did."""
+    """The traces that `keep` wrote; None: there is no file."""
     if path is None or not path.exists():
         return None
     first, *rest = map(json.loads, path.read_text(encoding="utf-8").splitlines())
@@ -77,7 +77,7 @@ def kept(path: Path | None) -> tuple[list[Trace], float] | None:
 
 
 def seconds_per_token(drafter: LoadedDrafter, trace: Trace) -> float:
-    """Median time in which the drafter goes one token further."""
+    """Median time of a token of the drafter."""
     spans, context = [], Context(trace.ids)
     for token in trace.said:
         start = perf_counter()
@@ -106,7 +106,7 @@ def _best(
 @click.option(
     "--traces",
     type=click.Path(path_type=Path),
-    help="Keep the target's answers here, and take them from here the next time.",
+    help="Save the target's answers here and reuse them the next time.",
 )
 def main(
     model: Path,

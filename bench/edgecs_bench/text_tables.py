@@ -1,6 +1,6 @@
 """Tables as text: columns for a terminal, Markdown for files and documents.
 
-Both writers take rows of cells, and one line comes of each row.
+Both writers take rows of cells and write one line per row.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import Literal
 
 Row = Sequence[object]
 
-# Control characters and ends of lines have no width, and a row must stay one line.
+# Control characters and newlines have no width, and a row must stay one line.
 _BREAKS = dict.fromkeys((*range(32), *range(127, 160), 0x2028, 0x2029), " ")
-_WIDEST = 1 << 20  # columns; a line is never cut, the terminal breaks what is longer
+_WIDEST = 1 << 20  # columns; lines are not cut, the terminal wraps longer ones
 
 
 def aligned(rows: Iterable[Row], *, words: Collection[int] = (0,)) -> list[str]:
-    """Rows side by side, with nothing but spaces between the columns.
+    """Rows as lines, with spaces between the columns.
 
-    words: columns that are flush left; all others hold numbers and are flush right.
+    words: left-aligned columns; the others hold numbers and are right-aligned.
 
     >>> for line in aligned([["way", "tok/s"], ["own", 41.5], ["llama.cpp", 7.25]]):
     ...     print(line)
@@ -43,9 +43,9 @@ def aligned(rows: Iterable[Row], *, words: Collection[int] = (0,)) -> list[str]:
 
 
 def markdown(rows: Iterable[Row], *, padded: bool = False) -> str:
-    """A table in Markdown, the heads first; an empty text for no rows.
+    """A Markdown table, with the header first; an empty text for no rows.
 
-    padded: it also lines up where Markdown is shown as it is.
+    padded: the source lines up too.
 
     >>> print(markdown([["mode", "speed"], ["a|b", 1.5]]), end="")
     | mode | speed |
@@ -66,7 +66,7 @@ def markdown(rows: Iterable[Row], *, padded: bool = False) -> str:
 
 
 def with_heads(records: Sequence[Mapping[str, object]]) -> list[Row]:
-    """Records of equal keys as rows, the keys first; no rows for no records."""
+    """Records with equal keys as rows, with the keys first; no rows for no records."""
     if not records:
         return []
     return [list(records[0]), *(list(record.values()) for record in records)]

@@ -1,3 +1,3 @@
 """Conversion to GGUF and ONNX."""
 
-import edgecs.engines  # noqa: F401  keeps the exporters' engines from calling home
+import edgecs.engines  # noqa: F401  disables the telemetry of engines

@@ -1,4 +1,4 @@
-"""Folders that are there only when they are full."""
+"""Folders that are created atomically."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from edgecs.core.files import part_of, sweep
 
 
 def whole_folder(out: Path, fill: Callable[[Path], None]) -> Path:
-    """Makes a folder under another name, fills it, and gives it its own.
+    """Creates a folder under a temporary name, fills it, and renames it.
 
-    A run that is cut short leaves nothing at `out`. What a killed one left beside it
-    goes when it is made the next time.
+    An interrupted run leaves nothing at `out`. Leftovers of a killed run are removed
+    when the folder is made the next time.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     sweep(out.parent, out.name)

@@ -1,4 +1,4 @@
-"""A small text of several kinds, to compare models on."""
+"""A small text of several kinds for comparing models."""
 
 TEXT = """\
 A lighthouse keeper has two duties: to keep the lamp burning and to write down what

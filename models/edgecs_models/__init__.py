@@ -1,1 +1,1 @@
-"""Manifests of models that edgecs knows by name, one TOML file each; data only."""
+"""Manifests of models that edgecs knows by name, one TOML file each; no code."""

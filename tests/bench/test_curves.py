@@ -65,7 +65,7 @@ def good(**change: object) -> dict[str, object]:
 def test_curves_that_make_no_sense_are_refused(tmp_path: Path, nonsense: Any):
     path = tmp_path / "c.json"
     path.write_text(json.dumps(nonsense))
-    with pytest.raises(click.UsageError, match="c.json holds no curves"):
+    with pytest.raises(click.UsageError, match="c.json has no valid curves"):
         read_curves(path)
 
 
@@ -73,7 +73,7 @@ def test_curves_that_make_no_sense_are_refused(tmp_path: Path, nonsense: Any):
 def test_curves_that_are_no_json_are_refused(tmp_path: Path, text: str):
     path = tmp_path / "c.json"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(click.UsageError, match="holds no curves"):
+    with pytest.raises(click.UsageError, match="has no valid curves"):
         read_curves(path)
-    with pytest.raises(click.UsageError, match="holds no curves"):
+    with pytest.raises(click.UsageError, match="has no valid curves"):
         read_curves(tmp_path / "none.json")

@@ -65,7 +65,7 @@ def test_a_roofline_by_hand():
     "text", ["7B", "7-q4", "B-q4", "0B-q4", "7B-q9", "7B-0", "", "0.9M-q4", "10001B-q4"]
 )
 def test_what_is_no_size_is_refused(text: str):
-    with pytest.raises(ConfigError, match="is no size of a model"):
+    with pytest.raises(ConfigError, match="is not a model size"):
         Size.parse(text)
 
 
@@ -171,62 +171,71 @@ def bad_line(**change: object) -> dict[str, Any]:
     ("fields", "reason"),
     [
         ({}, "its format is not"),
-        ([], "the file is an object"),
-        (3, "the file is an object"),
-        (None, "the file is an object"),
+        ([], "the file must be an object"),
+        (3, "the file must be an object"),
+        (None, "the file must be an object"),
         ({**GOOD, "format": "edgecs-hardware/2"}, "its format is not"),
-        ({**GOOD, "name": 3}, "a name or note is a line of text"),
-        ({**GOOD, "name": "a\x1b[2J"}, "a name or note is a line of text"),
+        ({**GOOD, "name": 3}, "a name or note must be one line of text"),
+        ({**GOOD, "name": "a\x1b[2J"}, "a name or note must be one line of text"),
         ({**GOOD, "targets": []}, "it needs targets or a roofline"),
-        ({**GOOD, "targets": {}}, "targets and drafters are lists"),
-        ({**GOOD, "targets": [3]}, "a target is an object"),
+        ({**GOOD, "targets": {}}, "targets and drafters must be lists"),
+        ({**GOOD, "targets": [3]}, "a target must be an object"),
         ({**GOOD, "drafters": [{"name": "d"}]}, "'reading_ms' is missing"),
-        ({**GOOD, "drafters": ["d"]}, "a drafter is an object"),
+        ({**GOOD, "drafters": ["d"]}, "a drafter must be an object"),
         ({**GOOD, "roofline": LINE["roofline"]}, "and not both"),
-        (bad_target(ms={}), "ms needs width 1 and another one"),
-        (bad_target(ms={"1": 8}), "ms needs width 1 and another one"),
-        (bad_target(ms={"2": 8, "4": 9}), "ms needs width 1 and another one"),
-        (bad_target(ms={"1": 8, "0": 9}), "ms needs width 1 and another one"),
+        (bad_target(ms={}), "ms needs width 1 and another width"),
+        (bad_target(ms={"1": 8}), "ms needs width 1 and another width"),
+        (bad_target(ms={"2": 8, "4": 9}), "ms needs width 1 and another width"),
+        (bad_target(ms={"1": 8, "0": 9}), "ms needs width 1 and another width"),
         (bad_target(ms={"1": 8, "9999999": 9}), "of at most 65536"),
         (bad_target(ms={"1": 8, "two": 9}), "invalid literal"),
         (
             bad_target(ms={"1": 8, "2": 0}),
-            "ms of width 2 is a number of 0.0001 to 1e+07, got 0",
+            "ms of width 2 must be a number from 0.0001 to 1e+07, got 0",
         ),
-        (bad_target(ms={"1": -8, "2": 9}), "ms of width 1 is a number of 0.0001"),
+        (
+            bad_target(ms={"1": -8, "2": 9}),
+            "ms of width 1 must be a number from 0.0001",
+        ),
         (
             bad_target(ms={"1": float("nan"), "2": 9}),
-            "is a number of 0.0001 to 1e+07, got nan",
+            "must be a number from 0.0001 to 1e+07, got nan",
         ),
         (
             bad_target(ms={"1": float("inf"), "2": 9}),
-            "is a number of 0.0001 to 1e+07, got inf",
+            "must be a number from 0.0001 to 1e+07, got inf",
         ),
         (
             bad_target(ms={"1": 10**400, "2": 9}),
-            "is a number of 0.0001 to 1e+07, got 1000",
+            "must be a number from 0.0001 to 1e+07, got 1000",
         ),
-        (bad_target(ms={"1": 1e-5, "2": 9}), "is a number of 0.0001 to 1e+07"),
+        (bad_target(ms={"1": 1e-5, "2": 9}), "must be a number from 0.0001 to 1e+07"),
         (
             bad_target(ms={"1": True, "2": 9}),
-            "is a number of 0.0001 to 1e+07, got True",
+            "must be a number from 0.0001 to 1e+07, got True",
         ),
-        (bad_target(ms=[8, 9]), "ms is an object"),
-        (bad_target(overhead_ms=-1), "overhead_ms is a number of 0 to"),
-        (bad_target(settling_ms=-1), "settling_ms is a number of 0 to"),
-        (bad_target(deep=3), "deep is a list, got 3"),
-        (bad_target(deep=[3]), "an entry of deep is an object, got 3"),
-        (bad_target(deep=[{"depth": 0, "ms": {}}]), "deep's depth is a number of 1"),
+        (bad_target(ms=[8, 9]), "ms must be an object"),
+        (bad_target(overhead_ms=-1), "overhead_ms must be a number from 0 to"),
+        (bad_target(settling_ms=-1), "settling_ms must be a number from 0 to"),
+        (bad_target(deep=3), "deep must be a list, got 3"),
+        (bad_target(deep=[3]), "an entry of deep must be an object, got 3"),
+        (
+            bad_target(deep=[{"depth": 0, "ms": {}}]),
+            "deep's depth must be a number from 1",
+        ),
         (bad_target(deep=[{"depth": 9, "ms": {"1": 1}}]), "ms needs width 1"),
         (
             bad_target(deep=[{"depth": 9, "ms": {"1": 1, "2": 1}}] * 2),
-            "deep's depth is a number of 10 to",
+            "deep's depth must be a number from 10 to",
         ),
-        (bad_target(parameters="7B"), "parameters is a number of 1e-09 to 1e+15"),
-        (bad_line(gb_per_s=0), "gb_per_s is a number of 1e-09 to 1e+15"),
-        (bad_line(tflops=None), "tflops is a number of 1e-09 to 1e+15"),
-        (bad_line(sources=[]), "sources is an object"),
-        ({**LINE, "roofline": 3}, "a roofline is an object"),
+        (
+            bad_target(parameters="7B"),
+            "parameters must be a number from 1e-09 to 1e+15",
+        ),
+        (bad_line(gb_per_s=0), "gb_per_s must be a number from 1e-09 to 1e+15"),
+        (bad_line(tflops=None), "tflops must be a number from 1e-09 to 1e+15"),
+        (bad_line(sources=[]), "sources must be an object"),
+        ({**LINE, "roofline": 3}, "a roofline must be an object"),
         ({key: LINE[key] for key in ("format", "name", "source")}, "it needs targets"),
     ],
 )
@@ -235,7 +244,9 @@ def test_a_profile_that_makes_no_sense_is_refused(
 ):
     path = tmp_path / "p.json"
     path.write_text(json.dumps(fields))
-    with pytest.raises(ConfigError, match="p.json is no hardware profile") as refused:
+    with pytest.raises(
+        ConfigError, match="p.json is neither a hardware profile"
+    ) as refused:
         read(path)
     assert reason in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -259,7 +270,9 @@ def test_a_profile_that_makes_no_sense_is_refused(
 def test_a_profile_that_is_no_json_is_refused(tmp_path: Path, text: bytes):
     path = tmp_path / "p.json"
     path.write_bytes(text)
-    with pytest.raises(ConfigError, match="p.json is no hardware profile") as refused:
+    with pytest.raises(
+        ConfigError, match="p.json is neither a hardware profile"
+    ) as refused:
         read(path)
     assert len(str(refused.value)) < 500
     with pytest.raises(ConfigError, match="cannot be read"):

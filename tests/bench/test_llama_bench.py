@@ -49,16 +49,19 @@ def test_llama_bench_gives_times_by_width(tmp_path: Path, lines: bool):
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        (ROWS[1:], "some-7B needs a row of tg and one of pp"),
-        (ROWS[:1], "some-7B needs a row of tg and one of pp"),
+        (ROWS[1:], "some-7B needs a tg row and a pp row"),
+        (ROWS[:1], "some-7B needs a tg row and a pp row"),
         ([{"n_prompt": 1}], "'model_filename' is missing"),
-        ([row(0, 1, 0.0), ROWS[1]], "avg_ts is a positive number"),
-        ([row(0, 1, float("nan")), ROWS[1]], "avg_ts is a positive number"),
-        ([row(0, 1, float("inf")), ROWS[1]], "ms of width 1 is a number of 0.0001"),
-        ([row(-2, 0, 1.0), ROWS[0]], "ms of width -2 is"),
+        ([row(0, 1, 0.0), ROWS[1]], "avg_ts must be a positive number"),
+        ([row(0, 1, float("nan")), ROWS[1]], "avg_ts must be a positive number"),
+        (
+            [row(0, 1, float("inf")), ROWS[1]],
+            "ms of width 1 must be a number from 0.0001",
+        ),
+        ([row(-2, 0, 1.0), ROWS[0]], "ms of width -2 must be"),
         (
             [row(0, 1, 1.0, model_size="x"), ROWS[1]],
-            "bytes is a number of 1e-09 to 1e+15",
+            "bytes must be a number from 1e-09 to 1e+15",
         ),
         ([row(0, 1, 1.0, n_depth=float("inf"))], "cannot convert float infinity"),
         ([{**ROWS[0], "n_gen": None}, ROWS[1]], "int()"),
@@ -67,6 +70,8 @@ def test_llama_bench_gives_times_by_width(tmp_path: Path, lines: bool):
 def test_output_that_says_too_little_is_refused(tmp_path: Path, rows, reason: str):
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(rows))
-    with pytest.raises(ConfigError, match="bench.json is no hardware") as refused:
+    with pytest.raises(
+        ConfigError, match="bench.json is neither a hardware"
+    ) as refused:
         read(path)
     assert reason in str(refused.value)

@@ -18,7 +18,6 @@ from edgecs_bench.docs.tables import (
     over_llama,
     peers_overview,
     predictions,
-    speed_details,
     speed_overview,
 )
 from edgecs_bench.run.answers import Answer
@@ -80,19 +79,6 @@ def test_an_overview_has_a_row_for_each_model_and_a_column_for_each_category(
         "| one | CPU 9 | 10-12 | 2.00 | 1.60 | **1.79** (1.79-1.79) |",
         "| two | CPU 9 | 20-20 | 1.25 | - | **1.25** (1.25-1.25) |",
     ]
-
-
-def test_details_say_what_was_measured_and_where(tmp_path: Path):
-    file = result(tmp_path / "1", "one", block(0, "qa", 10.0, 4.0))
-    text = speed_details([file])
-    assert text.startswith("## one\n\nCPU 9, 2 threads, 2 prompts, at most 99 tokens")
-    assert "llama.cpp's own loop makes 1.250 of its speed" in text
-    assert "100 µs a round" in text
-    assert "### planner, temperature 0" in text
-    assert "### plain" not in text
-    head, _, row = text.splitlines()[-3:]
-    assert head.count("|") == row.count("|")
-    assert row.startswith("| qa | 1 | 25.0 | 2.50 | 2.50-2.50 |")
 
 
 def test_peers_have_a_row_for_each_mode_but_plain(tmp_path: Path):

@@ -115,7 +115,7 @@ def test_after_an_error_of_its_own_a_peer_goes_on(start: Start):
     process = start()
     with pytest.raises(PeerFailed, match="^fake: ValueError: two lines$"):
         process.answer([1], "fail", 1)
-    with pytest.raises(PeerFailed, match="with no token"):
+    with pytest.raises(PeerFailed, match="has no token"):
         process.answer([], "nothing", 1)
     assert process.answer([1], "text", 1).tokens == [1]
 
@@ -136,9 +136,12 @@ def test_a_model_that_cannot_be_loaded_is_an_error_in_one_sentence(start: Start)
 @pytest.mark.parametrize(
     ("speaker", "why"),
     [
-        ("import sys; sys.stdin.readline(); print('garbage')", "but 'garbage"),
-        ("import sys; sys.stdin.readline(); print('[1]')", "but '\\[1\\]"),
-        ("import sys; sys.stdin.readline(); print('{}')", "does not say"),
+        (
+            "import sys; sys.stdin.readline(); print('garbage')",
+            "invalid answer: 'garbage",
+        ),
+        ("import sys; sys.stdin.readline(); print('[1]')", "invalid answer: '\\[1\\]"),
+        ("import sys; sys.stdin.readline(); print('{}')", "did not report"),
         ("raise SystemExit(3)", "ended with exit code 3"),
         ("import sys; sys.exit('why')", "ended with exit code 1: why"),
         ("import os; os.kill(os.getpid(), 9)", "ended by SIGKILL"),
@@ -152,8 +155,8 @@ def test_what_is_no_hello_is_a_failure(start: Start, speaker: str, why: str):
 @pytest.mark.parametrize(
     ("ending", "why"),
     [
-        ("print('tokens: 1, 2')", "but 'tokens: 1, 2"),
-        ("print('{\"tokens\": [1]}')", "gave no answer"),
+        ("print('tokens: 1, 2')", "invalid answer: 'tokens: 1, 2"),
+        ("print('{\"tokens\": [1]}')", "gave an invalid answer"),
         ("", "ended with exit code 0"),
     ],
 )
@@ -167,7 +170,7 @@ def test_what_is_no_answer_is_a_failure(start: Start, ending: str, why: str):
 
 def test_a_peer_that_hangs_is_ended_with_all_it_started(start: Start):
     process = start(speaker=HANGS, answer_s=0.2)
-    with pytest.raises(PeerFailed, match=r"gave no answer in 0\.2 s"):
+    with pytest.raises(PeerFailed, match=r"did not answer within 0\.2 s"):
         process.answer([1], "text", 1)
     assert not runs(int(process.version))
 
@@ -181,7 +184,7 @@ def runs(pid: int) -> bool:
 
 def test_a_peer_that_does_not_read_a_long_question_is_not_waited_for(start: Start):
     process = start(speaker=HANGS, answer_s=0.2)
-    with pytest.raises(PeerFailed, match="gave no answer"):
+    with pytest.raises(PeerFailed, match="did not answer within"):
         process.answer(list(range(200_000)), "text", 1)
 
 

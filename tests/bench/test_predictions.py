@@ -32,7 +32,7 @@ def test_predictions_are_compared_with_what_was_measured():
     assert speedups == {"plain": 1.0, "mag:3": 2.0}
     with pytest.raises(ValueError, match="speedups is empty"):
         against({**fields, "speedups": {}}, "here")
-    with pytest.raises(ConfigError, match="is no chain"):
+    with pytest.raises(ConfigError, match="invalid chain"):
         against({**fields, "speedups": {"fast": 2}}, "here")
 
 
@@ -100,8 +100,8 @@ def test_a_bench_is_predicted_from_its_own_costs():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"answers": []}, "no mode that drafts beside plain decoding"),
-        ({"costs": None}, "costs is an object, got None"),
+        ({"answers": []}, "no drafting mode besides plain decoding"),
+        ({"costs": None}, "costs must be an object, got None"),
     ],
 )
 def test_a_bench_that_says_too_little_is_refused(change, reason: str):

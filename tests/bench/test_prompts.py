@@ -92,7 +92,7 @@ def test_a_suite_may_be_a_file_compressed_or_not(tmp_path: Path):
 
 
 def test_an_unknown_suite_is_named_with_those_there_are():
-    with pytest.raises(click.UsageError, match="no file 'spec': give one of quick"):
+    with pytest.raises(click.UsageError, match="named 'spec': give one of quick"):
         suite(["spec"])
 
 

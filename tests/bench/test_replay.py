@@ -186,4 +186,4 @@ def test_traces_without_answers_to_report_on_are_refused(tmp_path: Path):
     write_traces(path, Recording("t", (), 0.0, 1, 8, ()))
     done = CliRunner().invoke(replay.main, ["--traces", str(path), "--curve", "flat"])
     assert done.exit_code == 2
-    assert "no answer that is reported on" in done.output
+    assert "no answer in the reported half" in done.output

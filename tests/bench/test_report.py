@@ -188,9 +188,9 @@ def test_the_verdict_speaks_of_the_last_mode_of_ours():
     for row in result["rows"]:
         row.update(identical=46, forks=int(row["category"] == "qa"))
     assert " ".join(page.verdict(result)) == (
-        "With “planner” this model answers 1.18 times as fast as plain decoding here "
-        "(90 % interval 1.10-1.26), 1.00 times in qa, the worst category. 92 of 93 "
-        "answers are those of plain decoding, token by token; 1 forks."
+        "In mode “planner” this model answers 1.18 times as fast as plain decoding "
+        "here (90 % interval 1.10-1.26), 1.00 times in qa, the worst category. 92 of "
+        "93 answers are identical to plain decoding, token by token; 1 forks."
     )
 
 

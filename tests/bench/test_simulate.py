@@ -97,21 +97,21 @@ def test_predicted_against_measured(simulate, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--hardware", "quantum"), "'quantum' is no hardware: give laptop-gpu"),
+        (("--hardware", "quantum"), "unknown hardware 'quantum': give laptop-gpu"),
         (
             ("--hardware", "0:1"),
-            "0:1 is no roofline: gb_per_s is a number of 1e-09 to 1e+15",
+            "0:1 is not a roofline: gb_per_s must be a number from 1e-09 to 1e+15",
         ),
-        (("--hardware", "1.2.3:1"), "1.2.3:1 is no roofline: could not convert"),
+        (("--hardware", "1.2.3:1"), "1.2.3:1 is not a roofline: could not convert"),
         (("--hardware", "/"), "/ cannot be read"),
-        (("--hardware", ""), "'' is no hardware"),
-        (("--hardware", "x" * 5000), "is no hardware"),
-        (("--target", "huge"), "'huge' is no size of a model"),
-        (("--drafter", "-1B-q4"), "'-1B-q4' is no size of a model"),
-        (("--chain", "fast"), "'fast' is no chain"),
+        (("--hardware", ""), "unknown hardware ''"),
+        (("--hardware", "x" * 5000), "unknown hardware"),
+        (("--target", "huge"), "'huge' is not a model size"),
+        (("--drafter", "-1B-q4"), "'-1B-q4' is not a model size"),
+        (("--chain", "fast"), "invalid chain 'fast'"),
         (("--chain", "1,1,1;0,1,1;0,0,1"), "3 rows but there are 2 drafters"),
         (("--limit", "0"), "0 is not in the range"),
-        (("--traces", "none.jsonl"), "none.jsonl, line 1: no trace"),
+        (("--traces", "none.jsonl"), "none.jsonl, line 1: not a trace"),
         (("--against", "none.json"), "none.json cannot be read"),
         (("--against", "x", "--chain", "plain"), "--against says hardware"),
     ],
@@ -165,8 +165,8 @@ def test_traces_of_no_tokens_are_refused(tmp_path: Path, change: dict):
     said = {"tokens": [[1], []], "confidences": [[0.5], []]}
     line |= {"gap": [0.5, 0.5], "proposals": {"d": said}}
     path.write_text(json.dumps(head) + "\n" + json.dumps({**line, **change}))
-    with pytest.raises(click.UsageError, match="t.jsonl, line 2: no trace"):
+    with pytest.raises(click.UsageError, match="t.jsonl, line 2: not a trace"):
         read_traces(path)
     path.write_text("[" * 100_000)
-    with pytest.raises(click.UsageError, match="t.jsonl, line 1: no trace"):
+    with pytest.raises(click.UsageError, match="t.jsonl, line 1: not a trace"):
         read_traces(path)

@@ -110,7 +110,7 @@ def test_prompts_of_every_format(tmp_path: Path):
     with pytest.raises(click.UsageError, match="no prompts of category poetry"):
         read_prompts([spec], ("poetry",), 1)
     spec.write_text("{}\n")
-    with pytest.raises(click.UsageError, match="line 1 of .* is no prompt"):
+    with pytest.raises(click.UsageError, match="line 1 of .* is not a prompt"):
         read_prompts([spec], (), 1)
     with pytest.raises(click.UsageError, match="cannot be read"):
         read_prompts([tmp_path / "none"], (), 1)

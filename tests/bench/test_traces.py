@@ -116,7 +116,9 @@ class TestTraces:
         write_traces(path, recording)
         whole = path.read_bytes()
         path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
-        with pytest.raises(click.UsageError, match=r"cut.jsonl.gz, line \d+: no trace"):
+        with pytest.raises(
+            click.UsageError, match=r"cut.jsonl.gz, line \d+: not a trace"
+        ):
             read_traces(path)
 
     @given(recording=recordings(1), data=st.data())
@@ -147,13 +149,13 @@ class TestTraces:
         "head", [{}, [], 3, "x", None, {**HEAD, "format": "edgecs-trace/2"}]
     )
     def test_another_format_is_refused(self, tmp_path: Path, head: object):
-        with pytest.raises(click.UsageError, match="t.jsonl, line 1: no trace"):
+        with pytest.raises(click.UsageError, match="t.jsonl, line 1: not a trace"):
             self.read(tmp_path / "t.jsonl", head, LINE)
 
     @pytest.mark.parametrize("name", ["target", "drafters", "temperature", "seed"])
     def test_a_head_must_say_what_was_recorded(self, tmp_path: Path, name: str):
         head = {key: value for key, value in HEAD.items() if key != name}
-        with pytest.raises(click.UsageError, match=f"no trace: '{name}'"):
+        with pytest.raises(click.UsageError, match=f"not a trace: '{name}'"):
             self.read(tmp_path / "t.jsonl", head)
 
     @pytest.mark.parametrize(
@@ -172,11 +174,13 @@ class TestTraces:
     )
     def test_a_line_of_wrong_lengths_is_named(self, tmp_path: Path, change: dict):
         wrong = {**LINE, **change}
-        with pytest.raises(click.UsageError, match="t.jsonl, line 3: no trace"):
+        with pytest.raises(click.UsageError, match="t.jsonl, line 3: not a trace"):
             self.read(tmp_path / "t.jsonl", HEAD, LINE, wrong)
 
     def test_a_file_that_is_not_there_is_refused(self, tmp_path: Path):
-        with pytest.raises(click.UsageError, match="none.jsonl.gz, line 1: no trace"):
+        with pytest.raises(
+            click.UsageError, match="none.jsonl.gz, line 1: not a trace"
+        ):
             read_traces(tmp_path / "none.jsonl.gz")
 
     def test_a_write_that_fails_leaves_the_old_file(self, tmp_path: Path):

@@ -119,7 +119,7 @@ def test_a_decoder_knows_a_whole_vocabulary(
     ("shape", "says"),
     [
         (("--width", 100), "a multiple of 64: got 2 layers, 100 wide"),
-        (("--width", 128), "wider than its target, 64"),
+        (("--width", 128), "wider than its target (64)"),
         (("--layers", 9), "9 layers cannot be kept: the target has 2"),
     ],
 )
@@ -212,7 +212,7 @@ def test_a_drafter_learns_from_what_sessions_kept(
     empty.mkdir()
     other = ("--work", tmp_path / "work", "-o", tmp_path / "third")
     nothing = edgecs(*fixed[:-5], *other, "-q", "--resume-from-log", empty)
-    one_line(nothing, 2, "has no answers: keep some with")
+    one_line(nothing, 2, "has no answers: store some with")
 
 
 def test_distill_needs_its_extra(

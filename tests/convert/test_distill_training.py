@@ -145,7 +145,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path):
         return step(batch)
 
     part._step = stopping
-    with pytest.raises(Cancelled, match="goes on from here"):
+    with pytest.raises(Cancelled, match="the next run resumes"):
         part.run(stop, quiet)
     rest = trainer_of(path)
     assert 0 < rest.done < rest.total

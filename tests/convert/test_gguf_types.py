@@ -132,7 +132,7 @@ def test_an_importance_matrix_changes_what_is_kept(tmp_path: Path):
 
 
 def test_what_is_no_importance_matrix_is_refused(tmp_path: Path, tiny_gguf: Path):
-    with pytest.raises(ModelError, match="is no importance matrix"):
+    with pytest.raises(ModelError, match="is not an importance matrix"):
         read_imatrix(tiny_gguf)
     broken = imatrix(tmp_path / "i.gguf", {"x": np.ones((1, 32))}, counts=False)
     with pytest.raises(ModelError, match=r"no counts for x\.in_sum2"):

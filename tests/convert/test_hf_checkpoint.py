@@ -169,10 +169,10 @@ def no_sizes(folder: Path) -> None:
     [
         (no_weights, ModelError, "has no .safetensors"),
         (half_weights, ModelError, "cannot be read"),
-        (other_model, ConfigError, "MambaForCausalLM is not known here: Llama"),
+        (other_model, ConfigError, "MambaForCausalLM is not supported, only Llama"),
         (scaled, ConfigError, r"scales its rotary positions \(llama3\)"),
         (unigram, ConfigError, "tokenizer of type Unigram"),
-        (cut_otherwise, ConfigError, r"not known here \(Whitespace\)"),
+        (cut_otherwise, ConfigError, r"unsupported pre-tokenizer \(Whitespace\)"),
         (no_sizes, ModelError, "config.json cannot be used"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Tables and pictures in the documents, made from bench/results."""
+"""Tables and pictures of the documentation, generated from bench/results."""

@@ -1,6 +1,6 @@
-"""The picture of cost curves in the documents, drawn from results of `edgecs bench`.
+"""The picture of cost curves in the documentation, from results of `edgecs bench`.
 
-Lines of SVG and no plotting library: cog writes it, and a check compares every byte.
+The SVG is written without a plotting library, because a check compares every byte.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 from edgecs_bench.run.result import read
 
-_COLOURS = ("#1565c0", "#b26a00", "#2e7d32", "#8e24aa")  # seen on white and on black
-_WIDEST, _HIGHEST = 16, 8  # tokens in a call, times the call of one token
+_COLOURS = ("#1565c0", "#b26a00", "#2e7d32", "#8e24aa")  # visible on white and on black
+_WIDEST, _HIGHEST = 16, 8  # tokens in a call; times relative to one token
 _LEFT, _TOP, _WIDE, _HIGH = 50, 20, 400, 240  # the plot, in pixels
 _TEXT = 'fill="#777"'
 
 
 class Curve(NamedTuple):
-    """What calls cost: seconds of a call of n tokens over those of one."""
+    """Relative cost of calls: seconds of a call of n tokens over those of one."""
 
     name: str
     times: Mapping[int, float]

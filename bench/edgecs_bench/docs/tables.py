@@ -1,7 +1,7 @@
-"""Tables in the documents, made from the raw numbers in bench/results/.
+"""Tables of the documentation, generated from the raw numbers in bench/results/.
 
-What `edgecs bench --output` writes and what `edgecs audit --json` prints are files
-there; cog puts these tables where a document asks for them.
+The files there are output of `edgecs bench --output`, `edgecs audit --json` and the
+other benchmarks; cog inserts the tables into the documents.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from typing import Any
 
 from edgecs_bench.busy import STATES
 from edgecs_bench.hardware.catalogue import load
-from edgecs_bench.run.result import Result, read, readable
+from edgecs_bench.run.result import Result, read
 from edgecs_bench.simulation.chains import Chain
 from edgecs_bench.simulation.simulation import Simulation, against, choose, compared
 from edgecs_bench.simulation.traces import read_traces
 from edgecs_bench.text_tables import markdown
 
-_LEFT_OUT = ("category", "mode", "temp")  # of a row under a title that has them
-_CALLS = ("4", "8")  # tokens of calls that are shown
-_FIDELITY = {  # columns: where they are from, and how they are written
+_CALLS = ("4", "8")  # widths of the calls that are shown
+_FIDELITY = {  # columns: their field and format
     "same best token": ("agreement", ".1%"),
     "perplexity over": ("perplexity_ratio", ".4f"),
     "largest difference": ("largest", ".2f"),
@@ -33,9 +32,9 @@ _FIDELITY = {  # columns: where they are from, and how they are written
 
 
 def speed_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
-    """Speed-ups of the planner by model and category, a model a row.
+    """Speed-ups of the planner by model and category, one row per model.
 
-    Over the faster of plain decoding and llama.cpp's own loop.
+    They are over the faster of plain decoding and llama.cpp's own loop.
     """
     results = list(_results(files))
     planned = [_rows(result, "planner", temperature) for result in results]
@@ -59,29 +58,11 @@ def speed_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
     return markdown([[*titles, *heads, "geometric mean (90 %)"], *lines])
 
 
-def speed_details(files: Iterable[Path]) -> str:
-    """Every category of every model in every mode that drafts."""
-    parts = []
-    for result in _results(files):
-        parts.append(_about(result))
-        for row in result["overall"]:
-            mode, temperature = row["mode"], row["temperature"]
-            rows = _rows(result, mode, temperature).values()
-            if mode == "plain" or not rows:
-                continue
-            shown = [readable(one) for one in rows]
-            names = ["category", *(n for n in shown[0] if n not in _LEFT_OUT)]
-            lines = [[one[name] for name in names] for one in shown]
-            title = f"### {mode}, temperature {temperature:g}"
-            parts.append(f"{title}\n\n{markdown([names, *lines])}")
-    return "\n".join(parts)
-
-
 def peers_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
-    """Every mode of every model beside plain decoding in the same blocks.
+    """Every mode of every model, relative to plain decoding in the same blocks.
 
-    A fork is an answer unlike that of edgecs' plain decoding. A mode that gave no
-    answer has its error instead.
+    A fork is an answer that differs from edgecs' plain decoding. A mode without
+    answers shows its error instead.
     """
     lines = []
     for result in _results(files):
@@ -91,7 +72,7 @@ def peers_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
             if one["mode"] == "plain" or one["temperature"] != temperature or not rows:
                 continue
             low, high = one["interval"]
-            # One prompt of each category has no spread.
+            # With one prompt per category there is no spread.
             spread = f" ({low:.2f}-{high:.2f})" if low < high else ""
             worst = one["worst"]
             slowest = f"{worst['speedup']:.2f} ({worst['category'].replace('_', ' ')})"
@@ -116,7 +97,7 @@ def peers_overview(files: Iterable[Path], temperature: float = 0.0) -> str:
 
 
 def drafters_overview(file: Path) -> str:
-    """What `edgecs_bench.drafters` printed, a drafter and a temperature a row."""
+    """Output of `edgecs_bench.drafters`, one row per drafter and temperature."""
     lines = []
     for text in file.read_text(encoding="utf-8").splitlines():
         told = json.loads(text)
@@ -138,9 +119,9 @@ def drafters_overview(file: Path) -> str:
 
 
 def huge_pages(file: Path) -> str:
-    """What `edgecs_bench.huge` printed: a token's time over that in small pages.
+    """Output of `edgecs_bench.huge`: a token's time relative to small pages.
 
-    A model and a length of context a row.
+    There is one row per model and depth.
     """
     lines = []
     for text in file.read_text(encoding="utf-8").splitlines():
@@ -151,14 +132,14 @@ def huge_pages(file: Path) -> str:
         for i, depth in enumerate(told["depths"]):
             shares = (f"{ms[i] / small[i]:.2f}" for ms in (huge, read))
             lines.append([told["model"], str(depth), f"{small[i]:.1f}", *shares])
-    heads = ["model", "behind", "small pages, ms", "huge pages", "and --no-mmap"]
+    heads = ["model", "depth", "small pages, ms", "huge pages", "and --no-mmap"]
     return markdown([heads, *lines])
 
 
 def kernel_calls(file: Path) -> str:
-    """What `edgecs_bench.kernels` printed, a model with a set of kernels a row.
+    """Output of `edgecs_bench.kernels`, one row per model and set of kernels.
 
-    Two figures in a cell are those behind a short and behind a long context.
+    Two figures in a cell are those at a small and at a large depth.
     """
     lines = []
     for text in file.read_text(encoding="utf-8").splitlines():
@@ -190,7 +171,7 @@ def kernel_calls(file: Path) -> str:
 
 
 def fidelities(file: Path) -> str:
-    """What `edgecs audit --compare-kernels --json` printed, a model a row."""
+    """Output of `edgecs audit --compare-kernels --json`, one row per model."""
     lines = []
     for text in file.read_text(encoding="utf-8").splitlines():
         told = json.loads(text)
@@ -206,7 +187,7 @@ def fidelities(file: Path) -> str:
 
 
 def over_llama(files: Iterable[Path], temperature: float = 0.0) -> str:
-    """Plain decoding and the planner over llama.cpp's own loop, a model a row."""
+    """Plain decoding and the planner over llama.cpp's own loop, one row per model."""
     results = list(_results(files))
     modes = [
         [_rows(result, mode, temperature) for mode in ("llama", "planner")]
@@ -242,7 +223,7 @@ def over_llama(files: Iterable[Path], temperature: float = 0.0) -> str:
 
 
 def busy(file: Path) -> str:
-    """What `edgecs_bench.busy` printed: tokens/s, medians; a way of a model a row."""
+    """Output of `edgecs_bench.busy`: median tokens/s by model and configuration."""
     lines = []
     for text in file.read_text(encoding="utf-8").splitlines():
         told = json.loads(text)
@@ -255,9 +236,9 @@ def busy(file: Path) -> str:
 
 
 def first_tokens(files: Iterable[Path], least: int = 500) -> str:
-    """Times to the first token over those of llama.cpp's own loop, a model a row.
+    """Times to the first token relative to llama.cpp's own loop, one row per model.
 
-    least: tokens of a prompt that counts.
+    least: minimum tokens of a prompt.
     """
     lines = []
     for result in _results(files):
@@ -280,9 +261,9 @@ def first_tokens(files: Iterable[Path], least: int = 500) -> str:
 
 
 def predictions(files: Sequence[Path]) -> str:
-    """What a simulation says of benches from their costs alone, a chain a row.
+    """Predictions of benches from their costs alone, one row per chain.
 
-    files: results; the traces of the same prompts lie beside them as `.jsonl.gz`.
+    files: results; the traces of the same prompts are beside them as `.jsonl.gz`.
     """
     rows = [row for file in files for row in _predicted(file)]
     return markdown([["target", "chain", "simulated", "measured", "error"], *rows])
@@ -307,24 +288,8 @@ def _predicted(file: Path) -> list[list[str]]:
     ]
 
 
-def _about(result: Result) -> str:
-    """What was measured where, and what else has to be known."""
-    options, over = result["options"], _over_llama(result)
-    llama = "was not run" if over is None else f"makes {over:.3f} of its speed"
-    planner = [r["planner_us"] for r in result["overall"] if r["mode"] == "planner"]
-    own = "unknown" if not planner else f"{median(planner):.0f} µs a round (median)"
-    return (
-        f"## {result['model']['name']}\n\n"
-        f"{_processor(result)}, {options['threads']} threads, "
-        f"{result['suite']['prompts']} prompts, at most {options['predict']} tokens, "
-        f"run {options['repeats']} times. Speed-ups are over plain decoding; "
-        f"llama.cpp's own loop {llama}. The planner takes {own}; other programs had "
-        f"{result['others']:.1%} of the processors' time.\n"
-    )
-
-
 def audits(files: Iterable[Path]) -> str:
-    """What audits found: a row for each file, in their order."""
+    """Results of audits, one row per file, in their order."""
     rows = []
     for run in map(_read, files):
         forks: Counter[str] = Counter()
@@ -362,14 +327,14 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _processor(result: Result) -> str:
-    """Its name, and whether llama.cpp was built for AMX, which changes everything."""
+    """The processor's name, and whether llama.cpp was built for AMX."""
     name: str = result["machine"]["processor"]
     amx = "AMX_INT8 = 1" in (result["build"]["system_info"] or "")
     return f"{name} (AMX)" if amx else name
 
 
 def _rows(result: Result, mode: str, temperature: float) -> dict[str, dict[str, Any]]:
-    """Rows of one mode at one temperature by category."""
+    """The rows of one mode at one temperature by category."""
     return {
         row["category"]: row
         for row in result["rows"]
@@ -387,18 +352,18 @@ def _overall(result: Result, mode: str, temperature: float) -> dict[str, Any]:
 
 
 def _over_llama(result: Result) -> float | None:
-    """Speed of llama.cpp's own loop over that of edgecs without drafts."""
+    """The speed of llama.cpp's own loop relative to edgecs without drafts."""
     found: float | None = _overall(result, "llama", 0.0)["geomean"]
     return found
 
 
 def _scale(result: Result) -> float:
-    """Speed of the baseline, the faster of the two, over plain decoding."""
+    """The speed of the baseline, the faster of the two, relative to plain decoding."""
     return max(1.0, _over_llama(result) or 1.0)
 
 
 def _plain(result: Result, temperature: float) -> str:
-    """Plain decoding's tokens a second, the slowest and the fastest category."""
+    """Tokens per second of plain decoding, of the slowest and the fastest category."""
     return _speeds(_rows(result, "plain", temperature).values())
 
 

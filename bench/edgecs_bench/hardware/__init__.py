@@ -1,1 +1,1 @@
-"""What calls cost on a machine: measured there, or from a roofline."""
+"""Call times of machines, measured or from a roofline model."""

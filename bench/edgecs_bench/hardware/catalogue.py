@@ -1,4 +1,4 @@
-"""Hardware to simulate: what calls cost there, measured or from a roofline.
+"""Hardware profiles for simulation: measured call times, or a roofline model.
 
 A profile file is JSON:
 
@@ -8,17 +8,17 @@ A profile file is JSON:
                   "deep": [{"depth": N, "ms": {WIDTH: ms}}]}],
      "drafters": [{"name": NAME, "ms": {WIDTH: ms}, "reading_ms": ms}]}
 
-ms has a call's milliseconds by the number of its tokens, at 1 and at one wider width at
-least; overhead_ms is what edgecs takes for a round outside of calls, reading_ms what a
-drafter takes for each token of a prompt. settling_ms (what a wider call adds to the
-call of one token after it), parameters, bytes, depth (tokens in the cache while it was
-timed) and deep (the same further on) may be left out, and so may drafters. Instead of
-targets a profile can have
+ms has the milliseconds of a call by its number of tokens, for 1 and at least one wider
+width; overhead_ms is the time of edgecs per round outside the calls; reading_ms is the
+time of a drafter per token of a prompt. settling_ms (the time that a wider call adds to
+the next call of one token), parameters, bytes, depth (tokens in the cache during the
+measurement), deep (times at other depths) and drafters are optional. Instead of targets
+a profile can have
 
      "roofline": {"gb_per_s": X, "tflops": X, "launch_ms": ms, "overhead_ms": ms,
-                  "sources": {FIELD: where the number is from, or "assumed"}}
+                  "sources": {FIELD: the source of the number, or "assumed"}}
 
-from which the times of a model of any size follow.
+which gives the times of a model of any size.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ FORMAT = "edgecs-hardware/1"
 PROFILES = Path(__file__).parents[1] / "data" / "profiles"
 _LARGEST = 16 << 20  # bytes of a file
 _WIDEST = 1 << 16  # tokens in a call
-_FASTEST, _SLOWEST = 1e-4, 1e7  # milliseconds of a call: a clock adds them up
-_SHORT, _SHOWN = 40, 200  # characters of a value and of a reason in a sentence
+_FASTEST, _SLOWEST = 1e-4, 1e7  # bounds for milliseconds of a call
+_SHORT, _SHOWN = 40, 200  # characters of a value and of a reason in a message
 _INLINE = re.compile(r"([\d.]+):([\d.]+)(?::([\d.]+))?", re.A)
 
 
@@ -55,7 +55,7 @@ def export(
     note: str = "",
     source: str = "measured",
 ) -> dict[str, Any]:
-    """What a profile file says of measured times; `read` takes it back."""
+    """The fields of a profile file with measured times; `read` parses them."""
     return {
         "format": FORMAT,
         "name": name,
@@ -88,11 +88,11 @@ def find(text: str) -> Hardware:
             given = {name: float(value) for name, value in fields if value}
             return Hardware(text, "", "given", roofline=_roofline(given))
         except ValueError as error:
-            raise ConfigError(f"{text} is no roofline: {error}") from error
+            raise ConfigError(f"{text} is not a roofline: {error}") from error
     if not os.path.exists(text):  # and no error for what cannot be a path
         raise ConfigError(
-            f"{text!r} is no hardware: give {', '.join(built_in())}, GB/s:TFLOPS[:ms a "
-            "call], or a file"
+            f"unknown hardware {text!r}: give {', '.join(built_in())}, "
+            "GB/s:TFLOPS[:ms per call], or a file"
         )
     return read(Path(text))
 
@@ -103,12 +103,12 @@ def built_in() -> list[str]:
 
 
 def read(path: Path) -> Hardware:
-    """A profile, or what llama-bench printed as json or jsonl; raises ConfigError."""
-    return load(path, _hardware, "no hardware profile and no output of llama-bench")
+    """Loads a profile, or json or jsonl of llama-bench; raises ConfigError."""
+    return load(path, _hardware, "neither a hardware profile nor output of llama-bench")
 
 
 def load(path: Path, read: Callable[[Any, str], T], what: str) -> T:
-    """What `read` makes of a JSON file and its name; raises ConfigError."""
+    """Calls `read` with the JSON of a file and its name; raises ConfigError."""
     try:
         text = read_given(path, _LARGEST)
         return read(llama_bench.parse(text.decode("utf-8")), path.stem)
@@ -117,7 +117,7 @@ def load(path: Path, read: Callable[[Any, str], T], what: str) -> T:
     except KeyError as error:
         reason = f"{error} is missing"
     except RecursionError:
-        reason = "it is nested too deeply"
+        reason = "its nesting is too deep"
     except (ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:_SHOWN]
     raise ConfigError(f"{path} is {what}: {reason} (see docs/simulate.md)")
@@ -162,9 +162,9 @@ def _target(fields: Any) -> Target:
 
 
 def read_deep(value: Any, depth: int) -> tuple[Deep, ...]:
-    """Times further and further on than `depth`; ValueError for anything else."""
+    """Times at increasing depths above `depth`; ValueError for anything else."""
     found = []
-    for one in _list(value, "deep is a list"):
+    for one in _list(value, "deep must be a list"):
         fields = members(one, "an entry of deep")
         depth = int(number(fields["depth"], "deep's depth", depth + 1))
         found.append(Deep(depth, times(fields["ms"])))
@@ -198,7 +198,7 @@ def times(fields: Any) -> dict[int, float]:
         for n, ms in by_width.items()
     }
     if len(found) < 2 or min(found) != 1 or max(found) > _WIDEST:
-        raise ValueError(f"ms needs width 1 and another one, of at most {_WIDEST}")
+        raise ValueError(f"ms needs width 1 and another width of at most {_WIDEST}")
     return dict(sorted(found.items()))
 
 
@@ -208,7 +208,7 @@ def number(value: Any, what: str, least: float = 1e-9, most: float = 1e15) -> fl
     if is_number and least <= value <= most:
         return float(value)
     got = str(value)[:_SHORT]
-    raise ValueError(f"{what} is a number of {least:g} to {most:g}, got {got}")
+    raise ValueError(f"{what} must be a number from {least:g} to {most:g}, got {got}")
 
 
 def time(value: Any, what: str) -> float:
@@ -219,11 +219,11 @@ def time(value: Any, what: str) -> float:
 def members(value: Any, what: str) -> dict[str, Any]:
     """A JSON object; ValueError for anything else."""
     if not isinstance(value, dict):
-        raise ValueError(f"{what} is an object, got {str(value)[:_SHORT]}")
+        raise ValueError(f"{what} must be an object, got {str(value)[:_SHORT]}")
     return value
 
 
-def _list(value: Any, what: str = "targets and drafters are lists") -> list[Any]:
+def _list(value: Any, what: str = "targets and drafters must be lists") -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"{what}, got {str(value)[:_SHORT]}")
     return value
@@ -232,6 +232,6 @@ def _list(value: Any, what: str = "targets and drafters are lists") -> list[Any]
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.isprintable():
         raise ValueError(
-            f"a name or note is a line of text, got {str(value)[:_SHORT]!r}"
+            f"a name or note must be one line of text, got {str(value)[:_SHORT]!r}"
         )
     return value

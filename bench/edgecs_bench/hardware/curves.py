@@ -1,4 +1,4 @@
-"""Cost curves to replay traces on: a target's times by width, and a drafter's."""
+"""Cost curves for replay: call times of a target by width, and of a drafter."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from edgecs.core.reading import read_given
 from edgecs.costs.cost_model import WIDEST
 
 Times = NDArray[np.float64]
-"""Milliseconds by width, [WIDEST], [n - 1] for n tokens."""
+"""Milliseconds by width, [WIDEST]; index n - 1 is a call of n tokens."""
 
 DRAFTER_MS = 21.4  # Qwen2.5-Coder-0.5B Q4_K_M, one token
 DRAFTER_CURVE = {1: 1.0, 2: 1.7, 3: 2.4, 4: 3.0, 8: 5.1, 16: 6.2}
 READING_MS = 3.0  # the same, for each token of a prompt
 _LARGEST = 1 << 20  # bytes of a file of curves
-BLOCK = 256  # cells that llama.cpp looks at together for one token, see `Curve.call`
+BLOCK = 256  # cells that llama.cpp processes together for one token, see `Curve.call`
 
 
 class Curve(NamedTuple):
-    """What calls cost on one machine with one target."""
+    """Call times of one target on one machine."""
 
     name: str
     times: Times
-    overhead: float  # milliseconds that edgecs itself takes for a round
-    settling: float = 0.0  # more of the first call of one token after a wider one
-    depth: int = 0  # tokens in the cache for which the times hold
-    deeper: tuple[tuple[int, Times], ...] = ()  # the same further on; none: no more
+    overhead: float  # milliseconds of edgecs per round
+    settling: float = 0.0  # added to the first call of one token after a wider one
+    depth: int = 0  # tokens in the cache during the measurement
+    deeper: tuple[tuple[int, Times], ...] = ()  # empty: depth costs nothing
 
     def round(self, width: int) -> float:
         """Milliseconds of a round with one call."""
         return float(self.times[width - 1]) + self.overhead
 
     def call(self, width: int, depth: int) -> float:
-        """Milliseconds of a call of so many tokens, at a depth.
+        """Milliseconds of a call of `width` tokens at a depth.
 
-        Wider calls grow evenly; one token, whose cells are divided among the threads,
-        in steps as measured between 512 and 1,200 cells.
+        The time of wider calls grows linearly with the depth. That of one token, whose
+        cells are divided among the threads, grows in steps (measured between 512 and
+        1,200 cells).
         """
         shallow = float(self.times[width - 1])
         if not self.deeper:
@@ -56,10 +57,10 @@ class Curve(NamedTuple):
 
 
 def between(known: Mapping[int, float], at: int) -> float:
-    """A value on straight lines between known ones, which are in order of place.
+    """Linear interpolation between known values, which are sorted by place.
 
-    Before the first it is the first; beyond the last it goes on as between the last
-    two, but does not fall.
+    Before the first place it is the first value; beyond the last one it continues the
+    last slope, unless that falls.
 
     >>> [between({1: 10.0, 3: 14.0, 4: 12.0}, at) for at in (0, 2, 9)]
     [10.0, 12.0, 12.0]
@@ -76,7 +77,7 @@ def between(known: Mapping[int, float], at: int) -> float:
 
 
 class Steps(NamedTuple):
-    """What a drafter's calls cost."""
+    """Call times of a drafter."""
 
     times: Times
     reading: float  # milliseconds for each token of a prompt
@@ -87,7 +88,7 @@ def curve(
 ) -> Curve:
     """A curve from times at some widths, relative to a single token's milliseconds.
 
-    Between them linear; beyond the last one it goes on as between the last two.
+    It is linear between the widths and continues the last slope beyond them.
     """
     widths, values = zip(*sorted(relative.items()), strict=True)
     every = np.arange(1, WIDEST + 1)
@@ -157,7 +158,7 @@ def read_curves(path: Path) -> tuple[Curve, ...]:
         TypeError,
         AttributeError,
     ) as error:
-        raise click.UsageError(f"{path} holds no curves: {error!r}") from error
+        raise click.UsageError(f"{path} has no valid curves: {error!r}") from error
 
 
 def _read(fields: Mapping[str, Any]) -> Curve:
@@ -166,5 +167,5 @@ def _read(fields: Mapping[str, Any]) -> Curve:
     if len(times) < 2 or min(times) != 1 or max(times) > WIDEST:
         raise ValueError(f"times at 1 and at wider widths up to {WIDEST} are needed")
     if not all(0 < ms < math.inf for ms in times.values()) or not 0 <= overhead < 1e9:
-        raise ValueError("milliseconds are positive numbers")
+        raise ValueError("milliseconds must be positive numbers")
     return curve(str(fields["name"]), 1.0, times, overhead)

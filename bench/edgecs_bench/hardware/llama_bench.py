@@ -1,9 +1,9 @@
-"""What llama-bench printed (`-o json` or `-o jsonl`) as a hardware profile.
+"""Converts output of llama-bench (`-o json` or `-o jsonl`) to a hardware profile.
 
-A row of tg gives the time of one token, a row of pp N that of a call of N tokens, as
-far as N fits into one call (n_ubatch). pp computes logits for its last token alone, so
-it is a little faster than verifying N tokens. Times are those at the smallest depth;
-where a width was measured more than once, with other options, the fastest counts.
+A tg row gives the time of one token, a pp N row that of a call of N tokens if N fits
+into one call (n_ubatch). pp computes the logits of its last token only, so it is
+slightly faster than verifying N tokens. Times are those at the smallest depth; if a
+width was measured with several options, the fastest time counts.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _CALL = 512  # llama-bench's default n_ubatch
 
 
 def parse(text: str) -> Any:
-    """JSON, or a list of the objects that stand one on a line; raises ValueError."""
+    """Parses JSON, or a list of objects from JSON Lines; raises ValueError."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         lines = [line for line in text.splitlines() if line.strip()]
         if len(lines) < 2 or not lines[0].rstrip().endswith("}"):
-            raise ValueError(f"no JSON: {error}") from error
+            raise ValueError(f"not JSON: {error}") from error
         return list(map(json.loads, lines))
 
 
 def is_output(fields: Any) -> bool:
-    """Whether this looks like rows of llama-bench."""
+    """Whether the fields look like rows of llama-bench."""
     rows = fields if isinstance(fields, list) else [fields]
     return bool(rows) and all(isinstance(r, dict) and "n_prompt" in r for r in rows)
 
@@ -38,7 +38,7 @@ def is_output(fields: Any) -> bool:
 def profile(fields: Any, name: str) -> dict[str, Any]:
     """The fields of a profile; every model is a target, and a drafter for others.
 
-    Raises ValueError, KeyError or TypeError for rows that make no sense.
+    Raises ValueError, KeyError or TypeError for invalid rows.
     """
     rows = fields if isinstance(fields, list) else [fields]
     names = dict.fromkeys(str(row["model_filename"]) for row in rows)
@@ -56,7 +56,7 @@ def profile(fields: Any, name: str) -> dict[str, Any]:
 
 
 def _note(row: dict[str, Any]) -> str:
-    """The device and the backend, as far as they are said."""
+    """The device and the backend, as far as they are given."""
     known = (row.get(key) for key in ("gpu_info", "cpu_info", "backends"))
     return ", ".join(str(value) for value in known if value)
 
@@ -70,7 +70,7 @@ def _model(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             times[width] = min(ms, times.get(width, ms))
     model = PurePath(str(rows[0]["model_filename"]).replace("\\", "/")).stem
     if len(times) < 2 or "1" not in times:
-        raise ValueError(f"{model} needs a row of tg and one of pp (-p 2,4,8,16 -n 64)")
+        raise ValueError(f"{model} needs a tg row and a pp row (-p 2,4,8,16 -n 64)")
     return {
         "model": model,
         "ms": times,
@@ -85,7 +85,7 @@ def _call(row: dict[str, Any]) -> tuple[str, float] | None:
     """Width and milliseconds of one call; None: the row mixes calls."""
     prompt, said, rate = int(row["n_prompt"]), int(row["n_gen"]), float(row["avg_ts"])
     if not rate > 0:
-        raise ValueError(f"avg_ts is a positive number, got {rate}")
+        raise ValueError(f"avg_ts must be a positive number, got {rate}")
     if bool(prompt) == bool(said):
         return None
     width = 1 if said else min(prompt, int(row.get("n_ubatch") or _CALL))

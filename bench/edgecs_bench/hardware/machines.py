@@ -1,4 +1,4 @@
-"""What calls cost on a machine: measured there, or from a roofline."""
+"""Call times on a machine, measured or from a roofline model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _QUANT = re.compile(r"(?:^|[-_. ])(?:iq|q)([1-8])(?![0-9])", re.I | re.A)
 
 @dataclass(frozen=True)
 class Size:
-    """How large a model is."""
+    """The size of a model."""
 
     name: str
     parameters: float
@@ -28,25 +28,25 @@ class Size:
 
     @property
     def bytes(self) -> float:
-        """Of all weights, which a call reads once."""
+        """Bytes of all weights, which a call reads once."""
         return self.parameters * self.bits / 8
 
     @staticmethod
     def parse(text: str) -> Size:
-        """From text such as 7B-q4 or 135M-8.5; raises ConfigError."""
+        """Parses text such as 7B-q4 or 135M-8.5; raises ConfigError."""
         found = _SIZE.fullmatch(text)
         bits = BITS.get(found[3].lower()) or float(found[3]) if found else 0.0
         size = _parameters(found) if found else 0.0
         if not (_SMALLEST <= size <= _LARGEST and 1 <= bits <= 64):
             raise ConfigError(
-                f"{text!r} is no size of a model: give parameters and bits a weight, "
+                f"{text!r} is not a model size: give parameters and bits per weight, "
                 f"as in 7B-q4 ({', '.join(BITS)}, or a number of 1 to 64 bits)"
             )
         return Size(text, size, bits)
 
     @staticmethod
     def of_name(name: str) -> Size | None:
-        """What the name of a file says of its size; None: nothing."""
+        """The size according to a file name; None: the name has no size."""
         found, quant = _NAMED.search(name), _QUANT.search(name)
         if not found:
             return None
@@ -59,7 +59,7 @@ def _parameters(found: re.Match[str]) -> float:
 
 @dataclass(frozen=True)
 class Deep:
-    """What calls cost further on in the context."""
+    """Call times at a larger depth."""
 
     depth: int  # tokens in the cache
     ms: dict[int, float]  # by width
@@ -67,20 +67,20 @@ class Deep:
 
 @dataclass(frozen=True)
 class Target:
-    """What calls to a model cost."""
+    """Call times of a model."""
 
     model: str
     ms: dict[int, float]  # by width
     overhead_ms: float = LARGE
-    parameters: float | None = None  # None: not known; so with bytes
+    parameters: float | None = None  # None: unknown; also for bytes
     bytes: float | None = None
     depth: int = 0
     settling_ms: float = 0.0  # see `Curve.settling`
-    deep: tuple[Deep, ...] = ()  # none: depth is taken to cost nothing
+    deep: tuple[Deep, ...] = ()  # empty: depth costs nothing
 
     @property
     def curve(self) -> Curve:
-        """Times at all widths, linear between those that are known."""
+        """Times at all widths, interpolated linearly."""
         made = curve(self.model, 1.0, self.ms, self.overhead_ms)
         made = made._replace(settling=self.settling_ms, depth=self.depth)
         there = (curve(self.model, 1.0, deep.ms, 0.0).times for deep in self.deep)
@@ -90,7 +90,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Drafter:
-    """What calls to a drafter cost."""
+    """Call times of a drafter."""
 
     name: str
     ms: dict[int, float]  # by width
@@ -123,18 +123,18 @@ class Roofline:
         return max(reading, computing) + self.launch_ms
 
     def target(self, size: Size) -> Target:
-        """A model of some size as a target."""
+        """The target of a given size."""
         times = {n: self.ms(size, n) for n in range(1, WIDEST + 1)}
         return Target(size.name, times, self.overhead_ms, size.parameters, size.bytes)
 
     def drafter(self, name: str, size: Size) -> Drafter:
-        """A model of some size as a drafter."""
+        """The drafter of a given size."""
         return Drafter(name, self.target(size).ms, self.ms(size, _READ) / _READ)
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """A machine, with targets that were measured there or a roofline for any."""
+    """A machine with measured targets, or with a roofline for any target."""
 
     name: str
     note: str
@@ -144,28 +144,28 @@ class Hardware:
     roofline: Roofline | None = None
 
     def describe(self) -> str:
-        """What its numbers are, in a line."""
+        """A one-line description of the numbers."""
         if line := self.roofline:
             known = f"{line.gb_per_s:g} GB/s, {line.tflops:g} TFLOPS, "
-            known += f"{line.launch_ms:g} ms a call: a roofline"
+            known += f"{line.launch_ms:g} ms per call: a roofline"
         else:
             widths = sorted({n for target in self.targets for n in target.ms})
-            known = f"times at widths {', '.join(map(str, widths))}, linear between"
+            known = f"times at widths {', '.join(map(str, widths))}, linear in between"
         return f"{self.name}: {self.note + '; ' if self.note else ''}{known}; " + (
             f"source: {self.source}"
         )
 
     def aims(self, sizes: Sequence[Size]) -> tuple[Target, ...]:
-        """The targets that were measured, or those of these sizes on the roofline."""
+        """The measured targets, or those of the given sizes on the roofline."""
         if self.roofline:
             return tuple(map(self.roofline.target, sizes))
         return self.targets
 
     def drafter(self, name: str, target: Target, size: Size | None = None) -> Drafter:
-        """The times of a drafter beside a target; raises ConfigError if unknown.
+        """The call times of a drafter for a target; raises ConfigError if unknown.
 
-        Measured; or from the roofline; or in proportion to the bytes of the target.
-        size: taken instead of what was measured and of what its name says.
+        They are measured, from the roofline, or in proportion to the target's bytes.
+        size: overrides the measured times and the size in the name.
         """
         for known in () if size else self.drafters:
             if known.name.lower() == name.lower():

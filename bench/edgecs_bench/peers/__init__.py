@@ -1,4 +1,4 @@
-"""Other runtimes on the same model and prompts, each in a process of its own.
+"""Other runtimes with the same model and prompts, each in its own process.
 
 for peer, name, config in resolve(["all"], has_draft=True):
     with PeerProcess(peer, config, model=model, ...) as process:

@@ -1,19 +1,19 @@
-"""A peer's end of the line: reads questions, lets an adapter answer, writes answers.
+"""The child process of a peer: reads requests, calls an adapter, writes answers.
 
-    python speak.py ADAPTER.py
+    python adapter_main.py ADAPTER.py
 
-Run by the peer's interpreter, so it knows nothing of edgecs and only the standard
-library. Each line on stdin and on stdout is a JSON object; `process.py` is the other
-end:
+The peer's interpreter runs it, so it uses only the standard library and nothing of
+edgecs. Each line on stdin and on stdout is a JSON object; `process.py` is the other
+side:
 
     {"model": path, "draft": path or null, "n_ctx": n, "threads": n, "config": {}}
         {"ready": true, "version": text, "load_s": seconds}
     {"ids": the prompt's tokens, "text": the same as text, "n": most tokens}
-        {"tokens": ids, the end token too, "ttft_s": seconds to the first of them,
+        {"tokens": ids with the end token, "ttft_s": seconds to the first of them,
          "decode_s": from the first to the last, "tested": n or null,
          "accepted": n or null, "peak_rss_mib": n}
 
-or {"error": one sentence} instead of either. The end of stdin ends the process.
+or {"error": message} instead of either. The process ends with stdin.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ MIB = 2**20
 
 
 class Adapter(Protocol):
-    """What `load(hello)` of an adapter's module returns."""
+    """The object that `load(hello)` of an adapter's module returns."""
 
     version: str
-    children: Sequence[int]  # ids of processes that hold weights for it
+    children: Sequence[int]  # ids of other processes that hold its weights
 
     def answer(self, question: dict[str, Any], heard: Heard) -> None:
-        """Has every token heard as it comes, from an empty cache and a cold drafter."""
+        """Passes tokens on as they arrive, from an empty cache and a reset drafter."""
 
 
 @dataclass
 class Heard:
-    """The tokens of an answer, and when they came; drafts are counted where known."""
+    """The tokens of an answer, their times, and drafted tokens where known."""
 
     began: float = field(default_factory=perf_counter)
     tokens: list[int] = field(default_factory=list)
@@ -55,19 +55,19 @@ class Heard:
     _last: float = 0.0
 
     def begin(self) -> None:
-        """What came before was no part of answering."""
+        """Starts the clock: earlier work is not part of the answer."""
         self.began = perf_counter()
 
     def __call__(self, tokens: Sequence[int]) -> None:
-        """More tokens, now."""
+        """Records tokens that arrive now."""
         self._last = perf_counter()
         self._first = self._first or self._last
         self.tokens.extend(tokens)
 
     def fields(self) -> dict[str, Any]:
-        """As the line that is written."""
+        """The fields of the answer line."""
         if not self.tokens:
-            raise RuntimeError("it answered with no token")
+            raise RuntimeError("the answer has no token")
         return {
             "tokens": self.tokens,
             "ttft_s": self._first - self.began,
@@ -78,7 +78,7 @@ class Heard:
 
 
 def load(path: Path, hello: dict[str, Any]) -> Adapter:
-    """The adapter of a file, with its model loaded."""
+    """Imports an adapter from a file and loads its model."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -89,9 +89,9 @@ def load(path: Path, hello: dict[str, Any]) -> Adapter:
 
 
 def peak_rss_mib(pid: int) -> float:
-    """The most memory a process has had, mapped weights too; 0 where none can tell.
+    """Peak memory of a process, including mapped weights; 0: unknown.
 
-    On Linux not from getrusage: what it tells a process may be its parent's peak.
+    On Linux getrusage is not used, because it may return the parent's peak.
     """
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -106,7 +106,7 @@ def peak_rss_mib(pid: int) -> float:
 
 
 def main() -> None:
-    """Says that the model is loaded, then answers until there are no more questions."""
+    """Loads the model, then answers requests until stdin ends."""
     questions, answers = _channels()
     hello = json.loads(questions.readline())
     began = perf_counter()
@@ -133,14 +133,14 @@ def _answer(adapter: Adapter, question: dict[str, Any]) -> dict[str, Any]:
 
 
 def sentence(error: Exception) -> str:
-    """An error in one line, which need not be all of it."""
+    """An error as one line, possibly shortened."""
     words = " ".join(str(error).split())
-    words = re.sub(r"Exception from \S+:\d+: ?", "", words)  # a place in C++ sources
+    words = re.sub(r"Exception from \S+:\d+: ?", "", words)  # a location in C++ sources
     return f"{type(error).__name__}: {words[:300]}" if words else type(error).__name__
 
 
 def _channels() -> tuple[IO[str], IO[str]]:
-    """stdin and stdout for this module alone: runtimes print what they like."""
+    """Reserves stdin and stdout for this module, because runtimes also print."""
     questions = os.fdopen(os.dup(0), encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     nothing = os.open(os.devnull, os.O_RDONLY)

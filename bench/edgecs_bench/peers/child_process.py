@@ -1,7 +1,6 @@
-"""A child process that is asked one JSON line and answers with one, in time or never.
+"""A child process that answers each JSON line with one, within a time limit.
 
-It knows nothing of models. What the child writes to stderr is kept for the sentence
-that says why it failed.
+It knows nothing about models. The stderr of the child is kept for the error message.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from typing import IO, Any
 
 from edgecs_bench.peers.failure import PeerFailed
 
-_GRACE = 5.0  # seconds a process has to end by itself
+_GRACE = 5.0  # seconds for a process to end by itself
 _KEPT = 20  # lines of stderr
 _SHOWN = 200  # characters of a line in a message
 
 
 class Line:
-    """The process and both its ends; closes. name: for messages."""
+    """The process and its pipes; has `close`. name: for messages."""
 
     def __init__(
         self, name: str, command: Sequence[str], environment: Mapping[str, str]
     ) -> None:
-        """Raises PeerFailed where the command cannot be started."""
+        """Raises PeerFailed if the command cannot be started."""
         self._name = name
         self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._said: deque[str] = deque(maxlen=_KEPT)
@@ -53,14 +52,14 @@ class Line:
 
     @property
     def pid(self) -> int:
-        """Of the child."""
+        """The id of the child process."""
         return self._process.pid
 
     def ask(self, question: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        """The answer to a question.
+        """Sends a request and returns the answer.
 
-        Raises PeerFailed. After an error that the child tells of it can be asked again;
-        after anything else it is closed.
+        Raises PeerFailed. After an error that the child reports it can be called again;
+        after any other failure the process is closed.
         """
         if not self._open:
             raise PeerFailed(f"{self._name} has failed before")
@@ -75,37 +74,37 @@ class Line:
         return answer
 
     def _ask(self, question: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        # In a thread: a child that does not read would block a long question for ever.
+        # In a thread, because a child that does not read would block a long request.
         _thread(self._write, json.dumps(question) + "\n")
         try:
             line = self._answers.get(timeout=seconds)
         except queue.Empty:
-            why = f"{self._name} gave no answer in {seconds:g} s"
-            raise PeerFailed(why + self._last_words()) from None
+            why = f"{self._name} did not answer within {seconds:g} s"
+            raise PeerFailed(why + self._stderr_tail()) from None
         if line is None:
-            raise PeerFailed(f"{self._name} ended {self._how()}{self._last_words()}")
+            raise PeerFailed(f"{self._name} ended {self._how()}{self._stderr_tail()}")
         with suppress(ValueError):
             answer = json.loads(line)
             if isinstance(answer, dict):
                 return answer
-        raise PeerFailed(f"{self._name} gave no answer but {line[:_SHOWN]!r}")
+        raise PeerFailed(f"{self._name} gave an invalid answer: {line[:_SHOWN]!r}")
 
     def _how(self) -> str:
-        """How a child that closed its stdout has ended."""
+        """Describes how a child that closed its stdout has ended."""
         self._keeper.join(_GRACE)
         try:
             code = self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:
-            return "its answers"
+            return "its output"
         if code < 0:
             return f"by {signal.Signals(-code).name}"
         return f"with exit code {code}"
 
-    def _last_words(self) -> str:
+    def _stderr_tail(self) -> str:
         return f": {self._said[-1][:_SHOWN]}" if self._said else ""
 
     def _write(self, line: str) -> None:
-        # That the child is gone is noticed by who waits for its answer.
+        # If the child has ended, `_ask` notices it.
         with suppress(OSError, ValueError):
             pipe = _there(self._process.stdin)
             pipe.write(line)
@@ -122,7 +121,7 @@ class Line:
                 self._said.append(text)
 
     def close(self) -> None:
-        """Lets the child end, then ends it and all it started; may be called again."""
+        """Ends the child and all processes it started; may be called again."""
         if not self._open:
             return
         self._open = False
@@ -131,7 +130,7 @@ class Line:
         self._listener.join(_GRACE)
         self._end()
         self._process.wait()
-        # A grandchild in a session of its own may hold a pipe for as long as it likes.
+        # A grandchild in its own session may keep a pipe open.
         for thread, pipe in (
             (self._listener, self._process.stdout),
             (self._keeper, self._process.stderr),
@@ -144,7 +143,7 @@ class Line:
         if not hasattr(os, "killpg"):
             self._process.kill()
             return
-        # On macOS a group of zombies may not be signalled.
+        # On macOS a group of zombies cannot be signalled.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 

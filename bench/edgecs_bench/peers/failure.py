@@ -1,4 +1,4 @@
-"""How a peer fails, in one sentence."""
+"""The error of a peer."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from edgecs.errors import EdgecsError
 
 
 class PeerFailed(EdgecsError):
-    """A peer could not be installed, started or heard out; the others go on."""
+    """A peer could not be installed, started or queried; other peers continue."""

@@ -1,4 +1,4 @@
-"""A configuration of a peer at work, in a process of its own."""
+"""A configuration of a peer that runs in its own process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgecs_bench.peers.table import Config, Peer
 from edgecs_bench.peers.venvs import venv_for
 
 SPEAKER = Path(__file__).with_name("adapter_main.py")
-# Each library of threads has its own name for how many it may start.
+# Each threading library has its own variable for the number of threads.
 _THREADS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -28,22 +28,22 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 @dataclass(frozen=True)
 class PeerAnswer:
-    """What a peer said to a prompt, and how long it took as its client sees it."""
+    """A peer's answer to a prompt, and its times as seen by the client."""
 
-    tokens: list[int]  # the end token too, where there is one
+    tokens: list[int]  # including the end token, if there is one
     ttft_s: float
     decode_s: float  # from the first token to the last
-    tested: int | None  # tokens of drafts; None: no drafts, or the peer does not tell
+    tested: int | None  # drafted tokens; None: no drafts, or not reported
     accepted: int | None
-    peak_rss_mib: float  # of the process so far; 0: the system does not tell
+    peak_rss_mib: float  # of the process so far; 0: unknown
 
 
 class PeerProcess:
     """A peer with its model loaded; a context manager.
 
-    draft: handed on to the configurations that need one. root: where the environments
-    of all peers are kept. hello_s, answer_s: how long to wait for the model and for an
-    answer. Raises PeerFailed.
+    draft: the draft model for configurations that need one. root: the folder of all
+    peers' environments. hello_s, answer_s: time limits for loading and for an answer.
+    Raises PeerFailed.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class PeerProcess:
         self._name = peer.name
         self._answer_s = answer_s
         python = venv_for(peer, root, progress)
-        progress(f"{peer.name} loads {model.name}")
+        progress(f"{peer.name}: loading {model.name}")
         self._line = Line(
             peer.name,
             [str(python), "-I", str(SPEAKER), str(peer.script)],
@@ -81,20 +81,20 @@ class PeerProcess:
             self.version, self.load_s = str(ready["version"]), float(ready["load_s"])
         except KeyError as error:
             self.close()
-            raise PeerFailed(f"{peer.name} does not say that it is ready") from error
+            raise PeerFailed(f"{peer.name} did not report that it is ready") from error
         except BaseException:
             self.close()
             raise
 
     @property
     def pid(self) -> int:
-        """Of the process that answers."""
+        """The id of the process."""
         return self._line.pid
 
     def answer(self, ids: Sequence[int], text: str, n: int) -> PeerAnswer:
-        """Up to n tokens after a prompt, greedily, from an empty cache.
+        """Generates up to n tokens greedily, from an empty cache.
 
-        Raises PeerFailed; after an error of the peer's own it can be asked again.
+        Raises PeerFailed; after an error that the peer reports it can be called again.
         """
         question = {"ids": list(ids), "text": text, "n": n}
         fields = self._line.ask(question, self._answer_s)
@@ -102,10 +102,10 @@ class PeerProcess:
             return PeerAnswer(**fields)
         except TypeError as error:
             self.close()
-            raise PeerFailed(f"{self._name} gave no answer: {error}") from error
+            raise PeerFailed(f"{self._name} gave an invalid answer: {error}") from error
 
     def close(self) -> None:
-        """Ends the process and all it started; may be called again."""
+        """Ends the process and all processes it started; may be called again."""
         self._line.close()
 
     def __enter__(self) -> PeerProcess:
@@ -116,6 +116,6 @@ class PeerProcess:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """This process's with a number of threads, without its Python and the network."""
+    """This process's environment with a thread limit, without Python and network."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     return kept | dict.fromkeys(_THREADS, str(threads)) | _OFFLINE | NO_TELEMETRY

@@ -1,4 +1,4 @@
-"""The runtimes that edgecs is compared with, and what each of them is run with."""
+"""The runtimes that edgecs is compared with, and their configurations."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _ADAPTERS = Path(__file__).parent / "backends"
 
 @dataclass(frozen=True)
 class Peer:
-    """A runtime in a process and a virtual environment of its own.
+    """A runtime with its own process and virtual environment.
 
-    requirements: pinned; none: it runs in the environment of edgecs itself.
+    requirements: pinned; empty: it runs in the environment of edgecs.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Peer:
     configurations: Mapping[str, Config]
 
 
-# Small sizes beside llama.cpp's defaults (12 and 48; 24, 48 and 64), which rarely match
+# Smaller sizes than llama.cpp's defaults (12 and 48; 24, 48 and 64), which rarely match
 # in an answer of a few hundred tokens.
 _LLAMA_SERVER: dict[str, Config] = {
     "plain": {},
@@ -82,7 +82,7 @@ PEERS = (
     ),
     Peer(
         "onnxruntime-genai",
-        (),  # nothing to install for what cannot be run
+        (),  # nothing to install, because it cannot run
         _ADAPTERS / "onnxruntime_builder.py",
         {"plain": {}},
     ),
@@ -92,9 +92,9 @@ PEERS = (
 def resolve(
     names: Sequence[str], *, has_draft: bool
 ) -> Iterator[tuple[Peer, str, Config]]:
-    """The configurations that are meant, in the order of the table.
+    """The selected configurations, in the order of the table.
 
-    A name is that of a peer, `peer/configuration`, or `all`. Without a draft model the
+    A name is a peer, `peer/configuration`, or `all`. Without a draft model the
     configurations that need one are left out. Raises ConfigError for other names.
     """
     known = {"all", *(name for peer in PEERS for name in _names(peer))}

@@ -1,4 +1,4 @@
-"""A virtual environment for each peer, made once and kept."""
+"""Virtual environments of peers, created once and kept."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from edgecs_bench.peers.table import Peer
 
 
 def venv_for(peer: Peer, root: Path, progress: Callable[[str], None]) -> Path:
-    """The interpreter of a peer; its packages are installed when they are not there.
+    """The interpreter of a peer; installs its packages if they are missing.
 
-    root: the folder of all peers. A folder under its final name is whole, so an install
-    that was interrupted begins anew. Raises PeerFailed.
+    root: the folder of all peers. A folder gets its final name when it is complete, so
+    an interrupted install starts over. Raises PeerFailed.
     """
     if not peer.requirements:
         return Path(sys.executable)
@@ -34,7 +34,7 @@ def venv_for(peer: Peer, root: Path, progress: Callable[[str], None]) -> Path:
 
 
 def fingerprint(peer: Peer) -> str:
-    """Of what is installed, how it is built, and the Python it is for."""
+    """A hash of the packages, the build settings and the Python version."""
     made_of = [peer.requirements, sys.version_info[:2]]
     data = json.dumps(made_of, sort_keys=True).encode()
     return hashlib.sha256(data).hexdigest()[:12]
@@ -54,7 +54,7 @@ def _make(peer: Peer, folder: Path) -> None:
         try:
             made.rename(folder)
         except OSError:
-            # Another run was faster: what it made is the same.
+            # Another run was faster; its environment is the same.
             if not folder.exists():
                 raise
 
@@ -62,7 +62,7 @@ def _make(peer: Peer, folder: Path) -> None:
 def _install(peer: Peer, python: Path) -> None:
     """Raises PeerFailed with the last of pip's errors."""
     command = [str(python), "-I", "-m", "pip", "install", "--quiet", "--no-input"]
-    # pip would take a wheel that it once built with other settings.
+    # pip would reuse a wheel that was built with other settings.
     done = subprocess.run(
         [*command, "--disable-pip-version-check", *peer.requirements],
         stdin=subprocess.DEVNULL,
@@ -73,5 +73,5 @@ def _install(peer: Peer, python: Path) -> None:
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         errors = [line for line in said if line.startswith("ERROR:")] or said[-1:]
-        why = errors[-1].removeprefix("ERROR: ") if errors else "pip gives no reason"
+        why = errors[-1].removeprefix("ERROR: ") if errors else "pip gave no reason"
         raise PeerFailed(f"{peer.name} cannot be installed: {why}")

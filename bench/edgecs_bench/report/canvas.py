@@ -1,7 +1,7 @@
-"""Opens and saves the figures of matplotlib, which is an extra; others draw into axes.
+"""Opens and saves matplotlib figures; matplotlib is an optional extra.
 
-Every figure has the style and the colours of this module, whatever the settings of the
-user are, and the same numbers give the same bytes.
+Every figure has the style and colours of this module, independent of the user's
+settings, and the same numbers give the same bytes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ LIGHT = {
 }
 """Colours by name, on white; s0 to s7 are series."""
 
-_POINTS = 72  # in an inch
-_DOTS = 200  # of a PNG in an inch
+_POINTS = 72  # per inch
+_DOTS = 200  # of a PNG, per inch
 _INK, _DIM, _PAPER = (LIGHT[name] for name in ("ink", "dim", "paper"))
 _STYLE = {
     "axes.edgecolor": _DIM,
@@ -49,16 +49,16 @@ _STYLE = {
     "legend.handlelength": 1.4,
     "savefig.facecolor": _PAPER,
     "svg.fonttype": "none",
-    "svg.hashsalt": "edgecs",  # ids that stay the same
+    "svg.hashsalt": "edgecs",  # stable ids
     "text.color": _INK,
-    "text.parse_math": False,  # a $ in a name is a $
+    "text.parse_math": False,  # names may contain $
     "xtick.color": _DIM,
     "xtick.labelsize": 10.5,
     "ytick.color": _DIM,
     "ytick.labelcolor": _INK,
     "ytick.labelsize": 10.5,
 }
-# What matplotlib would write of itself and of the time.
+# Leaves out the version of matplotlib and the date.
 _METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
     "svg": {"Creator": None, "Date": None, "Format": None, "Type": None},
@@ -66,7 +66,7 @@ _METADATA: dict[str, dict[str, Any]] = {
 
 
 def is_installed() -> bool:
-    """Whether there is a matplotlib to draw with."""
+    """Whether matplotlib is installed."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -75,7 +75,7 @@ def is_installed() -> bool:
 
 
 def require() -> None:
-    """Raises ConfigError where nothing can be drawn."""
+    """Raises ConfigError if matplotlib is missing."""
     if not is_installed():
         raise ConfigError('drawing needs matplotlib: pip install "edgecs[plot]"')
 
@@ -90,14 +90,14 @@ def open_figure(width: float, height: float) -> Figure:
 def saved(make: Callable[[], Figure], form: str) -> bytes:
     """The figure as a file of one of FORMS; raises what `require` raises.
 
-    make: opens the figure and draws it, under the style.
+    make: opens the figure and draws it with the style.
     """
     require()
     from matplotlib import style
 
     file = BytesIO()
     with warnings.catch_warnings(), style.context(("default", _STYLE)):
-        # A page has fonts of its own, and a box in a picture is no reason to fail.
+        # A page has its own fonts, and a missing glyph is not an error.
         warnings.filterwarnings("ignore", "Glyph .* missing")
         make().savefig(file, format=form, dpi=_DOTS, metadata=_METADATA[form])
     return file.getvalue()

@@ -1,6 +1,6 @@
-"""The charts of a result of `edgecs bench`: which there are, as files and for a page.
+"""The charts of a result of `edgecs bench`, as files and for a page.
 
-`edgecs_bench.report.figures` draws them. What a result lacks has no chart.
+`edgecs_bench.report.figures` draws them. Charts without data are left out.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 PLAIN = "plain"
 
-_WINDOW = 8  # rounds that a speed is taken over
-_PARTS = ("rows", "answers", "samples")  # that name modes
-_FEW = 10  # tested tokens of which a share says something
-_DEEPEST = 16  # positions in a draft that there is room for
+_WINDOW = 8  # rounds over which a speed is averaged
+_PARTS = ("rows", "answers", "samples")  # parts of a result whose rows have a mode
+_FEW = 10  # minimum tested tokens for a share
+_DEEPEST = 16  # positions in a draft that are shown
 _ODD = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _VARIABLES = {colour: f"var(--{name})" for name, colour in LIGHT.items()}
 
 
 @dataclass(frozen=True)
 class Chart:
-    """One figure, and what it says."""
+    """One figure with its title and caption."""
 
     name: str  # of its file
     title: str
@@ -44,7 +44,7 @@ class Chart:
 
 
 def charts(result: Mapping[str, Any]) -> list[Chart]:
-    """Every chart that there are numbers for. Nothing is drawn yet."""
+    """Every chart that has data. Nothing is drawn yet."""
     clean = cleaned(result)
     parts = (_costs, _speedups, _positions, _sources, _paces, _rounds, _anchors)
     return [chart for part in parts for chart in part(clean)]
@@ -53,7 +53,7 @@ def charts(result: Mapping[str, Any]) -> list[Chart]:
 def save_charts(
     result: Mapping[str, Any], folder: Path, formats: Sequence[str] = FORMS
 ) -> list[Path]:
-    """Writes every chart as a file of each format; light, on white."""
+    """Writes every chart as a file of each format, with light colours."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for chart in charts(result):
@@ -74,7 +74,7 @@ def inline_svg(chart: Chart, prefix: str) -> str:
 
 
 def cleaned(value: Any) -> Any:
-    """The same without characters that no page may have; no number for NaN."""
+    """Replaces characters that are invalid in a page, and NaN with None."""
     if isinstance(value, str):
         return _ODD.sub("\N{REPLACEMENT CHARACTER}", value)
     if isinstance(value, float):
@@ -86,7 +86,7 @@ def cleaned(value: Any) -> Any:
     return value
 
 
-# --- one after the other
+# --- the charts
 
 
 def _costs(result: Mapping[str, Any]) -> Iterator[Chart]:
@@ -99,19 +99,19 @@ def _costs(result: Mapping[str, Any]) -> Iterator[Chart]:
     best = min(each, key=lambda n: each[n])
     yield Chart(
         "costs",
-        "What a call of the target costs",
+        "Cost of a target call",
         f"After {curve['depth']} tokens of context; one token takes "
-        f"{found[1]:.1f} ms. Below the dotted line a draft that is right saves time. "
-        f"Cheapest by the token: {best}, which cost {relative[best]:.2f} times one.",
+        f"{found[1]:.1f} ms. Below the dotted line a correct draft saves time. "
+        f"Cheapest per token: {best}, which cost {relative[best]:.2f} times one.",
         partial(figures.costs, relative, curve["same"]),
     )
 
 
 def _speedups(result: Mapping[str, Any]) -> Iterator[Chart]:
-    """Kinds of task with a bar for every mode; with many modes the other way round."""
+    """Categories with a bar per mode; with many modes, modes with bars per category."""
     modes = _series(result)
     group, colour = "category", "mode"
-    if len(modes) > len(figures.SERIES):  # than can be told apart by their colours
+    if len(modes) > len(figures.SERIES):  # than there are distinct colours
         group, colour = colour, group
     rows = [r for r in result["rows"] if r["mode"] != PLAIN and r["speedup"]]
     rows.sort(key=lambda row: modes[row["mode"]])
@@ -133,8 +133,8 @@ def _speedups(result: Mapping[str, Any]) -> Iterator[Chart]:
         yield Chart(
             f"speedups-t{temperature:g}",
             f"Speed-up at temperature {temperature:g}",
-            "Decode speed over that of plain decoding, by kind of task; whiskers: "
-            "90 % interval. Left of 1 is slower. Bars in the order of the legend.",
+            "Decode speed relative to plain decoding, by category; whiskers: "
+            "90 % interval. Left of 1 is slower. Bars are in the order of the legend.",
             partial(figures.bars, groups, legend, start=1, label="plain decoding = 1"),
         )
 
@@ -157,8 +157,8 @@ def _positions(result: Mapping[str, Any]) -> Iterator[Chart]:
         yield Chart(
             "positions",
             "Acceptance by position in the draft",
-            "Share of the tested tokens that the target chose as well, first token of "
-            f"a draft on the left; where at least {_FEW} were tested.",
+            "Share of the tested tokens that the target accepted, first token of a "
+            f"draft on the left; positions with at least {_FEW} tested tokens.",
             partial(
                 figures.lines, curves, across="position in the draft", up="accepted"
             ),
@@ -185,7 +185,7 @@ def _sources(result: Mapping[str, Any]) -> Iterator[Chart]:
         yield Chart(
             "sources",
             "Acceptance by source",
-            "Who proposed the tested tokens, and how many of them were accepted.",
+            "Tested tokens by drafter, and how many of them were accepted.",
             partial(
                 figures.bars,
                 groups,
@@ -215,9 +215,9 @@ def _paces(result: Mapping[str, Any]) -> Iterator[Chart]:
         yield Chart(
             "paces",
             "Speed along an answer",
-            f"Tokens a second over the last {_WINDOW} rounds, one answer of each kind. "
-            "Parked: something was proposed, nothing was tested. Dotted: plain "
-            "decoding of all prompts of that kind.",
+            f"Tokens per second over the last {_WINDOW} rounds, one answer per "
+            "category. Parked: tokens were proposed but not tested. Dotted: plain "
+            "decoding of all prompts of that category.",
             partial(figures.paces, found),
         )
 
@@ -225,7 +225,7 @@ def _paces(result: Mapping[str, Any]) -> Iterator[Chart]:
 def pace(
     rounds: Sequence[Mapping[str, Any]],
 ) -> tuple[dict[int, float], list[tuple[int, int]]]:
-    """Tokens a second by the tokens so far, and parked spans from token to token.
+    """Tokens per second by the tokens so far, and parked spans of tokens.
 
     >>> rounds = [
     ...     {"at_ms": 100, "emitted": 1, "parked": True},
@@ -268,9 +268,9 @@ def _rounds(result: Mapping[str, Any]) -> Iterator[Chart]:
     if rows:
         yield Chart(
             "rounds",
-            "Where the time of a round goes",
-            "Means over all answers. The rest is choosing tokens, the planner and "
-            "bookkeeping. A round gives as many tokens as the mean acceptance length.",
+            "Time of a round by part",
+            "Means over all answers. The rest is sampling, the planner and "
+            "bookkeeping. A round yields as many tokens as the mean acceptance length.",
             partial(figures.stacks, rows, ("drafting", "target's call", "the rest")),
         )
 
@@ -282,7 +282,7 @@ def _anchors(result: Mapping[str, Any]) -> Iterator[Chart]:
         low, high = min(found.values()), max(found.values())
         yield Chart(
             "anchors",
-            "Whether the machine kept its speed",
+            "Speed of the machine during the run",
             f"A call with one token, before every block and after the last one: "
             f"{low:.1f} to {high:.1f} ms, {high / low - 1:.0%} apart.",
             partial(figures.drift, found, drifted),
@@ -290,7 +290,7 @@ def _anchors(result: Mapping[str, Any]) -> Iterator[Chart]:
 
 
 def _series(result: Mapping[str, Any]) -> dict[str, int]:
-    """A number for every mode but plain decoding: the same in every chart."""
+    """A number for every mode except plain decoding, the same in every chart."""
     names = (row["mode"] for part in _PARTS for row in result[part])
     modes = dict.fromkeys([*(mode["name"] for mode in result["modes"]), *names])
     return {name: at for at, name in enumerate(m for m in modes if m != PLAIN)}

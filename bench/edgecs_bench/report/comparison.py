@@ -1,4 +1,4 @@
-"""Two results side by side: what became faster, slower, or other."""
+"""Compares two results: what is faster, slower or different."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgecs_bench.run.statistics import geometric_mean
 
 
 def differences(a: Result, b: Result) -> Iterator[str]:
-    """What keeps two results from being compared, or is good to know."""
+    """Differences that make two results incomparable or should be known."""
     for name, of in (
         ("machine", lambda r: f"{r['machine']['processor']} ({r['machine']['id']})"),
         ("model", lambda r: f"{r['model']['name']} ({r['model']['fingerprint'][:8]})"),
@@ -31,9 +31,9 @@ def differences(a: Result, b: Result) -> Iterator[str]:
 
 
 def compare(a: Result, b: Result) -> list[dict[str, Any]]:
-    """Rows that both have: speeds, speed-ups, and whether their intervals meet.
+    """Rows of both results: speeds, speed-ups, and whether their intervals overlap.
 
-    ratio: tokens a second of B over those of A; it means something on one machine.
+    ratio: tokens per second of B over those of A; meaningful only on one machine.
     """
     theirs = {_key(row): row for row in b["rows"]}
     found = []
@@ -67,7 +67,7 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str, float]:
 
 
 def _meet(a: list[float] | None, b: list[float] | None) -> bool | None:
-    """Whether two intervals overlap; None: there is no telling."""
+    """Whether two intervals overlap; None: unknown."""
     if not a or not b:
         return None
     return a[0] <= b[1] and b[0] <= a[1]
@@ -88,9 +88,9 @@ def means(rows: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
 
 
 def show(a: Sequence[Result], b: Sequence[Result], *, as_json: bool) -> str:
-    """Two results, or merged ones model by model, for people or for programs.
+    """Compares two results, or merged ones model by model, as text or JSON.
 
-    Raises click.UsageError where no row is in both.
+    Raises click.UsageError if they have no common row.
     """
     theirs = {result["model"]["name"]: result for result in b}
     parts = [

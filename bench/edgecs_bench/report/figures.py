@@ -1,7 +1,7 @@
-"""The figures of a report, drawn from plain numbers into figures of `canvas`.
+"""The figures of a report, drawn from plain numbers with `canvas`.
 
-Knows nothing of results. Every colour is one of `canvas.LIGHT`, so that a page can put
-its own in their place; a width of 400 points suits a card on a page and a phone.
+This module knows nothing about results. Every colour is one of `canvas.LIGHT`, so that
+a page can replace it; a width of 400 points suits a card on a page and a phone.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 SERIES = tuple(name for name in LIGHT if name[0] == "s")
 
 _INK, _DIM, _LINE, _PAPER = (LIGHT[name] for name in ("ink", "dim", "line", "paper"))
-_MARKERS = "os^DvPX*"  # series differ by more than their colours
+_MARKERS = "os^DvPX*"  # series differ not only in colour
 _WIDTH = 400  # points
-_LONGEST = 20  # letters of a name that there is room for
+_LONGEST = 20  # letters of a name that fit
 _LINE_OF_LETTERS = 62
 
 
 class Bar(NamedTuple):
-    """A value of one series, with what is written beside it."""
+    """A value of one series, with its label."""
 
     series: int
     value: float
@@ -46,21 +46,21 @@ class Line(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """How fast one answer grew."""
+    """The speed along one answer."""
 
     series: int
     label: str
-    speeds: Mapping[int, float]  # tokens a second, by the tokens there were
-    parked: Sequence[tuple[int, int]]  # from token to token
-    plain: float | None  # what plain decoding makes of such prompts
+    speeds: Mapping[int, float]  # tokens per second by the tokens so far
+    parked: Sequence[tuple[int, int]]  # [from token, to token]
+    plain: float | None  # speed of plain decoding for such prompts
 
 
 def costs(relative: Mapping[int, float], same: Sequence[int]) -> Figure:
-    """Relative time of a call by width; above the dotted line no draft can pay."""
+    """Relative time of a call by width; above the dotted line drafts cannot pay."""
     figure, axes = _panel(250)
     widths = list(relative)
     top = 1.08 * max(relative.values())
-    axes.plot((0, top), (0, top), ":", color=_DIM, label="n tokens, n times the price")
+    axes.plot((0, top), (0, top), ":", color=_DIM, label="n tokens, n times the cost")
     axes.plot(widths, list(relative.values()), color=_INK, zorder=2)
     looks: dict[str, tuple[list[int], dict[str, Any]]] = {
         "same bits as width 1": ([n for n in widths if n in same], {"color": _INK}),
@@ -97,7 +97,7 @@ def bars(
     stop: float | None = None,
     label: str,
 ) -> Figure:
-    """Groups of bars that grow from `start`, the first group on top."""
+    """Groups of bars that start at `start`, with the first group on top."""
     count = sum(map(len, groups.values()))
     figure, axes = _panel(70 + 13 * count + 9 * len(groups))
     ticks, at = [], 0.0
@@ -119,7 +119,7 @@ def bars(
 
 
 def lines(curves: Sequence[Line], *, across: str, up: str) -> Figure:
-    """Shares by position, one curve a series."""
+    """Shares by position, one curve per series."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     figure, axes = _panel(230)
@@ -142,7 +142,7 @@ def lines(curves: Sequence[Line], *, across: str, up: str) -> Figure:
 
 
 def paces(answers: Sequence[Pace]) -> Figure:
-    """Speed along the answers, one below the other."""
+    """The speed along each answer, one panel per answer."""
     figure = open_figure(_WIDTH, 70 + 66 * len(answers))
     panels = figure.subplots(len(answers), 1, sharex=True, squeeze=False)[:, 0]
     found: dict[str, Artist] = {}
@@ -160,7 +160,7 @@ def paces(answers: Sequence[Pace]) -> Figure:
         axes.set_ylim(0, 1.15 * max(*speeds, answer.plain or 0))
         found.update(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     panels[-1].set(xlabel="tokens of the answer")
-    figure.supylabel("tokens a second", color=_DIM, fontsize=11)
+    figure.supylabel("tokens per second", color=_DIM, fontsize=11)
     _legend(figure, list(found.values()), list(found))
     return figure
 
@@ -176,13 +176,13 @@ def stacks(rows: Mapping[str, Sequence[float]], parts: Sequence[str]) -> Figure:
         _write_beside(axes, at, f"{left:.1f} ms")
     axes.set_yticks(range(len(rows)), [_short(name) for name in rows])
     axes.tick_params(axis="y", length=0)
-    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="milliseconds in a round")
+    axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="milliseconds per round")
     _legend(figure, axes.patches[: len(parts)], parts)
     return figure
 
 
 def drift(anchors: Mapping[int, float], drifted: Sequence[int]) -> Figure:
-    """How far the same call is from its median, before every block."""
+    """The time of the same call relative to its median, before every block."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     figure, axes = _panel(190)
@@ -222,7 +222,7 @@ def _draw_bar(axes: Axes, at: float, bar: Bar, start: float) -> None:
 
 
 def _look(series: int) -> dict[str, Any]:
-    """Pale enough for a whisker to be seen on it."""
+    """A fill pale enough to show a whisker on it."""
     from matplotlib.colors import to_rgba
 
     colour = LIGHT[SERIES[series % len(SERIES)]]
@@ -230,7 +230,7 @@ def _look(series: int) -> dict[str, Any]:
 
 
 def _write_beside(axes: Axes, at: float, note: str) -> None:
-    """On the right of the panel, where notes stand in one column."""
+    """Writes a note on the right of the panel, where notes form a column."""
     axes.annotate(
         note,
         (1, at),
@@ -250,7 +250,7 @@ def _series_legend(figure: Figure, names: Mapping[int, str]) -> None:
 
 
 def _legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
-    """In one row above the panels if there is room, else in as few as possible."""
+    """A legend above the panels, in as few rows as possible."""
     rows = 1
     while rows < len(labels) and _letters(labels, rows) > _LINE_OF_LETTERS:
         rows += 1
@@ -271,7 +271,7 @@ def _in_lines(name: str) -> str:
 
 
 def _short(name: str, longest: int = _LONGEST) -> str:
-    """A name in one line; matplotlib would hide what begins with an underscore."""
+    """A name in one line; matplotlib would hide a leading underscore."""
     line = " ".join(name.split())
     line = line if len(line) <= longest else line[: longest - 1] + "…"
     return f" {line}" if line.startswith("_") else line

@@ -48,12 +48,12 @@ DARK = {
     "s6": "#d0bf5a",
     "s7": "#a9b4c0",
 }
-"""The names of `canvas.LIGHT` on a dark page."""
+"""The colours of `canvas.LIGHT` on a dark page."""
 
-_TARGET = "target"  # writes what nobody drafted, and is left unmarked
+_TARGET = "target"  # writes the tokens that were not drafted, which are not marked
 _LOOKS = len(figures.SERIES)
 _MACHINE = ("processor", "cores", "devices", "system", "power", "id")
-_BUSY = 0.02  # share of the processors that is too much for others
+_BUSY = 0.02  # share of the processors that other programs may use
 
 
 class Drawn(NamedTuple):
@@ -66,7 +66,7 @@ class Drawn(NamedTuple):
 
 
 class Writer(NamedTuple):
-    """Who wrote parts of a sample, how they look and how much they are."""
+    """A source of a sample's tokens, its style and its share."""
 
     name: str
     look: str  # of CSS
@@ -89,15 +89,15 @@ class Section(NamedTuple):
 
 
 def render(results: Sequence[Mapping[str, Any]]) -> str:
-    """One page of one result or more; the same for the same results.
+    """One page for one or more results; equal results give equal pages.
 
-    Without matplotlib it has no charts and says so. Raises ConfigError.
+    Without matplotlib it has a note instead of charts. Raises ConfigError.
     """
     for result in results:
         if result.get("format") != FORMAT:
             raise ConfigError(
                 f"a report is made from {FORMAT}, not from {result.get('format')!r}: "
-                "take a file that `edgecs bench` wrote"
+                "give a file that `edgecs bench` wrote"
             )
     clean = [cleaned(result) for result in results]
     drawable = canvas.is_installed()
@@ -118,10 +118,10 @@ def render(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def verdict(result: Fields) -> Iterator[str]:
-    """What was found, in sentences for people who read no tables."""
+    """The main findings in sentences."""
     best = chosen(result)
     if best is None:
-        yield "No mode that drafts has a speed here: there is nothing to compare."
+        yield "No drafting mode has a speed here, so there is nothing to compare."
         return
     worst, several = best["worst"], {one["temperature"] for one in result["overall"]}
     warm = f" at temperature {best['temperature']:g}" if len(several) > 1 else ""
@@ -133,37 +133,37 @@ def verdict(result: Fields) -> Iterator[str]:
     between = interval(best["interval"])
     sure = "" if between == NOTHING else f" (90 % interval {between})"
     yield (
-        f"With “{best['mode']}”{warm} this model answers {best['geomean']:.2f} times "
-        f"as fast as plain decoding here{sure}{where}."
+        f"In mode “{best['mode']}”{warm} this model answers {best['geomean']:.2f} "
+        f"times as fast as plain decoding here{sure}{where}."
     )
     same, forks = identical(rows_of(result, best))
     if forks:
         yield (
-            f"{same} of {same + forks} answers are those of plain decoding, token by "
-            f"token; {forks} {'forks' if forks == 1 else 'fork'}."
+            f"{same} of {same + forks} answers are identical to plain decoding, token "
+            f"by token; {forks} {'forks' if forks == 1 else 'fork'}."
         )
     elif same:
-        yield f"All {same} answers are those of plain decoding, token by token."
+        yield f"All {same} answers are identical to plain decoding, token by token."
 
 
 def warnings(result: Fields) -> Iterator[str]:
-    """Reasons not to believe the numbers."""
+    """Warnings about the numbers."""
     best = chosen(result)
     ends = best and best["interval"]
     if ends and None not in ends and ends[0] <= 1 <= ends[1]:
         yield "The interval includes 1: no difference in speed is shown."
     if (result["others"] or 0) > _BUSY:
         yield (
-            f"Other programs had {result['others']:.0%} of the processors' time: these "
-            "speeds are no measure of this model."
+            f"Other programs used {result['others']:.0%} of the processor time: these "
+            "speeds are not a measurement of this model."
         )
     if drifted := {one["block"] for one in result["answers"] if one.get("drifted")}:
         yield (
-            f"The machine changed its speed during {len(drifted)} "
+            f"The speed of the machine changed during {len(drifted)} "
             f"block{'s' if len(drifted) > 1 else ''}."
         )
     if result["machine"]["power"] == "battery":
-        yield "The machine ran on battery."
+        yield "The machine ran on battery power."
     for mode in result["modes"]:
         if "error" in mode:
             yield f"“{mode['name']}” failed: {mode['error']}"
@@ -193,12 +193,12 @@ def _section(at: int, result: Fields, drawable: bool) -> Section:
 
 
 def _facts(result: Fields) -> dict[str, dict[str, Any]]:
-    """What was measured, where and how, by the heading it stands under."""
+    """What was measured, where and how, by heading."""
     model, suite, machine = result["model"], result["suite"], result["machine"]
     return {
         "Model": {
             "name": model["name"],
-            "what it is": model["description"],
+            "description": model["description"],
             "parameters": parameters(model["parameters"]),
             "size": size(model["bytes"]),
             "fingerprint": model["fingerprint"],
@@ -229,7 +229,7 @@ def _drafter(fields: Fields) -> str:
 
 
 def _shown(block: Fields) -> dict[str, str]:
-    """Names and values as text; what is not known is left out."""
+    """Names and values as text; unknown ones are left out."""
     return {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in block.items()
@@ -238,7 +238,7 @@ def _shown(block: Fields) -> dict[str, str]:
 
 
 def _writers(samples: Sequence[Fields]) -> dict[str, Writer]:
-    """Everyone who wrote in the samples, the target first."""
+    """All sources of tokens in the samples, the target first."""
     letters: dict[str, int] = {}
     for sample in samples:
         for text, name in sample["pieces"]:

@@ -1,4 +1,4 @@
-"""How every bench ends: a table for people on stdout, then one line of JSON."""
+"""The output of every benchmark: a table on stdout, then one line of JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def table_lines(rows: Sequence[Mapping[str, object]]) -> list[str]:
-    """Rows of equal keys as lines: columns of words, and from a number on of numbers.
+    """Rows with equal keys as lines; columns from the first number on are numbers.
 
     >>> for line in table_lines([{"chain": "mag:3", "speed-up": 1.5, "share": "50%"}]):
     ...     print(line)

@@ -1,4 +1,4 @@
-"""An SVG of matplotlib as a part of a page: its font, its colours, ids of its own."""
+"""Embeds a matplotlib SVG in a page, with the page's font, colours and unique ids."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _POINTING = ("href", "clip-path", "style")  # attributes
 
 
 def inline(svg: bytes, colours: Mapping[str, str], prefix: str, label: str) -> str:
-    """The picture as an element that is as wide as there is room.
+    """The picture as an element that fills the available width.
 
-    colours: CSS variables by the colour that they replace. prefix: how ids begin, so
-    that those of several pictures differ. label: the picture in words.
+    colours: CSS variables by the colour that they replace. prefix: of ids, so that
+    those of several pictures differ. label: a description of the picture.
     """
     root = ElementTree.fromstring(svg)
     for element in root.iter():
@@ -36,7 +36,7 @@ def inline(svg: bytes, colours: Mapping[str, str], prefix: str, label: str) -> s
 
 
 def _drop_namespaces(element: Element) -> None:
-    """HTML knows what is inside an <svg>."""
+    """Removes namespaces, which HTML does not need inside an <svg>."""
     element.tag = element.tag.rpartition("}")[2]
     element.attrib = {k.rpartition("}")[2]: v for k, v in element.attrib.items()}
 
@@ -46,7 +46,7 @@ def _size(font: re.Match[str]) -> str:
 
 
 def _rename(root: Element, prefix: str) -> None:
-    """Gives the ids that something points to new names and drops the others."""
+    """Renames the ids that are referenced and drops the others."""
     ids: dict[str, str] = {}
 
     def renamed(found: re.Match[str]) -> str:

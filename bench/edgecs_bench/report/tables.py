@@ -1,4 +1,4 @@
-"""The tables of a result of `edgecs bench`, as text in cells: nothing is drawn here."""
+"""The tables of a result of `edgecs bench`, as cells of text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells; the last cell of a row that is too short is as wide as the rest.
+    """Rows of cells; the last cell of a short row spans the remaining columns.
 
     numbers: for every head, whether its cells are numbers.
     """
@@ -36,13 +36,13 @@ class _Column(NamedTuple):
 
 
 def tables(result: Fields) -> list[Table]:
-    """Every table that there are rows for."""
+    """Every table that has rows."""
     made = (_modes, _rows, _tests, _passes, _failures, _forks)
     return [table for make in made if (table := make(result)).rows]
 
 
 def overview(results: Sequence[Fields]) -> Table:
-    """What each result comes to, a row each."""
+    """A summary with one row per result."""
     columns = (
         _Column("model", lambda one: one["model"]["name"], number=False),
         _Column("speed-up", lambda one: number(_main(one).get("geomean"))),
@@ -54,12 +54,12 @@ def overview(results: Sequence[Fields]) -> Table:
         _Column("mode", lambda one: _main(one).get("mode", NOTHING), number=False),
         _Column("machine", lambda one: one["machine"]["processor"], number=False),
     )
-    note = "Of each result the mode that its verdict is about."
+    note = "For each result, the mode that its verdict describes."
     return _table("overview", "Overview", note, columns, results)
 
 
 def chosen(result: Fields) -> Fields | None:
-    """What a verdict is about: of `overall` the last mode of edgecs that drafts."""
+    """The entry of `overall` for the verdict: the last drafting mode of edgecs."""
     ours = [
         mode["name"]
         for mode in result["modes"]
@@ -72,30 +72,30 @@ def chosen(result: Fields) -> Fields | None:
 
 
 def rows_of(result: Fields, overall: Fields) -> list[Fields]:
-    """The rows that an entry of `overall` sums up."""
+    """The rows that an entry of `overall` summarises."""
     key = (overall.get("mode"), overall.get("temperature"))
     return [row for row in result["rows"] if (row["mode"], row["temperature"]) == key]
 
 
 def plain_speeds(result: Fields) -> str:
-    """Plain decoding's tokens a second, the slowest and the fastest category."""
+    """Tokens per second of plain decoding, of the slowest and the fastest category."""
     rows = (row for row in result["rows"] if row["mode"] == PLAIN)
     speeds = [row["speed"] for row in rows if row["speed"]]
     return f"{min(speeds):.1f}-{max(speeds):.1f}" if speeds else NOTHING
 
 
 def number(value: float | None, form: str = ".2f") -> str:
-    """A number as text, a dash where there is none."""
+    """A number as text, or a dash for None."""
     return NOTHING if value is None else format(value, form)
 
 
 def interval(ends: Sequence[float | None] | None) -> str:
-    """From and to."""
+    """An interval as text, or a dash."""
     return "-".join(map(number, ends)) if ends and None not in ends else NOTHING
 
 
 def _modes(result: Fields) -> Table:
-    """What every mode is and comes to; one that failed is a row with its error."""
+    """Every mode with its results; a failed mode has a row with its error."""
     about = {mode["name"]: mode for mode in result["modes"]}
     columns = (
         _Column("mode", lambda one: one["mode"], number=False),
@@ -106,13 +106,15 @@ def _modes(result: Fields) -> Table:
         _Column("end to end", lambda one: number(one["end_to_end"])),
         _Column("identical", lambda one: _identical(rows_of(result, one))),
         _Column("planner, µs", lambda one: number(one["planner_us"], ".0f")),
-        _Column("what it is", lambda one: _about(about.get(one["mode"])), number=False),
+        _Column(
+            "description", lambda one: _about(about.get(one["mode"])), number=False
+        ),
     )
     table = _table(
         "modes",
         "Modes",
-        "Geometric means over the categories; end to end counts the time to the first "
-        "token too.",
+        "Geometric means over the categories; end to end includes the time to the "
+        "first token.",
         columns,
         result["overall"],
     )
@@ -120,7 +122,7 @@ def _modes(result: Fields) -> Table:
     silent = [m for m in result["modes"] if "error" in m or m["name"] not in told]
     return replace(
         table,
-        heads=table.heads or ["mode", "what it is"],
+        heads=table.heads or ["mode", "description"],
         numbers=table.numbers or [False, False],
         rows=[*table.rows, *([mode["name"], _outcome(mode)] for mode in silent)],
     )
@@ -149,15 +151,15 @@ def _rows(result: Fields) -> Table:
         _Column("tokens", lambda row: number(row["tokens"], ",")),
     )
     note = (
-        "TTFT: time to first token, median. Mean length: tokens a round, the bonus "
-        "token counted. By exactness tier: shares of the tokens. No loops: the "
-        "speed-up on prompts whose answers do not repeat themselves."
+        "TTFT: median time to first token. Mean length: tokens per round, including "
+        "the bonus token. Exactness tiers: shares of the tokens. No loops: the "
+        "speed-up on prompts whose answers have no repetition loops."
     )
     return _table("rows", "Categories", note, columns, result["rows"])
 
 
 def _tests(result: Fields) -> Table:
-    """In the columns of llama-bench."""
+    """A table with the columns of llama-bench."""
     model, machine = result["model"], result["machine"]
     backend = ", ".join(machine["devices"]) or "CPU"
     columns = (
@@ -212,7 +214,7 @@ def _forks(result: Fields) -> Table:
         _Column("width", lambda one: number(one["fork"].get("width"), "d")),
         _Column("of tokens", lambda one: number(one["tokens"], ",")),
     )
-    note = "Every answer that leaves that of plain decoding, and where."
+    note = "Every answer that differs from plain decoding, and where."
     rows = [answer for answer in result["answers"] if answer.get("fork")]
     return _table("forks", "Forks", note, columns, rows)
 
@@ -240,7 +242,7 @@ def _table(
     columns: Sequence[_Column],
     rows: Iterable[Fields],
 ) -> Table:
-    """A column that nobody has anything in is left out."""
+    """Makes a table without its empty columns."""
     lines = [[column.cell(row) for column in columns] for row in rows]
     kept = [at for at in range(len(columns)) if any(r[at] != NOTHING for r in lines)]
     return Table(
@@ -265,7 +267,7 @@ def _about(mode: Fields | None) -> str:
 
 
 def _outcome(mode: Fields) -> str:
-    """Of a mode without numbers."""
+    """The outcome of a mode without numbers."""
     failed = f"failed: {mode['error']}" if "error" in mode else "nothing measured"
     return f"{failed} ({_about(mode)})"
 
@@ -276,13 +278,13 @@ def _worst(overall: Fields) -> str:
 
 
 def _identical(rows: Iterable[Fields]) -> str:
-    """Answers that are those of plain decoding, of all that were compared."""
+    """Identical answers, of all that were compared."""
     same, forks = identical(rows)
     return f"{same} of {same + forks}" if same + forks else NOTHING
 
 
 def identical(rows: Iterable[Fields]) -> tuple[int, int]:
-    """Answers that are those of plain decoding, and those that fork from it."""
+    """Answers identical to plain decoding, and answers that fork from it."""
     counts = [(row["identical"], row["forks"]) for row in rows]
     return sum(same for same, _ in counts), sum(forks for _, forks in counts)
 

@@ -1,1 +1,1 @@
-"""Runs of `edgecs bench`: modes, blocks, the journal and the result."""
+"""Runs of `edgecs bench`: modes, blocks, journal and result."""

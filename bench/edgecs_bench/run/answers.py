@@ -1,4 +1,4 @@
-"""One prompt answered in one mode: what is kept of it, and where it forks."""
+"""The answer to a prompt in one mode: its stored fields and its fork."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Moment(NamedTuple):
     at: float  # seconds since the first token
     emitted: int  # tokens
     width: int  # tokens in the call
-    parked: bool  # something was proposed and nothing was tested
-    drafting: float  # seconds until the draft was there
+    parked: bool  # tokens were proposed but not tested
+    drafting: float  # seconds of drafting
     calling: float  # seconds of the target's call
 
 
 @dataclass(frozen=True)
 class Said:
-    """An answer as a mode gives it; times in seconds.
+    """An answer of a mode; times are in seconds.
 
-    stats, limits, moments, pieces and spans are those of a session of edgecs; another
-    runtime may know how many tokens were tested and accepted.
+    stats, limits, moments, pieces and spans are those of an edgecs session; another
+    runtime may report the numbers of tested and accepted tokens.
     """
 
     tokens: list[int]
@@ -48,7 +48,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is kept of an answer, in the names of the published schema."""
+    """The stored fields of an answer, under the names of the published schema."""
 
     category: str
     id: str
@@ -79,16 +79,16 @@ class Answer:
 
     @property
     def each(self) -> float:
-        """Seconds of a token after the first; there are two or more."""
+        """Seconds per token after the first; the answer has two or more tokens."""
         return self.decode_ms / 1e3 / (self.tokens - 1)
 
     @property
     def whole(self) -> float:
-        """Seconds of a token, the time to the first one counted."""
+        """Seconds per token, including the time to the first one."""
         return (self.ttft_ms + self.decode_ms) / 1e3 / self.tokens
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that say something."""
+        """The fields, without most of those that are None."""
         must = ("tested", "accepted", "fork", "planner_us")
         return {
             name: value
@@ -98,14 +98,14 @@ class Answer:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Answer:
-        """What `to_json` gave; TypeError for other data."""
+        """The inverse of `to_json`; TypeError for other data."""
         return cls(**fields)
 
 
 def of(said: Said, plain: Sequence[int], prompt_tokens: int) -> dict[str, Any]:
-    """The fields of an Answer that follow from what was said.
+    """The fields of an Answer that follow from the generated tokens.
 
-    plain: what decoding without drafts says.
+    plain: the answer of decoding without drafts.
     """
     forked = fork(said, plain, prompt_tokens)
     found: dict[str, Any] = {
@@ -153,9 +153,9 @@ def _ms(seconds: float) -> float:
 
 
 def fork(said: Said, plain: Sequence[int], prompt_tokens: int) -> dict[str, int] | None:
-    """Where an answer leaves plain decoding's, None: nowhere.
+    """Where an answer differs from plain decoding; None: nowhere.
 
-    In a round of which width, where that is known; 0 is the call that reads the prompt.
+    It has the width of the round, if known; 0 is the prefill.
     """
     if said.tokens == list(plain):
         return None
@@ -169,7 +169,7 @@ def fork(said: Said, plain: Sequence[int], prompt_tokens: int) -> dict[str, int]
 
 def _width(stats: Stats, at: int) -> int:
     """Width of the round that emitted token `at` of an answer."""
-    emitted, width = 1, 0  # the first token comes with the prompt
+    emitted, width = 1, 0  # the prefill gives the first token
     for record in stats.records:
         if emitted > at:
             break

@@ -1,4 +1,4 @@
-"""What everything is compared with: llama.cpp's own loop with its own kernels."""
+"""The baseline: llama.cpp's own loop with its own kernels."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LEAST_CONTEXT = 64  # tokens of a context that is not used
 
 
 def llama_beside(loaded: Loaded, closing: ExitStack) -> PlainLlama | None:
-    """llama.cpp's loop over the same file; None: no memory for it.
+    """llama.cpp's loop over the same file; None: not enough memory.
 
-    Over the same weights, unless they are laid out for edgecs's kernels.
+    It shares the weights unless they are packed for edgecs's kernels.
     """
     options, n_ctx = loaded.options, loaded.target.n_ctx
     model = loaded.model

@@ -1,9 +1,9 @@
-"""The order in which a bench answers: blocks, anchors, and what is measured again.
+"""The order of answers in a bench: blocks, anchors, and repeated blocks.
 
-A block is one prompt at one temperature, answered in every mode one after the other; in
-every second block the modes come backwards (A B B A). Before and after a block the time
-of a call with one token is measured, the anchor: where the two differ much, the machine
-changed its speed, and the block is run once more when all others are done.
+A block is one prompt at one temperature, answered in every mode one after the other;
+every second block runs the modes in reverse order (A B B A). Before and after a block
+the time of a call with one token is measured, the anchor. If the two differ much, the
+speed of the machine has changed, and the block is repeated after all others.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from edgecs_bench.run.modes import PLAIN, Asked, Mode
 from edgecs_bench.suite.prompts import Prompt
 
 DRIFT = 0.1  # share by which an anchor may change within a block
-_WARM = 16  # tokens of an answer that is not timed
+_WARM = 16  # tokens of a warm-up answer
 
 
 class Block(NamedTuple):
-    """One prompt at one temperature, once."""
+    """One repeat of one prompt at one temperature."""
 
     prompt: Prompt
     temperature: float
@@ -33,14 +33,14 @@ class Block(NamedTuple):
 
     @property
     def key(self) -> list[Any]:
-        """What it is called in a journal."""
+        """The name of the block in a journal."""
         return [self.prompt.category, self.prompt.id, self.temperature, self.repeat]
 
 
 def blocks(
     prompts: Sequence[Prompt], temperatures: Sequence[float], repeats: int
 ) -> list[Block]:
-    """All blocks; a run that is cut short has as many of every prompt as possible."""
+    """All blocks, ordered so that a shortened run covers all prompts evenly."""
     return [
         Block(prompt, temperature, repeat)
         for repeat in range(repeats)
@@ -51,11 +51,11 @@ def blocks(
 
 @dataclass
 class Done:
-    """What a block left behind."""
+    """The results of a block."""
 
     number: int
     anchors: tuple[float, float]  # milliseconds of a single token before and after
-    others: float  # share of the processors' time that other programs had
+    others: float  # share of the processor time that other programs used
     answers: list[Answer]
     texts: dict[str, str] = field(default_factory=dict)  # of the answers, by mode
     sample: dict[str, Any] | None = None
@@ -63,41 +63,41 @@ class Done:
 
     @property
     def drifted(self) -> bool:
-        """Whether the machine changed its speed."""
+        """Whether the speed of the machine changed."""
         before, after = self.anchors
         return abs(after / before - 1) > DRIFT
 
     def to_json(self) -> dict[str, Any]:
-        """For a journal."""
+        """The fields for a journal."""
         return {**vars(self), "answers": [a.to_json() for a in self.answers]}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Done:
-        """What `to_json` gave; TypeError, KeyError or ValueError for other data."""
+        """The inverse of `to_json`; raises TypeError, KeyError or ValueError."""
         before, after = fields["anchors"]
         answers = [Answer.from_json(answer) for answer in fields["answers"]]
         return cls(**{**fields, "anchors": (before, after), "answers": answers})
 
 
 class ModeFailed(Exception):
-    """A mode cannot answer any more; the message is one sentence."""
+    """A mode cannot continue; the message is one sentence."""
 
 
 class Meter(NamedTuple):
-    """What is read besides the clock."""
+    """Meters other than the clock."""
 
     anchor: Callable[[], float]  # milliseconds of a call with one token
-    joules: Callable[[], float | None]  # used by this machine so far; None: not known
+    joules: Callable[[], float | None]  # used by this machine so far; None: unknown
 
 
 @dataclass
 class Bench:
     """Answers blocks in some modes.
 
-    modes: plain decoding first. part: what this set of modes is called in the journal,
-    which other parts share. rules: how tokens are chosen, by temperature. encode: from
-    a prompt to ids. n_ctx: prompts that do not fit are skipped. until: `monotonic`
-    value after which no block is begun but the first.
+    modes: plain decoding first. part: the name of this set of modes in the journal,
+    which other parts share. rules: sampling rules by temperature. encode: converts a
+    prompt to ids. n_ctx: prompts that do not fit are skipped. until: `monotonic` value
+    after which no block except the first is started.
     """
 
     part: str
@@ -111,14 +111,14 @@ class Bench:
     say: Callable[[str], None] = lambda text: None
     until: float = float("inf")
     skipped: list[str] = field(default_factory=list)  # ids of prompts that do not fit
-    failed: dict[str, str] = field(default_factory=dict)  # modes and their errors
+    failed: dict[str, str] = field(default_factory=dict)  # errors of failed modes
     _longest: float = 0.0  # seconds of a block so far
     _sampled: set[str] = field(default_factory=set)  # categories
 
     def run(self, wanted: Iterable[Block]) -> list[Done]:
-        """All blocks that there is time for, drifted ones once more.
+        """Runs all blocks that the time allows, and repeats drifted ones.
 
-        None where every mode but plain decoding fails.
+        The result is empty if every mode except plain decoding fails.
         """
         fitting = self._fitting(list(wanted))
         if not self._warm_up([b for b in fitting if not self._is_done(b)]):
@@ -126,8 +126,8 @@ class Bench:
         done = self._all(fitting)
         drifted = [b for b, d in zip(fitting, done, strict=False) if d.drifted]
         if drifted:
-            self.say(f"the machine changed its speed in {len(drifted)} blocks: again")
-            # What is run again takes the place of the samples that it gave.
+            self.say(f"the machine's speed changed in {len(drifted)} blocks: repeating")
+            # A repeated block replaces the samples of the first run.
             lost = {d.sample["category"] for d in done if d.drifted and d.sample}
             self._sampled -= lost
             again = iter(self._all(drifted, again=True))
@@ -135,14 +135,14 @@ class Bench:
         return done
 
     def _fitting(self, wanted: list[Block]) -> list[Block]:
-        """Blocks that fit the context, and in which there is something to compare."""
+        """Blocks that fit into the context and have something to compare."""
         if len(self.modes) > 1 and all(mode.greedy_only for mode in self.modes[1:]):
             wanted = [block for block in wanted if not block.temperature]
         prompts = dict.fromkeys(block.prompt for block in wanted)
         sizes = {prompt: len(self.encode(prompt.text)) for prompt in prompts}
         for prompt, size in sizes.items():
             if size + self.most > self.n_ctx:
-                self.say(f"{prompt.category} {prompt.id}: {size} tokens are too many")
+                self.say(f"{prompt.category} {prompt.id}: {size} tokens do not fit")
                 self.skipped.append(prompt.id)
         return [b for b in wanted if sizes[b.prompt] + self.most <= self.n_ctx]
 
@@ -171,7 +171,7 @@ class Bench:
             self._sampled.add(done.sample["category"])
 
     def _block(self, block: Block, number: int, *, backwards: bool) -> Done:
-        """One prompt in every mode."""
+        """Answers one prompt in every mode."""
         text, rule = block.prompt.text, self.rules[block.temperature]
         asked = Asked(self.encode(text), text, rule, self.most)
         modes = [m for m in self.modes if m.name not in self.failed]
@@ -203,9 +203,9 @@ class Bench:
         return str([self.part, *block.key, False]) in self.journal.done
 
     def _warm_up(self, missing: Sequence[Block]) -> bool:
-        """Touches what the first answers would have to wait for.
+        """Runs a short answer in every mode to warm up.
 
-        False: nobody is there to be compared with plain decoding.
+        False: no mode is left to compare with plain decoding.
         """
         if missing:
             text, rule = missing[0].prompt.text, self.rules[missing[0].temperature]
@@ -253,7 +253,7 @@ class Bench:
 
 
 def _sample(block: Block, mode: str, said: Said) -> dict[str, Any]:
-    """An answer in full."""
+    """The complete fields of an answer."""
     pieces: list[list[str]] = []
     for piece in said.pieces:
         if pieces and pieces[-1][1] == piece.source:
@@ -279,13 +279,13 @@ def _sample(block: Block, mode: str, said: Said) -> dict[str, Any]:
 
 
 def _line(block: Block, done: Done) -> str:
-    """A block in a line, for those who wait."""
+    """One line of progress about a block."""
     speeds = [
         f"{a.mode} {1 / a.each:.1f}" if a.tokens > 1 else f"{a.mode} too short"
         for a in done.answers
     ]
     forks = [f"{a.mode} forks at {a.fork['token']}" for a in done.answers if a.fork]
     name = f"{block.prompt.category} {block.prompt.id}"
-    drifted = ["the machine changed its speed"] if done.drifted else []
+    drifted = ["the machine's speed changed"] if done.drifted else []
     parts = [f"{', '.join(speeds)} tok/s", *forks, *drifted]
     return f"{name}, temp {block.temperature:g}: {'; '.join(parts)}"

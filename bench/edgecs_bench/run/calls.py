@@ -1,4 +1,4 @@
-"""What calls cost here: the verify curve, drafters' steps, and an anchor."""
+"""Call times on this machine: the cost curve, drafters' steps, and the anchor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32)
 _REVIEWS = (1, 2, 3, 4, 8, 16)  # widths of a drafter's calls that are timed
 _DEPTH = 128  # tokens of context at which the cost curve is measured
 _DEEPER, _DEEP_WIDTHS = (512, 1024), (1, 2, 4, 8, 16)
-_SETTLES = 6  # tokens in a call whose effect on the next ones is timed
+_SETTLES = 6  # width of the calls whose effect on the next calls is timed
 _ANCHOR_SECONDS = 0.2
 
 Say = Callable[[str], None]
@@ -45,7 +45,7 @@ class Subject:
 
 
 def costs(subject: Subject, whole: bool) -> dict[str, Any]:
-    """The verify curve at a depth that many answers have; or what is known of it."""
+    """The cost curve at a typical depth of answers, or the part that is known."""
     target, speculation = subject.loaded.target, subject.speculation
     depth = min(_DEPTH, target.n_ctx // 2)
     if whole:
@@ -70,7 +70,7 @@ def costs(subject: Subject, whole: bool) -> dict[str, Any]:
 
 
 def _deep(target: LanguageModel, depth: int) -> list[dict[str, Any]]:
-    """Milliseconds by width further on, as far as the context goes."""
+    """Milliseconds by width at larger depths, as far as the context goes."""
     found = []
     for further in _DEEPER:
         if depth < further < target.n_ctx - WIDEST:
@@ -81,7 +81,7 @@ def _deep(target: LanguageModel, depth: int) -> list[dict[str, Any]]:
 
 
 def _steps(drafter: LoadedDrafter) -> dict[str, Any]:
-    """Milliseconds of a drafter's calls by width, and for each token of a prompt."""
+    """Milliseconds of a drafter's calls by width, and per token of a prompt."""
     model = drafter.model
     depth = min(_DEPTH, model.n_ctx // 2)
     seconds = curve(model, depth, _REVIEWS, repeats=5)
@@ -96,7 +96,7 @@ def _steps(drafter: LoadedDrafter) -> dict[str, Any]:
 
 
 def anchor(subject: Subject) -> float:
-    """Milliseconds of a call with one token, the median of a few."""
+    """Milliseconds of a call with one token, the median of a few calls."""
     target = subject.loaded.target
     depth = min(_DEPTH, target.n_ctx // 2)
     first = curve(target, depth, [1], repeats=3)[1]
@@ -105,7 +105,7 @@ def anchor(subject: Subject) -> float:
 
 
 def overhead(done: Sequence[Done]) -> float:
-    """Milliseconds of a round of plain decoding outside of the target's call."""
+    """Milliseconds of a round of plain decoding outside the target call."""
     found = [
         (a.decode_ms - a.calling_ms) / a.rounds
         for one in done

@@ -1,9 +1,9 @@
-"""How much energy this machine has used, where it tells.
+"""Energy counters of this machine, if it has any.
 
-RAPL on Linux (what the processor packages used, usually readable by root alone), NVML
-for NVIDIA GPUs through `nvidia-ml-py`, IOReport on Apple silicon through
-`zeus-apple-silicon`; both packages are in the extra `energy`. Not measured: NVML and
-Apple silicon, whose code has run on fakes only.
+RAPL on Linux (the processor packages, usually readable by root only), NVML for NVIDIA
+GPUs through `nvidia-ml-py`, IOReport on Apple silicon through `zeus-apple-silicon`;
+both packages are in the extra `energy`. The code for NVML and Apple silicon has only
+run with fakes, not on hardware.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ _RAPL = Path("/sys/class/powercap")
 
 
 class Energy(NamedTuple):
-    """A counter that only grows."""
+    """A counter that never decreases."""
 
-    source: str | None  # None: this machine tells nothing
+    source: str | None  # None: this machine has no counter
     joules: Callable[[], float | None]
 
 
 class Rapl:
     """The energy counters of the processor packages, which wrap around.
 
-    Raises OSError where there are none, or where they cannot be read.
+    Raises OSError if there are none, or if they cannot be read.
     """
 
     def __init__(self, root: Path = _RAPL) -> None:
@@ -39,7 +39,7 @@ class Rapl:
         self._used = 0
 
     def joules(self) -> float:
-        """Since it was made; to be called more often than the counters wrap around."""
+        """Joules since creation; call it more often than the counters wrap around."""
         now = [_number(zone / "energy_uj") for zone in self._zones]
         for i, (value, last) in enumerate(zip(now, self._last, strict=True)):
             self._used += value - last + (self._ranges[i] if value < last else 0)
@@ -51,11 +51,11 @@ def _number(file: Path) -> int:
     try:
         return int(file.read_text())
     except ValueError as error:
-        raise OSError(f"{file} is no number") from error
+        raise OSError(f"{file} does not hold a number") from error
 
 
 def open_energy(*, gpu: bool) -> Energy:
-    """Everything that tells, added up. gpu: whether a GPU takes part."""
+    """The sum of all available counters. gpu: whether a GPU is used."""
     found: list[tuple[str, Callable[[], float]]] = []
     for opener in (_rapl, _apple, *((_nvml,) if gpu else ())):
         try:

@@ -1,4 +1,4 @@
-"""Where something was measured: the machine block and the build block of a result."""
+"""The environment of a measurement: machine and build of a result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgecs.engines.host import cpu_name
 
 
 def machine() -> dict[str, Any]:
-    """The machine; nothing in it tells whose it is."""
+    """The machine, without data that identifies its owner."""
     from edgecs.engines.llama import library as llama
 
     devices = [device.description for device in llama.devices()]
@@ -31,7 +31,7 @@ def machine() -> dict[str, Any]:
 
 
 def power() -> str:
-    """Whether the machine runs on mains or on its battery, which slows it down."""
+    """Whether the machine runs on mains or on battery, which is slower."""
     battery = getattr(psutil, "sensors_battery", lambda: None)()
     if battery is None or battery.power_plugged is None:
         return "unknown"
@@ -39,7 +39,7 @@ def power() -> str:
 
 
 def build() -> dict[str, Any]:
-    """What was built how."""
+    """Versions and build settings."""
     from edgecs.engines.llama import library as llama
     from edgecs.engines.onnx import providers as onnx
 
@@ -52,7 +52,7 @@ def build() -> dict[str, Any]:
 
 
 def peak_rss_mib() -> float | None:
-    """The most memory that this process ever had; None: the system does not tell."""
+    """Peak memory of this process; None: unknown."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,6 +1,7 @@
-"""HumanEval: whether code that a model wrote does what was asked (Chen et al., 2021).
+"""HumanEval: whether code written by a model is correct (Chen et al., 2021).
 
-Programs run in `jail.py`, in a process of its own; only where the user allows it.
+Programs run in `suite/sandbox.py`, in a separate process, and only if the user allows
+it.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from edgecs_bench.suite.prompts import Exam, Prompt
 from edgecs_bench.suite.sandbox import REFUSED
 
 SECONDS, MIB = 10, 1024  # for one program
-GRACE = 5  # seconds more by the clock than of the processor
+GRACE = 5  # seconds of wall-clock time beyond the processor time
 _JAIL = Path(__file__).parents[1] / "suite" / "sandbox.py"
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _NO_NETWORK = "(version 1)(allow default)(deny network*)"
 
 
 def program(prompt: str, exam: Exam, answer: str) -> str:
-    """The program that tries an answer.
+    """The program that tests an answer.
 
-    The code is the first fenced block that defines the function, else the answer
-    itself, which may also just go on where the prompt ends. What the prompt has before
-    the function, imports and helpers, comes first.
+    The code is the first fenced block that defines the function, otherwise the answer
+    itself, which may continue the prompt. The part of the prompt before the function
+    (imports and helpers) comes first.
     """
     wanted = re.compile(rf"^def\s+{re.escape(exam.entry_point)}\b", re.MULTILINE)
     blocks = [*_FENCE.findall(answer), answer]
@@ -44,9 +45,9 @@ def program(prompt: str, exam: Exam, answer: str) -> str:
 
 
 def run(code: str, seconds: int = SECONDS, mib: int = MIB) -> str | None:
-    """Why a program failed, in a few words; None: it did not.
+    """Why a program failed; None: it passed.
 
-    Raises click.ClickException where a program cannot be kept from the network.
+    Raises click.ClickException if the network cannot be disabled for a program.
     """
     command = [sys.executable, "-I", str(_JAIL), str(seconds), str(mib)]
     environment = {"PATH": os.defpath}
@@ -69,7 +70,7 @@ def run(code: str, seconds: int = SECONDS, mib: int = MIB) -> str | None:
             data = code.encode(errors="replace")
             _, said = process.communicate(data, seconds + GRACE)
         except subprocess.TimeoutExpired:
-            return f"no end after {seconds} s"
+            return f"not finished after {seconds} s"
         finally:
             process.kill()
             process.communicate()
@@ -95,8 +96,8 @@ def pass_at_1(
 ) -> list[dict[str, Any]]:
     """Problems solved by the first answer, by mode and temperature.
 
-    Modes of other runtimes give ids and no text, and take no part. Equal answers are
-    run once.
+    Modes of other runtimes are skipped, because they give ids and no text. Equal
+    answers are run once.
     """
     exams = {(p.category, p.id): p for p in prompts if p.exam}
     tried: dict[tuple[str, str], str | None] = {}

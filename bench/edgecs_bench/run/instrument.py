@@ -1,4 +1,4 @@
-"""What is watched while answers are timed: drafters, a schedule."""
+"""Timing of drafters and schedules while answers are measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgecs.decoding.static_schedule import Gathered, Outcome, Schedule
 
 
 class Calls:
-    """Seconds in the calls of some models since it was made."""
+    """Seconds in the calls of some models since creation."""
 
     def __init__(self, models: Sequence[LanguageModel]) -> None:
         self.seconds = 0.0
@@ -33,7 +33,7 @@ class Calls:
 
 
 class Watched:
-    """A schedule whose own time is noted, the calls of its drafters left out."""
+    """A schedule that records its own time, without the calls of its drafters."""
 
     def __init__(self, schedule: Schedule, calls: Calls) -> None:
         self.spans: list[float] = []  # seconds, one for each round that could draft
@@ -43,11 +43,11 @@ class Watched:
 
     @property
     def drafters(self) -> tuple[Drafter, ...]:
-        """Who takes part."""
+        """The drafters."""
         return self._schedule.drafters
 
     def begin(self) -> None:
-        """An answer begins."""
+        """Starts an answer."""
         self._schedule.begin()
 
     def draft(
@@ -61,16 +61,16 @@ class Watched:
         return gathered
 
     def learn(self, context: Context, outcome: Outcome) -> None:
-        """What came of it."""
+        """Receives the result of a round."""
         began = perf_counter()
         self._schedule.learn(context, outcome)
         if self._drafting is not None:
             self.spans.append(self._drafting + perf_counter() - began)
 
     def park(self, name: str) -> None:
-        """A drafter failed."""
+        """Parks a drafter that failed."""
         self._schedule.park(name)
 
     def describe(self) -> str:
-        """What it does."""
+        """Describes the schedule in one line."""
         return self._schedule.describe()

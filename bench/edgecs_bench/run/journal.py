@@ -1,4 +1,4 @@
-"""A run that may be interrupted: what is done, one JSON object a line."""
+"""The journal of a resumable run: finished parts, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _NOT_ONE = (ValueError, KeyError, TypeError, RecursionError)
 
 
 class Journal:
-    """The parts of a run that are done, behind a header that says what run it is.
+    """The finished parts of a run, after a header that describes the run.
 
-    path: None: nothing is kept. A last line that was cut off while it was written
-    counts as not there. Raises click.UsageError where the file is of a run with other
-    options, or not a journal: then it stays as it is.
+    path: None: nothing is stored. An incomplete last line is ignored. Raises
+    click.UsageError if the file belongs to a run with other options or is not a
+    journal; the file is then not changed.
     """
 
     def __init__(self, path: Path | None, header: dict[str, Any]) -> None:
@@ -35,13 +35,13 @@ class Journal:
                 self._resume(path, header)
             elif path.exists():
                 self._write(header)
-            else:  # half a header would be a file that cannot be resumed
+            else:  # a file with half a header could not be resumed
                 write_whole(path, _line(header))
         except (OSError, *_NOT_ONE) as error:
             raise _refusal(path, error) from error
 
     def add(self, key: list[Any], done: dict[str, Any]) -> None:
-        """Keeps a part. Raises click.ClickException where the file takes no more."""
+        """Stores a part. Raises click.ClickException if the file cannot be written."""
         self.done[str(key)] = done
         try:
             self._write({"key": key, "done": done})
@@ -52,7 +52,7 @@ class Journal:
             ) from error
 
     def _resume(self, path: Path, header: dict[str, Any]) -> None:
-        """Takes over what is done; all of it is read before the file is changed."""
+        """Loads the finished parts; all are read before the file is changed."""
         with path.open("rb") as file:
             self._check(_header(file), header)
             start, rest = file.tell(), file.read()
@@ -82,7 +82,7 @@ def _line(fields: dict[str, Any]) -> bytes:
 
 
 def check_journal(path: Path) -> None:
-    """Raises click.UsageError for a file that is there and cannot be a journal."""
+    """Raises click.UsageError for an existing file that is not a journal."""
     try:
         if _is_begun(path):
             with path.open("rb") as file:
@@ -92,7 +92,7 @@ def check_journal(path: Path) -> None:
 
 
 def _is_begun(path: Path) -> bool:
-    """Whether a file has anything in it; OSError for what is not a plain file."""
+    """Whether a file is not empty; OSError if it is not a regular file."""
     if not path.exists():
         return False
     regular_size(path)
@@ -100,7 +100,7 @@ def _is_begun(path: Path) -> bool:
 
 
 def _header(file: IO[bytes]) -> dict[str, Any]:
-    """The first line; raises one of _NOT_ONE."""
+    """The header in the first line; raises one of _NOT_ONE."""
     line = file.readline(_LONGEST)
     header = json.loads(line)
     if not (line.endswith(b"\n") and isinstance(header, dict)):

@@ -1,15 +1,15 @@
-"""Ways to answer a prompt that are compared with each other: the modes of a bench.
+"""The modes of a bench: ways to answer a prompt that are compared.
 
     plain        decoding without drafts
-    again        the same once more: how far the bench itself is wrong
+    again        plain decoding again, which shows the error of the bench itself
     llama        llama.cpp's own loop, without edgecs; greedy only
-    planner      everything that can draft, decided round by round
+    planner      all drafters, chosen in every round
     mag:K        Max-Gram alone, K tokens in every round
     NAME:K       the drafter NAME alone, K tokens in every round
-    k:ROWS       a fixed cascade, as --k-matrix says it
+    k:ROWS       a fixed cascade, as in --k-matrix
 
-Every answer starts from empty cells and with drafters that know nothing of the prompts
-before; what a planner has learnt about times and acceptances stays.
+Every answer starts with an empty cache and with drafters that have seen no earlier
+prompt; the planner keeps the times and acceptances that it has learned.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from edgecs_bench.run.instrument import Calls, Watched
 from edgecs_bench.run.plain_llama import PlainLlama
 
 PLAIN, AGAIN, LLAMA, PLANNER, MAG = "plain", "again", "llama", "planner", "mag"
-DRAFTED = 3  # tokens of a draft where nothing is said, llama.cpp's default
+DRAFTED = 3  # default draft length, that of llama.cpp
 
 
 class Asked(NamedTuple):
-    """What is to be answered."""
+    """A prompt with its settings."""
 
-    ids: list[int]  # of the prompt, the chat template's included
-    text: str  # of the same
-    rule: Rule  # how tokens are chosen
+    ids: list[int]  # of the prompt, including the chat template
+    text: str  # the same as text
+    rule: Rule  # the sampling rule
     most: int  # tokens of the answer
 
 
@@ -54,30 +54,30 @@ class Mode(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The name of the mode."""
 
     @property
     def about(self) -> str:
-        """What it does, for people."""
+        """A description of the mode."""
 
     @property
     def greedy_only(self) -> bool:
-        """Whether it cannot sample."""
+        """Whether the mode cannot sample."""
 
     @property
     def version(self) -> str | None:
-        """Of another runtime."""
+        """The version of another runtime."""
 
     @property
     def pid(self) -> int | None:
-        """Its process, None: this one."""
+        """The id of its process; None: this one."""
 
     def answer(self, asked: Asked) -> Said:
-        """One answer from empty cells. Raises ModeFailed."""
+        """Answers from an empty cache. Raises ModeFailed."""
 
 
 class Drafting(NamedTuple):
-    """Who decides about drafts in one answer, and which widths are allowed."""
+    """The schedule of one answer, and the allowed widths."""
 
     schedule: Schedule
     limits: Limits
@@ -87,8 +87,8 @@ class Drafting(NamedTuple):
 class Own:
     """A mode of edgecs itself.
 
-    drafting: makes what one answer needs, None: no drafts. calls: of the drafters.
-    done: told after every answer.
+    drafting: creates the schedule of an answer; None: no drafts. calls: of the
+    drafters. done: called after every answer.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Own:
     pid: int | None = None
 
     def answer(self, asked: Asked) -> Said:
-        """One answer from empty cells."""
+        """Answers from an empty cache."""
         self.loaded.target.reset()
         for drafter in self.drafters:
             drafter.model.reset()
@@ -163,14 +163,14 @@ class Alone:
     pid: int | None = None
 
     def answer(self, asked: Asked) -> Said:
-        """One answer from empty cells."""
+        """Answers from an empty cache."""
         tokens, ttft, decode = self.llama.answer(asked.ids, asked.most)
         return Said(tokens, ttft, decode, tested=0, accepted=0)
 
 
 @dataclass(frozen=True)
 class Workshop:
-    """Everything that modes are made from."""
+    """Creates modes."""
 
     loaded: Loaded
     drafters: Sequence[LoadedDrafter]
@@ -179,7 +179,7 @@ class Workshop:
     calls: Calls  # of the drafters
 
     def make(self, name: str) -> Mode:
-        """The mode of a name; see the module. Raises click.UsageError."""
+        """The mode of a name, see the module. Raises click.UsageError."""
         if name in (PLAIN, AGAIN):
             return Own(name, "decoding without drafts", self.loaded)
         if name == LLAMA:
@@ -192,19 +192,19 @@ class Workshop:
         who, count = (who, count) if who else (count, str(DRAFTED))
         if not (count.isascii() and count.isdigit() and 0 < int(count) < 10_000):
             raise click.UsageError(
-                f"{name!r} is no mode: {count!r} is not a number of tokens, 1 or more"
+                f"invalid mode {name!r}: {count!r} is not a number of tokens, 1 or more"
             )
         return self._fixed(f"{who}:{count}", lambda: [self._drafter(who)], [int(count)])
 
     def defaults(self) -> list[str]:
-        """Names of the modes that a bench runs if nothing is said."""
+        """The names of the default modes."""
         drafters = [f"{drafter.name}:{DRAFTED}" for drafter in self.drafters]
         return [PLAIN, f"{MAG}:{DRAFTED}", *drafters, PLANNER]
 
     def _alone(self) -> Mode:
         if self.llama is None:
             raise click.UsageError(
-                "there is no memory for a second context: leave the mode llama out, or "
+                "not enough memory for a second context: leave the mode llama out, or "
                 "give a smaller context (-c)"
             )
         return Alone(self.llama)
@@ -252,7 +252,7 @@ class Workshop:
             self.drafters,
             drafting,
             self.calls,
-            self.speculation.save,  # the next planner finds the drafters' times there
+            self.speculation.save,  # so that the next planner has the drafters' times
         )
 
     @property
@@ -270,13 +270,13 @@ class Workshop:
         own = (PLAIN, AGAIN, LLAMA, PLANNER, MAG)
         known = ", ".join([*own, *(drafter.name for drafter in self.drafters)])
         raise click.UsageError(
-            f"nobody here is called {who!r}: a mode is one of {known}, or k:ROWS"
+            f"unknown drafter {who!r}: a mode is one of {known}, or k:ROWS"
         )
 
     def _matrix(
         self, name: str
     ) -> tuple[Callable[[], Sequence[Drafter]], Sequence[int]]:
-        """Who drafts under a K matrix, and how much. Raises ConfigError."""
+        """The drafters and counts of a K matrix. Raises ConfigError."""
         matrix = KMatrix.parse(name.removeprefix("k:"))
         matrix.check([*(drafter.name for drafter in self.drafters), MAG])
         models = [d.named for d in self.drafters]

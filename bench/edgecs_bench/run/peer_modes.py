@@ -1,4 +1,4 @@
-"""Other runtimes as modes of a bench, each in blocks of its own."""
+"""Other runtimes as modes of a bench, each in its own blocks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgecs_bench.run.runner import Part
 
 @dataclass(frozen=True)
 class PeerMode:
-    """A configuration of a peer, whose process answers."""
+    """A configuration of a peer, which answers in its own process."""
 
     name: str
     about: str
@@ -25,7 +25,7 @@ class PeerMode:
 
     @property
     def version(self) -> str | None:
-        """Of the runtime."""
+        """The version of the runtime."""
         return self.process.version
 
     @property
@@ -34,7 +34,7 @@ class PeerMode:
         return self.process.pid
 
     def answer(self, asked: Asked) -> Said:
-        """One answer from empty cells. Raises ModeFailed."""
+        """Answers from an empty cache. Raises ModeFailed."""
         try:
             said = self.process.answer(asked.ids, asked.text, asked.most)
         except PeerFailed as error:
@@ -51,7 +51,7 @@ class PeerMode:
 
 @dataclass(frozen=True)
 class Absent:
-    """A peer that cannot be started: a row with its error."""
+    """A peer that cannot be started; it gives a row with its error."""
 
     name: str
     about: str
@@ -68,10 +68,10 @@ class Absent:
 def parts(
     names: Sequence[str], root: Path, draft: Path | None, say: Callable[[str], None]
 ) -> list[Part]:
-    """A part for every configuration that is named, see `peers.resolve`.
+    """A part for every selected configuration, see `peers.resolve`.
 
-    root: where the environments of peers are kept. draft: a smaller GGUF, for those
-    that draft with one. Raises ConfigError.
+    root: the folder of the peers' environments. draft: a smaller GGUF, for the
+    configurations that need one. Raises ConfigError.
     """
     wanted = resolve(names, has_draft=draft is not None)
     return [

@@ -1,7 +1,7 @@
-"""Plain greedy decoding on llama.cpp's C API: how fast it is without edgecs.
+"""Plain greedy decoding on llama.cpp's C API, as a baseline without edgecs.
 
-One token a call, the largest logit, no code of edgecs in the loop. What is handed in is
-numbers and the handle of weights that are in memory already.
+Each call computes one token and takes the largest logit; the loop has no code of
+edgecs. The inputs are numbers and the handle of loaded weights.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _BATCH = 512  # tokens in a prefill chunk
 
 
 class PlainLlama:
-    """A llama.cpp context of its own over weights that must outlive it; closes.
+    """A separate llama.cpp context over weights that must outlive it; has `close`.
 
     model: `llama_model_p`. n_ctx: tokens. type_k, type_v: `ggml_type` of the KV cache.
-    Raises MemoryError where llama.cpp cannot make a context.
+    Raises MemoryError if llama.cpp cannot create a context.
     """
 
     def __init__(
@@ -34,7 +34,9 @@ class PlainLlama:
         params.type_k, params.type_v = type_k, type_v
         self._context = lib.llama_init_from_model(model, params)
         if self._context is None:
-            raise MemoryError(f"llama.cpp makes no second context of {n_ctx} tokens")
+            raise MemoryError(
+                f"llama.cpp cannot create a second context of {n_ctx} tokens"
+            )
         self._memory = lib.llama_get_memory(self._context)
         self._vocabulary = lib.llama_model_get_vocab(model)
         self._size = int(lib.llama_vocab_n_tokens(self._vocabulary))
@@ -48,10 +50,10 @@ class PlainLlama:
         most: int,
         stopped: Callable[[], bool] = lambda: False,
     ) -> tuple[list[int], float, float]:
-        """What follows a prompt, up to `most` tokens or an end token, from empty cells.
+        """Generates up to `most` tokens or an end token, from an empty cache.
 
-        stopped: asked before every token. With the seconds to the choice of the first
-        token, and from there to the last.
+        stopped: checked before every token. Returns the seconds to the choice of the
+        first token, and from there to the last, as well.
         """
         lib.llama_memory_clear(self._memory, False)
         asked = perf_counter()
@@ -69,7 +71,7 @@ class PlainLlama:
         return said, began - asked, perf_counter() - began
 
     def _read(self, prompt: Sequence[int]) -> int:
-        """Computes a prompt in chunks; the token that follows it."""
+        """Computes a prompt in chunks and returns the next token."""
         batch, token = self._batch, -1
         for start in range(0, len(prompt), _BATCH):
             chunk = prompt[start : start + _BATCH]
@@ -81,7 +83,7 @@ class PlainLlama:
         return token
 
     def _decode(self) -> int:
-        """Computes the batch; the token with the largest logit of its last row."""
+        """Computes the batch and returns the best token of its last row."""
         code = lib.llama_decode(self._context, self._batch)
         if code:
             raise RuntimeError(f"llama_decode returned {code}")

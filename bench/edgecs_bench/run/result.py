@@ -1,6 +1,6 @@
-"""Results of `edgecs bench`: made, written, read, and shown.
+"""Creates, writes, reads and shows results of `edgecs bench`.
 
-The format is published in schema/edgecs-bench-1.json.
+The format is published in data/schema/edgecs-bench-1.json.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def schema() -> dict[str, Any]:
 
 
 def assemble(done: Sequence[Done], about: Mapping[str, Any]) -> Result:
-    """A result. about: everything that does not follow from the blocks."""
+    """Creates a result. about: all fields that do not follow from the blocks."""
     answers = [answer for one in done for answer in one.answers]
     anchors = [{"block": one.number, "ms": one.anchors[0]} for one in done]
     if done:
@@ -59,7 +59,7 @@ def assemble(done: Sequence[Done], about: Mapping[str, Any]) -> Result:
 
 
 def answers_of(result: Mapping[str, Any]) -> list[Answer]:
-    """The answers of a result that `read` took."""
+    """The answers of a result from `read`."""
     names = Answer.__dataclass_fields__
     return [
         Answer.from_json({n: v for n, v in fields.items() if n in names})
@@ -73,7 +73,7 @@ def write(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file; the old one stays until the new one is whole.
+    """Writes a file atomically.
 
     Raises click.ClickException.
     """
@@ -103,14 +103,14 @@ def read(path: Path) -> list[Result]:
     ) as error:
         why = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
         raise click.UsageError(
-            f"{path} is no result of edgecs bench ({why}): give a file that was "
+            f"{path} is not a result of edgecs bench ({why}): give a file that was "
             "written with --output"
         ) from error
     return list(found)
 
 
 def _check(result: Any) -> None:
-    """KeyError, TypeError or ValueError for what a program would stumble over."""
+    """Raises KeyError, TypeError or ValueError for an invalid result."""
     if result["format"] != FORMAT:
         raise ValueError(f"its format is {result['format']!r}, not {FORMAT!r}")
     published = schema()
@@ -132,44 +132,6 @@ def merge(results: Iterable[Result]) -> dict[str, Any]:
     return {"format": MERGED, "results": list(results)}
 
 
-_COLUMNS = (
-    ("category", "category"),
-    ("mode", "mode"),
-    ("temp", "temperature"),
-    ("prompts", "prompts"),
-    ("tok/s", "speed"),
-    ("speedup", "speedup"),
-    ("90 %", "interval"),
-    ("min q1 q2 q3 max", "spread"),
-    ("ttft ms", "ttft_ms"),
-    ("end to end", "end_to_end"),
-    ("length", "mean_accept_len"),
-    ("tiers", "tiers"),
-    ("identical", "identical"),
-    ("forks/1000", "forks_per_1000"),
-    ("looping", "looping"),
-    ("no loops", "speedup_without_loops"),
-)
-
-
-def readable(row: Mapping[str, Any]) -> dict[str, str]:
-    """A row of a result as a line of a table for people."""
-    shown = {title: _shown(row[name]) for title, name in _COLUMNS}
-    shown["90 %"] = _span(row)
-    shown["min q1 q2 q3 max"] = " ".join(f"{x:.2f}" for x in row["spread"] or []) or "-"
-    shown["ttft ms"] = _shown(row["ttft_ms"], ".0f")
-    shown["tok/s"] = _shown(row["speed"], ".1f")
-    shown["temp"] = f"{row['temperature']:g}"
-    shown["tiers"] = ", ".join(f"{n} {100 * s:.0f} %" for n, s in row["tiers"].items())
-    answers = row["identical"] + row["forks"]
-    shown["identical"] = f"{row['identical']}/{answers}"
-    shown["looping"] = _shown(row["looping"], ".0%")
-    shown["no loops"] += f" ({row['prompts_without_loops']})"
-    if row["tested"] is not None:
-        shown["length"] += f" ({row['accepted']}/{row['tested']})"
-    return shown
-
-
 def _shown(value: Any, form: str = ".2f") -> str:
     if value is None:
         return "-"
@@ -177,12 +139,12 @@ def _shown(value: Any, form: str = ".2f") -> str:
 
 
 def markdown_of(lines: Sequence[Mapping[str, str]]) -> str:
-    """Rows of equal keys as a table of Markdown that lines up on a terminal too."""
+    """Rows with equal keys as a Markdown table that lines up on a terminal too."""
     return markdown(with_heads(lines), padded=True)
 
 
 def tables(result: Mapping[str, Any]) -> str:
-    """A result for people, in Markdown: speeds, speed-ups, and what they come to."""
+    """A result in Markdown: speeds, speed-ups and the verdict."""
     parts = []
     if result["tests"]:
         parts.append(markdown_of([_test(result, test) for test in result["tests"]]))
@@ -213,12 +175,12 @@ def _speedups(result: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _span(row: Mapping[str, Any]) -> str:
-    """An interval as people write it."""
+    """An interval as text."""
     return "-".join(f"{x:.2f}" for x in row["interval"] or []) or "-"
 
 
 def _test(result: Mapping[str, Any], test: Mapping[str, Any]) -> dict[str, str]:
-    """A row in the columns of llama-bench."""
+    """A row with the columns of llama-bench."""
     model, options = result["model"], result["options"]
     return {
         "model": model["description"],
@@ -232,7 +194,7 @@ def _test(result: Mapping[str, Any], test: Mapping[str, Any]) -> dict[str, str]:
 
 
 def verdict(result: Mapping[str, Any]) -> list[str]:
-    """What it comes to, a line for each mode, and what makes it worthless."""
+    """One line per mode, and warnings about the measurement."""
     lines = []
     for row in result["overall"]:
         if row["mode"] == "plain" or row["geomean"] is None:
@@ -252,11 +214,11 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
     if result["others"] > 0.05:
         share = f"{result['others']:.0%}"
         lines.append(
-            f"NOT A MEASUREMENT: other programs had {share} of the processors' time"
+            f"NOT A MEASUREMENT: other programs used {share} of the processor time"
         )
     drifted = {a["block"] for a in result["answers"] if a.get("drifted")}
     if drifted:
-        lines.append(f"the machine changed its speed in {len(drifted)} blocks")
+        lines.append(f"the machine's speed changed in {len(drifted)} blocks")
     return lines
 
 
@@ -281,8 +243,8 @@ def as_csv(lines: Sequence[Mapping[str, Any]]) -> str:
 def rendered(result: Mapping[str, Any], form: str) -> str:
     """A result as md, csv, json or jsonl.
 
-    csv and jsonl have a row for each category, mode and temperature; where nothing was
-    answered, one for each test.
+    csv and jsonl have a row for each category, mode and temperature; without answers,
+    one for each test.
     """
     if form == "md":
         return tables(result)
@@ -295,7 +257,7 @@ def rendered(result: Mapping[str, Any], form: str) -> str:
 
 
 def overview(results: Sequence[Result]) -> str:
-    """Every mode of every result in a line."""
+    """A table with one line for every mode of every result."""
     lines = [
         {
             "model": result["model"]["name"],

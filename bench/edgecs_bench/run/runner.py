@@ -1,4 +1,4 @@
-"""One run of `edgecs bench`: from loaded models and wishes to a result."""
+"""One run of `edgecs bench`: from loaded models and a plan to a result."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from edgecs_bench.run.modes import LLAMA, PLAIN, Mode, Workshop
 from edgecs_bench.run.result import Result, assemble
 from edgecs_bench.suite.suites import Suite
 
-_QUICK_TOKENS = 16, 64  # least and most of an answer where time is short
-_TESTS_SHARE = 0.25  # of the time that tests may take where time is short
+_QUICK_TOKENS = 16, 64  # minimum and maximum tokens of an answer if time is short
+_TESTS_SHARE = 0.25  # share of the time for tests if time is short
 
 
 @dataclass(frozen=True)
 class Wanted:
     """What is to be measured.
 
-    most: tokens of an answer, None: what the time allows. seconds: for everything;
-    None: as long as it takes. repeats: of every block and test. curve: whether to time
-    calls of many widths. code: whether code that the model writes may be run.
+    most: tokens of an answer; None: as the time allows. seconds: time limit; None: no
+    limit. repeats: of every block and test. curve: whether to time calls of many
+    widths. code: whether code that the model writes may be run.
     """
 
     suite: Suite
-    modes: Sequence[str] = ()  # none: the usual ones
+    modes: Sequence[str] = ()  # empty: the default modes
     temperatures: Sequence[float] = (0.0, 0.8)
     seed: int = 1
     repeats: int = 5
@@ -56,13 +56,13 @@ class Wanted:
 
 
 Part = Callable[[Workshop, ExitStack], tuple[str, list[Mode]]]
-"""Modes that answer in blocks of their own, beside plain decoding; and their name."""
+"""Modes that run in separate blocks with plain decoding, and their name."""
 
 
 def run(subject: Subject, wanted: Wanted, parts: Sequence[Part] = ()) -> Result:
-    """Measures everything. Raises click.UsageError, Cancelled.
+    """Runs a bench. Raises click.UsageError, Cancelled.
 
-    parts: further sets of modes, opened one after the other.
+    parts: additional sets of modes, opened one after the other.
     """
     loaded, say = subject.loaded, subject.say
     until = subject.began + (wanted.seconds or float("inf"))
@@ -81,7 +81,7 @@ def run(subject: Subject, wanted: Wanted, parts: Sequence[Part] = ()) -> Result:
         about: list[dict[str, Any]] = []
         for open_part in (lambda *_: ("own", own), *parts):
             if done and monotonic() > until:
-                say("the time is up: the other runtimes were not asked")
+                say("the time is up: the other runtimes were skipped")
                 break
             with ExitStack() as part_closing:
                 name, modes = open_part(workshop, part_closing)
@@ -91,8 +91,8 @@ def run(subject: Subject, wanted: Wanted, parts: Sequence[Part] = ()) -> Result:
                 about += _modes(modes, bench.failed, known=about)
         if not any(one.answers for one in done):
             raise click.UsageError(
-                "no prompt fits the context: give a larger one (-c), or fewer tokens "
-                "of an answer (-n)"
+                "no prompt fits into the context: give a larger one (-c), or fewer "
+                "tokens per answer (-n)"
             )
         speculation = subject.speculation
         costs = {**costs, "overhead_ms": overhead(done)} if costs["ms"] else None
@@ -151,7 +151,7 @@ def _bench(
 
 
 def encoder(loaded: Loaded) -> Callable[[str], list[int]]:
-    """From a prompt to ids, through the chat template where there is one."""
+    """Encodes a prompt, with the chat template if there is one."""
     vocabulary = loaded.model.vocabulary
     if not vocabulary.chat_template:
         return lambda text: vocabulary.encode(text).tolist()
@@ -171,7 +171,7 @@ def _blocks(wanted: Wanted) -> list[Block]:
 
 
 def _kept(journal: Journal, name: str, measure: Callable[[], Any]) -> Any:
-    """What a journal has under a name, else what is measured now."""
+    """Returns a stored part of the journal, or measures and stores it."""
     if str([name]) not in journal.done:
         journal.add([name], {"value": measure()})
     return journal.done[str([name])]["value"]
@@ -184,7 +184,7 @@ def _tests(subject: Subject, wanted: Wanted, until: float) -> list[dict[str, Any
 
 
 def _shrunk(subject: Subject, test: throughput.Test, until: float) -> throughput.Test:
-    """A test of fewer tokens where time is short."""
+    """Shortens a test if time is short."""
     single, left = anchor(subject) / 1e3, until - monotonic()
     if test.kind == "tg" and test.tokens * single > left:
         return test._replace(tokens=max(16, min(test.tokens, int(left / single) // 2)))
@@ -192,7 +192,7 @@ def _shrunk(subject: Subject, test: throughput.Test, until: float) -> throughput
 
 
 def _affordable(subject: Subject, wanted: Wanted, modes: int) -> int:
-    """Tokens of an answer that let every prompt have its turn in the time there is."""
+    """The tokens per answer with which all prompts fit into the time."""
     least, most = _QUICK_TOKENS
     if wanted.seconds is None:
         return most
@@ -206,7 +206,7 @@ def _affordable(subject: Subject, wanted: Wanted, modes: int) -> int:
 def _header(
     subject: Subject, wanted: Wanted, modes: Sequence[Mode], most: int
 ) -> dict[str, Any]:
-    """What makes a run that run."""
+    """The settings that identify a run."""
     return {
         "target": subject.loaded.key().named(),
         "n_ctx": subject.loaded.target.n_ctx,
@@ -225,7 +225,7 @@ def _modes(
     failed: dict[str, str],
     known: Sequence[dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """What the result says about modes that it does not know yet."""
+    """Entries for modes that the result does not have yet."""
     found = []
     for mode in modes:
         if mode.name in {other["name"] for other in known}:

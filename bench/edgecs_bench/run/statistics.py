@@ -1,9 +1,10 @@
-"""What answers say about speed: numbers by category and over all; nothing is run here.
+"""Statistics of answers, by category and overall.
 
 Within a block every mode answers the same prompt, so a speed-up is a ratio within a
 block: seconds per token of plain decoding over those of the mode. (Per token, because
 answers that fork differ in length.) A prompt counts with the median over its repeats, a
-category with the geometric mean over its prompts, a model with that over categories.
+category with the geometric mean over its prompts, a model with the geometric mean over
+its categories.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Ratios = list[list[float]]
 
 
 class Pair(NamedTuple):
-    """An answer beside plain decoding's of the same block."""
+    """An answer and that of plain decoding in the same block."""
 
     plain: Answer
     answer: Answer
@@ -39,12 +40,12 @@ class Pair(NamedTuple):
 
     @property
     def decode(self) -> float:
-        """The speed-up of decoding alone."""
+        """The speed-up of decoding only."""
         return self.plain.each / self.answer.each
 
     @property
     def whole(self) -> float:
-        """The speed-up with the time to the first token counted."""
+        """The speed-up including the time to the first token."""
         return self.plain.whole / self.answer.whole
 
 
@@ -55,8 +56,8 @@ Prompts = dict[str, list[Pair]]
 def pairs(answers: Iterable[Answer]) -> dict[tuple[str, float], dict[str, Prompts]]:
     """Pairs by mode and temperature, category, and prompt.
 
-    Of a prompt that was also answered while the machine kept its speed, answers in
-    blocks where it did not are left out.
+    Answers in drifted blocks are left out if the prompt also has answers in blocks
+    without drift.
     """
     answers = list(answers)
     plain = {a.block: a for a in answers if a.mode == PLAIN}
@@ -76,7 +77,7 @@ def pairs(answers: Iterable[Answer]) -> dict[tuple[str, float], dict[str, Prompt
 
 
 def rows(answers: Iterable[Answer]) -> list[dict[str, Any]]:
-    """A row for every category in every mode at every temperature."""
+    """One row for every category, mode and temperature."""
     return [
         {
             "category": category,
@@ -92,8 +93,8 @@ def rows(answers: Iterable[Answer]) -> list[dict[str, Any]]:
 def summary(prompts: Prompts) -> dict[str, Any]:
     """The numbers of one category in one mode.
 
-    Prompts that are answered with a single token have no speed and are left out of
-    what is about speed. None stands where nothing is left to say.
+    Prompts that are answered with a single token have no speed and do not count for
+    speeds. None means that there are no data.
     """
     every = [pair.answer for several in prompts.values() for pair in several]
     timed = {n: p for n, p in prompts.items() if all(pair.counts for pair in p)}
@@ -127,7 +128,7 @@ def _loops(several: Sequence[Pair]) -> bool:
 
 
 def _drafts(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Tokens tested and accepted, None where a runtime does not tell."""
+    """Tested and accepted tokens; None: a runtime does not report them."""
     if any(a.tested is None or a.accepted is None for a in answers):
         return {"accepted": None, "tested": None, "mean_accept_len": None}
     accepted = sum(a.accepted or 0 for a in answers)
@@ -164,7 +165,7 @@ def _joules(answers: Sequence[Answer]) -> float | None:
 
 
 def overall(answers: Iterable[Answer]) -> list[dict[str, Any]]:
-    """A row for every mode at every temperature, over all categories."""
+    """One row for every mode and temperature, over all categories."""
     found = []
     for (mode, temperature), by_category in pairs(answers).items():
         timed = {
@@ -214,21 +215,21 @@ def mean(prompts: Ratios) -> float | None:
 
 
 def speed(answers: Sequence[Answer]) -> float | None:
-    """Tokens a second of several answers together, after their first tokens."""
+    """Tokens per second of several answers, without their first tokens."""
     seconds = sum(a.decode_ms for a in answers) / 1e3
     return sum(a.tokens - 1 for a in answers) / seconds if seconds else None
 
 
 def geometric_mean(values: Sequence[float]) -> float | None:
-    """Of values above 0; None: there are none."""
+    """The geometric mean of the values above 0; None: there are none."""
     return float(np.exp(np.log(values).mean())) if values else None
 
 
 def interval(categories: Sequence[Ratios], seed: int = 0) -> list[float] | None:
     """The 90 % bootstrap interval [low, high] of the mean over categories.
 
-    Prompts are drawn anew within their category, and repeats within their prompt: it
-    says how far these prompts and this hour decide the mean.
+    Prompts are resampled within their category and repeats within their prompt, so the
+    interval covers the choice of prompts and the noise of the machine.
     """
     full = [prompts for prompts in categories if prompts]
     parts = [_drawn(prompts, seed + i) for i, prompts in enumerate(full)]
@@ -261,5 +262,5 @@ def spread(prompts: Ratios) -> list[float] | None:
 
 
 def rounded(value: float | None) -> float | None:
-    """With four digits after the point."""
+    """The value with four decimals."""
     return None if value is None else round(value, 4)

@@ -1,8 +1,8 @@
-"""Prefill and decode in llama-bench's terms: pp512, tg128, tokens of no meaning.
+"""Prefill and decode in llama-bench's terms: pp512, tg128, with arbitrary tokens.
 
-Like llama-bench it leaves tokenization and the choice of tokens out. `pp` reads N
-tokens in one go, `tg` computes N tokens one by one; `@ d` says how many tokens were in
-the context before.
+As in llama-bench, tokenization and sampling are not timed. `pp` processes N tokens in
+one go, `tg` computes N tokens one by one; `@ d` is the number of tokens in the context
+before.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ class Test(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As llama-bench writes it."""
+        """The name in llama-bench's format."""
         where = f" @ d{self.depth}" if self.depth else ""
         return f"{self.kind}{self.tokens}{where}"
 
     @classmethod
     def parse(cls, name: str) -> Test:
-        """Of pp512, tg128, pp512@d1024. Raises click.UsageError."""
+        """Parses pp512, tg128, pp512@d1024. Raises click.UsageError."""
         said = _NAME.fullmatch(name.replace(" ", ""))
         if not said:
             raise click.UsageError(
-                f"{name!r} is no test: give ppN or tgN, with @dN after it for a depth"
+                f"invalid test {name!r}: give ppN or tgN, with @dN after it for a depth"
             )
         return cls(said[1], int(said[2]), int(said[3] or 0))
 
@@ -55,15 +55,15 @@ def measure(
     say: Callable[[str], None] = lambda text: None,
     until: float = float("inf"),
 ) -> list[dict[str, Any]]:
-    """Rows of the tests, each measured `repeats` times after a call that warms up.
+    """Rows of the tests, each measured `repeats` times after a warm-up call.
 
-    until: `monotonic` value after which no further repeat is begun. Tests that do not
-    fit the context are left out. Raises Cancelled.
+    until: `monotonic` value after which no further repeat is started. Tests that do
+    not fit into the context are left out. Raises Cancelled.
     """
     found = []
     for test in tests:
         if test.depth + test.tokens > target.n_ctx:
-            say(f"{test.name} does not fit a context of {target.n_ctx} tokens")
+            say(f"{test.name} does not fit into a context of {target.n_ctx} tokens")
             continue
         samples: list[int] = []
         _once(target, test._replace(tokens=min(test.tokens, 32)))
@@ -92,7 +92,7 @@ def _once(target: Measurable, test: Test) -> int:
 
 
 def row(test: Test, samples: Sequence[int]) -> dict[str, Any]:
-    """A row in the names of llama-bench's JSON. samples: nanoseconds."""
+    """A row with the names of llama-bench's JSON. samples: nanoseconds."""
     speeds = [1e9 * test.tokens / sample for sample in samples]
     return {
         "test": test.name,

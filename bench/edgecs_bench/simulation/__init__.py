@@ -1,1 +1,1 @@
-"""Recorded answers played again on costs that are measured or given."""
+"""Replay of recorded answers with measured or given call times."""

@@ -1,4 +1,4 @@
-"""Drafters that mean no good, made from the answer that they are to spoil."""
+"""Adversarial drafters, generated from the answer."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _SIZE = 8  # tokens of a proposal
 
 
 class Kind(NamedTuple):
-    """A way to be hostile."""
+    """A kind of adversarial drafter."""
 
     name: str
     pace: float  # factor on a drafter's times
     right: Callable[[int], bool]  # whether it is right at an output position
-    says: float  # the probability that it states
+    says: float  # the probability that it reports
 
     def spoil(self, trace: Trace) -> Trace:
-        """The answer with its proposals."""
+        """The answer with the proposals of this drafter."""
         tokens, confidences = [], []
         for at in range(len(trace.output)):
             draft = [

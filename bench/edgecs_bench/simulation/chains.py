@@ -1,4 +1,4 @@
-"""Chains of drafters to play, as they are written on the command line."""
+"""Chains of drafters for a simulation, as given on the command line."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ CHAINS = (PLAIN, "mag:5", "drafter:4", "4,8;0,4", MAG, ALL)
 
 @dataclass(frozen=True)
 class Chain:
-    """Who drafts, and under which schedule.
+    """The drafters and their schedule.
 
     >>> [Chain.parse(label).matrix(1) for label in ("mag:5", "drafter:4")]
     [KMatrix(rows=((5,),)), KMatrix(rows=((4, 0), (0, 0)))]
     """
 
     label: str
-    neural: bool = False  # whether neural drafters take part
+    neural: bool = False  # whether neural drafters are used
     first: int = 0  # tokens that the best drafter writes alone
     rows: str = ""  # a K matrix
 
@@ -44,13 +44,13 @@ class Chain:
             chain = Chain(label, neural=True, rows=label)
         else:
             raise ConfigError(
-                f"{label!r} is no chain: give {PLAIN}, mag:K, drafter:K, a K matrix as "
-                f'in "4,8;0,4", {MAG} or {ALL}'
+                f"invalid chain {label!r}: give {PLAIN}, mag:K, drafter:K, a K matrix "
+                f'as in "4,8;0,4", {MAG} or {ALL}'
             )
         widest = max(sum(row) for row in chain.matrix(1).rows)
         if widest >= WIDEST:
             raise ConfigError(
-                f"{label} drafts {widest} tokens: a call holds {WIDEST - 1} of them"
+                f"{label} drafts {widest} tokens, but a call has room for {WIDEST - 1}"
             )
         return chain
 
@@ -60,7 +60,7 @@ class Chain:
         return self.label in (MAG, ALL)
 
     def matrix(self, drafters: int) -> KMatrix:
-        """The schedule with so many neural drafters, if it is fixed."""
+        """The K matrix of a fixed schedule with a number of neural drafters."""
         if self.rows:
             return KMatrix.parse(self.rows)
         others = drafters if self.neural else 0  # that write nothing
@@ -70,7 +70,7 @@ class Chain:
     def player(
         self, drafters: tuple[str, ...], curve: Curve, steps: Mapping[str, Steps]
     ) -> Player:
-        """Something that plays answers under it."""
+        """An object that replays answers with this chain."""
         names = drafters if self.neural else ()
         player = Player(curve, names, sources=[MaxGram()], steps=steps)
         if not self.plans:

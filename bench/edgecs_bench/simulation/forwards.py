@@ -1,8 +1,8 @@
-"""Schedules played against a table of the target's words; the drafter remembers.
+"""Replays schedules against a table of the target's answers, with a cached drafter.
 
-As in the official code of CS Drafting no target forward is executed: the target said
-its answer once, and every schedule gives the same one. What is counted is how often
-target and drafter would have been called.
+As in the official code of CS Drafting no target forward is executed: the target
+answered once, and every schedule gives the same answer. The result is the number of
+target and drafter calls.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from edgecs_bench.suite.prompts import Prompt
 
 SD_LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10)
 CS_FIRST, CS_TAIL, CS_INNER = (0, 1, 2, 3, 4, 6), (0, 4, 8, 12, 16), (0, 2, 4, 8)
-_PIECE = 48  # tokens of an answer that the drafter reads in one call
+_PIECE = 48  # tokens of an answer in one call of the drafter
 
 
 class Trace(NamedTuple):
-    """A prompt as ids and what the target says to it."""
+    """A prompt as ids, and the target's answer."""
 
     prompt: Prompt
     ids: list[int]
@@ -49,7 +49,7 @@ class Trace(NamedTuple):
 
 
 class Numbers:
-    """Short numbers for the few tokens of all traces, so that rows need few columns."""
+    """Consecutive numbers for the tokens of all traces, so that rows are short."""
 
     size = 32768
 
@@ -66,7 +66,7 @@ class Numbers:
 
 
 class _Table:
-    """A model that is known by its greedy choices: rows with a single one."""
+    """A model that is defined by its greedy choices; its rows are one-hot."""
 
     vocab_size = Numbers.size
     n_ctx = 1 << 30
@@ -78,31 +78,31 @@ class _Table:
         self.cancel = threading.Event()
 
     def rows(self, choices: Sequence[int]) -> Rows:
-        """Rows that make these the choices."""
+        """One-hot rows for these choices."""
         logits = np.zeros((len(choices), self.vocab_size), dtype=np.float32)
         logits[range(len(choices)), choices] = 1
         return Rows(logits, fed=len(choices))
 
     def end_turn(self, context: Context, sequence: int = 0) -> None:
-        """There is no cache to cut."""
+        """Does nothing: there is no cache."""
 
     def reset(self) -> None:
-        """There is nothing to forget."""
+        """Does nothing: there is no state."""
 
     def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
-        """Anybody may use it."""
+        """Does nothing: the model can be shared."""
         return nullcontext()
 
 
 class Spoken(_Table):
-    """The target, as far as it was heard: what it said at every position."""
+    """The target, defined by its recorded answer."""
 
     def __init__(self, tokens: list[int]) -> None:
         super().__init__()
         self._tokens = tokens
 
     def score(self, requests: Sequence[Request]) -> list[Rows]:
-        """Its words. Behind a wrong draft token they are wrong, and nobody looks."""
+        """The recorded choices; those after a wrong draft token are not used."""
         context, draft, *_ = sole_request(requests)
         last = len(self._tokens) - 1
         at = [min(len(context) + i, last) for i in range(len(draft) + 1)]
@@ -110,17 +110,17 @@ class Spoken(_Table):
 
 
 class Remembered(_Table):
-    """A drafter that computes the choice after a prefix once, and then remembers it."""
+    """A drafter that caches its choice after each prefix."""
 
     def __init__(self, model: LanguageModel, numbers: Numbers) -> None:
         super().__init__()
         self._model = model
         self._numbers = numbers
         self._choices: dict[bytes, int] = {}
-        self._prompt = Context()  # of the answer that was read last, in real ids
+        self._prompt = Context()  # of the last answer, in real ids
 
     def score(self, requests: Sequence[Request]) -> list[Rows]:
-        """Its choices as far as the draft is right; nobody looks at what is behind."""
+        """The choices up to the first wrong draft token; later ones are not used."""
         context, draft, *_ = sole_request(requests)
         tokens = np.concatenate([context.tokens, draft.tokens])
         choices = [0] * (len(draft) + 1)
@@ -131,7 +131,7 @@ class Remembered(_Table):
         return [self.rows(choices)]
 
     def read(self, ids: list[int], said: list[int]) -> None:
-        """Learns the choices along an answer, most of what is asked, in a few calls."""
+        """Computes the choices along an answer in a few calls, and caches them."""
         self._prompt = Context(self._real(ids))
         for start in range(0, len(said), _PIECE):
             context = Context([*ids, *said[:start]])
@@ -150,7 +150,7 @@ class Remembered(_Table):
         return self._choices[key]
 
     def _context(self, prefix: Tokens) -> Context:
-        """In real ids; one buffer for an answer, so that cells are reused."""
+        """The context in real ids; one buffer per answer, so that cells are reused."""
         ids, prompt = self._real(prefix.tolist()), self._prompt
         if prompt.tokens.tolist() == ids[: len(prompt)]:
             return prompt.with_tail(ids[len(prompt) :])
@@ -161,15 +161,15 @@ class Remembered(_Table):
 
 
 class HeardMaxGram(MaxGram):
-    """Max-Gram whose bigrams come from the answer alone.
+    """Max-Gram with bigrams from the answer only.
 
-    What the target would have said after a wrong token was not heard.
+    The target's choices after a wrong token were not recorded.
     """
 
     def observe(
         self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
     ) -> None:
-        """Learns from the accepted tokens and the one after them."""
+        """Updates the bigrams with the accepted tokens and the next one."""
         n = len(verdict.path)
         heard = Rows(rows.logits[: n + 1], rows.fed)
         super().observe(context, draft.clip(n), heard, verdict)
@@ -177,14 +177,14 @@ class HeardMaxGram(MaxGram):
 
 @dataclass(frozen=True)
 class Schedule:
-    """A K matrix and the Max-Gram that goes with it."""
+    """A K matrix with its Max-Gram settings."""
 
     matrix: KMatrix
     bigram_fill: bool
 
     @property
     def is_speculative_decoding(self) -> bool:
-        """Whether the drafter writes alone."""
+        """Whether only the drafter writes."""
         (_, tail), (_, inner) = self.matrix.rows
         return not tail and not inner
 
@@ -200,7 +200,7 @@ def schedules() -> Iterator[Schedule]:
 
 
 class Count(NamedTuple):
-    """What one answer took."""
+    """The counts of one answer."""
 
     tokens: int
     target: int
@@ -208,7 +208,7 @@ class Count(NamedTuple):
 
 
 def play(trace: Trace, drafter: Remembered, last: MaxGram, schedule: Schedule) -> Count:
-    """Forwards of target and drafter for one answer, in numbers, under a schedule."""
+    """Counts the forwards of target and drafter for one answer with a schedule."""
     writers = stack([NamedModel("drafter", drafter)], last, schedule.matrix)
     target = Spoken([*trace.ids, *trace.said, 0])
     counts = schedule.matrix.counts(0)
@@ -217,16 +217,16 @@ def play(trace: Trace, drafter: Remembered, last: MaxGram, schedule: Schedule) -
         assert said == trace.said
         stats = session.stats
         refuse(stats.faults)
-    # The call that reads the prompt gives the first token, in every schedule.
+    # The prefill gives the first token in every schedule.
     return Count(stats.tokens - 1, stats.rounds, stats.forwards["drafter"])
 
 
 def play_all(
     drafter: LanguageModel, traces: Sequence[Trace]
 ) -> dict[Schedule, list[Count]]:
-    """Every schedule on every answer; the counts in the order of the traces.
+    """Runs every schedule on every answer; counts are in the order of the traces.
 
-    Max-Gram's bigrams grow from answer to answer.
+    Max-Gram's bigrams are kept from answer to answer.
     """
     played: dict[Schedule, list[Count]] = {schedule: [] for schedule in schedules()}
     lasts = {s: HeardMaxGram(bigram_fill=s.bigram_fill) for s in played}

@@ -1,17 +1,16 @@
-"""The planner played over recorded answers on cost curves, against an oracle.
+"""Replays the planner over recorded answers with cost curves, against an oracle.
 
     python -m edgecs_bench.simulation.replay
     python -m edgecs_bench.simulation.replay --traces FILE.jsonl.gz --curves FILE.json
 
-The planner itself runs, with a clock that calls move on; every round is charged what
-edgecs takes for one. The oracle is the dynamic program over the same proposals that
-knows which tokens are right. `plain` is one token a call. `static` is the best fixed
-draft length in hindsight, for each curve, with Max-Gram's best least match.
+The real planner runs on a clock that calls advance; every round includes the overhead
+of edgecs. The oracle is a dynamic program over the same proposals that knows which
+tokens are right. `plain` is one token per call. `static` is the best fixed draft length
+in hindsight, for each curve, with Max-Gram's best minimum match.
 
-Cold: every answer is the first that a planner ever sees: it has timed one call of the
-widths that are probed at load, and has the acceptances that every target starts from.
-Warm: it has played the half of the answers that is tuned on; the other half is
-reported.
+Cold: every answer is the first one of a new planner, which has timed one call of each
+width that is probed at load and has the prior acceptances. Warm: the planner has
+learned from the tuning half of the answers; the other half is reported.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ from edgecs_bench.simulation.traces import Recording, Trace, for_tuning, read_tr
 
 TRACES = Path(__file__).parents[1] / "data" / "traces"
 _HOSTILE_ANSWERS = 12
-_DEEP = 2048  # where what depth adds is timed at load
+_DEEP = 2048  # depth at which the cost of depth is timed at load
 LENGTHS, MATCHES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15), (1, 2, 3, 5, 8)
 
 
 class Played(NamedTuple):
-    """What one answer takes, milliseconds after its first token."""
+    """The times of one answer, in milliseconds after its first token."""
 
     category: str
     plain: float
@@ -60,7 +59,7 @@ class Played(NamedTuple):
 
 
 class Player:
-    """A planner for one target on one curve, and the clock that it goes by."""
+    """A planner for one target on one curve, with its clock."""
 
     def __init__(
         self,
@@ -84,8 +83,8 @@ class Player:
             [model.named for model in self.models],
             clock=self.watch.now,
         )
-        self.schedule: Schedule = self.planner  # who is asked; may be exchanged
-        self.widths: list[int] = []  # of every round
+        self.schedule: Schedule = self.planner  # can be replaced
+        self.widths: list[int] = []  # one per round
         self._goes_on = False
         self.thinking: list[float] = []  # real seconds of every decision
         for width in (1, *QUICK):
@@ -105,7 +104,7 @@ class Player:
             model.hear(trace)
         context = Context([*trace.prompt, trace.output[0]])
         self.schedule.begin()
-        self._goes_on = False  # whether the call before was of this answer
+        self._goes_on = False  # whether the previous call was of this answer
         while len(context) < len(everything):
             self._round(context, everything)
         return (self.watch.now() - began) * 1e3
@@ -136,21 +135,21 @@ class Player:
 
 
 def _agreed(tokens: Sequence[int], true: Sequence[int]) -> int:
-    """How many tokens are right; the last true token is nobody's draft."""
+    """The number of right tokens; the last true token is never drafted."""
     size = min(len(tokens), len(true) - 1)
     return next((i for i in range(size) if tokens[i] != true[i]), size)
 
 
 class Known(NamedTuple):
-    """How many tokens of every proposal are right, by output position."""
+    """The number of right tokens of every proposal, by output position."""
 
     copied: list[int]
-    lengths: list[int]  # of the match behind it; 0: there is no proposal
+    lengths: list[int]  # length of the match; 0: there is no proposal
     stated: list[list[int]]  # of every drafter
 
 
 def know(trace: Trace) -> Known:
-    """Looks every proposal up in what was said."""
+    """Compares every proposal with the answer."""
     mag, context = MaxGram(), Context(trace.prompt)
     copied, lengths = [], []
     for at, token in enumerate(trace.output):
@@ -166,12 +165,11 @@ def know(trace: Trace) -> Known:
 
 
 def oracle(known: Known, curve: Curve) -> float:
-    """Least milliseconds for an answer, knowing which proposals are right.
+    """Minimum milliseconds for an answer, knowing which proposals are right.
 
-    Every round takes Max-Gram's copy, or tokens of one drafter and then a copy, as far
-    as is best, in a call of any width that holds them. A drafter's first call reads two
-    tokens, its own last one and the one that the target chose; prompts it reads for
-    nothing.
+    Every round takes Max-Gram's copy, or tokens of one drafter followed by a copy, of
+    the best length, in a call of any width that fits. A drafter's first call reads two
+    tokens, its own last one and the one that the target chose; its prefill is free.
     """
     first, step = float(Recorded.TIMES[1]), float(Recorded.TIMES[0])
     size = len(known.copied)
@@ -215,7 +213,7 @@ def play_all(
     thinking: list[float],
     sources: Callable[[], Sequence[Source]] = usual_sources,
 ) -> Iterator[tuple[Played, Known]]:
-    """Every answer of the half that is reported."""
+    """Replays every answer of the reported half."""
     for recording in recordings:
         said = [trace for trace in recording.traces if len(trace.output) > 1]
         warm = Player(curve, recording.drafters, sources=sources())
@@ -234,10 +232,10 @@ def play_all(
 
 
 def hostile(recordings: Sequence[Recording], curve: Curve) -> dict[str, float]:
-    """Plain over planned time with drafters that mean no good, and nobody else.
+    """Plain over planned time with adversarial drafters only.
 
-    Every answer is the first that the planner sees, and then once more with what it
-    has learnt; the worse of the two counts.
+    Every answer is replayed with a new planner, and again with what it has learned; the
+    worse of the two counts.
     """
     traces = [t for r in recordings for t in r.traces if not for_tuning(t)]
     traces = [t for t in traces if len(t.output) > 1][:_HOSTILE_ANSWERS]
@@ -255,7 +253,7 @@ def hostile(recordings: Sequence[Recording], curve: Curve) -> dict[str, float]:
 
 
 def summary(played: Sequence[Played], best: float) -> dict[str, Any]:
-    """One curve in the terms of the goals."""
+    """The results for one curve."""
     plain, least, cold, warm = (
         sum(column) for column in list(zip(*played, strict=True))[1:]
     )
@@ -286,7 +284,7 @@ def _by_category(played: Sequence[Played], field: str) -> dict[str, float]:
 
 
 def _shown(row: dict[str, Any]) -> dict[str, object]:
-    """The row of the table: of hostile drafters the worst."""
+    """The row of the table, with the worst adversarial drafter."""
     return {**row, "hostile": min(row["hostile"].values())}
 
 
@@ -294,7 +292,7 @@ def _shown(row: dict[str, Any]) -> dict[str, object]:
 @click.option("--traces", "files", type=click.Path(path_type=Path), multiple=True)
 @click.option("--curves", "curve_file", type=click.Path(path_type=Path))
 @click.option("--curve", "names", multiple=True, help="Only these curves.")
-@click.option("--max-gram-alone", is_flag=True, help="No other source of drafts.")
+@click.option("--max-gram-alone", is_flag=True, help="Use no other source of drafts.")
 def main(
     files: tuple[Path, ...],
     curve_file: Path | None,
@@ -312,7 +310,7 @@ def main(
     for curve in curves:
         played = list(play_all(recordings, curve, thinking, sources))
         if not played:
-            raise click.UsageError("the traces have no answer that is reported on")
+            raise click.UsageError("the traces have no answer in the reported half")
         answers, known = zip(*played, strict=True)
         results[curve.name] = summary(answers, best_static(known, curve))
         results[curve.name]["hostile"] = hostile(recordings, curve)

@@ -1,4 +1,4 @@
-"""A drafter that says what was recorded, on a clock that its calls move on."""
+"""A drafter that replays recorded proposals and advances a clock."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from edgecs_bench.hardware.curves import (
 from edgecs_bench.simulation.traces import Trace
 
 _VOCABULARY = 1 << 20
-UNSAID = _VOCABULARY - 1  # a token that no answer has
-_UNKNOWN = (UNSAID, 0.3)  # what was not recorded
+UNSAID = _VOCABULARY - 1  # a token that no answer contains
+_UNKNOWN = (UNSAID, 0.3)  # a choice that was not recorded
 
 
 class Watch:
-    """A clock that moves only when somebody says so."""
+    """A clock that advances only when it is told to."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -36,37 +36,37 @@ class Watch:
         return self._seconds
 
     def pass_by(self, seconds: float) -> None:
-        """Lets time pass."""
+        """Advances the clock."""
         self._seconds += seconds
 
 
 class Said:
-    """The choice on recorded rows: [token, its probability]."""
+    """The choice from recorded rows: [token, its probability]."""
 
     def __call__(self, row: Row, tokens: Tokens) -> int:
         """The recorded token."""
         return int(row[0])
 
     def confidence(self, row: Row, tokens: Tokens, token: int) -> float:
-        """The recorded probability; of any other token a share of the rest."""
+        """The recorded probability; other tokens share the rest."""
         return float(row[1]) if token == int(row[0]) else float(1 - row[1]) / 2
 
     def margin(self, row: Row, tokens: Tokens) -> float:
-        """Nothing is unsure."""
+        """Infinite, because recorded choices are fixed."""
         return float("inf")
 
     def keeps(
         self, row: Row, tokens: Tokens, token: int, q: float, lenience: float
     ) -> bool:
-        """Nobody is lenient."""
+        """Never: recorded drafters are not lenient."""
         return False
 
 
 class Recorded:
-    """A drafter's model as far as a trace knows it.
+    """A drafter's model, defined by a trace.
 
-    On the answer's own path every choice is known, behind the drafter's first wrong
-    token what it would have gone on with. pace: factor on its times.
+    Every choice along the answer is known, and after the drafter's first wrong token
+    the rest of its proposal. pace: factor on its times.
     """
 
     TIMES = curve("drafter", DRAFTER_MS, DRAFTER_CURVE, 0.0).times
@@ -87,14 +87,14 @@ class Recorded:
         self._cached = 0
 
     def hear(self, trace: Trace) -> None:
-        """The answer that comes next; its cache is empty."""
+        """Starts the next answer with an empty cache."""
         self._start = len(trace.prompt)
         self._output = trace.output
         self._said = trace.proposals[self.named.name]
         self._cached = 0
 
     def score(self, requests: Sequence[Request]) -> list[Rows]:
-        """Recorded choices; moves the clock by what the call would take."""
+        """Returns recorded choices and advances the clock by the time of the call."""
         context, draft, *_ = sole_request(requests)
         tokens = [*context.tokens[self._start :].tolist(), *draft.tokens.tolist()]
         first = len(tokens) - len(draft)
@@ -113,7 +113,7 @@ class Recorded:
         if agreed == size < len(output):
             said, p = self._said.tokens[size], self._said.confidences[size]
             return (said[0], p[0]) if said else _UNKNOWN
-        # It went astray at `agreed`, in a draft that began there or before.
+        # The first wrong token is at `agreed`, in a draft that began there or before.
         for start in range(agreed, max(-1, agreed - 8), -1):
             said = self._said.tokens[start]
             gone = tokens[start:]
@@ -122,17 +122,17 @@ class Recorded:
         return _UNKNOWN
 
     def seconds(self, fed: int) -> float:
-        """What a call over so many tokens takes."""
+        """The milliseconds of a call over some tokens."""
         times, reading = self._steps
         ms = float(times[fed - 1]) if fed <= times.size else fed * reading
         return self._pace * ms / 1e3
 
     def end_turn(self, context: Context, sequence: int = 0) -> None:
-        """There is no cache to cut."""
+        """Does nothing: there is no cache."""
 
     def reset(self) -> None:
-        """There is nothing to forget."""
+        """Does nothing: there is no state."""
 
     def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
-        """Anybody may use it."""
+        """Does nothing: the model can be shared."""
         return nullcontext()

@@ -1,11 +1,11 @@
-"""Recorded answers played on hardware that is not here, chain by chain.
+"""Replays recorded answers with the call times of other hardware, chain by chain.
 
-The planner and the cascades are the real ones; a clock moves on by what their calls
-would take. All chains answer the same prompts. One half of the answers of every
-recording (the one that may be tuned on) is played first and not reported, so that a
-planner has learnt what it would have in use; where that leaves nothing to report,
-everything is reported. Against a measurement everything is played and reported, as the
-planner of a bench begins with nothing.
+The planner and the cascades are the real ones; a clock advances by the times of their
+calls. All chains answer the same prompts. The tuning half of the answers of every
+recording is replayed first and not reported, so the planner has learned what it would
+have learned in use; if nothing is left to report, all answers are reported. To compare
+with a measurement, all answers are replayed and reported, because the planner of a
+bench starts without a profile.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from edgecs_bench.run.result import FORMAT as BENCH
 from edgecs_bench.simulation.chains import ALL, MAG, PLAIN, Chain
 from edgecs_bench.simulation.traces import Recording, Trace, for_tuning
 
-NEAR = 0.05  # relative error of a prediction that is good
+NEAR = 0.05  # relative error of a good prediction
 ASSUMPTIONS = (
     "every target accepts as often as the recorded one did",
-    "what depth adds to a call counts as far as it was measured",
-    "prompts are read before the clock starts, except by drafters",
+    "the cost of depth counts as far as it was measured",
+    "prefill is not timed, except that of drafters",
 )
 
 
 class Tally(NamedTuple):
-    """What answers took, after their first tokens."""
+    """The times of answers after their first tokens."""
 
     answers: int = 0
     tokens: int = 0
@@ -55,7 +55,7 @@ class Tally(NamedTuple):
         )
 
     def over(self, plain: Tally) -> dict[str, Any]:
-        """In the terms of reports; plain: the same answers without drafts."""
+        """The fields of a report; plain: the same answers without drafts."""
         return {
             "answers": self.answers,
             "speedup": round(plain.ms / self.ms, 4),
@@ -78,10 +78,9 @@ def choose(
     limit: int | None,
     only: Container[Prompt] | None = None,
 ) -> list[Recording]:
-    """The recordings that all chains can be played on, with `limit` answers each.
+    """The recordings that all chains can replay, with `limit` answers each.
 
-    only: the prompts that are played; None: all. Raises ConfigError where there is
-    none.
+    only: the prompts to replay; None: all. Raises ConfigError if there are none.
     """
     if any(chain.neural for chain in chains):
         recordings = [one for one in recordings if one.drafters]
@@ -121,7 +120,7 @@ def play(
 ) -> Tallies:
     """One chain over one recording.
 
-    learns: half of it is played first and not reported; else all of it is reported.
+    learns: one half is replayed first and not reported; otherwise all is reported.
     """
     player = chain.player(recording.drafters, aim.curve, steps)
     learnt, reported = halves(recording) if learns else ([], recording.traces)
@@ -139,7 +138,7 @@ def play(
 
 
 def merged(parts: Iterable[Tallies]) -> Tallies:
-    """Tallies of the same categories together."""
+    """Adds tallies of the same categories."""
     name = itemgetter(0)
     every = sorted((item for part in parts for item in part.items()), key=name)
     return {
@@ -150,7 +149,7 @@ def merged(parts: Iterable[Tallies]) -> Tallies:
 
 @dataclass(frozen=True)
 class Simulation:
-    """What is played: recordings, chains, and the size of drafters if it is given.
+    """A simulation: recordings, chains, and optionally the size of drafters.
 
     learns: see `play`.
     """
@@ -161,14 +160,14 @@ class Simulation:
     learns: bool = True
 
     def reported(self, recording: Recording) -> int:
-        """How many answers of a recording are reported."""
+        """The number of reported answers of a recording."""
         said = halves(recording)[1] if self.learns else recording.traces
         return len(said)
 
     def rows(
         self, machine: Hardware, aim: Target, *, by_category: bool = False
     ) -> list[dict[str, Any]]:
-        """One row for every chain on one target, and for its categories if wanted."""
+        """One row for every chain on one target, and optionally for its categories."""
         plain = self._played(Chain(PLAIN), machine, aim)
         found = []
         for chain in self.chains:
@@ -216,16 +215,16 @@ class Measured(NamedTuple):
 
     machine: Hardware
     speedups: dict[str, float]  # by label
-    prompts: frozenset[Prompt] | None = None  # that were answered; None: not known
+    prompts: frozenset[Prompt] | None = None  # that were answered; None: unknown
 
 
 def against(fields: Any, name: str) -> Measured:
-    """What to compare with, from the fields of a file: a result of `edgecs bench`, or
+    """The measurement in the fields of a file: a result of `edgecs bench`, or
 
     {"cost_ms": {WIDTH: ms}, "overhead_ms": ms, "settling_ms": ms,
-    "speedups": {CHAIN: measured}, "drafters": as in a hardware profile, "depth" and
-    "deep" as there}; what may be left out there may be left out here. Raises
-    ConfigError, or what `hardware.load` reports.
+    "speedups": {CHAIN: measured}, "drafters", "depth" and "deep" as in a hardware
+    profile}; fields that are optional there are optional here. Raises ConfigError, or
+    what `hardware.load` reports.
     """
     fields, prompts = catalogue.members(fields, "the file"), None
     if fields.get("format") == BENCH:
@@ -250,19 +249,19 @@ def against(fields: Any, name: str) -> Measured:
 
 
 def _of_bench(result: dict[str, Any]) -> tuple[dict[str, Any], frozenset[Prompt]]:
-    """The same of a result of `edgecs bench`: greedy answers, mode by mode."""
+    """The measurement of a result of `edgecs bench`: greedy answers, by mode."""
     costs = catalogue.members(result["costs"], "costs")
     drafters = [str(one["name"]) for one in result["drafters"]]
     spent: dict[str, dict[Prompt, list[float]]] = {}
     for answer in result["answers"]:
         if not answer["temperature"] and answer["tokens"] > 1:
-            prompt = str(answer["id"])  # a bench may put kinds of prompts together
+            prompt = str(answer["id"])  # a bench may group categories
             ms = catalogue.number(answer["decode_ms"], "decode_ms")
             spent.setdefault(answer["mode"], {}).setdefault(prompt, []).append(ms)
     labels = {mode: _label(mode, drafters) for mode in spent}
     labels = {mode: label for mode, label in labels.items() if label}
     if not labels or PLAIN not in spent:
-        raise ValueError("no mode that drafts beside plain decoding")
+        raise ValueError("no drafting mode besides plain decoding")
     shared = frozenset.intersection(
         *(frozenset(spent[mode]) for mode in (PLAIN, *labels))
     )
@@ -285,7 +284,7 @@ def _of_bench(result: dict[str, Any]) -> tuple[dict[str, Any], frozenset[Prompt]
 
 
 def _label(mode: str, drafters: Sequence[str]) -> str | None:
-    """What a mode of a bench is called here; None: it is no chain."""
+    """The chain of a bench mode; None: the mode is not a chain."""
     if mode == PLANNER:
         return ALL if drafters else MAG
     if mode.startswith("k:"):
@@ -299,7 +298,7 @@ def _label(mode: str, drafters: Sequence[str]) -> str | None:
 def compared(
     rows: Iterable[Mapping[str, Any]], speedups: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """Predicted and measured speed-ups, and how far the first are off."""
+    """Predicted and measured speed-ups, and their relative error."""
     return [
         {
             "chain": row["chain"],

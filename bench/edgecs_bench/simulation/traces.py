@@ -1,7 +1,7 @@
-"""Traces: what a target said, and what drafters would have proposed at every token.
+"""Traces: answers of a target, and the proposals of drafters at every token.
 
-A trace file is JSON Lines, compressed when its name ends in `.gz`. The first line says
-what was recorded:
+A trace file is JSON Lines, compressed if its name ends in `.gz`. The first line
+describes the recording:
 
     {"format": "edgecs-trace/1", "target": NAME, "drafters": [NAME, ...],
      "temperature": T, "seed": S, "draft_max": K}
@@ -13,9 +13,9 @@ every other line is one answer:
      "proposals": {DRAFTER: {"tokens": [[ids], ...], "confidences": [[p], ...]}}}
 
 gap[i] is the difference of the two largest logits of the row that chose output[i];
-tokens[i] is what the drafter proposes to follow prompt + output[:i], at most K tokens,
-with the probability that it gives to each. Max-Gram's proposals follow from the ids and
-are not recorded. All lists but the prompt have the length of the output.
+tokens[i] is the drafter's proposal after prompt + output[:i], at most K tokens, with
+the probability that it assigns to each. Max-Gram's proposals follow from the ids and
+are not recorded. All lists except the prompt have the length of the output.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FORMAT = "edgecs-trace/1"
 
 @dataclass(frozen=True)
 class Proposals:
-    """What one drafter proposes before every output token."""
+    """The proposals of one drafter before every output token."""
 
     tokens: list[list[int]]
     confidences: list[list[float]]
@@ -69,15 +69,12 @@ class Recording:
 
 
 def for_tuning(trace: Trace) -> bool:
-    """Whether an answer is in the half that may be tuned on."""
+    """Whether an answer is in the tuning half."""
     return not zlib.crc32(f"{trace.category}{trace.id}".encode()) % 2
 
 
 def write_traces(path: Path, recording: Recording) -> None:
-    """Writes a file, compressed if its name ends in .gz.
-
-    The old one stays until the new one is whole.
-    """
+    """Writes a file atomically, compressed if its name ends in .gz."""
     head = {
         "format": FORMAT,
         "target": recording.target,
@@ -94,7 +91,7 @@ def write_traces(path: Path, recording: Recording) -> None:
 
 
 def read_traces(path: Path) -> Recording:
-    """Reads a file; raises click.UsageError with the line that is wrong."""
+    """Reads a file; raises click.UsageError that names an invalid line."""
     number = 1
     try:
         regular_size(path)
@@ -123,8 +120,8 @@ def read_traces(path: Path) -> Recording:
         RecursionError,
     ) as error:
         raise click.UsageError(
-            f"{path}, line {number}: no trace: {error!s} (the format is described in "
-            "edgecs_bench/simulation/traces.py)"
+            f"{path}, line {number}: not a trace: {error!s} (the format is described "
+            "in edgecs_bench/simulation/traces.py)"
         ) from error
 
 
@@ -157,14 +154,16 @@ def _trace(line: dict[str, Any], drafters: Sequence[str]) -> Trace:
     for said in proposals.values():
         lists += [said.tokens, said.confidences]
     if not line["prompt"] or any(len(values) != n for values in lists):
-        raise ValueError("a list has another length than the output, or no prompt")
+        raise ValueError(
+            "a list differs in length from the output, or the prompt is missing"
+        )
     drafts = [draft for said in proposals.values() for draft in said.tokens]
     for tokens in (line["prompt"], line["output"], *drafts):
         if not all(type(token) is int and 0 <= token < 1 << 31 for token in tokens):
-            raise ValueError("a token is no number of one")
+            raise ValueError("a token id is not a number")
     for said in proposals.values():
         if not all(0 <= p <= 1 for stated in said.confidences for p in stated):
-            raise ValueError("a confidence is no probability")
+            raise ValueError("a confidence is not a probability")
         if list(map(len, said.tokens)) != list(map(len, said.confidences)):
             raise ValueError("not every proposed token has a confidence")
     return Trace(

@@ -1,1 +1,1 @@
-"""Prompts to answer, and what is found out about the answers."""
+"""Prompts, and checks of the answers."""

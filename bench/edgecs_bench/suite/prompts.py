@@ -31,7 +31,7 @@ MT_BENCH = (
 
 
 class Exam(NamedTuple):
-    """How code that answers a prompt is tried, in HumanEval's terms."""
+    """How code that answers a prompt is tested, in HumanEval's terms."""
 
     test: str  # defines check(candidate)
     entry_point: str
@@ -41,7 +41,7 @@ _LARGEST = 1 << 28  # bytes of prompts, unpacked
 
 
 class Prompt(NamedTuple):
-    """What a user would type, and the kind of task it is."""
+    """The text of a prompt, and its category."""
 
     id: str
     category: str
@@ -54,10 +54,9 @@ def read_prompts(
 ) -> list[Prompt]:
     """The first few prompts of every category, in the order of the files.
 
-    A line is a JSON object with `turns` (the first is taken), `prompt` or `text`; and
-    `category`, without which the name of the file is one. A name that ends in .gz is
-    that of a compressed file. categories: only these; all of them if there are none.
-    Raises click.UsageError.
+    A line is a JSON object with `turns` (the first is used), `prompt` or `text`, and
+    `category`, which defaults to the name of the file. Files whose name ends in .gz are
+    compressed. categories: only these; empty: all. Raises click.UsageError.
     """
     found: dict[str, list[Prompt]] = {name: [] for name in categories}
     for file in files:
@@ -83,9 +82,8 @@ def choose(
 ) -> list[Prompt]:
     """The first few prompts of every category, in the order of the files.
 
-    counts: for categories that want more or fewer than the others. grouped: the eight
-    categories of MT-bench are one, with prompts of each in turn. Raises
-    click.UsageError.
+    counts: numbers for single categories. grouped: the eight categories of MT-bench
+    become one, with prompts of each in turn. Raises click.UsageError.
     """
     groups: dict[str, dict[str, list[Prompt]]] = {}
     for prompt in read_prompts(files, (), sys.maxsize):
@@ -112,7 +110,7 @@ def _lines(file: Path) -> list[str]:
                 data = packed.read(_LARGEST + 1)
             if len(data) > _LARGEST:
                 raise OSError(f"it unpacks to more than {_LARGEST >> 20} MiB")
-        # Not `splitlines`: texts may hold line separators that JSON does not escape.
+        # Not `splitlines`: texts may contain line separators that JSON does not escape.
         return [line for line in data.decode("utf-8").split("\n") if line.strip()]
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise click.UsageError(f"{file} cannot be read: {error}") from error
@@ -138,5 +136,5 @@ def _prompt(line: str, file: Path, number: int) -> Prompt:
         TypeError,
     ) as error:
         raise click.UsageError(
-            f"line {number} of {file} is no prompt: it needs turns, prompt or text"
+            f"line {number} of {file} is not a prompt: it needs turns, prompt or text"
         ) from error

@@ -1,7 +1,7 @@
-"""Repetition loops: where a model says the same over and over.
+"""Repetition loops in answers.
 
 Copying is always right in a loop, so a speed-up on looping answers says little about
-answers that somebody would read.
+useful answers.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 LONGEST = 32  # tokens of a period
-TIMES = 3  # repetitions, the first one counted
+TIMES = 3  # repetitions, including the first one
 LEAST = 24  # tokens of a loop
 
 
 def looping(tokens: Sequence[int]) -> NDArray[np.bool_]:
-    """Which tokens lie in a loop, bool [tokens].
+    """Whether each token is in a loop, bool [tokens].
 
-    A loop is a stretch, anywhere, in which every token is the one a period before it:
-    a period of at most LONGEST tokens, TIMES periods or more and LEAST tokens or more.
+    In a loop every token equals the one a period before it. A loop has a period of at
+    most LONGEST tokens, at least TIMES periods and at least LEAST tokens.
 
     >>> int(looping([7, 8, 9] * 8 + [1, 2]).sum()), int(looping([7, 8, 9] * 7).sum())
     (24, 0)

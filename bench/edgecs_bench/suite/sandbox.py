@@ -2,13 +2,13 @@
 
     python -I sandbox.py SECONDS MIB < PROGRAM
 
-Exit code 0: it ran to its end; 1: it raised, with the last line of the traceback on
-stderr; REFUSED: the network cannot be cut off here, so nothing was run. On Linux the
-program gets namespaces of its own for network and processes, so that nothing of it is
-left when it ends; elsewhere whoever starts this file has to see to that. Not a safe for
-malice: the program sees the files of the user who runs it.
+Exit code 0: the program ended; 1: it raised, with the last line of the traceback on
+stderr; REFUSED: the network cannot be disabled here, so nothing was run. On Linux the
+program gets its own namespaces for network and processes, so all its processes end with
+it; elsewhere the caller must ensure that. The sandbox does not protect against
+malicious code: the program can read the files of the user who runs it.
 
-This file is run on its own and imports nothing of edgecs.
+This file runs as a script and imports nothing of edgecs.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ import signal
 import sys
 
 REFUSED = 97
-_DONE = 42  # of the child: a program that just leaves has not been through its tests
+_DONE = 42  # of the child: a program that exits early has not passed its tests
 _NEW_USER, _NEW_PIDS, _NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
 _DIE_WITH_PARENT = 1  # prctl
 _CAPABILITIES = 0x20080522  # version of the struct
@@ -26,9 +26,9 @@ _FILE_BYTES, _FILES, _PROCESSES = 1 << 20, 32, 16
 
 
 def cut_off() -> bool:
-    """Leaves the network and the other processes behind; False: not possible."""
+    """Enters namespaces without network and other processes; False: not possible."""
     if sys.platform != "linux":
-        return "EDGECS_JAILED" in os.environ  # by sandbox-exec, which started this
+        return "EDGECS_JAILED" in os.environ  # done by sandbox-exec, the parent
     libc = ctypes.CDLL(None, use_errno=True)
     wanted = _NEW_PIDS | _NEW_NETWORK
     if os.geteuid():
@@ -37,9 +37,9 @@ def cut_off() -> bool:
 
 
 def _give_up_root(libc: ctypes.CDLL) -> bool:
-    """Gives up all powers but that over root's own files.
+    """Drops all capabilities except access to root's own files.
 
-    No bound on the number of processes holds for a real user who is root.
+    Limits on the number of processes do not apply to root.
     """
     os.setresuid(_NOBODY, 0, 0)
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES, 0)
@@ -47,7 +47,7 @@ def _give_up_root(libc: ctypes.CDLL) -> bool:
 
 
 def limit(seconds: int, mib: int) -> None:
-    """Bounds for this process and all that come from it."""
+    """Sets limits for this process and its children."""
     import resource
 
     def most(what: int, value: int) -> None:
@@ -60,19 +60,19 @@ def limit(seconds: int, mib: int) -> None:
     most(resource.RLIMIT_FSIZE, _FILE_BYTES)
     most(resource.RLIMIT_NOFILE, _FILES)
     most(resource.RLIMIT_CORE, 0)
-    if sys.platform == "linux":  # macOS does not know the one, and counts all with two
+    if sys.platform == "linux":  # macOS lacks the first, and the second differs there
         most(resource.RLIMIT_AS, mib << 20)
         most(resource.RLIMIT_NPROC, _PROCESSES)
 
 
 def run(program: str) -> int:
-    """Runs it, with streams that lead nowhere."""
+    """Runs the program without input and output."""
     said = sys.stderr
     with open(os.devnull, "r+") as nowhere:
         sys.stdin = sys.stdout = sys.stderr = nowhere
         try:
             exec(compile(program, "answer.py", "exec"), {"__name__": "__main__"})
-        except BaseException as error:  # whatever it was, the answer is wrong
+        except BaseException as error:  # whatever the error is, the answer is wrong
             text = " ".join(str(error).split())[:200]
             print(f"{type(error).__name__}: {text}", file=said, flush=True)
             return 1
@@ -80,7 +80,7 @@ def run(program: str) -> int:
 
 
 def main() -> int:
-    """Runs the program on stdin in a process of its own."""
+    """Runs the program from stdin in a separate process."""
     seconds, mib = int(sys.argv[1]), int(sys.argv[2])
     program = sys.stdin.buffer.read().decode()
     if not cut_off():

@@ -1,4 +1,4 @@
-"""Suites: sets of prompts that ship with edgecs, or files of one's own."""
+"""Suites: sets of prompts that come with edgecs, or JSONL files."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SUITES = {
 
 
 class Suite(NamedTuple):
-    """What is asked, and where it comes from."""
+    """Prompts and their sources."""
 
     names: list[str]
     prompts: list[Prompt]
 
     @property
     def sha256(self) -> str:
-        """Of the prompts in their order."""
+        """The hash of the prompts in their order."""
         asked = [[p.id, p.category, p.text] for p in self.prompts]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
@@ -51,7 +51,7 @@ def suite(
         if name not in SUITES and not file.exists():
             known = ", ".join(SUITES)
             raise click.UsageError(
-                f"there is no suite and no file {name!r}: give one of {known}, or the "
+                f"no suite or file is named {name!r}: give one of {known}, or the "
                 "path of a JSONL file"
             )
     prompts = choose(files, categories, per_category, grouped, counts)

@@ -1,1 +1,1 @@
-"""Making a drafter of a target's own answers: data, training, export, selection."""
+"""Distillation of drafters from a target's answers: data, training, export, choice."""

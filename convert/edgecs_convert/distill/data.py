@@ -1,4 +1,4 @@
-"""The first stage: the target writes its own training data, until there is enough."""
+"""The first stage: the target generates the training data."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from edgecs_convert.distill.samples import Sample, numbers, write_shard
 from edgecs_convert.distill.topics import Half, questions
 
 _SHARD = 64  # answers in a file
-_GREEDY = 2  # every so-manieth answer is the most likely one
-_PROMPT = 256  # tokens of a prompt, at most
+_GREEDY = 2  # every second answer is greedy
+_PROMPT = 256  # maximum tokens of a prompt
 _PATIENCE = 1000  # prompts in a row that are too long
 _NOTED = "samples.json"
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be written. tokens: of answers. most: of one answer."""
+    """Settings of the data. tokens: of all answers. most: of one answer."""
 
     tokens: int
     half: Half = "seen"
     most: int = 256
-    temperature: float = 0.8  # of every other answer; the others are greedy
-    parallel: int = 32  # answers at once
-    prompts: Path | None = None  # a file of prompts, instead of the topics
+    temperature: float = 0.8  # of every second answer; the others are greedy
+    parallel: int = 32  # answers in parallel
+    prompts: Path | None = None  # a file of prompts instead of the topics
     seed: int = 1
 
 
@@ -58,8 +58,8 @@ def write_samples(
 ) -> int:
     """Fills a folder with samples; returns the tokens of the answers in it.
 
-    What is there already counts. Raises ConfigError for samples of another kind,
-    DistillError, Cancelled; either keeps what was written.
+    Existing samples count. Raises ConfigError for samples of another kind,
+    DistillError, Cancelled; the samples written so far are kept.
     """
     _check_same(folder, model, wanted)
     done, tokens = numbers(folder)
@@ -83,7 +83,7 @@ def write_samples(
         try:
             for sample in samples:
                 if sample.size < 2:
-                    continue  # nothing follows anything in it
+                    continue  # it has no token with a successor
                 few.append(sample)
                 if len(few) < _SHARD:
                     continue
@@ -91,7 +91,7 @@ def write_samples(
                 speed = (tokens - before) / (time.monotonic() - began)
                 left = max(0.0, (wanted.tokens - tokens) / speed)
                 tell(
-                    f"writing: {tokens:,} of {wanted.tokens:,} tokens, {speed:.0f} a "
+                    f"writing: {tokens:,} of {wanted.tokens:,} tokens, {speed:.0f} per "
                     f"second, {left / 60:.0f} min left"
                 )
                 if tokens >= wanted.tokens:
@@ -110,7 +110,7 @@ def _keep(folder: Path, few: list[Sample]) -> int:
 
 
 def _check_same(folder: Path, model: LlamaModel, wanted: Wanted) -> None:
-    """Samples of two targets or settings must never meet in one folder."""
+    """Refuses a folder with samples of another target or other settings."""
     noted = {
         "target": model.path.name,
         "half": wanted.half,
@@ -139,10 +139,10 @@ def _check_same(folder: Path, model: LlamaModel, wanted: Wanted) -> None:
 def _tasks(
     model: LlamaModel, wanted: Wanted, done: set[int], longest: int
 ) -> Iterator[Task]:
-    """Prompts as tokens, those that were answered left out; ones too long as well.
+    """Prompts as tokens, without those that were answered or are too long.
 
-    With the topics there is no end to them; a file of prompts is asked again and again,
-    as sampled answers differ.
+    The topics give an endless sequence; a file of prompts is repeated, because sampled
+    answers differ.
     """
     template = ChatTemplate(model.vocabulary)
     texts: Iterable[str]
@@ -152,7 +152,7 @@ def _tasks(
         if not fits:
             raise ConfigError(
                 f"no prompt in {wanted.prompts} leaves room for {wanted.most} tokens "
-                f"of an answer: they must have {longest} tokens at most"
+                f"of an answer: prompts can have at most {longest} tokens"
             )
         texts = cycle(fits)
     else:
@@ -165,8 +165,8 @@ def _tasks(
         refused = 0 if prompt.size <= longest else refused + 1
         if refused > _PATIENCE:
             raise ConfigError(
-                f"with this model's tokens no prompt has the {longest} tokens or less "
-                "that leave room for an answer: give prompts of your own (--prompts)"
+                f"no prompt has at most {longest} tokens of this model, so none leaves "
+                "room for an answer: give your own prompts (--prompts)"
             )
         if not refused:
             sampled = number % _GREEDY
@@ -178,14 +178,14 @@ def _encode(template: ChatTemplate, text: str) -> Tokens:
 
 
 def _read_prompts(path: Path) -> list[str]:
-    """One prompt a line, or a JSON object a line with prompt, text or turns."""
+    """Reads one prompt, or one JSON object with prompt, text or turns, per line."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as prompts: {error}") from error
     found = [_prompt(line) for line in lines if line.strip()]
     if not found:
-        raise ConfigError(f"there are no prompts in {path}: give one a line")
+        raise ConfigError(f"there are no prompts in {path}: give one per line")
     return found
 
 

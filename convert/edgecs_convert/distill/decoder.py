@@ -1,8 +1,8 @@
-"""A small decoder in PyTorch, a drafter that stands alone: a Llama of few layers.
+"""A small decoder in PyTorch, an independent drafter: a Llama with few layers.
 
-Where it is as wide as its target it begins with some of the target's own layers (a
-layer-pruned target, FastDraft, arXiv 2411.11055); else with random ones, between the
-target's embeddings in as many dimensions as it has.
+If it is as wide as its target it starts from some of the target's own layers (a
+layer-pruned target, FastDraft, arXiv 2411.11055); otherwise from random layers between
+the target's embeddings, projected to its width.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edgecs_convert.onnx.pruning import keep_layers, trim_vocabulary
 
 _SIZE = 64  # of an attention head
 _INNER = 8 / 3  # inner width over width
-_WIDEST = 576  # where nothing is said: a wider one costs more than it is right
+_WIDEST = 576  # the default: a wider one costs more than it gains
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class DecoderShape:
             )
 
     def width_for(self, target: TargetFile) -> int:
-        """Of its states."""
+        """The width of the states."""
         return self.width or min(target.width, _WIDEST)
 
 
@@ -53,7 +53,7 @@ class Decoder(nn.Module):  # type: ignore[misc]
     """A causal language model of transformers.
 
     ids: int32 [rows], the target's id of every row of its vocabulary; if there are
-    other tokens, the last row stands for them.
+    other tokens, the last row represents them.
     """
 
     def __init__(self, model: Any, ids: Tokens) -> None:
@@ -61,7 +61,7 @@ class Decoder(nn.Module):  # type: ignore[misc]
         self.model, self.ids = model, ids
 
     def described(self) -> dict[str, Any]:
-        """What a checkpoint has to agree with."""
+        """The fields that a checkpoint must match."""
         config = self.model.config
         return {
             "kind": "decoder",
@@ -71,8 +71,8 @@ class Decoder(nn.Module):  # type: ignore[misc]
         }
 
     def loss(self, batch: Batch[Tensor], recipe: Recipe) -> Tensor:
-        """Of everything that is to be learnt, in one pass."""
-        # What fills a text up is no token of a vocabulary that is whole.
+        """The loss of all training positions, in one pass."""
+        # Padding is not a token of a complete vocabulary.
         tokens = batch.tokens.clamp(max=self.ids.size - 1)
         hidden = self.model.model(tokens, use_cache=False).last_hidden_state
         said = self.model.lm_head(hidden[batch.counts]).float()
@@ -89,7 +89,8 @@ def check(target: TargetFile, shape: DecoderShape) -> None:
     width = shape.width_for(target)
     if width > target.width:
         raise ConfigError(
-            f"a decoder of {width} is wider than its target, {target.width}: give less"
+            f"a decoder of {width} is wider than its target "
+            f"({target.width}): give a smaller width"
         )
     if width == target.width:
         read_config(target.path)
@@ -121,7 +122,7 @@ def begin(target: TargetFile, known: Tokens, shape: DecoderShape, seed: int) -> 
 
 
 def _spread(count: int, layers: int) -> Sequence[int]:
-    """So many layers, the first and the last among them, evenly apart."""
+    """Evenly spaced layers, including the first and the last."""
     places = np.linspace(0, layers - 1, count) if count > 1 else [layers - 1]
     return [round(float(place)) for place in places]
 
@@ -149,7 +150,7 @@ def _llama(layers: int, width: int, rows: int, seed: int) -> Any:
         bos_token_id=None,
         eos_token_id=None,
     )
-    # Everything random comes from here, and nobody else's state is disturbed.
+    # All randomness comes from here; the global state is not changed.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)

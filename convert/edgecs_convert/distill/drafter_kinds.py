@@ -1,4 +1,4 @@
-"""The kinds of drafters that can be made, and what each of them does in its own way."""
+"""The kinds of drafters, with the steps that differ between them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Kind(Protocol):
 
     @property
     def name(self) -> str:
-        """As it is asked for."""
+        """The name of the kind on the command line."""
 
     @property
     def speaks(self) -> bool:
-        """Whether it can write answers of its own."""
+        """Whether it can generate answers by itself."""
 
     def recipe(self, given: Recipe) -> Recipe:
-        """What suits this kind, where a recipe for a head was given."""
+        """Adapts a recipe for a head to this kind."""
 
     def check(self, target: TargetFile, rows: int) -> None:
-        """Raises ModelError, ConfigError where none can be made for this target."""
+        """Raises ModelError or ConfigError if this kind does not fit the target."""
 
     def begin(self, target: TargetFile, vocabulary: Vocabulary, seed: int) -> Any:
         """A `Student` before any training. Raises what `check` raises."""
@@ -41,13 +41,13 @@ class Kind(Protocol):
 
 @dataclass(frozen=True)
 class HeadKind:
-    """One layer on the target's states."""
+    """One layer on the target's hidden states."""
 
     name: str = "head"
     speaks: bool = False
 
     def recipe(self, given: Recipe) -> Recipe:
-        """As it is."""
+        """Returns the recipe unchanged."""
         return given
 
     def check(self, target: TargetFile, rows: int) -> None:
@@ -71,7 +71,7 @@ class HeadKind:
 
 @dataclass(frozen=True)
 class DecoderKind:
-    """A small language model that stands alone. layers, width: see `DecoderShape`."""
+    """A small independent language model. layers, width: see `DecoderShape`."""
 
     layers: int = 2
     width: int | None = None
@@ -79,7 +79,7 @@ class DecoderKind:
     speaks: bool = True
 
     def recipe(self, given: Recipe) -> Recipe:
-        """Longer texts, as it has to read the prompt as well, and smaller steps."""
+        """Uses longer texts, because it needs the prompt as well, and smaller steps."""
         return replace(given, rate=given.rate * 0.5, length=320, before=160)
 
     def check(self, target: TargetFile, rows: int) -> None:
@@ -111,4 +111,6 @@ def kind_of(name: str, *, layers: int = 2, width: int | None = None) -> Kind:
         return HeadKind()
     if name == "decoder":
         return DecoderKind(layers, width)
-    raise ConfigError(f"there is no drafter {name!r}: known are {', '.join(NAMES)}")
+    raise ConfigError(
+        f"unknown kind of drafter {name!r}: give one of {', '.join(NAMES)}"
+    )

@@ -1,4 +1,4 @@
-"""A trained drafter as a folder: graph, id map, texts of tokens, manifest."""
+"""Export of a trained drafter: a folder with graph, id map, token texts, manifest."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _IDS, _PIECES = "ids.npy", "vocabulary.json"
 
 @dataclass(frozen=True)
 class About:
-    """What a manifest says of a drafter, whatever its kind.
+    """The manifest fields of a drafter of any kind.
 
-    source: the target's file. pieces: texts of the target's tokens. window: tokens
-    that it was trained to see.
+    source: the target's file. pieces: texts of the target's tokens. window: context
+    length of the training.
     """
 
     name: str
@@ -36,9 +36,9 @@ class About:
 
 
 def export_head(out: Path, student: Any, ids: Tokens, about: About) -> Path:
-    """Writes the folder of a `Head` and returns it; there is none if it fails.
+    """Writes the folder of a `Head` and returns it; leaves no folder if it fails.
 
-    ids: int32 [rows], the target's id of every row; one more stands for all others.
+    ids: int32 [rows], the target's id of every row; one more row represents all others.
     """
     import onnx
 
@@ -54,7 +54,7 @@ def export_head(out: Path, student: Any, ids: Tokens, about: About) -> Path:
 
 
 def export_decoder(out: Path, student: Any, about: About) -> Path:
-    """Writes the folder of a `Decoder` and returns it; there is none if it fails."""
+    """Writes the folder of a `Decoder` and returns it; leaves no folder if it fails."""
     from edgecs_convert.onnx.export import export_module
 
     model, ids = student.model.cpu().eval(), student.ids
@@ -95,7 +95,9 @@ def _export(
                 window=about.window,
                 vocabulary=vocabulary_hash(about.pieces),
                 vocabulary_file=_PIECES,
-                id_map=None if unknown is None else _IDS,  # else ids are the target's
+                id_map=None
+                if unknown is None
+                else _IDS,  # otherwise ids are the target's
                 unknown=unknown,
                 parameters=parameters,
                 quantization="int8" if about.int8 else None,

@@ -1,12 +1,12 @@
-"""A head as an ONNX graph, in floats or with matrices of int8.
+"""A head as an ONNX graph, in float32 or with int8 matrices.
 
     token int64 [n], state float [n, width], position int64 [n],
     mask float [n, m + n], past_key, past_value float [m, kv_width]
     -> logits float [1, rows], next_state float [1, width],
        key, value float [n, kv_width]
 
-Logits and state are those behind the last token. Cells are rows, so that a caller can
-keep them in one buffer and give a part of it without a copy.
+Logits and state are those after the last token. Cells are rows, so that a caller can
+keep them in one buffer and pass a part of it without a copy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FLOAT, _INT = TensorProto.FLOAT, TensorProto.INT64
 
 
 class _Graph:
-    """Nodes and constants under names that are made up."""
+    """Nodes and constants with generated names."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -47,7 +47,7 @@ class _Graph:
 
 
 class _Matrix:
-    """A weight [in, out], as it is or as int8 with a scale for each column."""
+    """A weight [in, out], in float32 or as int8 with a scale for each column."""
 
     def __init__(self, g: _Graph, weight: NDArray[np.float32], int8: bool) -> None:
         self._g, self._int8 = g, int8
@@ -60,7 +60,7 @@ class _Matrix:
         self._scales = g.const(scales)
 
     def times(self, x: str, out: str = "") -> str:
-        """x [n, in] -> [n, out]; with int8 x is rounded to bytes as it comes."""
+        """x [n, in] -> [n, out]; with int8, x is quantised dynamically."""
         g = self._g
         if not self._int8:
             return str(g.op("MatMul", x, self._weight, out=out))
@@ -70,7 +70,7 @@ class _Matrix:
         return str(g.op("Mul", g.op("Cast", product, to=_FLOAT), scales, out=out))
 
     def columns(self, at: str) -> str:
-        """Columns at [n], as rows [n, in]: the embeddings, if this is the table."""
+        """The columns at [n] as rows [n, in]: embeddings, if this is the table."""
         g = self._g
         columns = g.op("Transpose", g.op("Gather", self._weight, at, axis=1))
         if not self._int8:
@@ -82,7 +82,7 @@ class _Matrix:
 def build(shape: HeadShape, weights: Weights, *, int8: bool) -> onnx.ModelProto:
     """The graph of a head; weights are named as in `HeadShape.shapes`.
 
-    The table serves as embedding and as output matrix, and is stored once.
+    The table is both embedding and output matrix, and is stored once.
     """
     g = _Graph()
     heads, kv, size = shape.heads, shape.kv_heads, shape.size
@@ -105,7 +105,7 @@ def build(shape: HeadShape, weights: Weights, *, int8: bool) -> onnx.ModelProto:
         return str(g.op("Reshape", both, g.const([-1, count * size], np.int64)))
 
     def by_head(x: str, *groups: int) -> str:
-        """[n, groups * size] -> [*groups, n, size], groups as [kv, heads a kv]."""
+        """[n, groups * size] -> [*groups, n, size], groups as [kv, heads per kv]."""
         x = g.op("Reshape", x, g.const([-1, *groups, size], np.int64))
         return str(g.op("Transpose", x, perm=[1, 2, 0, 3]))
 
@@ -134,7 +134,7 @@ def build(shape: HeadShape, weights: Weights, *, int8: bool) -> onnx.ModelProto:
     seen = g.op("Reshape", seen, g.const([-1, shape.width], np.int64))
     x = g.op("Add", x, matrix("mix").times(seen))
 
-    # What follows is asked for behind the last token alone.
+    # The rest is computed only for the last token.
     x = g.op("Gather", x, g.const([-1], np.int64), axis=0)
     y = norm(x, "inner_norm")
     gate = matrix("gate").times(y)
@@ -143,7 +143,7 @@ def build(shape: HeadShape, weights: Weights, *, int8: bool) -> onnx.ModelProto:
     state = norm(x, "norm")
     g.op("Identity", state, out="next_state")
     logits = table.times(state)
-    # The row of unknown tokens is nobody's choice.
+    # The row of unknown tokens is never chosen.
     g.op(
         "Slice",
         logits,
@@ -181,6 +181,6 @@ def _model(g: _Graph, shape: HeadShape) -> onnx.ModelProto:
     )
     opset = helper.make_opsetid("", _OPSET)
     model = helper.make_model(graph, opset_imports=[opset], producer_name="edgecs")
-    model.ir_version = 8  # what the oldest ONNX Runtime that edgecs takes can read
+    model.ir_version = 8  # readable by the oldest ONNX Runtime that edgecs supports
     onnx.checker.check_model(model)
     return model

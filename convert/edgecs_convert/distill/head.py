@@ -1,8 +1,8 @@
-"""A head in PyTorch: the same computation as `graph`, for whole texts and for training.
+"""A head in PyTorch: the same computation as `graph`, for whole texts and training.
 
-In use a head's own outputs stand in for states that the target has not computed yet. So
-it is trained on them too: pass s sees the states that pass s - 1 put out, while its
-attention sees true states up to s - 1 tokens back (EAGLE-3, HASS).
+In a draft the head's own outputs replace states that the target has not computed yet.
+The head is trained for that too: pass s gets the states that pass s - 1 computed, while
+its attention has true states up to s - 1 tokens back (EAGLE-3, HASS).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgecs_convert.distill.texts import Batch
 
 
 class Head(nn.Module):  # type: ignore[misc]
-    """The weights are those of `HeadShape.shapes`, under the same names."""
+    """A head with the weights of `HeadShape.shapes`, under the same names."""
 
     def __init__(self, shape: HeadShape, seed: int = 0) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ class Head(nn.Module):  # type: ignore[misc]
             self.register_parameter(name, nn.Parameter(weight))
 
     def begin_from(self, table: NDArray[np.float32], norm: NDArray[np.float32]) -> None:
-        """Takes over the target's embeddings [rows, width] and its last norm [width].
+        """Copies the target's embeddings [rows, width] and its last norm [width].
 
-        Unknown tokens begin as the mean of the known ones. The first output is then
-        about the last state again, from where training goes on.
+        Unknown tokens start as the mean of the known ones. The initial output is then
+        close to the last state, from which training starts.
         """
         with torch.no_grad():
             known = torch.tensor(table)
@@ -53,17 +53,19 @@ class Head(nn.Module):  # type: ignore[misc]
             self.down *= 0.1
 
     def described(self) -> dict[str, Any]:
-        """What a checkpoint has to agree with."""
+        """The fields that a checkpoint must match."""
         return {"kind": "head", **self.shape.state()}
 
     def loss(self, batch: Batch[Tensor], recipe: Recipe) -> Tensor:
-        """Of every pass where it has seen as many tokens, later ones less."""
+        """The loss of all passes, with smaller weights for later ones."""
         steps = self(batch.tokens, batch.states, recipe.passes)
         counts = batch.counts
         total, weights = torch.zeros((), device=counts.device), 0.0
         for s, out in enumerate(steps):
             here = counts.clone()
-            here[:, s:] &= counts[:, : counts.shape[1] - s]  # it began in the answer
+            here[:, s:] &= counts[
+                :, : counts.shape[1] - s
+            ]  # its draft begins in the answer
             here[:, :s] = False
             if not here.any():
                 continue
@@ -79,7 +81,7 @@ class Head(nn.Module):  # type: ignore[misc]
         return total / max(weights, 1e-9)
 
     def load_arrays(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
-        """Takes over weights by name."""
+        """Copies weights by name."""
         self.load_state_dict({n: torch.from_numpy(w) for n, w in weights.items()})
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
@@ -87,15 +89,15 @@ class Head(nn.Module):  # type: ignore[misc]
         return {n: w.detach().float().numpy() for n, w in self.named_parameters()}
 
     def logits(self, states: Tensor) -> Tensor:
-        """[..., width] -> [..., rows]: of the token behind that with this state."""
+        """[..., width] -> [..., rows]: logits of the next token after a state."""
         return states @ self.table[:-1].T
 
     def forward(self, tokens: Tensor, states: Tensor, passes: int) -> list[Tensor]:
-        """The states that every pass puts out, the first one given the target's.
+        """The output states of every pass; the first pass gets the target's states.
 
         tokens: [texts, length]. states: [texts, length, width], the state that chose
-        each token, 0 where there is none. A result is [texts, length, width], for
-        pass s of use only from the s-th token of a text on.
+        each token, or 0. A result is [texts, length, width]; that of pass s is valid
+        only from the s-th token of a text on.
         """
         length = tokens.shape[1]
         place = torch.arange(length, device=tokens.device)
@@ -114,7 +116,7 @@ class Head(nn.Module):  # type: ignore[misc]
             keys.append(_turned(self._split(y @ self.key, self.shape.kv_heads), turns))
             values.append(self._split(y @ self.value, self.shape.kv_heads))
             query = _turned(self._split(y @ self.query, self.shape.heads), turns)
-            # Tokens of the draft so far lie between here and the last true state.
+            # The drafted tokens are between this position and the last true state.
             far = place[:, None] - place[None] < s
             seen = self._attend(query, keys, values, far)
             x = x + seen @ self.mix
@@ -128,10 +130,10 @@ class Head(nn.Module):  # type: ignore[misc]
     def _attend(
         self, query: Tensor, keys: list[Tensor], values: list[Tensor], hidden: Tensor
     ) -> Tensor:
-        """Attention to true states, and to the passes before this one along a draft.
+        """Attention to true states, and along a draft to the earlier passes.
 
-        query: [texts, heads, length, size]. hidden: [length, length], keys of the first
-        pass that are not seen. Pass t at the token s - t before is seen by pass s.
+        query: [texts, heads, length, size]. hidden: [length, length], masked keys of
+        the first pass. Pass s attends to pass t at s - t tokens before.
         """
         group = self.shape.heads // self.shape.kv_heads
         last = len(keys) - 1
@@ -149,7 +151,7 @@ class Head(nn.Module):  # type: ignore[misc]
             scores.append(((query * key).sum(-1, keepdim=True) * scale).float())
             extra.append(more)
         shares = torch.cat(scores, -1).softmax(-1)
-        # Where not even a first token is seen there is nothing to attend to.
+        # Positions without a visible first token have nothing to attend to.
         shares = shares.nan_to_num(0.0).to(value.dtype)
         length = value.shape[2]
         seen = shares[..., :length] @ value

@@ -1,8 +1,8 @@
-"""Answers of a session as samples, for a drafter that learns from them later.
+"""Stores the answers of a session as samples for training a drafter later.
 
-What a target computed to verify is what training needs: its best logits and its hidden
+Verification already computes the data for training: the best logits and the hidden
 states (Online Speculative Decoding, arXiv 2310.07177, trains on rejected tokens; a head
-needs the states of the others too). Nothing leaves this machine.
+needs the states of the other tokens too). Nothing leaves this machine.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _TOGETHER = 16  # answers in a file
 
 
 class AnswerLog:
-    """Keeps the answers of a session in a folder of samples; to be closed.
+    """Stores the answers of a session in a folder of samples; call `close`.
 
-    states: of the session's target, which it has to note. Raises DistillError where the
-    disk does not take it.
+    states: the recorded hidden states of the session's target. Raises DistillError if a
+    file cannot be written.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class AnswerLog:
         self._before, session.on_round = session.on_round, self._note
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes the remaining answers."""
         self._end()
         if self._done:
             write_shard(self._folder, self._done)
             self._done = []
 
     def _begin(self, stats: Stats | None) -> None:
-        self._stats = stats  # of the answer that is being followed
+        self._stats = stats  # of the current answer
         self._first: NDArray[np.int32] = np.empty(0, dtype=np.int32)
         self._tokens: list[int] = []
         self._ids: list[NDArray[np.int32]] = []
@@ -57,7 +57,7 @@ class AnswerLog:
         self._kept: list[NDArray[np.float16]] = []
 
     def _note(self, context: Context, done: Round) -> None:
-        """Called with every round but the first one, before it is committed."""
+        """Called with every round except the first one, before it is committed."""
         if self._session.stats is not self._stats:
             self._end()
             self._begin(self._session.stats)
@@ -74,10 +74,10 @@ class AnswerLog:
             self._before(context, done)
 
     def _end(self) -> None:
-        """The answer that was followed, as a sample."""
+        """The current answer as a sample."""
         if self._stats is None or not self._tokens:
             return
-        size = self._stats.tokens - 1  # a round may have said more than was wanted
+        size = self._stats.tokens - 1  # a round may have more tokens than the answer
         tokens = np.array(self._tokens[:size], dtype=np.int32)
         self._done.append(
             Sample(
@@ -97,6 +97,6 @@ class AnswerLog:
 
 
 def _with_first(value: int, rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Rows, with one before them for the first token, of which nothing is known."""
+    """Rows, preceded by an empty one for the first token."""
     first = np.full_like(rows[0], value)
     return np.stack([first, *rows])

@@ -1,10 +1,10 @@
-"""How far a drafter's law is from the target's: the losses of training.
+"""The losses of training: distances between drafter's and target's distribution.
 
-The target's law is known by its best logits alone, and only some of these are tokens
-that the drafter has. It is made a law again over those. The acceptance of a draft is
-1 - TVD; forward KL is what teaches from far away (DistillSpec, arXiv 2310.08461).
-TVD++ (arXiv 2403.00858) tames the noise of TVD's sampled gradient; here the sum is
-over all tokens that matter, so there is no such noise.
+Only the target's best logits are known, and only some of their tokens are in the
+drafter's vocabulary; the distribution is renormalised over those. The acceptance of a
+draft is 1 - TVD; forward KL works better far from the target (DistillSpec, arXiv
+2310.08461). TVD++ (arXiv 2403.00858) reduces the noise of TVD's sampled gradient; here
+the sum is over all tokens that matter, so there is no such noise.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _TINY = 1e-9
 
 
 def divergence(kind: Divergence, said: Tensor, rows: Tensor, logits: Tensor) -> Tensor:
-    """The mean over n texts' positions, a scalar.
+    """The mean over n positions, a scalar.
 
     said: [n, vocabulary], the drafter's logits. rows, logits: [n, k], the target's best
-    tokens as rows of the drafter, -inf for those that it lacks; one is known at least.
+    tokens as rows of the drafter, -inf for missing ones; at least one is known.
     """
     law = logits.softmax(-1)
     logs = said.gather(1, rows) - said.logsumexp(-1, keepdim=True)
@@ -32,17 +32,17 @@ def divergence(kind: Divergence, said: Tensor, rows: Tensor, logits: Tensor) -> 
 
 
 def _fkl(law: Tensor, logs: Tensor) -> Tensor:
-    """Cross-entropy, which is forward KL but for a constant."""
+    """Cross-entropy, which is forward KL up to a constant."""
     return -(law * logs).sum(-1)
 
 
 def _tvd(law: Tensor, logs: Tensor) -> Tensor:
-    """1 - the sum of what both give to a token: nobody gives anything to the others."""
+    """1 - the sum of the common probability; the target gives 0 to other tokens."""
     return 1 - torch.minimum(law, logs.exp()).sum(-1)
 
 
 def _jsd(law: Tensor, logs: Tensor) -> Tensor:
-    """Both against their mean, half each."""
+    """Half the KL divergence of each distribution from their mean."""
     mine = logs.exp() * (law > 0)  # unknown tokens share a row with a known one
     mean = (law + mine) / 2
     theirs = law * ((law + _TINY).log() - (mean + _TINY).log())

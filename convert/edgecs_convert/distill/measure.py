@@ -1,6 +1,6 @@
-"""What a drafter is worth: how often it is right, how long it takes, what it buys.
+"""Measures a drafter: acceptance, time per token, expected speed-up.
 
-Measured on the exported graph in ONNX Runtime, on answers that it was not trained on.
+It uses the exported graph in ONNX Runtime, and answers that are not training data.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edgecs_convert.distill.samples import Sample
 class Worth(NamedTuple):
     """shares: how often the first, the first two, ... tokens of a draft are right.
 
-    seconds: a drafted token takes, the median. drafts: that were looked at.
+    seconds: median time of a drafted token. drafts: the number of measured drafts.
     """
 
     shares: list[float]
@@ -45,9 +45,9 @@ def worth(
     drafts: int = 20_000,
     threads: int = 1,
 ) -> Worth:
-    """Drafts of `most` tokens against what the target said greedily. Raises Cancelled.
+    """Compares drafts of `most` tokens with greedy answers. Raises Cancelled.
 
-    Drafts begin behind every token of an answer, until there are enough of them.
+    Drafts start after every token of an answer, until there are enough drafts.
     """
     greedy = [s for s in samples if not s.temperature and s.size > most]
     if not greedy:
@@ -90,7 +90,7 @@ def _drafts(
     most: int,
     took: list[float],
 ) -> Iterable[int]:
-    """How many tokens of each draft are right, behind every token of an answer."""
+    """The number of right tokens of each draft, after every token of an answer."""
     said = sample.tokens.tolist()
     context = Context(sample.tokens[: sample.start + 1])
     model.reset()

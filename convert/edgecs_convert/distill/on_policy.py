@@ -1,7 +1,7 @@
-"""Answers that a drafter wrote itself, with what its target would have said in them.
+"""Answers written by a drafter, scored by its target.
 
-A drafter learns from its own text what it will meet when it drafts (on-policy
-distillation, DistillSpec, arXiv 2310.08461).
+Training on its own text prepares a drafter for drafting (on-policy distillation,
+DistillSpec, arXiv 2310.08461).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from edgecs_convert.distill.parallel_decode import judged, many_sequences
 from edgecs_convert.distill.samples import Sample, read_samples, write_shard
 from edgecs_convert.distill.texts import Vocabulary
 
-_TOGETHER = 32  # answers that are written at once
+_TOGETHER = 32  # answers in parallel
 _ROOM = 512  # tokens of a prompt and its answer
-_WHOLE = "whole"  # a file that says so
+_WHOLE = "whole"  # the file that marks a complete folder
 
 Tell = Callable[[str], None]
 
@@ -46,10 +46,10 @@ def own_samples(
     threads: int,
     seed: int,
 ) -> list[Sample]:
-    """Sampled answers of `most` tokens at most to the prompts of samples, judged.
+    """Sampled answers of at most `most` tokens to the prompts of samples, scored.
 
-    tokens: of answers, together. They are kept in a folder, from which they are read if
-    it is whole. Raises Cancelled, DistillError.
+    tokens: of all answers. They are stored in a folder and read from it if it is
+    complete. Raises Cancelled, DistillError.
     """
     if not (folder / _WHOLE).exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -85,7 +85,7 @@ def _answers(
     most: int,
     seed: int,
 ) -> Iterator[list[tuple[Tokens, int]]]:
-    """Texts and where their answers begin, some at once; prompts may come again."""
+    """Batches of texts with the starts of their answers; prompts may repeat."""
     order = np.random.default_rng(seed).permutation(len(prompts))
     fits = [prompts[i] for i in order.tolist() if prompts[i].start + most <= _ROOM]
     number = 0
@@ -103,7 +103,7 @@ def _write(
     seed: int,
     model: LlamaModel,
 ) -> list[tuple[Tokens, int]]:
-    """One answer to each prompt, those of one token left out."""
+    """One answer to each prompt, without answers of one token."""
     known = vocabulary.rows
     ends = vocabulary.rows_of(np.array(sorted(model.vocabulary.ends), dtype=np.int32))
     longest = max(sample.start for sample in few)

@@ -1,7 +1,7 @@
-"""Many answers of one target at once: a sequence each, all in one call.
+"""Generates many answers of one target in parallel, one sequence each.
 
-A call reads the weights once for all its tokens, so data comes several times as fast as
-from one answer after the other. Its rows need not be those of plain decoding.
+A call reads the weights once for all its tokens, so this is several times as fast as
+one answer after the other. The rows may differ from those of plain decoding.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from edgecs.errors import Cancelled, ModelError, OutOfMemory
 from edgecs_convert.distill.samples import KEPT, Sample, best
 
 _BATCH = 512  # tokens in one call
-# Attention of many sequences is twice as fast on a CPU over 8-bit cells as over 16-bit
-# ones. Not every size of a head can have them.
+# On a CPU, attention over many sequences is twice as fast with 8-bit cells as with
+# 16-bit ones, but not every head size supports them.
 _KV_TYPES: tuple[KVType, ...] = ("q8_0", "f16")
 
 
 class Task(NamedTuple):
-    """One answer to be given."""
+    """A request for one answer."""
 
     number: int
     prompt: Tokens
@@ -46,7 +46,7 @@ def many_sequences(
     room: int,
     threads: int,
 ) -> Iterator[LlamaLM]:
-    """A scorer for so many answers at once, of `room` tokens with their prompts.
+    """A scorer for parallel answers of `room` tokens, including their prompts.
 
     Its rows have the final hidden states. Raises OutOfMemory, ModelError.
     """
@@ -65,8 +65,8 @@ def many_sequences(
             break
         except OutOfMemory as error:
             raise OutOfMemory(
-                f"{sequences} answers of {room} tokens at once do not fit into memory: "
-                "give fewer (--parallel)"
+                f"{sequences} parallel answers of {room} tokens do not fit into "
+                "memory: give fewer (--parallel)"
             ) from error
         except ModelError:
             if kind == _KV_TYPES[-1]:
@@ -78,7 +78,7 @@ def many_sequences(
 
 @dataclass
 class _Answer:
-    """An answer under way."""
+    """An answer in progress."""
 
     task: Task
     context: Context
@@ -88,8 +88,8 @@ class _Answer:
     states: list[NDArray[np.float16]] = field(default_factory=list)
 
     def take(self, rows: Rows) -> None:
-        """Chooses the next token from the best of a row, best first."""
-        if self.ids and rows.hidden is not None:  # of the token that was chosen last
+        """Chooses the next token from the best ones of a row, best first."""
+        if self.ids and rows.hidden is not None:  # of the last token
             self.states.append(rows.hidden[0].astype(np.float16))
         ids, logits = (part[0] for part in best(rows.logits[:1], KEPT))
         at = 0
@@ -124,10 +124,10 @@ def answers(
     width: int,
     seed: int = 1,
 ) -> Iterator[Sample]:
-    """Answers of at most `most` tokens, as they end.
+    """Yields answers of at most `most` tokens as they end.
 
-    A prompt has to fit `longest_prompt`. ends: tokens that end an answer. width: of a
-    state of the target. Raises Cancelled.
+    Prompts can have up to `longest_prompt` tokens. ends: tokens that end an answer.
+    width: of a state of the target. Raises Cancelled.
     """
     under_way: dict[int, _Answer] = {}  # by sequence
     waiting = True
@@ -135,7 +135,7 @@ def answers(
         if target.cancel.is_set():
             raise Cancelled("stopped while the target was writing")
         free = [i for i in range(target.sequences) if i not in under_way]
-        # Prompts go in calls of their own; a few of them together cost less.
+        # Prompts are computed in separate calls; several in one call cost less.
         if waiting and len(free) >= max(1, target.sequences // 8):
             begun = [
                 (i, _Answer(task, Context(task.prompt), _draws(seed, task)))
@@ -154,10 +154,9 @@ def answers(
 
 
 def judged(target: LanguageModel, number: int, tokens: Tokens, start: int) -> Sample:
-    """An answer of another model, with what the target would have said in it.
+    """Scores an answer of another model with the target.
 
-    tokens: a prompt of `start` tokens and the answer, one call together. Raises
-    Cancelled.
+    tokens: a prompt of `start` tokens and the answer, in one call. Raises Cancelled.
     """
     if target.cancel.is_set():
         raise Cancelled("stopped while the target was reading")
@@ -171,7 +170,7 @@ def judged(target: LanguageModel, number: int, tokens: Tokens, start: int) -> Sa
 
 
 def longest_prompt(room: int, most: int) -> int:
-    """Tokens of a prompt that leaves room for an answer of `most` tokens."""
+    """Maximum tokens of a prompt with room for an answer of `most` tokens."""
     return min(_BATCH, room - most)
 
 

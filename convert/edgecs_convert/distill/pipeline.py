@@ -1,7 +1,7 @@
-"""From a target to a drafter: write, train, export, measure, choose.
+"""Makes a drafter for a target: data, training, export, measurement, choice.
 
-Every stage resumes: samples and checkpoints lie in a work folder, and what is done
-there is not done again.
+Every stage resumes: samples and checkpoints are in a work folder, and finished work is
+not repeated.
 """
 
 from __future__ import annotations
@@ -30,30 +30,31 @@ from edgecs_convert.distill.train import Trainer
 from edgecs_convert.folders import whole_folder
 
 _SEEN, _UNSEEN, _OWN, _DRAFTERS = "samples", "unseen", "own", "drafters"
-_CALMER = 0.2  # of the learning rate, where a drafter that was trained learns more
-_UNSEEN_SHARE, _UNSEEN_MOST = 10, 30_000  # one of so many tokens is for measuring
-_OWN_SHARE = 4  # one of so many tokens more is an answer of the drafter's own
-_WIDTHS = (1, 2, 3, 4)  # of the target, that are timed
-_READ = 32  # tokens in front of them
+_CALMER = 0.2  # factor on the learning rate for further training
+_UNSEEN_SHARE, _UNSEEN_MOST = 10, 30_000  # one in so many tokens is for measuring
+_OWN_SHARE = 4  # one in so many further tokens is the drafter's own
+_WIDTHS = (1, 2, 3, 4)  # timed calls of the target
+_READ = 32  # tokens of context for them
 
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to make. tokens: of answers to learn from. rows: tokens that it knows.
+    """Settings of a distillation.
 
-    kinds: of drafters, each of which is a candidate. finish: losses with which each is
-    trained for `finish_epochs` more, every one a candidate too. prompts: a file of
-    prompts instead of the topics; with it drafters are measured on the topics all the
-    same. log: what sessions kept (`log`): the drafters of the work folder learn from
-    it, and from as many of their old samples, so as not to forget.
+    tokens: of training answers. rows: size of the vocabulary. kinds: of drafters, each
+    a candidate. finish: losses with which each is trained for `finish_epochs` more,
+    each giving a candidate too. prompts: a file of prompts instead of the topics;
+    drafters are still measured on the topics. log: answers stored by sessions (`log`);
+    the drafters of the work folder are trained on it, and on as many old samples to
+    prevent forgetting.
     """
 
     tokens: int = 400_000
     rows: int = 12_288
-    answer: int = 256  # tokens of one answer, at most
-    parallel: int = 32  # answers at once
+    answer: int = 256  # maximum tokens of one answer
+    parallel: int = 32  # answers in parallel
     prompts: Path | None = None
     recipe: Recipe = field(default_factory=Recipe)
     int8: bool = True
@@ -65,18 +66,18 @@ class Plan:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A finished drafter, and what it is worth on this machine."""
+    """A finished drafter with its measurements on this machine."""
 
     name: str
     folder: Path
-    coverage: float  # share of what the target says that it knows, on unseen topics
+    coverage: float  # share of the target's tokens in its vocabulary, on unseen topics
     worth: Worth
-    single: float  # seconds of the target's call of one token
-    speedup: float  # expected, of greedy answers, over plain decoding
+    single: float  # seconds of a target call of one token
+    speedup: float  # expected for greedy answers, over plain decoding
     ideal: float  # the same, if wider calls of the target cost nothing more
 
     def state(self) -> dict[str, Any]:
-        """As plain numbers; no time of a drafted token where none was measured."""
+        """The candidate as plain numbers; times that were not measured are left out."""
         took = round(self.worth.seconds * 1e3, 3)
         return {
             "coverage": round(self.coverage, 4),
@@ -88,7 +89,7 @@ class Candidate:
 
 
 class Made(NamedTuple):
-    """The folder of the drafter that was chosen, and all that it was chosen from."""
+    """The folder of the chosen drafter, and all candidates."""
 
     folder: Path
     chosen: Candidate
@@ -96,7 +97,7 @@ class Made(NamedTuple):
 
 
 class _Data(NamedTuple):
-    """What all candidates share."""
+    """The data that all candidates share."""
 
     seen: list[Sample]
     unseen: list[Sample]
@@ -106,8 +107,8 @@ class _Data(NamedTuple):
 def distill(loaded: Loaded, work: Path, out: Path, plan: Plan, tell: Tell) -> Made:
     """Makes drafters for a loaded target and keeps the best; `out` must not exist yet.
 
-    The best one is what promises most with this machine's times. Raises ConfigError,
-    ModelError, DistillError, Cancelled. What was done is in `work`.
+    The best one has the highest expected speed-up with this machine's times. Raises
+    ConfigError, ModelError, DistillError, Cancelled. Finished work stays in `work`.
     """
     if out.exists():
         raise ConfigError(f"{out} exists already: give a folder that does not")
@@ -121,7 +122,7 @@ def distill(loaded: Loaded, work: Path, out: Path, plan: Plan, tell: Tell) -> Ma
     for kind in plan.kinds:
         for name, trainer, noted in trainings.of(kind):
             folder = _export(name, kind, trainer, loaded, work, plan)
-            tell(f"measuring {name} on topics that it has not seen")
+            tell(f"measuring {name} on held-out topics")
             measured = worth(
                 folder, data.unseen, loaded.target.vocab_size, loaded.cancel
             )
@@ -139,14 +140,14 @@ def distill(loaded: Loaded, work: Path, out: Path, plan: Plan, tell: Tell) -> Ma
     for kind in plan.kinds:
         (work / f"{kind.name}-update.pt").unlink(
             missing_ok=True
-        )  # the next log differs
+        )  # the next log is different
     return Made(out, chosen, candidates)
 
 
 def _data(
     target: TargetFile, loaded: Loaded, work: Path, plan: Plan, tell: Tell
 ) -> _Data:
-    """Both sets of samples, and the tokens that drafters are to know."""
+    """Both sets of samples, and the vocabulary of the drafters."""
     wanted = Wanted(
         plan.tokens,
         most=plan.answer,
@@ -172,7 +173,7 @@ def _data(
 
 
 class _Trainings:
-    """All that is to be trained, one after the other."""
+    """Trains all candidates, one after the other."""
 
     def __init__(
         self,
@@ -187,7 +188,7 @@ class _Trainings:
         self._work, self._plan, self._tell = work, plan, tell
 
     def of(self, kind: Kind) -> Iterator[tuple[str, Trainer, dict[str, Any]]]:
-        """Trained candidates of one kind: name, training, what is to be noted."""
+        """Trained candidates of one kind: name, trainer, notes for the manifest."""
         recipe = kind.recipe(self._plan.recipe)
         first = self._work / f"{kind.name}.pt"
         if self._plan.log is not None:
@@ -195,7 +196,7 @@ class _Trainings:
             return
         trainer = self._trainer(kind, self._data.seen, recipe, first)
         own = self._work / f"{kind.name}-{_OWN}"
-        if trainer.done < trainer.total:  # what followed from another one is of no use
+        if trainer.done < trainer.total:  # later stages of another training are useless
             shutil.rmtree(own, ignore_errors=True)
             for path in self._work.glob(f"{kind.name}-*.pt"):
                 path.unlink()
@@ -220,16 +221,16 @@ class _Trainings:
     def _update(
         self, kind: Kind, recipe: Recipe, first: Path, log: Path
     ) -> tuple[Trainer, dict[str, Any]]:
-        """More training of a drafter, on what sessions kept."""
+        """Trains a drafter further on the answers stored by sessions."""
         new = [*read_samples(log)]
         if not new:
             raise ConfigError(
-                f"{log} has no answers: keep some with `edgecs chat --log-answers "
+                f"{log} has no answers: store some with `edgecs chat --log-answers "
                 f"{log}`"
             )
         if new[0].states.shape[1] != self._target.width:
             raise ConfigError(
-                f"the answers in {log} are of another model: give its own"
+                f"the answers in {log} are from another model: give the log of this one"
             )
         calmer = replace(recipe, rate=recipe.rate * _CALMER)
         samples = [*new, *_as_much(self._data.seen, new)]
@@ -242,7 +243,7 @@ class _Trainings:
     def _with_own(
         self, kind: Kind, first: Path, recipe: Recipe, own: Path
     ) -> list[Sample]:
-        """Answers that the drafter wrote itself, and as many of the target's."""
+        """Answers written by the drafter, and as many of the target's."""
         from edgecs_convert.distill.on_policy import own_samples
 
         trained = self._trainer(kind, self._data.seen, recipe, first)
@@ -285,7 +286,7 @@ class _Trainings:
 
 
 def _as_much(old: Sequence[Sample], new: Sequence[Sample]) -> list[Sample]:
-    """The first of the old samples, about as many tokens as the new ones have."""
+    """The first of the old samples, with about as many tokens as the new ones."""
     tokens = sum(sample.size for sample in new)
     found: list[Sample] = []
     for sample in old:

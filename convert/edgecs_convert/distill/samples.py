@@ -1,7 +1,7 @@
-"""What a target said, kept for training: tokens, its best logits, its hidden states.
+"""Answers of a target for training: tokens, best logits, hidden states.
 
-Samples lie in shards, `.npz` files that are there whole or not at all, so that making
-them can stop at any time and go on.
+Samples are stored in shards, `.npz` files that are written atomically, so that their
+generation can be interrupted and resumed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from edgecs.errors import DistillError
 class Sample(NamedTuple):
     """One answer of n tokens to a prompt of p.
 
-    Row j of `top_ids` and `top_logits` is what answer token j was chosen from. State j
-    is the target's final hidden state behind answer token j, which token j + 1 was
-    chosen from; there is none behind the last one, nor behind the prompt.
+    Answer token j was chosen from row j of `top_ids` and `top_logits`. State j is the
+    target's final hidden state after answer token j, from which token j + 1 was chosen;
+    there is no state after the last token or after the prompt.
     """
 
     number: int  # of the question
@@ -37,19 +37,19 @@ class Sample(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Tokens of the answer."""
+        """The number of tokens of the answer."""
         return int(self.tokens.size) - self.start
 
 
-KEPT = 32  # logits of a row that are kept
-_BLOCK = 64  # logits whose largest one is looked at first
+KEPT = 32  # stored logits of a row
+_BLOCK = 64  # logits per block, whose maximum is compared first
 _JOINED = ("tokens", "top_ids", "top_logits", "states")
 
 
 def write_shard(folder: Path, samples: Sequence[Sample]) -> Path:
     """Writes samples as the next shard of a folder and returns its path.
 
-    Raises DistillError where the disk does not take it.
+    Raises DistillError if it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{len(shards(folder)):05}.npz"
@@ -67,18 +67,18 @@ def write_shard(folder: Path, samples: Sequence[Sample]) -> Path:
     except OSError as error:
         raise DistillError(
             f"{path} cannot be written ({error.strerror}): make room and start again, "
-            "what was written before it is kept"
+            "earlier samples are kept"
         ) from error
     return path
 
 
 def shards(folder: Path) -> list[Path]:
-    """The shards of a folder in their order; none where there is no folder."""
+    """The shards of a folder in order; empty if there is no folder."""
     return sorted(folder.glob("[0-9]*.npz"))
 
 
 def numbers(folder: Path) -> tuple[set[int], int]:
-    """The questions that are answered already, and the tokens of their answers."""
+    """The answered questions, and the tokens of their answers."""
     found: set[int] = set()
     tokens = 0
     for path in shards(folder):
@@ -92,7 +92,7 @@ def read_samples(folder: Path, most: int | None = None) -> Iterator[Sample]:
     """The samples of a folder in the order in which they were written.
 
     most: tokens of answers after which no further shard is read. Raises DistillError
-    for a shard that is damaged.
+    for a damaged shard.
     """
     tokens = 0
     for path in shards(folder):
@@ -122,12 +122,13 @@ def _samples(arrays: dict[str, NDArray[Any]]) -> Iterator[Sample]:
 
 def _load(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     try:
-        # numpy leaves a file open that it cannot read.
+        # numpy does not close a file that it cannot read.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DistillError(
-            f"{path} cannot be read ({error}): remove it, its questions are asked again"
+            f"{path} cannot be read ({error}): remove it, and its questions "
+            "are answered again"
         ) from error
 
 
@@ -136,7 +137,7 @@ def best(
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """The `count` largest values of every row, largest first: indices and values.
 
-    They lie in the `count` blocks with the largest maxima, so only those are sorted.
+    They are in the `count` blocks with the largest maxima, so only those are sorted.
 
     >>> ids, values = best(np.array([[1, 5, 2, 4]], dtype=np.float32), 2)
     >>> ids.tolist(), values.tolist()
@@ -155,7 +156,7 @@ def best(
             top[:, whole] = rows[:, whole * _BLOCK :].max(axis=1)
         chosen = np.argpartition(top, -count)[:, -count:]
         places = (chosen[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(n, -1)
-    # Places behind the end of a row stand for its last value, and must not win twice.
+    # Padding repeats the last value of a row, which must not be counted twice.
     values = np.take_along_axis(rows, np.minimum(places, size - 1), axis=1)
     values = np.where(places < size, values, -np.inf)
     order = np.argsort(-values, kind="stable")[:, :count]

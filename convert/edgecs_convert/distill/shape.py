@@ -1,8 +1,8 @@
 """The sizes of a head; a head is one decoder layer on a target's final hidden states.
 
-Input i is (state that chose token i, embedding of token i). Output i resembles the
-state behind token i: the table of embeddings makes logits of it, and it is the state of
-the next input where the target has not computed one (EAGLE, arXiv 2401.15077).
+Input i is (state that chose token i, embedding of token i). Output i approximates the
+state after token i: the embedding table turns it into logits, and it is the state of
+the next input if the target has not computed one (EAGLE, arXiv 2401.15077).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from edgecs.errors import ConfigError
 
 @dataclass(frozen=True)
 class HeadShape:
-    """width: of the target's states. rows: tokens that the head knows.
+    """width: of the target's states. rows: tokens of the head's vocabulary.
 
-    One more row of the table stands for all other tokens.
+    One more row of the table represents all other tokens.
     """
 
     width: int
@@ -32,17 +32,17 @@ class HeadShape:
         if self.width % self.heads or self.heads % self.kv_heads or self.size % 2:
             raise ConfigError(
                 f"a head of {self.width} cannot have {self.heads} attention heads over "
-                f"{self.kv_heads}: one must divide the other, evenly"
+                f"{self.kv_heads}: the numbers must divide evenly"
             )
 
     @property
     def size(self) -> int:
-        """Of one attention head."""
+        """The size of one attention head."""
         return self.width // self.heads
 
     @property
     def kv_width(self) -> int:
-        """Of a cell's key, and of its value."""
+        """The width of a cell's key, and of its value."""
         return self.kv_heads * self.size
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -66,5 +66,5 @@ class HeadShape:
         }
 
     def state(self) -> dict[str, Any]:
-        """As plain numbers."""
+        """The sizes as plain numbers."""
         return asdict(self)

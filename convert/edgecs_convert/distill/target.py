@@ -1,4 +1,4 @@
-"""What a head takes over from its target's file: embeddings, the last norm, sizes."""
+"""The parts of a target's file that a head uses: embeddings, last norm, sizes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _INNER = 8 / 3  # inner width over width
 
 
 class TargetFile:
-    """A GGUF, read without loading it. Raises ModelError for what is none."""
+    """A GGUF, read without loading it. Raises ModelError for other files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -30,22 +30,22 @@ class TargetFile:
 
     @cached_property
     def license(self) -> str:
-        """As the file states it."""
+        """The value in the file."""
         return str(self._field("general.license") or "unknown")
 
     @property
     def width(self) -> int:
-        """Of a hidden state."""
+        """The width of a hidden state."""
         return int(self._table.shape[0])
 
     @property
     def layers(self) -> int:
-        """As the file states it."""
+        """The value in the file."""
         return int(self._architecture("block_count") or 0)
 
     @property
     def vocab_size(self) -> int:
-        """Tokens, padding included."""
+        """The number of tokens, including padding."""
         return int(self._table.shape[1])
 
     def table(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -53,14 +53,14 @@ class TargetFile:
         return self._floats(self._table, self._table.data[ids])
 
     def norm(self) -> NDArray[np.float32]:
-        """Weights of the last norm, float32 [width]; ones where there are none."""
+        """Weights of the last norm, float32 [width]; ones if there are none."""
         tensor = self._tensors.get("output_norm.weight")
         if tensor is None:
             return np.ones(self.width, dtype=np.float32)
         return self._floats(tensor, tensor.data).ravel()
 
     def shape(self, rows: int) -> HeadShape:
-        """A head that suits this target. Raises ModelError where none does."""
+        """The shape of a head for this target. Raises ModelError if none fits."""
         width = self.width
         if width % _SIZE:
             raise ModelError(

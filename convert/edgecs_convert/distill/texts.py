@@ -1,7 +1,7 @@
-"""From samples to what a drafter is trained on: a small vocabulary, and batches.
+"""Converts samples to training data: a small vocabulary, and batches.
 
-A batch holds windows of texts of one length: the end of a prompt, whose states nobody
-knows, and a part of the answer.
+A batch holds windows of texts of one length: the end of a prompt, whose states are
+unknown, and a part of the answer.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Array = TypeVar("Array")
 
 
 class Vocabulary:
-    """The target's ids that a drafter knows, as rows 0, 1, 2, ...
+    """The target's ids in a drafter's vocabulary, as rows 0, 1, 2, ...
 
-    ids: int32 [rows]. Row `rows` stands for all others.
+    ids: int32 [rows]. Row `rows` represents all others.
     """
 
     def __init__(self, ids: NDArray[np.int32], size: int) -> None:
@@ -35,7 +35,7 @@ class Vocabulary:
         return self._inverse[tokens]
 
     def coverage(self, samples: Sequence[Sample]) -> float:
-        """Share of the tokens of answers that are known."""
+        """The share of the tokens of answers that are in the vocabulary."""
         known = total = 0
         for sample in samples:
             rows = self.rows_of(sample.tokens[sample.start :])
@@ -47,10 +47,10 @@ class Vocabulary:
 def choose_vocabulary(
     samples: Sequence[Sample], rows: int, size: int, always: Sequence[int] = ()
 ) -> Vocabulary:
-    """The tokens that a target says most often, and those that it has to know.
+    """The tokens that a target uses most often, and the required ones.
 
-    size: of the target's vocabulary. What a target nearly said counts a little, which
-    decides among the rare ones. Raises DistillError without samples.
+    size: of the target's vocabulary. Likely alternatives get a small weight, which
+    decides among rare tokens. Raises DistillError without samples.
     """
     if not samples:
         raise DistillError("there are no samples to choose a vocabulary from")
@@ -68,15 +68,15 @@ class Batch(NamedTuple, Generic[Array]):
     """Windows of texts, as arrays of numpy or of PyTorch."""
 
     tokens: Array  # int64 [texts, length]: rows of a vocabulary
-    states: Array  # float32 [texts, length, width]: that chose the token, or 0
-    next_states: Array  # the same behind the token
+    states: Array  # float32 [texts, length, width]: state that chose the token
+    next_states: Array  # the same after the token
     top_rows: Array  # int64 [texts, length, k]: of the token after it
     top_logits: Array  # float32 [texts, length, k], -inf for unknown tokens
-    counts: Array  # bool [texts, length]: where something is to be learnt
+    counts: Array  # bool [texts, length]: training positions
 
 
 class Window(NamedTuple):
-    """A part of a sample: tokens from `begin` on, to be learnt from `first` on."""
+    """A part of a sample: tokens from `begin`, training positions from `first`."""
 
     sample: Sample
     begin: int
@@ -85,13 +85,16 @@ class Window(NamedTuple):
 
 
 def windows(samples: Sequence[Sample], length: int, before: int) -> list[Window]:
-    """All answers, cut into windows of `length` tokens at most.
+    """All answers, split into windows of at most `length` tokens.
 
-    before: so many of them come before what is to be learnt, if there are as many.
+    before: tokens of context before the training positions, if there are as many.
     """
     found = []
     for sample in samples:
-        first, last = sample.start, sample.tokens.size - 1  # nothing follows the last
+        first, last = (
+            sample.start,
+            sample.tokens.size - 1,
+        )  # the last token has no successor
         while first < last:
             begin = max(0, first - before)
             end = min(last, begin + length)
@@ -107,7 +110,7 @@ def batches(
     texts: int,
     seed: int | None,
 ) -> Iterator[Batch[NDArray[Any]]]:
-    """Batches of windows, in an order that depends on the seed; None: as they are."""
+    """Batches of windows, shuffled by the seed; None: in the given order."""
     order = np.arange(len(every))
     if seed is not None:
         np.random.default_rng(seed).shuffle(order)
@@ -134,7 +137,7 @@ def batch(
     for i, (sample, begin, first, end) in enumerate(few):
         n, start = end - begin, sample.start
         made.tokens[i, :n] = vocabulary.rows_of(sample.tokens[begin:end])
-        # The state that chose token t lies behind token t - 1 of the answer.
+        # The state that chose token t is the one after token t - 1 of the answer.
         seen = max(start + 1, begin)
         if seen < end:
             chose = sample.states[seen - 1 - start : end - 1 - start]

@@ -1,6 +1,6 @@
-"""Questions that a target answers to make training data, from templates and subjects.
+"""Questions for generating training data, from templates and subjects.
 
-Half of the subjects are never trained on: what a drafter is worth is measured there.
+Half of the subjects are held out from training; drafters are measured on them.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from importlib import resources
 from typing import Literal, NamedTuple
 
 Half = Literal["seen", "unseen"]
-_NUMBERS = "sum"  # the kind whose subject is three numbers
+_NUMBERS = "sum"  # the kind whose subjects are three numbers
 
 
 class Question(NamedTuple):
-    """One prompt, and what kind of subject it is about."""
+    """One prompt with the kind of its subject."""
 
     kind: str
     text: str
 
 
 def half_of(subject: str) -> Half:
-    """Which half a subject belongs to, the same everywhere and always.
+    """The half to which a subject belongs, the same on every machine.
 
     >>> half_of("a volcano"), half_of("the moon")
     ('seen', 'unseen')
@@ -34,7 +34,7 @@ def half_of(subject: str) -> Half:
 
 
 def questions(half: Half, seed: int) -> Iterator[Question]:
-    """Endless questions about one half of the subjects; the same ones for a seed.
+    """An endless sequence of questions about one half, determined by the seed.
 
     >>> one = next(questions("seen", 1))
     >>> one == next(questions("seen", 1))

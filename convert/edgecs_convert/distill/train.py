@@ -1,8 +1,8 @@
-"""Training a drafter on what its target said.
+"""Trains a drafter on the answers of its target.
 
-Everything that a run needs to go on lies in one checkpoint, which is replaced as a
-whole. Given the same samples, recipe and machine a run that was interrupted ends with
-the weights of one that was not.
+The complete state of a run is in one checkpoint, which is replaced atomically. With the
+same samples, recipe and machine an interrupted run ends with the same weights as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ _BROKEN = (OSError, RuntimeError, KeyError, EOFError, ValueError)
 
 
 class Student(Protocol):
-    """A drafter in PyTorch, a module with a loss of its own."""
+    """A drafter in PyTorch, a module with its own loss."""
 
     def described(self) -> dict[str, Any]:
-        """Kind and sizes: what a checkpoint has to agree with."""
+        """Kind and sizes, which a checkpoint must match."""
 
     def loss(self, batch: Batch[Tensor], recipe: Recipe) -> Tensor:
-        """Of one batch, a scalar."""
+        """The loss of one batch, a scalar."""
 
 
 Tell = Callable[[str], None]
 
 
 def device() -> str:
-    """Where torch computes: CUDA, Apple's GPU, or the CPU."""
+    """The device of PyTorch: CUDA, Apple's GPU, or the CPU."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 class Trainer:
-    """A drafter under training, which can stop and go on.
+    """A resumable training of a drafter.
 
-    student: a module that is a `Student`. every: windows to learn from. path: of the
-    checkpoint; one that was made with another recipe is refused.
+    student: a module that is a `Student`. every: training windows. path: of the
+    checkpoint; a checkpoint of another recipe is refused.
     """
 
     def __init__(
@@ -87,14 +87,14 @@ class Trainer:
             lr=recipe.rate,
             betas=(0.9, 0.95),
         )
-        sweep(path.parent, path.name)  # one that is done is not written again
+        sweep(path.parent, path.name)  # a finished checkpoint is not written again
         if path.exists():
             self._load()
 
     def begin_from(self, path: Path) -> None:
-        """Takes over the weights of another training's checkpoint, if this one is new.
+        """Copies the weights of another training's checkpoint, if this one is new.
 
-        Raises DistillError where there is none, or one of another drafter.
+        Raises DistillError if there is none, or if it is of another drafter.
         """
         if self.done:
             return
@@ -108,9 +108,9 @@ class Trainer:
     def run(self, cancel: threading.Event, tell: Tell) -> None:
         """Trains until the recipe is done.
 
-        PyTorch computes in a thread of its own where it would leave the AMX state of
-        this one so that llama.cpp crashes on it. Raises Cancelled when `cancel` is set,
-        DistillError for a loss that is no number; what was done until then is kept.
+        PyTorch computes in a separate thread if it would otherwise leave an AMX state
+        on which llama.cpp crashes. Raises Cancelled when `cancel` is set, DistillError
+        for a loss that is not finite; the work until then is kept.
         """
         with closing(Aside(has_amx())) as aside:
             aside(self._run, cancel, tell)
@@ -122,9 +122,7 @@ class Trainer:
         for batch in self._batches():
             if cancel.is_set():
                 self._keep(began)
-                raise Cancelled(
-                    "stopped while training; it goes on from here next time"
-                )
+                raise Cancelled("stopped while training; the next run resumes here")
             value = self._step(batch)
             loss = value if math.isnan(loss) else 0.98 * loss + 0.02 * value
             now = time.monotonic()
@@ -141,7 +139,7 @@ class Trainer:
             self._keep(began)
 
     def _batches(self) -> Iterator[Batch[Any]]:
-        """What is still to be done, every epoch in an order of its own."""
+        """The remaining batches; every epoch has its own order."""
         recipe = self.recipe
         while self.done < self.total:
             epoch, at = divmod(self.done, self._a_round)
@@ -176,7 +174,7 @@ class Trainer:
         return value
 
     def _rate(self) -> float:
-        """Up in a line, down in a cosine to a tenth."""
+        """The learning rate: linear warm-up, then cosine decay to a tenth."""
         recipe, done = self.recipe, self.done
         if done < recipe.warm:
             return recipe.rate * (done + 1) / recipe.warm
@@ -184,7 +182,7 @@ class Trainer:
         return recipe.rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * gone)))
 
     def _keep(self, began: float) -> float:
-        """Writes a checkpoint; the time from which the next one counts."""
+        """Writes a checkpoint and returns the current time."""
         now = time.monotonic()
         self.seconds += now - began
         state = {
@@ -200,7 +198,7 @@ class Trainer:
         except (OSError, RuntimeError) as error:
             raise DistillError(
                 f"{self._path} cannot be written ({_first_line(error)}): make room and "
-                "start again, the checkpoint before it is kept"
+                "start again, the previous checkpoint is kept"
             ) from error
         return now
 
@@ -213,7 +211,7 @@ class Trainer:
         except (*_BROKEN, pickle.UnpicklingError) as error:
             raise DistillError(
                 f"{path} cannot be read as a checkpoint ({type(error).__name__}): "
-                "remove it to train anew"
+                "remove it to train again"
             ) from error
         return state
 

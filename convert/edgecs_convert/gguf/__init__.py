@@ -1,1 +1,1 @@
-"""Targets as GGUF: from Hugging Face checkpoints, and in other types."""
+"""Conversion of targets: Hugging Face checkpoints to GGUF, and GGUFs to other types."""

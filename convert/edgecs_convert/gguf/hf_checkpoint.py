@@ -1,9 +1,8 @@
-"""A Hugging Face checkpoint as a GGUF in plain weights, for a few families.
+"""Converts a Hugging Face checkpoint to a GGUF with plain weights, for a few families.
 
-Names of tensors and special tokens are the gguf package's business. What is done here
-is what llama.cpp's own converter does for Llama, Qwen2 and Qwen3: sizes from
-`config.json`, rows of Llama's queries and keys in llama.cpp's order, the tokenizer's
-vocabulary.
+The gguf package provides names of tensors and special tokens. This module does the same
+as llama.cpp's own converter for Llama, Qwen2 and Qwen3: sizes from `config.json`, rows
+of Llama's queries and keys in llama.cpp's order, and the tokenizer's vocabulary.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ _KINDS = {
     "bf16": gguf.GGMLQuantizationType.BF16,
 }
 PLAIN = tuple(_KINDS)
-"""Types that a checkpoint can be written in; llama.cpp makes the others of these."""
-# How a tokenizer cuts a text before merging, by a part of its pattern that is its own.
+"""Types in which a checkpoint can be written; llama.cpp quantises these further."""
+# Pre-tokenizers by a distinctive part of their pattern.
 _CUTS = {
     r"\p{N}{1,3}": "llama-bpe",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?": "qwen2",
@@ -47,9 +46,9 @@ class _Sizes(NamedTuple):
 def write_gguf(folder: Path, out: Path, kind: str = "bf16") -> Path:
     """Writes the checkpoint in a folder as one GGUF and returns its path.
 
-    Vectors stay in 32 bits. A run that is cut short leaves no half file. Raises
-    ConfigError for a family or a tokenizer that is not known here, ModelError for a
-    folder that lacks something.
+    Vectors stay in 32 bits. An interrupted run leaves no partial file. Raises
+    ConfigError for an unsupported family or tokenizer, ModelError for an incomplete
+    folder.
     """
     config = _read_json(folder / "config.json")
     family = _family(config)
@@ -75,7 +74,7 @@ def write_gguf(folder: Path, out: Path, kind: str = "bf16") -> Path:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether this is a folder with a checkpoint in it."""
+    """Whether this is a folder with a checkpoint."""
     return (path / "config.json").is_file()
 
 
@@ -84,15 +83,15 @@ def _family(config: Mapping[str, Any]) -> gguf.MODEL_ARCH:
     family = _FAMILIES.get(named)
     if family is None:
         raise ConfigError(
-            f"the architecture {named} is not known here: {', '.join(_FAMILIES)} are; "
+            f"the architecture {named} is not supported, only {', '.join(_FAMILIES)}: "
             "convert it with llama.cpp's convert_hf_to_gguf.py"
         )
     scaling = config.get("rope_scaling")
     kind = (scaling or {}).get("rope_type") or (scaling or {}).get("type")
     if kind not in (None, "default"):
         raise ConfigError(
-            f"this checkpoint scales its rotary positions ({kind}), which is not done "
-            "here: convert it with llama.cpp's convert_hf_to_gguf.py"
+            f"this checkpoint scales its rotary positions ({kind}), which is not "
+            "supported: convert it with llama.cpp's convert_hf_to_gguf.py"
         )
     return family
 
@@ -137,10 +136,10 @@ def _add_tensor(
     kind: gguf.GGMLQuantizationType,
 ) -> None:
     if name.endswith(("rotary_emb.inv_freq", ".attention.masked_bias")):
-        return  # computed, not learnt
+        return  # computed, not learned
     ours = names.get_name(name, try_suffixes=(".weight", ".bias"))
     if ours is None:
-        raise ModelError(f"the checkpoint has the tensor {name}, which has no place")
+        raise ModelError(f"the checkpoint has an unknown tensor {name}")
     if family is gguf.MODEL_ARCH.LLAMA:
         if ".q_proj." in name:
             tensor = _interleaved(tensor, sizes.heads)
@@ -153,7 +152,7 @@ def _add_tensor(
 
 
 def _interleaved(tensor: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Rows of rotary pairs side by side, where transformers has halves."""
+    """Interleaves rotary rows, which transformers stores in halves."""
     shape = tensor.shape
     pairs = tensor.reshape(heads, 2, shape[0] // heads // 2, *shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(shape))
@@ -165,15 +164,15 @@ def _tensors(folder: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
 
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ModelError(f"{folder} has no .safetensors: give a whole checkpoint")
+        raise ModelError(f"{folder} has no .safetensors: give a complete checkpoint")
     for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118  it is no mapping
+                for name in opened.keys():  # noqa: SIM118  it is not a mapping
                     yield name, opened.get_tensor(name).float().numpy()
         except (SafetensorError, OSError) as error:
             raise ModelError(
-                f"{file} cannot be read ({error}): fetch the checkpoint again"
+                f"{file} cannot be read ({error}): download the checkpoint again"
             ) from error
 
 
@@ -184,8 +183,8 @@ def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
     model = tokenizer.get("model") or {}
     if model.get("type") != "BPE":
         raise ConfigError(
-            f"{path} is a tokenizer of type {model.get('type')}, only BPE is known "
-            "here: convert it with llama.cpp's convert_hf_to_gguf.py"
+            f"{path} is a tokenizer of type {model.get('type')}, only BPE is "
+            "supported: convert it with llama.cpp's convert_hf_to_gguf.py"
         )
     texts: dict[int, str] = {i: text for text, i in model["vocab"].items()}
     kinds = dict.fromkeys(texts, gguf.TokenType.NORMAL)
@@ -203,7 +202,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
 
 
 def _cut(tokenizer: Mapping[str, Any], path: Path) -> str:
-    """llama.cpp's name of how a text is cut before tokens are merged."""
+    """llama.cpp's name of the pre-tokenizer."""
     before = tokenizer.get("pre_tokenizer") or {}
     steps = before.get("pretokenizers") or [before]
     kinds = [step.get("type") for step in steps]
@@ -217,7 +216,7 @@ def _cut(tokenizer: Mapping[str, Any], path: Path) -> str:
         return "gpt-2"
     named = ", ".join(map(str, kinds))
     raise ConfigError(
-        f"{path} cuts texts in a way that is not known here ({named}): convert it with "
+        f"{path} has an unsupported pre-tokenizer ({named}): convert it with "
         "llama.cpp's convert_hf_to_gguf.py"
     )
 
@@ -226,9 +225,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(f"there is no {path}: give a whole checkpoint") from error
+        raise ModelError(f"there is no {path}: give a complete checkpoint") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
     if not isinstance(read, dict):
-        raise ModelError(f"{path} holds no JSON object: fetch the checkpoint again")
+        raise ModelError(
+            f"{path} does not hold a JSON object: download the checkpoint again"
+        )
     return read

@@ -1,4 +1,4 @@
-"""Types of one model side by side on this machine: speed, and what quality it costs."""
+"""Compares types of one model on this machine: speed and loss of quality."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from edgecs_convert.text import TEXT
 
 _WIDTHS = (1, 2, 3, 4, 6, 8)
 _DEPTH, _REPEATS = 64, 5
-_CONTEXT = 1024  # tokens; a tokenizer of bytes has more than that in the text
+_CONTEXT = 1024  # tokens; a byte tokenizer gives more for the text
 
 
 class Ranked(NamedTuple):
     """A variant on this machine.
 
-    plain, drafted: tokens a second, decoding plainly and with Max-Gram on typical
-    proposals. perplexity: of a small text. divergence: from the source's next-token
-    laws there, nats a token, the mean; 0: the same.
+    plain, drafted: tokens per second without drafts and with typical proposals of
+    Max-Gram. perplexity: of a small text. divergence: mean KL divergence from the
+    source on that text, in nats per token; 0: identical.
     """
 
     variant: Variant
@@ -45,11 +45,11 @@ def rank(
     tell: Callable[[str], None],
     findings: Path | None = None,
 ) -> tuple[float, list[Ranked]]:
-    """The perplexity of the source, and its variants, the fastest with drafts first.
+    """The perplexity of the source, and its variants, fastest with drafts first.
 
     findings: see `load`. Raises ModelError, OutOfMemory, Cancelled.
     """
-    tell(f"reading a text with {source.name}")
+    tell(f"evaluating a text with {source.name}")
     with _loaded(source, cancel, findings) as loaded:
         text = loaded.model.vocabulary.encode(TEXT)[:_CONTEXT]
         rows = [np.array(piece) for piece in logits(loaded.target, text)]

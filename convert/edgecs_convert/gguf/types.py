@@ -1,7 +1,7 @@
-"""Other types of a GGUF, made by llama.cpp's own quantiser.
+"""Converts a GGUF to other types with llama.cpp's quantiser.
 
-What is already quantised is quantised again: fine for comparing speeds, while answers
-are those of the worse of the two, which whoever shows such a file has to say.
+A quantised file can be quantised again. That suffices to compare speeds, but the
+quality is that of the worse of the two types, which callers must report.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from edgecs.errors import ConfigError, ModelError
 from edgecs.tuning.quantisations import quantisation
 
 _MOSTLY, _ALL = "LLAMA_FTYPE_MOSTLY_", "LLAMA_FTYPE_ALL_"
-_MIXED = ("MXFP4_MOE", "NVFP4")  # kinds of files, not what the quantiser makes
+_MIXED = ("MXFP4_MOE", "NVFP4")  # kinds of files that the quantiser does not make
 TYPES: dict[str, int] = {
     name.removeprefix(_MOSTLY).removeprefix(_ALL).lower(): value
     for name, value in vars(lib).items()
@@ -38,17 +38,17 @@ _LONGEST = 127  # bytes of a key or a text there
 
 
 class Variant(NamedTuple):
-    """A file that was made of another one."""
+    """A file that was made from another one."""
 
     path: Path
     kind: str
     size: int  # bytes
     bits: float  # a weight
-    source: str | None  # the quantisation it was made from; None: from plain weights
+    source: str | None  # quantisation of the source; None: plain weights
 
 
 def variant_path(model: Path, folder: Path, kind: str) -> Path:
-    """Where a variant of a model goes."""
+    """The path of a variant of a model."""
     name, _ = quantisation(model.stem)
     return folder / f"{name}-{kind}.gguf"
 
@@ -58,10 +58,10 @@ def make(
 ) -> Variant:
     """Makes a variant; a file that is already there is kept.
 
-    The file says what it was made from: `edgecs.source`, `.source_fingerprint`,
-    `.requantised_from`, `.imatrix`. A run that is cut short leaves no half file under
-    the name. Raises ConfigError for a type that is unknown or needs an importance
-    matrix, ModelError where llama.cpp refuses.
+    The metadata records the source: `edgecs.source`, `.source_fingerprint`,
+    `.requantised_from`, `.imatrix`. An interrupted run leaves no partial file under the
+    name. Raises ConfigError for a type that is unknown or needs an importance matrix,
+    ModelError if llama.cpp refuses.
     """
     if kind not in TYPES:
         raise ConfigError(f"type {kind!r} is unknown: use one of {', '.join(TYPES)}")
@@ -81,9 +81,9 @@ def make(
 
 
 def quantised_as(model: Path) -> str | None:
-    """The commonest type of a file's matrices; None where they are not quantised.
+    """The most common type of a file's matrices; None: they are not quantised.
 
-    Raises ModelError for what is no GGUF.
+    Raises ModelError for a file that is not a GGUF.
     """
     tensors = _tensors(model)
     weights: dict[str, int] = {}
@@ -133,7 +133,7 @@ def _quantise(
     source, target = str(model).encode(), str(part).encode()
     if lib.llama_model_quantize(source, target, ctypes.pointer(params)):
         part.unlink(missing_ok=True)
-        why = "; ".join(logged_errors()) or "it gives no reason"
+        why = "; ".join(logged_errors()) or "no reason given"
         raise ModelError(f"llama.cpp cannot make {kind} of {model}: {why}")
     part.replace(path)
 
@@ -163,7 +163,7 @@ _SUMS, _COUNTS = ".in_sum2", ".counts"
 def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
     """An importance matrix as `llama-imatrix` writes it (GGUF): mean squares by tensor.
 
-    An expert that saw nothing counts as 1. Raises ModelError for anything else.
+    An expert without data counts as 1. Raises ModelError for other files.
     """
     try:
         reader = gguf.GGUFReader(path)
@@ -179,7 +179,7 @@ def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
             continue
         counts = tensors.get(name.removesuffix(_SUMS) + _COUNTS)
         if counts is None:
-            raise ModelError(f"{path} has no counts for {name}: make it again")
+            raise ModelError(f"{path} has no counts for {name}: create it again")
         rows = sums.reshape(counts.size, -1)
         counts = counts.reshape(-1, 1)
         means = np.where(counts > 0, rows / np.maximum(counts, 1), 1.0)
@@ -188,6 +188,7 @@ def read_imatrix(path: Path) -> dict[str, NDArray[np.float32]]:
         ).ravel()
     if not found:
         raise ModelError(
-            f"{path} is no importance matrix: give the .gguf that llama-imatrix writes"
+            f"{path} is not an importance matrix: give the .gguf that llama-imatrix "
+            "writes"
         )
     return found

@@ -1,7 +1,7 @@
-"""A GGUF as an ONNX drafter: its weights in a decoder graph, quantised, with manifest.
+"""Exports a GGUF as an ONNX drafter: a quantised decoder graph with a manifest.
 
-Needs the extra `convert`; nothing is fetched. The weights go through transformers, so
-an architecture has to be one whose GGUF files transformers can read.
+This needs the extra `convert` and no network. transformers loads the weights, so it
+must support GGUF files of the architecture.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ TASK = "text-generation-with-past"
 _GRAPH = "model.onnx"
 _PIECES = "vocabulary.json"
 _IDS = "ids.npy"
-_COMPARED = 256  # tokens of the text that a drafter is compared on
-_LEAST = 1000  # tokens of a text that tells which tokens matter
+_COMPARED = 256  # tokens of the text for comparing a drafter
+_LEAST = 1000  # minimum tokens of a text that selects a vocabulary
 _BLOCK = 32  # weights that share a scale in int4
 
 
 @dataclass(frozen=True)
 class Form:
-    """What a drafter is to be. quantize: "int8", "int4" or "none".
+    """Settings of a drafter. quantize: "int8", "int4" or "none".
 
-    window: tokens that it looks back over. rows: most tokens in its vocabulary, of
-    those that occur in `vocabulary_from`, a text; without one it has all of the
-    source's. layers: how many are kept, the best ones are looked for; or which.
+    window: context length. rows: maximum size of its vocabulary, taken from the tokens
+    of the text `vocabulary_from`; without a text it has all tokens of the source.
+    layers: the number of layers to keep (the best ones are searched), or which ones.
     """
 
     quantize: str = "int8"
@@ -74,7 +74,7 @@ def export(
 ) -> Path:
     """Writes a drafter's folder and returns it; `out` must not exist yet.
 
-    A run that is cut short leaves nothing at `out`. Raises ConfigError, ModelError.
+    An interrupted run leaves nothing at `out`. Raises ConfigError, ModelError.
     """
     form = form or Form()
     _check(gguf, out, form)
@@ -82,7 +82,7 @@ def export(
 
 
 def export_module(model: Any, out: Path, *, quantize: str = "int8") -> None:
-    """A transformers model as a graph in the file `out`."""
+    """Exports a transformers model as a graph to the file `out`."""
     from optimum.exporters.onnx import onnx_export_from_model
 
     with tempfile.TemporaryDirectory(dir=out.parent) as plain, _quietly():
@@ -91,7 +91,7 @@ def export_module(model: Any, out: Path, *, quantize: str = "int8") -> None:
 
 
 def read_config(gguf: Path) -> Any:
-    """What transformers makes of a GGUF's header. Raises ModelError."""
+    """The transformers config of a GGUF's header. Raises ModelError."""
     from transformers import AutoConfig
 
     with _quietly(), _understood(gguf):
@@ -106,7 +106,7 @@ def load_weights(gguf: Path) -> Any:
 
     config = read_config(gguf)
     config.dtype = torch.float32
-    # Not from_pretrained: for a GGUF it wants accelerate, which has no work to do here.
+    # Not from_pretrained: for a GGUF it requires accelerate, which is not needed here.
     with _quietly(), _understood(gguf):
         model = AutoModelForCausalLM.from_config(config).eval()
         read = load_gguf_checkpoint(str(gguf), return_tensors=True, model_to_load=model)
@@ -115,8 +115,8 @@ def load_weights(gguf: Path) -> Any:
     lacking = ", ".join(sorted(set(missing) - tied))
     if lacking:
         raise ModelError(
-            f"{gguf} lacks the weights {lacking}: give a whole model whose GGUF files "
-            "transformers can read"
+            f"{gguf} lacks the weights {lacking}: give a complete model whose "
+            "GGUF files transformers can read"
         )
     model.tie_weights()
     return model
@@ -143,7 +143,7 @@ def _fill(folder: Path, gguf: Path, form: Form, tell: Tell) -> None:
     write_drafter(manifest)
     apart = parity(folder, rows, text)
     tell(
-        f"against {gguf.name}: logits differ by {apart.largest:.3g} at most, "
+        f"compared with {gguf.name}: logits differ by {apart.largest:.3g} at most, "
         f"{apart.same:.1%} of the choices are the same"
     )
     made: dict[str, Any] = {
@@ -160,9 +160,9 @@ def _fill(folder: Path, gguf: Path, form: Form, tell: Tell) -> None:
 def _ids(
     vocabulary: LlamaVocabulary, form: Form, tell: Tell
 ) -> tuple[Tokens | None, float | None]:
-    """The ids to keep, None: all; and the share of a part of the text that they cover.
+    """The ids to keep (None: all), and the share of a held-out tenth that they cover.
 
-    They come from the other nine tenths of it.
+    The ids come from the other nine tenths of the text.
     """
     path = form.vocabulary_from
     if path is None:
@@ -174,8 +174,8 @@ def _ids(
     tokens = vocabulary.encode(text, document=False)
     if tokens.size < _LEAST:
         raise ConfigError(
-            f"{path} has {tokens.size} tokens: {_LEAST} or more are needed to tell "
-            "which ones matter"
+            f"{path} has {tokens.size} tokens: {_LEAST} or more are needed to select "
+            "a vocabulary"
         )
     held = tokens[-tokens.size // 10 :]
     always = [
@@ -189,7 +189,7 @@ def _ids(
 
 
 def _layers(model: Any, form: Form, text: Tokens, tell: Tell) -> list[int] | None:
-    """Cuts layers, as asked; the ones that are left."""
+    """Removes layers and returns the remaining ones."""
     if form.layers is None:
         return None
     kept = form.layers
@@ -200,7 +200,7 @@ def _layers(model: Any, form: Form, text: Tokens, tell: Tell) -> list[int] | Non
 
 
 def _rows(model: Any, tokens: Tokens) -> NDArray[np.float32]:
-    """The logits of a transformers model behind every token of a text."""
+    """The logits of a transformers model after every token of a text."""
     import torch
 
     with torch.no_grad():
@@ -245,7 +245,7 @@ def _check(gguf: Path, out: Path, form: Form) -> None:
     if not gguf.is_file():
         raise ModelError(f"there is no file {gguf}: give the GGUF to export")
     if out.exists():
-        raise ConfigError(f"{out} exists already: give a folder that does not")
+        raise ConfigError(f"{out} exists already: give another folder")
     if quantize not in _QUANTISERS:
         known = ", ".join(_QUANTISERS)
         raise ConfigError(f"quantisation {quantize!r} is unknown: use one of {known}")
@@ -284,7 +284,7 @@ def _int4(plain: Path, out: Path) -> None:
 
 
 def _pack_node(graph: Any, node: Any, arrays: Any, weights: dict[str, Any]) -> None:
-    """Makes a MatMulNBits of a MatMul, its weight packed; several may share one."""
+    """Replaces a MatMul with a MatMulNBits; nodes may share a packed weight."""
     name = node.input[1]
     matrix = arrays.to_array(weights[name])
     packed = [f"{name}_packed", f"{name}_scales"]
@@ -297,17 +297,17 @@ def _pack_node(graph: Any, node: Any, arrays: Any, weights: dict[str, Any]) -> N
     node.input[1:] = packed
     rows, columns = matrix.shape
     sizes = {"K": rows, "N": columns, "bits": 4, "block_size": _BLOCK}
-    # accuracy_level 4: activations as int8, which is the fast path on a CPU.
+    # accuracy_level 4: int8 activations, the fast path on a CPU.
     for key, value in {**sizes, "accuracy_level": 4}.items():
         attribute = node.attribute.add(name=key, i=value)
         attribute.type = attribute.INT
 
 
 def pack_int4(matrix: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """A weight [k, n] as MatMulNBits wants it: [n, blocks, 16] nibbles, scales.
+    """A weight [k, n] in the format of MatMulNBits: [n, blocks, 16] nibbles, scales.
 
-    A nibble is 8 plus the weight over the scale of its block; the weight that is
-    farthest from 0 becomes -8.
+    A nibble is 8 plus the weight divided by the scale of its block; the weight with the
+    largest magnitude becomes -8.
     """
     k, n = matrix.shape
     blocks = -(-k // _BLOCK)
@@ -336,7 +336,7 @@ _QUANTISERS: dict[str, Callable[[Path, Path], None]] = {
 
 @contextmanager
 def _understood(gguf: Path) -> Iterator[None]:
-    """Turns what transformers says of a file that it cannot read into one sentence."""
+    """Converts errors of transformers about unreadable files to a ModelError."""
     try:
         yield
     except (ValueError, KeyError, NotImplementedError, OSError) as error:
@@ -349,7 +349,7 @@ def _understood(gguf: Path) -> Iterator[None]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Tracing and loading tell what is so for every model, and draw bars."""
+    """Silences warnings and progress bars of tracing and loading."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

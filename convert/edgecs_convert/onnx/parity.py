@@ -1,4 +1,4 @@
-"""How far an exported drafter is from what it was made of, on a small text."""
+"""The difference between an exported drafter and its source, on a small text."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from edgecs.engines.onnx.decoder import OnnxModel
 
 
 class Parity(NamedTuple):
-    """largest: difference of a logit of a token that both know. same: share of rows
-    whose first choice is the same.
+    """largest: difference of a logit of a common token. same: share of rows with the
+    same first choice.
     """
 
     largest: float
@@ -26,7 +26,7 @@ class Parity(NamedTuple):
 def parity(folder: Path, rows: NDArray[np.float32], tokens: Tokens) -> Parity:
     """Compares a drafter with the rows [n, vocabulary] of its source.
 
-    tokens: [n] of the text, fewer than the drafter's window.
+    tokens: [n] of the text, shorter than the drafter's window.
     """
     model = OnnxModel(folder, rows.shape[1], threading.Event())
     context = Context(tokens[:1])

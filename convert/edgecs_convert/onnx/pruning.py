@@ -1,8 +1,8 @@
-"""Less of a model: fewer tokens in its vocabulary, fewer layers (transformers models).
+"""Prunes the vocabulary and the layers of transformers models.
 
-Which layers can go is found as Draft & Verify and SWIFT do, by how often the rest still
-chooses what the whole model would (arXiv 2309.08168, 2410.06916), but greedily: one
-layer at a time, the one that is missed least.
+As in Draft & Verify and SWIFT (arXiv 2309.08168, 2410.06916), layers are selected by
+how often the rest makes the same choice as the whole model, but greedily: one layer at
+a time is removed, always the one whose removal changes the fewest choices.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from edgecs.errors import ConfigError
 
 
 def frequent(tokens: Tokens, rows: int, size: int, always: Sequence[int]) -> Tokens:
-    """The ids that occur most often, at most `rows` of them, in order, int32.
+    """The `rows` most frequent ids at most, sorted, int32.
 
-    size: of the vocabulary. always: ids that are among them in any case.
+    size: of the vocabulary. always: ids that are always included.
     """
     counts = np.bincount(tokens, minlength=size).astype(np.float64)
     counts[list(always)] = np.inf
@@ -30,10 +30,10 @@ def frequent(tokens: Tokens, rows: int, size: int, always: Sequence[int]) -> Tok
 
 
 def trim_vocabulary(model: Any, ids: Tokens) -> Tokens:
-    """Cuts embeddings and output matrix to some ids; which id every row is now.
+    """Prunes embeddings and output matrix to some ids; returns the id of every row.
 
-    One more row, the mean of what was cut, is read in place of all other tokens; it
-    stands for an id that was cut, which it may propose like any other.
+    One more row, the mean of the removed ones, replaces all other tokens; it has a
+    removed id, which the model may propose like any other.
     """
     import torch
 
@@ -58,7 +58,7 @@ def trim_vocabulary(model: Any, ids: Tokens) -> Tokens:
 
 
 def keep_layers(model: Any, kept: Sequence[int]) -> None:
-    """Removes all other layers. Raises ConfigError for numbers that are none."""
+    """Removes all other layers. Raises ConfigError for invalid numbers."""
     import torch
 
     layers = model.model.layers
@@ -69,7 +69,7 @@ def keep_layers(model: Any, kept: Sequence[int]) -> None:
             f"has 0 to {len(layers) - 1}, each of which may be given once"
         )
     chosen = [layers[i] for i in sorted(kept)]
-    for number, layer in enumerate(chosen):  # by it a layer finds its cells
+    for number, layer in enumerate(chosen):  # the index of a layer's cells
         layer.self_attn.layer_idx = number
     model.model.layers = torch.nn.ModuleList(chosen)
     model.config.num_hidden_layers = len(chosen)
@@ -79,7 +79,7 @@ def keep_layers(model: Any, kept: Sequence[int]) -> None:
 
 
 def choices(model: Any, tokens: Tokens) -> NDArray[np.int64]:
-    """What a model chooses behind every token of a text, int64 [n]."""
+    """The choices of a model after every token of a text, int64 [n]."""
     import torch
 
     ids = torch.from_numpy(tokens[None].astype(np.int64))
@@ -91,17 +91,17 @@ def choices(model: Any, tokens: Tokens) -> NDArray[np.int64]:
 def find_layers(
     model: Any, tokens: Tokens, count: int, tell: Callable[[str], None]
 ) -> list[int]:
-    """The `count` layers to keep: the others are missed least. The model stays whole.
+    """The `count` layers to keep, without changing the model.
 
-    tokens: of a text to judge by. The first and the last layer are always kept.
+    tokens: of the text for the comparison. The first and last layer are always kept.
     """
     import torch
 
     whole = list(model.model.layers)
     if not 2 <= count <= len(whole):
         raise ConfigError(
-            f"{count} layers cannot be kept: the model has {len(whole)}, of which the "
-            "first and the last always stay"
+            f"{count} layers cannot be kept: the model has {len(whole)}, and the first "
+            "and the last always stay"
         )
     wanted = choices(model, tokens)
     kept = list(range(len(whole)))

@@ -1,7 +1,7 @@
 """llama-cpp-python's `Llama.generate`: plain, or with its prompt lookup.
 
 Prompt lookup keeps the logits of every token, n_ctx x vocabulary floats: without
-`logits_all` a draft behind the first n_batch tokens crashes it.
+`logits_all` a draft after the first n_batch tokens crashes it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Ids = NDArray[np.intc]
 
 
 class Heard(Protocol):
-    """Where tokens are told, and what became of drafts."""
+    """Receives tokens and the counts of drafted tokens."""
 
     tokens: list[int]
     tested: int | None
@@ -28,13 +28,13 @@ class Heard(Protocol):
 
 
 class Lookup(LlamaPromptLookupDecoding):
-    """Prompt lookup that counts what is tested, and what of it is accepted."""
+    """Prompt lookup that counts tested and accepted tokens."""
 
     def __init__(self, n_ctx: int, num_pred_tokens: int) -> None:
         super().__init__(num_pred_tokens=num_pred_tokens)
         self.tested = self.accepted = 0
         self._n_ctx = n_ctx
-        self._open: list[int] = []  # tokens of the last draft, not yet chosen or missed
+        self._open: list[int] = []  # tokens of the last draft that are not decided yet
 
     def __call__(self, input_ids: Ids, /, **options: Any) -> Ids:
         """A draft."""
@@ -44,14 +44,14 @@ class Lookup(LlamaPromptLookupDecoding):
         return drafted
 
     def hear(self, token: int) -> None:
-        """The model chose a token."""
+        """Records a token that the model chose."""
         if self._open and token == self._open.pop(0):
             self.accepted += 1
         else:
             self._open = []
 
     def begin(self) -> None:
-        """An answer begins."""
+        """Resets the counts for a new answer."""
         self.tested = self.accepted = 0
         self._open = []
 
@@ -70,7 +70,7 @@ class Adapter:
             n_threads=hello["threads"],
             n_threads_batch=hello["threads"],
             n_gpu_layers=0,
-            flash_attn=True,  # llama.cpp's own default on a CPU, not this package's
+            flash_attn=True,  # llama.cpp's default on a CPU, but not this package's
             logits_all=self._lookup is not None,
             draft_model=self._lookup,
             verbose=False,
@@ -79,7 +79,7 @@ class Adapter:
         self._vocabulary = llama_cpp.llama_model_get_vocab(model)
 
     def answer(self, question: dict[str, Any], heard: Heard) -> None:
-        """Until an end token or the limit."""
+        """Generates until an end token or the limit."""
         self._llama.reset()  # type: ignore[no-untyped-call]
         if self._lookup:
             self._lookup.begin()
@@ -95,5 +95,5 @@ class Adapter:
 
 
 def load(hello: dict[str, Any]) -> Adapter:
-    """The model of a hello."""
+    """Loads the model of the first request."""
     return Adapter(hello)

@@ -3,9 +3,8 @@
 xllamacpp runs it inside this process, from a wheel that is compiled for any processor
 with AVX2.
 
-Prompts are not cached. The maps and the pool that ngram-map-k and ngram-mod keep from
-one prompt to the next cannot be emptied, so for these the server starts anew before
-every answer.
+Prompts are not cached. ngram-map-k and ngram-mod keep n-grams from one prompt to the
+next and cannot be reset, so with them the server is restarted before every answer.
 """
 
 from __future__ import annotations
@@ -15,25 +14,25 @@ import importlib.metadata
 import json
 from typing import Any, Protocol
 
-_KEEPING = {"ngram-map-k", "ngram-mod"}  # types that remember earlier prompts
+_KEEPING = {"ngram-map-k", "ngram-mod"}  # types that keep n-grams of earlier prompts
 
 
 class Heard(Protocol):
-    """Where tokens are told, and what became of drafts."""
+    """Receives tokens and the counts of drafted tokens."""
 
     tokens: list[int]
     tested: int | None
     accepted: int | None
 
     def __call__(self, tokens: list[int]) -> None:
-        """More tokens."""
+        """Receives tokens."""
 
     def begin(self) -> None:
-        """What came before was no part of answering."""
+        """Starts the clock: earlier work is not part of the answer."""
 
 
 class InProcess:
-    """xllamacpp's server, which listens on a port of its choice."""
+    """xllamacpp's server, which selects its own port."""
 
     def __init__(self, hello: dict[str, Any]) -> None:
         import xllamacpp
@@ -63,7 +62,7 @@ class InProcess:
 
 
 class Adapter:
-    """A server, started anew where it would remember too much."""
+    """A server, restarted if it would keep n-grams of earlier prompts."""
 
     def __init__(self, hello: dict[str, Any]) -> None:
         self._hello = hello
@@ -74,7 +73,7 @@ class Adapter:
         self.children: tuple[int, ...] = ()
 
     def answer(self, question: dict[str, Any], heard: Heard) -> None:
-        """Hears the stream; asks again where the stream leaves tokens out."""
+        """Streams the answer, and repeats it if the stream left tokens out."""
         if self._keeps and not self._fresh:
             self._server.close()
             self._server = InProcess(self._hello)
@@ -93,14 +92,14 @@ class Adapter:
         heard.accepted = timings.get("draft_n_accepted")
         if self._hello["config"].get("type") and heard.tested is None:
             heard.tested = heard.accepted = 0
-        # A token that ends inside a character is not in the stream by itself.
+        # The stream leaves out tokens that end inside a character.
         if len(heard.tokens) != last["tokens_predicted"]:
             heard.tokens[:] = json.loads(_post(self._server.port, body).read())[
                 "tokens"
             ]
 
     def _stream(self, body: dict[str, Any], heard: Heard) -> dict[str, Any]:
-        """The last event."""
+        """Passes tokens on and returns the last event."""
         for line in _post(self._server.port, {**body, "stream": True}):
             if not line.startswith(b"data: "):
                 continue
@@ -115,7 +114,7 @@ class Adapter:
 
 
 def _version() -> str:
-    """The package has llama.cpp's build in its own version; the server has not."""
+    """The package's version, which contains llama.cpp's build number."""
     version = importlib.metadata.version("xllamacpp")
     return f"xllamacpp {version}, llama.cpp b{version.split('.')[2]}"
 
@@ -139,5 +138,5 @@ def _post(port: int, body: dict[str, Any]) -> http.client.HTTPResponse:
 
 
 def load(hello: dict[str, Any]) -> Adapter:
-    """The server of a hello."""
+    """Starts the server of the first request."""
     return Adapter(hello)

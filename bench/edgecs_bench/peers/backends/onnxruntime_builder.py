@@ -1,8 +1,8 @@
-"""onnxruntime-genai, which cannot run the model: its row says so.
+"""onnxruntime-genai, which cannot run the model; its row is an error.
 
-It loads folders of ONNX that its own builder makes. In 0.18 the builder reads a GGUF
-only with weights of 16 or 32 bits, beside the folder of the original model; converting
-would measure other weights.
+It loads ONNX folders made by its own builder. In 0.18 the builder reads only GGUFs with
+16 or 32-bit weights, next to the folder of the original model; a conversion would
+measure other weights.
 """
 
 from __future__ import annotations
@@ -14,6 +14,6 @@ from typing import Any
 def load(hello: dict[str, Any]) -> None:
     """Raises RuntimeError."""
     raise RuntimeError(
-        f"onnxruntime-genai cannot load {Path(hello['model']).name}: it takes folders "
-        "made by its model builder, which reads no quantised GGUF"
+        f"onnxruntime-genai cannot load {Path(hello['model']).name}: it loads folders "
+        "made by its model builder, which does not read quantised GGUFs"
     )

@@ -1,8 +1,8 @@
 """OpenVINO GenAI on the CPU, which reads some GGUFs itself: plain, or prompt lookup.
 
-It converts the weights to its own quantised form when it loads them. A draft model must
-be in OpenVINO's format: with a GGUF it fails, and says so. What of a draft was accepted
-it does not tell for one answer.
+It converts the weights to its own quantised format when it loads them. A draft model
+must be in OpenVINO's format; with a GGUF it fails with an error. It does not report the
+accepted tokens of a single answer.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ import numpy as np
 import openvino
 import openvino_genai
 
-_CACHE_GB = 1  # of keys and values; what a prompt and its answer need is far less
+_CACHE_GB = 1  # of the KV cache; a prompt and its answer need far less
 
 
 class Heard(Protocol):
-    """Where tokens are told."""
+    """Receives tokens."""
 
     def __call__(self, tokens: list[int]) -> None:
-        """More tokens."""
+        """Receives more tokens."""
 
 
 class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
-    """Passes tokens on: one, or those of a round."""
+    """Passes on one token, or those of a round."""
 
     def __init__(self, heard: Heard) -> None:
         super().__init__()
         self._heard = heard
 
     def write(self, token: int | list[int]) -> openvino_genai.StreamingStatus:
-        """Some tokens."""
+        """Passes tokens on."""
         self._heard(token if isinstance(token, list) else [token])
         return openvino_genai.StreamingStatus.RUNNING
 
     def end(self) -> None:
-        """That was all."""
+        """Does nothing at the end."""
 
 
 class Adapter:
@@ -50,7 +50,7 @@ class Adapter:
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.enable_prefix_caching = False
         scheduler.cache_size = _CACHE_GB
-        # Without the second it keeps keys and values in 8 bits.
+        # Without KV_CACHE_PRECISION the cache has 8 bits.
         options = {
             "INFERENCE_NUM_THREADS": hello["threads"],
             "KV_CACHE_PRECISION": "f16",
@@ -64,7 +64,7 @@ class Adapter:
         )
 
     def answer(self, question: dict[str, Any], heard: Heard) -> None:
-        """Until an end token or the limit."""
+        """Generates until an end token or the limit."""
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens = question["n"]
         config.do_sample = config.apply_chat_template = False
@@ -88,5 +88,5 @@ def _draft(path: str) -> Any:
 
 
 def load(hello: dict[str, Any]) -> Adapter:
-    """The model of a hello."""
+    """Loads the model of the first request."""
     return Adapter(hello)

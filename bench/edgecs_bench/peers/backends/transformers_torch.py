@@ -1,8 +1,8 @@
 """transformers on PyTorch: plain, with its prompt lookup, or with an assistant model.
 
 It computes a GGUF's weights in 32 bits ("dequantised"), so it reads several times the
-bytes and rounds otherwise than llama.cpp. Drafters are made anew for every answer, with
-one exception: an assistant's draft length, where transformers adapts it.
+bytes and rounds differently from llama.cpp. Drafters are created for every answer, with
+one exception: transformers may adapt an assistant's draft length.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import transformers
 from gguf import GGUFReader
 
-# What llama.cpp ends an answer at besides the token the file names.
+# Tokens at which llama.cpp ends an answer, besides the end token of the file.
 _ENDS = {
     "<|im_end|>",
     "<|endoftext|>",
@@ -25,34 +25,34 @@ _ENDS = {
 
 
 class Heard(Protocol):
-    """Where tokens are told, and what became of drafts."""
+    """Receives tokens and the counts of drafted tokens."""
 
     tested: int | None
     accepted: int | None
 
     def __call__(self, tokens: list[int]) -> None:
-        """More tokens."""
+        """Receives more tokens."""
 
 
 class Streamer(transformers.generation.BaseStreamer):  # type: ignore[misc]
-    """Passes on all but the prompt, which comes first."""
+    """Passes on all tokens except the prompt, which comes first."""
 
     def __init__(self, heard: Heard) -> None:
         self._heard = heard
         self._prompt = True
 
     def put(self, value: Any) -> None:
-        """Some tokens."""
+        """Passes tokens on."""
         if not self._prompt:
             self._heard(value.flatten().tolist())
         self._prompt = False
 
     def end(self) -> None:
-        """That was all."""
+        """Does nothing at the end."""
 
 
 class Adapter:
-    """A loaded model, and an assistant where there is one."""
+    """A loaded model, and an assistant if there is one."""
 
     def __init__(self, hello: dict[str, Any]) -> None:
         torch.set_num_threads(hello["threads"])
@@ -69,7 +69,7 @@ class Adapter:
         self._count_drafts()
 
     def _count_drafts(self) -> None:
-        """Has every generator of candidates tell what it drafts and what matched."""
+        """Wraps every candidate generator to count drafted and accepted tokens."""
         make = self._model._get_candidate_generator
 
         def counted(*arguments: Any, **options: Any) -> Any:
@@ -88,7 +88,7 @@ class Adapter:
         self._model._get_candidate_generator = counted
 
     def answer(self, question: dict[str, Any], heard: Heard) -> None:
-        """Until an end token or the limit."""
+        """Generates until an end token or the limit."""
         self._heard = heard
         ids = torch.tensor([question["ids"]])
         with torch.inference_mode():
@@ -120,5 +120,5 @@ def _ends(path: str) -> list[int]:
 
 
 def load(hello: dict[str, Any]) -> Adapter:
-    """The model of a hello."""
+    """Loads the model of the first request."""
     return Adapter(hello)
