@@ -106,8 +106,8 @@ def test_a_drawn_seed_is_printed_and_can_be_given(edgecs: Edgecs, tiny_gguf: Pat
     (seed,) = re.findall(r" · seed (\d+)", first.err)
     assert edgecs(*command, "-s", seed).out == first.out != second.out
     said = edgecs(*command, "-s", seed, "-v").err
-    assert f"choice: temperature 0.8, seed {seed}" in said
-    assert "choice: greedy" in edgecs(*command, "--temp", 0, "-v").err
+    assert f"sampling: temperature 0.8, seed {seed}" in said
+    assert "sampling: greedy" in edgecs(*command, "--temp", 0, "-v").err
 
 
 def test_the_start_lines_name_every_drafter(edgecs, tiny_gguf: Path, other_gguf: Path):
