@@ -129,7 +129,7 @@ def test_a_drafter_of_another_vocabulary_is_refused(edgecs, tiny_gguf, tmp_path)
 
 def test_a_drafter_that_is_no_model_is_refused(edgecs, tiny_gguf, tmp_path):
     command = ("generate", "-m", tiny_gguf, "-p", "a", "--draft")
-    one_line(edgecs(*command, tmp_path), 3, "no ONNX drafter", "drafter.toml")
+    one_line(edgecs(*command, tmp_path), 3, "not an ONNX drafter", "drafter.toml")
     one_line(edgecs(*command, tmp_path / "x.gguf"), 3, "there is no file")
     one_line(edgecs(*command, "nobody-knows-this"), 3, "nobody-knows-this")
 

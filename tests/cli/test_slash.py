@@ -188,7 +188,7 @@ def test_a_conversation_goes_on_from_a_file(deck: Deck, tmp_path: Path, capfd):
     ask(deck, "something else")
     deck.run(f"/load {file}")
     assert list(deck.talk.chat.messages) == before
-    assert "read again" not in capfd.readouterr().err
+    assert "recomputed" not in capfd.readouterr().err
     assert ask(deck, "and?") == after
     assert deck.talk.session.stats.cached_tokens
 
@@ -253,7 +253,7 @@ def test_settings_are_shown_and_changed(deck: Deck, capfd):
     [
         ("/regn", "no command /regn: did you mean /regen?"),
         ("/xyzzy", "/help lists them all"),
-        ("/regen", "nothing was asked yet"),
+        ("/regen", "there is no message yet"),
         ("/undo", "nothing to undo"),
         ("/set temprature 1", "did you mean temperature?"),
         ("/set top_k many", "top_k must be a whole number, got 'many'"),

@@ -227,7 +227,7 @@ def test_a_second_tab_keeps_the_only_completion(tiny_gguf: Path, state: Path):
     terminal.type("\t")
     time.sleep(0.3)
     terminal.type("\r")
-    terminal.wait("nothing was asked yet")
+    terminal.wait("there is no message yet")
     terminal.type("\x04")
     assert terminal.end() == 0
 

@@ -179,7 +179,7 @@ def _resumed(wishes: Wishes) -> tuple[Path, str]:
 
 
 def _begin(talk: Talk, loads: Path | None, wishes: Wishes, call: Call) -> None:
-    """Loads what the options name."""
+    """Loads the conversation and the prompt cache of the options."""
     if loads:
         reason = talk.load(loads)
         note = f"; recomputed because {reason}" if reason else ""

@@ -32,7 +32,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found on this machine.
+    """Facts about this machine.
 
     gpu: the backend for its GPU, None: no GPU. amx_broken: how the test of AMX failed,
     None: it did not. rebuild: the command that compiles llama.cpp again, for AMX and
@@ -64,7 +64,7 @@ def diagnose(facts: Facts) -> list[Finding]:
 
 
 Problems = Iterator[tuple[str, str]]
-"""What is wrong, and what to do."""
+"""A problem, and its fix."""
 
 
 def _amx(facts: Facts) -> Problems:

@@ -117,8 +117,7 @@ def verify(models: tuple[str, ...], as_json: bool) -> None:
     damaged = [c.model.manifest.name for c in checks if c.state == "damaged"]
     if damaged:
         raise ModelError(
-            f"damaged: {', '.join(damaged)}; download it again with `edgecs "
-            "models pull`"
+            f"damaged: {', '.join(damaged)}; run `edgecs models pull` for each"
         )
 
 
