@@ -1,15 +1,15 @@
-"""What can go wrong, as one tree; each class knows the exit code of the command line.
+"""The exceptions of edgecs, as one tree with the exit codes of the command line.
 
     EdgecsError                  1
-    ├── ConfigError              2   a setting or an input that cannot be used
+    ├── ConfigError              2   an invalid setting or input
     │   └── ContextFull          2   more tokens than the context holds
     ├── ModelError               3   a model that is missing, broken or in use
     │   └── NoNumbers            3   a model whose logits are not numbers
     ├── OutOfMemory              4   weights or KV cache did not fit
-    ├── BrokenPromise            5   drafts changed an answer that strict had promised
-    ├── FetchError               6   a download failed; nothing half-written is used
-    ├── DistillError             7   making a drafter cannot go on; what is done is kept
-    ├── Faulty                   1   a drafter that failed; a session goes on without it
+    ├── BrokenPromise            5   drafts changed an answer in a strict tier
+    ├── FetchError               6   a download failed; partial files are not used
+    ├── DistillError             7   training failed; finished work is kept
+    ├── Faulty                   1   a drafter that failed; the session continues
     └── Cancelled              130   stopped on request, while loading or in prefill
 
 A message is one sentence that says what was wrong, what was got and what to do.
@@ -17,13 +17,13 @@ A message is one sentence that says what was wrong, what was got and what to do.
 
 
 class EdgecsError(Exception):
-    """The root: everything that edgecs raises on purpose."""
+    """The base class of all exceptions of edgecs."""
 
     exit_code = 1
 
 
 class ConfigError(EdgecsError):
-    """A setting or an input that cannot be used as it is."""
+    """An invalid setting or input."""
 
     exit_code = 2
 
@@ -33,13 +33,13 @@ class ContextFull(ConfigError):
 
 
 class ModelError(EdgecsError):
-    """A model that is missing, unreadable, incompatible or held by somebody else."""
+    """A model that is missing, unreadable, incompatible or already in use."""
 
     exit_code = 3
 
 
 class NoNumbers(ModelError):
-    """A model whose best logit is not a number; best: what it is instead."""
+    """A model whose largest logit is not a finite number. best: its value."""
 
     def __init__(self, best: float) -> None:
         super().__init__(
@@ -56,7 +56,7 @@ class OutOfMemory(EdgecsError):
 
 
 class BrokenPromise(EdgecsError):
-    """Drafts changed an answer where bit-identical rows had been promised."""
+    """Drafts changed an answer in a tier with bit-identical rows."""
 
     exit_code = 5
 
@@ -68,13 +68,13 @@ class FetchError(EdgecsError):
 
 
 class DistillError(EdgecsError):
-    """Making a drafter cannot go on; what was done is kept."""
+    """Training a drafter failed; finished work is kept."""
 
     exit_code = 7
 
 
 class Faulty(EdgecsError):
-    """A drafter that failed, by name; it is parked, and the answer goes on."""
+    """A drafter that failed; it is disabled, and the answer continues."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name} failed: {reason}")

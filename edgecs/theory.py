@@ -1,4 +1,4 @@
-"""What a cascade should gain: expected tokens per round, EWIF and SWI.
+"""Expected speed-up of a cascade: expected tokens per round, EWIF and SWI.
 
 EWIF, the expected walltime improvement factor, is expected tokens per round over the
 cost of the round; plain decoding has 1. Source: the analysis section of CS Drafting
@@ -10,10 +10,10 @@ cost of the round; plain decoding has 1. Source: the analysis section of CS Draf
             and >= 0, for MaG 0
     length  tokens that a drafter writes, or reviews that it makes; whole and >= 0
 
-Anything else is bad, and a ConfigError. Both papers assume that tokens are accepted
-independently and that a forward costs the same at every width. Real acceptances come
-in runs and width costs time, so use these numbers to compare, not to promise.
-Powers are summed, not divided by 1 - rate: a rate of 1 is no special case.
+Other values raise ConfigError. Both papers assume that tokens are accepted
+independently and that a forward costs the same at every width. Real acceptances are
+correlated and wide calls cost more, so use these numbers to compare, not to predict.
+Powers are summed, not divided by 1 - rate, so a rate of 1 is not a special case.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def horizontal_tokens(rates: Sequence[float], lengths: Sequence[int]) -> float:
     """
     _check_sizes(rates, lengths)
     for rate, length in zip(rates, lengths, strict=True):
-        _check_rate(rate)  # also of a drafter that writes nothing
+        _check_rate(rate)  # also of a drafter with length 0
         _check_length(length)
     return chain_tokens(
         [r for r, k in zip(rates, lengths, strict=True) for _ in range(k)]
@@ -195,11 +195,11 @@ def best_vertical(
 def draft_speedup(
     shares: Sequence[float], step: float, times: Mapping[int, float]
 ) -> float:
-    """Tokens a second over plain decoding with drafts of the best length, or none.
+    """Speed-up over plain decoding with drafts of the best length, or without drafts.
 
-    shares: of drafts whose first, first two, ... tokens are right. step: seconds of a
-    drafted token. times: seconds of a target's call by width, 1 among them. Nothing is
-    assumed about independence: the shares were counted.
+    shares: of drafts whose first, first two, ... tokens are right. step: seconds per
+    drafted token. times: seconds of a target's call by width, including 1.
+    Independence is not assumed: the shares were counted.
 
     >>> draft_speedup([0.5, 0.25], 0.0, {1: 1.0, 2: 1.0})
     1.5
@@ -254,7 +254,7 @@ def _best(ewif: Callable[..., float], count: int, limit: int) -> Best:
 
 
 def _powers(rate: float, terms: int) -> float:
-    """1 + rate + rate^2 + ..., so many terms."""
+    """1 + rate + rate^2 + ..., with `terms` terms."""
     return math.fsum(rate**i for i in range(terms))
 
 

@@ -1,4 +1,4 @@
-"""The command line of edgecs. Importing this loads no engine and not even click."""
+"""The command line of edgecs. Importing it loads neither an engine nor click."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Runs the command line; every failure is one sentence on stderr and a code."""
+    """Runs the command line; a failure is one sentence on stderr and an exit code."""
     try:
         from edgecs_cli.running import run
 
         code = run(sys.argv[1:])
-    except KeyboardInterrupt:  # while the rest was imported
+    except KeyboardInterrupt:  # during the import
         code = 130
     sys.exit(code)

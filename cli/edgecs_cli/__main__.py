@@ -1,4 +1,4 @@
-"""`python -m edgecs_cli` is the command line."""
+"""Runs the command line: `python -m edgecs_cli`."""
 
 from edgecs_cli import main
 

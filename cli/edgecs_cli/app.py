@@ -1,4 +1,4 @@
-"""The `edgecs` command group; a command's module is imported when it is called."""
+"""The `edgecs` command group; a command's module is imported on first use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgecs_cli.config import config_path, defaults, listen, read_config
 
 
 class Entry(NamedTuple):
-    """Where a command lives, and its line in `edgecs --help`."""
+    """A command's module, and its line in `edgecs --help`."""
 
     module: str
     summary: str
@@ -20,50 +20,52 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "generate": Entry("edgecs_cli.commands.generate", "Answer one prompt."),
-    "chat": Entry("edgecs_cli.commands.chat", "Talk with a model."),
-    "serve": Entry("edgecs_cli.commands.serve", "Answer over HTTP."),
+    "chat": Entry("edgecs_cli.commands.chat", "Chat with a model."),
+    "serve": Entry("edgecs_cli.commands.serve", "Serve a model over HTTP."),
     "models": Entry(
-        "edgecs_cli.commands.models", "List, fetch, show and remove models."
+        "edgecs_cli.commands.models", "List, download, show and remove models."
     ),
     "tune": Entry(
-        "edgecs_cli.commands.tune", "Measure a model here, and choose who drafts."
+        "edgecs_cli.commands.tune", "Measure a model here and choose its drafters."
     ),
     "bench": Entry(
-        "edgecs_cli.commands.bench", "Measure what speculation brings here."
+        "edgecs_cli.commands.bench", "Measure the speed-up of speculation here."
     ),
     "simulate": Entry(
         "edgecs_cli.commands.simulate",
-        "Say what drafts should bring on other hardware.",
+        "Predict the speed-up on other hardware.",
     ),
-    "audit": Entry("edgecs_cli.commands.audit", "Prove that drafts change nothing."),
-    "convert": Entry("edgecs_cli.commands.convert", "Make other forms of a model."),
+    "audit": Entry(
+        "edgecs_cli.commands.audit", "Check that drafts do not change answers."
+    ),
+    "convert": Entry(
+        "edgecs_cli.commands.convert", "Convert a model to other formats."
+    ),
     "distill": Entry(
-        "edgecs_cli.commands.distill", "Make a drafter for a model, on this machine."
+        "edgecs_cli.commands.distill", "Train a drafter for a model on this machine."
     ),
     "doctor": Entry(
-        "edgecs_cli.commands.doctor", "Say what this machine can do for a model."
+        "edgecs_cli.commands.doctor", "Diagnose what limits speed on this machine."
     ),
     "completion": Entry(
-        "edgecs_cli.commands.completion",
-        "Print a script that completes commands and options.",
+        "edgecs_cli.commands.completion", "Print a shell completion script."
     ),
 }
 
 
-# What those who know Ollama, llama.cpp or mlx-lm may type.
+# Commands of Ollama, llama.cpp and mlx-lm.
 _ELSEWHERE = {
-    "run": "to talk with a model: edgecs chat -m MODEL",
-    "cli": "to talk with a model: edgecs chat -m MODEL",
-    "server": "that is edgecs serve -m MODEL",
-    "ps": "no model stays loaded between commands; those that are here: edgecs models "
-    "list",
-    "quantize": "to make other types of a model: edgecs convert gguf MODEL",
-    **dict.fromkeys(("ls", "list"), "models are listed by edgecs models list"),
+    "run": "use edgecs chat -m MODEL",
+    "cli": "use edgecs chat -m MODEL",
+    "server": "use edgecs serve -m MODEL",
+    "ps": "no model stays loaded between commands; use edgecs models list",
+    "quantize": "use edgecs convert gguf MODEL",
+    **dict.fromkeys(("ls", "list"), "use edgecs models list"),
     **{
-        name: f"that is edgecs models {verb} MODEL"
+        name: f"use edgecs models {verb} MODEL"
         for name, verb in (("pull", "pull"), ("download", "pull"), ("show", "show"))
     },
-    **dict.fromkeys(("rm", "remove"), "that is edgecs models rm MODEL"),
+    **dict.fromkeys(("rm", "remove"), "use edgecs models rm MODEL"),
 }
 
 
@@ -71,11 +73,11 @@ class LazyGroup(click.Group):
     """A group that knows its commands by name and imports only the one it runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All commands, in the order in which one meets them."""
+        """All commands, in the order of the help text."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """The command itself, imported now."""
+        """Imports a command; None if there is no such command."""
         if name not in COMMANDS:
             return None
         command = getattr(importlib.import_module(COMMANDS[name].module), name)
@@ -86,7 +88,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that is meant; a typo is told the nearest name."""
+        """Resolves a command; suggests the nearest name for an unknown one."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "see `edgecs --help`"
@@ -97,7 +99,7 @@ class LazyGroup(click.Group):
     def format_commands(
         self, ctx: click.Context, formatter: click.HelpFormatter
     ) -> None:
-        """The list of commands in the help text, without importing any."""
+        """Writes the list of commands without importing any."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, e.summary) for name, e in COMMANDS.items()])
 
@@ -106,7 +108,7 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="edgecs", prog_name="edgecs")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Makes a local language model answer faster without changing its answer.
+    """Faster local LLM inference with identical output.
 
     \b
     edgecs generate -m smollm2-135m-instruct -p "What is a llama?"

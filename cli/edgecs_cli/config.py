@@ -1,10 +1,10 @@
-"""Values of options from the config file and the environment.
+"""Option values from the config file and the environment.
 
     default < config file < environment < command line
 
-The file is TOML, in the platform's place for it (`edgecs doctor --show-config` names
-it). Keys are options without their dashes; what stands in no table is for every command
-that has such an option.
+The file is TOML, in the platform's config folder (`edgecs doctor --show-config` prints
+its path). Keys are options without their dashes; keys outside a table apply to every
+command that has the option.
 
     threads = 4
     [chat]
@@ -13,8 +13,8 @@ that has such an option.
     [convert.gguf]
     output = "models"
 
-The environment has `EDGECS_CHAT_TEMP` and `EDGECS_CONVERT_GGUF_OUTPUT` for one command,
-`EDGECS_TEMP` for all.
+Environment variables are `EDGECS_CHAT_TEMP` and `EDGECS_CONVERT_GGUF_OUTPUT` for one
+command, `EDGECS_TEMP` for all.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _LARGEST = 1 << 20  # bytes
 
 
 class BadConfig(click.ClickException):
-    """A file that cannot be used; no error of the library, which is not loaded yet."""
+    """An invalid config file; not an EdgecsError, as the library is not loaded yet."""
 
     exit_code = 2
 
 
 class Given(NamedTuple):
-    """A value that was not typed, and where it came from."""
+    """An option value that is not from the command line, and its origin."""
 
     command: str
     option: str  # without dashes
@@ -50,16 +50,16 @@ class Given(NamedTuple):
 
 
 def config_path() -> Path:
-    """The file that is read; `EDGECS_CONFIG` names another."""
+    """The path of the config file; `EDGECS_CONFIG` overrides it."""
     other = os.environ.get(f"{_PREFIX}_CONFIG")
     return Path(other or Path(platformdirs.user_config_dir("edgecs")) / "config.toml")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The file as a table; empty where there is none. Raises BadConfig."""
+    """The file as a table; empty if there is no file. Raises BadConfig."""
     if not (f"{_PREFIX}_CONFIG" in os.environ or path.exists()):
         return {}
-    from edgecs.core.reading import read_given, reason  # help without a file needs none
+    from edgecs.core.reading import read_given, reason  # not needed for help
 
     try:
         text = read_given(path, _LARGEST)
@@ -74,7 +74,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _flag(param: click.Parameter) -> str:
-    """The long name of an option without its dashes; "" for what is no option."""
+    """The long name of an option without its dashes; "" if it is not an option."""
     if not isinstance(param, click.Option):
         return ""
     long = [name for name in param.opts if name.startswith("--")]
@@ -82,15 +82,15 @@ def _flag(param: click.Parameter) -> str:
 
 
 def option_names(command: click.Command) -> set[str]:
-    """Every option of a command and of those below it."""
+    """Every option of a command and its subcommands."""
     below = _below(command).values()
     return set(_options(command)).union(*map(option_names, below))
 
 
 def listen(command: click.Command, name: str) -> None:
-    """Has the options of a command, and of those below it, listen to the environment.
+    """Sets the environment variables of a command's options, and of its subcommands'.
 
-    name: the whole one, as "models pull".
+    name: the full one, as "models pull".
     """
     head = re.sub("[ -]", "_", name).upper()
     for option, param in _options(command).items():
@@ -104,38 +104,40 @@ def listen(command: click.Command, name: str) -> None:
 def defaults(
     command: click.Command, name: str, table: Mapping[str, Any], path: Path
 ) -> dict[str, Any]:
-    """What the file says about a command, as click takes it (`default_map`).
+    """The file's values for a command, as click's `default_map`.
 
-    The options by the names of click, and such a dict for each command below it that
-    something is said about. Raises BadConfig for a key that the command does not know.
+    Options are under click's names; a subcommand with values has a dict of its own.
+    Raises BadConfig for a key that the command does not know.
     """
     general = {key: value for key, value in table.items() if not _is_table(value)}
-    return _said(command, name, table.get(name, {}), general, path)
+    return _command_values(command, name, table.get(name, {}), general, path)
 
 
-def _said(
+def _command_values(
     command: click.Command,
     name: str,
     own: Any,
     general: Mapping[str, Any],
     path: Path,
 ) -> dict[str, Any]:
-    """`defaults` of one command. own: its table, general: what is for every command."""
+    """`defaults` of one command. own: its table, general: values of every command."""
     if not _is_table(own):
         raise BadConfig(f"{path}: {name} must be a table, [{name}], got {own!r}")
     known, below = _options(command), _below(command)
     tables = {key: own[key] for key in below if _is_table(own.get(key))}
-    said = {key: value for key, value in own.items() if key not in tables}
-    if unknown := [key for key in said if key not in known]:
+    values = {key: value for key, value in own.items() if key not in tables}
+    if unknown := [key for key in values if key not in known]:
         hint = _hint(unknown[0], [*known, *below], f"[{name}]")
         raise BadConfig(f"{path}: {hint}")
     found: dict[str, Any] = {
         str(known[key].name): _value(known[key], value)
-        for key, value in {**general, **said}.items()
+        for key, value in {**general, **values}.items()
         if key in known
     }
     for key, inner in below.items():
-        if more := _said(inner, f"{name}.{key}", tables.get(key, {}), general, path):
+        if more := _command_values(
+            inner, f"{name}.{key}", tables.get(key, {}), general, path
+        ):
             found[key] = more
     return found
 
@@ -153,7 +155,7 @@ def check_names(
 def given(
     name: str, command: click.Command, table: Mapping[str, Any], path: Path
 ) -> Iterator[Given]:
-    """Every value of a command, and of those below it, that is not a default."""
+    """Every value of a command and its subcommands that is not a default."""
     yield from _given(
         [name], command, table, defaults(command, name, table, path), path
     )
@@ -163,10 +165,10 @@ def _given(
     names: Sequence[str],
     command: click.Command,
     table: Mapping[str, Any],
-    said: Mapping[str, Any],
+    values: Mapping[str, Any],
     path: Path,
 ) -> Iterator[Given]:
-    """`given` of one command; names: the whole name of it, table: its parent's."""
+    """`given` of one command. names: its full name, table: its parent's."""
     own = table.get(names[-1], {})
     for option, param in _options(command).items():
         for variable in param.envvar or ():
@@ -174,11 +176,11 @@ def _given(
                 yield Given(" ".join(names), option, os.environ[variable], variable)
                 break
         else:
-            if param.name in said:
+            if param.name in values:
                 where = f"{path} [{'.'.join(names)}]" if option in own else str(path)
-                yield Given(" ".join(names), option, said[param.name], where)
+                yield Given(" ".join(names), option, values[param.name], where)
     for below, inner in _below(command).items():
-        yield from _given([*names, below], inner, own, said.get(below, {}), path)
+        yield from _given([*names, below], inner, own, values.get(below, {}), path)
 
 
 def _options(command: click.Command) -> dict[str, click.Parameter]:
@@ -190,7 +192,7 @@ def _below(command: click.Command) -> Mapping[str, click.Command]:
 
 
 def _value(param: click.Parameter, value: Any) -> Any:
-    """Click wants lists for what may be repeated, and texts for the rest."""
+    """A value as click expects it: a list if the option repeats, else a string."""
     if isinstance(param, click.Option) and param.is_flag and isinstance(value, bool):
         return value
     if param.multiple:
@@ -199,7 +201,7 @@ def _value(param: click.Parameter, value: Any) -> Any:
 
 
 def _typed(value: Any) -> str:
-    """A value as the command line would have it, which then checks it."""
+    """A value as typed on the command line, so that click checks it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

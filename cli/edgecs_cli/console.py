@@ -1,8 +1,8 @@
-"""The one way to a terminal: text from anywhere goes out harmless, looks are ours.
+"""Terminal output: untrusted text is escaped, and styled only by this module.
 
-A template's message, a name in a GGUF, a saved conversation, a path: each may hold
-what a terminal obeys, up to its clipboard (OSC 52). So nothing but this module writes
-to stdout and stderr, and only text that `paint` made keeps its escape codes.
+A template's message, a name in a GGUF, a saved conversation or a path may contain
+terminal escape sequences, even for the clipboard (OSC 52). So only this module writes
+to stdout and stderr, and only text made by `paint` keeps its escape codes.
 """
 
 from __future__ import annotations
@@ -21,31 +21,29 @@ import click
 
 from edgecs_bench.text_tables import Row, aligned
 
-# What terminals obey: all control characters but newline and tab, which are shown as
-# pictures.
+# Control characters other than newline and tab are shown as control pictures.
 _CONTROL = {code: 0x2400 + code for code in range(32) if code not in (9, 10)}
 _CONTROL |= {127: 0x2421} | dict.fromkeys(range(128, 160), 0xFFFD)
-# What ends a line elsewhere, and what shows text in another order than it has.
+# Unicode line separators, and controls that reorder text.
 _CONTROL |= dict.fromkeys((*range(0x2028, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
-_LEAST_WIDTH = 20  # columns; a narrower terminal breaks lines itself
+_LEAST_WIDTH = 20  # columns; a narrower terminal wraps lines itself
 
 
 class StreamLost(OSError):
-    """Stdout or stderr takes no more: a reader went away, a disk is full."""
+    """Writing to stdout or stderr failed: a closed pipe, a full disk."""
 
 
 class Painted(str):
-    """Text with escape codes of edgecs's own, as `paint` and `joined` make it.
+    """Text with escape codes, made by `paint` and `joined`.
 
-    Whatever is done to it with methods of `str` gives a plain text, which is made
-    harmless again.
+    Methods of `str` return plain text, which is escaped again.
     """
 
     __slots__ = ()
 
 
 def harmless(text: str) -> str:
-    """Text that cannot move the cursor, change colours or ring.
+    """Escapes text so that it cannot move the cursor, change colours or ring.
 
     >>> harmless("a\\x1b[31mb\\n")
     'a␛[31mb\\n'
@@ -61,7 +59,7 @@ def paint(
     dim: bool | None = None,
     underline: bool | None = None,
 ) -> Painted:
-    """Harmless text with looks; an empty text has none."""
+    """Escaped text with a style; empty text stays empty."""
     if not text:
         return Painted()
     return Painted(
@@ -70,7 +68,7 @@ def paint(
 
 
 def joined(parts: Iterable[str]) -> Painted:
-    """Painted and other texts as one: the others are made harmless."""
+    """Joins texts, and escapes those that are not painted."""
     return Painted("".join(map(_safe, parts)))
 
 
@@ -81,8 +79,8 @@ def _safe(text: str) -> str:
 def has_colours(stream: TextIO) -> bool:
     """Whether to write colours to a stream.
 
-    The command's own setting counts first (click's `color`), then NO_COLOR, then
-    FORCE_COLOR, then whether it is a terminal that has colours.
+    In order of precedence: the command's own setting (click's `color`), NO_COLOR,
+    FORCE_COLOR, and whether the stream is a terminal with colours.
     """
     context = click.get_current_context(silent=True)
     if context is not None and context.color is not None:
@@ -95,14 +93,14 @@ def has_colours(stream: TextIO) -> bool:
 
 
 def moves(stream: TextIO) -> bool:
-    """Whether a stream is a terminal on which a line can be written again."""
+    """Whether a stream is a terminal that can move its cursor."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
     """Writes to stdout, or to stderr.
 
-    Only a pipe or a file behind stdout gets every character as it is.
+    Text is written unescaped only if stdout is a pipe or a file.
     """
     stream = sys.stderr if err else sys.stdout
     if isinstance(text, Painted):
@@ -110,42 +108,42 @@ def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
             text = click.unstyle(text)
     elif err or stream.isatty():
         text = harmless(text)
-    try:  # what click would decide about colours is decided above
+    try:  # colours are decided above, not by click
         click.echo(text, err=err, nl=nl, color=True)
     except OSError as error:
         raise StreamLost(error.errno, error.strerror) from error
 
 
 def echo_table(rows: Iterable[Row], *, words: Collection[int] = (0,)) -> None:
-    """Writes rows to stdout as columns that can be copied, see `aligned`."""
+    """Writes rows to stdout as columns, see `aligned`."""
     for line in aligned(rows, words=words):
         echo(line)
 
 
 def say(text: str, *, quiet: bool = False) -> None:
-    """Lines on stderr, dim where there are colours, broken at words."""
+    """Writes wrapped lines to stderr, dim if it has colours."""
     if not quiet:
         text = wrapped(text, columns(sys.stderr))
         echo(paint(text, dim=True) if has_colours(sys.stderr) else text, err=True)
 
 
 def complain(who: str, problem: object) -> None:
-    """What went wrong, on stderr. who: the command, if one has to be named."""
+    """Writes an error to stderr. who: the command, if it has to be named."""
     text = f"{who}: {problem}" if who else str(problem)
     echo(wrapped(text, columns(sys.stderr)), err=True)
 
 
 def abandon(stream: TextIO) -> None:
-    """Sends what is still to be written nowhere.
+    """Discards what a stream has not written yet.
 
-    Where a stream takes no more, Python would try again at its end, and fail.
+    After a failed write Python would flush the stream again at exit, and fail.
     """
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def columns(stream: TextIO) -> int | None:
-    """Columns of the terminal that a stream writes to; None: it is none."""
+    """Columns of a stream's terminal; None: not a terminal, or too narrow."""
     if not stream.isatty():
         return None
     try:
@@ -156,9 +154,9 @@ def columns(stream: TextIO) -> int | None:
 
 
 def wrapped(text: str, width: int | None, indent: str = "") -> str:
-    """Text with lines of `width` characters at most, broken at words.
+    """Text wrapped at words to `width` characters; None: unchanged.
 
-    indent: before what continues a line. None: as it is.
+    indent: prefix of continuation lines.
     """
     if width is None:
         return text
@@ -175,23 +173,23 @@ def wrapped(text: str, width: int | None, indent: str = "") -> str:
 
 
 def to_clipboard(text: str) -> None:
-    """Hands a text to the terminal's clipboard (OSC 52), also at the end of an ssh."""
+    """Copies a text to the terminal's clipboard (OSC 52), also over ssh."""
     data = base64.b64encode(text.encode("utf-8", "replace")).decode()
     sys.stderr.write(f"\033]52;c;{data}\a")
     sys.stderr.flush()
 
 
 class Status:
-    """A line on stderr that is written again and again, and wiped at the end.
+    """A status line on stderr that is overwritten in place, and erased at the end.
 
-    Shown only on a terminal that can move its cursor.
+    It is shown only on a terminal that can move its cursor.
     """
 
     def __init__(self) -> None:
         self._size = 0
 
     def show(self, text: str) -> None:
-        """Writes over what stands there."""
+        """Overwrites the line."""
         if not moves(sys.stderr):
             return
         width = columns(sys.stderr) or 80
@@ -201,7 +199,7 @@ class Status:
         self._size = len(text)
 
     def wipe(self) -> None:
-        """Leaves an empty line."""
+        """Erases the line."""
         if self._size:
             sys.stderr.write(f"\r{' ' * self._size}\r")
             sys.stderr.flush()
@@ -214,9 +212,9 @@ class _Lines(logging.Formatter):
 
 
 def show_log(verbose: bool) -> None:
-    """Shows what the library and llama.cpp log on stderr, if asked for.
+    """Writes the log of the library and of llama.cpp to stderr, if verbose.
 
-    As long as the command runs that is under way.
+    This ends with the current command.
     """
     if not verbose:
         return

@@ -1,4 +1,4 @@
-"""Running one command: what fails becomes a sentence on stderr, and an exit code."""
+"""Runs one command; a failure becomes a sentence on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from edgecs_cli.app import cli
 from edgecs_cli.console import abandon, complain
 
 EXIT_CODES = {
-    0: "all went well",
-    1: "something failed that has no code of its own, or nothing more can be written",
-    2: "a wrong option, or a prompt that cannot be used (empty, not UTF-8, too long)",
-    3: "a model that is missing, damaged, incompatible or in use",
+    0: "success",
+    1: "an error without a code of its own, or output cannot be written",
+    2: "an invalid option, or an invalid prompt (empty, not UTF-8, too long)",
+    3: "a model is missing, damaged, incompatible or in use",
     4: "out of memory",
-    5: "drafts changed an answer that strict had promised (`edgecs audit`)",
-    6: "a download failed, or the disk is full; the next pull goes on where it stopped",
-    7: "making a drafter cannot go on; what was done is kept (`edgecs distill`)",
-    129: "the terminal was closed (SIGHUP); a chat is kept",
+    5: "drafts changed an answer under `--exact strict` (`edgecs audit`)",
+    6: "a download failed, or the disk is full; the next pull resumes it",
+    7: "training a drafter failed; finished work is kept (`edgecs distill`)",
+    129: "the terminal was closed (SIGHUP); a chat is saved",
     130: "stopped with Ctrl-C",
-    131: "ended with Ctrl-\\ (SIGQUIT); a chat is kept",
-    141: "the reader of standard output went away",
-    143: "ended with SIGTERM; a chat is kept",
+    131: "ended with Ctrl-\\ (SIGQUIT); a chat is saved",
+    141: "standard output was closed by its reader",
+    143: "ended with SIGTERM; a chat is saved",
 }
 
 
@@ -42,17 +42,17 @@ def run(arguments: list[str]) -> int:
             where.command_path if where else "edgecs", error.format_message(), code
         )
     except (KeyboardInterrupt, click.Abort) as error:
-        if isinstance(error.__cause__, EOFError):  # click takes it for a Ctrl-D
-            return _failed("edgecs", "the input ended where more was expected", 1)
+        if isinstance(error.__cause__, EOFError):  # click's Abort for Ctrl-D
+            return _failed("edgecs", "the input ended unexpectedly", 1)
         return _failed("edgecs", "stopped", 130)
-    except OSError as error:  # of click's own texts: commands name what failed
+    except OSError as error:  # from click's own output
         abandon(sys.stdout)
         return _failed("edgecs", f"cannot write to standard output: {error}", 1)
     return result if isinstance(result, int) else 0
 
 
 def _failed(who: str, problem: str, code: int) -> int:
-    """Says so, unless nothing can be said any more; returns the code."""
+    """Prints a problem, if stderr still works; returns the code."""
     try:
         complain(who, problem)
     except OSError:
@@ -61,10 +61,10 @@ def _failed(who: str, problem: str, code: int) -> int:
 
 
 def _prepare_streams() -> None:
-    """Closed streams become empty ones; no character can end a program.
+    """Replaces closed streams, and rules out encoding errors.
 
-    Files and pipes get UTF-8 everywhere; a terminal that cannot show a character
-    shows a mark for it.
+    Files and pipes get UTF-8; a terminal shows a replacement for a character that it
+    cannot encode.
     """
     # These stay open as long as the process.
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115

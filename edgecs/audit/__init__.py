@@ -1,1 +1,1 @@
-"""Whether drafts or kernels change answers, and how far."""
+"""Audits whether drafts or kernels change answers, and how much."""

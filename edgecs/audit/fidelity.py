@@ -1,4 +1,4 @@
-"""How far apart two ways to compute a model are: their next-token laws on texts."""
+"""Compares two ways to compute a model by their next-token distributions on texts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ Rows = NDArray[np.float32]
 
 
 class Fidelity(NamedTuple):
-    """One way to compute a model beside another one.
+    """One way to compute a model compared with another one.
 
     tokens: positions that were compared. agreement: share of them with the same best
-    token. largest: difference of a logit. perplexity, other_perplexity: of the texts.
-    divergence: Kullback-Leibler, from the other one's laws, nats a token, the mean.
+    token. largest: largest difference of a logit. perplexity, other_perplexity: of the
+    texts. divergence: mean Kullback-Leibler divergence from the other one's
+    distributions, nats per token.
     """
 
     tokens: int
@@ -34,15 +35,15 @@ class Fidelity(NamedTuple):
 
     @property
     def perplexity_ratio(self) -> float:
-        """Over the other one's."""
+        """The perplexity over the other one's."""
         return self.perplexity / self.other_perplexity
 
 
 def logits(model: LanguageModel, text: Tokens) -> Iterator[Rows]:
-    """Logits behind every token of a text but the last, [rows, vocabulary] at a time.
+    """Logits after every token of a text but the last, [rows, vocabulary] at a time.
 
-    The model is emptied before. A text that its context has no room for is cut. Rows
-    are views until the next ones are asked for.
+    The model is reset first. A text that is longer than the context is truncated. Rows
+    are views that are valid until the next ones.
     """
     model.reset()
     text = text[: model.n_ctx]
@@ -61,7 +62,7 @@ def log_law(rows: Rows) -> Rows:
 
 
 def divergences(laws: Rows, others: Rows) -> Rows:
-    """Kullback-Leibler divergences of laws from others, nats, [rows]."""
+    """Kullback-Leibler divergences of distributions from others, nats, [rows]."""
     return np.asarray((np.exp(laws) * (laws - others)).sum(axis=1))
 
 
@@ -70,7 +71,7 @@ def compare(
     ours: Iterable[Iterable[Rows]],
     others: Iterable[Iterable[Rows]],
 ) -> Fidelity:
-    """Compares the `logits` of texts; raises ConfigError where none has two tokens."""
+    """Compares the `logits` of texts. Raises ConfigError if none has two tokens."""
     agree, largest, apart = list[bool](), 0.0, list[float]()
     likely, other_likely = list[float](), list[float]()
     for text, pieces, other_pieces in zip(texts, ours, others, strict=True):

@@ -1,4 +1,4 @@
-"""What an audit found: the runs, their forks, and what had been promised."""
+"""The result of an audit: the runs, their forks, and the tiers."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ NO_CLASS = "plain decoding: no class"
 
 
 class Prompt(NamedTuple):
-    """What is to be answered."""
+    """A prompt to answer."""
 
     id: str
     tokens: Tokens  # int32 [n]
 
 
 class Fork(NamedTuple):
-    """The first token of an answer that is not plain decoding's."""
+    """The first token of an answer that differs from plain decoding."""
 
     prompt: str
     token: int  # index in the answer
     context: int  # tokens before it
     width: int  # of its round, 0: the call that read the prompt
     tier: Tier  # of its round
-    plain: int | None  # what plain decoding says, None: nothing more
-    said: int | None  # what was said instead, None: nothing more
-    gap: float | None  # least change of plain decoding's row, in logits, that does it
-    broken: bool  # whether strict had been promised up to here
+    plain: int | None  # token of plain decoding, None: its answer has ended
+    said: int | None  # the token instead, None: the answer has ended
+    gap: float | None  # smallest change of plain decoding's row that does it, in logits
+    broken: bool  # whether all rounds up to here were strict
 
 
 @dataclass
 class Run:
-    """All prompts with one way to draft; counts of tokens and rounds."""
+    """All prompts with one kind of drafts; counts of tokens and rounds."""
 
     drafter: str
-    forced: bool = False  # every width in turn, or as the schedule decides
+    forced: bool = False  # every width in turn, not as the schedule decides
     answers: int = 0
-    tokens: int = 0  # that were compared, forks included
+    tokens: int = 0  # compared, including forks
     accepted: int = 0
     rejected: int = 0
     widths: Counter[int] = field(default_factory=Counter)  # rounds by width
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """A name for tables."""
         return f"{self.drafter}, every width" if self.forced else self.drafter
 
     @property
@@ -65,24 +65,24 @@ class Run:
 
 
 class Plain(NamedTuple):
-    """Plain decoding of a prompt, and what can be tried with it."""
+    """Plain decoding of a prompt, and the widths to force."""
 
     prompt: Prompt
-    tier: Tier  # where the prompt ends
-    widths: list[int]  # to force, none: there is no class
+    tier: Tier  # at the end of the prompt
+    widths: list[int]  # to force, empty: there is no class
     tokens: list[int]  # the answer
     gaps: dict[int, float]  # margins of its choices, by number of tokens before
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was found."""
+    """The whole result."""
 
     prompts: list[Plain]
     skipped: list[Prompt]  # that leave no room for an answer
     runs: list[Run]
-    tiers: str  # what was promised, in words
-    why: str  # a prompt may have no width to force
+    tiers: str  # the tiers along the context, in words
+    why: str  # reason for prompts without a width to force
 
     @property
     def no_class(self) -> list[str]:
@@ -101,12 +101,12 @@ class Report:
 
     @property
     def forks(self) -> list[Fork]:
-        """Of all runs, in their order."""
+        """The forks of all runs, in order."""
         return [fork for run in self.runs for fork in run.forks]
 
     @property
     def broken(self) -> list[Fork]:
-        """Forks where strict had been promised."""
+        """Forks in a strict tier."""
         return [fork for fork in self.forks if fork.broken]
 
     def rates(self) -> dict[Tier, tuple[int, int]]:
@@ -118,7 +118,7 @@ class Report:
         return {tier: (forks[tier], n) for tier, n in sorted(tokens.items())}
 
     def summary(self) -> str:
-        """One line: identical or not, how much of it, and what was promised."""
+        """One line: identical or not, the counts, and the tiers."""
         same = self.answers - len(self.forks)
         line = f"{same} of {self.answers} answers, {self.tokens:,} tokens"
         nowhere = len(self.no_class) == len(self.prompts)

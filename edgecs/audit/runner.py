@@ -1,13 +1,13 @@
-"""Do drafts change answers? Every prompt plainly, as planned, and with forced widths.
+"""Compares answers with plain decoding: as planned, and with forced widths.
 
-A planner avoids the widths that it finds too dear, so alone it proves little. Two
-forced runs give every width of the class in use its turn, round by round: one with
-Max-Gram, one with a drafter that knows the plain answer and is wrong half of the time.
+A planner avoids expensive widths, so alone it proves little. Two forced runs use every
+permitted width in turn, round by round: one with Max-Gram, one with a drafter that has
+the plain answer and is wrong half of the time.
 
 Every answer starts from an empty cache and is compared with plain decoding token by
-token. The first token that differs is a *fork*; what follows it is not compared. A fork
-breaks a promise if its round and all rounds before it in the answer were strict: the
-bits of other rounds stay in the cache.
+token. The first token that differs is a *fork*; later tokens are not compared. A fork
+breaks strict if its round and all rounds before it in the answer were strict: the bits
+of other rounds stay in the cache.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from edgecs.testing.fakes import ScriptedDrafter
 from edgecs.text.detokenizer import Tokenizer
 
 FORCED = (2, 3, 4, 6, 8, 16)  # widths that are forced where every width is allowed
-_STEP = 3  # widths that one prompt starts further on than the one before it
+_STEP = 3  # offset in widths from one prompt to the next
 _GREEDY = always(greedy)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is audited: a target, nobody's, and how its tokens are chosen.
+    """What is audited: a target that is not in use, and how its tokens are chosen.
 
-    limits: what is promised. max_tokens: of every answer; the first one comes with the
-    prompt and is not drafted.
+    limits: the permitted widths. max_tokens: of every answer; the first one comes with
+    the prompt and is not drafted.
     """
 
     target: LanguageModel
@@ -58,14 +58,16 @@ class Subject:
         """Widths to force from a depth on: the strict class, or a few of all widths."""
         some = list(FORCED)
         if self.limits.tier(depth) == "strict":
-            start, _ = range_of(depth)  # the whole class, not what is left of it here
+            start, _ = range_of(
+                depth
+            )  # the whole class of the range, not the rest of it
             some = (np.flatnonzero(self.limits.allowed(start)) + 1).tolist()
         most = 1 + self.target.max_draft if self.target.rewindable else 1
         return [width for width in some if 1 < width <= most]
 
 
 class _Case(NamedTuple):
-    """A run, the prompts that take part in it, and who drafts."""
+    """A run, its prompts, and its schedule."""
 
     run: Run
     prompts: list[Plain]
@@ -73,7 +75,7 @@ class _Case(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    """What was said, and the calls that said it; the first one read the prompt."""
+    """An answer and its calls; the first call is prefill."""
 
     tokens: list[int]
     depths: list[int]  # tokens before each call
@@ -89,9 +91,9 @@ def audit(
 ) -> Report:
     """Answers every prompt in every way and compares.
 
-    planned: gives the schedule that runs without force. progress: told what has been
-    done. Prompts that leave no room for an answer are skipped. Raises ConfigError when
-    none is left, Cancelled when the target's `cancel` is set.
+    planned: returns the schedule of the run that is not forced. progress: called with
+    status messages. Prompts that leave no room for an answer are skipped. Raises
+    ConfigError if none is left, Cancelled if the target's `cancel` is set.
     """
     n_ctx, limits = subject.target.n_ctx, subject.limits
     fitting = [prompt for prompt in prompts if prompt.tokens.size < n_ctx]
@@ -109,9 +111,9 @@ def audit(
             _compare(limits, run, reference, answer)
             deepest = max(deepest, answer.depths[-1])
         progress(f"{run.name}: {run.identical} of {run.answers} identical")
-    why = "no width that was probed there has the bits of plain decoding"
+    why = "no probed width is bit-identical to plain decoding there"
     if not subject.target.rewindable:
-        why = "this model cannot forget rejected tokens"
+        why = "this model cannot remove rejected tokens"
     return Report(
         plain,
         [prompt for prompt in prompts if prompt.tokens.size >= n_ctx],
@@ -124,7 +126,7 @@ def audit(
 def _cases(
     subject: Subject, plain: list[Plain], planned: Callable[[], Schedule]
 ) -> Iterator[_Case]:
-    """The schedule as it is, then every width in turn, twice."""
+    """The schedule itself, then every width in turn, twice."""
     yield _Case(Run("as generate"), plain, lambda reference: planned())
     if chosen := [one for one in plain if one.widths]:
         yield _forced("mag", chosen, subject)
@@ -132,7 +134,7 @@ def _cases(
 
 
 def _forced(who: str, chosen: list[Plain], subject: Subject) -> _Case:
-    """Drafts of every length, by Max-Gram or by one that is wrong half of the time."""
+    """Drafts of every length, of Max-Gram or of a drafter that is often wrong."""
     size, ends = subject.target.vocab_size, subject.tokenizer.ends
 
     def schedule(plain: Plain) -> Schedule:
@@ -148,7 +150,7 @@ def _forced(who: str, chosen: list[Plain], subject: Subject) -> _Case:
 
 
 class _EveryWidth:
-    """Drafts that give calls of some widths, one after the other, again and again."""
+    """Drafts that cycle through some widths of calls."""
 
     def __init__(
         self, drafter: Drafter, widths: Sequence[int], ends: frozenset[int]
@@ -159,29 +161,29 @@ class _EveryWidth:
         )
 
     def begin(self) -> None:
-        """One answer is all there is."""
+        """Does nothing."""
 
     def draft(
         self, context: Context, choose: Choose, most: int, allowed: Allowed = EVERY
     ) -> Gathered:
-        """A draft for the next width; shorter where the drafter says less."""
+        """A draft for the next width; shorter if the drafter proposes less."""
         turn = next(self._turns) if most else Quotas()
         return turn.draft(context, choose, most, allowed)
 
     def learn(self, context: Context, outcome: Outcome) -> None:
-        """Nothing changes the turns."""
+        """Does nothing."""
 
     def park(self, name: str) -> None:
-        """Nobody else drafts."""
+        """Turns drafting off."""
         self._turns = cycle([Quotas()])
 
     def describe(self) -> str:
-        """What it does."""
+        """A description of the schedule."""
         return "every width in turn"
 
 
 class _Watched:
-    """A choice whose margins are kept."""
+    """A choice that records its margins."""
 
     def __init__(self, choose: Choose) -> None:
         self.gaps: dict[int, float] = {}
@@ -222,7 +224,7 @@ def _answer(
         stream = session.generate(prompt.tokens, max_tokens=subject.max_tokens)
         tokens = [token.id for token in stream]
     if session.finish_reason == "cancelled":
-        raise Cancelled("stopped during the audit: nothing is proved")
+        raise Cancelled("stopped during the audit: there is no result")
     refuse(session.stats.faults)
     return _Answer(tokens, depths, widths, session.stats)
 

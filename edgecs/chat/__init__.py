@@ -1,1 +1,1 @@
-"""Conversations: turns, what is left out when they grow too long, and their files."""
+"""Conversations: turns, context overflow, and saved files."""

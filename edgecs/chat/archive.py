@@ -1,14 +1,13 @@
-"""A conversation in a file, with the cells that were computed for it.
+"""A conversation in a file, with its KV cells.
 
-A zip archive: `conversation.json`, and where the engine gives its cells away
-`cells.bin` and `row.bin`, the row that a regenerated answer starts from. With the same
-model and the same way to load it, going on is going on: the cells come back bit for
-bit. Loaded in another way the conversation is read again; with other weights it is
-refused.
+A zip archive: `conversation.json`, and where the engine exports its cells `cells.bin`
+and `row.bin`, the row that a regenerated answer starts from. With the same model and
+the same load options the cells are restored bit for bit. With other load options the
+conversation is computed again; with other weights it is refused.
 
-Nothing in it is compressed, so that it cannot unpack to more than it is, and every
-entry has a checksum: those of the others are in `conversation.json`, whose own is the
-comment of the archive.
+Entries are not compressed, so that they cannot unpack to more than the file's size.
+Every entry has a checksum: `conversation.json` has those of the others, the comment of
+the archive has that of `conversation.json`.
 """
 
 from __future__ import annotations
@@ -52,9 +51,9 @@ _STAMP = (1980, 1, 1, 0, 0, 0)  # of all entries, so that equal contents are equ
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose conversation it is: weights, by fingerprint, and how they were loaded.
+    """The model of a conversation: its weights, by fingerprint, and load options.
 
-    Cells of another `loading` are of no use. tokens: ids of its vocabulary go from 0
+    Cells of another `loading` cannot be used. tokens: ids of its vocabulary go from 0
     to one less.
     """
 
@@ -66,7 +65,7 @@ class Owner:
 
 @dataclass(frozen=True)
 class Saved:
-    """What was in a file. cells: None, where they cannot be used, for the `reason`."""
+    """The content of a file. cells: None if unusable, because of `reason`."""
 
     messages: list[Message]
     settings: dict[str, str]
@@ -81,10 +80,10 @@ def save(
     cells: Cells | None,
     settings: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a conversation (`Conversation.state`); a file is there whole or as before.
+    """Writes a conversation (`Conversation.state`) atomically.
 
-    settings: texts that come back with it. Raises ConfigError where the disk does not
-    take it, and for a file that is there and that edgecs did not save.
+    settings: texts to save with it. Raises ConfigError if the write fails, and for an
+    existing file that edgecs did not save.
     """
     text: dict[str, Any] = {
         "format": FORMAT,
@@ -117,12 +116,12 @@ def save(
         why = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"{path} cannot be written ({why}): give another file or make room; the "
-            "conversation goes on"
+            "conversation continues"
         ) from error
 
 
 def _refuse_others(path: Path) -> None:
-    """Raises ConfigError for a file that may be somebody's work."""
+    """Raises ConfigError for a file that edgecs did not save."""
     regular_size(path)
     if not path.stat().st_size:
         return
@@ -137,9 +136,9 @@ def _refuse_others(path: Path) -> None:
 
 
 def read(path: Path, owner: Owner | None) -> Saved:
-    """What `save` wrote. owner: who is to go on with it; None: only its text matters.
+    """Reads what `save` wrote. owner: the model to continue with; None: text only.
 
-    Raises ConfigError for what is none, ModelError for another model's.
+    Raises ConfigError for an invalid file, ModelError for another model's.
     """
     try:
         regular_size(path)
@@ -153,7 +152,7 @@ def read(path: Path, owner: Owner | None) -> Saved:
             if "cells" not in text:
                 reason = "it was saved without its cells"
             elif owner and text["loading"] != owner.loading:
-                reason = "the model was loaded in another way then"
+                reason = "the model was loaded with other options"
             if reason or not owner:
                 return Saved(messages, settings, None, reason)
             cells = _cells(archive, text, path, owner)
@@ -171,7 +170,7 @@ def read(path: Path, owner: Owner | None) -> Saved:
 def _checked_text(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     data = _entry(archive, _TEXT, min(_LARGEST_TEXT, path.stat().st_size))
     if _hash(data).encode() != archive.comment:
-        raise ValueError(f"{_TEXT} is not what was written")
+        raise ValueError(f"{_TEXT} does not match its checksum")
     text: dict[str, Any] = json.loads(data)
     if text["format"] != FORMAT:
         raise ConfigError(
@@ -182,7 +181,7 @@ def _checked_text(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
 
 
 def _entry(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    """An entry as it lies in the archive, which cannot be larger than its file."""
+    """An uncompressed entry, which cannot be larger than the archive."""
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED or info.file_size > most:
         raise ValueError(f"{name} would unpack to {info.file_size} bytes")
@@ -213,7 +212,7 @@ def _cells(
     def blob(name: str) -> bytes:
         data = _entry(archive, name, size)
         if _hash(data) != text["sha256"][name]:
-            raise ValueError(f"{name} is not what was written")
+            raise ValueError(f"{name} does not match its checksum")
         return data
 
     tokens = checked_ids(text["cells"]["tokens"], owner.tokens)

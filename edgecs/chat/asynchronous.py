@@ -1,4 +1,4 @@
-"""Answers beside an event loop: the engine computes in a thread of its own."""
+"""Answers for an event loop: the engine computes in a thread of its own."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ R = TypeVar("R")
 
 
 class EngineThread:
-    """The one thread in which a session computes for event loops; closes.
+    """The one thread in which a session computes for event loops; can be closed.
 
-    One, as an engine computes one answer at a time: steps of several answers come one
-    after the other, whoever awaits them.
+    There is one because an engine computes one answer at a time: steps of several
+    answers are serialised.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._thread = ThreadPoolExecutor(1, "edgecs")
         self._lock = threading.Lock()
-        self._stepping: Generator[Token] | None = None  # the answer that computes now
+        self._stepping: Generator[Token] | None = None  # the answer being computed
 
     async def stream(
         self, begin: Callable[[], Generator[Token]]
     ) -> AsyncGenerator[Token, None]:
-        """The tokens of an answer that `begin` gives, which is called in the thread.
+        """The tokens of the answer that `begin` returns; it is called in the thread.
 
-        Closing this, or cancelling the task that reads it, ends that answer within a
-        round, and no other one: what has begun since goes on.
+        Closing this, or cancelling the task that reads it, ends this answer within a
+        round; later answers continue.
         """
         answer = await self._run(begin)
         try:
             while token := await self._run(self._step, answer):
                 yield token
         finally:
-            with self._lock:  # the step cannot end meanwhile, so it is this answer's
+            with self._lock:  # the step cannot change meanwhile
                 if self._stepping is answer:
                     self._session.interrupt()
-            with suppress(ModelError):  # a model that was closed has ended it
+            with suppress(ModelError):  # closing the model has ended it
                 await asyncio.shield(self._run(answer.close))
 
     def close(self) -> None:
-        """Waits for the step under way, and ends the thread; may be called again."""
+        """Waits for the current step, and ends the thread; may be called again."""
         self._thread.shutdown()
 
     def _run(
@@ -76,7 +76,7 @@ class EngineThread:
 
 
 class AsyncChat:
-    """A `Chat` beside an event loop, see `Model.achat`."""
+    """A `Chat` for an event loop, see `Model.achat`."""
 
     def __init__(self, chat: Chat, thread: EngineThread) -> None:
         self._chat, self._thread = chat, thread
@@ -84,7 +84,7 @@ class AsyncChat:
     def ask(
         self, content: str, *, rule: Rule | None = None
     ) -> AsyncGenerator[Token, None]:
-        """See `Chat.ask`. A turn is in the conversation when this has ended."""
+        """See `Chat.ask`. The turn is in the conversation when this has ended."""
         return self._thread.stream(lambda: self._chat.ask(content, rule=rule))
 
     def again(self, *, rule: Rule | None = None) -> AsyncGenerator[Token, None]:
@@ -92,7 +92,7 @@ class AsyncChat:
         return self._thread.stream(lambda: self._chat.again(rule=rule))
 
     def undo(self) -> list[Message]:
-        """See `Chat.undo`; not while an answer is under way."""
+        """See `Chat.undo`; not during an answer."""
         return self._chat.undo()
 
     @property
@@ -102,10 +102,10 @@ class AsyncChat:
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why the last answer ended; None while it is under way."""
+        """Why the last answer ended; None during an answer."""
         return self._chat.finish_reason
 
     @property
     def asked(self) -> Asked:
-        """What became of the last prompt, see `Asked`."""
+        """The treatment of the last prompt, see `Asked`."""
         return self._chat.asked

@@ -1,4 +1,4 @@
-"""A chat: turns of a conversation in one session, also when it grows too long."""
+"""A chat: turns of a conversation in one session, with context overflow."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from edgecs.text.detokenizer import TextStream
 
 
 class Asked(NamedTuple):
-    """What became of a prompt before its answer began."""
+    """The treatment of a prompt before its answer."""
 
-    left_out: int  # messages that are not fed any more
-    again: int  # tokens of earlier answers that the template made read anew
+    left_out: int  # messages newly left out of the context
+    again: int  # tokens of earlier answers that the template changed
 
 
 class Chat:
-    """Answers turn after turn; what was computed for one turn serves the next.
+    """Answers turn after turn, and reuses the KV cells of earlier turns.
 
-    overflow: what to do when the conversation does not fit the context, see `overflow`.
-    stop: texts that end an answer; they are not shown, and stay in what is fed, as the
-    model said them. rule: how tokens are chosen, None: as in the session. logprobs: see
-    `Session.generate`. `finish_reason` and `asked` describe the last answer.
+    overflow: what to do if the conversation does not fit the context, see `overflow`.
+    stop: texts that end an answer; they are not shown, but stay in the context, as the
+    model generated them. rule: how tokens are chosen, None: as in the session.
+    logprobs: see `Session.generate`. `finish_reason` and `asked` describe the last
+    answer.
 
-    Every turn feeds the ids of earlier answers and the new end of the template's text,
-    so an answer is a function of the turns as they were fed.
+    The prompt of every turn has the ids of earlier answers and the new end of the
+    template's text, so an answer is a function of the turns as ids.
     """
 
     def __init__(
@@ -53,42 +54,44 @@ class Chat:
 
     @property
     def messages(self) -> Sequence[Message]:
-        """All of them, those that are not fed any more as well."""
+        """All messages, including those left out of the context."""
         return self.conversation.messages
 
     def ask(self, content: str, *, rule: Rule | None = None) -> Generator[Token]:
-        """The answer to a user's message, as it comes.
+        """Streams the answer to a user's message.
 
         Both are in the conversation when it ends, also if it ends early; a message
-        whose answer has no token is taken back. rule: for this answer instead of the
-        chat's own. Raises ConfigError, and ContextFull with the conversation as it
-        was, when the first token is asked for.
+        whose answer has no token is removed. rule: for this answer instead of the
+        chat's own. Raises ConfigError and ContextFull at the first token; then the
+        conversation is unchanged.
         """
         if not content.strip():
-            raise ConfigError("the message is empty: say something")
+            raise ConfigError("the message is empty: give some text")
         self.conversation.add("user", content)
         yield from self._turn(rule)
 
     def again(self, *, rule: Rule | None = None) -> Generator[Token]:
-        """Another answer to the last message; the one before it is forgotten.
+        """Another answer to the last message, which replaces the previous one.
 
-        With the same rule it is the same answer, from the same bits. Raises ConfigError
-        where nothing was asked.
+        With the same rule it is the same answer, bit for bit. Raises ConfigError if
+        there is no message.
         """
         gone = self.conversation.pop_turn()
         if not gone:
-            raise ConfigError("nothing was asked yet: there is no answer to give again")
+            raise ConfigError(
+                "there is no message yet, so there is no answer to regenerate"
+            )
         self.conversation.messages.append(gone[0])
         yield from self._turn(rule, gone)
 
     def undo(self) -> list[Message]:
-        """Takes the last message and its answer away; empty: there are none."""
+        """Removes and returns the last message and its answer; empty: there is none."""
         return self.conversation.pop_turn()
 
     def _turn(
         self, rule: Rule | None, before: Sequence[Message] = ()
     ) -> Iterator[Token]:
-        """The answer to the last message; without one, `before` is there again."""
+        """The answer to the last message; if it has no token, restores `before`."""
         talk = self.conversation
         ids: list[int] = []
         seen: list[str] = []
@@ -111,8 +114,8 @@ class Chat:
     ) -> Iterator[Token]:
         """One answer, over as many prompts as the context makes necessary.
 
-        The text is put together here, as a character or a stop string may begin before
-        room was made and end behind it.
+        The text is assembled here, as a character or a stop string may begin before
+        room was made and end after it.
         """
         session, text = self.session, TextStream(self.stop)
         while self.finish_reason is None:
@@ -137,13 +140,13 @@ class Chat:
                     yield token._replace(text=piece)
                     if reason:
                         break
-                else:  # it ended without another token
+                else:  # the answer ended without another token
                     self.finish_reason = session.finish_reason
             if more:
                 prompt = more
 
     def _make_room(self, ids: Sequence[int]) -> list[int] | None:
-        """The prompt to go on from with an answer under way; None: there is none."""
+        """The prompt that continues an unfinished answer; None: there is no room."""
         room = self.session.target.n_ctx
         try:
             prompt, gone = fit(self.conversation, room, self.overflow, ids, full=True)

@@ -1,8 +1,8 @@
-"""A conversation as ids: what a model said is never tokenised again.
+"""A conversation as ids: generated answers are never tokenised again.
 
-A text that is tokenised twice may become other tokens than those that were generated,
-and then neither the KV cells nor the answer are what they would have been. So answers
-stay the ids that they were, and of the template's text only what is new becomes tokens.
+Tokenising an answer's text may give other tokens than those that were generated, which
+changes KV cells and later answers. So answers are kept as ids, and only the new part of
+the template's text is tokenised.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ ROLES = ("system", "user", "assistant")
 class Message:
     """One message.
 
-    ids: of an answer, as they were generated, an end token at most at their end.
-    shortened: what is fed in place of `content`, where that was too long. left_out:
-    kept, but not fed any more.
+    ids: of an answer, as generated, with an end token only at the end. shortened: used
+    in the prompt instead of a `content` that is too long. left_out: not in the prompt.
     """
 
     role: str
@@ -38,18 +37,18 @@ class Message:
 
 
 class Prompt(NamedTuple):
-    """What to feed. again: tokens of answers that had to be tokenised once more."""
+    """A prompt. again: tokens of answers that had to be tokenised again."""
 
     tokens: Tokens
     again: int
 
 
 class Conversation:
-    """Messages in, ids out. Where the template allows, each turn extends the last.
+    """Converts messages to ids. Where the template allows, each turn extends the last.
 
-    A template may rewrite what was said, as those do that strip reasoning from earlier
-    answers. Then the ids of those answers hold no more, and what follows the common
-    beginning is tokenised from its text; `Prompt.again` says how much.
+    A template may rewrite earlier answers, for example to strip their reasoning. Then
+    the ids of those answers are not valid, and the text after the common prefix is
+    tokenised again; `Prompt.again` counts its tokens.
     """
 
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
@@ -61,18 +60,18 @@ class Conversation:
         self.messages.append(Message(role, content))
 
     def add_answer(self, content: str, ids: Sequence[int]) -> None:
-        """Appends an answer: what a reader saw of it, and all tokens of it."""
+        """Appends an answer: its visible text, and all its tokens."""
         self.messages.append(Message("assistant", content, tuple(ids)))
 
     def set_system(self, content: str | None) -> None:
-        """The system message, which comes first; None: there is none."""
+        """Sets the system message, which comes first; None removes it."""
         if self.messages and self.messages[0].role == "system":
             del self.messages[0]
         if content:
             self.messages.insert(0, Message("system", content))
 
     def pop_turn(self) -> list[Message]:
-        """Takes the last user message and what follows it away; empty: there is none.
+        """Removes and returns the last user message and what follows it.
 
         >>> talk = Conversation(template=None, tokenizer=None)
         >>> talk.add("user", "a"); talk.add_answer("b", [1]); talk.add("user", "c")
@@ -89,25 +88,25 @@ class Conversation:
         return gone
 
     def leave_out(self, places: Sequence[int]) -> None:
-        """These messages are not fed from now on."""
+        """Leaves these messages out of the prompt from now on."""
         for i in places:
             self.messages[i] = replace(self.messages[i], left_out=True)
 
     def prompt(self, partial: Sequence[int] = ()) -> Prompt:
-        """The ids to feed, ending where the assistant is to speak.
+        """The ids of the prompt, ending where the answer begins.
 
-        partial: tokens of an answer under way, which come behind that.
+        partial: tokens of an unfinished answer, appended to it.
         """
         fed = [message for message in self.messages if not message.left_out]
         whole = self._render(fed)
         parts: list[Tokens] = []
-        done, again = 0, 0  # characters of the text that are tokens already
+        done, again = 0, 0  # characters of the text that are already tokenised
         holds = True
         for at, ids in _answers(fed):
             head = self._render(fed[:at]) if holds else ""
-            end = len(head) + len(self._spoken(fed[at]))
+            end = len(head) + len(self._prompt_text(fed[at]))
             holds = holds and len(head) >= done
-            holds = holds and whole.startswith(head + self._spoken(fed[at]))
+            holds = holds and whole.startswith(head + self._prompt_text(fed[at]))
             if not holds:
                 again += len(ids)
                 continue
@@ -124,11 +123,11 @@ class Conversation:
 
     def _render(self, messages: Sequence[Message]) -> str:
         return self._template.render(
-            [{"role": m.role, "content": self._spoken(m)} for m in messages]
+            [{"role": m.role, "content": self._prompt_text(m)} for m in messages]
         )
 
-    def _spoken(self, message: Message) -> str:
-        """What a message says to the model; an answer may say more than was seen."""
+    def _prompt_text(self, message: Message) -> str:
+        """A message's text in the prompt; an answer's may be longer than `content`."""
         if message.ids is None:
             return message.content if message.shortened is None else message.shortened
         pieces = map(self._tokenizer.piece, self._without_end(message.ids))
@@ -138,7 +137,7 @@ class Conversation:
         return ids[:-1] if ids and ids[-1] in self._tokenizer.ends else ids
 
     def _closing(self, ids: Sequence[int]) -> str:
-        """How a template spells the end token of an answer; "" if there is none."""
+        """The template's text of an answer's end token; "" if there is none."""
         if not ids or ids[-1] not in self._tokenizer.ends:
             return ""
         return self._tokenizer.spelling(ids[-1])
@@ -167,7 +166,7 @@ def restored(
 ) -> list[Message]:
     """Messages from `Conversation.state`. Raises TypeError, KeyError, ValueError.
 
-    vocab_size: of the model that is to go on; None: ids are not looked at.
+    vocab_size: of the model that continues; None: ids are dropped.
     """
     found = []
     for fields in state:
@@ -196,7 +195,7 @@ def checked_ids(ids: Any, size: int) -> tuple[int, ...]:
 
 
 def _answers(messages: Sequence[Message]) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Places of answers whose ids are known, and these."""
+    """Places of answers whose ids are known, and the ids."""
     for i, message in enumerate(messages):
         if message.ids is not None:
             yield i, message.ids

@@ -1,8 +1,8 @@
-"""What to leave out when a conversation does not fit its context any more.
+"""What to leave out if a conversation no longer fits its context.
 
-Nothing is lost: what is left out stays in the conversation and is only not fed, and
-whoever asked is told. Cells are never moved along the context: what is left is read
-again, so that an answer depends on what was fed and on nothing else.
+Messages that are left out stay in the conversation but not in the prompt; the caller
+gets their number. KV cells are never shifted: the new prompt is computed again, so that
+an answer depends only on its prompt.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from edgecs.chat.conversation import Conversation, Message, Prompt
 from edgecs.errors import ContextFull
 
 Overflow = Literal["stop", "shift", "truncate-middle"]
-"""stop: say so; shift: leave out the oldest turns; truncate-middle: keep the first one,
+"""stop: raise; shift: leave out the oldest turns; truncate-middle: keep the first one,
 and shorten a message that is too long by itself."""
 
 _FILLED = 0.75  # of the context at most, once something is left out
@@ -34,8 +34,8 @@ def fit(
 ) -> tuple[Prompt, int]:
     """A prompt of `room` tokens at most, and how many messages were left out for it.
 
-    partial: an answer under way. full: something has to go, though it fits. Raises
-    ContextFull where the policy knows no way; then nothing was left out.
+    partial: an unfinished answer. full: leave something out even if it fits. Raises
+    ContextFull if the policy cannot make room; then nothing was left out.
     """
     prompt = talk.prompt(partial)
     if prompt.tokens.size <= room and not full:
@@ -63,7 +63,7 @@ def _leave_out(
 ) -> None:
     """Leaves turns out, the oldest first, until the rest has `wanted` tokens."""
     turns = _turns(talk.messages)
-    old = turns[:-1]  # the last one is being answered
+    old = turns[:-1]  # the last one is the one to answer
     if policy == "truncate-middle" and len(old) > 1:
         old = [*old[1:], old[0]]  # the first turn goes last
     for turn in old:
@@ -73,7 +73,7 @@ def _leave_out(
 
 
 def _shorten(talk: Conversation, wanted: int, partial: Sequence[int]) -> None:
-    """Cuts out the middle of the last user message until all has `wanted` tokens."""
+    """Cuts the middle out of the last user message until `wanted` tokens remain."""
     at = max(i for i, m in enumerate(talk.messages) if m.role == "user")
     content = talk.messages[at].content
     kept = len(content)
@@ -89,7 +89,7 @@ def _shorten(talk: Conversation, wanted: int, partial: Sequence[int]) -> None:
 
 
 def _turns(messages: Sequence[Message]) -> list[list[int]]:
-    """Places of messages that are fed, by turn; a system message is in none."""
+    """Places of messages in the prompt, by turn; a system message is in none."""
     turns: list[list[int]] = []
     for i, message in enumerate(messages):
         if message.left_out or message.role == "system":
@@ -103,8 +103,8 @@ def _turns(messages: Sequence[Message]) -> list[list[int]]:
 def _why(size: int, room: int, policy: Overflow) -> str:
     if policy == "stop":
         return (
-            f"the conversation has {size} tokens but the context holds {room}: begin "
-            "anew, give a larger context (-c), or let old turns go (--overflow shift)"
+            f"the conversation has {size} tokens but the context holds {room}: start "
+            "over, give a larger context (-c), or drop old turns (--overflow shift)"
         )
     return (
         f"the last message alone has {size} tokens but the context holds {room}: "

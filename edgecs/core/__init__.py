@@ -1,1 +1,1 @@
-"""What passes between the parts of a round, and files read and written with care."""
+"""Data types of a round, and safe reading and writing of files."""

@@ -1,8 +1,7 @@
 """The tokens so far: an append-only buffer of committed ids and a speculative tail.
 
-Being append-only is what makes a round cheap: whoever has read the first n committed
-tokens (an index, a KV cache) never has to look at them again. A conversation that goes
-back in time is a new Context.
+Because it is append-only, an index or a KV cache that has read the first n committed
+tokens never has to read them again. A conversation that is rewound is a new Context.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ Tokens = NDArray[np.int32]
 
 
 class Context:
-    """Committed token ids, growing at the end; `with_tail` adds guesses in a view.
+    """Committed token ids; `with_tail` adds speculative ones in a view.
 
     >>> context = Context([1, 2])
     >>> context.append([3])
@@ -55,24 +54,24 @@ class Context:
 
     @property
     def last(self) -> int:
-        """The last token; IndexError where there is none."""
+        """The last token; raises IndexError if there is none."""
         size = len(self)
         if not size:
             raise IndexError("an empty context has no last token")
         return int(self._root._buffer[size - 1])
 
     def append(self, tokens: Sequence[int] | Tokens) -> None:
-        """Commits tokens at the end; views with a tail are void from here on."""
+        """Appends committed tokens; this invalidates views with a tail."""
         if self is not self._root:
             raise ValueError("only the root of a context grows; this is a view")
         self._write(self._committed, tokens)
         self._committed += len(tokens)
 
     def with_tail(self, tokens: Sequence[int] | Tokens) -> Context:
-        """A view that also sees `tokens` as if they came next.
+        """A view that also contains `tokens`, as if they came next.
 
-        Tails share the root's buffer: a view is good until its root grows or until
-        another tail is put where its own stands.
+        Tails share the root's buffer: a view is valid until its root grows or another
+        tail overwrites its own.
         """
         view = Context.__new__(Context)
         view._root = self._root

@@ -1,7 +1,7 @@
-"""What passes between the parts of a round, and the two roles that do the work.
+"""Data types of a round, and the protocols of drafters and language models.
 
 A `Drafter` proposes tokens, a `LanguageModel` scores them, `verify` compares the two.
-Nothing here knows an engine, a cache or text.
+This module is independent of engines, caches and text.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ Row = NDArray[np.float32]
 
 
 class Choose(Protocol):
-    """The one choice per position, a deterministic function."""
+    """The choice of a token at a position: a deterministic function."""
 
     def __call__(self, row: Row, tokens: Tokens) -> int:
         """The token that follows `tokens`, which are all before it."""
 
     def confidence(self, row: Row, tokens: Tokens, token: int) -> float:
-        """Probability that the law of the choice gives to a token."""
+        """Probability of a token in the distribution that is chosen from."""
 
     def margin(self, row: Row, tokens: Tokens) -> float:
-        """How much a logit would have to change, at least, for another choice."""
+        """The smallest change of a logit that gives another choice."""
 
     def keeps(
         self, row: Row, tokens: Tokens, token: int, q: float, lenience: float
     ) -> bool:
-        """Whether a lenient reviewer lets a drafted token stand.
+        """Whether a lenient reviewer accepts a drafted token.
 
-        q: the probability that its drafter gave it.
+        q: its probability by the drafter.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Proposed tokens in an order where parents come first; a chain is the plain case.
+    """Proposed tokens: a chain, or a tree in which parents precede their children.
 
-    An empty draft says 'nothing to propose'.
+    An empty draft proposes nothing.
     """
 
     tokens: Tokens  # int32 [n]
     parents: NDArray[np.int32]  # int32 [n]: index of the parent node, -1 the context
-    sources: tuple[str, ...]  # [n]: who wrote each token
-    confidences: NDArray[np.float64]  # [n]: its writer's probability, 1: not stated
+    sources: tuple[str, ...]  # [n]: drafter of each token
+    confidences: NDArray[np.float64]  # [n]: the drafter's probability, 1: not stated
 
     @staticmethod
     def chain(
@@ -61,7 +61,7 @@ class Draft:
         by: str | Sequence[str],
         confidences: Sequence[float] | NDArray[np.float64] | None = None,
     ) -> Draft:
-        """A draft without branches, by one writer or by one for each token."""
+        """A draft without branches. by: its drafter, or that of each token."""
         ids = np.asarray(tokens, dtype=np.int32)
         sources = (by,) * ids.size if isinstance(by, str) else tuple(by)
         if confidences is None:
@@ -81,7 +81,7 @@ class Draft:
 
     @property
     def depths(self) -> list[int]:
-        """How many tokens of the draft lie before each token on its path, [n]."""
+        """Number of draft tokens before each token on its path, [n]."""
         if self.is_chain:
             return list(range(len(self)))
         depths: list[int] = []
@@ -91,7 +91,7 @@ class Draft:
 
     @property
     def leaves(self) -> list[int]:
-        """The nodes that no other node follows, in order; a chain has one."""
+        """The nodes without children, in order; a chain has one."""
         if self.is_chain:
             return [len(self) - 1] if len(self) else []
         inner = set(self.parents.tolist())
@@ -110,9 +110,9 @@ class Draft:
         return Draft.chain(self.tokens[path], sources, self.confidences[path])
 
     def path_along(self, tokens: Sequence[int]) -> list[int]:
-        """The nodes, from the context outwards, that say what `tokens` say.
+        """The nodes, from the context outwards, that match `tokens`.
 
-        Of siblings with the same token it is the first one.
+        Of siblings with the same token the first one matches.
         """
         children = self.children()
         path, here = list[int](), -1
@@ -125,12 +125,12 @@ class Draft:
         return path
 
     def children(self) -> dict[tuple[int, int], int]:
-        """The first node with a parent (-1: the context) and a token, by both."""
+        """The first node by its parent (-1: the context) and its token."""
         edges = zip(self.parents.tolist(), self.tokens.tolist(), strict=True)
         return {edge: node for node, edge in reversed(list(enumerate(edges)))}
 
     def check(self) -> None:
-        """Raises ConfigError where its parts do not fit together."""
+        """Raises ConfigError if the fields are inconsistent."""
         n = self.tokens.size
         if (
             self.parents.base is _CHAIN  # as `chain` makes it
@@ -154,7 +154,7 @@ class Draft:
             raise ConfigError("a parent must be -1 or an earlier token of the draft")
 
     def clip(self, most: int) -> Draft:
-        """The first `most` tokens; self when there are no more than that."""
+        """The first `most` tokens; self if there are no more."""
         if len(self) <= most:
             return self
         return Draft(
@@ -201,10 +201,10 @@ NOTHING = Draft.chain((), "")
 
 
 class Request(NamedTuple):
-    """What one sequence of a model asks of a call.
+    """One sequence's part of a call.
 
-    sequence: which of the model's sequences of cells holds the context. cancel: when
-    set, the call may end early, see `LanguageModel.score`.
+    sequence: the model's KV sequence that holds the context. cancel: when set, the call
+    may end early, see `LanguageModel.score`.
     """
 
     context: Context
@@ -214,7 +214,7 @@ class Request(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A model's answer to one request; views that hold until the next call."""
+    """The result of one request; views that are valid until the next call."""
 
     logits: NDArray[np.float32]  # [1 + n, vocabulary]: row 0 follows the context,
     #                              row i + 1 follows draft node i
@@ -223,19 +223,19 @@ class Rows(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the reviewer made of a draft: the nodes it chose too, and its next token."""
+    """The reviewer's decision on a draft: the accepted nodes and the next token."""
 
     path: tuple[int, ...]  # accepted draft nodes, from the context outwards
     token: int  # the first choice that was not drafted, or the bonus token
 
 
 class LanguageModel(Protocol):
-    """A function from tokens to logits; its KV cache is its own affair.
+    """A function from tokens to logits that manages its own KV cache.
 
-    It has room for some sequences, each with cells of its own, so that conversations
-    do not push each other out. A sequence has one holder at a time: `hold` raises
-    ModelError for a second one. An attribute `uniform` that is true promises that a row
-    has the same bits whatever the width of its call.
+    It has one or more sequences, each with KV cells of its own, so that conversations
+    do not evict each other. A sequence has one holder at a time: `hold` raises
+    ModelError for a second one. If an attribute `uniform` is true, a row has the same
+    bits whatever the width of its call.
     """
 
     vocab_size: int
@@ -243,26 +243,26 @@ class LanguageModel(Protocol):
     max_draft: int  # tokens that one draft may have
     max_leaves: int  # leaves that one draft may have; 1: drafts are chains
     sequences: int  # how many there are; numbered from 0
-    rewindable: bool  # False: rejected tokens cannot be forgotten, so no drafts
+    rewindable: bool  # False: rejected tokens cannot be removed, so no drafts
     cancel: threading.Event  # when set, a long `score` ends early with Cancelled
 
     def score(self, requests: Sequence[Request]) -> list[Rows]:
         """Logits after the context and after every draft node of each request.
 
-        At most one request of a sequence. Raises ContextFull when a context and its
+        At most one request per sequence. Raises ContextFull when a context and its
         draft exceed `n_ctx`, Cancelled when `cancel` or that of a request is set
         between two prefill chunks; either leaves the model usable.
         """
 
     def end_turn(self, context: Context, sequence: int = 0) -> None:
-        """Cuts the cells of a sequence to one token short of the context.
+        """Trims the KV cells of a sequence to all tokens of the context but the last.
 
-        That is where plain decoding ends, so the next turn's prefill starts at the
-        same token, and computes the same bits, whatever had been drafted.
+        Plain decoding ends there, so the next turn's prefill starts at the same token
+        and computes the same bits, whatever was drafted.
         """
 
     def reset(self) -> None:
-        """Forgets everything, as if just loaded."""
+        """Clears all state, as if just loaded."""
 
     def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
         """Claims a sequence for the time of a `with` block."""
@@ -278,7 +278,7 @@ def sole_request(requests: Sequence[Request]) -> Request:
 
 
 def no_sequence(number: int, sequences: int) -> str:
-    """What is wrong with the number of a sequence."""
+    """The message for an invalid sequence number."""
     return f"there is no sequence {number}: this model was loaded with {sequences}"
 
 
@@ -288,9 +288,9 @@ def score_one(model: LanguageModel, context: Context, draft: Draft = NOTHING) ->
 
 
 class Drafter(Protocol):
-    """Proposes what the reviewer above it may say next."""
+    """Proposes the next tokens of the reviewer above it."""
 
-    name: str  # as it stands in statistics and in Draft.sources
+    name: str  # as in statistics and in Draft.sources
 
     def propose(self, context: Context, k: int, choose: Choose) -> Draft:
         """At most k tokens that may follow the context, its tail included."""
@@ -298,4 +298,4 @@ class Drafter(Protocol):
     def observe(
         self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
     ) -> None:
-        """Told once a round, before anything of it is committed, what came of it."""
+        """Called once per round with its outcome, before its tokens are committed."""

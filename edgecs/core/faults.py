@@ -1,8 +1,8 @@
-"""Whose fault a failure is: a drafter that fails must not cost an answer.
+"""Attributes failures to drafters, so that a failing drafter does not end an answer.
 
-Wherever a drafter is asked, `blame` turns what it raises into a `Faulty` with its name.
-The innermost one counts, so a drafter that reviews another one does not answer for it.
-The outermost cascade parks the drafter, and goes on without.
+Where a drafter is called, `blame` converts its exception to a `Faulty` with its name.
+The innermost drafter counts, so one that reviews another is not blamed for it. The
+outermost cascade disables the drafter and continues without it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _LONGEST = 200  # characters of a reason
 
 
 def blame(error: Exception, name: str) -> NoReturn:
-    """Raises an error as the fault of the drafter `name`.
+    """Raises an error as a `Faulty` of the drafter `name`.
 
-    Requests to stop, and what another drafter is blamed for, are raised as they are.
+    `Cancelled`, and a `Faulty` of another drafter, are raised unchanged.
     """
     if isinstance(error, (Faulty, Cancelled)):
         raise error
@@ -26,15 +26,15 @@ def blame(error: Exception, name: str) -> NoReturn:
 
 
 def refuse(faults: Mapping[str, str]) -> None:
-    """For what is measured with drafters: raises ModelError where one was parked."""
+    """Raises ModelError if a drafter failed, for measurements with drafters."""
     for name, reason in faults.items():
         raise ModelError(
-            f"{name} failed ({reason}), so nothing can be said about it: leave it out"
+            f"{name} failed ({reason}), so it cannot be measured: leave it out"
         )
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, in one line that may be shown."""
+    """An error's message as one printable line."""
     said = next(iter(str(error).strip().splitlines()), "")
     if not (isinstance(error, EdgecsError) and said):
         said = ": ".join(filter(None, (type(error).__name__, said)))

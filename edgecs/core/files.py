@@ -1,8 +1,7 @@
-"""Files that are there whole or not at all.
+"""Atomic writes of files.
 
-A file that is written has another name until it is whole. What a killed process left
-under such a name goes when the same file is written the next time, or when its folder
-is swept.
+A file has a temporary name until it is complete. Temporary files of killed processes
+are removed when the same file is written again, or when their folder is swept.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ import psutil
 
 _PART = re.compile(r"\.(.+)\.(\d{1,9})-[0-9a-f]{8}\.part", re.DOTALL)
 _LONGEST = 120  # characters of a file's name in that of its part
-_CLOCKS = 2.0  # seconds by which the begin of a process and a file's time may differ
+_CLOCKS = 2.0  # seconds by which a process's start and a file's time may differ
 
 
 @contextmanager
 def replacing(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
-    """A file beside `path`, open for writing, that takes its name when all went well.
+    """A temporary file beside `path`, open for writing, that replaces it on success.
 
-    Its bytes are on the disk before it has the name. private: for its owner alone, as
-    what was said to a model is. Raises OSError.
+    Its bytes are on the disk before it is renamed. private: readable by its owner only,
+    as conversations are. Raises OSError.
     """
     sweep(path.parent, path.name)
     part = part_of(path)
@@ -45,21 +44,21 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
 
 
 def write_whole(path: Path, data: bytes, *, private: bool = False) -> None:
-    """Puts a file in place of the one that is there, if any; raises OSError."""
+    """Writes a file, or replaces an existing one. Raises OSError."""
     with replacing(path, private=private) as file:
         file.write(data)
 
 
 def part_of(path: Path) -> Path:
-    """A name beside `path` for what is not whole yet, by which `sweep` knows it."""
+    """A temporary name beside `path`, which `sweep` recognises."""
     tail = f"{os.getpid()}-{secrets.token_hex(4)}"
     return path.with_name(f".{path.name[:_LONGEST]}.{tail}.part")
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Removes parts, files or folders, whose process is gone.
+    """Removes temporary files and folders whose process has ended.
 
-    name: of the file or folder that they are parts of; None: of any.
+    name: of the complete file or folder; None: any.
     """
     try:
         found = [(left, _PART.fullmatch(left)) for left in os.listdir(folder)]
@@ -73,7 +72,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
 
 
 def _is_left(part: Path, pid: int) -> bool:
-    """Whether its process is gone, though another one may have the number by now."""
+    """Whether its process has ended; another one may have its id by now."""
     try:
         began = psutil.Process(pid).create_time()
         return began > part.lstat().st_mtime + _CLOCKS

@@ -1,4 +1,4 @@
-"""Reading what others wrote: regular files of bounded size, and values in messages."""
+"""Reading untrusted input: regular files of bounded size, and values in messages."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from pathlib import Path
 from edgecs.errors import ModelError
 
 CONTROL = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-"""Characters that end a line, that a terminal obeys or that no file can hold.
-
-As part of a character class.
-"""
+"""Line separators, terminal controls and surrogates, as part of a character class."""
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -24,13 +21,13 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_SHOWN = 200  # characters of a foreign text in a message
+_SHOWN = 200  # characters of an untrusted text in a message
 
 
 def regular_size(path: Path) -> int:
     """The size of a regular file, bytes; raises OSError for anything else.
 
-    Nothing else may be opened: a pipe waits for its writer, a device may never end.
+    Other kinds are not opened: a pipe waits for its writer, a device may never end.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
@@ -41,7 +38,7 @@ def regular_size(path: Path) -> int:
 
 
 def check_model(path: Path) -> None:
-    """Raises ModelError for what cannot be a model's file, without opening it."""
+    """Raises ModelError if a path cannot be a model's file, without opening it."""
     try:
         regular_size(path)
     except FileNotFoundError as error:
@@ -61,7 +58,7 @@ def read_bounded(path: Path, most: int) -> bytes:
     """The content of a regular file of `most` bytes at most; else raises OSError."""
     regular_size(path)
     with path.open("rb") as file:
-        data = file.read(most + 1)  # what /proc holds has the size 0
+        data = file.read(most + 1)  # files in /proc have the size 0
     if len(data) > most:
         raise _too_large(path, most)
     return data
@@ -73,7 +70,7 @@ def _too_large(path: Path, most: int) -> OSError:
 
 
 def read_given(path: Path, most: int) -> bytes:
-    """As `read_bounded`, but of pipes and devices too, as a shell gives them.
+    """As `read_bounded`, but also reads pipes and devices, as a shell passes them.
 
     A named pipe without a writer reads as empty.
     """
@@ -97,14 +94,14 @@ def read_given(path: Path, most: int) -> bytes:
 
 
 def reason(error: BaseException) -> str:
-    """The cause of a failure in a few words: one line, cut where it is long."""
+    """The cause of an error in one line, truncated if it is long."""
     text = getattr(error, "strerror", None) or str(error)
     lines = str(text).strip().splitlines()
     return plain(lines[0] if lines else type(error).__name__)
 
 
 def plain(text: str) -> str:
-    """A foreign text as part of a message.
+    """An untrusted text, escaped for a message.
 
     >>> plain("a\\x1b[31mb")
     'a?[31mb'
@@ -114,12 +111,12 @@ def plain(text: str) -> str:
 
 
 def shown(value: object) -> str:
-    """A foreign value as part of a message, as Python writes it.
+    """The repr of an untrusted value, shortened for a message.
 
     >>> shown("x"), shown({"a": 1}), shown(16**5000)
     ("'x'", 'a table', 'a number of 20001 bits')
     """
-    if isinstance(value, dict):  # these may be nested deeper than repr goes
+    if isinstance(value, dict):  # these may be nested too deeply for repr
         return "a table"
     if isinstance(value, list):
         return "a list"

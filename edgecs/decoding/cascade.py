@@ -1,4 +1,4 @@
-"""Cascade Speculative Drafting: one reviewer over its drafters (arXiv 2312.11462).
+"""Cascade Speculative Drafting: a reviewer and its drafters (arXiv 2312.11462).
 
 Horizontal cascade: the drafters of one level write one draft, the best one its first
 tokens, cheaper ones the rest. Vertical cascade: a Cascade is itself a Drafter, so a
@@ -44,9 +44,9 @@ from edgecs.sampling.chain import Choices
 
 logger = logging.getLogger("edgecs")
 
-PARKED = "%s; %s asked again in this session"  # what is logged
-_SCHEDULE = "schedule"  # is to blame where it is not known which drafter failed
-_NOBODY: Mapping[str, str] = {}
+PARKED = "%s; %s for the rest of this session"  # a log message
+_SCHEDULE = "schedule"  # is blamed if it is not known which drafter failed
+_NO_FAULTS: Mapping[str, str] = {}
 
 
 class Round(NamedTuple):
@@ -55,17 +55,17 @@ class Round(NamedTuple):
     draft: Draft
     rows: Rows
     verdict: Verdict
-    proposed: tuple[str, ...]  # who wrote each proposed token, before any clipping
+    proposed: tuple[str, ...]  # drafter of each token, before any clipping
     reviewer: str
-    plan: Plan | None = None  # why it was drafted so, where a planner decided
-    drafting: float = 0.0  # seconds until the draft was there
+    plan: Plan | None = None  # the reasons of a planner
+    drafting: float = 0.0  # seconds of drafting
     calling: float = 0.0  # seconds of the reviewer's call
     together: int = 1  # requests that this call had
-    faults: Mapping[str, str] = _NOBODY  # drafters that failed, and why
+    faults: Mapping[str, str] = _NO_FAULTS  # drafters that failed, and why
 
     @property
     def tokens(self) -> list[int]:
-        """What the round emits: the accepted tokens and the reviewer's own."""
+        """The tokens that the round emits: the accepted ones and the reviewer's own."""
         if not self.verdict.path:  # most rounds
             return [self.verdict.token]
         drafted = self.draft.tokens.tolist()
@@ -73,7 +73,7 @@ class Round(NamedTuple):
 
     @property
     def sources(self) -> list[str]:
-        """Who wrote each of `tokens`."""
+        """The source of each of `tokens`."""
         if not self.verdict.path:
             return [self.reviewer]
         accepted = [self.draft.sources[node] for node in self.verdict.path]
@@ -90,15 +90,14 @@ class PendingRound(NamedTuple):
 
 
 class Cascade:
-    """A reviewer and the schedule of the drafters that write for it.
+    """A reviewer and the schedule of its drafters.
 
-    ends: end-of-generation tokens, nothing follows them. limits: which widths its
-    calls may have. lenience: 1 or more; above 1 the
-    reviewer lets drafted tokens stand that it would not have chosen itself, which only
-    an inner reviewer may. confident: state the reviewer's probability for every token
-    proposed, for a lenient reviewer above. sequence: of the reviewer, whose cells
-    its calls use. clock: gives seconds. forwards: how many calls the reviewer had since
-    it was made.
+    ends: end-of-generation tokens; nothing follows them. limits: permitted widths of
+    its calls. lenience: 1 or more; above 1 the reviewer also accepts drafted tokens
+    that it would not have chosen itself, which only an inner reviewer may do.
+    confident: state the reviewer's probability of every proposed token, for a lenient
+    reviewer above. sequence: the KV sequence of the reviewer. clock: returns seconds.
+    forwards: number of calls of the reviewer so far.
     """
 
     def __init__(
@@ -115,9 +114,7 @@ class Cascade:
         clock: Clock = perf_counter,
     ) -> None:
         if not lenience >= 1:
-            raise ConfigError(
-                f"lenience must be 1 (no other choice stands) or more, got {lenience}"
-            )
+            raise ConfigError(f"lenience must be 1 (off) or more, got {lenience}")
         self.reviewer = reviewer
         self.schedule = schedule
         self.limits = limits or Limits()
@@ -128,17 +125,17 @@ class Cascade:
         self.sequence = sequence
         self.cancel: threading.Event | None = None  # ends the reviewer's calls early
         self.forwards = 0
-        self.faults: dict[str, str] = {}  # drafters that are parked, and why
-        self._off = False  # whether the schedule is left alone
+        self.faults: dict[str, str] = {}  # disabled drafters, and why
+        self._off = False  # whether drafting is off
         self._clock = clock
 
     @property
     def drafters(self) -> tuple[Drafter, ...]:
-        """Who writes for the reviewer, the best first."""
+        """The drafters of the reviewer, the best first."""
         return self.schedule.drafters
 
     def begin(self) -> None:
-        """Told when an answer begins."""
+        """Called when an answer begins."""
         if self._off:
             return
         try:
@@ -215,7 +212,7 @@ class Cascade:
         return done
 
     def _gather(self, context: Context, choose: Choose, most: int) -> Gathered:
-        """A draft that the reviewer can score; raises Faulty for another one."""
+        """A draft that the reviewer can score; raises Faulty for an invalid one."""
         # The last token of the context is computed by this call: its cell is the first.
         depth = len(context) - 1
         gathered = self.schedule.draft(
@@ -226,14 +223,14 @@ class Cascade:
             return gathered
         self._check(draft, most)
         if not draft.is_chain and self.limits.tier(depth) == "strict":
-            # Probes have seen chains: what a tree's rows are there, nobody knows.
+            # Probes cover chains only, so nothing is known about the rows of a tree.
             draft = draft.first_path
         clipped = draft.clip(self.limits.fits(depth, 1 + len(draft)) - 1)
         same = clipped is gathered.draft
         return gathered if same else gathered._replace(draft=clipped)
 
     def _check(self, draft: Draft, most: int) -> None:
-        """Raises Faulty or ConfigError for what the reviewer cannot score."""
+        """Raises Faulty or ConfigError for a draft that the reviewer cannot score."""
         draft.check()
         if len(draft) > most:
             raise ConfigError(f"a draft had {len(draft)} tokens, at most {most} fit")
@@ -270,7 +267,7 @@ class Cascade:
         return draft
 
     def learn(self, context: Context, done: Round) -> None:
-        """Tells the schedule and everyone who drafts what came of a round."""
+        """Reports the outcome of a round to the schedule and to all drafters."""
         if self._off:
             return
         outcome = Outcome(
@@ -290,8 +287,8 @@ class Cascade:
     def observe(
         self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
     ) -> None:
-        """Passes the outcome on to everyone who drafts, once each."""
-        for drafter in self._writers:
+        """Reports the outcome to every drafter, once each."""
+        for drafter in self._leaf_drafters:
             if drafter.name in self.faults:
                 continue
             try:
@@ -300,10 +297,10 @@ class Cascade:
                 self._park(error, drafter.name)
 
     def _park(self, error: Exception, name: str = _SCHEDULE) -> None:
-        """Sees to it that a drafter that failed is not asked again at any level.
+        """Disables a drafter that failed, at every level.
 
-        name: whom to blame for an error that does not say. Where it is the schedule,
-        or it goes on asking, there are no more drafts.
+        name: blamed for an error that names no drafter. If that is the schedule, or if
+        it calls a disabled drafter, drafting is turned off.
         """
         try:
             blame(error, name)
@@ -313,14 +310,14 @@ class Cascade:
         known = {drafter.name for level in levels for drafter in level.drafters}
         self._off |= fault.name in self.faults or fault.name not in known
         self.faults.setdefault(fault.name, fault.reason)
-        who = "no drafter is" if self._off else "it is not"
+        who = "speculation is off" if self._off else "the drafter is disabled"
         logger.warning(PARKED, fault, who)
         logger.debug("where it failed", exc_info=fault)
         for level in levels:
             with suppress(Exception):
                 level.schedule.park(fault.name)
                 if level is not self and level.name == fault.name:
-                    level.reviewer.reset()  # its cells may hold anything
+                    level.reviewer.reset()  # its cells may be invalid
 
     def levels(self) -> list[Cascade]:
         """This reviewer and all inner ones, each once, the outermost first."""
@@ -331,8 +328,8 @@ class Cascade:
         return list(found.values())
 
     @cached_property
-    def _writers(self) -> list[Drafter]:
-        """All drafters that review nobody, each once."""
+    def _leaf_drafters(self) -> list[Drafter]:
+        """All drafters that are not reviewers, each once."""
         every = [drafter for level in self.levels() for drafter in level.drafters]
         plain = [drafter for drafter in every if not isinstance(drafter, Cascade)]
         return list({id(drafter): drafter for drafter in plain}.values())
@@ -345,7 +342,7 @@ def _ids(vocab_size: int) -> str:
 class NamedModel(NamedTuple):
     """A language model that takes part in a cascade, and its name in statistics.
 
-    right: share of its tokens that is right, where somebody counted.
+    right: share of its tokens that are right, if measured.
     """
 
     name: str
@@ -363,8 +360,8 @@ def stack(
 ) -> list[Drafter]:
     """The drafters of the target: every model reviews all that come after it.
 
-    models: the best one first. last: the cheapest drafter, Max-Gram, which reviews
-    nobody. The result goes with `matrix.counts(0)`. Raises ConfigError when the matrix
+    models: the best one first. last: the cheapest drafter, Max-Gram, which is not a
+    reviewer. Use the result with `matrix.counts(0)`. Raises ConfigError if the matrix
     does not fit.
     """
     matrix.check([*(named.name for named in models), last.name])
@@ -385,7 +382,7 @@ def stack(
 
 
 def confidences(done: Round, context: Context, choose: Choose) -> list[float]:
-    """What the reviewer thought of each token that its round emits."""
+    """The reviewer's probability of each token that its round emits."""
     stated, view = [], context
     for node, token in zip((-1, *done.verdict.path), done.tokens, strict=True):
         row = done.rows.logits[node + 1]

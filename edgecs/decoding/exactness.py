@@ -1,15 +1,14 @@
-"""Which widths give the bits of plain decoding, and what to do where none does.
+"""Which widths are bit-identical to plain decoding, and which widths a round may have.
 
-Rows of logits can depend on how many tokens were computed in the call. `Classes` holds
-what a probe found, by range of the context; `Limits` turns it into a tier for every
-range: which widths a round may have.
+A row of logits can depend on the number of tokens in its call. `Classes` holds the
+findings of probes by range of the context; `Limits` derives a tier for every range:
 
     strict    only widths whose rows are bit-identical to those of width 1
-    numeric   any width, the target's choice on the rows as they are
+    numeric   any width; the target chooses from the rows as they are
 
-Nothing lies between the two. To choose again at width 1 where the two best tokens are
-close does not bring plain decoding's answer back: the cells that earlier calls left
-behind have other bits too, and that choice is made from them.
+There is no tier in between. Choosing again at width 1 where the two best tokens are
+close does not restore the answer of plain decoding: the KV cells of earlier calls have
+other bits too, and the choice depends on them.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ FIRST_BORDER = 256  # borders between ranges: 256, 512, 1024, ...: n_kv is padde
 WORTH = 0.97  # auto is strict where that keeps at least this share of the speed
 
 Allowed = NDArray[np.bool_]
-"""Which widths may be used, [WIDEST], [n - 1] for n tokens; n = 1 always may."""
+"""Permitted widths, [WIDEST], [n - 1] for n tokens; n = 1 is always permitted."""
 
 
 def permitted(times: Sequence[float], allowed: Allowed) -> list[float]:
-    """Seconds of calls by width, inf for those that may not be used."""
+    """Seconds of calls by width, inf for those that are not permitted."""
     pairs = zip(times, allowed[: len(times)].tolist(), strict=True)
     return [seconds if may else math.inf for seconds, may in pairs]
 
@@ -54,13 +53,13 @@ def range_of(depth: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one probe saw: the rows of calls that start at one depth."""
+    """The result of one probe: the rows of calls that start at one depth."""
 
     same: frozenset[int]  # widths whose rows were those of width 1, bit for bit
     other: frozenset[int]  # widths with a different bit somewhere
 
     def both(self, more: Finding) -> Finding:
-        """Two probes of one range: a width must pass both."""
+        """Combines two probes of one range: a width must pass both."""
         other = self.other | more.other
         return Finding((self.same | more.same) - other, other)
 
@@ -73,15 +72,15 @@ class Classes:
     crossing: dict[int, Finding] = field(default_factory=dict)  # by the border
 
     def add(self, depth: int, last: int, found: Finding) -> None:
-        """Takes what calls said that begin at `depth` and end by cell `last`."""
+        """Adds the finding of calls that begin at `depth` and end by cell `last`."""
         start, end = range_of(depth)
         where, key = (self.crossing, end) if last >= end else (self.inside, start)
         where[key] = where[key].both(found) if key in where else found
 
     def extend(self, n_ctx: int) -> None:
-        """Takes what the probes of a uniform target saw for all widths and depths.
+        """Extends the findings of a uniform target to all widths and depths.
 
-        Nothing changes where a probe saw a difference, as then it is not uniform.
+        Does nothing if a probe found a difference, as then the target is not uniform.
         """
         found = [*self.inside.values(), *self.crossing.values()]
         if not found or any(one.other for one in found):
@@ -93,9 +92,9 @@ class Classes:
             start = end
 
     def strict(self, depth: int) -> Allowed:
-        """Widths whose bits are those of plain decoding, from a depth on.
+        """Widths that are bit-identical to plain decoding, from a depth on.
 
-        A range that was not probed has width 1 alone.
+        A range that was not probed permits only width 1.
         """
         start, end = range_of(depth)
         allowed = _allowed(self.inside.get(start))
@@ -105,7 +104,7 @@ class Classes:
         return allowed
 
     def state(self) -> dict[str, Any]:
-        """For `from_state`."""
+        """The findings as plain values, see `from_state`."""
         return {
             name: {str(at): _finding_state(found) for at, found in findings.items()}
             for name, findings in vars(self).items()
@@ -113,7 +112,7 @@ class Classes:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Classes:
-        """What `state` gave; ValueError, KeyError or TypeError for other data."""
+        """The inverse of `state`. Raises ValueError, KeyError or TypeError."""
         parts = [
             {int(at): _finding(said) for at, said in dict(state[name]).items()}
             for name in ("inside", "crossing")
@@ -125,9 +124,9 @@ def _finding(said: Mapping[str, Any]) -> Finding:
     try:
         same, other = (frozenset(map(int, said[name])) for name in ("same", "other"))
     except OverflowError as error:  # JSON has integers of any size
-        raise ValueError(f"no number for a machine: {error}") from error
+        raise ValueError(f"a width is too large: {error}") from error
     if same & other or min(same | other, default=1) < 1:
-        raise ValueError(f"{said} is not what a probe finds")
+        raise ValueError(f"{said} is not a valid finding")
     return Finding(same, other)
 
 
@@ -148,10 +147,10 @@ EVERY.flags.writeable = False
 
 
 class Limits:
-    """The tier of every range of the context, decided when it is first asked for.
+    """The tier of every range of the context, decided on first use.
 
-    keeps: share of the speed that is left when only these widths may be used; auto is
-    strict where it is at least WORTH.
+    keeps: share of the speed that remains with only these widths; auto is strict where
+    it is at least WORTH.
     """
 
     def __init__(
@@ -168,7 +167,7 @@ class Limits:
         self._inside: dict[int, Allowed] = {}  # by start of the range
 
     def tier(self, depth: int) -> Tier:
-        """What holds for rounds that start at a depth."""
+        """The tier of rounds that start at a depth."""
         start, _ = range_of(depth)
         if start not in self._tiers:
             self._tiers[start] = self._decide(start)
@@ -183,7 +182,7 @@ class Limits:
         return "numeric"
 
     def allowed(self, depth: int) -> Allowed:
-        """Widths that a round may have which starts at a depth."""
+        """Permitted widths of a round that starts at a depth."""
         if self.tier(depth) != "strict":
             return EVERY
         start, end = range_of(depth)
@@ -194,7 +193,7 @@ class Limits:
         return self._inside[start]
 
     def fits(self, depth: int, width: int) -> int:
-        """The largest width that a round of `width` tokens may keep."""
+        """The largest permitted width up to `width`."""
         if width < 2 or self.tier(depth) != "strict":
             return width
         allowed = self.allowed(depth)[: min(width, WIDEST)]
@@ -229,7 +228,7 @@ class Limits:
 
 
 def _widths(found: Finding | None) -> str:
-    """Widths as people write them: 2-4, 8."""
+    """Widths as text: 2-4, 8."""
     same = sorted(found.same) if found else []
     if not same:
         return "width 1 only"

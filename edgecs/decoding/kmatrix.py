@@ -1,4 +1,4 @@
-"""The K matrix: the static schedule of CS Drafting, how much every drafter writes."""
+"""The K matrix: the static schedule of CS Drafting, as tokens per drafter."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from edgecs.errors import ConfigError
 class KMatrix:
     """Quotas of m drafters, the best one first, Max-Gram last: m rows of m counts.
 
-    Row 0 holds what is written while the target reviews, row r what is written while
-    drafter r (counted from 1) reviews; column c belongs to drafter c + 1. A drafter
+    Row 0 has the counts while the target reviews, row r those while drafter r (counted
+    from 1) reviews; column c belongs to drafter c + 1. A drafter
     only reviews cheaper ones, so all counts below the diagonal are 0.
 
     The convention is that of the official code (lfsszd/CS-Drafting): counts are quotas,
-    and drafter c goes on until the sum of its row up to column c is written. Algorithm
+    and drafter c drafts until the sum of its row up to column c is reached. Algorithm
     1 of the paper names the sums themselves: k_11 = K[0][0], k_12 = K[0][0] + K[0][1].
     Unlike there, a draft never exceeds its quota, and Max-Gram obeys its own too.
 
@@ -61,7 +61,7 @@ class KMatrix:
 
     @staticmethod
     def first_writes(drafters: int, count: int) -> KMatrix:
-        """The plain schedule: of every level the best drafter writes `count` tokens."""
+        """A schedule where only the best drafter of every level writes tokens."""
         return KMatrix(
             tuple(
                 tuple(count if c == r else 0 for c in range(drafters))
@@ -74,7 +74,7 @@ class KMatrix:
         return self.rows[level][level:] if level < len(self.rows) else ()
 
     def check(self, drafters: Sequence[str]) -> None:
-        """Refuses a matrix that is not made for these drafters."""
+        """Raises ConfigError if the matrix does not fit these drafters."""
         if len(self.rows) != len(drafters):
             raise ConfigError(
                 f"the K matrix {self} has {len(self.rows)} rows but there are "

@@ -1,7 +1,7 @@
-"""Who drafts how much in a round: the schedule of a cascade.
+"""The schedule of a cascade: how much every drafter drafts in a round.
 
 `Quotas` is the paper's static schedule, one row of the K matrix. `planner.Planner`
-decides anew in every round.
+decides in every round.
 """
 
 from __future__ import annotations
@@ -17,72 +17,72 @@ from edgecs.decoding.exactness import EVERY, Allowed
 from edgecs.errors import ConfigError
 
 Clock = Callable[[], float]
-"""Seconds since some moment."""
+"""Returns seconds since an arbitrary time."""
 
 
 class Plan(NamedTuple):
-    """Why a round was drafted as it was; times in seconds."""
+    """The reasons for a draft; times in seconds."""
 
-    probabilities: list[float]  # [token] that the draft is right up to it
-    expected: float  # tokens a second that the round should bring
-    plain: float  # tokens a second of plain decoding
+    probabilities: list[float]  # [token]: that the draft is right up to it
+    expected: float  # tokens per second of the round
+    plain: float  # tokens per second of plain decoding
     widths: list[int]  # that were considered
     reason: str  # in words
 
 
 class Gathered(NamedTuple):
-    """A draft on its way to the reviewer."""
+    """A draft for the reviewer."""
 
     draft: Draft
-    proposed: tuple[str, ...]  # who wrote each proposed token, before any clipping
+    proposed: tuple[str, ...]  # drafter of each token, before any clipping
     plan: Plan | None = None
 
 
 class Outcome(NamedTuple):
-    """What came of a draft, for the schedule to learn from."""
+    """The outcome of a draft, for the schedule."""
 
     draft: Draft
     rows: Rows
     verdict: Verdict
-    drafting: float  # seconds until the draft was there
+    drafting: float  # seconds of drafting
     calling: float  # seconds of the reviewer's call
     together: int = 1  # requests that this call had
 
 
 class Schedule(Protocol):
-    """Decides who drafts how much."""
+    """Decides how much every drafter drafts."""
 
     @property
     def drafters(self) -> tuple[Drafter, ...]:
-        """Who takes part, the best first."""
+        """The drafters, the best first."""
 
     def begin(self) -> None:
-        """Told when an answer begins."""
+        """Called when an answer begins."""
 
     def draft(
         self, context: Context, choose: Choose, most: int, allowed: Allowed = EVERY
     ) -> Gathered:
         """A draft of at most `most` tokens.
 
-        allowed: widths that the reviewer's call may have; a draft that does not give
-        one of them is cut down to the next smaller one.
+        allowed: permitted widths of the reviewer's call; a draft of another width is
+        clipped to the next smaller one.
         """
 
     def learn(self, context: Context, outcome: Outcome) -> None:
-        """Told once a round, before anything of it is committed."""
+        """Called once per round, before its tokens are committed."""
 
     def park(self, name: str) -> None:
-        """Told that a drafter failed: it must not be asked again."""
+        """Disables a drafter that failed."""
 
     def describe(self) -> str:
-        """What it does, in words."""
+        """A one-line description of the schedule."""
 
 
 class Quotas:
-    """Every drafter goes on until the quotas up to its own are written.
+    """Every drafter drafts until the quotas up to its own are filled.
 
-    counts: quota of each drafter a round, a row of the K matrix. ends:
-    end-of-generation tokens, nothing follows them.
+    counts: quota of each drafter per round, a row of the K matrix. ends:
+    end-of-generation tokens; nothing follows them.
     """
 
     def __init__(
@@ -100,11 +100,11 @@ class Quotas:
 
     @property
     def drafters(self) -> tuple[Drafter, ...]:
-        """Who takes part, the best first."""
+        """The drafters, the best first."""
         return self._drafters
 
     def begin(self) -> None:
-        """Every round is the same."""
+        """Does nothing: all rounds are the same."""
 
     def draft(
         self, context: Context, choose: Choose, most: int, allowed: Allowed = EVERY
@@ -131,19 +131,19 @@ class Quotas:
         return int(draft.tokens[-1]) in self._ends or not draft.is_chain
 
     def learn(self, context: Context, outcome: Outcome) -> None:
-        """Nothing changes the quotas."""
+        """Does nothing: the quotas are fixed."""
 
     def park(self, name: str) -> None:
-        """Cheaper drafters write up to its quota."""
+        """Disables a drafter; cheaper ones fill its quota."""
         self._turns = [turn for turn in self._turns if turn[0].name != name]
 
     def describe(self) -> str:
-        """The counts."""
+        """The quotas."""
         return f"K {','.join(map(str, self.counts))}"
 
 
 def _asked(drafter: Drafter, context: Context, k: int, choose: Choose) -> Draft:
-    """What a drafter proposes; raises ConfigError if that is no draft."""
+    """A drafter's proposal; raises ConfigError if it is not a valid draft."""
     draft = drafter.propose(context, k, choose)
     if not isinstance(draft, Draft):
         raise ConfigError(f"a proposal must be a Draft, got {type(draft).__name__}")

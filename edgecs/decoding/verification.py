@@ -1,8 +1,8 @@
-"""The acceptance rule: walk the draft along the target's own choices.
+"""The acceptance rule: follow the draft along the target's own choices.
 
-Takes a draft, the logits of its nodes and the rule that chooses a token; says which
-nodes stand and which token comes next. Knows nothing of models, caches or text. One
-rule serves chains and trees, greedy and sampled choices, every kind of drafter.
+`verify` takes a draft, the logits of its nodes and the rule that chooses a token; it
+returns the accepted nodes and the next token. It is independent of models, caches and
+text. One rule serves chains and trees, greedy and sampled choices, and all drafters.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ def verify(
     ends: Container[int] = (),
     lenience: float = 1.0,
 ) -> Verdict:
-    """Steps into the draft while its tokens are what `choose` picks.
+    """Accepts drafted tokens while they are the choices of `choose`.
 
-    Every choice is made on the row of the path walked so far, so the result is what
-    one-by-one decoding gives. The walk does not step past a token in `ends`, even a
-    drafted one: nothing follows the end of an answer.
+    Every choice is made on the row of the path accepted so far, so the result is that
+    of token-by-token decoding. A token in `ends` is not accepted, even if it was
+    drafted: nothing follows the end of an answer.
 
-    lenience: above 1 drafted tokens that `choose.keeps` stand as well, the first
-    drafted one where several do (CS Drafting, section 4.1). Only for inner reviewers:
-    the result is no longer that of one-by-one decoding.
+    lenience: above 1, drafted tokens that `choose.keeps` are accepted as well, the
+    first of several (CS Drafting, section 4.1). Only for inner reviewers: the result is
+    no longer that of token-by-token decoding.
 
     >>> import numpy as np
     >>> from edgecs.sampling.chain import greedy

@@ -1,1 +1,1 @@
-"""What an answer may be, as a mask over the vocabulary: GBNF, JSON schema, Lark."""
+"""Constraints on answers, as masks over the vocabulary: GBNF, JSON schema, Lark."""

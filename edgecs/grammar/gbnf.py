@@ -1,6 +1,6 @@
-"""GBNF, the grammar format of llama.cpp: text in, rules out.
+"""A parser of GBNF, the grammar format of llama.cpp: text in, rules out.
 
-Knows the notation only. What the rules mean to a parser is said in `lark`.
+This module handles only the notation; `lark` converts the rules for llguidance.
 
 llguidance 1.9.1 has a converter too, `gbnf_to_lark`, but it changes what a grammar
 allows: it refuses "ab" under `root ::= x "b"` with `x ::= [ab]+`, "1=1\\n" under
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from edgecs.errors import ConfigError
 
 Ranges = tuple[tuple[int, int], ...]
-"""Code points from-to, both included, ascending, apart from each other."""
+"""Ranges of code points, ends included, ascending and not adjacent."""
 
 LAST = 0x10FFFF
-MOST_REPEATS = 2000  # as llama.cpp; more of it is a mistake or an attack
+MOST_REPEATS = 2000  # as llama.cpp
 MOST_NESTED = 100
-MOST_RULES = 500  # llguidance follows them on the stack, which a chain would exhaust
+MOST_RULES = 500  # llguidance recurses over them, and a chain exhausts the stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,14 @@ class Chars:
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """What the rule of that name stands for."""
+    """A reference to the rule of that name."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Seq:
-    """One part after the other; none: the empty text."""
+    """The parts in order; none: the empty text."""
 
     parts: tuple[Node, ...]
 
@@ -58,7 +58,7 @@ class Alt:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """The part again and again; most None: without limit."""
+    """Repetitions of a part. most: None is unlimited."""
 
     part: Node
     least: int
@@ -69,7 +69,7 @@ Node = Chars | Ref | Seq | Alt | Repeat
 
 
 def parse(text: str) -> dict[str, Node]:
-    """The rules by name, in order; all references are good and `root` is there."""
+    """The rules by name, in order; all references are defined, and so is `root`."""
     rules = _Reader(text).rules()
     if len(rules) > MOST_RULES:
         raise ConfigError(
@@ -90,14 +90,14 @@ def parse(text: str) -> dict[str, Node]:
         )
     if "root" not in _ending(rules):
         raise ConfigError(
-            "the grammar's 'root' goes on for ever, so no answer could end: give one "
-            "of its rules an alternative that leads out of it"
+            "the grammar's 'root' never ends, so no answer could end: give one of its "
+            "rules an alternative without recursion"
         )
     return rules
 
 
 def _ending(rules: dict[str, Node]) -> set[str]:
-    """The rules that stand for at least one text."""
+    """The rules that match at least one text."""
     found: set[str] = set()
 
     def ends(node: Node) -> bool:
@@ -118,7 +118,7 @@ def _ending(rules: dict[str, Node]) -> set[str]:
 
 
 def references(node: Node) -> set[str]:
-    """Names of the rules that a node uses itself."""
+    """Names of the rules that a node refers to directly."""
     match node:
         case Ref(name):
             return {name}
@@ -130,7 +130,7 @@ def references(node: Node) -> set[str]:
 
 
 def normal(ranges: list[tuple[int, int]]) -> Ranges:
-    """Sorted and merged, without the surrogates, which no text has."""
+    """Sorts and merges ranges, without surrogates, which no text has."""
     whole: list[tuple[int, int]] = []
     for low, high in sorted(ranges):
         if whole and low <= whole[-1][1] + 1:

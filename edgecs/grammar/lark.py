@@ -1,12 +1,12 @@
-"""Rules of a grammar as a text for llguidance, in its dialect of Lark.
+"""Converts the rules of a grammar to llguidance's dialect of Lark.
 
-llguidance first cuts a text into lexemes, each as long as possible, then parses these;
-GBNF knows characters only. So rules become lexemes where that changes nothing:
+llguidance first splits a text into lexemes, each as long as possible, then parses them;
+GBNF has only characters. So rules become lexemes where this keeps the grammar the same:
 
 - a grammar without recursion is one regular expression;
-- otherwise its regular parts are lexemes, if no lexeme can ever run on into what may
-  follow it (`_overrun`), which makes the longest cut the only one;
-- otherwise every character is a lexeme. That is exact too, but masks cost milliseconds
+- else its regular parts are lexemes, if no lexeme can extend into what may follow it
+  (`_overrun`), so that the longest split is the only one;
+- else every character is a lexeme. That is exact too, but masks take milliseconds
   instead of microseconds.
 """
 
@@ -25,7 +25,7 @@ MOST_PAIRS = 100_000
 
 
 def as_lark(rules: Rules) -> str:
-    """The grammar as llguidance reads it; `root` is where it begins."""
+    """The grammar in llguidance's format, starting at `root`."""
     rules = {name: rules[name] for name in _reachable(rules, "root")}
     regular = _regular(rules)
     if "root" in regular:
@@ -55,7 +55,7 @@ def _reachable(rules: Rules, start: str) -> list[str]:
 
 
 def _regular(rules: Rules) -> set[str]:
-    """The rules from which no rule is reached that uses itself."""
+    """The rules that do not reach a recursive rule."""
     regular: set[str] = set()
     uses = {name: references(rule) for name, rule in rules.items()}
     users: dict[str, list[str]] = {name: [] for name in rules}
@@ -95,16 +95,16 @@ def _with_lexemes(node: Node, regular: set[str], lexemes: dict[Node, str]) -> No
 
 
 class _Writer:
-    """Spells rules; those in `terminals` as regular expressions, made of characters.
+    """Writes rules; those in `terminals` as regular expressions over characters.
 
-    llguidance takes few parentheses inside each other, so there are none: what would
-    stand in them gets a rule of its own.
+    llguidance limits nested parentheses, so none are written: each group has a rule of
+    its own.
     """
 
     def __init__(self, rules: Rules, terminals: set[str]) -> None:
         self._rules = rules
         self._terminals = terminals
-        # Our own names: Lark's depend on case, and have keywords.
+        # Names are generated: in Lark case matters, and there are keywords.
         self._names = {
             name: f"T{i}" if name in terminals else f"r{i}"
             for i, name in enumerate(rules)
@@ -113,7 +113,7 @@ class _Writer:
         self._lines: list[str] = []
 
     def text(self) -> str:
-        """All of it. no_forcing: the model alone decides how a text is tokenised."""
+        """The whole grammar. no_forcing: only the model decides the tokenisation."""
         for name, rule in self._rules.items():
             self._write(self._names[name], rule, name in self._terminals)
         head = ['%llguidance {"no_forcing": true}', f"start: {self._names['root']}"]
@@ -147,7 +147,7 @@ class _Writer:
         return self._group(node, flat)
 
     def _group(self, node: Node, flat: bool) -> str:
-        """The name of a rule that says what is in the parentheses."""
+        """The name of a rule for a group."""
         key = node, flat
         if key not in self._groups:
             self._groups[key] = f"{'G' if flat else 'g'}{len(self._groups)}"
@@ -164,7 +164,7 @@ def _regex(ranges: Ranges) -> str:
 
 
 class _TooLarge(Exception):
-    """The lexemes have too many positions to be compared."""
+    """The lexemes have too many positions to compare."""
 
 
 class _Positions:
@@ -224,16 +224,16 @@ class _Positions:
 
 
 def _overrun(rules: Rules, regular: set[str], lexemes: dict[Node, str]) -> bool:
-    """Whether some lexeme may run on into what follows another, taken as cautiously
-    as if all lexemes could begin anywhere.
+    """Whether a lexeme may extend into what follows another one, conservatively
+    assuming that all lexemes could begin anywhere.
 
-    That is: some text is a lexeme T, one character more may still become some lexeme,
+    That is: a text is a lexeme T, with one more character it may still become a lexeme,
     and this character may also follow T.
     """
     positions = _Positions(rules)
     starts: dict[str, set[int]] = {}
     empty: dict[str, bool] = {}
-    end_of: dict[int, str] = {}  # the lexeme that a text ending here may be
+    end_of: dict[int, str] = {}  # the lexeme that may end here
     for node, name in lexemes.items():
         empty[name], starts[name], last = positions.build(node)
         end_of |= dict.fromkeys(last, name)
@@ -271,7 +271,7 @@ def _meet(a: Ranges, b: Ranges) -> bool:
 
 
 def _followers(grammar: Rules, empty: dict[str, bool]) -> dict[str, set[str]]:
-    """Which lexemes may stand behind each lexeme."""
+    """The lexemes that may follow each lexeme."""
     optional = {name for name, is_empty in empty.items() if is_empty}
     first: dict[str, set[str]] = {name: {name} for name in empty}
     first |= {name: set() for name in grammar}
@@ -289,24 +289,24 @@ def _followers(grammar: Rules, empty: dict[str, bool]) -> dict[str, set[str]]:
                 return not least or is_optional(part)
         return False
 
-    def visit(node: Node, behind: set[str]) -> set[str]:
-        """What a node begins with; tells what it is made of what stands behind it."""
+    def visit(node: Node, after: set[str]) -> set[str]:
+        """The lexemes that a node begins with; updates `follow` of its parts."""
         match node:
             case Ref(name):
-                follow[name] |= behind
+                follow[name] |= after
                 return first[name]
             case Seq(parts):
                 begins: set[str] = set()
                 for part in reversed(parts):
-                    own = visit(part, behind)
-                    behind = behind | own if is_optional(part) else own
+                    own = visit(part, after)
+                    after = after | own if is_optional(part) else own
                     begins = begins | own if is_optional(part) else own
                 return begins
             case Alt(parts):
-                return set[str]().union(*(visit(part, behind) for part in parts))
+                return set[str]().union(*(visit(part, after) for part in parts))
             case Repeat(part, _, most):
-                own = visit(part, behind)
-                return own if most in (0, 1) else visit(part, behind | own)
+                own = visit(part, after)
+                return own if most in (0, 1) else visit(part, after | own)
         return set()
 
     def size() -> int:

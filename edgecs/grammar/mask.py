@@ -1,8 +1,8 @@
-"""What an answer may be: a grammar or a JSON schema, as a mask over the vocabulary.
+"""Constrains an answer by a grammar or a JSON schema, as a mask over the vocabulary.
 
-The mask is a pure function of the answer's tokens, so it may stand before any rule that
-chooses a token, and a draft is judged as if it had been decoded one by one. llguidance
-does the parsing; models, sampling and caches are unknown here.
+The mask is a pure function of the answer's tokens, so it may precede any rule that
+chooses a token, and a draft is treated as if decoded token by token. llguidance does
+the parsing; this module is independent of models, sampling and caches.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from edgecs.grammar.lark import as_lark
 from edgecs.text.detokenizer import Tokenizer
 
 MOST_LETTERS = 1 << 18  # of a grammar or a schema
-MOST_NESTED = 1000  # levels of a schema with its $ref: llguidance has them on the stack
-LONGEST = 512  # bytes: longer tokens are runs of spaces and the like, never needed
+MOST_NESTED = 1000  # levels of a schema with its $ref, over which llguidance recurses
+LONGEST = 512  # bytes: longer tokens, such as runs of spaces, are not needed
 
-# At most this between two parts of a JSON text, as llama.cpp has it: without a limit
-# small models write blanks for ever.
+# White space between two parts of a JSON text, as in llama.cpp: without a limit small
+# models write blanks for ever.
 WHITESPACE = r" |\n{1,2}[ \t]{0,20}"
 
-# An answer that uses up a limit would end in the middle, so they are only a stop for
-# what would take seconds. The defaults do not let a mask take 10 ms.
+# An answer that exceeds a limit ends in the middle, so the limits only stop what would
+# take seconds. The defaults allow less than 10 ms per mask.
 _LIMITS = llguidance.LLParserLimits(
     max_items_in_row=100_000,
     step_lexer_fuel=20_000_000,
@@ -44,25 +44,25 @@ _LIMITS = llguidance.LLParserLimits(
 
 @dataclass(frozen=True)
 class Grammar:
-    """A grammar that answers keep to; made by `gbnf` or by `json_schema`.
+    """A valid grammar for answers, made by `gbnf` or `json_schema`.
 
-    Both raise ConfigError for what cannot be used, so a Grammar is a good one.
+    Both raise ConfigError for an invalid one.
     """
 
-    source: str  # what it is called in messages
-    lark: str  # as llguidance reads it
+    source: str  # its name in messages
+    lark: str  # in llguidance's format
 
     @staticmethod
     def gbnf(text: str | bytes) -> Grammar:
-        """A grammar in llama.cpp's notation; the answer is what `root` stands for."""
+        """A grammar in llama.cpp's notation; the answer matches `root`."""
         return _checked("grammar", as_lark(parse(_decoded(text, "grammar"))))
 
     @staticmethod
     def json_schema(schema: str | bytes | bool | Mapping[str, object]) -> Grammar:
-        """JSON that keeps to a schema: its text, or what json.loads makes of it.
+        """JSON that matches a schema, given as text or parsed.
 
         `{}` is any JSON, `{"type": "object"}` any object. Members come in the order of
-        `properties`. What the schema says and this cannot keep to is refused.
+        `properties`. Unsupported parts of a schema are refused.
         """
         if isinstance(schema, str | bytes):
             schema = _loaded(_decoded(schema, "JSON schema"))
@@ -88,18 +88,18 @@ class Grammar:
 
 
 class TokenTrie:
-    """What the tokens of a vocabulary spell, as llguidance searches it.
+    """The texts of the tokens of a vocabulary, as llguidance's search tree.
 
     It takes 0.2 s for 49,000 tokens and 0.5 s for 152,000, so it is made once per
-    model. pieces: [size], the text of each token, b"" for one that has none, such as a
-    control token: it then never matches a part of a grammar. ends: tokens that end an
-    answer, whatever they spell.
+    model. pieces: [size], the text of each token, b"" for one without text, such as a
+    control token, which then matches no part of a grammar. ends: tokens that end an
+    answer, whatever their text.
     """
 
     def __init__(self, pieces: Sequence[bytes], ends: Collection[int]) -> None:
         if not ends:
             raise ConfigError(
-                "this model has no token that ends an answer, so no answer can keep to "
+                "this model has no token that ends an answer, so no answer can match "
                 "a grammar: use another model"
             )
         self.size = len(pieces)
@@ -112,7 +112,7 @@ class TokenTrie:
         for end in self.ends:
             texts[end] = b""
         self.spells = np.fromiter(map(bool, texts), np.bool_, self.size)  # [size]
-        # llguidance's own end of text stands behind the vocabulary: a grammar may end
+        # llguidance's own end of text comes after the vocabulary: a grammar may end
         # with any token of `ends`.
         self._tokens = [*texts, b""]
         self.tokenizer = llguidance.LLTokenizer(
@@ -121,14 +121,14 @@ class TokenTrie:
 
     @staticmethod
     def of(tokenizer: Tokenizer, size: int) -> TokenTrie:
-        """The trie of any tokenizer that knows the ids below `size`."""
+        """The trie of a tokenizer with the ids below `size`."""
         return TokenTrie(
             [tokenizer.piece(token) for token in range(size)], tokenizer.ends
         )
 
 
 class _Words:
-    """What llguidance asks of a tokenizer. It never tokenises with it: no_forcing."""
+    """A tokenizer for llguidance, which never tokenises with it: no_forcing."""
 
     bos_token_id = None
 
@@ -141,7 +141,7 @@ class _Words:
 
 
 class GrammarMask:
-    """Which tokens may follow an answer: a pure function that remembers a place.
+    """Which tokens may follow an answer: a pure function that caches its last state.
 
     Raises ConfigError for an answer that the grammar does not allow.
     """
@@ -152,7 +152,7 @@ class GrammarMask:
         self._at: Tokens  # the tokens that the matcher has taken
         self._restart()
         self._ends = np.fromiter(trie.ends, np.int64)
-        self.allowed(self._at)  # a grammar that no answer can keep to fails here
+        self.allowed(self._at)  # a grammar that no answer can match fails here
 
     def allowed(self, answer: Tokens) -> NDArray[np.bool_]:
         """Which tokens may follow, bool [vocabulary]; at least one of them may."""
@@ -170,7 +170,7 @@ class GrammarMask:
         return found
 
     def allows(self, answer: Tokens, token: int) -> bool:
-        """Whether `token` may follow; some microseconds, where a mask takes tens."""
+        """Whether `token` may follow; several times as fast as a mask."""
         ended = self._go(answer)
         if ended or token in self._trie.ends:
             accepted = ended or self._matcher.is_accepting()
@@ -184,7 +184,7 @@ class GrammarMask:
     def mask(self, row: Row, answer: Tokens) -> Row:
         """A copy of `row` with -inf where a token may not follow.
 
-        A row that is wider than the vocabulary is padded: nothing there may follow.
+        A row that is wider than the vocabulary is padded; padding may not follow.
         """
         allowed = self.allowed(answer)[: row.size]
         masked = np.full_like(row, -np.inf)
@@ -192,7 +192,7 @@ class GrammarMask:
         return masked
 
     def _go(self, answer: Tokens) -> bool:
-        """Brings the matcher to the end of `answer`; whether that has ended already."""
+        """Moves the matcher to the end of `answer`; returns whether that has ended."""
         if self._matcher.is_error():
             self._restart()
         common = _common(self._at, answer)
@@ -211,7 +211,7 @@ class GrammarMask:
             taken += len(list(takewhile(self._trie.ends.__contains__, new[taken:])))
         if taken < len(new):
             raise ConfigError(
-                f"the answer does not keep to the {self._grammar.source} at token "
+                f"the answer does not match the {self._grammar.source} at token "
                 f"{common + taken} (id {new[taken]}): continue only with allowed tokens"
             )
         return True
@@ -231,17 +231,17 @@ class GrammarMask:
         if self._matcher.is_error():
             why = _sentence(self._matcher.get_error())
             raise ConfigError(
-                f"nothing that this model can write keeps to the {self._grammar.source}"
+                f"no token of this model matches the {self._grammar.source}"
                 f" after {self._at.size} tokens of the answer ({why}): make the "
                 f"{self._grammar.source} less strict or simpler"
             )
 
 
 class DraftMask:
-    """A grammar's mask for drafters: where they cannot keep to it they are free.
+    """A grammar's mask for drafters: not applied where they cannot match it.
 
-    Behind a path that it refuses, or without any token that may follow in a trimmed
-    vocabulary, they draft in vain, which is no reason to stop.
+    After a path that the grammar refuses, or if a trimmed vocabulary has no token that
+    may follow, their drafts are rejected, which is not an error.
     """
 
     def __init__(self, mask: GrammarMask) -> None:
@@ -272,7 +272,7 @@ def _common(a: Tokens, b: Tokens) -> int:
 
 
 def _decoded(text: str | bytes, source: str) -> str:
-    """The text, as far as it may be one."""
+    """Decodes and checks a text. Raises ConfigError."""
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8-sig")
@@ -301,7 +301,7 @@ def _check_size(text: str, source: str) -> None:
 
 
 def _check_depth(text: str) -> None:
-    """Every $ref may lead one nesting of the schema deeper than the last one."""
+    """Raises ConfigError if $ref may nest the schema too deeply."""
     refs = len(set(re.findall(r'"\$ref": ("(?:[^"\\]|\\.)*")', text)))
     deepest = depth = 0
     for bracket in re.findall(r"[\[{}\]]", re.sub(r'"(?:[^"\\]|\\.)*"', "", text)):
@@ -310,7 +310,7 @@ def _check_depth(text: str) -> None:
     if refs and (refs + 1) * deepest > MOST_NESTED:
         raise ConfigError(
             f"the JSON schema may nest too deeply ({refs} different $ref in {deepest} "
-            "levels): write some of what they refer to in their place"
+            "levels): replace some of them by what they refer to"
         )
 
 
@@ -343,7 +343,7 @@ def _refusal(source: str, problem: str) -> ConfigError:
 
 
 def _sentence(problem: str) -> str:
-    """What llguidance says, without the place in a text that the user never saw."""
+    """llguidance's message, without positions in generated text."""
     said = re.split(r"\n   1 \||\n<", problem)[0]
     said = re.sub(r"^(at )?\d+\(\d+\): ", "", said)
     said = said.removeprefix("failed to compile JSON schema: ")

@@ -1,1 +1,1 @@
-"""Models and drafters as files: manifests, downloads, which ones fit each other."""
+"""Models and drafters as files: manifests, downloads, compatibility."""

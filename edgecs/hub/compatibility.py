@@ -1,7 +1,7 @@
-"""Whether two models speak of the same tokens: a tokenizer's identity and its check.
+"""Whether two models have the same tokens: the identity of a tokenizer, and its check.
 
-Identity is the texts of all real tokens in order, special tokens as they are written.
-How a text is cut into tokens, and any engine, is unknown here.
+The identity is the texts of all real tokens in order, special tokens as written. This
+module is independent of engines, and of how a text is tokenised.
 
 >>> vocabulary_hash([b"a", b"b", b""]) == vocabulary_hash([b"a", b"b", b"[PAD2]"])
 True
@@ -25,7 +25,7 @@ _PADDING = re.compile(rb"\[PAD\d+\]")
 
 
 def real_size(pieces: Sequence[bytes], unused: Sequence[bool] = ()) -> int:
-    """How many leading tokens are real; what follows pads the matrices of a model.
+    """The number of leading real tokens; the rest pads the matrices of a model.
 
     pieces: texts, special tokens as written. unused: whether the tokenizer itself
     flags a token as unused, for as many as are known.
@@ -59,16 +59,16 @@ def check_same(
 ) -> None:
     """Raises ModelError unless both have the same tokens under the same ids.
 
-    drafter: its vocabulary hash; with its texts too, the message names the first token
-    that differs.
+    drafter: its vocabulary hash. If its texts are given, the message names the first
+    token that differs.
     """
     if vocabulary_hash(target) == drafter:
         return
     names = f"{drafter_name} cannot draft for {target_name}"
     if drafter_pieces is None:
         raise ModelError(
-            f"{names}: their tokenizers differ (the drafter's texts are not known, so "
-            "neither is the first difference); use a drafter made for this model"
+            f"{names}: their tokenizers differ (the drafter has no token texts, so the "
+            "first difference is unknown); use a drafter made for this model"
         )
     raise ModelError(
         f"{names}: {_difference(target, drafter_pieces)}; use a drafter made for this "
@@ -77,14 +77,14 @@ def check_same(
 
 
 def write_pieces(path: Path, pieces: Sequence[bytes]) -> None:
-    """Writes the real tokens' texts: a JSON list, a byte being a latin-1 character."""
+    """Writes the real tokens' texts as a JSON list, bytes as latin-1 characters."""
     texts = [piece.decode("latin-1") for piece in pieces[: real_size(pieces)]]
     text = json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
     path.write_text(text, encoding="utf-8")
 
 
 def read_pieces(path: Path, expected: str) -> list[bytes]:
-    """The texts that `write_pieces` wrote; ModelError if their hash is another one."""
+    """Reads texts of `write_pieces`. Raises ModelError if their hash differs."""
     try:
         texts = json.loads(read_bounded(path, _LARGEST))
         pieces = [text.encode("latin-1") for text in texts]
@@ -96,7 +96,7 @@ def read_pieces(path: Path, expected: str) -> list[bytes]:
     got = vocabulary_hash(pieces)
     if got != expected:
         raise ModelError(
-            f"{path} has the vocabulary {got}, its manifest says {expected}: fetch or "
+            f"{path} has the vocabulary {got}, its manifest has {expected}: fetch or "
             "export the drafter again"
         )
     return pieces

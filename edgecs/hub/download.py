@@ -1,6 +1,6 @@
-"""Fetching a model file: resumable, checked, and in place only when it is whole.
+"""Downloading a model file: resumable, verified, and renamed only when complete.
 
-This module, `hugging_face` and `wheels` alone may use the network. It never prints;
+Only this module, `hugging_face` and `wheels` may use the network. They never print;
 long work reports its progress to a callback.
 """
 
@@ -22,9 +22,9 @@ from edgecs.core.reading import plain
 from edgecs.errors import FetchError, ModelError
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is going on, bytes done, bytes in all or 0 if unknown)."""
+"""Called with (description, bytes done, total bytes or 0 if unknown)."""
 
-BLOCK = 1 << 20  # bytes that are read at once
+BLOCK = 1 << 20  # bytes per read
 _TIMEOUT = 60.0  # seconds without a byte
 _MOST_PARTS = 500  # of a split model
 
@@ -50,10 +50,10 @@ def split_parts(file: str) -> list[str]:
 def fetch_file(
     url: str, target: Path, *, sha256: str | None, progress: Progress
 ) -> None:
-    """Downloads `url` to `target`, going on where an interrupted call left off.
+    """Downloads `url` to `target`, and resumes an interrupted download.
 
-    Bytes gather in `target` + ".part", which takes the name `target` once its checksum
-    is right. Raises FetchError; what has arrived is kept for the next try, unless the
+    Bytes are written to `target` + ".part", which is renamed to `target` once its
+    checksum is right. Raises FetchError; the part is kept for the next try, unless the
     checksum is wrong.
     """
     part = target.with_name(target.name + ".part")
@@ -73,7 +73,7 @@ def fetch_file(
 
 
 def _transfer(url: str, part: Path, label: str, progress: Progress) -> None:
-    """Appends to `part` what is missing of `url`."""
+    """Appends the missing bytes of `url` to `part`."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "edgecs"})
     if have:
@@ -110,7 +110,7 @@ def _transfer(url: str, part: Path, label: str, progress: Progress) -> None:
 
 @contextmanager
 def _network_errors(label: str) -> Iterator[None]:
-    """Everything that can go wrong while waiting for bytes, as one FetchError."""
+    """Converts all errors of the network to a FetchError."""
     try:
         yield
     except (OSError, http.client.HTTPException) as error:
@@ -120,8 +120,8 @@ def _network_errors(label: str) -> Iterator[None]:
 
 def _broken_off(label: str, cause: str) -> FetchError:
     return FetchError(
-        f"{label} failed ({cause}): check the connection and run the command again, it "
-        "goes on where it stopped"
+        f"{label} failed ({cause}): check the connection and run the command again to "
+        "resume"
     )
 
 
@@ -135,7 +135,7 @@ def _number(text: str | None) -> int | None:
 
 
 def put_in_place(part: Path, target: Path) -> None:
-    """Gives a whole file its name; its bytes are on the disk before the name is."""
+    """Renames a complete file; its bytes are on the disk before that."""
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(part, target)
@@ -154,7 +154,7 @@ def file_sha256(path: Path, progress: Progress | None = None) -> str:
 
 
 def need_room(folder: Path, size: int, trusted: bool = True) -> None:
-    """Raises OSError where a file does not fit; one may take half, if not trusted."""
+    """Raises OSError if a file does not fit; an untrusted one may use half."""
     free = shutil.disk_usage(folder).free
     usable = free if trusted else free // 2
     if size > usable:
@@ -167,7 +167,7 @@ def need_room(folder: Path, size: int, trusted: bool = True) -> None:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """What the system says of a disk, as a FetchError."""
+    """Converts errors of the disk to a FetchError."""
     try:
         yield
     except OSError as error:

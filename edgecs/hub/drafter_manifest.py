@@ -1,7 +1,7 @@
-"""What is known of an ONNX drafter: `drafter.toml` in its folder, one frozen dataclass.
+"""The manifest of an ONNX drafter: `drafter.toml` in its folder, one frozen dataclass.
 
-It reads and checks what was written down. Whether the files fit it, only the engine
-can tell.
+This module reads and checks the manifest. Whether the files match it is checked by the
+engine.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from edgecs.hub.manifest import (
 NAME = "drafter.toml"
 SMALLEST_WINDOW = 8
 LARGEST_WINDOW = 1 << 17  # tokens; buffers of this size are made at load
-_HASHED_UP_TO = 64 << 20  # bytes; hashing more would be felt at every start
+_HASHED_UP_TO = 64 << 20  # bytes; hashing more would delay every start
 _CACHES = {"decoder": ("growing", "shared"), "head": ("rows",)}
 _AGAIN = "fetch or export the drafter again"
-_ONE_LINE = ("name", "license", "quantization", "source")  # may be a GGUF's own words
+_ONE_LINE = ("name", "license", "quantization", "source")  # may come from a GGUF
 
 
 Prose = Annotated[
@@ -51,7 +51,7 @@ Count = Annotated[int, Number(0, 1 << 50)]
 Made = Annotated[Mapping[str, Any], AnyTable()]
 
 _MS = Number(1e-6, 10**9, " ms", whole=False)
-_FIGURES: dict[str, Rule] = {  # of [made], those that are computed with
+_FIGURES: dict[str, Rule] = {  # figures of [made] that are used in computations
     "agreement": Several(Number(0, 1, whole=False), 64),
     "ms_a_token": _MS,
     "target_ms": _MS,
@@ -60,12 +60,12 @@ _FIGURES: dict[str, Rule] = {  # of [made], those that are computed with
 
 @dataclass(frozen=True)
 class DrafterManifest:
-    """An exported decoder: its graph, its KV cache, and whose tokens it speaks.
+    """An exported drafter: its graph, its KV cache and its vocabulary.
 
-    kind: "decoder", a language model, or "head", a layer on the states of one target.
-    cache: "growing", past goes in and past with the new cells comes out, or "shared",
-    both are one buffer of `window` cells; of a head "rows", new cells alone come out.
-    Files lie beside the manifest.
+    kind: "decoder", a language model, or "head", a layer on the hidden states of one
+    target. cache: "growing", the graph takes the past cells and returns them with the
+    new ones, or "shared", both are one buffer of `window` cells; for a head "rows", it
+    returns only new cells. Files are in the folder of the manifest.
     """
 
     name: Title
@@ -73,18 +73,18 @@ class DrafterManifest:
     license: Line
     file: PlainName
     cache: Line
-    window: Window  # tokens that the drafter sees at most
+    window: Window  # maximum context of the drafter, tokens
     vocabulary: Sha256  # of the tokenizer, see edgecs.hub.compatibility
     kind: Line = "decoder"
-    vocabulary_file: PlainName | None = None  # the texts behind that hash
+    vocabulary_file: PlainName | None = None  # the texts of that hash
     id_map: PlainName | None = None  # .npy, int32 [rows]: drafter row -> target id
-    unknown: Id | None = None  # the drafter's id for tokens that it lacks
+    unknown: Id | None = None  # the drafter's id for tokens it lacks
     parameters: Count | None = None
     quantization: Line | None = None
-    source: Line | None = None  # what it was made from, in words
+    source: Line | None = None  # a description of what it was made from
     size: Size | None = None  # of the file
     sha256: Sha256 | None = None  # of the file
-    made: Made | None = None  # data, recipe and figures, as they were
+    made: Made | None = None  # data, recipe and figures
     folder: Path = Path()  # where the manifest was read
 
     @property
@@ -94,33 +94,35 @@ class DrafterManifest:
 
     @property
     def right(self) -> float | None:
-        """How often the first token of a draft was right when it was measured."""
+        """Measured share of drafts whose first token was right."""
         shares = (self.made or {}).get("agreement")
         return float(shares[0]) if shares else None
 
     def pieces(self) -> list[bytes] | None:
-        """The texts of all tokens; None where the drafter came without them."""
+        """The texts of all tokens; None if the drafter has none."""
         if self.vocabulary_file is None:
             return None
         return read_pieces(self.folder / self.vocabulary_file, self.vocabulary)
 
 
 def read_drafter(folder: Path) -> DrafterManifest:
-    """The manifest of a drafter's folder; raises ModelError for what is not one."""
+    """The manifest of a drafter's folder. Raises ModelError."""
     path = folder / NAME
     if not os.path.isdir(folder):
         raise ModelError(f"there is no folder {folder}: give that of an ONNX drafter")
     if not os.path.lexists(path):
-        raise ModelError(f"{folder} is no ONNX drafter: it has no {NAME}")
+        raise ModelError(f"{folder} is not an ONNX drafter: it has no {NAME}")
     return parse_drafter(read_table(path), folder)
 
 
 def parse_drafter(table: Mapping[str, Any], folder: Path) -> DrafterManifest:
-    """A manifest from its table; `folder` is where its files lie."""
+    """A manifest from its table; `folder` has its files."""
     origin = str(folder / NAME)
     written = {key: value for key, value in table.items() if key != "folder"}
     if len(written) != len(table):
-        raise ModelError(f"{origin}: 'folder' cannot be set, it is where the file lies")
+        raise ModelError(
+            f"{origin}: 'folder' cannot be set, it is the folder of the file"
+        )
     manifest: DrafterManifest = build(DrafterManifest, written, origin)
     _check(manifest, origin)
     check(manifest.made or {}, _FIGURES, f"{origin}, [made]")
@@ -128,7 +130,7 @@ def parse_drafter(table: Mapping[str, Any], folder: Path) -> DrafterManifest:
 
 
 def write_drafter(manifest: DrafterManifest) -> None:
-    """Writes the manifest into its folder; what is to be one line becomes one."""
+    """Writes the manifest to its folder; one-line fields are escaped."""
     written = {
         key: plain(value) if key in _ONE_LINE else value
         for key, value in vars(manifest).items()
@@ -141,16 +143,16 @@ def write_drafter(manifest: DrafterManifest) -> None:
 
 
 def _lines(table: Mapping[str, Any]) -> Iterator[str]:
-    """Texts, numbers and lists of these: JSON's are TOML's.
+    """Lines of a table: strings, numbers and lists are the same in JSON and TOML.
 
-    As long as no surrogate is escaped.
+    This holds because no surrogate is escaped.
     """
     for key, value in table.items():
         yield f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
 
 
 def check_file(manifest: DrafterManifest) -> None:
-    """Raises ModelError if the graph is missing or not the one that was written."""
+    """Raises ModelError if the graph is missing or does not match its manifest."""
     path = manifest.path
     if not os.path.exists(path):
         raise ModelError(f"there is no file {path}: {_AGAIN}")
@@ -164,12 +166,11 @@ def check_file(manifest: DrafterManifest) -> None:
         raise ModelError(f"{path} is empty: {_AGAIN}")
     if size != (manifest.size or size):
         raise ModelError(
-            f"{path} has {size} bytes, its manifest says {manifest.size}: {_AGAIN}"
+            f"{path} has {size} bytes, its manifest has {manifest.size}: {_AGAIN}"
         )
     if got != manifest.sha256:
         raise ModelError(
-            f"{path} has the sha256 {got}, its manifest says {manifest.sha256}: "
-            f"{_AGAIN}"
+            f"{path} has the sha256 {got}, its manifest has {manifest.sha256}: {_AGAIN}"
         )
 
 

@@ -1,7 +1,7 @@
-"""Models on Hugging Face and in the cache on this machine that its users share.
+"""Models on Hugging Face and in its cache on this machine.
 
-Importing this does not import huggingface_hub. Which HTTP library that uses, and so
-what it raises, differs by version.
+Importing this does not import huggingface_hub, whose HTTP library, and so its
+exceptions, differ by version.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _HTTP_LIBRARIES = {"requests", "urllib3", "httpx", "httpcore"}
 
 
 def fetch_from_hub(source: HubSource) -> Path:
-    """The path of a file in the shared Hugging Face cache, fetched if need be.
+    """The path of a file in the Hugging Face cache, downloaded if missing.
 
-    Of a split model all parts are fetched; the path is that of the first.
+    All parts of a split model are downloaded; the path is that of the first.
     """
     import huggingface_hub as hub
 
     parts = split_parts(source.file)
     try:
-        with _retries_unsaid():
+        with _retries_silenced():
             paths = [
                 hub.hf_hub_download(source.repo, part, revision=source.revision)
                 for part in parts
@@ -43,18 +43,18 @@ def fetch_from_hub(source: HubSource) -> Path:
 
 
 def hub_files(repo: str) -> list[str]:
-    """The files of a repository, as the hub tells them."""
+    """The files of a repository on the hub."""
     import huggingface_hub as hub
 
     try:
-        with _retries_unsaid():
+        with _retries_silenced():
             return hub.list_repo_files(repo)
     except Exception as error:
         raise _failure(f"{repo} could not be looked up", error) from error
 
 
 def cached_parts(source: HubSource) -> list[Path]:
-    """The file, or all parts of it, if none of them is missing in the cache."""
+    """The file, or all its parts, if none is missing in the cache."""
     import huggingface_hub as hub
 
     if not source.file:
@@ -68,7 +68,7 @@ def cached_parts(source: HubSource) -> list[Path]:
 
 
 def blob_sha256(path: Path) -> str | None:
-    """The checksum of a file in the hub's cache, where it is a link to its blob."""
+    """The checksum of a file in the hub's cache, if it is a link to its blob."""
     name = path.resolve().name if path.is_symlink() else ""
     return name if re.fullmatch("[0-9a-f]{64}", name) else None
 
@@ -86,9 +86,9 @@ def cached_files(repo: str) -> list[str]:
 
 
 def remove_cached(source: HubSource) -> list[Path]:
-    """Deletes one file (all its parts) from the cache; other files there stay.
+    """Deletes one file (all its parts) from the cache, and no other complete file.
 
-    Which file an unfinished transfer was of is not known: all of the repository go.
+    All unfinished downloads of the repository are deleted, as their files are unknown.
     """
     import huggingface_hub as hub
     from huggingface_hub.errors import CacheNotFound
@@ -117,7 +117,7 @@ def remove_cached(source: HubSource) -> list[Path]:
 
 
 @contextmanager
-def _retries_unsaid() -> Iterator[None]:
+def _retries_silenced() -> Iterator[None]:
     """Keeps huggingface_hub from logging a raw error for each request it retries."""
     logger = logging.getLogger("huggingface_hub")
     before = logger.level
@@ -129,9 +129,9 @@ def _retries_unsaid() -> Iterator[None]:
 
 
 def _failure(failed: str, error: Exception) -> FetchError:
-    """What the hub answered, or that it was not reached; `failed` begins the sentence.
+    """The hub's response, or that it was not reached; `failed` begins the sentence.
 
-    Any exception of huggingface_hub may be given.
+    error: any exception of huggingface_hub.
     """
     causes = list(_causes(error))
     for cause in causes:
@@ -147,7 +147,7 @@ def _failure(failed: str, error: Exception) -> FetchError:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, the one that it was raised from, and so on."""
+    """An exception and its chain of causes."""
     while error is not None:
         yield error
         hidden = error.__suppress_context__

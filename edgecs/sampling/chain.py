@@ -1,11 +1,11 @@
-"""Which token follows a row of logits: one deterministic choice per position.
+"""Choosing a token from a row of logits: one deterministic choice per position.
 
     choose(row, tokens) = argmax over v of  log p(v) + G(seed, position, v)
 
-p is the law after the sampler chain (llama.cpp's samplers in llama.cpp's order), G the
-Gumbel noise that everyone can look up, and position the number of tokens before.
-Greedy is the same rule without noise. Nothing here has a state, so an answer depends on
-the target, the settings and the seed, and on nothing else.
+p is the distribution after the sampler chain (llama.cpp's samplers in llama.cpp's
+order), G is Gumbel noise from a hash, and position is the number of tokens before.
+Greedy is the same rule without noise. Choices have no state, so an answer depends only
+on the target, the settings and the seed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from edgecs.sampling import filters, noise, penalties
 from edgecs.sampling.filters import Candidates
 from edgecs.sampling.settings import Sampling
 
-_FEW = 256  # candidates that are scored before the rest is looked at
+_FEW = 256  # candidates that are scored before the rest
 
 
 class Mask(Protocol):
-    """What an answer may be, as a pure function of its tokens; a grammar."""
+    """A constraint on an answer, as a pure function of its tokens; a grammar."""
 
     def allows(self, answer: Tokens, token: int) -> bool:
         """Whether `token` may follow."""
@@ -38,7 +38,7 @@ class Mask(Protocol):
 
 
 class Choices(NamedTuple):
-    """The rule for one answer: what the target obeys, and what its drafters do."""
+    """The choices for one answer: that of the target, and that of its drafters."""
 
     target: Choose
     drafters: Choose
@@ -54,7 +54,7 @@ class Greedy:
     def __call__(self, row: Row, tokens: Tokens) -> int:
         """Largest logit; raises NoNumbers where it is not a number."""
         token = int(row.argmax())
-        if not math.isfinite(row[token]):  # of several the first NaN is the largest
+        if not math.isfinite(row[token]):  # NaN counts as the largest
             raise NoNumbers(float(row[token]))
         return token
 
@@ -77,7 +77,7 @@ greedy = Greedy()
 
 
 def always(choose: Choose) -> Rule:
-    """The rule that uses one choice for everybody and every answer."""
+    """The rule that uses one choice for all models and all answers."""
     return lambda start: Choices(choose, choose)
 
 
@@ -126,7 +126,7 @@ class Chain:
         self._counters = noise.counters(np.arange(0))
 
     def __call__(self, row: Row, tokens: Tokens) -> int:
-        """The one choice, see the module."""
+        """The choice, see the module."""
         s = self.sampling
         if s.takes_largest:
             return self._largest(row, tokens)
@@ -141,7 +141,7 @@ class Chain:
         return int(left.ids[_first_best(scores, left.ids)])
 
     def _largest(self, row: Row, tokens: Tokens) -> int:
-        """The largest logit; the mask is worked out only if it forbids that one."""
+        """The largest logit; the mask is computed only if it forbids that one."""
         row = self._penalised(row, tokens)
         token = int(row.argmax())
         self._check(row[token])
@@ -153,18 +153,18 @@ class Chain:
         return token
 
     def _check(self, best: np.float32) -> None:
-        """Raises NoNumbers where the best logit is none, for all that a user set."""
+        """Raises NoNumbers if the best logit is not finite and no setting is why."""
         if math.isfinite(best) or (best == math.inf and self._biased.size):
             return
         if best == -math.inf and (self._mask is not None or self._biased.size):
             raise ConfigError(
-                "no token is left: the grammar and the logit bias forbid all that the "
-                "model can say here; change one of them"
+                "no token is left: the grammar and the logit bias forbid all tokens "
+                "here; change one of them"
             )
         raise NoNumbers(float(best))
 
     def law(self, row: Row, tokens: Tokens) -> NDArray[np.float64]:
-        """The law after the chain, float64 [vocabulary]; greedy is a point mass."""
+        """The distribution after the chain, float64 [vocabulary]; greedy: a point."""
         row, s = self._edited(row, tokens), self.sampling
         left = self._truncated(row, noise.key(s.seed, tokens.size))
         left = filters.top(row, row.size) if left is None else left
@@ -177,26 +177,27 @@ class Chain:
         return law
 
     def confidence(self, row: Row, tokens: Tokens, token: int) -> float:
-        """Probability after the chain; at temperature 0 that of the untruncated law."""
+        """Probability after the chain; at temperature 0 without truncation."""
         if not self.sampling.temperature:
             return _softmax_at(self._edited(row, tokens), token)
         return float(self.law(row, tokens)[token])
 
     def margin(self, row: Row, tokens: Tokens) -> float:
-        """The least change of logits between two choices, seen from this row.
+        """The smallest change of logits that gives another choice on this row.
 
-        Either another survivor of truncation overtakes the chosen one, or the chosen
-        one is truncated, or a token comes in and wins. Exact for temperature, top-k,
-        min-p and penalties; other truncations are taken to end at their last survivor.
+        Another survivor of truncation overtakes the chosen token, or the chosen token
+        is truncated, or a truncated token comes in and wins. Exact for temperature,
+        top-k, min-p and penalties; other truncations are assumed to end at their last
+        survivor.
         """
         row, s = self._edited(row, tokens), self.sampling
-        # A repetition penalty makes more of a change than there was.
+        # A repetition penalty amplifies a change.
         steepest = max(s.repeat_penalty, 1 / s.repeat_penalty) if s.penalises else 1.0
         if s.takes_largest:
             return _gap(row) / steepest
         key = noise.key(s.seed, tokens.size)
         left = self._truncated(row, key) or filters.top(row, row.size)
-        # What typical_p keeps may stand below any number of others.
+        # typical_p may keep tokens below any number of others.
         few = left.ids.size + _FEW if s.typical_p == 1 else row.size
         near = filters.top(row, min(row.size, few))
         inside, logits = np.isin(near.ids, left.ids), _wide(near.logits)
@@ -214,7 +215,7 @@ class Chain:
     def _borders(
         self, logits: NDArray[np.float64], inside: NDArray[np.bool_], best: int
     ) -> tuple[float, float]:
-        """The logit that lets a token in, and the one below which the best goes out.
+        """The logit above which a token comes in, and below which the best goes out.
 
         logits: of the survivors and of others near them, descending.
         """
@@ -225,7 +226,7 @@ class Chain:
         if 0 < s.top_k < logits.size:
             go_out = max(go_out, float(logits[s.top_k]))
         outside, kept = logits[~inside], logits[inside]
-        if outside.size and outside[0] >= come_in:  # it is not min-p that keeps it out
+        if outside.size and outside[0] >= come_in:  # min-p does not keep it out
             come_in = float(kept[-1])
             go_out = go_out if kept.size == s.top_k else max(go_out, come_in)
         return come_in, go_out
@@ -233,7 +234,7 @@ class Chain:
     def keeps(
         self, row: Row, tokens: Tokens, token: int, q: float, lenience: float
     ) -> bool:
-        """Whether a lenient reviewer lets a drafted token stand.
+        """Whether a lenient reviewer accepts a drafted token.
 
         Its perturbed score must be within log(lenience) of the best; at temperature 0
         the paper's test, see `Greedy.keeps`.
@@ -252,7 +253,7 @@ class Chain:
     def _edited(self, row: Row, tokens: Tokens) -> Row:
         """The row after bias, grammar, penalties and DRY.
 
-        None of them looks at other tokens' logits, so the mask may come last.
+        None of them depends on other tokens' logits, so the mask may come last.
         """
         row = self._penalised(row, tokens)
         if self._mask is None:
@@ -284,7 +285,7 @@ class Chain:
     def _truncated(self, row: Row, key: int) -> Candidates | None:
         """The survivors of truncation; None: every token that the row allows."""
         s, left = self.sampling, None
-        self._check(row.max())  # of several the first NaN is the largest
+        self._check(row.max())  # NaN counts as the largest
         if s.top_n_sigma > 0:
             row = filters.top_n_sigma(row, s.top_n_sigma)
             left = filters.top(row, row.size)
@@ -309,10 +310,10 @@ class Chain:
         return left
 
     def _draw_from_all(self, row: Row, key: int) -> int:
-        """The draw without truncation; logarithms only where the best can be beaten.
+        """The draw without truncation; logarithms only of possible winners.
 
-        With t the largest logit outside the top few, a token out there needs noise
-        above the best score less t; its hash says so before any logarithm.
+        With t the largest logit outside the top few, a token outside needs noise above
+        the best score minus t; comparing its hash needs no logarithm.
         """
         t = self.sampling.temperature
         few = filters.top(row, _FEW)
@@ -334,7 +335,7 @@ def _first_best(scores: NDArray[np.float64], ids: filters.Ids) -> int:
 
 
 def _gap(row: Row) -> float:
-    """Between the largest and the second largest logit."""
+    """The difference of the two largest logits."""
     if row.size < 2:
         return math.inf
     second, first = np.partition(row, -2)[-2:]

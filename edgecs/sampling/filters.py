@@ -1,10 +1,10 @@
 """The truncating samplers of llama.cpp as pure functions, in numpy.
 
-A law is a set of candidates and their logits. Each function takes candidates and gives
-those that survive; none of them draws anything. What comes first in a chain works on
-the whole row, which is sorted no further than it takes. Probabilities that decide who
-survives are float32 and summed one after the other, as there: a border between two
-candidates then falls where llama.cpp's falls.
+A distribution is a set of candidates and their logits. Each function takes candidates
+and returns those that survive; none of them is random. The first filter of a chain
+works on the whole row and sorts only as much as needed. Probabilities that decide who
+survives are float32 and summed in order, as in llama.cpp, so that the cut-off is the
+same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgecs.core.draft import Row
 
 Ids = NDArray[np.intp]
 
-_FEW = 256  # candidates looked at first when nobody knows how many are needed
+_FEW = 256  # candidates to start with if the number needed is unknown
 _GROUP = 64
 
 
@@ -34,7 +34,7 @@ class Candidates(NamedTuple):
         return Candidates(self.ids[:n], self.logits[:n])
 
     def probabilities(self) -> NDArray[np.float32]:
-        """Their law at temperature 1, float32 [n]."""
+        """Their probabilities at temperature 1, float32 [n]."""
         weights = np.exp(self.logits - self.logits[0])
         law: NDArray[np.float32] = weights / _total(weights)
         return law
@@ -43,8 +43,8 @@ class Candidates(NamedTuple):
 def top(row: Row, k: int) -> Candidates:
     """The k tokens with the largest finite logits, fewer if there are no more.
 
-    Of any k disjoint groups' largest values all are at least the smallest of them, so
-    the k-th largest group maximum bounds the k-th largest logit from below.
+    The k-th largest maximum of disjoint groups is a lower bound of the k-th largest
+    logit.
     """
     groups = row.size // _GROUP
     floor = -math.inf
@@ -86,7 +86,7 @@ def top_p(candidates: Candidates, p: float) -> Candidates:
 
 
 def top_p_of_row(row: Row, p: float) -> Candidates:
-    """`top_p` of every token, sorting only as many as it takes."""
+    """`top_p` of every token, sorting only as many as needed."""
     largest = row.max()
     total = _total(np.exp(row - largest))
     count = _FEW
@@ -122,7 +122,7 @@ def min_p_of_row(row: Row, p: float) -> Candidates:
 
 
 def xtc(candidates: Candidates, threshold: float) -> Candidates:
-    """Exclude top choices: of the tokens that reach the threshold the last stays."""
+    """Exclude top choices: keep only the last of the tokens above the threshold."""
     above = int((candidates.probabilities() >= threshold).sum())
     drop = max(0, above - 1)
     return Candidates(candidates.ids[drop:], candidates.logits[drop:])

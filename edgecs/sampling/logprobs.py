@@ -1,7 +1,7 @@
-"""Log-probabilities of tokens, from the target's row as it is.
+"""Log-probabilities of tokens, from the target's unmodified row.
 
-That is before anything that chooses among them: bias, grammar, penalties, samplers and
-temperature (llama-server's `n_probs` without `post_sampling_probs`).
+That is before bias, grammar, penalties, samplers and temperature (llama-server's
+`n_probs` without `post_sampling_probs`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from edgecs.core.draft import Row
 
 
 class Logprobs(NamedTuple):
-    """Natural logarithms: of the token that was chosen, and of the most likely ones.
+    """Natural logarithms, of the chosen token and of the most likely ones.
 
     top: (id, log-probability), the most likely first.
     """
@@ -24,7 +24,7 @@ class Logprobs(NamedTuple):
 
 
 def logprobs_of(row: Row, token: int, most: int) -> Logprobs:
-    """Of a token, and of the `most` likely ones, in a row of logits [vocabulary].
+    """Logprobs of a token and of the `most` likely ones in a row [vocabulary].
 
     >>> found = logprobs_of(np.log(np.array([0.5, 0.125, 0.375])), 1, most=2)
     >>> round(float(np.exp(found.logprob)), 3), [id for id, _ in found.top]

@@ -1,8 +1,9 @@
-"""Noise that everyone can look up: Gumbel draws by (seed, position, token).
+"""Reproducible noise: Gumbel draws by (seed, position, token).
 
-The argmax of log-probabilities plus independent Gumbel noise is a sample of the law
-(the Gumbel-max trick). Because the noise is a hash and not a stream, the target, its
-drafters and a second run all see the same draw for the same token at the same place.
+The argmax of log-probabilities plus independent Gumbel noise is a sample of the
+distribution (the Gumbel-max trick). Because the noise is a hash and not a stream, the
+target, its drafters and a second run get the same draw for the same token at the same
+position.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ def gumbel(key: int, tokens: NDArray[np.integer]) -> NDArray[np.float64]:
 
 
 def counters(tokens: NDArray[np.integer]) -> Words:
-    """What of a draw depends on the token alone; worth keeping for a vocabulary."""
+    """The part of a draw that depends on the token alone; worth caching."""
     return (tokens.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
 
 
 def words(key: int, counters: Words) -> Words:
-    """The hashes behind the draws, uint64 [n]: a larger word is a larger draw.
+    """The hashes of the draws, uint64 [n]: a larger word is a larger draw.
 
     The finaliser of SplitMix64 (Steele et al., 2014) in place, in pieces that stay in
     the cache.

@@ -1,7 +1,7 @@
-"""What the tokens so far do to a row: repetition penalties and DRY, as in llama.cpp.
+"""Penalties for the tokens so far: repetition penalties and DRY, as in llama.cpp.
 
-Pure functions of the row and of all tokens before it, prompt and drafted path included;
-nothing is remembered between calls.
+Pure functions of the row and of all tokens before it, including the prompt and the
+drafted path; no state is kept between calls.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ Breakers = dict[int, list[tuple[int, ...]]]
 
 
 def window(tokens: Tokens, last: int) -> Tokens:
-    """The last tokens that a penalty looks at; all of them for -1."""
+    """The last tokens that a penalty considers; all of them for -1."""
     return tokens if last < 0 else tokens[max(0, tokens.size - last) :]
 
 
 def repetition(
     row: Row, tokens: Tokens, repeat: float, frequency: float, presence: float
 ) -> None:
-    """Lowers, in place, the logits of `tokens` [n], the window looked at.
+    """Lowers, in place, the logits of `tokens` [n], the window.
 
     A positive logit is divided by `repeat` and a negative one multiplied; then
-    `frequency` is taken off for each occurrence, and `presence` once.
+    `frequency` is subtracted for each occurrence, and `presence` once.
     """
     seen, counts = np.unique(tokens, return_counts=True)
     logits = row[seen]
@@ -49,11 +49,11 @@ def dry(
     base: float,
     allowed: int,
 ) -> None:
-    """Don't Repeat Yourself: lowers, in place, what would prolong a repetition.
+    """Don't Repeat Yourself: lowers, in place, tokens that extend a repetition.
 
     A token that followed an earlier copy of the last L tokens, L at least `allowed`,
-    loses multiplier * base ** (L - allowed). A breaker ends the last tokens that count;
-    a token that is a whole one is never penalised.
+    loses multiplier * base ** (L - allowed). Only tokens after the last breaker count;
+    a token that contains a whole breaker is never penalised.
     """
     limit = _until_breaker(tokens, breakers)
     if tokens.size <= allowed or limit < allowed:

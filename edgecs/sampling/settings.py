@@ -36,11 +36,11 @@ class Settings(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Sampling:
-    """The sampler chain. Names, meanings and order are llama.cpp's; here all are off.
+    """The sampler chain. Names, meanings and order are llama.cpp's; all are off.
 
     Order: logit_bias, grammar, penalties, DRY, top_n_sigma, top_k, typical_p, top_p,
     min_p, XTC, temperature. temperature 0 is greedy. repeat_last_n, dry_last_n:
-    tokens looked at, -1: all. Raises ConfigError for values that mean nothing.
+    tokens considered, -1: all. Raises ConfigError for invalid values.
     """
 
     temperature: float = 0.0
@@ -115,6 +115,6 @@ class Sampling:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether nothing is asked for but the largest logit of the row."""
+        """Whether the choice is the largest logit of the unmodified row."""
         edits = bool(self.logit_bias) or self.penalises or self.dries
         return self.takes_largest and not edits

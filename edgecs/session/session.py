@@ -1,7 +1,7 @@
 """A conversation with one target: tokens in, a stream of tokens out.
 
 The session owns the rules around the rounds: where an answer ends, how long a draft may
-be, what is committed, what is counted. It knows no engine.
+be, what is committed, what is counted. It is independent of engines.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _GREEDY = always(greedy)
 
 
 class Session:
-    """Generates with `target`, drafts coming from `drafters`; a context manager.
+    """Generates with `target` and with drafts of `drafters`; a context manager.
 
-    draft_max: quota of each drafter a round, row 0 of the K matrix, or one number for
-    all; 0 turns speculation off. schedule: a planner instead of fixed quotas; it brings
-    its drafters. limits: the widths that rounds may have. rule: how tokens are chosen.
-    sequence: of the target, whose cells are this conversation's; several sessions may
+    draft_max: quota of each drafter per round, row 0 of the K matrix, or one number for
+    all; 0 turns speculation off. schedule: a planner instead of fixed quotas, with its
+    own drafters. limits: permitted widths of rounds. rule: how tokens are chosen.
+    sequence: the KV sequence of the target for this conversation; several sessions may
     share a target that has several, and take turns within one thread.
     Every token is the target's choice on the target's row, so the answer is the same
     for any drafters and any draft_max wherever a row does not depend on how many are
@@ -40,8 +40,8 @@ class Session:
 
     `finish_reason` and `stats` describe the last answer. `on_round`, if set, is called
     with the context and the outcome of every round, before anything is committed. All
-    but `interrupt` is for one thread at a time. Closing releases the target and the
-    drafters' models but does not unload them.
+    methods but `interrupt` are for one thread at a time. Closing releases the target
+    and the drafters' models but does not unload them.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Session:
         if schedule is None and not any(counts):
             self.off_reason = "not asked for"
         elif not target.rewindable:
-            self.off_reason = "this model cannot forget rejected tokens"
+            self.off_reason = "this model cannot remove rejected tokens"
         if self.off_reason:
             schedule = Quotas()
         elif schedule is None:
@@ -84,7 +84,7 @@ class Session:
         self._stream: Generator[Token] | None = None  # the answer under way
         self._lock = threading.Lock()  # over the one below
         self._answering = False
-        self._cancel = threading.Event()  # of the answer under way
+        self._cancel = threading.Event()  # of the current answer
         with ExitStack() as undo:
             for level in self.cascade.levels():
                 level.cancel = self._cancel
@@ -105,7 +105,7 @@ class Session:
 
     @property
     def chain(self) -> list[str]:
-        """Who takes part, the target first, Max-Gram last."""
+        """Names of the target and its drafters, Max-Gram last."""
         return [self.cascade.name, *(d.name for d in self.cascade.drafters)]
 
     def _used(self) -> list[tuple[LanguageModel, int]]:
@@ -127,14 +127,14 @@ class Session:
     ) -> Generator[Token]:
         """Yields the answer to `prompt`, which is the whole conversation so far.
 
-        rule: for this answer instead of the session's own. logprobs: state those of
-        every token, and of so many of the most likely ones; None: state none.
+        rule: for this answer instead of the session's own. logprobs: report those of
+        every token and of this many of the most likely ones; None: report none.
 
-        What the prompt shares with the tokens of earlier calls is not computed again.
-        Each token is committed just before it is yielded, so a consumer may stop at
-        any point and go on with `session.context.tokens`. An answer still under way
-        ends when the next one begins or the session closes. `interrupt`, or setting the
-        target's `cancel`, ends the answer within a round.
+        A prefix that the prompt shares with earlier calls is not computed again. Each
+        token is committed just before it is yielded, so a consumer may stop at any
+        point and continue with `session.context.tokens`. An unfinished answer ends when
+        the next one begins or the session closes. `interrupt`, or setting the target's
+        `cancel`, ends the answer within a round.
 
         Raises ConfigError for an empty prompt, ContextFull for one that leaves no
         room to answer.
@@ -186,7 +186,7 @@ class Session:
         self._ended()
 
     def close(self) -> None:
-        """Ends the answer under way and releases the models; may be called again."""
+        """Ends the current answer and releases the models; may be called again."""
         self.stop()
         self._closing.close()
 
@@ -197,7 +197,7 @@ class Session:
         self.close()
 
     def stop(self) -> None:
-        """Ends the answer under way, if there is one; what was said stays.
+        """Ends the current answer, if any; its tokens are kept.
 
         Raises ConfigError while another thread computes it.
         """
@@ -207,24 +207,24 @@ class Session:
             self._stream.close()
         except ValueError as error:  # "generator already executing"
             raise ConfigError(
-                "another thread computes an answer of this model: interrupt that one "
-                "first, and wait for its end"
+                "another thread is generating an answer with this model: interrupt it "
+                "and wait for its end first"
             ) from error
         self._stream = None
         self._ended()
 
     def interrupt(self) -> None:
-        """Ends the answer under way within a round; may be called from any thread.
+        """Ends the current answer within a round; may be called from any thread.
 
-        What was said stays, and `finish_reason` becomes "cancelled". Answers that begin
-        later are not concerned.
+        Its tokens are kept, and `finish_reason` becomes "cancelled". Later answers are
+        not affected.
         """
         with self._lock:
             if self._answering:
                 self._cancel.set()
 
     def _ended(self) -> None:
-        """An answer has ended, so nobody waits for its end any more."""
+        """Marks the answer as ended, so that an interrupt cannot end the next."""
         with self._lock:
             self._answering = False
             self._cancel.clear()
@@ -239,7 +239,7 @@ class Session:
             )
 
     def _continue(self, tokens: Tokens) -> None:
-        """Goes on in the old context where `tokens` extends it, else in a new one."""
+        """Extends the old context if `tokens` begins with it, else starts a new one."""
         old = self.context
         if tokens.size >= len(old) and np.array_equal(tokens[: len(old)], old.tokens):
             old.append(tokens[len(old) :])

@@ -1,14 +1,14 @@
 """What happened during one answer, counted in the field's terms.
 
 A *round* is one target call after the prompt; the call that reads the prompt gives the
-first token and is not a round. *Proposed* tokens were written by a drafter, *tested*
-ones went to the target, *accepted* ones are in the answer. So
+first token and is not a round. *Proposed* tokens come from a drafter, *tested*
+ones were scored by the target, *accepted* ones are in the answer. So
 
     tokens = 1 + accepted + rounds - cut
 
 where `cut` is 1 if the answer ended on an accepted token (a stop string), else 0.
 
-A round only leaves a record; everything else is worked out when somebody asks.
+A round only appends a record; everything else is computed on request.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from edgecs.theory import walltime_improvement
 
 
 class Record(NamedTuple):
-    """What is kept of a round."""
+    """The record of a round."""
 
-    proposed: tuple[str, ...]  # who wrote each token that a drafter proposed
-    tested: tuple[str, ...]  # who wrote each token that the target scored
+    proposed: tuple[str, ...]  # drafter of each proposed token
+    tested: tuple[str, ...]  # drafter of each token that the target scored
     accepted: tuple[int, ...]  # which of these are in the answer
     levels: int | None = None  # tokens on the longest path of a tree; None: a chain
 
@@ -52,7 +52,7 @@ class Stats:
     decode_seconds: float = 0.0  # from there to the last token
     records: list[Record] = field(default_factory=list)
     forwards: dict[str, int] = field(default_factory=dict)  # calls of inner reviewers
-    # Drafters that failed, here or before in the session, and why: they are parked.
+    # Drafters that failed, here or before in the session, and why: they are disabled.
     faults: dict[str, str] = field(default_factory=dict)
 
     def observe(self, done: Round, emitted: int) -> None:
@@ -151,10 +151,10 @@ class Stats:
         reason: str | None,
         parameters: Mapping[str, int] | None = None,
     ) -> dict[str, object]:
-        """The `speculative` block: what was drafted, by whom, and what it brought.
+        """The `speculative` block: counts of drafts by drafter, and the speed-up.
 
-        chain: who took part, the target first. reason: why there were no drafters.
-        parameters: of every model, where they are known; they give the SWI.
+        chain: names, the target first. reason: why there were no drafters. parameters:
+        of every model, where they are known, for the SWI.
         """
         swi = None
         if parameters and self.rounds:

@@ -1,8 +1,7 @@
-"""What every round did, as JSON Lines: a header, then one object for each round.
+"""A trace of every round as JSON Lines: a header, then one object for each round.
 
-A trace only looks on: it is told of a round before anything of it is committed, and
-neither what it notes nor a file that cannot be written changes the answer. The fields
-are described in docs/trace.md.
+A trace does not change the answer, not even if its file cannot be written; it receives
+a round before its tokens are committed. The fields are described in docs/trace.md.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ FORMAT = "edgecs-rounds/1"
 _BEGINS = f'{{"format": "{FORMAT}"'.encode()  # every trace, as `header` comes first
 
 Record = dict[str, object]
-"""One line; JSON without numbers that JSON does not have."""
+"""One line; valid JSON, so without NaN and infinity."""
 
 
 def header(
@@ -46,9 +45,9 @@ def header(
     sampling: Sampling,
     prompt_tokens: int,
 ) -> Record:
-    """The first line: what the rounds belong to.
+    """The first line: the model and the settings of the rounds.
 
-    tiers: what holds along the context, in words, see `Limits.describe`.
+    tiers: the tiers along the context, see `Limits.describe`.
     """
     biases = [[token, _bias(bias)] for token, bias in sampling.logit_bias]
     return {
@@ -87,20 +86,22 @@ def describe(
     tokenizer: Tokenizer,
     choose: Choose | None = None,
 ) -> Record:
-    """One round; it must not be committed yet, nor the target called again.
+    """One round, before its tokens are committed and the target is called again.
 
-    choose: what the target obeyed, for the margin of a rejection; None: no margin.
+    choose: the target's choice, for the margin of a rejection; None: no margin.
     """
     draft, path = done.draft, done.verdict.path
     tested = _tokens(tokenizer, draft.tokens.tolist(), draft.sources)
-    odds = _odds(done.plan)
+    probabilities = _probabilities(done.plan)
     for i, token in enumerate(tested):
-        token["p"] = odds[i] if odds and i < len(odds) else None
+        token["p"] = (
+            probabilities[i] if probabilities and i < len(probabilities) else None
+        )
     return {
         "position": len(context),
         "written": dict(Counter(done.proposed)),
         "proposed": tested,
-        "probabilities": odds,
+        "probabilities": probabilities,
         **_reasons(done.plan),
         "width": 1 + len(draft),
         "tier": tier,
@@ -114,13 +115,13 @@ def describe(
 
 
 class TraceFile:
-    """JSON Lines in a file, each line in one write; a context manager.
+    """Writes JSON Lines to a file, each line in one write; a context manager.
 
-    So a run that ends anywhere leaves whole lines. A write that fails, as on a full
-    disk, ends the trace and not the answer: what is written later is dropped, and
-    leaving the `with` block raises EdgecsError. The file is for its owner alone. An
-    older trace is emptied by the first line; raises ConfigError for a file that is not
-    a trace, or that cannot be written.
+    A run that is killed leaves complete lines. A write that fails, as on a full disk,
+    ends the trace and not the answer: later lines are dropped, and leaving the `with`
+    block raises EdgecsError. The file is readable by its owner only. The first line
+    truncates an older trace. Raises ConfigError for a file that is not a trace, or that
+    cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -136,7 +137,7 @@ class TraceFile:
             ) from error
 
     def write(self, record: Record) -> None:
-        """Appends a line; never raises for the file's sake."""
+        """Appends a line; a failed write does not raise."""
         if self._failed:
             return
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
@@ -144,12 +145,12 @@ class TraceFile:
             if not self._whole and self.path.is_file():
                 self._file.truncate(0)
             rest = memoryview(line)
-            while rest:  # what is left of a disk may take a part of a line
+            while rest:  # a nearly full disk may take a part of a line
                 rest = rest[self._file.write(rest) :]
             self._whole += len(line)
         except OSError as error:
             self._failed = error
-            with suppress(OSError):  # a pipe or a device keeps what it was given
+            with suppress(OSError):  # a pipe or a device cannot be truncated
                 self._file.truncate(self._whole)
 
     def close(self) -> None:
@@ -172,9 +173,9 @@ class TraceFile:
 
 
 def _open_trace(path: Path) -> io.FileIO:
-    """Opens for writing without losing what is there yet. Raises OSError, ConfigError.
+    """Opens for writing without truncating yet. Raises OSError, ConfigError.
 
-    A pipe without a reader is refused, where opening it would wait for one.
+    A pipe without a reader is refused, as opening it would block.
     """
     if path.is_file():
         with path.open("rb") as old:
@@ -208,7 +209,7 @@ def _token(tokenizer: Tokenizer, token: int) -> Record:
     return {"id": token, "text": text}
 
 
-def _odds(plan: Plan | None) -> list[float | None] | None:
+def _probabilities(plan: Plan | None) -> list[float | None] | None:
     """Probability that the draft is right up to each token."""
     if plan is None:
         return None
@@ -216,7 +217,7 @@ def _odds(plan: Plan | None) -> list[float | None] | None:
 
 
 def _reasons(plan: Plan | None) -> Record:
-    """Why the width is what it is; rates in tokens a second."""
+    """The planner's reasons for the width; rates in tokens per second."""
     return {
         "widths": plan.widths if plan else None,
         "expected": _number(plan.expected) if plan else None,
@@ -230,8 +231,8 @@ def _rejected(
 ) -> Record | None:
     """The first drafted token that the target did not choose; None: there is none.
 
-    An end token is never stepped on, so one that was drafted and chosen is not
-    accepted, and is no rejection either.
+    An end token is never accepted, so one that was drafted and chosen is neither
+    accepted nor rejected.
     """
     draft, verdict = done.draft, done.verdict
     last = verdict.path[-1] if verdict.path else -1
@@ -250,7 +251,7 @@ def _rejected(
 
 
 def _number(x: float) -> float | None:
-    """Four digits after the point; None for what JSON has no number for."""
+    """Rounded to four decimals; None for NaN and infinity."""
     return round(float(x), 4) if math.isfinite(x) else None
 
 

@@ -1,11 +1,10 @@
 """Public fakes: models, drafters and a tokenizer that need no weights.
 
-`TableModel` is a language model whose law depends on every token before it, so an
-off-by-one in any cache changes its answer. `CachingModel` is the same model behind a
-`PrefixCache` for each of its sequences: it computes from what its cells hold, right or
-wrong. `ScriptedDrafter`
-proposes what it was told to, wrong as often as you like. `FaultyDrafter` fails after a
-while, in a way of your choice.
+`TableModel` is a language model whose distribution depends on every token before it, so
+an off-by-one in any cache changes its answer. `CachingModel` is the same model with a
+`PrefixCache` for each of its sequences: it computes from its cells, right or wrong.
+`ScriptedDrafter` proposes a given text, with a given rate of errors. `FaultyDrafter`
+fails after some proposals, in a given way.
 """
 
 from __future__ import annotations
@@ -48,11 +47,11 @@ class ByteTokenizer:
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
 
     def pieces(self) -> list[bytes]:
-        """The bytes; what comes after them has no text."""
+        """The bytes; later ids have no text."""
         return [bytes([i]) for i in range(256)]
 
     def spelling(self, token: int) -> str:
-        """The end token is spelt as a control character."""
+        """The text of a token; a control character for the end token."""
         return "\x03" if token in self.ends else self.piece(token).decode("latin-1")
 
     def piece(self, token: int) -> bytes:
@@ -69,10 +68,10 @@ class Endless(ByteTokenizer):
 
 
 class TableModel:
-    """A random law for every prefix: logits are a hash of all tokens before them.
+    """A random distribution for every prefix: logits are a hash of all tokens before.
 
-    sharpness scales the logits; rewindable=False refuses nothing by itself but tells
-    sessions not to draft. `rows` answers one request of a call.
+    sharpness scales the logits; rewindable=False only makes sessions not draft. `rows`
+    computes one request of a call.
     """
 
     def __init__(
@@ -128,7 +127,7 @@ class TableModel:
         return [self.rows(request) for request in requests]
 
     def rows(self, request: Request) -> Rows:
-        """Rows of the law itself; trees are fine."""
+        """Rows of `law`, for chains and trees."""
         context, draft = request.context, request.draft
         self._check_room(request)
         prefixes = [context.tokens.tolist()]
@@ -143,23 +142,23 @@ class TableModel:
             raise ContextFull(f"{len(context)} + {len(draft)} tokens exceed the fake")
 
     def end_turn(self, context: Context, sequence: int = 0) -> None:
-        """There is no cache to cut."""
+        """Does nothing: there is no cache."""
 
     def reset(self) -> None:
-        """There is nothing to forget."""
+        """Does nothing: there is no state."""
 
     def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
-        """One holder of a sequence at a time."""
+        """Allows one holder of a sequence at a time."""
         if not 0 <= sequence < self.sequences:
             raise ModelError(no_sequence(sequence, self.sequences))
         return self._holders[sequence].hold()
 
 
 class CachingModel(TableModel):
-    """A TableModel that sees only its cells: stale cells give wrong logits.
+    """A TableModel that computes from its cells: stale cells give wrong logits.
 
-    partial=False makes it an engine that cannot remove single cells. trees=False: one
-    that takes chains. `cells` are those of sequence 0.
+    partial=False: it cannot remove single cells. trees=False: it takes only chains.
+    `cells` are those of sequence 0.
     """
 
     def __init__(
@@ -179,7 +178,7 @@ class CachingModel(TableModel):
         self.cells = self._cells[0].ids
 
     def rows(self, request: Request) -> Rows:
-        """Feeds what its cells lack, then answers from the cells alone."""
+        """Adds missing cells, then computes the rows from the cells alone."""
         self._check_room(request)
         own, (context, draft) = self._cells[request.sequence], request[:2]
         assert draft.is_chain or self.max_leaves > 1, "this fake takes chains"
@@ -238,7 +237,7 @@ class _FakeCells:
 
 
 class ScriptedDrafter:
-    """Proposes the continuation it was given, by position in the conversation.
+    """Proposes the continuation in a script, by position in the conversation.
 
     script: the whole conversation, prompt included. wrong: probability that a token is
     replaced by another one (any id but the right one, below vocab_size).
@@ -269,15 +268,15 @@ class ScriptedDrafter:
     def observe(
         self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
     ) -> None:
-        """Remembers the verdicts."""
+        """Records the verdict."""
         self.seen.append(verdict)
 
 
 class FaultyDrafter(ScriptedDrafter):
-    """A ScriptedDrafter that fails from some proposal on.
+    """A ScriptedDrafter that fails after some proposals.
 
-    after: proposals that are sound. fails: given a sound draft, raises or returns what
-    is proposed instead. asked: proposals so far.
+    after: number of valid proposals. fails: given a valid draft, raises or returns
+    another proposal. asked: proposals so far.
     """
 
     def __init__(
@@ -294,7 +293,7 @@ class FaultyDrafter(ScriptedDrafter):
         self.asked = 0
 
     def propose(self, context: Context, k: int, choose: Choose | None = None) -> Draft:
-        """The script's next k tokens, or what comes of failing."""
+        """The script's next k tokens, or the result of `fails`."""
         self.asked += 1
         draft = super().propose(context, k, choose)
         return draft if self.asked <= self.after else self.fails(draft)

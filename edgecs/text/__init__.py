@@ -1,1 +1,1 @@
-"""Tokens as text, and messages as the prompt text that a model was trained on."""
+"""Tokens as text, and messages as prompt text."""

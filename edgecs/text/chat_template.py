@@ -1,4 +1,4 @@
-"""Chat templates: messages in, the prompt text the model was trained on out."""
+"""Chat templates: render messages as the prompt text of a model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Message = Mapping[str, Any]
 
 
 class ChatTemplate:
-    """The template of a model, ready to render conversations, also from threads.
+    """The compiled template of a model; may be used by several threads.
 
-    A process renders them, and ends with this object.
+    A child process renders conversations, and ends with this object.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -34,9 +34,9 @@ class ChatTemplate:
         self._renderer = Renderer(tokenizer.chat_template)
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The conversation as text, ending where the assistant is to speak.
+        """The conversation as text, ending where the answer begins.
 
-        Raises ConfigError where the template refuses the conversation, ModelError where
+        Raises ConfigError if the template refuses the conversation, ModelError if
         it takes too much time or memory.
         """
         return self._renderer.render(
@@ -50,7 +50,7 @@ class ChatTemplate:
         )
 
     def close(self) -> None:
-        """Ends the process; another one starts if there is more to render."""
+        """Ends the process; the next render starts another one."""
         self._renderer.close()
 
     def encode(self, messages: Sequence[Message]) -> Tokens:

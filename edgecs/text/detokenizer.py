@@ -1,6 +1,6 @@
-"""Bytes of tokens in, text out: whole characters only, and never a part of a stop.
+"""Converts bytes of tokens to text: whole characters only, never part of a stop string.
 
-`Tokenizer` is what a model has to offer; `TextStream` turns its pieces into a stream.
+`Tokenizer` is the protocol of a model's tokenizer; `TextStream` streams its pieces.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, document: bool = True) -> Tokens:
         """Ids of `text`, special tokens parsed, int32 [n].
 
-        document: the text stands at the start, so a BOS is put before it if the
-        model wants one.
+        document: the text begins a document, so a BOS is prepended if the model uses
+        one.
         """
 
     def pieces(self) -> list[bytes]:
-        """The text of every token, special ones spelt out, no padding at the end."""
+        """The text of every token, special tokens as written, without padding."""
 
     def piece(self, token: int) -> bytes:
-        """What a token adds to the text; control tokens add nothing."""
+        """The text of a token in an answer; control tokens have none."""
 
     def spelling(self, token: int) -> str:
-        """How a template writes a token; that of control tokens as well."""
+        """The text of a token in a template, also of control tokens."""
 
 
 class TextStream:
-    """Collects pieces; gives out text as soon as it cannot change any more.
+    """Collects pieces, and returns text as soon as it cannot change any more.
 
-    Text waits while its last character is incomplete or while it may be the beginning
-    of a stop string. The text of `push` and `flush` together is the answer; a stop
-    string and what follows it are not part of it.
+    Text is held back while its last character is incomplete or while it may begin a
+    stop string. The text of `push` and `flush` together is the answer, without a stop
+    string and the text after it.
 
     >>> stream = TextStream(stop=["END"])
     >>> [stream.push(piece) for piece in (b"caf\\xc3", b"\\xa9 E", b"N", b"D.")]
@@ -62,7 +62,7 @@ class TextStream:
         return self._release(self._decoder.decode(piece))
 
     def flush(self) -> str:
-        """What is still waiting, at the end of an answer."""
+        """The text still held back, at the end of an answer."""
         text = self._release(self._decoder.decode(b"", final=True)) + self._waiting
         self._waiting = ""
         return text

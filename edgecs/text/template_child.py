@@ -2,18 +2,17 @@
 
     python -P template_child.py SECONDS [FOLDER ...]
 
-A template comes with a model, from anywhere, and is a program. Jinja's sandbox keeps it
-away from the rest of Python. Only a process can bound its time and its memory: much of
-what takes long is a single call into C, which no thread can stop.
+A template comes with an untrusted model, and is a program. Jinja's sandbox isolates it
+from the rest of Python. Only a process can limit its time and memory: slow operations
+are often a single call into C, which no thread can stop.
 
-Requests come on stdin and answers leave on stdout, both as lines of JSON. The first
-answer comes without a request, once Jinja is imported. The first request is the
-template; each of the others holds the values of its variables. An answer is
+Requests are read from stdin and answers written to stdout, both as lines of JSON. The
+first answer is written without a request, once Jinja is imported. The first request is
+the template; each of the others has the values of its variables. An answer is
 ["done", text], ["failed", message] or ["stopped", reason]. A request that takes more
-than SECONDS ends the process, also after the parent was killed. FOLDERs: where to
-import from.
+than SECONDS ends the process, even if the parent was killed. FOLDERs: the import path.
 
-This file is run on its own and imports nothing of edgecs.
+This file runs on its own and does not import edgecs.
 """
 
 import sys
@@ -56,7 +55,7 @@ class Sandbox:
         self._template = Template("")
 
     def work(self, request: str | dict[str, Any]) -> str:
-        """What the template writes for these values, "" for the template itself."""
+        """The rendered text for these values; "" for the template itself."""
         if isinstance(request, str):
             self._template = self._environment.from_string(request)
             return ""
@@ -70,7 +69,7 @@ class Sandbox:
 
 
 def answer(line: bytes, work: Callable[[Any], str]) -> bytes:
-    """The line that answers this one."""
+    """The answer to a request, both as lines."""
     try:
         return _line("done", work(json.loads(line)))
     except RecursionError:
@@ -89,7 +88,7 @@ def _line(*answer: str) -> bytes:
 
 
 def _message(error: Exception) -> str:
-    """What it says, unless that cannot be written, as with a number of many digits."""
+    """The message of an error; its type if str() fails, as for huge numbers."""
     with suppress(Exception):
         return str(error) or type(error).__name__
     return type(error).__name__
@@ -108,7 +107,7 @@ def _json(value: Any, indent: int | None = None) -> str:
 
 
 def _limit() -> None:
-    """Sets the limits that the system knows."""
+    """Sets the limits that the system supports."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent
     try:
         import resource
@@ -120,7 +119,7 @@ def _limit() -> None:
 
 
 def _alarm(seconds: float) -> None:
-    """Ends this process after so long, even within a call into C; 0: never."""
+    """Ends this process after this time, even within a call into C; 0: never."""
     if hasattr(signal, "setitimer"):  # not on Windows
         signal.setitimer(signal.ITIMER_REAL, seconds)
 

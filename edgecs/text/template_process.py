@@ -1,4 +1,4 @@
-"""The process that renders a chat template: started, asked, ended.
+"""The child process that renders a chat template.
 
 It runs `template_child.py`, which describes requests and answers.
 """
@@ -19,17 +19,17 @@ from edgecs.errors import ConfigError, ModelError
 
 RAW = "use --raw to feed the text as it is"
 _CHILD = Path(__file__).with_name("template_child.py")
-_START = 30.0  # seconds: 0.07 are usual, many more while the machine is busy
-_SECONDS = 5.0  # that a template may take
+_START = 30.0  # seconds: usually 0.07, many more if the machine is busy
+_SECONDS = 5.0  # limit of one render
 _LINE = (6 * 16 << 20) + 1024  # bytes; in JSON a control character takes six
-_MESSAGE = 300  # characters of what a template says
+_MESSAGE = 300  # characters of a template's message
 
 
 class Renderer:
     """Renders one template in a process of its own, which ends with this object.
 
-    Threads may share it. Raises ModelError where the template is broken or takes too
-    much, and where no process can be started.
+    Threads may share it. Raises ModelError if the template is invalid or exceeds its
+    limits, and if no process can be started.
     """
 
     def __init__(self, source: str) -> None:
@@ -40,7 +40,7 @@ class Renderer:
             self._start()
 
     def render(self, values: Mapping[str, Any]) -> str:
-        """What the template writes. Raises ConfigError where it refuses the values."""
+        """The rendered text. Raises ConfigError if the template refuses the values."""
         request = _line(values)
         with self._at_work():
             try:
@@ -59,8 +59,8 @@ class Renderer:
     def _at_work(self) -> Iterator[None]:
         """One thread at a time; after an error other than a refusal, a new process.
 
-        The answer of the old one may still be under way, and would be taken for the
-        answer to the next request.
+        The old one may still send its answer, which would be taken for the answer to
+        the next request.
         """
         with self._lock:
             try:
@@ -76,7 +76,7 @@ class Renderer:
 
     def _rendered(self, request: bytes) -> str:
         if self._child:
-            # It may have been killed since its last answer, as when memory ran short.
+            # It may have been killed since its last answer, as if memory ran out.
             with suppress(_Died):
                 return self._child.ask(request, _SECONDS)
             self._end()
@@ -105,7 +105,7 @@ class Renderer:
 
 
 class _Failed(Exception):
-    """What went wrong in the template, in its words."""
+    """The template's own error message."""
 
 
 class _Died(Exception):
@@ -120,12 +120,12 @@ class _Child:
         self.end = weakref.finalize(self, _end, self._process)
 
     def ask(self, request: bytes, seconds: float) -> str:
-        """What it answers. Raises _Failed, _Died, and ModelError for too much."""
+        """The answer to a request. Raises _Failed, _Died, ModelError."""
         late = threading.Event()
 
         def stop() -> None:
             late.set()
-            self._process.kill()  # also frees the thread that writes to it or reads
+            self._process.kill()  # also unblocks the thread that writes to it or reads
 
         timer = threading.Timer(seconds, stop)
         timer.daemon = True
@@ -146,7 +146,7 @@ class _Child:
         try:
             pipes.stdin.write(request)
             pipes.stdin.flush()
-        except OSError:  # there is no reader any more
+        except OSError:  # the process has ended
             return b""
         return pipes.stdout.readline(_LINE)
 
@@ -162,14 +162,14 @@ def _text(line: bytes) -> str:
                 raise _Failed(_shown(text))
             case ["stopped", str(text)]:
                 raise _stopped(_shown(text))
-    raise _stopped("its process answers nonsense")
+    raise _stopped("its process returned invalid data")
 
 
 def _popen() -> subprocess.Popen[bytes]:
-    """The process; -P, as the folder of its program has names of Python's modules."""
+    """Starts the process; -P, as its folder has names of Python's modules."""
     if getattr(sys, "frozen", False) or not sys.executable:
         raise ModelError(
-            f"the chat template needs a Python interpreter, and there is none: {RAW}"
+            f"the chat template needs a Python interpreter, which was not found: {RAW}"
         )
     try:
         return subprocess.Popen(
@@ -177,7 +177,7 @@ def _popen() -> subprocess.Popen[bytes]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C is not for it
+            start_new_session=True,  # Ctrl-C must not reach it
         )
     except OSError as error:
         raise ModelError(
@@ -200,7 +200,7 @@ def _line(value: object) -> bytes:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"the messages are not texts ({error}): a message is "
+            f"the messages are not strings ({error}): a message is "
             '{"role": ..., "content": ...}'
         ) from error
     line = f"{text}\n".encode("utf-8", "surrogatepass")

@@ -198,7 +198,7 @@ def test_a_model_that_cannot_forget_decodes_plainly():
     model.rewindable = False
     report = examine(model, Limits())
     assert report.no_class == ["p"]
-    assert report.why == "this model cannot forget rejected tokens"
+    assert report.why == "this model cannot remove rejected tokens"
     assert [run.widths for run in report.runs] == [{1: 39}]
 
 
@@ -290,7 +290,7 @@ def test_people_get_tables_and_a_last_line(edgecs: Edgecs, tiny_gguf: Path):
     assert [line.split()[0] for line in lines[1:3]] == ["question", "list"]
     assert lines[-1] == "identical: 6 of 6 answers, 72 tokens (numeric)"
     assert any(line.startswith("half wrong, every width") for line in lines)
-    assert "choice: greedy" in outcome.err.splitlines()
+    assert "sampling: greedy" in outcome.err.splitlines()
     assert "mag, every width: 2 of 2 identical" in outcome.err
 
 
@@ -322,7 +322,7 @@ def test_no_class_is_said_and_is_no_failure(edgecs: Edgecs, tiny_gguf: Path):
     llama = ("--kernels", "llama")
     outcome = edgecs("audit", "-m", tiny_gguf, *FEW, *STRICT, "-q", *llama)
     assert outcome.code == 0, outcome
-    assert f"{NO_CLASS} for question, list: no width that was probed" in outcome.out
+    assert f"{NO_CLASS} for question, list: no probed width" in outcome.out
     assert "as generate proves nothing: nothing was drafted" in outcome.out
     assert outcome.out.splitlines()[-1].startswith("identical: 2 of 2 answers")
 
@@ -416,13 +416,16 @@ def test_drafters_take_part(edgecs: Edgecs, tiny_gguf: Path):
         (b"", ["has no prompts", "one JSON object a line"]),
         (b"\n \n", ["has no prompts"]),
         (bytes(range(256)), ["is not UTF-8 text", "byte 128 is 0x80"]),
-        (b'{"prompt": "a"}\nhello\n', ["line 2 of", "is no prompt", "turns, prompt"]),
-        (b"[1]", ["line 1 of", "is no prompt"]),
-        (b"[" * 100_000, ["line 1 of", "is no prompt"]),
-        (b'{"prompt": " "}', ["line 1 of", "is no prompt"]),
-        (b'{"prompt": 5}', ["line 1 of", "is no prompt"]),
-        (b'{"turns": {"a": 1}}', ["line 1 of", "is no prompt"]),
-        (b'{"other": "a"}', ["line 1 of", "is no prompt"]),
+        (
+            b'{"prompt": "a"}\nhello\n',
+            ["line 2 of", "is not a prompt", "turns, prompt"],
+        ),
+        (b"[1]", ["line 1 of", "is not a prompt"]),
+        (b"[" * 100_000, ["line 1 of", "is not a prompt"]),
+        (b'{"prompt": " "}', ["line 1 of", "is not a prompt"]),
+        (b'{"prompt": 5}', ["line 1 of", "is not a prompt"]),
+        (b'{"turns": {"a": 1}}', ["line 1 of", "is not a prompt"]),
+        (b'{"other": "a"}', ["line 1 of", "is not a prompt"]),
         (b'{"prompt": "\\ud800"}', ["not valid Unicode"]),
     ],
 )

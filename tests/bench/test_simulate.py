@@ -56,7 +56,7 @@ def test_an_exported_profile_is_simulated(simulate, tmp_path: Path):
     assert found["speedup"] == pytest.approx(found["mean_accept_len"], rel=1e-3)
     refused = simulate("--hardware", path, "--target", "7B-q4")
     assert refused.code == 2
-    assert "--target is not for mine, which has its own" in refused.err
+    assert "--target does not apply to mine, which has its own" in refused.err
 
 
 def test_traces_of_ones_own_without_a_drafter(simulate, tmp_path: Path):
@@ -113,7 +113,7 @@ def test_predicted_against_measured(simulate, tmp_path: Path):
         (("--limit", "0"), "0 is not in the range"),
         (("--traces", "none.jsonl"), "none.jsonl, line 1: not a trace"),
         (("--against", "none.json"), "none.json cannot be read"),
-        (("--against", "x", "--chain", "plain"), "--against says hardware"),
+        (("--against", "x", "--chain", "plain"), "--against sets hardware"),
     ],
 )
 def test_bad_input_is_one_sentence(simulate, arguments: Sequence[str], message: str):

@@ -217,7 +217,7 @@ def test_a_message_without_an_answer_is_taken_back():
 def test_there_is_nothing_to_give_again_or_take_back_at_first():
     one = chat()
     assert one.undo() == []
-    with pytest.raises(ConfigError, match="nothing was asked yet"):
+    with pytest.raises(ConfigError, match="there is no message yet"):
         [*one.again()]
 
 
@@ -373,7 +373,7 @@ def test_cells_are_for_the_same_way_to_load(tmp_path: Path):
     save(path, spoken().state(), owner(), CELLS)
     other = read(path, owner(loading="other"))
     assert other.cells is None
-    assert other.reason == "the model was loaded in another way then"
+    assert other.reason == "the model was loaded with other options"
     with pytest.raises(ModelError, match=r"a conversation with m, and the model here"):
         read(path, owner(fingerprint="other"))
 
@@ -454,7 +454,7 @@ def test_a_text_that_was_changed_is_refused(tmp_path: Path):
     rewritten(path, says(content="other words"))
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = b"0" * 64
-    with pytest.raises(ConfigError, match="is not what was written"):
+    with pytest.raises(ConfigError, match="does not match its checksum"):
         read(path, owner())
 
 

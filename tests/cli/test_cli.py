@@ -31,7 +31,7 @@ def test_stdout_is_the_answer_and_stderr_the_rest(edgecs: Edgecs, tiny_gguf: Pat
     )
     told = generate(edgecs, tiny_gguf, "-n", 40, "-v").err
     for detail in (
-        "choice: greedy",
+        "sampling: greedy",
         "drafts: target <- mag <- bigram, planned",
         "exactness: ",
     ):
@@ -188,17 +188,20 @@ def test_a_prompt_longer_than_the_context(edgecs: Edgecs, tiny_gguf: Path):
         (["--temp", "-1"], ["temperature must be 0 (greedy) or more, got -1"]),
         (["--top-p", "1.5"], ["top_p must be between 0 and 1, got 1.5"]),
         (["--mirostat", 2], ["mirostat is not supported", "--top-p"]),
-        (["-l", "15043"], ["logit bias '15043' cannot be read", "15043+1"]),
+        (["-l", "15043"], ["logit bias '15043' is not valid", "15043+1"]),
         (["-l", "99999+1"], ["token 99999: ids go from 0 to 271"]),
         (["-s", -2], ["--seed", "-2 is not in the range"]),
         (["--lenience", 0.5], ["--lenience", "0.5 is not in the range"]),
         (["--lenience", "nan"], ["--lenience"]),
-        (["--log-answers", "/dev/full"], ["answers cannot be kept in /dev/full"]),
+        (["--log-answers", "/dev/full"], ["answers cannot be saved in /dev/full"]),
         (["--k-matrix", "3,0;0,3"], ["2 rows but there are 1 drafters (mag)"]),
         (["--k-matrix", "3;x"], ["'3;x' is not a K matrix", "5,10;0,10"]),
-        (["--k-matrix", "4", "--draft-max", 3], ["--k-matrix and --draft-max exclude"]),
+        (
+            ["--k-matrix", "4", "--draft-max", 3],
+            ["--k-matrix and --draft-max are mutually"],
+        ),
         (["--k-matrix", "64"], ["a draft of 64 tokens is not possible", "and 63"]),
-        (["--grammar", "x", "-j", "{}"], ["--grammar and --json-schema exclude"]),
+        (["--grammar", "x", "-j", "{}"], ["--grammar and --json-schema are mutually"]),
         (["--grammar-file", "no.gbnf"], ["no.gbnf cannot be read: No such file"]),
         (["-j", "{"], ["JSON schema"]),
         (["-ngl", "-3"], ["'-3' is not a number >= 0"]),
@@ -207,7 +210,7 @@ def test_a_prompt_longer_than_the_context(edgecs: Edgecs, tiny_gguf: Path):
         (["-n", -2], ["-2 is not in the range"]),
         (["-ctk", "q3"], ["-ctk", "q3"]),
         (["-ctv", "q8_0", "-fa", "off"], ["needs flash attention"]),
-        (["-f", "x"], ["-p and -f exclude each other"]),
+        (["-f", "x"], ["-p and -f are mutually exclusive"]),
         (["--frobnicate"], ["No such option", "--frobnicate"]),
     ],
 )

@@ -106,8 +106,8 @@ def test_a_drawn_seed_is_printed_and_can_be_given(edgecs: Edgecs, tiny_gguf: Pat
     (seed,) = re.findall(r" · seed (\d+)", first.err)
     assert edgecs(*command, "-s", seed).out == first.out != second.out
     said = edgecs(*command, "-s", seed, "-v").err
-    assert f"choice: temperature 0.8, seed {seed}" in said
-    assert "choice: greedy" in edgecs(*command, "--temp", 0, "-v").err
+    assert f"sampling: temperature 0.8, seed {seed}" in said
+    assert "sampling: greedy" in edgecs(*command, "--temp", 0, "-v").err
 
 
 def test_the_start_lines_name_every_drafter(edgecs, tiny_gguf: Path, other_gguf: Path):
@@ -129,7 +129,7 @@ def test_a_drafter_of_another_vocabulary_is_refused(edgecs, tiny_gguf, tmp_path)
 
 def test_a_drafter_that_is_no_model_is_refused(edgecs, tiny_gguf, tmp_path):
     command = ("generate", "-m", tiny_gguf, "-p", "a", "--draft")
-    one_line(edgecs(*command, tmp_path), 3, "no ONNX drafter", "drafter.toml")
+    one_line(edgecs(*command, tmp_path), 3, "not an ONNX drafter", "drafter.toml")
     one_line(edgecs(*command, tmp_path / "x.gguf"), 3, "there is no file")
     one_line(edgecs(*command, "nobody-knows-this"), 3, "nobody-knows-this")
 

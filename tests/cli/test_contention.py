@@ -33,10 +33,7 @@ def test_it_is_said_once_until_it_was_quiet(clock: list[float]):
         clock[0] += 1
         Counted.share = share
         lines.append(watch.line())
-    said = (
-        "other programs compute (blender most of all): they took {} of the processors "
-        "meanwhile"
-    )
+    said = "other programs (mostly blender) used {} of the CPU during this answer"
     assert [line and line.partition(",")[0] for line in lines] == [
         None,
         said.format("49%"),
@@ -60,4 +57,4 @@ def test_where_no_program_is_seen_none_is_named(
     clock[0], Counted.share = 1.0, 0.5
     line = watch.line()
     assert line
-    assert line.startswith("other programs compute: they took 50%")
+    assert line.startswith("other programs used 50%")

@@ -71,8 +71,8 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str, str]] = {
         "CUDAExecutionProvider does not work",
         "CUDA-ExecutionProvider",
     ),
-    "memory": ({"available": 399 << 20}, "399 MiB of memory are free", "end other"),
-    "huge pages": ({"huge_pages_off": True}, "switched off", "echo madvise | sudo tee"),
+    "memory": ({"available": 399 << 20}, "399 MiB of memory are free", "close other"),
+    "huge pages": ({"huge_pages_off": True}, "are disabled", "echo madvise | sudo tee"),
     "no model": (
         {"models": {"small-model": None}, "profiles": []},
         "there is no model here",
@@ -85,7 +85,7 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "stale": (
         {"build": "0.4.0"},
-        "model-Q4_K_M is not used, as something has changed since then (another build",
+        "model-Q4_K_M is not used, because something has changed since then (",
         "edgecs tune -m small-model",
     ),
 }
@@ -117,7 +117,7 @@ def test_problems_add_up(names: set[str]):
 def test_many_models_are_one_sentence(count: int):
     busy = [profile(measured=False, model=f"m{i}") for i in range(count)]
     (finding,) = diagnose(replace(HEALTHY, profiles=busy))
-    assert ("more:" in finding.text) == (count > 3)
+    assert ("more is" in finding.text) == (count > 3)
     assert finding.do
     assert "edgecs tune -m m0.gguf" in finding.do
     assert ("the others" in finding.do) == (count > 1)
@@ -152,8 +152,8 @@ def test_the_verdict_comes_first(
 ):
     monkeypatch.setattr(huge_pages, "setting", lambda: "switched off")
     first, second, *_ = edgecs("doctor").out.splitlines()
-    assert first.startswith("! huge pages are switched off")
-    assert second.startswith("  -> until the next start: echo madvise")
+    assert first.startswith("! huge pages are disabled")
+    assert second.startswith("  -> until the next reboot: echo madvise")
     verdict = json.loads(edgecs("doctor", "--json").out)["verdict"]
     assert {"level", "text", "do"} == set(verdict[0])
     assert "edgecs models pull smollm2" in verdict[-1]["do"]

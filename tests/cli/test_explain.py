@@ -527,4 +527,4 @@ def test_explained_text_is_the_answer(
 
 def test_explain_and_json_exclude_each_other(edgecs: Edgecs):
     outcome = edgecs("generate", "-m", "none", "-p", "x", "--explain", "--json")
-    one_line(outcome, 2, "--explain and --json exclude each other", "--trace")
+    one_line(outcome, 2, "--explain and --json are mutually exclusive", "--trace")

@@ -122,7 +122,7 @@ def test_an_output_that_cannot_be_written_is_one_sentence(tiny_gguf: Path):
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "edgecs generate: cannot go on: [Errno 28] No space left on device"
+        "edgecs generate: cannot continue: [Errno 28] No space left on device"
     ]
 
 
@@ -181,4 +181,4 @@ def test_an_input_that_ends_is_no_ctrl_c(
     monkeypatch.setattr("edgecs_cli.commands.doctor.doctor.callback", ended)
     outcome = edgecs("doctor")
     assert outcome.code == 1
-    assert outcome.err.strip() == "edgecs: the input ended where more was expected"
+    assert outcome.err.strip() == "edgecs: the input ended unexpectedly"

@@ -188,7 +188,7 @@ def test_a_conversation_goes_on_from_a_file(deck: Deck, tmp_path: Path, capfd):
     ask(deck, "something else")
     deck.run(f"/load {file}")
     assert list(deck.talk.chat.messages) == before
-    assert "read again" not in capfd.readouterr().err
+    assert "recomputed" not in capfd.readouterr().err
     assert ask(deck, "and?") == after
     assert deck.talk.session.stats.cached_tokens
 
@@ -235,13 +235,13 @@ def test_settings_are_shown_and_changed(deck: Deck, capfd):
     deck.run("/set temp 0")
     deck.run("/show")
     told = capfd.readouterr().err
-    assert "choice: greedy" in told
+    assert "sampling: greedy" in told
     assert "top_k 3" in told
     assert "overflow: shift" in told
     assert "max_tokens: none" in told
     assert deck.talk.chat.max_tokens is None
     deck.run("/stats")
-    assert "nothing was answered yet" in capfd.readouterr().err
+    assert "no answer yet" in capfd.readouterr().err
     ask(deck, "hello")
     deck.run("/stats")
     deck.run("/explain on")
@@ -253,8 +253,8 @@ def test_settings_are_shown_and_changed(deck: Deck, capfd):
     [
         ("/regn", "no command /regn: did you mean /regen?"),
         ("/xyzzy", "/help lists them all"),
-        ("/regen", "nothing was asked yet"),
-        ("/undo", "nothing to take back"),
+        ("/regen", "there is no message yet"),
+        ("/undo", "nothing to undo"),
         ("/set temprature 1", "did you mean temperature?"),
         ("/set top_k many", "top_k must be a whole number, got 'many'"),
         ("/set temp -1", "temperature must be 0"),
@@ -331,8 +331,8 @@ def test_a_prompt_cache_changes_no_token(edgecs, tiny_gguf, tmp_path, monkeypatc
         assert outcome.code == 0, outcome.err
         said.append(outcome)
     assert said[0].out == said[1].out
-    assert "are kept in" in said[0].err
-    assert "come from" in said[1].err
+    assert "system message to" in said[0].err
+    assert "of the system message from" in said[1].err
 
 
 def test_a_pattern_that_matches_without_end_is_refused(deck: Deck, tmp_path: Path):

@@ -40,7 +40,7 @@ def test_a_chat_on_a_terminal(tiny_gguf: Path, state: Path):
     terminal.type('lines"""\r')
     terminal.wait(r"8 tokens · .*limit reached")
     terminal.type("/undo\r")
-    terminal.wait(r"taken back: two lines")
+    terminal.wait(r"removed: two lines")
     terminal.type("/nonsense\r")
     terminal.wait(r"there is no command /nonsense")
     terminal.type("/model /nowhere.gguf\r")
@@ -51,7 +51,7 @@ def test_a_chat_on_a_terminal(tiny_gguf: Path, state: Path):
     terminal.type(f"/model {tiny_gguf}\r")
     terminal.wait(r"speculation on\s+>")
     terminal.type("/show\r")
-    terminal.wait(r"choice: greedy[\s\S]*stats: off[^\n]*\n[\s\S]*2 messages")
+    terminal.wait(r"sampling: greedy[\s\S]*stats: off[^\n]*\n[\s\S]*2 messages")
     # What is typed is dropped first, however much of it there is.
     for keys in ("a", "b", '"""c\rd'):
         terminal.type(keys)
@@ -59,7 +59,7 @@ def test_a_chat_on_a_terminal(tiny_gguf: Path, state: Path):
         terminal.type("\x03")
         terminal.wait(r"\n>")
     terminal.type("\x03")
-    terminal.wait("Ctrl-C once more")
+    terminal.wait("Ctrl-C again")
     terminal.type("\x03")
     assert terminal.end() == 0
     assert "+hello" in (state / "history").read_text()
@@ -213,7 +213,7 @@ def test_ctrl_c_while_the_prompt_appears(
         reader = input.Typed(history=False)
         keys.send_text("hello\r")
         assert reader() == "hello"
-    assert "Ctrl-C once more or Ctrl-D leaves" in capsys.readouterr().err
+    assert "press Ctrl-C again or Ctrl-D to leave" in capsys.readouterr().err
 
 
 def test_a_second_tab_keeps_the_only_completion(tiny_gguf: Path, state: Path):
@@ -227,7 +227,7 @@ def test_a_second_tab_keeps_the_only_completion(tiny_gguf: Path, state: Path):
     terminal.type("\t")
     time.sleep(0.3)
     terminal.type("\r")
-    terminal.wait("nothing was asked yet")
+    terminal.wait("there is no message yet")
     terminal.type("\x04")
     assert terminal.end() == 0
 

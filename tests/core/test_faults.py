@@ -494,9 +494,9 @@ def test_a_fault_is_logged_and_shown(caplog: pytest.LogCaptureFixture):
     reason = "RuntimeError: the engine failed"
     (warning,) = caplog.records
     assert warning.getMessage() == (
-        f"faulty failed: {reason}; it is not asked again in this session"
+        f"faulty failed: {reason}; the drafter is disabled for the rest of this session"
     )
-    assert f"faulty: parked for this session, as it failed: {reason}" in lines
+    assert f"faulty: disabled for this session because it failed: {reason}" in lines
     assert block["faults"] == {"faulty": reason}
     assert block["chain"] == ["target", "faulty", "sound"]
     told = [record["faults"] for record in records]
@@ -513,7 +513,9 @@ def test_a_planners_legend_says_it_once():
         ids(session.generate([1], max_tokens=60))
         lines = legend(session, "numeric", colours=False)
     ours = [line for line in lines if line.startswith("d0: ")]
-    assert ours == ["d0: parked for this session, as it failed: the graph is broken"]
+    assert ours == [
+        "d0: disabled for this session because it failed: the graph is broken"
+    ]
 
 
 def test_a_fault_in_the_call_that_reads_the_prompt_is_told_with_the_first_round():

@@ -178,7 +178,7 @@ def test_a_grammar_means_what_its_characters_mean(root: str, x: str, y: str):
     text = f"root ::= {root}\nx ::= {x}\ny ::= {y}\n"
     try:
         rules = parse(text)
-    except ConfigError:  # 'root' goes on for ever
+    except ConfigError:  # 'root' never ends
         return
     mask = over(text)
     for length in range(5):
@@ -383,7 +383,7 @@ def nested(levels: int, refs: int) -> dict[str, object]:
         (lambda: Grammar.gbnf('root ::= "a"{9999}'), "repeat counts up to 2000"),
         (lambda: Grammar.gbnf("root ::= *"), "a rule was expected"),
         (lambda: Grammar.gbnf("root ::= <think>"), "names a token"),
-        (lambda: Grammar.gbnf('root ::= "a" root'), "goes on for ever"),
+        (lambda: Grammar.gbnf('root ::= "a" root'), "never ends"),
         (lambda: Grammar.gbnf("root ::= " + "(" * 200), "nested groups"),
         (
             lambda: Grammar.gbnf(
@@ -408,10 +408,10 @@ def nested(levels: int, refs: int) -> dict[str, object]:
         (lambda: Grammar.json_schema({"enum": []}), "Unsatisfiable schema"),
         (lambda: Grammar.json_schema(nested(60, 60)), "61 different .ref"),
         (lambda: Grammar.json_schema(nested(140, 0)), "recursion limit"),
-        (lambda: Grammar.json_schema({"$ref": "#"}).over(TRIE), "nothing that this"),
+        (lambda: Grammar.json_schema({"$ref": "#"}).over(TRIE), "no token of this"),
         (
             lambda: Grammar.gbnf('root ::= "é"').over(TokenTrie([b"e", b""], {1})),
-            "nothing that this model can write keeps to the grammar",
+            "no token of this model matches the grammar",
         ),
         (lambda: TokenTrie([b"a"], ()), "no token that ends an answer"),
     ],

@@ -33,7 +33,7 @@ def test_pull_meets_a_wrong_checksum(index, edgecs, cache, toml):
 
 def test_pull_is_cut_off_and_goes_on(index, edgecs, cache, toml):
     index.hang_up_after = 100_000
-    last_line(edgecs("models", "pull", toml), 6, "ended at 100000", "goes on where")
+    last_line(edgecs("models", "pull", toml), 6, "ended at 100000", "to resume")
     index.hang_up_after = None
     assert edgecs("models", "pull", toml).code == 0
     assert "bytes=100000-" in index.ranges
@@ -105,8 +105,7 @@ def test_verify_says_how_each_model_is(index, edgecs, cache, toml, monkeypatch):
         "fake  damaged: weights.gguf has the wrong checksum",
     ]
     assert outcome.err.splitlines()[-1] == (
-        "edgecs models verify: damaged: fake; fetch a damaged model again with `edgecs "
-        "models pull`"
+        "edgecs models verify: damaged: fake; run `edgecs models pull` for each"
     )
     path.write_bytes(DATA[1:])
     outcome = edgecs(*here, "--json")
@@ -116,7 +115,7 @@ def test_verify_says_how_each_model_is(index, edgecs, cache, toml, monkeypatch):
             "name": "fake",
             "path": str(path),
             "state": "damaged",
-            "problem": "weights.gguf has 5119999 bytes, not the 5120000 that are known",
+            "problem": "weights.gguf has 5119999 bytes instead of 5120000",
         }
     ]
     assert "checking" not in outcome.err  # a size is enough

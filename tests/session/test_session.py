@@ -233,7 +233,7 @@ def test_a_model_that_cannot_rewind_decodes_plainly_and_says_so():
     model = TableModel(5, rewindable=False)
     with Session(model, Endless(), [MaxGram()], draft_max=4) as session:
         assert session.chain == ["target"]
-        assert "cannot forget" in str(session.off_reason)
+        assert "cannot remove" in str(session.off_reason)
         assert ids(session.generate([1], max_tokens=9)) == model.greedy([1], 9)
 
 

@@ -133,7 +133,7 @@ def test_half_a_character_may_be_written():
 
 
 def test_messages_that_are_not_texts_are_refused():
-    with pytest.raises(ConfigError, match="the messages are not texts"):
+    with pytest.raises(ConfigError, match="the messages are not strings"):
         template(CONTENT).render([{"role": "user", "content": b"x"}])  # type: ignore[dict-item]
 
 
@@ -445,11 +445,11 @@ say('["done", ""]'); ask(); say('["done", ""]'); ask()
         ("while True: pass", "does not start .*--raw"),
         ("import os; os.write(1, bytes(99999))", "does not start .*--raw"),
         (_READY, r"stopped \(its process died\).*--raw"),
-        (f"{_READY}while True: say('x' * 999)", "answers nonsense.*--raw"),
+        (f"{_READY}while True: say('x' * 999)", "returned invalid data.*--raw"),
         (f"{_READY}while True: sys.stdout.write('x' * 999)", "writes too much.*--raw"),
-        (f"{_READY}say('[]')", "answers nonsense.*--raw"),
-        (f"{_READY}say('[' * 50_000)", "answers nonsense.*--raw"),
-        (f"{_READY}sys.stdout.buffer.write(bytes([34, 255, 34, 10]))", "nonsense"),
+        (f"{_READY}say('[]')", "returned invalid data.*--raw"),
+        (f"{_READY}say('[' * 50_000)", "returned invalid data.*--raw"),
+        (f"{_READY}sys.stdout.buffer.write(bytes([34, 255, 34, 10]))", "invalid data"),
     ],
 )
 def test_a_process_that_is_not_itself_does_no_harm(

@@ -257,7 +257,7 @@ def test_a_plot_without_matplotlib_is_refused_first(
     [
         ("none/a.png", ["none/a.png cannot be written: No such file"]),
         ("a.png", ["a.png cannot be written: it is a folder"]),
-        ("a.gif", [".png or an .svg", "a.gif"]),
+        ("a.gif", [".png or .svg", "a.gif"]),
     ],
 )
 def test_a_plot_that_cannot_be_written_is_refused_first(
@@ -314,10 +314,12 @@ def test_a_model_that_cannot_rewind_decodes_plainly(
     monkeypatch.setattr(LlamaModel, "rewindable", False)
     outcome = tune_cli(edgecs, tiny_gguf)
     assert outcome.code == 0
-    assert "tiny decodes plainly: it cannot forget rejected tokens" in outcome.out
+    assert (
+        "tiny decodes without drafts: it cannot remove rejected tokens" in outcome.out
+    )
     report = json.loads(tune_cli(edgecs, tiny_gguf, "--json").out)
     assert report["chosen"] == []
-    assert "cannot forget" in report["reason"]
+    assert "cannot remove" in report["reason"]
     assert saved(cache) == []
 
 
@@ -355,4 +357,4 @@ def test_numbers_are_shown_where_they_cannot_be_kept(
     outcome = tune_cli(edgecs, tiny_gguf, "-q")
     assert outcome.code == 1
     assert "Chosen: target <- mag" in outcome.out
-    assert "the profile was not kept" in outcome.err
+    assert "the profile was not saved" in outcome.err

@@ -1,1 +1,1 @@
-"""A chat in the terminal: what is typed, what a slash does, how answers look."""
+"""A chat in the terminal: input, slash commands and rendering."""

@@ -1,4 +1,4 @@
-"""The last conversations, kept after every turn, so that no end of a chat loses one."""
+"""Saves the last conversations after every turn, for `edgecs chat --resume`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _KEPT = 8  # conversations
 
 
 class Autosave:
-    """Writes a chat into a file of its own, without cells: it is there to be read.
+    """Saves a chat to a file of its own, without KV cells.
 
-    wanted: whether anything is kept at all.
+    wanted: whether anything is saved at all.
     """
 
     def __init__(self, *, wanted: bool) -> None:
@@ -33,14 +33,14 @@ class Autosave:
 
     @contextmanager
     def at_end(self, talk: Talk, model: str) -> Iterator[None]:
-        """Also keeps what an exception ends, with as much as was said by then."""
+        """Also saves a chat that ends by an exception, up to there."""
         try:
             yield
         finally:
             self.write(talk, model)
 
     def write(self, talk: Talk, model: str) -> None:
-        """Keeps a conversation that has changed. A disk that is full is told once."""
+        """Saves a conversation that has changed; reports a failure once."""
         messages = list(talk.chat.messages)
         said = any(message.role == "assistant" for message in messages)
         if not (self._wanted and said) or messages == self._written:
@@ -53,24 +53,24 @@ class Autosave:
             with suppress(OSError):  # the terminal may be gone
                 say(f"this chat cannot be resumed later: {error}")
             return
-        self._written = messages  # not before: a signal may have ended the saving
+        self._written = messages  # only now: a signal may interrupt `save`
         if first:
             _drop_old()
 
 
 def last_chat() -> tuple[Path, str]:
-    """The newest conversation's file, and the model it is with.
+    """The newest conversation's file, and its model.
 
-    Raises click.UsageError where there is none, ConfigError where it is damaged.
+    Raises click.UsageError if there is none, ConfigError if it is damaged.
     """
     files = _files()
     if not files:
-        raise click.UsageError("there is no chat to resume: begin one with -m MODEL")
+        raise click.UsageError("there is no chat to resume: start one with -m MODEL")
     return files[-1], read(files[-1], None).settings.get("model", "")
 
 
 def _reference(model: str) -> str:
-    """What -m said, from whatever folder it is said again."""
+    """The model reference, with the absolute path of a file."""
     path = Path(model)
     return str(path.absolute()) if path.is_file() else model
 
@@ -80,14 +80,14 @@ def _folder() -> Path:
 
 
 def _files() -> list[Path]:
-    """All of them, the newest last."""
+    """All saved chats, the newest last."""
     with suppress(OSError):
         return sorted(_folder().glob("*.edgecs"))
     return []
 
 
 def _drop_old() -> None:
-    sweep(_folder())  # each chat has a file of its own, which is not written again
+    sweep(_folder())  # `replacing` sweeps only when the same file is written again
     for old in _files()[:-_KEPT]:
         with suppress(OSError):
             old.unlink()

@@ -1,4 +1,4 @@
-"""What a chat does when a line begins with a slash."""
+"""The slash commands of a chat."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from edgecs_cli.loading.describe import answer_details, answer_line, details, st
 from edgecs_cli.loading.explain import legend
 from edgecs_cli.options.texts import read_text
 
-_LARGEST = 4 << 20  # bytes of what is read in front of a message
-_MOST_FILES, _MOST_PLACES = 100, 10_000  # that match a pattern, and that are looked at
+_LARGEST = 4 << 20  # bytes of the files attached to a message
+_MOST_FILES, _MOST_PLACES = 100, 10_000  # that match a pattern, and that are visited
 _CODE = re.compile(r"^```[^\n]*\n(.*?)^```", re.M | re.S)
 _NUMBERS = {f.name: f for f in fields(Sampling) if isinstance(f.default, int | float)}
 _OWN = ("max_tokens", "overflow", "markdown", "think")
 
 
 class Leave(Exception):
-    """The chat is to end, or to go on with another model."""
+    """Ends the chat, or continues it with another model."""
 
     def __init__(self, model: str | None = None) -> None:
         super().__init__()
@@ -48,11 +48,11 @@ class Leave(Exception):
 
 
 class Deck:
-    """The state of a chat's screen, and the commands that act on it.
+    """The state of a chat on the screen, and the commands that act on it.
 
-    answer: shows an answer, as `Talk` gives it. lent: the time in which an editor has
-    the terminal. talk: another one after a change of the model. attached: texts that go
-    in front of the next message.
+    answer: shows an answer of `Talk`. lent: a context in which an editor has the
+    terminal. talk: replaced when the model changes. attached: texts that precede the
+    next message.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Deck:
         self.folds = True
 
     def run(self, line: str) -> None:
-        """Does what a line like "/set seed 3" says. Raises ConfigError, Leave."""
+        """Runs a line such as "/set seed 3". Raises ConfigError, Leave."""
         name, _, rest = line.strip().partition(" ")
         command = _BY_NAME.get(name)
         if command is None:
@@ -88,43 +88,45 @@ class Deck:
         for command in COMMANDS:
             line = f"{_usage(command):{width}}{command.help}"
             echo(wrapped(line, columns(sys.stderr), " " * width), err=True)
-        say('Alt-Enter: a new line. """ begins and ends a text of several lines.')
+        say('Alt-Enter: a new line. """ begins and ends a message of several lines.')
         say("Ctrl-C stops an answer, Ctrl-D leaves.")
 
     def exit(self, rest: str) -> None:
-        """Leaves."""
+        """Leaves the chat."""
         raise Leave
 
     def model(self, rest: str) -> None:
-        """Goes on with another model, from the text so far."""
+        """Switches to another model and keeps the conversation."""
         if not rest:
             say(start_line(self.talk.now))
             return
-        self.talk.find(rest)  # a typing error costs neither the cells nor their time
+        self.talk.find(rest)  # a wrong name fails before this model is unloaded
         raise Leave(rest)
 
     def clear(self, rest: str) -> None:
-        """Forgets the conversation, not the system message."""
+        """Clears the conversation but not the system message."""
         messages = self.talk.chat.conversation.messages
         messages[:] = [m for m in messages if m.role == "system"]
         self.attached.clear()
-        say("the conversation begins anew")
+        say("the conversation was cleared")
 
     def regen(self, rest: str) -> None:
-        """Answers the last message again."""
+        """Regenerates the last answer."""
         if self.talk.sampling.is_greedy:
-            say("greedy: the same tokens come again (/set temperature 0.8 for others)")
+            say(
+                "greedy: the answer will be the same (/set temperature 0.8 for another)"
+            )
         self.answer(self.talk.again)
 
     def undo(self, rest: str) -> None:
-        """Takes the last message and its answer back."""
+        """Removes the last message and its answer."""
         gone = self.talk.chat.undo()
         if not gone:
-            raise ConfigError("there is nothing to take back: no message was sent yet")
-        say(f"taken back: {_short(gone[0].content)}")
+            raise ConfigError("there is nothing to undo: no message was sent yet")
+        say(f"removed: {_short(gone[0].content)}")
 
     def edit(self, rest: str) -> None:
-        """Opens the last message in $EDITOR, and asks it anew."""
+        """Edits the last message in $EDITOR and sends it again."""
         asked = [m.content for m in self.talk.chat.messages if m.role == "user"]
         try:
             with self._lent():
@@ -144,7 +146,7 @@ class Deck:
         self.answer(lambda: self.talk.ask(text.rstrip("\n")))
 
     def system(self, rest: str) -> None:
-        """Shows or changes the system message; none: takes it away."""
+        """Shows or changes the system message; none: removes it."""
         talk = self.talk.chat.conversation
         if rest:
             talk.set_system(None if rest == "none" else rest)
@@ -153,7 +155,7 @@ class Deck:
         say(f"system: {first.content}" if first and has else "system: none")
 
     def set(self, rest: str) -> None:
-        """Changes a setting; without a name, shows them."""
+        """Changes a setting; without a name, shows all settings."""
         words = rest.removeprefix("parameter ").split(None, 1)
         if len(words) < 2:
             self.show("")
@@ -195,7 +197,7 @@ class Deck:
             for name in _NUMBERS
             if getattr(talk.sampling, name) != getattr(default, name)
         ]
-        say(f"sampling: {', '.join(changed) or 'greedy'}")
+        say(f"sampling settings: {', '.join(changed) or 'greedy'}")
         chat = talk.chat
         own = {
             "max_tokens": "none" if chat.max_tokens is None else chat.max_tokens,
@@ -209,35 +211,36 @@ class Deck:
         say(" | ".join(f"{name}: {value}" for name, value in own.items()))
         out = sum(m.left_out for m in chat.messages)
         used, room = talk.tokens(), talk.session.target.n_ctx
-        note = f", {out} of them not fed any more" if out else ""
+        note = f", {out} of them left out of the context" if out else ""
         say(f"{len(chat.messages)} messages{note}; {used} of {room} tokens of context")
 
     def save(self, rest: str) -> None:
-        """Keeps the conversation in a file, with its KV cells."""
+        """Saves the conversation to a file, with its KV cells."""
         path = _path(rest, "/save talk.edgecs")
         self.talk.save(path)
         size = path.stat().st_size / (1 << 20)
-        say(f"{len(self.talk.chat.messages)} messages are in {path} ({size:.1f} MiB)")
+        count = len(self.talk.chat.messages)
+        say(f"{count} messages were saved to {path} ({size:.1f} MiB)")
 
     def load(self, rest: str) -> None:
-        """Goes on with the conversation in a file."""
+        """Loads the conversation in a file."""
         path = _path(rest, "/load talk.edgecs")
         reason = self.talk.load(path)
         messages = self.talk.chat.messages
-        note = f"; it is read again, as {reason}" if reason else ""
+        note = f"; recomputed because {reason}" if reason else ""
         say(f"{len(messages)} messages from {path}{note}")
         for message in messages[-2:]:
             say(f"{message.role}: {_short(message.content, 200)}")
 
     def read(self, rest: str) -> None:
-        """Puts a text file in front of the next message."""
+        """Attaches a text file to the next message."""
         path = _path(rest, "/read notes.txt")
         self._attach(path, read_text(path, _LARGEST))
 
     def glob(self, rest: str) -> None:
-        """Puts all files that match in front of the next message."""
+        """Attaches all matching files to the next message."""
         if not rest:
-            raise ConfigError("no pattern was given: as in /glob src/*.py")
+            raise ConfigError("no pattern was given: give one, as in /glob src/*.py")
         found = _matches(rest)
         if not found:
             raise ConfigError(f"no file matches {rest}: check the pattern")
@@ -260,17 +263,17 @@ class Deck:
         text = blocks[-1] if blocks else said[-1]
         to_clipboard(text)
         what = "the last code block" if blocks else "the last answer"
-        say(f"{what} ({len(text)} characters) went to the terminal's clipboard")
+        say(f"{what} ({len(text)} characters) was copied to the clipboard")
 
     def toggle_stats(self, rest: str) -> None:
-        """Shows what the last answer took; on, off: after each."""
+        """Shows statistics of the last answer; on, off: of each."""
         if rest:
             self.stats = _switch("stats", rest)
             say(f"stats: {_onoff(self.stats)}")
             return
         session = self.talk.session
         if not session.stats.tokens:
-            say("nothing was answered yet with these settings")
+            say("there is no answer yet with these settings")
             return
         say(answer_line(session.stats, self.talk.chat.finish_reason))
         for line in answer_details(session):
@@ -281,7 +284,7 @@ class Deck:
             _tell(line)
 
     def set_spec(self, rest: str) -> None:
-        """auto: as it pays; on: always draft; off: plain decoding."""
+        """auto: draft where it pays; on: always; off: never."""
         if rest:
             _one_of("spec", rest, get_args(Spec))
             self.talk.set_spec(cast(Spec, rest))
@@ -289,7 +292,7 @@ class Deck:
         say(f"speculation: {self.talk.spec}" + (f", {chain}" if rest != "off" else ""))
 
     def toggle_explain(self, rest: str) -> None:
-        """Shows who wrote which part of an answer."""
+        """Shows which model wrote which part of an answer."""
         self.explain = _switch("explain", rest) if rest else not self.explain
         say(f"explain: {_onoff(self.explain)}")
         if self.explain and self.talk.session.stats.tokens:
@@ -300,11 +303,11 @@ class Deck:
 
     def _attach(self, path: Path, text: str) -> None:
         self.attached.append(f"{path.name}:\n```\n{text.rstrip()}\n```")
-        say(f"{path} ({len(text)} characters) goes with your next message")
+        say(f"{path} ({len(text)} characters) is attached to your next message")
 
 
 class Command(NamedTuple):
-    """A command: its names, what follows it, and what it does."""
+    """A command: its names, its arguments and its method."""
 
     names: tuple[str, ...]
     takes: str
@@ -312,7 +315,7 @@ class Command(NamedTuple):
 
     @property
     def help(self) -> str:
-        """One line."""
+        """One line for /help."""
         return (self.does.__doc__ or "").strip()
 
 
@@ -340,7 +343,7 @@ _BY_NAME = {name: command for command in COMMANDS for name in command.names}
 
 
 def settings() -> list[str]:
-    """The names that /set knows."""
+    """The names of the settings."""
     return [*_NUMBERS, *_OWN]
 
 
@@ -350,14 +353,14 @@ def _usage(command: Command) -> str:
 
 def _path(rest: str, example: str) -> Path:
     if not rest:
-        raise ConfigError(f"no file was given: as in {example}")
+        raise ConfigError(f"no file was given: give one, as in {example}")
     try:
         words = shlex.split(rest, posix=sys.platform != "win32")
     except ValueError:
         words = [rest]
     try:
         return Path(words[0] if len(words) == 1 else rest).expanduser()
-    except RuntimeError as error:  # the home of a user that there is not
+    except RuntimeError as error:  # the home of an unknown user
         raise ConfigError(f"{rest!r} is not a path: {error}") from error
 
 
@@ -380,21 +383,21 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def _matches(pattern: str) -> list[Path]:
-    """Files; raises ConfigError for a pattern with no end of them."""
+    """Matching files; raises ConfigError if there are too many."""
     found: list[Path] = []
     for n, name in enumerate(glob.iglob(pattern, recursive=True)):
         if Path(name).is_file():
             found.append(Path(name))
         if len(found) > _MOST_FILES or n > _MOST_PLACES:
             raise ConfigError(
-                f"{pattern} matches more than {_MOST_FILES} files, or lies in too many "
-                "folders: give a narrower pattern"
+                f"{pattern} matches more than {_MOST_FILES} files, or searches too "
+                "many folders: give a narrower pattern"
             )
     return found
 
 
 def _tell(line: str) -> None:
-    """A row of a table, which has its looks and its width, or a sentence."""
+    """Prints a styled row of a table as it is, or wraps a sentence."""
     painted = isinstance(line, Painted)
     echo(line if painted else wrapped(line, columns(sys.stderr)), err=True)
 

@@ -1,4 +1,4 @@
-"""Messages as they are typed, or as they come from a pipe."""
+"""Reads messages from a terminal or from a pipe."""
 
 from __future__ import annotations
 
@@ -27,27 +27,29 @@ if TYPE_CHECKING:
 
 _QUOTES = '"""'
 _LEAVES = "\x04"  # Ctrl-D
-_AHEAD = 1 << 16  # bytes that may be typed while an answer comes
-_KEYS = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|O.|.)?")  # arrows and the like
+_AHEAD = 1 << 16  # bytes of input typed during an answer
+_KEYS = re.compile(
+    r"\x1b(\[[0-?]*[ -/]*[@-~]|O.|.)?"
+)  # escape sequences, as of arrow keys
 
 
 class Reader(Protocol):
-    """Gives the next message, None at the end."""
+    """Returns the next message, None at the end."""
 
     commands: bool  # whether lines that begin with a slash are commands
 
     def __call__(self) -> str | None:
-        """Raises ConfigError for what is no text; the next call goes on after it."""
+        """Raises ConfigError for invalid text; the next call continues after it."""
 
     def answered(self, *, stopped: bool) -> None:
-        """Told when an answer has ended, by Ctrl-C or by itself."""
+        """Called when an answer has ended. stopped: by Ctrl-C."""
 
     def usual(self) -> AbstractContextManager[None]:
-        """For the time in which another program has the terminal, or none needs it."""
+        """A context in which the terminal has its original modes."""
 
 
 def reader(*, history: bool) -> Reader:
-    """For a terminal with editing, completion and a history; else line by line."""
+    """On a terminal with editing, completion and a history; else line by line."""
     if sys.stdin.isatty() and sys.stdout.isatty():
         return Typed(history=history)
     return Piped()
@@ -68,7 +70,7 @@ class Piped:
         return None
 
     def answered(self, *, stopped: bool) -> None:
-        """A pipe is read to its end."""
+        """Does nothing: a pipe is read to its end."""
 
     def usual(self) -> AbstractContextManager[None]:
         """A pipe has no modes."""
@@ -78,9 +80,9 @@ class Piped:
 class Typed:
     """A prompt on the terminal.
 
-    Ctrl-C drops what is typed. At an empty prompt the first one says how to leave, the
-    second one leaves. Between prompts the terminal echoes nothing: what is typed while
-    an answer comes stands in the next prompt, to be sent or not.
+    Ctrl-C clears the input. At an empty prompt the first one says how to leave, the
+    second one leaves. Between prompts the terminal echoes nothing: input typed during
+    an answer appears in the next prompt, and is not sent.
     """
 
     commands = True
@@ -96,11 +98,11 @@ class Typed:
             enable_open_in_editor=True,
         )
         self._warned = False
-        self._ahead = ""  # typed while an answer came
+        self._ahead = ""  # typed during an answer
         self._modes = _Modes()
 
     def __call__(self) -> str | None:
-        """What was typed; several lines between triple quotes."""
+        """The next message; it has several lines between triple quotes."""
         while True:
             text = ""
             try:
@@ -117,7 +119,7 @@ class Typed:
                 if self._warned:
                     return None
                 self._warned = True
-                say("Ctrl-C once more or Ctrl-D leaves")
+                say("press Ctrl-C again or Ctrl-D to leave")
                 continue
             except EOFError:
                 return None
@@ -125,7 +127,7 @@ class Typed:
             return text
 
     def answered(self, *, stopped: bool) -> None:
-        """Another Ctrl-C leaves; it also took what was typed meanwhile."""
+        """After Ctrl-C another one leaves, and input typed meanwhile is lost."""
         self._warned = stopped
         ahead = self._modes.typed_ahead()
         self._ahead = "" if stopped else ahead
@@ -135,9 +137,9 @@ class Typed:
         return self._modes.usual()
 
     def _line(self, sign: str, default: str = "") -> str:
-        """A line. Ctrl-C while the prompt appears counts as typed there.
+        """Reads a line. Ctrl-C while the prompt appears counts as typed there.
 
-        asyncio, under the prompt, cannot be interrupted while it begins.
+        asyncio, which the prompt uses, cannot be interrupted while it starts.
         """
         from prompt_toolkit.application import get_app
 
@@ -159,9 +161,9 @@ class Typed:
 
 
 class _Modes:
-    """A terminal that echoes nothing and hands out keys one by one; Ctrl-C works.
+    """Terminal modes without echo and line buffering; Ctrl-C works.
 
-    Nothing happens where there are no such modes (Windows).
+    Does nothing on Windows, which has no such modes.
     """
 
     def __init__(self) -> None:
@@ -183,7 +185,7 @@ class _Modes:
 
     @contextmanager
     def usual(self) -> Iterator[None]:
-        """As it was, for a while."""
+        """A context with the original modes."""
         if sys.platform == "win32":
             yield
             return
@@ -194,7 +196,7 @@ class _Modes:
             self._set(self._quiet)
 
     def typed_ahead(self) -> str:
-        """Text that waits to be read; keys that are no text are left out."""
+        """Text waiting to be read, without keys that are not text."""
         data = b""
         while sys.platform != "win32" and len(data) < _AHEAD:
             if not select.select([self._terminal], [], [], 0)[0]:
@@ -207,7 +209,7 @@ class _Modes:
 
 
 def _edited(keys: str) -> str:
-    r"""What a line would be after these keys; an Enter sends nothing.
+    r"""The line after these keys; Enter does not send it.
 
     >>> _edited("helo\x7flo\r")
     'hello'
@@ -222,7 +224,7 @@ def _edited(keys: str) -> str:
 
 
 def _history() -> History:
-    """Kept between chats, where there is room for it."""
+    """Saved between chats, unless the file cannot be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     path = Path(platformdirs.user_state_dir("edgecs")) / "history"
@@ -236,7 +238,7 @@ def _history() -> History:
 
 
 def _completer() -> Completer:
-    """Commands by their names with the slash, and what follows each of them."""
+    """Completes commands and their arguments."""
     from prompt_toolkit.completion import (
         Completer,
         Completion,
@@ -275,7 +277,7 @@ def _completer() -> Completer:
 
 
 def _on_a_command() -> Any:
-    """Completion offers itself behind a slash, and keeps out of messages."""
+    """Completes while typing only in a command, not in a message."""
     from prompt_toolkit.application import get_app
     from prompt_toolkit.filters import Condition
 
@@ -283,7 +285,7 @@ def _on_a_command() -> Any:
 
 
 def _bindings() -> KeyBindings:
-    """Alt-Enter begins another line."""
+    """Alt-Enter starts a new line, Tab completes."""
     from prompt_toolkit.key_binding import KeyBindings
 
     bindings = KeyBindings()
@@ -294,7 +296,7 @@ def _bindings() -> KeyBindings:
 
     @bindings.add("tab")
     def _(event: Any) -> None:
-        """The only completion stays; of several the next one."""
+        """Applies the only completion, or selects the next of several."""
         buffer = event.current_buffer
         state = buffer.complete_state
         if state is None:

@@ -1,4 +1,4 @@
-"""What a chat in the terminal is about: a model, a conversation, settings."""
+"""A chat in the terminal: a model, a conversation and settings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Start:
 
 
 class Talk:
-    """A conversation with an opened model.
+    """A conversation with a loaded model.
 
     `sampling` and `spec` may be changed between answers, each by its method.
     """
@@ -60,22 +60,22 @@ class Talk:
             stop=start.stop,
             max_tokens=None if start.max_tokens < 0 else start.max_tokens,
         )
-        self._times = 0  # that the last message was answered again
-        self._wanted: Spec | None = None  # what somebody set `spec` to
+        self._times = 0  # that the last answer was regenerated
+        self._wanted: Spec | None = None  # as set by `set_spec`
 
     @cached_property
     def _key(self) -> Key:
-        """What the cells depend on; reads samples of the model's file."""
+        """The key that KV cells depend on; reads samples of the model's file."""
         return self.runtime.loaded.key()
 
     @property
     def session(self) -> Session:
-        """The one in use."""
+        """The current session."""
         return self.chat.session
 
     @property
     def now(self) -> Runtime:
-        """What answers, with the session and the settings in use."""
+        """The runtime with the current session and settings."""
         recipe = replace(self.runtime.recipe, sampling=self.sampling)
         return replace(self.runtime, session=self.session, recipe=recipe)
 
@@ -85,7 +85,7 @@ class Talk:
         return self.chat.ask(text, rule=self._rule())
 
     def again(self) -> Generator[Token]:
-        """Another answer to the last message: sampled ones with another seed."""
+        """Another answer to the last message, sampled with another seed."""
         self._times += 1
         return self.chat.again(rule=self._rule())
 
@@ -95,7 +95,7 @@ class Talk:
         self.sampling = replace(self.sampling, **changed)
 
     def set_spec(self, spec: Spec) -> None:
-        """auto: the planner decides; on: every drafter drafts always; off: nobody.
+        """auto: the planner decides; on: all drafters always draft; off: none.
 
         Raises ConfigError where the model was opened without speculation.
         """
@@ -117,13 +117,13 @@ class Talk:
         self._wanted = spec
 
     def find(self, model: str) -> None:
-        """Sees to it that another model is here. Raises ModelError, FetchError."""
+        """Finds another model or downloads it. Raises ModelError, FetchError."""
         from edgecs.engines.llama.model import check_file
 
         check_file(find_model(model, offline=self._start.offline))
 
     def take_over(self, other: Talk) -> None:
-        """Goes on where another model stopped: from its text, with its settings."""
+        """Takes the text and the settings of a chat with another model."""
         mine, theirs = self.chat, other.chat
         mine.conversation.messages = [
             Message(m.role, m.content) for m in theirs.messages
@@ -134,45 +134,45 @@ class Talk:
             self.set_spec(other._wanted)
 
     def tokens(self) -> int:
-        """How many tokens the conversation has so far."""
+        """Number of tokens of the conversation so far."""
         talk = self.chat.conversation
         return talk.prompt().tokens.size if talk.messages else 0
 
     def owner(self) -> Owner:
-        """Whose conversations these are."""
+        """The model that saved conversations belong to."""
         key = self._key
         tokens = self.session.target.vocab_size
         return Owner(key.model, key.fingerprint, key.bits, tokens)
 
     def save(self, path: Path) -> None:
-        """Writes the conversation and its cells. Raises ConfigError."""
+        """Saves the conversation and its KV cells. Raises ConfigError."""
         cells = self.runtime.loaded.target.cells()
         save(path, self.chat.conversation.state(), self.owner(), cells)
 
     def load(self, path: Path) -> str | None:
-        """Goes on with a conversation; why it has to be read again, if it has to.
+        """Loads a conversation; returns why it is computed again, None if it is not.
 
-        Raises ConfigError, ModelError; then this conversation is as it was.
+        Raises ConfigError, ModelError; then this conversation is unchanged.
         """
         found = read(path, self.owner())
         target, reason = self.runtime.loaded.target, found.reason
         if found.cells and not target.take(found.cells):
-            reason = "llama.cpp does not take its cells"
+            reason = "llama.cpp rejects its KV cells"
         self.chat.conversation.messages = found.messages
         return reason
 
     def warm(self, path: Path, say: Callable[[str], None]) -> None:
-        """Reads the system message, or takes its cells from a file, which is made.
+        """Loads the system message's KV cells from a file, or computes and saves them.
 
-        Either way it is read by itself, so an answer does not depend on which way it
-        was. Raises ConfigError.
+        Either way it is computed in calls of its own, so an answer does not depend on
+        which way it was. Raises ConfigError.
         """
         prefix = self._prefix()
         target = self.runtime.loaded.target
         if path.exists():
             cells = read(path, self.owner()).cells
             if cells and cells.tokens == prefix and target.take(cells):
-                say(f"{len(prefix)} tokens of the system message come from {path}")
+                say(f"loaded {len(prefix)} tokens of the system message from {path}")
                 return
         if not prefix:
             return
@@ -180,18 +180,18 @@ class Talk:
         cells = target.cells()
         save(path, [], self.owner(), cells)
         if cells:
-            target.take(cells)  # a chat goes on from all of them, as after a file
-        say(f"{len(prefix)} tokens of the system message are kept in {path}")
+            target.take(cells)  # continue from the same cells as after loading
+        say(f"saved {len(prefix)} tokens of the system message to {path}")
 
     @cached_property
     def thinks_at_once(self) -> bool:
-        """Whether the template itself opens a thought where the answer begins."""
+        """Whether the template opens a thinking block before the answer."""
         spelling = self.session.tokenizer.spelling
         last = self._probe("a")[-8:]
         return "".join(map(spelling, last)).rstrip().endswith(OPENS)
 
     def _probe(self, text: str) -> list[int]:
-        """What would be fed for a message."""
+        """The prompt for a message."""
         talk = self.chat.conversation
         talk.add("user", text)
         try:
@@ -200,7 +200,7 @@ class Talk:
             talk.pop_turn()
 
     def _prefix(self) -> list[int]:
-        """What every conversation with this system message begins with."""
+        """The tokens that all conversations with this system message share."""
         if not any(m.role == "system" for m in self.chat.messages):
             return []
         prompts = [self._probe(text) for text in ("a", "b")]
@@ -217,7 +217,7 @@ class Talk:
 
 
 def _always(drafters: int) -> KMatrix:
-    """A fixed schedule in which everybody drafts, whoever reviews."""
-    count = drafters + 1  # Max-Gram as well
+    """A fixed schedule in which all drafters draft for every reviewer."""
+    count = drafters + 1  # including Max-Gram
     rows = range(count)
     return KMatrix(tuple(tuple(_FIXED * (c >= r) for c in rows) for r in rows))

@@ -1,8 +1,8 @@
-"""How an answer looks while it comes: Markdown, thoughts, lines broken at words.
+"""Renders an answer while it streams: Markdown, thinking blocks, word wrap.
 
-Nothing that was written is ever written again, so the stream neither flickers nor
-fights with a terminal that is resized: Markdown keeps its marks and gets its looks as
-it passes by, and a word waits until it is whole.
+Output is never rewritten, so it does not flicker and survives a resize of the terminal:
+Markdown keeps its marks and is styled in passing, and a word is held back until it is
+complete.
 """
 
 from __future__ import annotations
@@ -22,24 +22,23 @@ _UNITS = re.compile(r"\n|[ \t]+|[^ \t\n]+")
 
 
 class WordWrap:
-    """Breaks lines at words in a stream of tokens; a word waits until it is whole.
+    """Wraps a stream of tokens at words; a word is held back until it is complete.
 
-    Lines of code and of tables stay as they are, and so does what has no blanks. width:
-    columns of the terminal, asked for at every line as it may be resized; None: no
-    lines are broken.
+    Code, tables and text without blanks are not wrapped. width: columns of the
+    terminal, queried for every line as it may be resized; None: no wrapping.
     """
 
     def __init__(self, width: Callable[[], int | None]) -> None:
         self._ask = width
         self._width = width()
         self._column = 0
-        self._line = ""  # what the source has of the line so far
+        self._line = ""  # the unwrapped line so far
         self._fence = False
         self._blank: Token | None = None  # between two words, or where a line ends
-        self._word: list[Token] = []  # parts of a word that may go on
+        self._word: list[Token] = []  # parts of an incomplete word
 
     def __call__(self, tokens: Iterable[Token]) -> Iterator[Token]:
-        """The same text with other line ends, each part with its own source."""
+        """The same text with more line breaks, each part with its own source."""
         for token in tokens:
             for unit in _UNITS.findall(token.text):
                 yield from self._unit(token._replace(text=unit))
@@ -69,12 +68,12 @@ class WordWrap:
             self._word.append(part)
 
     def _stays(self) -> bool:
-        """Whether the line is none that may be broken."""
+        """Whether the line must not be wrapped."""
         begun = self._line.lstrip()
         return self._width is None or self._fence or begun.startswith(("```", "|"))
 
     def _release(self) -> Iterator[Token]:
-        """The word that waited, on the next line where this one has no room for it."""
+        """The word held back, on the next line if it does not fit on this one."""
         if not self._word:
             return
         size = sum(_columns(part.text) for part in self._word)
@@ -96,14 +95,14 @@ class WordWrap:
 
 
 def _columns(text: str) -> int:
-    """Columns that a text takes on a terminal, as far as that is known."""
+    """Columns that a text takes on a terminal."""
     return max(0, wcswidth(text.expandtabs())) or len(text)
 
 
 class Markdown:
-    """Gives Markdown its looks while it streams; a chunk may end anywhere.
+    """Styles Markdown while it streams; a chunk may end anywhere.
 
-    Headings and `**text**` become bold, code coloured; the marks stay.
+    Headings and `**text**` become bold, code is coloured; the marks are kept.
     """
 
     def __init__(self) -> None:
@@ -112,14 +111,14 @@ class Markdown:
         self._fence = self._code = self._bold = False
 
     def feed(self, text: str) -> Painted:
-        """The text with escape codes; every chunk ends with plain looks."""
+        """The text with escape codes; the style is reset after every chunk."""
         text, self._waiting = self._waiting + text, ""
         if text.endswith("*") and not text.endswith("**"):
             text, self._waiting = text[:-1], "*"
         return joined(self._part(part) for part in _SPECIAL.split(text) if part)
 
     def flush(self) -> Painted:
-        """What was waiting for more, at the end."""
+        """The text still held back, at the end."""
         rest, self._waiting = self._waiting, ""
         return self._styled(rest)
 
@@ -157,21 +156,21 @@ class Markdown:
 
 
 class Thoughts:
-    """Folds what a reasoning model thinks before it answers.
+    """Hides the thinking block of a reasoning model.
 
-    `feed` gives the answer alone. `open` says whether it is thinking now; some
-    templates open the thought themselves.
+    `feed` returns the answer alone. `open`: whether the block is open; some templates
+    open it themselves.
     """
 
     def __init__(self, *, open: bool = False) -> None:
         self.open = open
-        self.characters = 0  # that were thought
+        self.characters = 0  # in the thinking block
         self._begun = False  # whether the answer has begun
-        self._blank = False  # whether blank lines behind a thought are being skipped
+        self._blank = False  # whether blank lines after the block are being skipped
         self._text = ""
 
     def feed(self, text: str) -> str:
-        """What is not a thought, as soon as that is certain."""
+        """Text outside the thinking block, as soon as that is certain."""
         if self._blank:
             text = text.lstrip("\n")
             self._blank = not text
@@ -198,7 +197,7 @@ class Thoughts:
         return self._begin(rest)
 
     def flush(self) -> str:
-        """What might have been the beginning of a thought, at the end."""
+        """Text held back as a possible start of a block, at the end."""
         if self._begun or self.open:
             return ""
         return self._begin(self._text)
@@ -216,10 +215,10 @@ def shown(
     folds: bool,
     thinks: bool = False,
 ) -> Iterator[str]:
-    """What to write for an answer, piece by piece.
+    """The text to print for an answer, piece by piece.
 
-    looks: Markdown gets its looks. folds: thoughts are left out, and how much was
-    thought is said on stderr. thinks: it begins within a thought.
+    looks: style Markdown. folds: hide the thinking block, and print its length to
+    stderr. thinks: the answer begins inside the block.
     """
     if folds:
         tokens = _folded(tokens, Thoughts(open=thinks))
@@ -231,7 +230,7 @@ def shown(
 
 
 def _folded(tokens: Iterable[Token], thoughts: Thoughts) -> Iterator[Token]:
-    """Tokens without the text of thoughts."""
+    """Tokens without the text of the thinking block."""
     thinking, last = False, None
     for token in tokens:
         last = token._replace(text=thoughts.feed(token.text))

@@ -1,4 +1,4 @@
-"""`edgecs audit`: whether drafts change answers, on this machine with this model."""
+"""`edgecs audit`: checks whether drafts change answers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
 
 @dataclass(frozen=True)
 class Wishes:
-    """What is audited, and how it is shown."""
+    """Options of the audit."""
 
     file: Path | None
     max_tokens: int
@@ -52,7 +52,7 @@ class Wishes:
     "file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="JSON Lines with turns, prompt or text; without it a few prompts of several "
+    help="JSON Lines with turns, prompt or text; default: built-in prompts of several "
     "kinds and lengths.",
 )
 @click.option(
@@ -63,14 +63,14 @@ class Wishes:
     type=click.IntRange(2),
     default=64,
     show_default=True,
-    help="Tokens of an answer; the first one comes with the prompt.",
+    help="Tokens per answer; the first one is not drafted.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many prompts.")
+@click.option("--limit", type=click.IntRange(1), help="Use only the first N prompts.")
 @click.option(
     "--compare-kernels",
     is_flag=True,
     help="Compare edgecs's kernels with llama.cpp's instead: best tokens, logits and "
-    "perplexity, with the prompts as texts.",
+    "perplexity on the prompts.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @sampling_options
@@ -79,11 +79,11 @@ class Wishes:
 @common_options
 @reports_errors
 def audit(**values: Any) -> None:
-    """Prove that drafts change nothing.
+    """Check that drafts do not change answers.
 
-    Answers prompts plainly, as `edgecs generate` would, and twice with every width of
-    the class in use forced in turn, and compares the tokens. Every fork is shown; one
-    where strict was promised ends with exit code 5.
+    Answers each prompt with plain decoding, as `edgecs generate` does, and twice with
+    all permitted batch widths forced in turn, and compares the tokens. Prints every
+    difference; one in a strict tier gives exit code 5.
 
     \b
     edgecs audit -m smollm2-135m-instruct
@@ -105,7 +105,7 @@ def audit(**values: Any) -> None:
     if wishes.compare_kernels:
         from edgecs_cli.commands.audit_kernels import compare_kernels
 
-        # As texts: without a chat's template.
+        # As texts: without the chat template.
         found = compare_kernels(recipe, call, lambda v: prompts_of(v.encode))
         for line in [json.dumps(found.fields())] if wishes.as_json else found.lines():
             echo(line)
@@ -125,16 +125,16 @@ def audit(**values: Any) -> None:
     report.check()
 
 
-# What follows from the model and the prompts alone needs no seed to be repeated.
+# Greedy answers can be repeated without a seed.
 next(p for p in audit.params if p.name == "temperature").default = 0.0
 
 
 def _examine(
     runtime: Runtime, prompts: list[Prompt], most: int, say: Callable[[str], None]
 ) -> Report:
-    """Runs the audit with the schedule, limits and rule that `generate` would have."""
+    """Runs the audit with the schedule, limits and rule of `generate`."""
     session = runtime.session
-    session.close()  # every answer gets a session of its own
+    session.close()  # every answer has a session of its own
     subject = Subject(
         session.target,
         session.tokenizer,
@@ -147,7 +147,7 @@ def _examine(
 
 
 def _encoder(vocabulary: Tokenizer) -> Encode:
-    """Text to tokens, through the chat template where there is one."""
+    """Encodes text, with the chat template if there is one."""
     if not vocabulary.chat_template:
         return vocabulary.encode
     template = ChatTemplate(vocabulary)
@@ -155,7 +155,7 @@ def _encoder(vocabulary: Tokenizer) -> Encode:
 
 
 def show(report: Report, vocabulary: Tokenizer) -> None:
-    """Tables for people; the last line sums up."""
+    """Prints tables; the last line is a summary."""
     for prompt in report.skipped:
         echo(f"skipped {prompt.id}: {prompt.tokens.size} tokens leave no room")
     _table(
@@ -220,7 +220,7 @@ def _table(titles: Row, rows: Iterable[Row], words: Collection[int]) -> None:
 
 
 def _data(runtime: Runtime, report: Report, most: int) -> dict[str, Any]:
-    """Everything, for programs."""
+    """All results, for --json."""
     loaded, session, recipe = runtime.loaded, runtime.session, runtime.recipe
     return {
         "model": loaded.model.path.name,
@@ -253,7 +253,7 @@ def _data(runtime: Runtime, report: Report, most: int) -> dict[str, Any]:
 
 
 def _run_data(run: Run) -> dict[str, Any]:
-    """Counters are copied: JSON wants plain keys in order."""
+    """A run as plain values; counters are sorted by key."""
     return {
         "drafts": run.drafter,
         "forced": run.forced,
@@ -270,7 +270,7 @@ def _run_data(run: Run) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The value with text for numbers that JSON does not have."""
+    """The value, with non-finite numbers as text."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

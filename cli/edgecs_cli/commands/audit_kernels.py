@@ -1,4 +1,4 @@
-"""`edgecs audit --compare-kernels`: edgecs's kernels beside llama.cpp's, on texts."""
+"""`edgecs audit --compare-kernels`: edgecs's kernels against llama.cpp's, on texts."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ Texts = Callable[[Tokenizer], Sequence[Prompt]]
 
 @dataclass(frozen=True)
 class KernelComparison:
-    """How far edgecs's kernels are from llama.cpp's, and llama.cpp from itself."""
+    """How far edgecs's kernels differ from llama.cpp's, and llama.cpp from itself."""
 
     path: Path
     kernels: str
     found: dict[str, Fidelity]
 
     def lines(self) -> list[str]:
-        """For people."""
+        """As lines to print."""
         ours = self.found[_OURS]
         kinds = (f"{n} {kind}" for kind, n in weight_types(self.path).items())
         lines = [
-            f"{self.path.name}: {self.kernels} beside llama.cpp's kernels, "
+            f"{self.path.name}: {self.kernels} against llama.cpp's kernels, "
             f"{ours.tokens} tokens",
             f"weights: {', '.join(kinds)}",
         ]
@@ -53,7 +53,7 @@ class KernelComparison:
         return lines
 
     def fields(self) -> dict[str, object]:
-        """For programs."""
+        """As fields for --json."""
         names = {_OURS: "own", _THEMSELVES: "llama_not_repacked"}
         return {
             "model": self.path.name,
@@ -67,10 +67,10 @@ class KernelComparison:
 
 
 def compare_kernels(recipe: Recipe, call: Call, texts: Texts) -> KernelComparison:
-    """Reads texts with both, and with llama.cpp loaded otherwise as a yardstick.
+    """Computes texts with both, and with llama.cpp without repacking as a yardstick.
 
-    texts: what is read, given a tokenizer. Raises ConfigError where llama.cpp would be
-    compared with llama.cpp.
+    texts: given a tokenizer, the texts. Raises ConfigError where edgecs's kernels are
+    not in use.
     """
     path, folders = call.find(replace(recipe, speculate=False)).model, call.folders
     with Interrupt() as cancel:
@@ -91,7 +91,7 @@ def compare_kernels(recipe: Recipe, call: Call, texts: Texts) -> KernelCompariso
             (_OURS, own),
             (_THEMSELVES, replace(theirs, repack=False)),
         ):
-            call.say(f"reading {len(given)} texts with {name}")
+            call.say(f"computing {len(given)} texts with {name}")
             with (
                 load(path, options, cancel=cancel, findings=folders.findings) as one,
                 load(path, theirs, cancel=cancel, findings=folders.findings) as other,
@@ -105,7 +105,7 @@ def compare_kernels(recipe: Recipe, call: Call, texts: Texts) -> KernelCompariso
 
 
 def weight_types(path: Path) -> dict[str, int]:
-    """How many matrices a file has of each type."""
+    """Number of matrices of each type in a file."""
     import gguf
 
     tensors = gguf.GGUFReader(path).tensors

@@ -1,4 +1,4 @@
-"""What `edgecs audit` asks a model: a file's prompts, or a few of its own."""
+"""Prompts of `edgecs audit`: from a file, or built in."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _prompt(line: str, number: int, file: Path) -> tuple[str, str]:
         text = None
     if not (isinstance(text, str) and text.strip()):
         raise ConfigError(
-            f"line {number} of {file} is no prompt: give a JSON object with turns, "
+            f"line {number} of {file} is not a prompt: give a JSON object with turns, "
             "prompt or text"
         )
     names = (fields.get(key) for key in ("question_id", "task_id", "id"))
@@ -80,7 +80,7 @@ def _prompt(line: str, number: int, file: Path) -> tuple[str, str]:
 
 
 def built_in(encode: Encode) -> list[Prompt]:
-    """Prompts of several kinds; some end just before a border between ranges."""
+    """Prompts of several kinds; some end just before a border of a context range."""
     prompts = [Prompt(name, encode(text)) for name, text in _TEXTS.items()]
     notes = [
         f"Note {i}: the {_THINGS[i % 7]} in the {_PLACES[i % 5]} {_STATES[i % 4]}."

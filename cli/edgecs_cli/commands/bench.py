@@ -1,4 +1,4 @@
-"""`edgecs bench`: what speculation brings on this machine."""
+"""`edgecs bench`: measures the speed-up of speculation on this machine."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from edgecs_bench.run.runner import Part, Wanted
 
 FORMS = ("md", "csv", "json", "jsonl")
-_QUICK_SECONDS = 110.0  # of the suite `quick`: two minutes with what is around it
-_TOKENS, _CODE_TOKENS = 192, 512  # of an answer; of one that has to be whole
+_QUICK_SECONDS = 110.0  # of the suite `quick`: two minutes in total
+_TOKENS, _CODE_TOKENS = 192, 512  # of an answer; of one that must be complete
 
 
 class ResultFile(OutputFile):
-    """Where the result goes; llama-bench's -o names a form instead."""
+    """The result file; llama-bench's -o takes a format instead."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -52,8 +52,8 @@ class ResultFile(OutputFile):
         """Checks a value of -o."""
         if value in FORMS:
             self.fail(
-                f"{value!r} is a form, not a file: --format {value} prints the result "
-                f"so, and -o ./{value} writes a file of that name",
+                f"{value!r} is a format, not a file: use --format {value} to print "
+                f"it, or -o ./{value} for a file of that name",
                 param,
                 ctx,
             )
@@ -80,7 +80,7 @@ class ResultFile(OutputFile):
     type=click.IntRange(1),
     default=5,
     show_default=True,
-    help="Prompts of a category.",
+    help="Prompts per category.",
 )
 @click.option(
     "--prompts-of",
@@ -88,29 +88,28 @@ class ResultFile(OutputFile):
     type=(str, click.IntRange(1)),
     multiple=True,
     metavar="CATEGORY N",
-    help="Another number of prompts for one category. May be repeated.",
+    help="Number of prompts for one category. May be repeated.",
 )
 @click.option(
     "--groups/--no-groups",
     "grouped",
     default=True,
-    help="Take the eight categories of MT-bench in Spec-Bench as one, mt_bench.",
+    help="Merge Spec-Bench's eight MT-bench categories into one, mt_bench.",
 )
 @click.option(
     "--mode",
     "modes",
     multiple=True,
     help="plain, llama (llama.cpp's own loop), mag:K or DRAFTER:K (K tokens in every "
-    "round), k:ROWS (a K matrix), planner, again (plain once more: the bench's own "
-    "error). May be repeated; plain, mag:3, every drafter with 3, and planner if "
-    "nothing is said.",
+    "round), k:ROWS (a K matrix), planner, again (plain repeated: the bench's own "
+    "error). May be repeated; default: plain, mag:3, every drafter with 3, planner.",
 )
 @click.option(
     "--peers",
     multiple=True,
     metavar="NAME",
     help="Other runtimes on the same file, prompts and threads, greedy: all, or names "
-    "as in docs/peers.md. Each is installed in an environment of its own. May be "
+    "from docs/peers.md. Each is installed in an environment of its own. May be "
     "repeated.",
 )
 @click.option(
@@ -119,8 +118,8 @@ class ResultFile(OutputFile):
     "--max-tokens",
     "most",
     type=click.IntRange(2),
-    help=f"Tokens of an answer; {_TOKENS}, or {_CODE_TOKENS} where code is run, or "
-    "what the time allows.",
+    help=f"Tokens per answer; default: {_TOKENS}, {_CODE_TOKENS} if code is run, or "
+    "as the time budget allows.",
 )
 @option(
     Section.SAMPLING,
@@ -147,36 +146,36 @@ class ResultFile(OutputFile):
     type=click.IntRange(1),
     default=5,
     show_default=True,
-    help="How often everything is measured.",
+    help="Number of repeats of every measurement.",
 )
 @click.option(
     "--time-budget",
     "seconds",
     type=Finite(1),
     metavar="SECONDS",
-    help="Begin nothing more when it is spent; quick has one of its own.",
+    help="Start no measurement after this time; quick has its own.",
 )
 @click.option(
     "--test",
     "tests",
     multiple=True,
     metavar="ppN|tgN[@dN]",
-    help="Prefill or decode as in llama-bench; pp512 and tg128 if nothing is said. May "
-    "be repeated.",
+    help="Prefill or decode as in llama-bench; default: pp512 and tg128. May be "
+    "repeated.",
 )
-@click.option("--no-tests", is_flag=True, help="Only answers.")
+@click.option("--no-tests", is_flag=True, help="Skip --test; measure only answers.")
 @click.option(
     "--allow-code-execution",
     "code",
     is_flag=True,
-    help="Run the code that the model writes for humaneval, to give pass@1: in a "
-    "process without network, with limits, but with your rights over files.",
+    help="Run the code that the model writes for humaneval, to compute pass@1: in a "
+    "process without network and with limits, but with your file permissions.",
 )
 @click.option(
     "--profile",
     is_flag=True,
-    help="Start from what your runs have taught, and keep what this one teaches; "
-    "otherwise nothing is known and nothing is kept.",
+    help="Start from your saved profile, and update it; by default the bench starts "
+    "without a profile and saves none.",
 )
 @option(
     Section.RESULTS,
@@ -194,7 +193,7 @@ class ResultFile(OutputFile):
     type=click.Choice(FORMS),
     default="md",
     show_default=True,
-    help="What is printed.",
+    help="Format of the printed result.",
 )
 @option(
     Section.RESULTS,
@@ -210,25 +209,25 @@ class ResultFile(OutputFile):
     "hardware",
     type=OutputFile(*RESULT),
     metavar="FILE",
-    help="Write this machine's costs for `edgecs simulate --hardware`.",
+    help="Write this machine's costs, for `edgecs simulate --hardware`.",
 )
 @option(
     Section.RESULTS,
     "--resume",
     type=OutputFile(in_place=True),
     metavar="FILE",
-    help="Keep what is done in this file, and go on from it if it is there.",
+    help="Save progress in this file, and resume from it if it exists.",
 )
 @drafter_options
 @common_options
 @click.pass_context
 @reports_errors
 def bench(context: click.Context, /, **values: Any) -> None:
-    """Measure what speculation brings here.
+    """Measure the speed-up of speculation here.
 
-    Every prompt is answered in every mode, one after the other and next time backwards,
-    from empty cells; a speed-up is a ratio of decode times within such a block. The
-    answer of every mode is compared with that of plain decoding.
+    Every prompt is answered in every mode, in an order that is reversed each time, from
+    an empty KV cache; a speed-up is a ratio of decode times within such a block. Every
+    answer is compared with that of plain decoding.
 
     \b
     edgecs bench -m smollm2-135m-instruct
@@ -265,14 +264,14 @@ def bench(context: click.Context, /, **values: Any) -> None:
     echo(rendered(result, values["form"]), nl=False)
 
 
-# A group asks for what it needs only when none of its commands was named.
+# A group requires its options only if no subcommand is given.
 _OWN = {parameter.name: parameter for parameter in bench.params}
 _OWN["model"].required = False
 _OWN["n_ctx"].default = 4096
 
 
 def _wanted(values: dict[str, Any]) -> Wanted:
-    """What the options ask for. Raises click.UsageError."""
+    """The measurements that the options ask for. Raises click.UsageError."""
     if not values["model"]:
         raise click.UsageError("Missing option '-m' / '--model'.")
     from edgecs_bench.peers.table import resolve
@@ -312,7 +311,7 @@ def _wanted(values: dict[str, Any]) -> Wanted:
 
 
 def _without_folders(word: str) -> str:
-    """A word of the command line; where files lie is nobody's business."""
+    """A word of the command line, without the folders of a path, for privacy."""
     return Path(word).name if Path(word).is_absolute() else word
 
 
@@ -342,8 +341,8 @@ def _measure(
     assert speculation is not None
     if not loaded.target.rewindable:
         raise click.UsageError(
-            f"{files.model.name} cannot forget rejected tokens, so nothing can be "
-            "drafted"
+            f"{files.model.name} cannot remove rejected tokens from its cache, so it "
+            "cannot be used with drafts"
         )
     with interrupt:
         drafts = files.drafts or ()
@@ -356,7 +355,7 @@ def _measure(
 def _peers(
     names: Sequence[str], drafts: Sequence[Path], subject: Subject
 ) -> Sequence[Part]:
-    """What the named runtimes are to do. Raises ConfigError."""
+    """The measurements of other runtimes. Raises ConfigError."""
     if not names:
         return ()
     from edgecs_bench.run.peer_modes import parts

@@ -1,4 +1,4 @@
-"""Commands of `edgecs bench` over files of results: compare, merge, report."""
+"""Subcommands of `edgecs bench` on result files: compare, merge, report."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from edgecs_cli.options.shared import reports_errors
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @reports_errors
 def compare(a: Path, b: Path, as_json: bool) -> None:
-    """Put two results side by side.
+    """Compare two results.
 
-    Says what else is different, speeds of both, and whether the intervals of their
-    speed-ups meet. Performance never decides the exit code.
+    Prints differences in the setup, both speeds, and whether the intervals of the
+    speed-ups overlap. The exit code does not depend on performance.
 
     \b
     edgecs bench compare before.json after.json
@@ -39,7 +39,7 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
 )
 @reports_errors
 def merge(files: tuple[Path, ...], output: Path) -> None:
-    """Put results of several models or machines into one file.
+    """Merge results of several models or machines into one file.
 
     \b
     edgecs bench merge laptop.json desktop.json -o all.json
@@ -65,13 +65,13 @@ def merge(files: tuple[Path, ...], output: Path) -> None:
     "--charts",
     "folder",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Write the charts as PNG and SVG files into this folder too.",
+    help="Also write the charts to this folder, as PNG and SVG files.",
 )
 @reports_errors
 def report(files: tuple[Path, ...], output: Path, folder: Path | None) -> None:
-    """Make one page of results that needs no network.
+    """Write results as one HTML page that needs no network.
 
-    Charts want the extra `plot`.
+    Charts need the extra `plot`.
 
     \b
     edgecs bench report run.json -o run.html --charts charts/

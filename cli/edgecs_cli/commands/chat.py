@@ -47,15 +47,15 @@ from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.sampling import sampling_options
 from edgecs_cli.options.shared import Interrupt, reports_errors
 
-_LONG = 256  # tokens of a prompt that one waits for
-# Signals that end a chat, as far as the system has them.
+_LONG = 256  # tokens of a prompt that takes noticeable time
+# Signals that end a chat, where the system has them.
 _ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT")
 logger = logging.getLogger("edgecs.chat")
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """Where a chat goes on from, and what is kept of it."""
+    """Options for what a chat resumes and saves."""
 
     model: str | None  # None: that of the last chat
     loads: Path | None
@@ -76,7 +76,7 @@ class Wishes:
     type=click.IntRange(-1),
     default=-1,
     show_default=True,
-    help="Most tokens of an answer; -1: until the model stops.",
+    help="Maximum tokens of an answer; -1: until the model stops.",
 )
 @click.option("--stop", multiple=True, help="Stop at this text; may be repeated.")
 @click.option(
@@ -84,34 +84,33 @@ class Wishes:
     type=click.Choice(get_args(Overflow)),
     default="stop",
     show_default=True,
-    help="When the conversation does not fit the context any more: say so; leave the "
-    "oldest turns out; or keep the first one, and cut the middle out of a message that "
-    "is too long by itself.",
+    help="If the conversation no longer fits the context, stop: report it; shift: drop "
+    "the oldest turns; truncate-middle: keep the first turn, and cut the middle out of "
+    "a message that is too long by itself.",
 )
 @click.option(
     "--load",
     "loads",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Go on with a conversation that /save kept.",
+    help="Continue a conversation saved with /save.",
 )
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on with the last chat, also one that was ended from outside; with the "
-    "same model if -m is left out.",
+    help="Continue the last chat, also after it was killed; with the same model if -m "
+    "is left out.",
 )
 @click.option(
     "--prompt-cache",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Keep what was computed for the system message here, and take it from here "
-    "the next time.",
+    help="Cache the KV cells of the system message in this file.",
 )
 @click.option(
     "--no-history",
     is_flag=True,
-    help="Keep neither what is typed nor the conversation for --resume.",
+    help="Save neither the input history nor the conversation for --resume.",
 )
 @sampling_options
 @drafter_options
@@ -119,9 +118,9 @@ class Wishes:
 @common_options
 @reports_errors
 def chat(**values: Any) -> None:
-    """Talk with a model.
+    """Chat with a model.
 
-    /help lists the commands. Ctrl-C stops an answer and keeps what was said; Ctrl-D
+    /help lists the commands. Ctrl-C stops an answer and keeps the text so far; Ctrl-D
     leaves. Without a terminal every line of stdin is a message.
 
     \b
@@ -140,7 +139,7 @@ def chat(**values: Any) -> None:
     ask = reader(history=not wishes.no_history)
     interrupt = Interrupt()
     deck: Deck | None = None
-    before = recipe.model  # one that works, once there is a deck
+    before = recipe.model  # known to load once there is a deck
     while True:
         try:
             with ExitStack() as stack:
@@ -166,36 +165,36 @@ def chat(**values: Any) -> None:
         recipe = replace(recipe, model=wanted, sampling=deck.talk.sampling)
 
 
-# With --resume the conversation says which model it is.
+# With --resume the saved conversation names the model.
 _MODEL = next(option for option in chat.params if option.name == "model")
 _MODEL.required = False
 
 
 def _resumed(wishes: Wishes) -> tuple[Path, str]:
-    """What --resume stands for: a file to load, and its model. Raises UsageError."""
+    """The file that --resume loads, and its model. Raises UsageError."""
     if wishes.loads:
-        raise click.UsageError("--resume and --load exclude each other")
+        raise click.UsageError("--resume and --load are mutually exclusive")
     path, model = last_chat()
     return path, wishes.model or model
 
 
 def _begin(talk: Talk, loads: Path | None, wishes: Wishes, call: Call) -> None:
-    """What the options say about the conversation."""
+    """Loads the conversation and the prompt cache of the options."""
     if loads:
         reason = talk.load(loads)
-        note = f"; it is read again, as {reason}" if reason else ""
+        note = f"; recomputed because {reason}" if reason else ""
         what = "the last chat" if wishes.resume else loads
         call.say(f"{len(talk.chat.messages)} messages from {what}{note}")
     if wishes.prompt_cache:
         try:
             talk.warm(wishes.prompt_cache, call.say)
         except ConfigError as error:
-            call.say(f"no prompt cache: {error}")
+            call.say(f"the prompt cache is not used: {error}")
 
 
 @contextmanager
 def _ending() -> Iterator[None]:
-    """A signal that ends the process is an exit like others: what is open is closed."""
+    """Turns signals that end the process into SystemExit, so that resources close."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -213,7 +212,7 @@ def _ending() -> Iterator[None]:
 
 
 def _deck(talk: Talk, ask: Reader, interrupt: Interrupt, call: Call) -> Deck:
-    """Commands and looks, which outlive a change of the model."""
+    """Commands and settings, which outlive a change of the model."""
 
     contention = Contention()
 
@@ -232,9 +231,9 @@ def _deck(talk: Talk, ask: Reader, interrupt: Interrupt, call: Call) -> Deck:
 
 
 def _converse(deck: Deck, ask: Reader, keep: Callable[[], None]) -> str | None:
-    """Messages and answers until the end; the model to go on with, if there is one.
+    """Messages and answers until the end; returns the model to continue with, or None.
 
-    keep: called after every turn. No failure of a command or of an answer ends a chat.
+    keep: called after every turn. A failed command or answer does not end the chat.
     """
     failed = 0
     while True:
@@ -243,7 +242,7 @@ def _converse(deck: Deck, ask: Reader, keep: Callable[[], None]) -> str | None:
             if text is None:
                 break
             _line(deck, text, commands=ask.commands)
-        except KeyboardInterrupt:  # of a command, or of what is said after an answer
+        except KeyboardInterrupt:  # during a command or a report
             if not ask.commands:
                 raise
             say("stopped")
@@ -257,11 +256,13 @@ def _converse(deck: Deck, ask: Reader, keep: Callable[[], None]) -> str | None:
         except Exception as error:
             logger.exception("a command failed")
             name = type(error).__name__
-            complain("edgecs chat", f"that failed ({name}: {error}); the chat goes on")
+            complain(
+                "edgecs chat", f"that failed ({name}: {error}); the chat continues"
+            )
             failed = failed or 1
-        with Interrupt(insists=False):  # what is written is written whole
+        with Interrupt(insists=False):  # a save is not interrupted
             keep()
-    if failed and not ask.commands:  # there was no one to read what was wrong
+    if failed and not ask.commands:  # a script needs the exit code
         raise click.exceptions.Exit(failed)
     return None
 
@@ -282,7 +283,7 @@ def _line(deck: Deck, text: str, *, commands: bool) -> None:
 
 
 def _turn(deck: Deck, tokens: Generator[Token], interrupt: Interrupt) -> None:
-    """Shows an answer as it comes; Ctrl-C ends it early, and what was said stays."""
+    """Shows an answer as it streams; Ctrl-C ends it and keeps the text so far."""
     session, last = deck.talk.session, ""
     interrupt.event.clear()
     try:
@@ -311,14 +312,14 @@ def _pieces(deck: Deck, tokens: Iterator[Token]) -> Iterator[str]:
 
 @contextmanager
 def _reading(talk: Talk) -> Iterator[None]:
-    """Says how far a long prompt is read, while one waits for the answer."""
+    """Shows the progress of prefill for a long prompt."""
     target, status = talk.runtime.loaded.target, Status()
 
     def tell(done: int, total: int) -> None:
         if done == total:
             status.wipe()
         elif total >= _LONG:
-            status.show(f"{done} of {total} tokens read")
+            status.show(f"{done} of {total} prompt tokens processed")
 
     target.on_read = tell
     try:
@@ -329,21 +330,21 @@ def _reading(talk: Talk) -> Iterator[None]:
 
 
 def _report(deck: Deck, *, quiet: bool, verbose: bool) -> None:
-    """What is to be known of an answer, dim, on stderr."""
+    """Prints notes on an answer to stderr."""
     chat, stats = deck.talk.chat, deck.talk.session.stats
     if chat.finish_reason == "cancelled" and not stats.tokens:
-        say("stopped before the first word: the message was taken back", quiet=quiet)
+        say("stopped before the first token: the message was removed", quiet=quiet)
         return
     if chat.asked.left_out:
         say(
-            f"{chat.asked.left_out} older messages do not fit the context any more and "
-            "are not fed (--overflow)",
+            f"{chat.asked.left_out} older messages no longer fit the context and are "
+            "left out (--overflow)",
             quiet=quiet,
         )
     if chat.asked.again:
         say(
             f"the template rewrites earlier answers: {chat.asked.again} tokens of them "
-            "were read again",
+            "were processed again",
             quiet=quiet,
         )
     if deck.stats:
@@ -352,7 +353,7 @@ def _report(deck: Deck, *, quiet: bool, verbose: bool) -> None:
             say(line, quiet=quiet)
     if chat.finish_reason == "context":
         say(
-            "the context is full: /clear begins anew, /set overflow shift lets old "
-            "turns go, -c gives more",
+            "the context is full: use /clear to start over, /set overflow shift to "
+            "drop old turns, or a larger -c",
             quiet=quiet,
         )

@@ -1,4 +1,4 @@
-"""`generate --compare`: the same answer again, plainly and in llama.cpp's own loop."""
+"""`generate --compare`: the same answer without drafts and in llama.cpp's own loop."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _BETWEEN = " · "
 
 
 class Answer(NamedTuple):
-    """Tokens, and how many came in a second after the first; 0: not known."""
+    """Tokens, and tokens per second after the first; 0: unknown."""
 
     tokens: Sequence[int]
     speed: float
 
 
 def check(recipe: Recipe) -> None:
-    """Raises UsageError where llama.cpp's loop, which is greedy, cannot take part."""
+    """Raises UsageError for answers that llama.cpp's greedy loop cannot give."""
     if not recipe.sampling.is_greedy or recipe.grammar:
         raise click.UsageError(
             "--compare compares greedy answers: give --temp 0, no schema and no grammar"
@@ -40,10 +40,10 @@ def compare(
     stop: Sequence[str],
     say: Callable[[str], None],
 ) -> list[str]:
-    """Answers again, and says how fast each way was and whether tokens are the same.
+    """Answers again; returns lines on the speed of each way and on equal tokens.
 
     The session of `runtime` has just answered; it is closed here. After an interrupt
-    there is nothing to say.
+    there are no lines.
     """
     from edgecs_bench.run.baseline import llama_beside
 
@@ -52,7 +52,7 @@ def compare(
     ours = Answer(tokens, drafted.stats.tokens_per_second)
     if cancel.is_set() or len(tokens) < 2:
         return []
-    say("once more without drafts, and in llama.cpp")
+    say("answering again without drafts and in llama.cpp")
     plain = _plain(runtime, prompt, stop, len(tokens))
     with ExitStack() as closing:
         llama = None if cancel.is_set() else llama_beside(runtime.loaded, closing)
@@ -66,7 +66,7 @@ def compare(
 
 
 def _plain(runtime: Runtime, prompt: Tokens, stop: Sequence[str], most: int) -> Answer:
-    """What the same target says without drafts."""
+    """The same target's answer without drafts."""
     runtime.session.close()
     runtime.loaded.target.reset()
     with runtime.another_session(replace(runtime.recipe, speculate=False)) as session:
@@ -84,7 +84,7 @@ def lines(ours: Answer, plain: Answer, theirs: Answer | None) -> list[str]:
     ...     print(line)
     tok/s: llama.cpp 30.0 · edgecs without drafts 45.0 · with drafts 90.0 (3.0x) · \
 the same 3 tokens with and without drafts
-    llama.cpp's kernels round otherwise: another token after 2
+    llama.cpp's kernels round differently: another token after 2
     """
     speeds = [] if theirs is None else [f"llama.cpp {theirs.speed:.1f}"]
     speeds.append(f"edgecs without drafts {plain.speed:.1f}")
@@ -101,11 +101,13 @@ the same 3 tokens with and without drafts
         said.append("llama.cpp was skipped: not enough memory for a second context")
     elif list(theirs.tokens) != list(plain.tokens):
         after = _shared(theirs.tokens, plain.tokens)
-        said.append(f"llama.cpp's kernels round otherwise: another token after {after}")
+        said.append(
+            f"llama.cpp's kernels round differently: another token after {after}"
+        )
     return said
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens that are the same from the start."""
+    """Length of the common prefix."""
     pairs = zip(one, other, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

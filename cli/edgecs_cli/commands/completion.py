@@ -1,4 +1,4 @@
-"""`edgecs completion`: what a shell needs to complete commands and options."""
+"""`edgecs completion`: shell completion scripts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgecs_cli.options.shared import reports_errors
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @reports_errors
 def completion(shell: str) -> None:
-    """Print a script that completes commands and options.
+    """Print a shell completion script.
 
     \b
     eval "$(edgecs completion bash)"        # in ~/.bashrc

@@ -1,4 +1,4 @@
-"""`edgecs convert`: other forms of a model."""
+"""`edgecs convert`: converts a model to other formats."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _USUAL = ("bf16", "q8_0", "q4_0")
 
 @click.group()
 def convert() -> None:
-    """Make other forms of a model.
+    """Convert a model to other formats.
 
     \b
     edgecs convert gguf model-bf16.gguf --to q4_k_m --to q8_0
@@ -42,7 +42,7 @@ def convert() -> None:
     "kinds",
     multiple=True,
     metavar="TYPE",
-    help="A type of llama.cpp, as q4_k_m or iq4_xs. May be repeated.  "
+    help="A llama.cpp type, such as q4_k_m or iq4_xs. May be repeated.  "
     f"[default: {', '.join(_USUAL)}]",
 )
 @click.option(
@@ -52,7 +52,7 @@ def convert() -> None:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(),
     metavar="FOLDER",
-    help="Where the files go; by default here.",
+    help="Output folder; default: the current one.",
 )
 @click.option(
     "--imatrix",
@@ -65,19 +65,19 @@ def convert() -> None:
     "ranked",
     is_flag=True,
     help="Also measure each type here, with its perplexity and its divergence from the "
-    "source on a small text, and show the fastest first.",
+    "source on a small text, and list the fastest first.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--offline", is_flag=True, help="Never use the network.")
-@click.option("-q", "--quiet", is_flag=True, help="The table and nothing else.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but the table.")
 @reports_errors
 def gguf(model: str, **values: Any) -> int:
-    """Make GGUFs of a model, with llama.cpp's own quantiser.
+    """Quantise a model to GGUF files, with llama.cpp's quantiser.
 
     MODEL is as for -m, or the folder of a Hugging Face checkpoint (Llama, Qwen2, Qwen3;
-    needs the extra `convert`), of which a file in bf16 is made first. A file that is
-    there already is kept. What is quantised already is quantised again, and the table
-    says so: its answers are those of the worse of the two types.
+    needs the extra `convert`), which is converted to bf16 first. Existing files are
+    kept. A quantised model can be quantised again, with the quality of the worse of the
+    two types; the table notes this.
 
     \b
     edgecs convert gguf model-f16.gguf --to q4_k_m --imatrix imatrix.gguf -o models
@@ -107,7 +107,7 @@ def gguf(model: str, **values: Any) -> int:
 
 
 def _source(model: str, into: str, *, offline: bool, quiet: bool) -> Path:
-    """The GGUF to start from; made now, where the model is a checkpoint."""
+    """The source GGUF; converts a checkpoint."""
     from edgecs_convert.gguf.hf_checkpoint import is_checkpoint, write_gguf
 
     folder = Path(model)
@@ -116,7 +116,7 @@ def _source(model: str, into: str, *, offline: bool, quiet: bool) -> Path:
     _require("convert gguf of a checkpoint", "torch", "safetensors")
     path = Path(into) / f"{folder.resolve().name.lower()}-bf16.gguf"
     if not path.exists():
-        say("making bf16 of the checkpoint", quiet=quiet)
+        say("converting the checkpoint to bf16", quiet=quiet)
         write_gguf(folder, path)
     return path
 
@@ -140,44 +140,44 @@ def _require(what: str, *modules: str) -> None:
     type=click.Choice(["int8", "int4", "none"]),
     default="int8",
     show_default=True,
-    help="Matrices, the output matrix among them.",
+    help="Type of all matrices, including the output matrix.",
 )
 @click.option(
     "--window",
     type=click.IntRange(8),
     default=512,
     show_default=True,
-    help="Tokens that the drafter looks back over.",
+    help="Context of the drafter in tokens.",
 )
 @click.option(
     "--vocab-from",
     "vocabulary_from",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help="A text as the target writes it: only its tokens are kept, which makes the "
-    "largest matrices smaller.",
+    help="A text as the target writes it: only its tokens are kept, which shrinks the "
+    "largest matrices.",
 )
 @click.option(
     "--rows",
     type=click.IntRange(16),
     default=16_384,
     show_default=True,
-    help="Most tokens that are kept so.",
+    help="Maximum number of tokens kept with --vocab-from.",
 )
 @click.option(
     "--keep-layers",
     "layers",
     metavar="N|A,B,...",
-    help="Keep N layers, those that are missed most, or these ones, counted from 0 "
-    "(a single one as A,).",
+    help="Keep the N most important layers, or these layers, counted from 0 (a single "
+    "one as A,).",
 )
 @click.option("--offline", is_flag=True, help="Never use the network.")
 @reports_errors
 def onnx(model: str, folder: Path, layers: str | None, **values: Any) -> int:
-    """Make an ONNX drafter of a small GGUF.
+    """Convert a small GGUF to an ONNX drafter.
 
-    It drafts for every model with the same tokenizer, and says how far it is from what
-    it was made of. Needs the extra `convert`.
+    It drafts for every model with the same tokenizer. Prints how far it differs from
+    its source. Needs the extra `convert`.
 
     \b
     edgecs convert onnx small.gguf drafter

@@ -1,4 +1,4 @@
-"""What stands in the way of speed on this machine, and what to do about it."""
+"""Problems that limit speed on this machine, and their fixes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from edgecs.calibrate.profile import Key, Profile
 from edgecs.calibrate.speculation_profile import NONSENSE, Known
 
-_BESIDE = 300 << 20  # bytes that an answer takes beside its weights: Python, cells
+_BESIDE = 300 << 20  # bytes that an answer takes besides its weights: Python, KV cells
 _NAMED = 3  # models that a sentence names
 _GPUS = {
     "CUDA": "an NVIDIA GPU",
@@ -23,7 +23,7 @@ _ONNX_PAGES = "https://onnxruntime.ai/docs/execution-providers"
 
 
 class Finding(NamedTuple):
-    """A sentence on this machine; `do` is None where all is well."""
+    """A sentence on this machine; `do` is the fix, None where all is well."""
 
     level: Literal["ok", "warning"]
     text: str
@@ -32,11 +32,11 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found on this machine.
+    """Facts about this machine.
 
-    gpu: the backend that suits its GPU, None: there is none. amx: what became of the
-    test of AMX, None: not in this build. rebuild: the command that compiles llama.cpp
-    again, for AMX and for the GPU. models: known by name, with their files.
+    gpu: the backend for its GPU, None: no GPU. amx_broken: how the test of AMX failed,
+    None: it did not. rebuild: the command that compiles llama.cpp again, for AMX and
+    for the GPU. models: known by name, with their files.
     """
 
     available: int  # bytes of memory
@@ -44,27 +44,27 @@ class Facts:
     huge_pages_off: bool
     gpu: str | None
     offloads: bool  # whether this build of llama.cpp has a backend for GPUs
-    amx_broken: str | None  # in words
+    amx_broken: str | None
     rebuild: str
     providers: Mapping[str, bool]  # of ONNX Runtime, and whether each works
     profiles: Sequence[Profile]
     build: str  # as in the key of a profile
-    device: str  # likewise
+    device: str  # as in the key of a profile
     models: Mapping[str, Path | None]
 
 
 def diagnose(facts: Facts) -> list[Finding]:
-    """A warning for every problem, or that there is none."""
+    """A warning for every problem; an OK if there is none."""
     problems = [
         Finding("warning", *problem)
         for look in (_amx, _gpu, _providers, _memory, _huge_pages, _models, _profiles)
         for problem in look(facts)
     ]
-    return problems or [Finding("ok", "nothing here is in the way of edgecs")]
+    return problems or [Finding("ok", "no problem was found")]
 
 
 Problems = Iterator[tuple[str, str]]
-"""What is wrong, and what to do."""
+"""A problem, and its fix."""
 
 
 def _amx(facts: Facts) -> Problems:
@@ -72,7 +72,7 @@ def _amx(facts: Facts) -> Problems:
         yield (
             f"llama.cpp's AMX code {facts.amx_broken} in this build: weights are not "
             "repacked, which is slower",
-            f"build it again (some minutes): {facts.rebuild}",
+            f"rebuild it (some minutes): {facts.rebuild}",
         )
 
 
@@ -80,7 +80,7 @@ def _gpu(facts: Facts) -> Problems:
     if facts.gpu and not facts.offloads:
         yield (
             f"there is {_GPUS[facts.gpu]}, which this build of llama.cpp does not use",
-            f"build it again (some minutes): {facts.rebuild}",
+            f"rebuild it (some minutes): {facts.rebuild}",
         )
 
 
@@ -92,7 +92,7 @@ def _providers(facts: Facts) -> Problems:
     yield (
         f"ONNX Runtime's {name} does not work, although there is "
         f"{_GPUS[facts.gpu or '']}: ONNX drafters run on the CPU",
-        f"install the libraries that {_ONNX_PAGES}/{page}-ExecutionProvider names",
+        f"install the libraries listed at {_ONNX_PAGES}/{page}-ExecutionProvider",
     )
 
 
@@ -102,15 +102,15 @@ def _memory(facts: Facts) -> Problems:
         yield (
             f"{free} MiB of memory are free, and the smallest known model takes about "
             f"{needed}",
-            "end other programs",
+            "close other programs",
         )
 
 
 def _huge_pages(facts: Facts) -> Problems:
     if facts.huge_pages_off:
         yield (
-            "huge pages are switched off, with which calls are up to a fifth faster",
-            f"until the next start: echo madvise | sudo tee {_HUGE_PAGES}",
+            "huge pages are disabled; with them calls are up to a fifth faster",
+            f"until the next reboot: echo madvise | sudo tee {_HUGE_PAGES}",
         )
 
 
@@ -124,26 +124,26 @@ def _profiles(facts: Facts) -> Problems:
 
     def tune(profiles: Sequence[Profile]) -> str:
         first, *others = _stems(profiles)
-        more = ", and so for the others" if others else ""
+        more = ", and likewise for the others" if others else ""
         return f"edgecs tune -m {names.get(first, f'{first}.gguf')}{more}"
 
     if rough := [profile for profile in facts.profiles if was_disturbed(profile)]:
         yield (
-            f"little is known about the speed of {_listed(rough)}: the machine was "
-            "busy while it was measured",
-            f"when the machine is quiet: {tune(rough)}",
+            f"the profile of {_listed(rough)} is unreliable: the machine was busy "
+            "while it was measured",
+            f"when the machine is idle: {tune(rough)}",
         )
     if stale := [p for p in facts.profiles if p.tuned and _changes(p.key, facts)]:
         why = "; ".join(_changes(stale[0].key, facts))
         yield (
-            f"what was tuned for {_listed(stale)} is not used, as something has "
+            f"the tuning of {_listed(stale)} is not used, because something has "
             f"changed since then ({why})",
             tune(stale),
         )
 
 
 def was_disturbed(profile: Profile) -> bool:
-    """Whether other work spoilt the times of a profile; some have none for that."""
+    """Whether other programs disturbed the times of a profile, or prevented them."""
     try:
         return not Known.of(profile).costs.known or bool(profile.chain.get("unsteady"))
     except NONSENSE:
@@ -159,7 +159,7 @@ def _stems(profiles: Sequence[Profile]) -> list[str]:
 
 
 def _listed(profiles: Sequence[Profile]) -> str:
-    """The models of profiles; a few by name, the rest as a number."""
+    """The models of profiles: a few by name, and the number of the rest."""
     stems = _stems(profiles)
     shown, more = stems[:_NAMED], len(stems) - _NAMED
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""`edgecs distill`: makes a drafter for a model, on this machine."""
+"""`edgecs distill`: trains a drafter for a model on this machine."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
     "out",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="The drafter; by default MODEL-head here.",
+    help="Folder of the drafter; default: MODEL-head.",
 )
 @click.option(
     "--prompts",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help="Prompts to answer, one a line or as JSON Lines with prompt, text or turns; "
-    "otherwise they are made up.",
+    help="Prompts to answer, one per line or as JSON Lines with prompt, text or turns; "
+    "default: generated prompts.",
 )
 @click.option(
     "--kind",
@@ -49,29 +49,29 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
     multiple=True,
     default=["head"],
     show_default=True,
-    help="A head on the model's states, or a decoder that stands alone; given twice, "
-    "both are made and the better one is kept.",
+    help="A head on the model's hidden states, or a standalone decoder; given twice, "
+    "both are trained and the better one is kept.",
 )
 @click.option(
     "--tokens",
     type=click.IntRange(1000),
     default=400_000,
     show_default=True,
-    help="Tokens of the model's own answers to learn from.",
+    help="Tokens of the model's own answers to train on.",
 )
 @click.option(
     "--resume-from-log",
     "log",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="FOLDER",
-    help="Go on training the drafter of --work with the answers in this folder, which "
-    "`--log-answers` kept; --tokens, --rows and --answer as when it was made.",
+    help="Continue training the drafter of --work on the answers that `--log-answers` "
+    "saved in this folder; --tokens, --rows and --answer must be unchanged.",
 )
 @click.option(
     "--work",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
-    help="Samples and checkpoints, to go on from; by default in the cache folder.",
+    help="Folder of samples and checkpoints, to resume from; default: in the cache.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @option(
@@ -80,7 +80,7 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
     type=Finite(0.01, 100),
     default=4.0,
     show_default=True,
-    help="How often every token is learnt from.",
+    help="Number of passes over the tokens.",
 )
 @option(
     Section.TRAINING,
@@ -88,7 +88,7 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
     type=click.IntRange(16),
     default=12_288,
     show_default=True,
-    help="Tokens that the drafter knows: those that the model says most often.",
+    help="Vocabulary of the drafter: the tokens that the model generates most often.",
 )
 @option(
     Section.TRAINING,
@@ -96,7 +96,7 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
     type=click.IntRange(8, 4096),
     default=256,
     show_default=True,
-    help="Most tokens of an answer.",
+    help="Maximum tokens of an answer.",
 )
 @option(
     Section.TRAINING,
@@ -104,7 +104,7 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
     type=click.IntRange(1, 256),
     default=32,
     show_default=True,
-    help="Answers that are written at once.",
+    help="Answers generated in parallel.",
 )
 @option(
     Section.TRAINING,
@@ -120,7 +120,7 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
     type=click.Choice(["tvd", "jsd"]),
     multiple=True,
     help="Train each drafter for one more epoch with another loss, a decoder also on "
-    "answers of its own; what comes out is one more to choose from.",
+    "its own answers; the result is one more candidate.",
 )
 @option(
     Section.TRAINING,
@@ -128,14 +128,14 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
     type=click.IntRange(1, 64),
     default=2,
     show_default=True,
-    help="Of a decoder.",
+    help="Layers of a decoder.",
 )
 @option(
     Section.TRAINING,
     "--width",
     type=click.IntRange(64, 8192),
-    help="Of a decoder, a multiple of 64; by default the model's own, if that is 576 "
-    "at most: then it begins with some of the model's layers.",
+    help="Width of a decoder, a multiple of 64; default: the model's own if that is "
+    "at most 576; training then starts from some of the model's layers.",
 )
 @option(
     Section.TRAINING,
@@ -143,7 +143,7 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
     type=click.Choice(["int8", "none"]),
     default="int8",
     show_default=True,
-    help="Matrices of the drafter.",
+    help="Type of the drafter's matrices.",
 )
 @option(
     Section.TRAINING,
@@ -152,17 +152,17 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
     type=click.IntRange(0),
     default=1,
     show_default=True,
-    help="Of the questions, of sampled answers and of the training.",
+    help="Seed of the prompts, of sampled answers and of training.",
 )
 @common_options
 @reports_errors
 def distill(**values: Any) -> int:
-    """Make a drafter for a model, on this machine.
+    """Train a drafter for a model on this machine.
 
-    The model answers made-up questions, many at once; a small drafter learns to say the
-    same; it is quantised and measured on questions about things that it has never seen.
-    Of several the one is kept that promises most on this machine. An interrupted run
-    goes on where it stopped. A small model takes about an hour on two cores.
+    The model answers generated prompts in parallel; a small drafter is trained on the
+    answers, quantised, and measured on topics it was not trained on. Of several
+    candidates the one with the highest expected speed-up on this machine is kept. An
+    interrupted run resumes. A small model takes about an hour on two cores.
 
     \b
     edgecs distill -m smollm2-135m-instruct -o drafter
@@ -187,7 +187,7 @@ def distill(**values: Any) -> int:
     name = path.stem.lower()
     out = values["out"] or Path(f"{name}-head")
     if out.exists():
-        raise ConfigError(f"{out} exists already: give a folder that does not (-o)")
+        raise ConfigError(f"{out} exists already: give a new folder (-o)")
     cache = Path(platformdirs.user_cache_dir("edgecs"))
     work = values["work"] or cache / "distill" / name
 
@@ -226,11 +226,11 @@ def distill(**values: Any) -> int:
     for one in made.candidates:
         shares = " / ".join(f"{share:.2f}" for share in one.worth.shares)
         echo(
-            f"{one.name}: first token, first two, first three right in {shares} of "
-            f"{one.worth.drafts:,} drafts on topics that it has not seen, "
-            f"{one.worth.seconds * 1e3:.2f} ms a token; {one.speedup:.2f} x plain "
-            f"decoding is expected of greedy answers here, {one.ideal:.2f} x if wider "
-            "calls cost nothing more"
+            f"{one.name}: first token, first two, first three accepted in {shares} of "
+            f"{one.worth.drafts:,} drafts on unseen topics, "
+            f"{one.worth.seconds * 1e3:.2f} ms a token; expected speed of greedy "
+            f"answers here {one.speedup:.2f} x plain decoding, {one.ideal:.2f} x if "
+            "wider calls were free"
         )
     echo(f"{made.folder}: {made.chosen.name}")
     return 0

@@ -1,4 +1,4 @@
-"""`edgecs doctor`: what this machine can do for a model."""
+"""`edgecs doctor`: diagnoses what limits speed on this machine."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from edgecs_cli.options.shared import (
 @click.option(
     "--show-config",
     is_flag=True,
-    help="Show instead which options have values from the config file or from the "
-    "environment, and from where.",
+    help="Show the options set in the config file or in the environment, and their "
+    "origin.",
 )
 @reports_errors
 def doctor(as_json: bool, show_config: bool) -> None:
-    """Say what this machine can do for a model.
+    """Diagnose what limits speed on this machine.
 
-    What stands in the way of speed comes first, with what to do about it.
+    Problems come first, each with a fix.
 
     \b
     edgecs doctor --json
@@ -74,7 +74,7 @@ def doctor(as_json: bool, show_config: bool) -> None:
 
 
 def _verdict(found: Sequence[Finding]) -> Iterator[str]:
-    """What to do, first; commands are not broken, so that they can be copied."""
+    """Findings with their fixes; commands are not wrapped, so they can be copied."""
     width = columns(sys.stdout)
     for finding in found:
         if finding.do is None:
@@ -88,7 +88,7 @@ def _verdict(found: Sequence[Finding]) -> Iterator[str]:
 def _sections(
     report: dict[str, dict[str, Any]], facts: Facts
 ) -> dict[str, dict[str, Any]]:
-    """What people want to know of a report; the verdict has the commands."""
+    """The report without the commands, which are in the verdict."""
     built, onnx = report["llama.cpp"], report["onnx runtime"]
     commands = ("to get offload", "to mend amx")
     shown = {key: value for key, value in built.items() if key not in commands}
@@ -104,7 +104,7 @@ def _sections(
 
 
 def examine() -> tuple[dict[str, dict[str, Any]], Facts]:
-    """The whole report, and the facts that are judged; no network is used."""
+    """The whole report, and the facts for `diagnose`; no network is used."""
     from edgecs.engines.llama import huge_pages
     from edgecs.engines.llama import library as llama
     from edgecs.engines.onnx import providers as onnx
@@ -169,7 +169,7 @@ def examine() -> tuple[dict[str, dict[str, Any]], Facts]:
 
 
 def _show_config(as_json: bool) -> None:
-    """Every value that comes from the config file or the environment."""
+    """Prints every value from the config file or the environment."""
     context = click.get_current_context()
     group, path = context.find_root().command, config_path()
     assert isinstance(group, click.Group)
@@ -191,12 +191,12 @@ def _show_config(as_json: bool) -> None:
 
 
 def _measured(profile: Profile) -> str:
-    """What is known of a model under one set of options, in words."""
+    """A profile in words."""
     try:
         known = Known.of(profile)
     except NONSENSE:
-        return "makes no sense, and is not used"
-    times = "no times, as other programs computed"
+        return "is not valid, and is not used"
+    times = "no times, because other programs used the CPU"
     if known.costs.known:
         times = f"{float(known.costs.seconds(0)[0]) * 1e3:.1f} ms a token"
     limits, deepest = (
@@ -208,7 +208,7 @@ def _measured(profile: Profile) -> str:
 
 
 def _kernels() -> dict[str, str | None]:
-    """Whose kernels compute on the CPU, and why not edgecs's."""
+    """The CPU kernels in use, and why edgecs's are not."""
     from edgecs.engines.llama.kernel_choice import choose
 
     ours, why = choose("auto", Folders().findings)
@@ -219,7 +219,7 @@ def _kernels() -> dict[str, str | None]:
 
 
 def _amx() -> dict[str, str | None]:
-    """Whether AMX works, and how to mend it; nothing where the build has none."""
+    """Whether AMX works, and how to fix it; empty if the build has no AMX."""
     from edgecs.engines.llama import library as llama
 
     if not llama.has_amx():

@@ -1,4 +1,4 @@
-"""`edgecs generate`: one prompt, one answer."""
+"""`edgecs generate`: answers one prompt."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from edgecs_cli.options.texts import read_stdin, read_text
 
 @dataclass(frozen=True)
 class Wishes:
-    """What is to be answered, and what is to be shown of it."""
+    """Options for the prompt, the answer and its display."""
 
     prompt: str | None
     file: Path | None
@@ -62,9 +62,7 @@ class Wishes:
 
 @click.command(cls=Sectioned)
 @model_options
-@click.option(
-    "-p", "--prompt", help="The prompt; without -p and -f it is read from stdin."
-)
+@click.option("-p", "--prompt", help="The prompt; read from stdin without -p and -f.")
 @click.option(
     "-f", "--file", type=click.Path(path_type=Path), help="Read the prompt from a file."
 )
@@ -76,11 +74,11 @@ class Wishes:
     type=click.IntRange(-1),
     default=-1,
     show_default=True,
-    help="Most tokens to generate; -1: until the model stops or the context is full.",
+    help="Maximum tokens; -1: until the model stops or the context is full.",
 )
 @click.option("-sys", "--system", help="System message.")
 @click.option("--stop", multiple=True, help="Stop at this text; may be repeated.")
-@click.option("--raw", is_flag=True, help="No chat template: feed the text as it is.")
+@click.option("--raw", is_flag=True, help="Use no chat template.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @sampling_options
 @drafter_options
@@ -88,21 +86,21 @@ class Wishes:
     Section.SPECULATION,
     "--explain",
     is_flag=True,
-    help="Show who wrote which part, in colours or as [name:text], and why.",
+    help="Show which model wrote which part, in colours or as [name:text], and why.",
 )
 @option(
     Section.SPECULATION,
     "--compare",
     is_flag=True,
-    help="Answer again without drafts and in llama.cpp's own loop, and say how fast "
-    "each was.",
+    help="Answer again without drafts and in llama.cpp's own loop, and print the speed "
+    "of each.",
 )
 @option(
     Section.SPECULATION,
     "--trace",
     type=click.Path(),
     metavar="FILE",
-    help="Write what every round did into a file, one line of JSON a round.",
+    help="Write a trace of every round to a file, one line of JSON per round.",
 )
 @schedule_options
 @common_options
@@ -127,8 +125,8 @@ def generate(**values: Any) -> int:
     )
     if wishes.explain and wishes.as_json:
         raise click.UsageError(
-            "--explain and --json exclude each other: --trace FILE "
-            "tells a program who wrote what"
+            "--explain and --json are mutually exclusive: --trace FILE writes sources "
+            "as JSON"
         )
     if wishes.compare:
         check(recipe)
@@ -163,16 +161,16 @@ def generate(**values: Any) -> int:
 
 
 def _summary(runtime: Runtime, *, drawn: bool) -> str:
-    """The answer in a line, with the seed if it was drawn and meant something."""
+    """The answer in a line, with the seed if it was random and used."""
     session, sampling = runtime.session, runtime.recipe.sampling
     seed = sampling.seed if drawn and not sampling.is_greedy else None
     return answer_line(session.stats, session.finish_reason, seed=seed)
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
-    """The prompt from an option, a file or stdin; raises ConfigError."""
+    """The prompt from an option, a file or stdin. Raises ConfigError."""
     if prompt is not None and file is not None:
-        raise click.UsageError("-p and -f exclude each other: give one of them")
+        raise click.UsageError("-p and -f are mutually exclusive: give one of them")
     if prompt is not None:
         text = prompt
     elif file is not None:
@@ -197,7 +195,7 @@ def _encode(loaded: Loaded, text: str, wishes: Wishes) -> Tokens:
 
 
 def _open_trace(name: str | None) -> AbstractContextManager[TraceFile | None]:
-    """The file of --trace, made before a model is loaded."""
+    """Opens the file of --trace, before a model is loaded."""
     if name is None:
         return nullcontext()
     if name == "-":
@@ -206,18 +204,18 @@ def _open_trace(name: str | None) -> AbstractContextManager[TraceFile | None]:
 
 
 def _follow(runtime: Runtime, trace: TraceFile, prompt_tokens: int) -> None:
-    """Has every round of the next answer written down."""
+    """Traces every round of the next answer."""
     session, model = runtime.session, runtime.loaded.model.path.stem
     sampling = runtime.recipe.sampling
     trace.write(header(model, session.chain, runtime.tiers, sampling, prompt_tokens))
     choose = session.rule(prompt_tokens).target
-    # A margin over the whole vocabulary would take as long as a round.
+    # A margin over the whole vocabulary takes as long as a round.
     quick = sampling.top_k or not sampling.temperature
     follow(session, trace.write, choose if quick else None)
 
 
 def _paint(session: Session, wishes: Wishes) -> Paint | None:
-    """How the answer is shown while it comes; None: not at all."""
+    """How the answer is shown while it streams; None: not at all."""
     if wishes.as_json:
         return None
     if wishes.explain:
@@ -226,7 +224,7 @@ def _paint(session: Session, wishes: Wishes) -> Paint | None:
 
 
 def _explain(runtime: Runtime) -> None:
-    """Who wrote what and why, on stderr."""
+    """Prints the legend of --explain to stderr."""
     colours = has_colours(sys.stdout)
     for line in legend(runtime.session, runtime.tiers, colours=colours):
         echo(line, err=True)
@@ -235,7 +233,7 @@ def _explain(runtime: Runtime) -> None:
 def _stream(
     session: Session, prompt: Tokens, wishes: Wishes, paint: Paint | None
 ) -> tuple[str, list[int]]:
-    """Runs the answer, shows it as it comes; returns its text and ids."""
+    """Generates the answer, shows it as it streams; returns its text and ids."""
     limit, said = wishes.max_tokens, list[Token]()
 
     def noted() -> Iterator[Token]:
@@ -252,7 +250,7 @@ def _stream(
 
 
 def _show(pieces: Iterator[str]) -> None:
-    """Writes an answer as it comes, and a newline at its end."""
+    """Writes an answer as it streams, and a newline at its end."""
     last = ""
     for piece in filter(None, pieces):
         echo(piece, nl=False)

@@ -1,4 +1,4 @@
-"""`edgecs models`: what there is, what is here, what it takes."""
+"""`edgecs models`: lists, downloads, checks and removes models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from edgecs_cli.options.shared import (
 
 @click.group()
 def models() -> None:
-    """List, fetch, show and remove models.
+    """List, download, show and remove models.
 
     \b
     edgecs models list
@@ -60,9 +60,9 @@ def list_models(as_json: bool) -> None:
 @click.argument("model", type=Reference())
 @reports_errors
 def pull(model: str) -> None:
-    """Fetch a model, or check the one that is here.
+    """Download a model, or check the local file.
 
-    An interrupted transfer goes on where it stopped. The path goes to stdout.
+    An interrupted download resumes. The path is printed to stdout.
 
     \b
     edgecs models pull smollm2-135m-instruct
@@ -78,7 +78,7 @@ def pull(model: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @reports_errors
 def show(model: str, as_json: bool) -> None:
-    """Show what is known of a model.
+    """Show the manifest of a model.
 
     \b
     edgecs models show smollm2-135m-instruct --json
@@ -96,10 +96,10 @@ def show(model: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 @reports_errors
 def verify(models: tuple[str, ...], as_json: bool) -> None:
-    """Compare the files of models with their sizes and checksums.
+    """Check the files of models against their sizes and checksums.
 
-    Without names: all models known by name. Nothing is fetched. The exit code is 3 if
-    a model is damaged.
+    Without names: all models known by name. Nothing is downloaded. The exit code is 3
+    if a model is damaged.
 
     \b
     edgecs models verify
@@ -117,8 +117,7 @@ def verify(models: tuple[str, ...], as_json: bool) -> None:
     damaged = [c.model.manifest.name for c in checks if c.state == "damaged"]
     if damaged:
         raise ModelError(
-            f"damaged: {', '.join(damaged)}; fetch a damaged model again with `edgecs "
-            "models pull`"
+            f"damaged: {', '.join(damaged)}; run `edgecs models pull` for each"
         )
 
 
@@ -127,10 +126,11 @@ def verify(models: tuple[str, ...], as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 @reports_errors
 def pairs(models: tuple[str, ...], as_json: bool) -> None:
-    """Say which drafters fit which models, and what to expect here.
+    """Show which drafters fit which models.
 
-    Every model with every smaller one, with the folders of ONNX drafters, and with
-    those that come with edgecs. Without names: the models that are here.
+    Pairs every model with every smaller one, with the folders of ONNX drafters, and
+    with the bundled drafters, and shows the expected speed-up here. Without names: all
+    downloaded models.
 
     \b
     edgecs models pairs
@@ -150,7 +150,7 @@ def pairs(models: tuple[str, ...], as_json: bool) -> None:
     for pair in found:
         echo(f"{pair.target} <- {pair.drafter}: {pair.about}")
     if not found:
-        say("there are no pairs: name some models, or pull one (edgecs models list)")
+        say("there are no pairs: give some models, or pull one (edgecs models list)")
 
 
 @models.command()

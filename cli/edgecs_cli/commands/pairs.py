@@ -1,4 +1,4 @@
-"""Which drafters fit which targets, and what is expected of them here."""
+"""Which drafters fit which targets, and their expected speed-up here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgecs.hub.drafter_manifest import NAME, DrafterManifest, read_drafter
 class Pair:
     """A target and a drafter. reason: why they do not fit, None: they do.
 
-    expected: greedy tokens a second over plain decoding, as far as it is known.
+    expected: speed-up of greedy answers over plain decoding, None: unknown.
     """
 
     target: str
@@ -28,14 +28,14 @@ class Pair:
 
     @property
     def about(self) -> str:
-        """In words."""
+        """A description in words."""
         if self.reason:
             return self.reason
         if self.expected is None:
-            return "fits; not known what it brings here: edgecs tune"
+            return "fits; the speed-up here is unknown: run edgecs tune"
         if self.expected <= 1:
-            return "fits; no gain is expected here"
-        return f"fits; {self.expected:.2f} x plain decoding is expected here"
+            return "fits; no speed-up is expected here"
+        return f"fits; {self.expected:.2f} x plain decoding expected here"
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,10 @@ class _One:
 def find_pairs(
     models: Sequence[Path], profiles: Profiles
 ) -> tuple[list[Pair], list[str]]:
-    """Every model with every smaller one, with folders and with shipped drafters.
+    """Pairs every model with every smaller one, with folders and bundled drafters.
 
-    Also what could not be read, a sentence each. Weights are not loaded.
+    Also returns a sentence for every file that could not be read. Weights are not
+    loaded.
     """
     files, problems = [], []
     folders = [path for path in models if path.is_dir()]

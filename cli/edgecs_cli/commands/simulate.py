@@ -1,4 +1,4 @@
-"""`edgecs simulate`: what drafts should bring on hardware that is not here."""
+"""`edgecs simulate`: predicts the speed-up on other hardware."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TARGET = "7B-q4"
 
 @dataclass(frozen=True)
 class Wishes:
-    """What is simulated, and how it is shown; see the options."""
+    """Options of the simulation."""
 
     machines: tuple[str, ...]
     targets: tuple[str, ...]
@@ -54,7 +54,7 @@ class Wishes:
     "machines",
     multiple=True,
     metavar="HARDWARE",
-    help="A built-in example, GB/s:TFLOPS[:ms a call], a profile, or the JSON of "
+    help="A built-in example, GB/s:TFLOPS[:ms per call], a profile, or the JSON of "
     "llama-bench; repeatable.  [default: all built-in examples]",
 )
 @click.option(
@@ -62,7 +62,7 @@ class Wishes:
     "targets",
     multiple=True,
     metavar="SIZE",
-    help="Parameters and bits a weight, as in 14B-q8 or 3B-5.5, where HARDWARE names "
+    help="Parameters and bits per weight, as in 14B-q8 or 3B-5.5, where HARDWARE names "
     f"no models; repeatable.  [default: {_TARGET}]",
 )
 @click.option(
@@ -82,27 +82,29 @@ class Wishes:
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="FILE",
-    help="Recorded answers; repeatable.  [default: those that come with edgecs]",
+    help="Recorded answers; repeatable.  [default: the bundled ones]",
 )
 @click.option(
-    "--limit", type=click.IntRange(1), metavar="N", help="Only N answers of every file."
+    "--limit", type=click.IntRange(1), metavar="N", help="Use only N answers per file."
 )
-@click.option("--by-category", is_flag=True, help="Also show every kind of prompt.")
+@click.option(
+    "--by-category", is_flag=True, help="Also show results by prompt category."
+)
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Predict what was measured, from the costs in FILE, and compare: a result of "
-    "`edgecs bench`, or see docs/simulate.md.",
+    help="Compare predictions from the costs in FILE with the speed-ups measured in "
+    "it: a result of `edgecs bench`, or see docs/simulate.md.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @reports_errors
 def simulate(**values: Any) -> None:
-    """Say what drafts should bring on other hardware.
+    """Predict the speed-up on other hardware.
 
-    Plays recorded answers with the real planner on a clock that goes as calls would on
-    that hardware. What comes out is simulated, not measured; docs/simulate.md has the
-    formats and what is assumed.
+    Replays recorded answers with the real planner and a clock that models the calls on
+    that hardware. Results are simulated, not measured; docs/simulate.md describes the
+    formats and the assumptions.
 
     \b
     edgecs simulate
@@ -117,7 +119,7 @@ def simulate(**values: Any) -> None:
     machines = [catalogue.find(text) for text in dict.fromkeys(given)]
     if wishes.targets and not any(machine.roofline for machine in machines):
         raise click.UsageError(
-            f"--target is not for {machines[0].name}, which has its own: leave it out"
+            f"--target does not apply to {machines[0].name}, which has its own: omit it"
         )
     sizes = [Size.parse(text) for text in dict.fromkeys(wishes.targets or [_TARGET])]
     simulation = _simulation(wishes, wishes.chains or CHAINS)
@@ -134,10 +136,10 @@ def simulate(**values: Any) -> None:
 
 
 def _compare(wishes: Wishes, path: Path) -> None:
-    """Predicted and measured speed-ups of one machine."""
+    """Compares predicted and measured speed-ups of one machine."""
     if wishes.machines or wishes.targets or wishes.chains:
         raise click.UsageError(
-            "--against says hardware, target and chains itself: leave out --hardware, "
+            "--against sets hardware, target and chains itself: omit --hardware, "
             "--target and --chain"
         )
     known: Measured = catalogue.load(path, against, "no result to predict")
@@ -170,9 +172,9 @@ def _simulation(
     labels: Sequence[str],
     prompts: frozenset[Prompt] | None = None,
 ) -> Simulation:
-    """What is played; without --chain, chains with drafters only where there are.
+    """The simulation; its default chains have drafters only where they were recorded.
 
-    prompts: that were measured, if this is to predict a measurement.
+    prompts: those measured, if this is to predict a measurement.
     """
     chains = [Chain.parse(label) for label in dict.fromkeys(labels)]
     files = wishes.files or sorted(TRACES.glob("*.gz"))
@@ -213,7 +215,7 @@ def _table(rows: Sequence[dict[str, object]]) -> None:
 
 
 def _notes(machines: Iterable[Hardware]) -> None:
-    """Where the numbers are from, and what is assumed."""
+    """Prints the sources of the numbers, and the assumptions."""
     echo()
     for machine in machines:
         echo(machine.describe())

@@ -1,4 +1,4 @@
-"""`edgecs tune`: measures a model here, and chooses who drafts."""
+"""`edgecs tune`: measures a model and chooses its drafters."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ from edgecs_cli.options.shared import (
     reports_errors,
 )
 
-_PLAINLY = "it cannot forget rejected tokens, so nothing can be drafted for it"
+_PLAINLY = "it cannot remove rejected tokens from its cache, so drafts are not possible"
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """How much is measured, and how it is shown; None: as usual."""
+    """Options of the tuning; None: the default."""
 
     quick: bool
     repeats: int | None
@@ -79,8 +79,7 @@ class Wishes:
     "--repeats",
     type=click.IntRange(1, 100),
     metavar="N",
-    help="How often every width is timed; deep in the context half as often.  "
-    "[default: 7]",
+    help="Timings of every width; half as many deep in the context.  [default: 7]",
 )
 @click.option(
     "-n",
@@ -89,27 +88,27 @@ class Wishes:
     "tokens",
     type=click.IntRange(8, 4096),
     metavar="N",
-    help="Most tokens of an answer that tries a chain.  [default: 96]",
+    help="Maximum tokens of an answer that tries a chain.  [default: 96]",
 )
 @click.option(
     "--plot",
     type=OutputFile(b"\x89PNG", b"<?xml", b"<svg", in_place=True),
     metavar="FILE",
-    help="Draw the cost curve and the chains as .png or .svg; needs matplotlib.",
+    help="Plot the cost curve and the chains as .png or .svg; needs matplotlib.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @drafter_options
 @common_options
 @reports_errors
 def tune(**values: Any) -> int:
-    """Measure a model here, and choose who drafts.
+    """Measure a model here and choose its drafters.
 
-    Times the model's calls by width and depth, finds the widths that give the bits of
-    plain decoding, tries every chain of the drafters against plain decoding, and keeps
-    what it found for `generate` and `chat`. Without --draft it tries the drafter that
-    comes with the model. Says whether the model would be faster with other flags; -v
-    shows all that was measured. It takes about a minute for a small model and several
-    for a larger one. Nothing is kept if other programs compute meanwhile (exit code 1).
+    Times the model's calls by width and depth, finds the widths that are bit-identical
+    to plain decoding, tries every chain of the drafters against plain decoding, and
+    saves a profile for `generate` and `chat`. Without --draft it tries the bundled
+    drafter. Prints whether the model would be faster with other flags; -v shows all
+    measurements. This takes about a minute for a small model and several for a larger
+    one. No profile is saved if other programs use the CPU meanwhile (exit code 1).
 
     \b
     edgecs tune -m smollm2-135m-instruct
@@ -138,7 +137,7 @@ def tune(**values: Any) -> int:
                 drafts = (folder,) if folder else ()
             options = recipe.drafter_options
             drafters = load_drafters(drafts, loaded, options, closing)
-            # Max-Gram always drafts in `generate`: chains without it are of no use.
+            # Max-Gram always drafts in `generate`, so all chains contain it.
             usual = [MAG, *(Chain((d.name,), True) for d in drafters)]
             tried = usual if recipe.drafts is None else None
             report = _measure(loaded, drafters, tried, recipe, wishes, call)
@@ -147,13 +146,13 @@ def tune(**values: Any) -> int:
         draw(wishes.plot, report.key.model, report.tuned)
     if not report.kept:
         raise EdgecsError(
-            f"the profile was not kept: {Folders().profiles.root} cannot be written"
+            f"the profile was not saved: {Folders().profiles.root} cannot be written"
         )
     return 0
 
 
 def _show(report: Report, *, as_json: bool, verbose: bool) -> None:
-    """The verdict, and with -v the tables it comes from."""
+    """Prints the verdict, and with -v its tables."""
     if as_json:
         echo(json.dumps(report.fields()))
         return
@@ -172,9 +171,9 @@ def _details(report: Report) -> Iterator[str]:
 
 
 def _check_plot(path: Path) -> None:
-    """Raises ConfigError where such a file could not be drawn."""
+    """Raises ConfigError where such a plot cannot be written."""
     if path.suffix.lower().removeprefix(".") not in canvas.FORMS:
-        raise ConfigError(f"a plot is a .png or an .svg file, got {path}")
+        raise ConfigError(f"a plot must be a .png or .svg file, got {path}")
     canvas.require()
 
 
@@ -182,8 +181,8 @@ def _check_plot(path: Path) -> None:
 def _open(
     path: Path, recipe: Recipe, call: Call, interrupt: Interrupt
 ) -> Iterator[Loaded]:
-    """The target, with the KV cache that `generate` would give it."""
-    # Only strict needs to know what there is to know about drafts: for the KV type.
+    """Opens the target, with the KV cache type that `generate` would use."""
+    # Only strict needs the profile of drafts: for the KV cache type.
     recipe = replace(recipe, speculate=recipe.exact == "strict")
     with ExitStack() as closing:
         with interrupt as cancel:
@@ -199,7 +198,7 @@ def _decodes_plainly(loaded: Loaded, *, as_json: bool) -> None:
         fields = {"model": loaded.key().named(), "chosen": [], "reason": _PLAINLY}
         echo(json.dumps(fields))
     else:
-        echo(f"{name} decodes plainly: {_PLAINLY}. There is nothing to tune.")
+        echo(f"{name} decodes without drafts: {_PLAINLY}. There is nothing to tune.")
 
 
 def _measure(
@@ -210,7 +209,7 @@ def _measure(
     wishes: Wishes,
     call: Call,
 ) -> Report:
-    """Tunes, and keeps the profile; an interrupted tuning keeps the old one."""
+    """Tunes and saves the profile; an interrupted tuning keeps the old one."""
     least = QUICK_EFFORT if wishes.quick else Effort()
     effort = least._replace(
         repeats=wishes.repeats or least.repeats, tokens=wishes.tokens or least.tokens
@@ -251,7 +250,7 @@ def _measure(
 def _progress(
     loaded: Loaded, steps: Sequence[Step], call: Call
 ) -> Iterator[Callable[[str], None]]:
-    """Takes what is being done: as lines where details are wanted, else as a bar."""
+    """A function that shows the current step: as lines if verbose, else as a bar."""
     if call.verbose or call.quiet or not moves(sys.stderr):
         quiet = call.quiet or not call.verbose
         yield lambda text: say(text, quiet=quiet)

@@ -1,4 +1,4 @@
-"""The picture of a tuning: what calls cost, and what chains bring."""
+"""The plot of a tuning: costs of calls, and speed-ups of chains."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SIZE = (800, 360)  # points
-_ROWS = 5  # chains that there is room for, at least
+_ROWS = 5  # minimum number of chains with room in the plot
 _INK, _PAPER, _STRONG, _MARK = (LIGHT[name] for name in ("ink", "paper", "s0", "s1"))
 _PALE = "#b8c4d6"
 
 
 def draw(path: Path, title: str, tuned: Tuned) -> None:
-    """Draws to a .png or .svg file; raises OSError where it cannot be written."""
+    """Writes a .png or .svg file. Raises OSError."""
     form = path.suffix.lower().removeprefix(".")
     path.write_bytes(saved(partial(_figure, title, tuned), form))
 
@@ -37,7 +37,7 @@ def _figure(title: str, tuned: Tuned) -> Figure:
 
 
 def _draw_costs(axes: Axes, tuned: Tuned) -> None:
-    """Relative time by width; above the dotted line a call pays under no conditions."""
+    """Relative time by width; above the dotted line a call never pays."""
     first, *deeper = tuned.curves
     widths = list(first.seconds)
     relative = {n: s / first.seconds[1] for n, s in first.seconds.items()}
@@ -88,7 +88,7 @@ def _draw_chains(axes: Axes, tuned: Tuned) -> None:
             axes.plot(ratios, [at + 0.2] * len(ratios), "|", color=_MARK, markersize=12)
     axes.axvline(1, color=_INK, linestyle=":")
     axes.set_yticks(range(len(trials)), [trial.chain.name for trial in trials])
-    axes.set_ylim(max(_ROWS, len(trials)) - 0.5, -0.5)  # the first one on top
+    axes.set_ylim(max(_ROWS, len(trials)) - 0.5, -0.5)  # the first chain on top
     axes.set(xlabel="speed, relative to plain decoding")
     axes.set_title(
         "light: expected, dark: measured, blue: chosen\norange: each kind of task",

@@ -1,1 +1,1 @@
-"""Models opened as a command's options say, and described in words."""
+"""Opening models for a command, and describing them."""

@@ -1,4 +1,4 @@
-"""Whether other programs take processor time while answers are generated."""
+"""Detects other programs that use the CPU while answers are generated."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ _SHORTEST = 0.5  # seconds; the system's counters are too coarse for less
 
 
 class Contention:
-    """Watches answer by answer; reports it once, and again after it has stopped."""
+    """Watches every answer; reports contention once until it has stopped."""
 
     def __init__(self) -> None:
-        self._said = False
+        self._reported = False
         self.answer_begins()
 
     def answer_begins(self) -> None:
-        """Starts to count."""
+        """Starts counting."""
         self._others, self._began = Others(), time.monotonic()
 
     def line(self) -> str | None:
-        """What to tell the user after an answer; None: nothing new."""
+        """The message to show after an answer; None: nothing new."""
         if time.monotonic() - self._began < _SHORTEST:
             return None
         share = self._others.share
-        said, self._said = self._said, share > speculation_profile.BUSY
-        if said or not self._said:
+        before, self._reported = self._reported, share > speculation_profile.BUSY
+        if before or not self._reported:
             return None
         name = busiest()
-        most = f" ({name} most of all)" if name else ""
+        most = f" (mostly {name})" if name else ""
         return (
-            f"other programs compute{most}: they took {share:.0%} of the processors "
-            "meanwhile, which makes answers slower"
+            f"other programs{most} used {share:.0%} of the CPU during this answer, "
+            "which slows it down"
         )

@@ -1,4 +1,4 @@
-"""Models, sessions and answers in words: a short line of each, and the details."""
+"""Describes models, sessions and answers: a short line of each, and details."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BETWEEN = " · "
 
 
 def start_line(runtime: Runtime) -> str:
-    """The model, where it runs, its context, and whether there are drafts."""
+    """The model, its device, its context size, and whether speculation is on."""
     off = runtime.session.off_reason
     return _BETWEEN.join(
         [
@@ -32,21 +32,21 @@ def start_line(runtime: Runtime) -> str:
 
 
 def introduce(runtime: Runtime, *, quiet: bool, verbose: bool) -> None:
-    """Says what runs, before the first answer."""
+    """Prints the start line, and details if verbose."""
     say(start_line(runtime), quiet=quiet)
     for line in details(runtime) if verbose else ():
         say(line, quiet=quiet)
 
 
 def details(runtime: Runtime) -> list[str]:
-    """What the start line leaves out: choice, drafters, schedule, exactness."""
+    """Details beyond the start line: sampling, drafters, schedule, exactness."""
     loaded, session, sampling = runtime.loaded, runtime.session, runtime.recipe.sampling
     lines = [f"model: {loaded.model.path.name}, {loaded.model.description}"]
     if loaded.note:
         lines.append(f"offload: {loaded.note}")
     lines.append(f"kernels: {kernels(loaded)}")
-    choice = f"temperature {sampling.temperature:g}, seed {sampling.seed}"
-    lines.append(f"choice: {'greedy' if sampling.is_greedy else choice}")
+    law = f"temperature {sampling.temperature:g}, seed {sampling.seed}"
+    lines.append(f"sampling: {'greedy' if sampling.is_greedy else law}")
     if session.off_reason is None:
         matrix = runtime.recipe.matrix
         how = f"K {matrix}" if matrix else session.cascade.schedule.describe()
@@ -57,7 +57,7 @@ def details(runtime: Runtime) -> list[str]:
 
 
 def kernels(loaded: Loaded) -> str:
-    """Whose kernels compute, and why not edgecs's where nobody has asked for that."""
+    """The kernels in use, and why edgecs's are not if that was not requested."""
     if loaded.model.kernels:
         return f"edgecs's for {loaded.model.kernels.name}"
     why = f" ({loaded.no_kernels})" if loaded.no_kernels else ""
@@ -65,9 +65,9 @@ def kernels(loaded: Loaded) -> str:
 
 
 def answer_line(stats: Stats, reason: str | None, *, seed: int | None = None) -> str:
-    """One answer: tokens, speed, wait, share of drafts, and what is not usual.
+    """One answer: tokens, speed, latency, share of drafts, and exceptions.
 
-    seed: of a sampled answer, where it was drawn and so is not known to anyone.
+    seed: of a sampled answer, where it was random.
     """
     return _BETWEEN.join(_parts(stats, reason, seed))
 
@@ -90,7 +90,7 @@ def _parts(stats: Stats, reason: str | None, seed: int | None) -> Iterator[str]:
 
 
 def answer_details(session: Session) -> list[str]:
-    """What became of the last answer's prompt and rounds, in the field's terms."""
+    """The last answer's prompt, rounds and failed drafters."""
     stats = session.stats
     lines = [
         f"prompt: {stats.prompt_tokens} tokens, {stats.cached_tokens} of them cached, "
@@ -103,12 +103,12 @@ def answer_details(session: Session) -> list[str]:
             f"{stats.mean_acceptance_length:.2f} tokens a round"
         )
     for name, why in stats.faults.items():
-        lines.append(f"{name} failed and is not asked again in this session: {why}")
+        lines.append(f"{name} failed and is disabled for this session: {why}")
     return lines
 
 
 def model_name(stem: str) -> str:
-    """A file's name as people say it.
+    """A readable model name from a file's name.
 
     >>> model_name("SmolLM2-135M-Instruct.Q4_1")
     'SmolLM2 135M Q4_1'
@@ -133,7 +133,7 @@ def _place(runtime: Runtime) -> str:
 
 
 def _thousands(tokens: int) -> str:
-    """Tokens of context as they are advertised.
+    """A context size in thousands of tokens, as model cards give it.
 
     >>> _thousands(8192), _thousands(500), _thousands(10_000)
     ('8k', '500', '10k')

@@ -1,12 +1,12 @@
-"""`generate --explain`: who wrote which part of an answer, in colours or in marks.
+"""`generate --explain`: shows which model wrote which part of an answer.
 
-The target's text is plain. With colours every drafter has one of its own; they differ
-by 40 and more (CIELAB) for people with any of the three kinds of colour blindness, and
-stand out from black and from white by 3:1 and more. Without colours a run of one
-drafter's text stands in brackets after its name: `[mag:text]`.
+The target's text is plain. With colours every drafter has its own; they differ by at
+least 40 (CIELAB) under each of the three kinds of colour blindness, and have a contrast
+of at least 3:1 to black and to white. Without colours a run of one drafter's text is
+put in brackets after its name: `[mag:text]`.
 
-Text may wait for the rest of a character, or because it may begin a stop string. It
-has the colour of the token that it came with, whoever wrote the tokens it waited for.
+Text is held back until a character is complete, or while it may begin a stop string. It
+has the colour of the token that it is emitted with.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edgecs_cli.console import joined, paint
 COLOURS = (32, 136, 161, 93)  # of 256: blue, gold, crimson, violet
 
 Paint = Callable[[Iterable[Token]], Iterator[str]]
-"""Tokens as they come -> what is written for them."""
+"""A stream of tokens -> the text to print."""
 
 
 class Style(NamedTuple):
@@ -36,7 +36,7 @@ class Style(NamedTuple):
 
 
 def painter(chain: Sequence[str], *, colours: bool) -> Paint:
-    """What shows who wrote a text. chain: names, the target first."""
+    """A `Paint` that shows sources. chain: names, the target first."""
     return partial(coloured if colours else marked, chain)
 
 
@@ -46,14 +46,14 @@ def plain(tokens: Iterable[Token]) -> Iterator[str]:
 
 
 def coloured(chain: Sequence[str], tokens: Iterable[Token]) -> Iterator[str]:
-    """Every token's text in the colour of its writer, the target's as it is."""
+    """Every token's text in the colour of its source; the target's is plain."""
     styles = _styles(chain)
     for token in tokens:
         yield _styled(token.text, styles.get(token.source))
 
 
 def marked(chain: Sequence[str], tokens: Iterable[Token]) -> Iterator[str]:
-    """Runs of a drafter's text in brackets after its name, the target's as it is."""
+    """Runs of a drafter's text in brackets after its name; the target's is plain."""
     writer = target = chain[0]
     for token in tokens:
         if not token.text:
@@ -69,7 +69,7 @@ def marked(chain: Sequence[str], tokens: Iterable[Token]) -> Iterator[str]:
 
 
 def legend(session: Session, tiers: str, *, colours: bool) -> list[str]:
-    """Lines on the last answer: who wrote how much, and why not more.
+    """Lines on the last answer: tokens by source, and why drafts were not used.
 
     tiers: exactness along the context, in words.
     """
@@ -78,12 +78,12 @@ def legend(session: Session, tiers: str, *, colours: bool) -> list[str]:
         lines.append(f"marks: text of a drafter is in [{session.chain[-1]}:...]")
     elif colours and len(session.chain) > 1:
         lines.append(
-            "colours: who drafted a text; mag is Max-Gram, from the text so far"
+            "colours: the drafter of a text; mag is Max-Gram, from the text so far"
         )
     if isinstance(session.cascade.schedule, Planner):
         lines += _planned(session.cascade.schedule, session.stats)
     lines += [
-        f"{name}: parked for this session, as it failed: {reason}"
+        f"{name}: disabled for this session because it failed: {reason}"
         for name, reason in session.stats.faults.items()
     ]
     widths = session.stats.rounds_by_width.items()
@@ -96,7 +96,7 @@ def legend(session: Session, tiers: str, *, colours: bool) -> list[str]:
 
 
 def _styles(chain: Sequence[str]) -> dict[str, Style]:
-    """Of every drafter; Max-Gram, which comes last and is always there, is blue."""
+    """The style of every drafter; Max-Gram, which is always last, is blue."""
     styles = {}
     # Max-Gram looks the same in every chain.
     names = sorted(chain[:0:-1], key=lambda name: name != "mag")
@@ -113,7 +113,7 @@ def _styled(text: str, style: Style | None) -> str:
 
 
 def _table(session: Session, *, colours: bool) -> list[str]:
-    """A line for every source: tokens in the answer and what became of its drafts."""
+    """A line per source: its tokens in the answer, and counts of its drafts."""
     stats, (target, *drafters) = session.stats, session.chain
     sources = stats.by_source()
     styles = _styles(session.chain) if colours else {}
@@ -131,7 +131,7 @@ def _table(session: Session, *, colours: bool) -> list[str]:
 
 
 def _planned(planner: Planner, stats: Stats) -> list[str]:
-    """What the planner used and what not, and why."""
+    """How often the planner used each drafter, and why not."""
     sound = [writer for writer in planner.writers if writer.name not in stats.faults]
     lines = [f"{writer.name}: {writer.standing}" for writer in sound]
     records = stats.records
@@ -142,7 +142,7 @@ def _planned(planner: Planner, stats: Stats) -> list[str]:
         used = sum(source.name in record.tested for record in proposed)
         lines.append(
             f"{source.name}: used in {used} of {len(records)} rounds; "
-            f"{len(proposed) - used} promised no more than plain decoding, "
-            f"{len(records) - len(proposed)} had no better proposal"
+            f"{len(proposed) - used} not expected to beat plain decoding, "
+            f"{len(records) - len(proposed)} without a better proposal"
         )
     return lines

@@ -19,9 +19,9 @@ from edgecs_cli.options.shared import Interrupt
 def opened(
     recipe: Recipe, call: Call, interrupt: Interrupt, answers: Path | None = None
 ) -> Iterator[Runtime]:
-    """Target, drafters and session; freed at the end.
+    """Opens target, drafters and session; closes them at the end.
 
-    answers: a folder that keeps what is said, for `edgecs distill`.
+    answers: a folder to save answers in, for `edgecs distill`.
     """
     show_log(call.verbose)
     files = call.find(recipe)
@@ -42,19 +42,19 @@ def opened(
 
 
 def _can_keep_answers(folder: Path) -> None:
-    """Raises ConfigError now rather than after the answer."""
+    """Raises ConfigError now instead of after the answer."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise ConfigError(
-            f"answers cannot be kept in {folder}: {error.strerror}; give another folder"
+            f"answers cannot be saved in {folder}: {error.strerror}; use another one"
         ) from error
 
 
 def exactness(runtime: Runtime) -> dict[str, object]:
-    """The tier that was asked for, and the tiers along the context."""
+    """The requested tier, and the tiers along the context."""
     limits = runtime.session.cascade.limits
     return {
         "asked": limits.exact,

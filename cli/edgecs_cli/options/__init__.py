@@ -1,1 +1,1 @@
-"""The options of the commands, and what they say in Python's types."""
+"""Command-line options, and their values as Python types."""

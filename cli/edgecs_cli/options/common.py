@@ -1,4 +1,4 @@
-"""Options of several commands, and the sections that a help text has them in."""
+"""Options shared by several commands, grouped into sections of the help text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Section(StrEnum):
-    """A heading in a help text; they come in this order."""
+    """Headings of a help text, in order."""
 
     BASICS = "Basics"
     RESULTS = "Results"
@@ -42,7 +42,7 @@ class Section(StrEnum):
 
 
 class _Option(click.Option):
-    """An option that says in which section it belongs."""
+    """An option with a section of the help text."""
 
     def __init__(self, *args: Any, section: Section, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -50,7 +50,7 @@ class _Option(click.Option):
 
 
 def option(section: Section, *flags: str, **settings: Any) -> Callable[[F], F]:
-    """`click.option` for another section than the first."""
+    """`click.option` with a section of the help text."""
     return click.option(*flags, cls=_Option, section=section, **settings)
 
 
@@ -59,17 +59,17 @@ _speculation = partial(option, Section.SPECULATION)
 
 
 class Sectioned(click.Command):
-    """A command whose help has sections; what says nothing is in the first one."""
+    """A command whose help has sections; options without one go into the first."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Says how a model is given to those who give it without -m."""
+        """Adds a hint to use -m where a model is given as an argument."""
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
             if "unexpected extra argument" in error.message and any(
                 "-m" in param.opts for param in self.params
             ):
-                text = f"{error.message}; a model is given with -m"
+                text = f"{error.message}; give the model with -m"
                 raise click.UsageError(text, ctx) from error
             raise
 
@@ -91,7 +91,7 @@ class Sectioned(click.Command):
 
 
 class SectionedGroup(Sectioned, click.Group):
-    """A group of commands that has options of its own."""
+    """A command group with options of its own."""
 
 
 class GpuLayersType(click.ParamType[GpuLayers]):
@@ -112,7 +112,7 @@ class GpuLayersType(click.ParamType[GpuLayers]):
 
 
 class Finite(click.FloatRange):
-    """A number in a range; `nan`, which fits every range, and `inf` are refused."""
+    """A finite number in a range; click alone accepts `nan` in every range."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -125,17 +125,17 @@ class Finite(click.FloatRange):
 
 
 RESULT, PAGE = (b'{"format": "edgecs', b'{\n  "format": "edgecs'), b"<!DOCTYPE html>"
-"""How what `edgecs bench` writes begins."""
-_HEAD = 64  # bytes that tell
+"""First bytes of the files that `edgecs bench` writes."""
+_HEAD = 64  # bytes read to recognise a file
 _OTHERS = "the file exists, and edgecs did not write it"
 
 
 class OutputFile(click.Path):
-    """A file to write, refused at once if it could not be written at the end.
+    """An output file, checked before the work starts.
 
-    in_place: a file that is there is written to, not replaced by a new one. begins:
-    how files begin that may be replaced; any other file is refused. Nothing is created
-    to find out.
+    in_place: an existing file is written to, not replaced by a new one. begins: first
+    bytes of files that may be replaced; any other file is refused. The check creates
+    nothing.
     """
 
     def __init__(self, *begins: bytes, in_place: bool = False) -> None:
@@ -146,13 +146,13 @@ class OutputFile(click.Path):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Path:
-        """Checks a place."""
+        """Checks a path."""
         path = cast(Path, super().convert(value, param, ctx))
         try:
             self._check(path)
         except OSError as error:
             why = f"{path} cannot be written: {error.strerror}"
-            self.fail(f"{why}; give another place", param, ctx)
+            self.fail(f"{why}; give another path", param, ctx)
         return path
 
     def _check(self, path: Path) -> None:
@@ -170,7 +170,7 @@ class OutputFile(click.Path):
 
 
 def model_options(command: F) -> F:
-    """The options that say which model is loaded, and how."""
+    """Options for the model, and how it is loaded."""
     options = [
         click.option(
             "-m",
@@ -194,7 +194,7 @@ def model_options(command: F) -> F:
             "--threads",
             type=click.IntRange(0, MOST_THREADS),
             default=0,
-            help="CPU threads; 0: one for each physical core.",
+            help="CPU threads; 0: one per physical core.",
         ),
         _hardware(
             "-fa",
@@ -221,44 +221,41 @@ def model_options(command: F) -> F:
             type=click.Choice(get_args(KVType)),
             default="f16",
             show_default=True,
-            help="Type of the V cache; quantised ones need flash attention.",
+            help="Type of the V cache; quantised types need flash attention.",
         ),
         _hardware(
             "--repack/--no-repack",
             default=True,
-            help="Lay out weights for faster kernels of llama.cpp's.",
+            help="Repack weights for llama.cpp's faster CPU kernels.",
         ),
         _hardware(
             "--kernels",
             type=click.Choice(get_args(KernelChoice)),
             default="auto",
             show_default=True,
-            help="Who computes on the CPU. auto: edgecs, where it can and nothing is "
-            "offloaded, else llama.cpp. own: edgecs, or an error. The others: edgecs "
-            "with these instructions.",
+            help="CPU kernels. auto: edgecs's where they apply and nothing is "
+            "offloaded, else llama.cpp's. own: edgecs's, or an error. The others: "
+            "edgecs's for this instruction set.",
         ),
-        _hardware(
-            "--mmap/--no-mmap", default=True, help="Map the file instead of reading it."
-        ),
+        _hardware("--mmap/--no-mmap", default=True, help="Memory-map the model file."),
         _hardware("--mlock/--no-mlock", default=False, help="Keep the weights in RAM."),
         _hardware(
             "--huge-pages/--no-huge-pages",
             default=True,
-            help="Ask the system for huge pages, which weights that are mapped from a "
-            "file cannot have (Linux).",
+            help="Request huge pages (Linux); memory-mapped weights cannot have them.",
         ),
         _hardware(
             "--cpu-strict/--no-cpu-strict",
             default=True,
-            help="Keep threads on cores of their own where there is one for each and "
-            "no more (Linux): another program that computes then costs less.",
+            help="Pin each thread to its own core if there are as many cores as "
+            "threads (Linux); other programs then slow decoding less.",
         ),
     ]
     return with_options(command, options)
 
 
 def common_options(command: F) -> F:
-    """Context, network and messages: they come after what a command has of its own."""
+    """Context, network and output options; they follow a command's own options."""
     options = [
         click.option(
             "-c",
@@ -266,21 +263,21 @@ def common_options(command: F) -> F:
             "n_ctx",
             type=click.IntRange(0, MOST_CELLS),
             default=0,
-            help="Context in tokens; 0: the model's own, as far as memory allows.",
+            help="Context in tokens; 0: the model's maximum, as far as memory allows.",
         ),
         click.option("--offline", is_flag=True, help="Never use the network."),
         click.option(
-            "-q", "--quiet", is_flag=True, help="The answer and nothing else."
+            "-q", "--quiet", is_flag=True, help="Print nothing but the result."
         ),
         click.option(
-            "-v", "--verbose", is_flag=True, help="Say more, with llama.cpp's log."
+            "-v", "--verbose", is_flag=True, help="Print details and llama.cpp's log."
         ),
     ]
     return with_options(command, options)
 
 
 def drafter_options(command: F) -> F:
-    """The options that say who may draft, where, and which widths they may use."""
+    """Options for drafters, their hardware, and exactness."""
     options = [
         _speculation(
             "--draft",
@@ -289,8 +286,8 @@ def drafter_options(command: F) -> F:
             type=Reference(drafters=True),
             metavar="MODEL",
             help="A drafter: a model as for -m, or the folder of an ONNX drafter. May "
-            "be repeated, the largest first: each one reviews those after it. Max-Gram "
-            "always comes last. none: not even the one that comes with a model.",
+            "be repeated, largest first: each drafter reviews those after it. Max-Gram "
+            "is always last. none: do not use the model's bundled drafter either.",
         ),
         _hardware(
             "-td",
@@ -298,7 +295,7 @@ def drafter_options(command: F) -> F:
             "threads_draft",
             type=click.IntRange(0, MOST_THREADS),
             default=0,
-            help="Threads of drafters; 0: one for ONNX, those of -t for GGUF.",
+            help="Threads of drafters; 0: one for ONNX, the value of -t for GGUF.",
         ),
         _hardware(
             "-ngld",
@@ -314,27 +311,27 @@ def drafter_options(command: F) -> F:
             type=click.Choice(get_args(Exact)),
             default="auto",
             show_default=True,
-            help="strict: only widths whose bits are those of plain decoding; numeric: "
-            "the batch's bits; auto: strict where that costs less than 3 % of the "
-            "speed.",
+            help="strict: only batch widths with logits bit-identical to plain "
+            "decoding; numeric: any width; auto: strict where that costs less than "
+            "3 % of the speed.",
         ),
     ]
     return with_options(command, options)
 
 
 def schedule_options(command: F) -> F:
-    """The options that say how much is drafted."""
+    """Options for how much is drafted."""
     options = [
         _speculation(
             "--no-spec",
             is_flag=True,
-            help="Plain decoding, no drafts.",
+            help="Plain decoding without drafts.",
         ),
         _speculation(
             "--draft-max",
             type=click.IntRange(0, LoadOptions.max_draft),
             metavar="K",
-            help="Longest draft in tokens; 0: no speculation.",
+            help="Maximum draft length in tokens; 0: no speculation.",
         ),
         _speculation(
             "--mag-min-match",
@@ -343,29 +340,29 @@ def schedule_options(command: F) -> F:
             default=1,
             show_default=True,
             metavar="N",
-            help="Max-Gram drafts only after N tokens that occurred before.",
+            help="Minimum number of matching tokens for a Max-Gram draft.",
         ),
         _speculation(
             "--k-matrix",
             metavar="ROWS",
-            help="A fixed schedule instead of the planner: how many tokens each "
-            'drafter writes, as in "5,10;0,10": row 0 while the target reviews, row 1 '
-            "while the first drafter reviews.",
+            help="A fixed schedule instead of the planner: tokens per drafter, as in "
+            '"5,10;0,10". Row 0 applies when the target reviews, row 1 when the first '
+            "drafter reviews.",
         ),
         _speculation(
             "--lenience",
             type=Finite(1),
             default=1.0,
             show_default=True,
-            help="How far drafters let a cheaper one's tokens stand that they would "
-            "not have chosen. The target never does.",
+            help="How readily drafters accept a cheaper drafter's tokens; 1: only "
+            "their own choices. The target is never lenient.",
         ),
         _speculation(
             "--log-answers",
             "log_answers",
             type=click.Path(path_type=Path, file_okay=False),
             metavar="FOLDER",
-            help="Keep answers here, with the model's best logits and hidden states, "
+            help="Save answers here, with the model's top logits and hidden states, "
             "for `edgecs distill --resume-from-log`. They never leave this machine.",
         ),
     ]
@@ -373,7 +370,7 @@ def schedule_options(command: F) -> F:
 
 
 def with_options(command: F, options: Sequence[Callable[[F], F]]) -> F:
-    """A command with options in the order in which its help shows them."""
+    """Adds options to a command, in the order of its help."""
     for decorate in reversed(options):
         command = decorate(command)
     return command
@@ -386,7 +383,7 @@ def load_options(values: dict[str, Any]) -> LoadOptions:
 
 
 def draft_load_options(values: dict[str, Any]) -> LoadOptions:
-    """How a GGUF drafter is loaded: like the target where nothing else is said."""
+    """Load options of a GGUF drafter: the target's unless set separately."""
     layers, threads = values["layers_draft"], values["threads_draft"]
     return replace(
         load_options(values),

@@ -1,4 +1,4 @@
-"""A command's options as values with types: the recipe, and how it was called."""
+"""A command's options as typed values: the recipe, and how it was called."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from edgecs_cli.options.shared import progress_bars
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-_NO_DRAFTER = "none"  # a value of --draft; the bundled drafter is not used either
+_NO_DRAFTER = "none"  # value of --draft that disables the bundled drafter too
 T = TypeVar("T", bound="DataclassInstance")
 
 
 def taken(kind: type[T], values: dict[str, Any]) -> T:
-    """A dataclass made of the options that its fields are named after."""
+    """A dataclass filled from the options named like its fields."""
     return kind(**{field.name: values[field.name] for field in fields(kind)})
 
 
 @dataclass(frozen=True)
 class Call:
-    """How a command that loads a model was called, beside its recipe."""
+    """Options of a command that loads a model, besides its recipe."""
 
     quiet: bool
     verbose: bool
@@ -44,35 +44,35 @@ class Call:
 
     @cached_property
     def folders(self) -> Folders:
-        """The user's."""
+        """The user's folders."""
         return Folders(offline=self.offline)
 
     @property
     def reports(self) -> Reports:
-        """To stderr; progress only if stderr is a terminal."""
+        """Reporters that write to stderr; progress only on a terminal."""
         return Reports(self.say, self.say if sys.stderr.isatty() else lambda text: None)
 
     def say(self, text: str) -> None:
-        """A dim line on stderr, unless the command is to be quiet."""
+        """Prints a dim line to stderr, unless --quiet is given."""
         say(text, quiet=self.quiet)
 
     def find(self, recipe: Recipe) -> Files:
-        """The files of a recipe, fetched under progress bars if they are not here."""
+        """The files of a recipe; downloads missing ones with progress bars."""
         with progress_bars() as progress:
             return find_files(recipe, self.folders, progress)
 
 
 def find_model(model: str, *, offline: bool) -> Path:
-    """The file of one model, fetched under progress bars if it is not here."""
+    """The file of a model; downloads it with a progress bar if missing."""
     with progress_bars() as progress:
         return Folders(offline=offline).store.path(model, progress)
 
 
 def read_recipe(values: dict[str, Any]) -> Recipe:
-    """What a command's options ask for, as far as it has them.
+    """The recipe that a command's options describe.
 
-    Settings that cannot work are refused here, before anything is fetched, which may
-    take minutes. Raises ConfigError, UsageError.
+    Invalid settings are refused here, before a download that may take minutes. Raises
+    ConfigError, UsageError.
     """
     sampled = "temperature" in values
     names = tuple(name for name in values.get("drafts", ()) if name != _NO_DRAFTER)
@@ -98,11 +98,11 @@ def _matrix(values: dict[str, Any]) -> KMatrix | None:
     if values.get("k_matrix") is None:
         return None
     if values["draft_max"] is not None:
-        raise click.UsageError("--k-matrix and --draft-max exclude each other")
+        raise click.UsageError("--k-matrix and --draft-max are mutually exclusive")
     return KMatrix.parse(values["k_matrix"])
 
 
 def _given(*names: str) -> bool:
-    """Whether one of these options has another value than its default."""
+    """Whether any of these options was set."""
     source = click.get_current_context().get_parameter_source
     return any(source(name) is not ParameterSource.DEFAULT for name in names)

@@ -1,4 +1,4 @@
-"""Models as options and arguments name them, and how a shell completes them."""
+"""Model references in options and arguments, and their shell completion."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from click.shell_completion import CompletionItem
 
 
 class Reference(click.ParamType[str]):
-    """A name, a path or user/repo; what it means is found out later.
+    """A name, a path or user/repo, resolved later.
 
-    drafters: also the names of drafters, and `none`.
+    drafters: also complete the names of drafters, and `none`.
     """
 
     name = "text"
@@ -23,16 +23,16 @@ class Reference(click.ParamType[str]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> str:
-        """Any text is taken."""
+        """Accepts any text."""
         return str(value)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Names that begin so, and whatever files the shell finds.
+        """Names with this prefix, and files that the shell finds.
 
-        Files come first: click's script for bash then forgets what it had, and takes
-        them only where no name follows.
+        Files come first: click's bash script drops the completions before them, so
+        files are offered only if no name matches.
         """
         root = resources.files("edgecs_models")
         names = [

@@ -1,4 +1,4 @@
-"""The options that say how tokens are chosen, under llama.cpp's names."""
+"""Sampling options, under llama.cpp's names."""
 
 from __future__ import annotations
 
@@ -19,38 +19,44 @@ _sampling = partial(option, Section.SAMPLING)
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PLAIN = (
-    # name, flags, type, default, help; those that are used most come first
+    # name, flags, type, default, help; most used first
     ("temperature", ["--temp", "--temperature"], float, 0.8, "Temperature; 0: greedy."),
     ("top_k", ["--top-k"], int, 40, "Only the K most probable tokens; 0: off."),
-    ("top_p", ["--top-p"], float, 0.95, "Only tokens up to this mass; 1: off."),
-    ("min_p", ["--min-p"], float, 0.05, "Only this near to the best; 0: off."),
+    ("top_p", ["--top-p"], float, 0.95, "Nucleus sampling; 1: off."),
+    (
+        "min_p",
+        ["--min-p"],
+        float,
+        0.05,
+        "Minimum probability relative to the best token's; 0: off.",
+    ),
     (
         "repeat_penalty",
         ["--repeat-penalty"],
         float,
         1.0,
-        "Divides the logits of tokens seen lately; 1: off.",
+        "Divides the logits of recent tokens; 1: off.",
     ),
     (
         "repeat_last_n",
         ["--repeat-last-n"],
         int,
         64,
-        "Tokens that penalties look at; 0: off, -1: all.",
+        "Recent tokens that penalties consider; 0: off, -1: all.",
     ),
     (
         "presence_penalty",
         ["--presence-penalty"],
         float,
         0.0,
-        "Taken off tokens seen lately; 0: off.",
+        "Subtracted from the logits of recent tokens; 0: off.",
     ),
     (
         "frequency_penalty",
         ["--frequency-penalty"],
         float,
         0.0,
-        "Taken off for every time seen lately; 0: off.",
+        "Subtracted for each recent occurrence of a token; 0: off.",
     ),
     ("typical_p", ["--typical", "--typical-p"], float, 1.0, "Locally typical; 1: off."),
     (
@@ -58,49 +64,55 @@ _PLAIN = (
         ["--top-nsigma", "--top-n-sigma"],
         float,
         -1.0,
-        "Only this many standard deviations below the best; -1: off.",
+        "At most this many standard deviations below the best; -1: off.",
     ),
     (
         "xtc_probability",
         ["--xtc-probability"],
         float,
         0.0,
-        "How often the top choices are excluded; 0: never.",
+        "Probability that XTC excludes the top choices; 0: off.",
     ),
     (
         "xtc_threshold",
         ["--xtc-threshold"],
         float,
         0.1,
-        "What makes a token a top choice.",
+        "Minimum probability of a top choice.",
     ),
     (
         "dry_multiplier",
         ["--dry-multiplier"],
         float,
         0.0,
-        "Penalty for what would prolong a repetition; 0: off.",
+        "DRY penalty for extending a repetition; 0: off.",
     ),
-    ("dry_base", ["--dry-base"], float, 1.75, "How fast that grows with its length."),
+    (
+        "dry_base",
+        ["--dry-base"],
+        float,
+        1.75,
+        "Growth of the DRY penalty with the length.",
+    ),
     (
         "dry_allowed_length",
         ["--dry-allowed-length"],
         int,
         2,
-        "Repetitions up to this length are free.",
+        "Repetitions up to this length are not penalised.",
     ),
     (
         "dry_last_n",
         ["--dry-penalty-last-n"],
         int,
         -1,
-        "Tokens that DRY looks at; 0: off, -1: all.",
+        "Recent tokens that DRY considers; 0: off, -1: all.",
     ),
 )
 
 
 def sampling_options(command: F) -> F:
-    """The options of the sampler chain, those that are used most first."""
+    """Options of the sampler chain, most used first."""
     plain = [
         _sampling(
             *flags, name, type=kind, default=default, show_default=True, help=text
@@ -115,13 +127,13 @@ def sampling_options(command: F) -> F:
             type=click.IntRange(-1, 2**64 - 1),
             default=-1,
             show_default=True,
-            help="Same seed, same answer; -1: a new one, which is printed.",
+            help="The same seed gives the same answer; -1: random, printed.",
         ),
         _sampling(
             "-j",
             "--json-schema",
             metavar="SCHEMA",
-            help="The answer is JSON that keeps to a schema; {} is any JSON.",
+            help="Constrain the answer to JSON of a schema; {}: any JSON.",
         ),
         _sampling(
             "-jf",
@@ -129,7 +141,9 @@ def sampling_options(command: F) -> F:
             type=click.Path(path_type=Path),
             help="The same, from a file.",
         ),
-        _sampling("--grammar", metavar="GBNF", help="The answer keeps to a grammar."),
+        _sampling(
+            "--grammar", metavar="GBNF", help="Constrain the answer to a grammar."
+        ),
         _sampling(
             "--grammar-file",
             type=click.Path(path_type=Path),
@@ -141,8 +155,8 @@ def sampling_options(command: F) -> F:
             "dry_breakers",
             multiple=True,
             metavar="TEXT",
-            help="Repetitions end here; replaces the default newline, colon, quote, "
-            "star; 'none': nothing does.",
+            help="DRY sequence breaker; replaces the default newline, colon, quote, "
+            "star; 'none': no breakers.",
         ),
         _sampling(
             "-l",
@@ -155,20 +169,20 @@ def sampling_options(command: F) -> F:
             "--mirostat",
             type=int,
             default=0,
-            help="Refused unless 0: its state depends on what was drawn.",
+            help="Not supported: its state depends on earlier draws.",
         ),
     ]
     return with_options(command, options)
 
 
 def read_sampling(values: dict[str, Any]) -> Sampling:
-    """The sampler chain that the options ask for; a seed is drawn where none is given.
+    """The sampler chain of the options, with a random seed if none is given.
 
     Raises ConfigError.
     """
     if values["mirostat"]:
         raise ConfigError(
-            "mirostat is not supported: its state depends on what was drawn, so the "
+            "mirostat is not supported: its state depends on earlier draws, so the "
             "answer would depend on the drafts; use --top-p or --min-p"
         )
     seed = values["seed"]
@@ -184,26 +198,26 @@ def read_sampling(values: dict[str, Any]) -> Sampling:
 
 
 def _bias(text: str) -> tuple[int, float]:
-    """`ID+BIAS` or `ID-BIAS`, as llama.cpp takes it."""
+    """Parses `ID+BIAS` or `ID-BIAS`, as llama.cpp does."""
     at = next((i for i, letter in enumerate(text) if letter in "+-"), len(text))
     try:
         return int(text[:at]), float(text[at:])
     except ValueError as error:
         raise ConfigError(
-            f"the logit bias {text!r} cannot be read: give a token's id, a sign and a "
+            f"the logit bias {text!r} is not valid: give a token's id, a sign and a "
             "number, as in 15043+1"
         ) from error
 
 
 def read_grammar(values: dict[str, Any]) -> Any:
-    """The grammar that the options ask for, or None. Raises ConfigError."""
+    """The grammar of the options, or None. Raises ConfigError."""
     names = ("grammar", "grammar_file", "json_schema", "json_schema_file")
     given = [name for name in names if values[name] is not None]
     if not given:
         return None
     if len(given) > 1:
         flags = " and ".join("--" + name.replace("_", "-") for name in given)
-        raise click.UsageError(f"{flags} exclude each other: give one of them")
+        raise click.UsageError(f"{flags} are mutually exclusive: give one of them")
     from edgecs.grammar.mask import Grammar
 
     (name,) = given

@@ -1,4 +1,4 @@
-"""What several commands need: model options, errors, progress, Ctrl-C."""
+"""Helpers of several commands: errors, progress bars, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ READER_GONE = 141  # 128 + SIGPIPE, as a C program would end
 
 
 class Failure(click.ClickException):
-    """A failure on its way out: one sentence, an exit code, the command it ends."""
+    """A failed command: a one-sentence message and an exit code."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -34,33 +34,33 @@ class Failure(click.ClickException):
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Turns the errors of the library into those of the command line."""
+    """Converts the library's errors to those of the command line."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             result = command(*args, **kwargs)
-            sys.stdout.flush()  # a reader that went away is found here, not at exit
+            sys.stdout.flush()  # finds a closed pipe here, not at exit
             return result
         except EdgecsError as error:
             raise Failure(str(error), error.exit_code) from error
-        except OSError as error:  # of the streams: the library has its own errors
+        except OSError as error:  # from stdout or stderr
             abandon(sys.stdout)
             if _is_gone(error):
                 raise click.exceptions.Exit(READER_GONE) from error
-            raise Failure(f"cannot go on: {error}", 1) from error
+            raise Failure(f"cannot continue: {error}", 1) from error
 
     return wrapped
 
 
 def _is_gone(error: OSError) -> bool:
-    """Whether the reader went away; Windows calls that an invalid argument."""
+    """Whether the reader closed the pipe; on Windows that is EINVAL."""
     gone = error.errno == errno.EPIPE
     return gone or (sys.platform == "win32" and error.errno == errno.EINVAL)
 
 
 class _Bars:
-    """Progress bars on stderr, one for each kind of work."""
+    """Progress bars on stderr, one per kind of work."""
 
     def __init__(self) -> None:
         from rich import progress
@@ -89,7 +89,7 @@ class _Bars:
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """A progress callback; bars are made only when there is something to show."""
+    """A progress callback that creates bars on its first call."""
     made: list[_Bars] = []
 
     def advance(what: str, done: int, total: int) -> None:
@@ -108,9 +108,9 @@ def progress_bars() -> Iterator[Progress]:
 def pace_bar(
     state: Callable[[], tuple[float, float]],
 ) -> Iterator[Callable[[str], None]]:
-    """A bar with an estimate, gone at the end; takes what is being done.
+    """A transient bar with an estimate; the function it yields sets the label.
 
-    state: asked for the share that is done and the seconds that are left.
+    state: returns the share that is done and the seconds that are left.
     """
     from rich import progress
     from rich.console import Console, RenderableType
@@ -122,7 +122,7 @@ def pace_bar(
                 task.completed, task.fields["left"] = share, in_words(left)
             yield self.make_tasks_table(self.tasks)
 
-    # Drawing takes time from what is measured: once a second is seldom enough.
+    # Drawing disturbs what is measured, so it happens once a second.
     bar = Bar(
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(20),
@@ -137,7 +137,7 @@ def pace_bar(
 
 
 def in_words(seconds: float) -> str:
-    """Time that is left, no more exact than it is known.
+    """The remaining time, rounded to the precision of the estimate.
 
     >>> in_words(4), in_words(42), in_words(89), in_words(200)
     ('seconds left', 'about 40 s left', 'about 90 s left', 'about 3 min left')
@@ -150,9 +150,9 @@ def in_words(seconds: float) -> str:
 
 
 class Interrupt:
-    """While entered, the first Ctrl-C sets `event`; another one raises if it insists.
+    """While entered, the first Ctrl-C sets `event`; the next one raises if `insists`.
 
-    A signal cannot raise through llama.cpp; it can only be asked whether to go on.
+    An exception cannot pass through llama.cpp, which polls the event instead.
     """
 
     def __init__(self, *, insists: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Text that is given: in a file, through a pipe or on standard input."""
+"""Input text from a file, a pipe or standard input."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _LARGEST = 64 << 20  # bytes; more than any context holds
 
 
 def read_text(path: Path, most: int = _LARGEST) -> str:
-    """A file or pipe of `most` bytes at most. Raises ConfigError."""
+    """The text of a file or pipe of at most `most` bytes. Raises ConfigError."""
     return decode(read_data(path, most), str(path))
 
 
 def read_data(path: Path, most: int = _LARGEST) -> bytes:
-    """As `read_text`, before it is known to be text."""
+    """As `read_text`, but not decoded."""
     try:
         return read_given(path, most)
     except OSError as error:
@@ -35,7 +35,7 @@ def read_stdin() -> str:
 
 
 def decode(data: bytes, origin: str) -> str:
-    """UTF-8 text, or a ConfigError that says where it is not."""
+    """Decodes UTF-8. Raises ConfigError with the place of an invalid byte."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
