@@ -96,7 +96,7 @@ def check_access(host: str, api_key: str | None) -> None:
         )
 
 
-def run(
+def serve(
     serving: Serving,
     sock: socket.socket,
     load: Loading,

@@ -54,7 +54,7 @@ def serving(
     servers: list[object] = []
     with running.listening("127.0.0.1", 0) as sock:
         thread = threading.Thread(
-            target=lambda: running.run(
+            target=lambda: running.serve(
                 state,
                 sock,
                 loading,

@@ -114,9 +114,9 @@ class Wishes:
 @common_options
 @reports_errors
 def serve(**values: Any) -> int:
-    """Answer over HTTP, with OpenAI's API.
+    """Serve a model over HTTP.
 
-    Settings of a request count before those given here.
+    The API is OpenAI's; settings of a request take precedence over those given here.
 
     \b
     edgecs serve -m smollm2-135m-instruct
@@ -160,7 +160,7 @@ def serve(**values: Any) -> int:
             access=Access(key, wishes.allow_origin, wishes.allow_host),
             most_seconds=wishes.timeout,
         )
-        running.run(
+        running.serve(
             serving,
             sock,
             load,
