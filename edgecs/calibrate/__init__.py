@@ -1,1 +1,1 @@
-"""What is measured about a target on this machine, and kept between runs."""
+"""Measurements of a target on this machine, stored between runs."""

@@ -1,7 +1,7 @@
-"""Drafters that come with edgecs, and what they promise on this machine.
+"""Bundled drafters, and their expected speedup on this machine.
 
-A model's manifest may name one. It is used where its figures, with the times of the
-target's calls here, promise more than plain decoding.
+A model's manifest may name one. It is used if its measured figures, combined with the
+target's call times on this machine, predict a gain over plain decoding.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from edgecs.theory import draft_speedup
 
 
 def shipped_drafters() -> dict[str, Path]:
-    """Folders of the drafters that come with edgecs, by name."""
+    """Folders of the bundled drafters, by name."""
     root = Path(str(resources.files("edgecs_models"))) / "drafters"
     return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{NAME}"))}
 
 
 def shipped_for(model: str) -> Path | None:
-    """The drafter that comes with edgecs for a model known by this name."""
+    """Folder of the bundled drafter for a model known by this name, if any."""
     manifest = known_manifests().get(model)
     name = manifest.drafter if manifest else None
     return shipped_drafters().get(name) if name else None
 
 
 def promise(folder: Path, times: Sequence[float]) -> float:
-    """Greedy tokens a second over plain decoding that a drafter promises here.
+    """Expected greedy speedup of a drafter over plain decoding on this machine.
 
-    times: seconds of the target's calls, [n - 1] for n tokens. A drafted token is taken
-    to be as much faster or slower here as a call of the target is. 1 where its manifest
-    has no figures.
+    times: seconds of the target's calls, [n - 1] for n tokens. The drafter's time per
+    token is scaled by the ratio of the target's call times. 1 if the manifest has no
+    figures.
     """
     return _promise(read_drafter(folder), times)
 

@@ -1,8 +1,8 @@
-"""Measuring a model on scratch cells: what a call costs, and whether its bits hold.
+"""Measure a model on scratch KV cells: call times and bit-exact widths.
 
-The context is made of ids from a fixed pseudo-random sequence, and its cells are copies
-where the engine allows it, so a probe at any depth costs no more than its own calls.
-The model is empty afterwards.
+The context consists of ids from a fixed pseudo-random sequence. Where the engine allows
+it, its KV cells are copies of a few real ones, so a probe at any depth costs no more
+than its own calls. The KV cache is empty afterwards.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from edgecs.errors import Cancelled, NoNumbers
 
 # chosen: those that most drafts need, as far as the time at load allows.
 QUICK = (2, 3, 4, 6, 8)  # widths that are probed at load
-# chosen: every width that most drafts need, then steps of a half at most.
+# chosen: every width that most drafts need, then steps of at most a half.
 FULL = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32)  # widths that `edgecs tune` compares
 # chosen: some cells to attend to, and room for calls in tiny contexts.
-_SHALLOW = 24  # cells before the first calls
-_AHEAD = 1  # cells before a border where all calls of two tokens or more cross it
+_SHALLOW = 24  # depth of the shallowest calls
+_AHEAD = 1  # distance to a border at which all calls of two or more tokens cross it
 _NOTHING = Finding(frozenset(), frozenset())
 
 
 class Measurable(LanguageModel, Protocol):
-    """A model whose cells can be filled without computing them."""
+    """A model whose KV cells can be filled without computing them."""
 
     def pretend(self, context: Context) -> bool:
-        """Fills the cells of a context with something, copies of a few real ones.
+        """Fill the KV cells of a context with copies of a few computed ones.
 
-        False where the engine does not allow it; the model is empty then.
+        Returns False where the engine does not allow it; the cache is empty then.
         """
 
 
@@ -45,7 +45,7 @@ class Timed(NamedTuple):
     """One call, as `CostModel.observe` takes it."""
 
     width: int  # tokens in it
-    depth: int  # cells before it
+    depth: int  # KV cells before it
     seconds: float
     after: int  # calls of one token since a wider one
 
@@ -53,12 +53,12 @@ class Timed(NamedTuple):
 def scratch(vocab_size: int, size: int) -> Tokens:
     """Ids of a fixed pseudo-random sequence, int32 [size]."""
     random = np.random.default_rng(0)
-    # A drafter's vocabulary may lack the last rows of its target's, which are padding.
+    # A drafter may lack the last rows of its target's vocabulary, which are padding.
     return random.integers(0, max(1, vocab_size // 2), size, dtype=np.int32)
 
 
 class Scratch:
-    """A model with `depth` scratch cells in it, whose calls are timed.
+    """A model with `depth` scratch KV cells, whose calls are timed.
 
     >>> from edgecs.testing.fakes import TableModel
     >>> with Scratch(TableModel(50), 10) as cells:
@@ -70,10 +70,10 @@ class Scratch:
         self.timed: list[Timed] = []
         self._model = model
         tokens = scratch(model.vocab_size, depth + 2 * WIDEST + 1)
-        # One context for all calls: cells that another one left are not all reused.
+        # One context for all calls: cells of another context are not all reused.
         self._context, self._more = Context(tokens[:depth]), tokens[depth:]
         self.singles = 0  # calls of one token since a wider one
-        self.others = 0  # calls that computed more than their own tokens
+        self.others = 0  # calls that did not compute just their own tokens
 
     def __enter__(self) -> Scratch:
         pretend = getattr(self._model, "pretend", None)
@@ -91,8 +91,8 @@ class Scratch:
     def rows(self, after: int, width: int) -> NDArray[np.float32]:
         """Logits of a call of `width` tokens, [width, vocabulary], a view.
 
-        after: tokens between the scratch cells and the call. Raises NoNumbers for a
-        model that computes none.
+        after: tokens between the scratch cells and the call. Raises NoNumbers if the
+        best logit of a row is not finite.
         """
         if self._model.cancel.is_set():
             raise Cancelled("stopped while measuring the model")
@@ -111,17 +111,17 @@ class Scratch:
 def curve(
     model: LanguageModel, depth: int, widths: Iterable[int], repeats: int
 ) -> dict[int, float]:
-    """Median seconds of calls by width at a depth, the widths taken in turn.
+    """Median seconds of calls by width at a depth, with the widths interleaved.
 
-    Calls of one token are timed when they have settled. Widths that the model or its
-    context has no room for are left out.
+    Calls of one token are timed after settling. Widths that do not fit the model's
+    limits or its context are left out.
     """
     room = min(model.max_draft + 1, model.n_ctx - depth - 1)
     order = [n for n in widths if n <= room]
     if not order:
         return {}
     with Scratch(model, depth) as cells:
-        cells.rows(0, 1)  # the first call on new cells pays for more than itself
+        cells.rows(0, 1)  # warm-up: the first call on new cells is slower
         cells.timed.clear()
         for i in range(repeats):
             for n in order if i % 2 else reversed(order):
@@ -133,9 +133,9 @@ def curve(
 
 
 def settling(model: LanguageModel, depth: int, width: int, repeats: int) -> float:
-    """Seconds by which a call of `width` tokens slows down the calls of one after it.
+    """Extra seconds of the calls of one token after a call of `width` tokens.
 
-    Medians at a depth, see `CostModel.settling`; 0 where there is no room.
+    Computed from medians at a depth, see `CostModel.settling`; 0 if there is no room.
     """
     if width > min(model.max_draft + 1, model.n_ctx - depth - 1):
         return 0.0
@@ -160,15 +160,15 @@ def bits(
     *,
     until: float = float("inf"),
 ) -> tuple[Finding, list[Timed]]:
-    """Compares calls of every width with the same tokens one by one, bit for bit.
+    """Compare calls of every width bit for bit with calls of one token.
 
-    Every call but the first follows a removal of cells. An engine that computes cells
-    again instead of removing some has no exact widths: nobody knows what it compared.
-    until: `perf_counter` value after which no further width is begun.
+    Every call but the first follows a removal of cells. An engine that recomputes cells
+    instead of removing some has no exact widths, as the comparison is meaningless.
+    until: `perf_counter` value after which no further width is started.
     """
     alone: list[NDArray[np.float32]] = []
     same, other = set[int](), set[int]()
-    dirty = False  # whether the cells are those of a call that gave other bits
+    dirty = False  # whether the cells are those of a call with different bits
     with Scratch(model, depth) as cells:
         for width in sorted(widths):
             if width > model.max_draft + 1 or time.perf_counter() > until:
@@ -184,7 +184,7 @@ def bits(
 
 
 def _check(rows: NDArray[np.float32]) -> None:
-    """Raises NoNumbers where the best logit of a row is not a number."""
+    """Raise NoNumbers if the best logit of a row is not finite."""
     best = rows.max(axis=1)  # a NaN, if there is one
     bad = best[~np.isfinite(best)]
     if bad.size:
@@ -192,10 +192,10 @@ def _check(rows: NDArray[np.float32]) -> None:
 
 
 def points(n_ctx: int) -> list[tuple[int, int]]:
-    """Where to probe: (depth, start of the range), shallow first.
+    """Depths to probe, as (depth, start of the range), shallow first.
 
-    In every range once inside, across a multiple of 256 where there is one, and once
-    across the border to the next, as far as there is room for the calls.
+    Each range has one point inside, across a multiple of 256 where there is one, and
+    one across the border to the next range, as far as there is room for the calls.
 
     >>> points(600)
     [(24, 0), (255, 0), (384, 256), (511, 256), (566, 512)]
@@ -221,10 +221,10 @@ def classify(
     deepest: int | None = None,
     progress: Callable[[int], None] = lambda depth: None,
 ) -> None:
-    """Probes what `classes` does not know yet, as far as time allows.
+    """Probe the widths and ranges missing in `classes`, as far as time allows.
 
-    Where no width passed, only two are asked about deeper. costs: learns from the
-    shallow calls. deepest: probe no deeper.
+    Where no width was exact, only two widths are probed deeper. costs: updated from the
+    shallow calls. deepest: greatest depth to probe.
     """
     worth = {n for n in widths if n <= model.max_draft + 1}
     for depth, start in points(min(model.n_ctx, deepest or model.n_ctx)):
@@ -237,7 +237,7 @@ def classify(
                 break
             progress(depth)
             found, timed = bits(model, depth, missing, until=until)
-            # Deeper calls take longer, and what depth adds is not known yet.
+            # Deeper calls take longer, and the time that depth adds is not known yet.
             for call in timed if costs and depth < FIRST_BORDER - _AHEAD else ():
                 assert costs is not None
                 costs.observe(*call)

@@ -1,9 +1,9 @@
-"""What was measured about a target on this machine, kept between runs as JSON.
+"""Measurements of a target on this machine, stored as JSON between runs.
 
-A profile belongs to a `Key`: everything that its numbers depend on. Options that a user
-chooses side by side have profiles side by side. A profile of another file, build or
-device, or one that cannot be read, is named as such and never used. What the numbers
-mean is known only to the modules that own them.
+A profile belongs to a `Key`: everything that its numbers depend on. Each set of options
+that a user chooses has a profile of its own. A profile of another model file, build or
+device, or one that cannot be read, is reported and never used. Only the modules that
+own the numbers interpret them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from edgecs.errors import ConfigError, ModelError
 from edgecs.hub.download import split_parts
 
 FORMAT = 6
-# chosen: thousands of times what a profile has.
+# chosen: thousands of times the size of a usual profile.
 _LARGEST = 16 << 20  # bytes of a profile
-# chosen: the first and the last tensors, and what a GGUF says of itself.
+# chosen: covers the first and the last tensors, and the metadata of a GGUF.
 _END = 1 << 20  # bytes hashed at either end of a model file
 # chosen: with both ends 3 MiB, which are read in milliseconds.
 _SAMPLE, _SAMPLES = 64 << 10, 16  # bytes of one sample between the ends, and how many
-_SHOWN = 120  # characters of a value in a sentence
+_SHOWN = 120  # characters of a value in a message
 _CHANGES = {
     "fingerprint": "the model file has changed",
     "build": "another build of the engine",
@@ -39,12 +39,12 @@ _CHANGES = {
 
 
 def fingerprint(path: Path) -> str:
-    """Tells model files apart without reading all of them: 32 digits of lower case hex.
+    """Hash samples of a model's files: 32 lower-case hex digits.
 
     path: a file, the first part of a split GGUF, which stands for all its parts, or a
-    folder, where the names in it count too. Of each file the size, the first and the
-    last MiB and 16 samples of 64 KiB count: a change elsewhere goes unnoticed. Raises
-    ModelError where there is nothing to read.
+    folder, whose file names are hashed too. The hash covers each file's size, its first
+    and last MiB and 16 samples of 64 KiB: a change elsewhere is not detected. Raises
+    ModelError if there is nothing to read.
     """
     digest = hashlib.sha256()
     try:
@@ -56,7 +56,7 @@ def fingerprint(path: Path) -> str:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     if not files:
-        raise ModelError(f"{path} has no files: give the folder of an ONNX drafter")
+        raise ModelError(f"{path} is empty: pass the folder of an ONNX drafter")
     return digest.hexdigest()[:32]
 
 
@@ -64,8 +64,8 @@ def fingerprint(path: Path) -> str:
 class Key:
     """Everything that measured numbers depend on.
 
-    options: as they were used, with numbers for "auto" and 0. Those that change neither
-    bits nor times do not count: they are as by default.
+    options: the options in use, with "auto" and 0 replaced by numbers. Options that
+    change neither bits nor times have their default values.
     """
 
     model: str  # file name without suffix
@@ -73,7 +73,7 @@ class Key:
     build: str  # versions of the engine, instruction sets
     device: str  # CPU and accelerators
     options: LoadOptions
-    kernels: str  # who computes: "llama", or ours, by instruction set and version
+    kernels: str  # "llama", or edgecs' kernels, by instruction set and version
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", _options(_counting(self.options)))
@@ -82,8 +82,8 @@ class Key:
     def slot(self) -> str:
         """A file name for the model and the user's options.
 
-        Another file of that name, build or device has the same slot: there it is found
-        to be stale, and replaced.
+        Another model file of that name, build or device maps to the same slot: its
+        profile is then stale, and replaced.
         """
         chosen = json.dumps([self.model, _counting(self.options)], sort_keys=True)
         digest = hashlib.sha256(chosen.encode()).hexdigest()
@@ -91,23 +91,23 @@ class Key:
 
     @property
     def bits(self) -> str:
-        """What the bits of a target's cells depend on, its weights apart."""
+        """Everything but the weights that the bits of a target's KV cells depend on."""
         names = ["build", "device", *self.options.having("bits")]
         return json.dumps({n: v for n, v in self.named().items() if n in names})
 
     def named(self) -> dict[str, Any]:
-        """Its parts by name, each option too, as JSON takes them."""
+        """Its parts and options by name, as JSON values."""
         return {
             "model": self.model,
             "fingerprint": self.fingerprint,
             "build": self.build,
             "device": self.device,
             **_counting(self.options),
-            "kernels": self.kernels,  # with their version, which the option has not
+            "kernels": self.kernels,  # includes the version, unlike the option
         }
 
     def differences(self, other: Key) -> list[str]:
-        """What has changed since `other`, for people; empty: nothing."""
+        """Readable list of the changes since `other`; empty if there are none."""
         now, before = self.named(), other.named()
         return [
             _CHANGES.get(n, f"{n} {_plain(now[n])}, was {_plain(before[n])}")
@@ -120,8 +120,8 @@ class Key:
 class Profile:
     """The numbers of one key.
 
-    The dicts belong to other modules. They hold what JSON gives back as it was: text
-    keys, lists and no tuples, finite numbers.
+    The dicts belong to other modules. Their content survives a JSON round trip: string
+    keys, lists instead of tuples, finite numbers.
     """
 
     key: Key
@@ -134,20 +134,20 @@ class Profile:
 
 
 class Profiles:
-    """The profiles in the folder `root`, one file a slot.
+    """The profiles in the folder `root`, one file per slot.
 
-    Several processes may use it at once: of profiles saved together the last one stays.
+    Several processes may use it at once: the profile that is saved last wins.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def load(self, key: Key) -> tuple[Profile | None, str | None]:
-        """The profile of `key`, or why the one that is there cannot be used.
+        """The profile of `key`, or the reason why the stored one cannot be used.
 
-        (profile, None), (None, None) where there is none, or (None, reason) with a
-        clause for people: "stale: threads 2, was 4", "unreadable: ...". A broken file
-        is a reason, never an exception.
+        Returns (profile, None), (None, None) if there is no file, or (None, reason)
+        with a readable reason: "stale: threads 2, was 4", "unreadable: ...". A broken
+        file gives a reason, never an exception.
         """
         profile, problem = _read(self._path(key))
         changes = key.differences(profile.key) if profile else []
@@ -156,10 +156,11 @@ class Profiles:
         return profile, problem
 
     def save(self, profile: Profile) -> bool:
-        """Puts a whole file in place of the one that is there, if any.
+        """Write the profile, replacing an existing file atomically.
 
-        False: the folder cannot be written, or the profile has more than 16 MiB; what
-        was there stays. Raises ValueError or TypeError for what JSON cannot say.
+        Returns False if the folder cannot be written, or the profile exceeds 16 MiB; an
+        existing file is kept then. Raises ValueError or TypeError for values that JSON
+        cannot represent.
         """
         key = {**vars(profile.key), "options": _counting(profile.key.options)}
         table = {**vars(profile), "key": key}
@@ -168,14 +169,14 @@ class Profiles:
             return False
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            sweep(self.root)  # also what is left of slots that are not used any more
+            sweep(self.root)  # also leftovers of slots that are no longer used
             write_whole(self._path(profile.key), data)
         except OSError:
             return False
         return True
 
     def remove(self, key: Key) -> bool:
-        """Deletes what is in the slot of `key`; False: it is there and has to stay."""
+        """Delete the profile of `key`; returns False if the file cannot be deleted."""
         try:
             self._path(key).unlink(missing_ok=True)
         except OSError:
@@ -183,7 +184,7 @@ class Profiles:
         return True
 
     def all(self) -> list[tuple[Path, Profile | None]]:
-        """Every profile with its file, by file name; None: it cannot be read."""
+        """Every file with its profile, by file name; None if it cannot be read."""
         try:
             paths = sorted(self.root.glob("*.json"))
         except OSError:
@@ -200,12 +201,12 @@ def _counting(options: LoadOptions) -> dict[str, Any]:
 
 
 def _options(counting: dict[str, Any]) -> LoadOptions:
-    """Options of which only these count. Raises ConfigError."""
-    return LoadOptions(**{"max_draft": 0, **counting})  # 0: that fits every n_batch
+    """These options, and defaults for all others. Raises ConfigError."""
+    return LoadOptions(**{"max_draft": 0, **counting})  # 0 is valid for every n_batch
 
 
 def _files(path: Path) -> list[tuple[bytes, Path]]:
-    """The files behind a model's path, each with the name that counts."""
+    """The files of a model's path, each with the name that is hashed."""
     if path.is_dir():
         inside = [file for file in path.rglob("*") if file.is_file()]
         names = [file.relative_to(path).as_posix() + "\0" for file in inside]
@@ -230,19 +231,19 @@ def _samples(file: Path) -> Iterator[bytes]:
 
 
 def _read(path: Path) -> tuple[Profile | None, str | None]:
-    """The profile in a file, or why there is none; (None, None): no such file."""
+    """The profile in a file, or why it cannot be used; (None, None): no such file."""
     try:
         return _parse(read_bounded(path, _LARGEST))
     except FileNotFoundError:
         return None, None
     except OSError as error:
         return None, f"unreadable: {error.strerror}"
-    except (ConfigError, ValueError, RecursionError) as error:  # the last by [[[[...
+    except (ConfigError, ValueError, RecursionError) as error:  # RecursionError: [[[...
         return None, f"unreadable: {_plain(reason(error))}"
 
 
 def _parse(data: bytes) -> tuple[Profile | None, str | None]:
-    """Raises ValueError or ConfigError for what `save` has not written."""
+    """Parse a profile; raises ValueError or ConfigError for other data."""
     table = json.loads(data, parse_float=_finite, parse_constant=_finite)
     if not isinstance(table, dict):
         raise ValueError("not a JSON object")
@@ -258,28 +259,28 @@ def _parse(data: bytes) -> tuple[Profile | None, str | None]:
 
 
 def _check(kind: type, table: dict[str, Any], names: Iterable[str]) -> None:
-    """Raises ValueError unless these fields of `kind` are there, each of its type."""
+    """Raise ValueError unless `table` has exactly these fields of `kind`."""
     if table.keys() != {*names}:
-        raise ValueError(f"not the fields of {kind.__name__}")
+        raise ValueError(f"missing or unknown fields of {kind.__name__}")
     hints = get_type_hints(kind)
     for name, value in table.items():
         if not _fits(value, hints[name]):
-            raise ValueError(f"{name!r} is not of its type")
+            raise ValueError(f"{name!r} has the wrong type")
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a value of JSON is one of a type, or a table of what makes one."""
+    """Whether a JSON value has a type; a dataclass is stored as a dict."""
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_origin(hint) is dict or is_dataclass(hint):
         return type(value) is dict
     if alternatives := get_args(hint):
         return any(_fits(value, kind) for kind in alternatives)
-    return type(value) is hint  # not isinstance: true is no number
+    return type(value) is hint  # not isinstance: a bool is not an int
 
 
 def _finite(text: str) -> float:
-    """A JSON number that is one; Python reads NaN, Infinity and 1e999 too."""
+    """A finite JSON number; Python also reads NaN, Infinity and 1e999."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text} is not a finite number")
@@ -287,6 +288,6 @@ def _finite(text: str) -> float:
 
 
 def _plain(value: object) -> str:
-    """A value as part of a sentence; files may hold anything."""
+    """A value as printable text of limited length; files may contain anything."""
     text = "".join(c if c.isprintable() else "?" for c in str(value))
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

@@ -1,7 +1,7 @@
-"""What is known about drafting for a loaded target, kept between runs.
+"""Costs, exact widths and acceptances of a loaded target, stored between runs.
 
-Opening it finds the profile of this file, build, machine and these options, or probes
-what fits a small budget; closing it saves what the rounds have taught.
+Opening loads the profile of this model file, build, machine and options, or probes
+within a small budget; closing saves what was learned from the rounds.
 """
 
 from __future__ import annotations
@@ -32,34 +32,34 @@ from edgecs.planning.acceptance import Calibration
 from edgecs.planning.neural_source import Writer
 from edgecs.planning.planner import MARGIN, Planner
 
-# chosen: a wait that a model's first start may have.
-PROBE_SECONDS = 2.0  # most that probing may take at load
-# chosen: too little of a start to be noticed.
-PROBE_SHARE = 0.05  # of the time to load, for costs alone
-# chosen: a few calls say what depth adds, many which widths are exact.
-_FOR_DEPTH = 0.3  # of PROBE_SECONDS: for what depth adds
-# chosen: far enough for attention to show, and inside most contexts.
-_DEEP = 2048  # where that is measured
+# chosen: an acceptable delay of a model's first start.
+PROBE_SECONDS = 2.0  # time limit of probing at load
+# chosen: too small a share of a start to be noticed.
+PROBE_SHARE = 0.05  # share of the load time for timing calls only
+# chosen: depth needs a few calls, exact widths need many.
+_FOR_DEPTH = 0.3  # share of PROBE_SECONDS for the time that depth adds
+# chosen: deep enough for attention to matter, and inside most contexts.
+_DEEP = 2048  # depth of the deep calls
 # chosen: past 512 cells, from where llama.cpp splits them (docs/concepts.md).
-_TELLS = 700  # tokens of context within which a target that says so proves uniform
-# chosen: a usual draft, and a median that an outlier does not move.
+_TELLS = 700  # tokens of context that are probed of a target that reports `uniform`
+# chosen: a usual draft, and a median that is robust to an outlier.
 _WIDE, _REPEATS = 4, 5  # width and number of the wider calls there
-# chosen: a single token and ends of tiles come first.
-_COSTS = (1, 4, 2, 8, 3, 6)  # widths that are timed at load, the most telling first
-# chosen: above what an idle desktop takes, below one busy core of four.
-BUSY = 0.15  # share of the processors' time for others that makes times worthless
-# chosen: systems count processors' time in hundredths of a second.
-TELLING = 0.2  # seconds; in less time the share of others cannot be told
-# chosen: the least that says what a drafter's draft and its review cost.
+# chosen: a single token and tile sizes come first.
+_COSTS = (1, 4, 2, 8, 3, 6)  # widths that are timed at load, in this order
+# chosen: above the load of an idle desktop, below one busy core of four.
+BUSY = 0.15  # share of CPU time used by other programs that invalidates times
+# chosen: systems count CPU time in hundredths of a second.
+TELLING = 0.2  # seconds; the share of other programs is not reliable in less time
+# chosen: the fewest calls that measure a drafter's step and its review.
 FIRST_WIDTHS = (1, 4)  # of a drafter: one token, and a review of three
 
 
 NONSENSE = (ValueError, KeyError, TypeError, AttributeError)
-"""What reading the numbers of a profile raises if they are none."""
+"""Exceptions that reading invalid numbers of a profile raises."""
 
 
 class Known(NamedTuple):
-    """What is known about a target."""
+    """Measurements and statistics of a target."""
 
     costs: CostModel
     classes: Classes
@@ -67,7 +67,7 @@ class Known(NamedTuple):
 
     @classmethod
     def of(cls, profile: Profile) -> Known:
-        """The numbers of a profile; raises one of NONSENSE."""
+        """Read the numbers of a profile; raises one of NONSENSE if they are invalid."""
         return cls(
             CostModel.from_state(profile.costs),
             Classes.from_state(profile.classes),
@@ -78,8 +78,8 @@ class Known(NamedTuple):
 class Speculation:
     """Costs, exact widths and acceptances of one target.
 
-    target: empty, and nobody's. key: what the numbers depend on, None: they are not
-    kept. exact: the tier that is asked for.
+    target: its cache is empty and it is not in use. key: what the numbers depend on,
+    None: they are not stored. exact: the requested tier.
     """
 
     def __init__(
@@ -93,13 +93,13 @@ class Speculation:
         self.target = target
         self.exact: Exact = exact
         self.profile: Profile | None = None
-        self.notes: list[str] = []  # for people
-        # Costs and classes as they were before a probe that others disturbed.
+        self.notes: list[str] = []  # messages for the user
+        # Costs and classes as they were before a probe disturbed by other programs.
         self._before: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._key, self._profiles = key, profiles
         self._used: dict[str, CostModel] = {}  # of drafters, by fingerprint
-        self._writers: dict[str, Writer] = {}  # the last planner's, likewise
-        self._keepers: dict[str, Keeper] = {}  # its sources that keep something
+        self._writers: dict[str, Writer] = {}  # of the last planner, by fingerprint
+        self._keepers: dict[str, Keeper] = {}  # its sources with persistent state
         if key and profiles:
             self.profile, stale = profiles.load(key)
             if stale:
@@ -109,12 +109,12 @@ class Speculation:
         self.limits = self._limits()
 
     def _known(self) -> Known:
-        """What the profile says; if it makes no sense, it is as if never measured."""
+        """The numbers of the profile; initial values if they are invalid."""
         if self.profile:
             try:
                 return Known.of(self.profile)
             except NONSENSE as error:
-                self.notes.append(f"the profile makes no sense, not used: {error!r}")
+                self.notes.append(f"the profile is invalid and not used: {error!r}")
                 self.profile = None
         return Known(CostModel(), Classes(), Calibration())
 
@@ -124,13 +124,13 @@ class Speculation:
     def prepare(
         self, load_seconds: float, progress: Callable[[str], None] = lambda text: None
     ) -> None:
-        """Probes what no profile says, within a budget.
+        """Probe what the profile lacks, within a budget.
 
-        Which widths are exact: within PROBE_SECONDS, or as long as it takes where
-        strict was asked for. Its calls are timed too; where exactness does not matter,
-        calls are timed within PROBE_SHARE of the time that loading took. What depth
-        adds to a call is a part of both. On a machine that is busy with something else
-        the times are used but not kept, and a note says so.
+        Exact widths are probed within PROBE_SECONDS, or without a limit for the strict
+        tier, and these calls are timed. Where exactness does not matter, calls are
+        timed within PROBE_SHARE of the load time. Both include the time that depth
+        adds. On a machine that is busy with other programs the times are used but not
+        stored, and a note reports it.
         """
         if not self.target.rewindable:
             return
@@ -143,14 +143,14 @@ class Speculation:
         self.limits = self._limits()
 
     def _states(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Costs and classes, as a profile has them."""
+        """Costs and classes, as stored in a profile."""
         return self.costs.state(), self.classes.state()
 
     def _probe(self, load_seconds: float, progress: Callable[[str], None]) -> None:
         began, budget = time.perf_counter(), PROBE_SECONDS
         if self.exact != "numeric":
             if not self.classes.inside or self.exact == "strict":
-                progress("checking which widths give the same bits")
+                progress("checking which widths are bit-exact")
                 until = began + budget * (1 - _FOR_DEPTH)
                 until = np.inf if self.exact == "strict" else until
                 uniform = getattr(self.target, "uniform", False)
@@ -171,7 +171,7 @@ class Speculation:
             self._time_deep(budget * _FOR_DEPTH)
 
     def _time(self, until: float) -> None:
-        """Times calls of a few widths until the time is up."""
+        """Time calls of a few widths until the time is up."""
         for width in _COSTS:
             single = float(self.costs.seconds(0)[0]) if self.costs.known else 0.0
             if time.perf_counter() + width * single > until:
@@ -181,9 +181,9 @@ class Speculation:
                 self.costs.observe(width, _near(self.target), seconds)
 
     def _time_deep(self, budget: float) -> None:
-        """Times calls of one and of four tokens deep in the context, if it has room.
+        """Time calls of one and of four tokens deep in the context, if it has room.
 
-        budget: seconds; a deep call is taken to be twice as long as a shallow one.
+        budget: seconds; a deep call is assumed to take twice as long as a shallow one.
         """
         depth = min(_DEEP, self.target.n_ctx - 2 * WIDEST)
         single, *_, wide = self.costs.times(0, _WIDE)
@@ -202,9 +202,9 @@ class Speculation:
         lenience: float = 1.0,
         ends: Container[int] = (),
     ) -> Planner:
-        """A schedule that uses and corrects what is known.
+        """A schedule that uses and updates the measurements.
 
-        fingerprints: of the models by name, so that their times are found again.
+        fingerprints: of the models by name; their times are stored under these.
         """
         sources = usual_sources() if sources is None else sources
         self._give_back(sources)
@@ -225,7 +225,7 @@ class Speculation:
                 self._used[mark] = self._times_of(writer.cascade.reviewer, known, mark)
             writer.review.costs = self._used[mark]
             right = self._kept("right").get(mark)
-            # What this machine has seen counts; without it, what its makers counted.
+            # The share observed on this machine takes precedence over the manifest's.
             right = right if isinstance(right, float) else told[writer.name]
             if right is not None and math.isfinite(right):
                 writer.taught(right)
@@ -233,7 +233,7 @@ class Speculation:
         return planner
 
     def _give_back(self, sources: Sequence[Source]) -> None:
-        """Gives sources what they kept; one that refuses it starts empty."""
+        """Restore the state of sources; one that rejects its state starts empty."""
         kept = self._kept("sources")
         self._keepers = {one.name: one for one in sources if isinstance(one, Keeper)}
         for name, keeper in self._keepers.items():
@@ -242,7 +242,7 @@ class Speculation:
                     keeper.take(kept[name])
 
     def _kept(self, name: str) -> dict[str, Any]:
-        """What the profile has about drafters under a name; nothing if it is odd."""
+        """An entry of the profile's drafter data; empty if it is not a dict."""
         found = self.profile.chain.get(name) if self.profile else None
         return dict(found) if isinstance(found, dict) else {}
 
@@ -251,7 +251,7 @@ class Speculation:
     ) -> CostModel:
         """A drafter's times from the profile, or from one token and a short review.
 
-        One that fails has none: a session parks it when it fails again.
+        They are empty if a call fails: a session parks the drafter at its next failure.
         """
         try:
             return CostModel.from_state(known[mark])
@@ -269,7 +269,7 @@ class Speculation:
     def fixed(self, width: int) -> Limits:
         """Limits for a schedule whose drafts make calls of up to `width` tokens.
 
-        There auto is strict where the whole schedule is.
+        The auto tier is strict where calls of that width are exact.
         """
         return Limits(
             self.classes,
@@ -278,9 +278,9 @@ class Speculation:
         )
 
     def keeps(self, allowed: Allowed, depth: int) -> float:
-        """Share of the speed that is left when only these widths may be used.
+        """Share of the throughput that remains when only these widths are allowed.
 
-        Expected over typical proposals of Max-Gram, with the times that are known.
+        Expected over typical proposals of Max-Gram, with the measured times.
         """
         if not self.costs.known:
             return 1.0
@@ -288,11 +288,11 @@ class Speculation:
         return _speed(permitted(times, allowed)) / _speed(times)
 
     def save(self) -> bool:
-        """Keeps what is known now; False: nothing that can be kept, or no place."""
+        """Save the profile; returns False if there is nothing to save or nowhere."""
         if not (self._key and self._profiles and self.costs.known):
             return False
         profile = self.profile or Profile(self._key)
-        # Probing leaves out what is known, so what is worthless must not be.
+        # A probe skips what the profile has, so disturbed numbers are not stored.
         profile.costs, profile.classes = self._before or self._states()
         profile.acceptance = self.calibration.state()
         self.profile = profile
@@ -310,12 +310,12 @@ class Speculation:
         }
         try:
             return self._profiles.save(profile)
-        except ValueError:  # what is not a number says nothing about the next run
+        except ValueError:  # a value is not finite
             return False
 
 
 def busy(others: Others) -> str | None:
-    """That other programs computed while a model was timed; None: not so many."""
+    """A message if other programs disturbed the measurement of a model, else None."""
     share = others.share
     if share <= BUSY:
         return None
@@ -326,10 +326,10 @@ def busy(others: Others) -> str | None:
 
 
 def left_out(folder: Path, known: Speculation) -> str | None:
-    """Why a drafter that comes with a model is not used here; None: it pays.
+    """Why a bundled drafter is not used on this machine; None: it pays.
 
-    What a tuning has found counts. Without one, what the drafter's makers have measured
-    and the times of calls here promise something or not.
+    The result of a tuning takes precedence. Without one, the expected speedup is
+    computed from the drafter's manifest and the call times on this machine.
     """
     tuned = known.profile and _tuned(folder, known.profile)
     if tuned:
@@ -340,11 +340,11 @@ def left_out(folder: Path, known: Speculation) -> str | None:
     promised = promise(folder, known.costs.times(0))
     if promised > 1 + MARGIN:
         return None
-    return f"as {promised:.2f} x plain decoding is expected of it here"
+    return f"as its expected speedup on this machine is {promised:.2f}x"
 
 
 def _tuned(folder: Path, profile: Profile) -> tuple[bool, str] | None:
-    """Whether a tuning has chosen a drafter, and why not; None: it was not tried."""
+    """Whether a tuning chose a drafter, and why not; None: it was not tried."""
     tried, chosen = profile.chain.get("tried"), profile.chain.get("chosen")
     if not (profile.tuned and tried and isinstance(tried, dict)):
         return None
@@ -364,7 +364,7 @@ def _near(model: LanguageModel) -> int:
 
 
 def _speed(times: list[float]) -> float:
-    """Tokens a second over typical proposals."""
+    """Tokens per second over typical proposals."""
     tokens = seconds = 0.0
     for path in typical():
         width = best_width(path, times, MARGIN).width

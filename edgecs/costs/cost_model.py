@@ -1,12 +1,12 @@
-"""How long a call takes: measured, and corrected by every round that is run.
+"""How long a call takes: measured, and updated by every round that is run.
 
-The time of one call over n new tokens is no smooth function of n: kernels work in
-tiles, so eight tokens can be cheaper than four. Nothing is interpolated between widths
-for that reason: a width that was never tried costs infinitely much, and its tokens fit
-into the next wider call that was tried.
+The time of one call over n new tokens is not a smooth function of n: kernels work in
+tiles, so eight tokens can be cheaper than four. Times are therefore not interpolated
+between widths: a width is treated as infinitely expensive until measured, and its
+tokens fit into the next wider call that was measured.
 
-A call that is wider than the one before it also slows down the next ones, as engines
-build their graph of operations anew when its shape changes: *settling*.
+A call that is wider than the one before it also slows down the next ones, because
+engines rebuild their compute graph when its shape changes: *settling*.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from numpy.typing import NDArray
 
 from edgecs.costs.depth_cost import Growth
 
-# chosen: longer drafts are hardly ever right to their end.
+# chosen: longer drafts are hardly ever accepted completely.
 WIDEST = 32  # widths that are considered: 1 to WIDEST tokens in a call
 
-# chosen: the narrow ones, then steps of a third at most, ends of tiles among them.
+# chosen: the narrow ones, then steps of at most a third that include tile sizes.
 TRYING = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)  # widths worth trying
 # chosen: the fastest of three is seldom an outlier.
-YOUNG = 3  # a width with fewer rounds may have been judged by an outlier
+YOUNG = 3  # the time of a width with fewer rounds may be an outlier
 # measured: two calls take longer (docs/concepts.md, *settling*).
-SETTLED = 2  # calls of one token after a wider one; those that follow are as usual
+SETTLED = 2  # calls of one token that a wider call slows down
 # chosen: a median of seven calls is worth about twice as many rounds.
-_TUNED = 16  # rounds that a careful measurement counts for
+_TUNED = 16  # weight of a careful measurement, in rounds
 # chosen: a hiccup, however long, counts as a fifth.
-_CLIP = 0.2  # largest log-ratio that one round can say: about 20 %
+_CLIP = 0.2  # largest log-ratio that one round contributes: about 20 %
 # chosen: a new pace is followed within a few rounds.
-_COMMON = 0.25  # weight of a round in what all widths share (the machine's pace)
+_COMMON = 0.25  # weight of a round in the pace of the machine, common to all widths
 # chosen: about the last 50 rounds count.
 _OWN = 0.02  # least weight of a round in its own width's time
-# chosen: what the flattest curve of llama.cpp's kernels has (docs/speed.md, calls).
-_HOPED = 0.12  # of a single call's time: least that one token more is taken to cost
-# chosen: at 0 two thirds of wider calls were tries of what had just been timed.
-_LEAST_OF = (0.0, 0.6, 0.8)  # of a young width's time by its rounds: least hoped for
+# chosen: the slope of the flattest curve of llama.cpp's kernels (docs/speed.md, calls).
+_HOPED = 0.12  # optimistic cost of one more token, as a share of a single call
+# chosen: with 0, two thirds of wider calls repeated widths that had just been timed.
+_LEAST_OF = (0.0, 0.6, 0.8)  # [rounds] optimistic share of a young width's time
 # chosen: about the last 20 calls count.
-_SETTLING = 0.05  # least weight of a call in what settling takes
-# chosen: a quarter of the cells in which llama.cpp's calls grow.
-_BUCKET = 64  # depths in one bucket share what a token more costs
-# chosen: four times what was seen (docs/concepts.md, *settling*).
-_MOST_SETTLING = 1.0  # of a single call's time: most that one call can say of it
+_SETTLING = 0.05  # least weight of a call in the settling time
+# chosen: a quarter of the step in which llama.cpp's calls grow, in cells.
+_BUCKET = 64  # depths in one bucket share a `least_more`
+# chosen: four times what was measured (docs/concepts.md, *settling*).
+_MOST_SETTLING = 1.0  # limit of one settling observation, in single calls
 
 
 class Choice(NamedTuple):
-    """The best width for a draft, and the tokens a second that it promises."""
+    """The best width for a draft, and its expected tokens per second."""
 
     width: int
     rate: float
@@ -59,11 +59,11 @@ class Choice(NamedTuple):
 def best_width(
     path: Sequence[float], times: Sequence[float], margin: float = 0.0
 ) -> Choice:
-    """The width with the most expected tokens a second.
+    """The width with the most expected tokens per second.
 
-    path: [tokens] probability that the draft is right up to each. times: [widths]
-    seconds, inf where a width is not to be had. margin: share by which a width must
-    promise more than width 1.
+    path: [tokens] probability that the draft is right up to each token. times: [widths]
+    seconds, inf for an unavailable width. margin: relative gain over width 1 that a
+    wider call must be expected to have.
 
     >>> times = [1.0, 1.8, 2.4, 1.9]  # a tile of four
     >>> best_width([0.7, 0.6, 0.5], times).width
@@ -81,10 +81,10 @@ def best_width(
 class CostModel:
     """Seconds of one call by width (tokens in it) and depth (tokens in the cache).
 
-    `base` is the curve near the start of a context, `growth` what depth adds to it.
-    Rounds correct the base; what a round can say is bounded, so that an outlier cannot
-    spoil it. One model for a target or for a drafter, whose step is a call of width 1
-    and whose review of k tokens is one of width k + 1.
+    `base` is the curve near the start of a context, `growth` is the time that depth
+    adds to it. Rounds update the base; the effect of one round is bounded because of
+    outliers. Targets and drafters use the same model: a drafter's step is a call of
+    width 1, its review of k tokens a call of width k + 1.
 
     >>> costs = CostModel()
     >>> costs.measured(0, {1: 0.010, 4: 0.015})
@@ -94,19 +94,19 @@ class CostModel:
 
     def __init__(self) -> None:
         self._base = [math.inf] * WIDEST  # [width - 1] seconds
-        self._rounds = [0] * WIDEST  # [width - 1] that were timed
+        self._rounds = [0] * WIDEST  # [width - 1] rounds that were timed
         self._growth = Growth(WIDEST)
-        self._pace = 0.0  # log of how much slower everything is than when measured
-        self._settling = [0.0] * SETTLED  # seconds of each call after a wider one
-        self._settlings = [0] * SETTLED  # calls that said so
-        # By bucket of depths and whether a wider call has to settle: `least_more`.
+        self._pace = 0.0  # log of the current slowdown over the measured times
+        self._settling = [0.0] * SETTLED  # extra seconds of each call after a wider one
+        self._settlings = [0] * SETTLED  # calls observed for each
+        # `least_more` by bucket of depths and `settles`.
         self._least: dict[tuple[int, bool], float] = {}
 
     def measured(self, depth: int, seconds: Mapping[int, float]) -> None:
-        """Takes over careful measurements at one depth, the smallest depth first.
+        """Record careful measurements at one depth, the smallest depth first.
 
-        The first depth gives the curve, unless rounds have already; a later one gives
-        what depth adds.
+        The first depth defines the base curve, unless rounds already have; later ones
+        define the time that depth adds.
         """
         widths = [n for n in sorted(seconds) if n <= WIDEST]
         if not self.known:
@@ -127,34 +127,34 @@ class CostModel:
 
     @property
     def knows_depth(self) -> bool:
-        """Whether it was measured what depth adds."""
+        """Whether the time that depth adds was measured."""
         return self._growth.known
 
     @property
     def pace(self) -> float:
-        """Time of a call over what was measured for it; above 1 the machine slowed."""
+        """Current over measured time of a call; above 1 the machine became slower."""
         return math.exp(self._pace)
 
     @property
     def rounds(self) -> NDArray[np.int64]:
-        """How many rounds of each width were timed, int64 [WIDEST]."""
+        """Number of timed rounds of each width, int64 [WIDEST]."""
         return np.array(self._rounds)
 
     @property
     def settling(self) -> float:
-        """Seconds by which a wider call slows down the calls of one token after it."""
+        """Extra seconds of the calls of one token after a wider call, in total."""
         return max(0.0, sum(self._settling))
 
     def is_young(self, width: int) -> bool:
-        """Whether a width had few rounds or none."""
+        """Whether a width had fewer than YOUNG rounds."""
         return self._rounds[width - 1] < YOUNG
 
     def distrust(self) -> None:
-        """What was measured is soon corrected by rounds: the machine was busy."""
+        """Give the measurements little weight, as the machine was busy."""
         self._rounds = [min(rounds, 1) for rounds in self._rounds]
 
     def times(self, depth: int, most: int = WIDEST) -> list[float]:
-        """Seconds by width at a depth, [most], [n - 1] for n tokens; inf: not tried."""
+        """Seconds by width at a depth, [most], [n - 1] for n tokens; inf: not known."""
         pace, few = self.pace, self._base[:most]
         return [
             (base + more) * pace
@@ -166,12 +166,12 @@ class CostModel:
         return np.array(self.times(depth))
 
     def hoped(self, depth: int) -> list[float]:
-        """Seconds by width at a depth at best, [WIDEST], [n - 1] for n tokens.
+        """Optimistic seconds by width at a depth, [WIDEST], [n - 1] for n tokens.
 
-        A width that had few rounds may be faster than these were, in part; one that had
-        none is taken to cost little more than a single token, no more than on average
-        up to the widest that is known, where that is even less. What depth adds is no
-        hope.
+        A width with few rounds may be somewhat faster than measured. For an untried
+        width, each token more is assumed to cost a small share of a single call, or the
+        average slope up to the widest known width, if that is less. The time that depth
+        adds is not reduced.
         """
         single, grown, pace = self._base[0], self._growth.at(depth), self.pace
         widest = max(n for n, base in enumerate(self._base, 1) if base < math.inf)
@@ -189,11 +189,11 @@ class CostModel:
         return hoped
 
     def least_more(self, depth: int, *, settles: bool = False) -> float:
-        """What a token more costs at best, as a share of the time of a single one.
+        """Least cost of one more token, as a share of the time of a single call.
 
-        No draft pays whose first token is right less often. Widths worth TRYING that
-        had few rounds count as `hoped`. settles: `settling` is to be paid. It is
-        worked out anew after a wider call, and as the context grows.
+        A draft whose first token is less likely cannot pay. While a width of TRYING is
+        young, the times are those of `hoped`. settles: include `settling`. The
+        value is recomputed after a wider call, and as the context grows.
         """
         key = depth // _BUCKET, settles
         least = self._least.get(key)
@@ -208,9 +208,9 @@ class CostModel:
     def observe(
         self, width: int, depth: int, seconds: float, after: int = SETTLED
     ) -> None:
-        """Learns from one call.
+        """Update the times from one call.
 
-        The first YOUNG rounds of a width keep their fastest: noise only adds time.
+        The fastest of the first YOUNG rounds of a width counts: noise only adds time.
         after: calls of one token since a wider one.
         """
         if not (1 <= width <= WIDEST and seconds > 0):
@@ -218,7 +218,7 @@ class CostModel:
         at, rounds = width - 1, self._rounds[width - 1]
         grown = self._growth.at(depth)[at]
         if rounds < YOUNG:
-            least = 0.2 * seconds  # whatever the growth was thought to be
+            least = 0.2 * seconds  # the growth may be overestimated
             alone = max(seconds / self.pace - grown, least)
             self._base[at] = min(self._base[at], alone)
         else:
@@ -235,7 +235,7 @@ class CostModel:
             self._least.clear()
 
     def _settle(self, after: int, slower: float, most: float) -> None:
-        """Learns what one call after a wider one took more than usual, seconds."""
+        """Update settling from the extra seconds of a call after a wider one."""
         slower = max(-most, min(most, slower))
         self._settlings[after] += 1
         weight = max(_SETTLING, 1 / self._settlings[after])
@@ -243,7 +243,7 @@ class CostModel:
         self._least.clear()
 
     def state(self) -> dict[str, Any]:
-        """What is kept of it, for `from_state`; the pace goes into the curve."""
+        """The state for `from_state`; the pace is multiplied into the curve."""
         pace = math.exp(self._pace)
         tried = [i for i, seconds in enumerate(self._base) if math.isfinite(seconds)]
         return {
@@ -255,9 +255,9 @@ class CostModel:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> CostModel:
-        """What `state` gave; raises ValueError, KeyError or TypeError for other data.
+        """Restore `state`; raises ValueError, KeyError or TypeError for other data.
 
-        Rounds count for less than when they were run: the machine may have changed.
+        The weight of rounds is limited, as the machine may have changed.
         """
         model = cls()
         try:
@@ -278,5 +278,5 @@ class CostModel:
                 raise ValueError(f"settling takes {model._settling} seconds")
             model._settlings = [_TUNED] * SETTLED
         except OverflowError as error:  # JSON has integers of any size
-            raise ValueError(f"no number for a machine: {error}") from error
+            raise ValueError(f"a number is too large: {error}") from error
         return model

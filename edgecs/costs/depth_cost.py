@@ -1,8 +1,9 @@
-"""What the tokens in the cache add to the time of a call.
+"""The time that the tokens in the KV cache add to a call.
 
-Attention reads every cached token for every new one, so it can be most of a call: on a
-CPU, 2,000 tokens may make a call of a small model seven times as long, and a call of 32
-tokens twenty times. Drafts that pay at the start of a context then cost time later on.
+Attention reads every cached token for every new one, so it can dominate a call: on a
+CPU, 2,000 cached tokens may make a call of a small model seven times as long, and a
+call of 32 tokens twenty times. A draft width that pays at the start of a context can
+then lose time later.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# chosen: a quarter of the cells in which llama.cpp's calls grow.
+# chosen: a quarter of the step in which llama.cpp's calls grow, in cells.
 _BUCKET = 64  # depths in one bucket share an array of times
 
 
 class Growth:
     """Seconds that depth adds, by width; zero until measured at two depths.
 
-    Linear between the depths that were measured and beyond the last.
+    Linear between the measured depths and beyond the last one.
 
-    widths: of calls, 1 to `widths` tokens.
+    widths: calls have 1 to `widths` tokens.
     """
 
     def __init__(self, widths: int) -> None:
@@ -37,9 +38,9 @@ class Growth:
         return len(self._curves) > 1
 
     def measured(self, depth: int, more: Mapping[int, float]) -> None:
-        """Takes what a depth adds to calls of some widths, the smallest depth first.
+        """Record the seconds that a depth adds by width, the smallest depth first.
 
-        Linear in the width between these, and beyond the widest as over all of them.
+        Linear in the width between these; beyond the widest with their average slope.
         """
         if not more:
             return
@@ -56,7 +57,7 @@ class Growth:
         self._cached.clear()
 
     def at(self, depth: int) -> list[float]:
-        """Seconds, [width - 1]; those of the start of a bucket of depths."""
+        """Seconds that depth adds, [width - 1], at the start of the depth's bucket."""
         bucket = depth // _BUCKET
         more = self._cached.get(bucket)
         if more is None:
@@ -70,21 +71,21 @@ class Growth:
         above = depths[min(bisect_left(depths, depth), len(depths) - 1)]
         below = depths[depths.index(above) - 1]
         more = (self._curves[above] - self._curves[below]) / (above - below)
-        if depth > above:  # goes on as between the last two, but never falls
+        if depth > above:  # extrapolates from the last two, but never decreases
             more = np.maximum(0.0, more)
         return self._curves[above] + (depth - above) * more
 
     def state(self, factor: float = 1.0) -> dict[str, Any]:
-        """What is kept of it, times a factor, for `from_state`."""
+        """The curves times a factor, for `from_state`."""
         return {str(d): (curve * factor).tolist() for d, curve in self._curves.items()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], widths: int) -> Growth:
-        """What `state` gave; raises ValueError, TypeError or OverflowError else."""
+        """Restore `state`; raises ValueError, TypeError or OverflowError otherwise."""
         growth = cls(widths)
         for name, values in dict(state).items():
             curve = np.array(values, dtype=np.float64)
-            # Written so that NaN is refused too.
+            # Written so that NaN is rejected too.
             known = curve.shape == (widths,) and bool((curve >= 0).all())
             if int(name) < 0 or not known or not np.isfinite(curve).all():
                 raise ValueError(f"growth at depth {name} is not a curve")

@@ -1,1 +1,1 @@
-"""Drafters that need no model."""
+"""Model-free drafters."""

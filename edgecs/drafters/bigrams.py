@@ -1,8 +1,8 @@
-"""The paper's bigram fill: what the target itself said after the last token.
+"""The paper's bigram fill, with a table of the target's own bigrams.
 
-CS Drafting (arXiv 2312.11462, section 4.1) fills a draft where Max-Gram finds nothing
-from a table of bigrams of the training text. Here the table is the target's own: the
-token that it last chose after a token, in any answer, so that it needs no data.
+Where Max-Gram finds nothing, CS Drafting (arXiv 2312.11462, section 4.1) fills a draft
+from a table of bigrams of the training text. Here the table holds the token that the
+target last chose after each token, in any answer, so that no data is needed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from edgecs.drafters.copies import DEPTH, DEPTHS, bucket_count
 
 # chosen: each about twice the one before.
 _RUNS = (1, 2, 3, 5, 9, 17)  # how often in a row the same token followed
-# chosen: of the third tokens 5 to 8 % are right (docs/drafters.md).
-_FEW = 4  # tokens of a proposal: hardly one in five of the first is right
+# chosen: 5 to 8 % of the third tokens are right (docs/drafters.md).
+_FEW = 4  # tokens of a proposal: hardly one in five of the first tokens is right
 
 
 class Bigrams:
-    """Proposes what followed the last token before, token after token.
+    """Proposes the token that last followed the preceding one, repeatedly.
 
     >>> bigrams, context = Bigrams(), Context([1, 2, 3, 1, 2])
     >>> bigrams.learn([1, 2, 3])
@@ -62,7 +62,7 @@ class Bigrams:
         return found
 
     def evidence(self, tokens: Sequence[int]) -> Iterator[Sequence[int]]:
-        """How often in a row it followed, and its place in the proposal."""
+        """Buckets of each token: how often in a row it followed, and its position."""
         for depth, run in enumerate(self._runs[: len(tokens)]):
             place = bucket_count(_RUNS) + DEPTH[depth]
             yield bisect_right(_RUNS, run), place
@@ -70,13 +70,13 @@ class Bigrams:
     def observe(
         self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
     ) -> None:
-        """Learns what the target chose in a round."""
+        """Learn the tokens that the target chose in a round."""
         if len(context):
             accepted = [int(draft.tokens[i]) for i in verdict.path]
             self.learn([context.last, *accepted, verdict.token])
 
     def learn(self, tokens: Sequence[int]) -> None:
-        """What follows each token of a text but the last one."""
+        """Learn the bigrams of a text."""
         known = self._next
         for token, follower in pairwise(tokens):
             before = known.get(token)

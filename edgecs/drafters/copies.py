@@ -1,4 +1,4 @@
-"""Buckets of a token that was copied: the match, its place, what shorter grams say."""
+"""Buckets of a copied token: match length, position, predictions of shorter grams."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import NamedTuple
 
 # chosen: three tokens are rare enough for their chains to be short.
 GRAM = 3  # matches of this length and longer are found through chains of occurrences
-# chosen: past the last of _LENGTHS longer matches are not told apart.
+# chosen: matches longer than the last of _LENGTHS are in the same bucket.
 LONGEST = 32  # matches are not compared beyond this many tokens
 
 Opinion = tuple[bool, int, int]
-"""What the text says about a token from the few tokens before it alone.
+"""Evidence for a token from the few tokens before it.
 
 Whether the newest occurrence of these was followed by the token; how often in a row, up
 to the newest, the same token followed; how often they occurred. (A plain tuple: dozens
-are made in every round.)
+are created in every round.)
 """
 
 
 class Copy(NamedTuple):
-    """Where the last proposal came from; what speaks for it and against it."""
+    """Origin of the last proposal, and the evidence for and against it."""
 
     length: int  # tokens of the longest match, 0: nothing matched (a bigram, or none)
-    # [token][n - 1] of the last n tokens; may be read once
+    # [token][n - 1] from the last n tokens; may be iterated once
     opinions: Iterable[tuple[Opinion | None, ...]]
 
 
@@ -36,21 +36,21 @@ _TIMES = (2, 4, 8, 20)
 
 
 def bucket_count(edges: Sequence[float]) -> int:
-    """How many buckets there are between and beyond these edges."""
+    """Number of buckets between and beyond these edges."""
     return len(edges) + 1
 
 
 _LENGTH = [bisect_right(_LENGTHS, n) for n in range(2 * LONGEST + 64)]
 DEPTH = [bisect_right(DEPTHS, n) for n in range(64)]
-"""The bucket of a place in a draft."""
+"""The bucket of each position in a draft."""
 _SAID = 2 + bucket_count(_RUNS)  # no opinion, another opinion, the same opinion by run
-_OPINION = _SAID + bucket_count(_TIMES)  # columns of one gram length
+_OPINION = _SAID + bucket_count(_TIMES)  # buckets of one gram length
 _OPINIONS_FROM = bucket_count(_LENGTHS) + bucket_count(DEPTHS)
 COPIED = _OPINIONS_FROM + GRAM * _OPINION
-"""Buckets of a token that was copied."""
+"""Number of buckets of copied tokens."""
 
-# Columns of an opinion by gram length: [n - 1][0: another token, else run], [times].
-_MOST = 31  # runs and times are not told apart beyond this
+# Buckets of an opinion by gram length: [n - 1][0: another token, else run], [times].
+_MOST = 31  # larger runs and times share a bucket
 _AGREES = [
     [
         _OPINIONS_FROM + n * _OPINION + (2 + bisect_right(_RUNS, run) if run else 1)
@@ -72,9 +72,9 @@ _SILENT = [
 
 
 def copied(copy: Copy) -> Iterator[list[int]]:
-    """Buckets of the tokens of a copy, without end: match length, depth, grams.
+    """Buckets of the tokens of a copy, endlessly: match length, depth, grams.
 
-    Tokens beyond the opinions go with the last one that there is.
+    Tokens beyond the opinions use the last opinion.
     """
     opinions, matched, said = iter(copy.opinions), copy.length, [0] * (2 * GRAM)
     depth = 0

@@ -1,9 +1,9 @@
 """Max-Gram (MaG), the statistical drafter at the bottom of every cascade.
 
 CS Drafting (arXiv 2312.11462, section 4.1): find the longest suffix of the text that
-occurred before and propose what followed it. Two changes to the paper: the newest of
-the longest matches is taken, not the oldest, and the search is an index over committed
-tokens, so its cost does not depend on the length of the context.
+occurred before and propose the tokens that followed it. Two changes to the paper: the
+newest of the longest matches is taken, not the oldest, and the search uses an index
+over committed tokens, so its cost does not depend on the length of the context.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from edgecs.drafters.copies import COPIED, GRAM, LONGEST, Copy, Opinion, copied
 from edgecs.drafters.priors import packaged
 from edgecs.drafters.source import LOOKED_AT
 
-# chosen: a bound on the time of a search in repetitive text.
-CANDIDATES = 32  # occurrences of the last GRAM tokens that are looked at, newest first
+# chosen: limits the time of a search in repetitive text.
+CANDIDATES = 32  # occurrences of the last GRAM tokens that are compared, newest first
 
 _Gram = tuple[int, int, int]
 """Position of the last token of a gram's newest occurrence; occurrences in a row, up to
@@ -26,7 +26,7 @@ the newest, with the same successor; occurrences. (Plain, as opinions are.)"""
 
 
 class MaxGram:
-    """Copies what followed the longest earlier occurrence of the current suffix.
+    """Copies the tokens after the longest earlier occurrence of the current suffix.
 
     An occurrence ends at a committed token that has a committed successor, so the
     text never matches itself. With L the length of the longest match, counted up to
@@ -34,11 +34,11 @@ class MaxGram:
     L < GRAM, or when one of the longest matches is among the newest CANDIDATES
     occurrences of the last GRAM tokens; otherwise a shorter match may be taken. The
     copy continues into the text it has itself proposed, so periodic text is continued
-    without end.
+    indefinitely.
 
     min_match: shorter matches are not used. bigram_fill: where nothing matches,
-    propose the token that the target itself last chose, in any conversation, after
-    the same token (also at rejected positions, whose rows are paid for anyway).
+    propose the token that the target last chose, in any conversation, after the same
+    token (also at rejected positions, whose logits are computed anyway).
 
     >>> context = Context([5, 6, 7, 8, 5, 6])
     >>> MaxGram().propose(context, 4).tokens.tolist()
@@ -57,15 +57,15 @@ class MaxGram:
         self._start(None)
 
     def _start(self, context: Context | None) -> None:
-        self._context = context  # whose committed tokens are indexed
+        self._context = context  # its committed tokens are indexed
         self._ids: list[int] = []
-        # A gram is filed, by the position of its last token, when its successor
+        # A gram is indexed, by the position of its last token, when its successor
         # arrives: the newest occurrence of each gram, and for GRAM the one before it.
         self._grams: dict[tuple[int, ...], _Gram] = {}
         self._before: list[int] = []  # [position]: earlier occurrence, or -1
-        self._matched = 0  # tokens of the match behind the last proposal
-        self._run = 0  # how often in a row they were followed by the same token
-        self._end: tuple[int, ...] = ()  # the GRAM tokens before it
+        self._matched = 0  # match length of the last proposal
+        self._run = 0  # how often in a row the same token followed the match
+        self._end: tuple[int, ...] = ()  # the GRAM tokens before the last proposal
 
     def propose(self, context: Context, k: int, choose: Choose | None = None) -> Draft:
         """At most k tokens that followed the longest earlier occurrence.
@@ -76,7 +76,7 @@ class MaxGram:
         return Draft.chain(drafted, self.name) if drafted else NOTHING
 
     def continuation(self, context: Context, k: int) -> list[int]:
-        """The tokens of `propose` alone: most are never drafted."""
+        """The tokens of `propose` without a Draft: most are never drafted."""
         self._sync(context)
         text = self._ids[-LONGEST:]
         offset = len(self._ids) - len(text)
@@ -99,9 +99,9 @@ class MaxGram:
 
     @property
     def is_vague(self) -> bool:
-        """Whether one token is all that speaks for the last proposal.
+        """Whether the last proposal is based on a match of one token.
 
-        It was followed by what was proposed, but not twice in a row.
+        That token was followed by the proposed one, but not twice in a row.
         """
         return self._matched == 1 and self._run == 1
 
@@ -110,10 +110,10 @@ class MaxGram:
         return islice(copied(self.copy(tokens[:LOOKED_AT])), len(tokens))
 
     def copy(self, tokens: Sequence[int]) -> Copy:
-        """What is known of the last proposal.
+        """The evidence for the last proposal.
 
-        tokens: the first ones of it. The opinions are those on each after the ones
-        before it, worked out when they are asked for: before the next proposal.
+        tokens: its first tokens. The opinions are computed lazily, one per token, and
+        have to be read before the next proposal.
         """
         return Copy(self._matched, self._opinions(self._end, tokens))
 
@@ -125,7 +125,7 @@ class MaxGram:
             said: list[Opinion | None] = [None] * GRAM
             for n in range(1, len(here) + 1):
                 gram = find(here[-n:])
-                if gram is None:  # nor did anything that ends with it occur
+                if gram is None:  # then no longer gram occurred either
                     break
                 newest, run, times = gram
                 said[n - 1] = ids[newest + 1] == token, run, times
@@ -135,7 +135,7 @@ class MaxGram:
     def observe(
         self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
     ) -> None:
-        """Learns the target's own bigrams from a round, if they are wanted."""
+        """Learn the target's bigrams from a round, if `bigram_fill` is set."""
         if self._bigrams is None or not len(context):
             return
         parents = [int(context.tokens[-1]), *draft.tokens.tolist()]
@@ -143,7 +143,7 @@ class MaxGram:
             self._bigrams[token] = int(row.argmax())
 
     def commit(self, tokens: Sequence[int]) -> None:
-        """Adds committed tokens to the index."""
+        """Add committed tokens to the index."""
         ids, grams, before = self._ids, self._grams, self._before
         for token in tokens:
             last = len(ids) - 1
@@ -190,7 +190,7 @@ class MaxGram:
         for _ in range(CANDIDATES):
             if at < 0 or more > longest:
                 break
-            # One slice comparison tells whether this occurrence beats the best one.
+            # One slice comparison shows whether this occurrence beats the best one.
             if at + 1 >= more and ids[at + 1 - more : at + 1] == wanted:
                 while more < min(longest, at + 1) and ids[at - more] == text[-1 - more]:
                     more += 1
@@ -203,10 +203,10 @@ class MaxGram:
     def _copy(
         self, start: int, k: int, offset: int, text: list[int], out: list[int]
     ) -> None:
-        """Appends text from position `start` on until k tokens are out.
+        """Append the text from position `start` on until `out` has k tokens.
 
-        `text` holds the end of everything, from absolute position `offset` on, and
-        grows with the copy; positions before it are read from the index.
+        `text` holds the end of the text, from absolute position `offset` on, and grows
+        with the copy; earlier positions are read from the index.
         """
         end = start + k - len(out)
         copied = self._ids[start:end]

@@ -1,4 +1,4 @@
-"""The log-odds that every target starts from, fitted to traces of other models."""
+"""The prior log-odds of every target, fitted to traces of other models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @cache
 def packaged() -> dict[str, Any]:
-    """What `python -m edgecs_bench.prior` wrote.
+    """The packaged prior, written by `python -m edgecs_bench.prior`.
 
     copied, stated: log-odds by bucket. paths: path probabilities of Max-Gram's
     proposals at positions of many texts.

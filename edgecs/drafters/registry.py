@@ -1,4 +1,4 @@
-"""The drafters without a model that are planned when nothing else is said."""
+"""The default model-free drafters of a planner."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from edgecs.drafters.source import Source
 
 
 def usual_sources(min_match: int = 1) -> list[Source]:
-    """One of each, the usually best one first; they serve one target.
+    """New default sources for one target, usually the best one first.
 
-    min_match: tokens that occurred before, after which Max-Gram drafts.
+    min_match: length of the shortest match that Max-Gram uses.
     """
     return [MaxGram(min_match=min_match), Bigrams()]

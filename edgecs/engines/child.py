@@ -1,4 +1,4 @@
-"""A Python process of its own for what may end its process."""
+"""Child Python processes, for code that may crash its process."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ FAULTS = ("SIGSEGV", "SIGILL", "SIGBUS", "SIGABRT", "SIGFPE")
 
 
 def can_start() -> bool:
-    """Whether there is a Python to start: an application that is frozen has none."""
+    """Whether a Python interpreter can be started: a frozen application has none."""
     return bool(sys.executable) and not getattr(sys, "frozen", False)
 
 
 def command(script: str, *arguments: str) -> list[str]:
-    """What starts a script with arguments, which are followed by where to import from.
+    """The command line of a script with its arguments, followed by sys.path.
 
-    -P keeps the current folder from lending it modules.
+    -P prevents imports from the current folder.
     """
     return [sys.executable, "-P", "-c", script, *arguments, *sys.path]
 
 
 def ended_by(code: int) -> str:
-    """The name of the signal or of the fault that ended a process; "": an exit code.
+    """The name of the signal or fault that ended a process; "" for an exit code.
 
     >>> ended_by(-6), ended_by(0xC0000005), ended_by(3)
     ('SIGABRT', 'fault 0xc0000005', '')
@@ -38,14 +38,14 @@ def ended_by(code: int) -> str:
 
 
 def is_fault(code: int) -> bool:
-    """Whether a process ended by its own doing, not from outside."""
+    """Whether a process crashed by itself, and was not ended from outside."""
     return code >= _NTSTATUS or ended_by(code) in FAULTS
 
 
 def prepare(seconds: float, memory: int) -> None:
-    """In the child: no core file, and an end after so many seconds or bytes.
+    """In the child: disable core files and limit the run time and the memory in bytes.
 
-    As far as the system has such limits.
+    Limits that the system does not support are skipped.
     """
     if hasattr(signal, "setitimer"):  # not on Windows
         signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -53,5 +53,5 @@ def prepare(seconds: float, memory: int) -> None:
         import resource
 
         for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_DATA, memory)):
-            with suppress(ValueError, OSError):  # macOS refuses some
+            with suppress(ValueError, OSError):  # macOS rejects some
                 resource.setrlimit(kind, (most, most))

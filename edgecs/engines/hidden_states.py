@@ -1,7 +1,7 @@
-"""The final hidden states of a target's cells, for drafters that go on from them.
+"""The final hidden states of a target's KV cells, for drafters that use them as input.
 
-A target notes them in the calls that verify drafts, and not while it reads a prompt:
-there they would make every token an output row. No engine in here.
+A target records them in the calls that verify drafts, and not while it reads a prompt,
+where they would make every token an output row. This module uses no engine.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from edgecs.core.draft import Draft
 State = NDArray[np.float32]
 
 
-# chosen: more than six windows of the shipped head.
-_KEPT = 1024  # of the last cells; no drafter looks back farther
+# chosen: more than six windows of the bundled head.
+_KEPT = 1024  # states of the last cells; no drafter uses earlier ones
 
 
 class States:
-    """States of a stretch of cells of one context, the last ones that were computed.
+    """States of consecutive cells of one context, up to the last computed one.
 
     >>> states = States(2)
     >>> context = Context([5, 6, 7])
@@ -42,9 +42,9 @@ class States:
         self._tree: tuple[Draft, State] | None = None  # its cells follow
 
     def put(self, context: Context, start: int, rows: State) -> None:
-        """Notes the states of cells of a context from `start` on, [n, width].
+        """Record the states of cells of a context from `start` on, [n, width].
 
-        Those before a gap are forgotten.
+        States before a gap are dropped.
         """
         self._root, self._tree = context.root, None
         if not self._first <= start <= self._end:
@@ -57,27 +57,27 @@ class States:
             self._rows[np.arange(start, self._end) % _KEPT] = rows
 
     def branch(self, tree: Draft, rows: State) -> None:
-        """Notes the states of the nodes of a tree after the last cell, [n, width].
+        """Record the states of the nodes of a tree after the last cell, [n, width].
 
-        Once the context has gone on, those on its path are the states of its cells.
+        When the context continues along a path, they become the states of its cells.
         """
         self._tree = tree, rows.copy()
 
     def select(self, path: Sequence[int]) -> None:
-        """Takes the states of some nodes of the tree as those of the next cells."""
+        """Use the states of these nodes of the tree for the next cells."""
         if self._tree is not None and self._root is not None:
             rows = self._tree[1][list(path)]
             self._tree = None
             self.put(self._root, self._end, rows)
 
     def cut(self, length: int) -> None:
-        """Forgets the cells from `length` on."""
+        """Drop the cells from `length` on."""
         self._tree = None
         self._end = min(self._end, length)
         self._first = min(self._first, length)
 
     def known(self, context: Context) -> tuple[int, int]:
-        """From which cell to which states are known of this context."""
+        """First cell and end of the known states of this context."""
         if context.root is not self._root:
             return len(context), len(context)
         if self._tree is not None and context.committed > self._end:
@@ -86,7 +86,7 @@ class States:
         return self._first, self._end
 
     def of(self, context: Context, begin: int, end: int) -> State:
-        """States of cells, [end - begin, width]; 0 for those that nobody noted."""
+        """States of cells, [end - begin, width]; 0 for unknown states."""
         found = np.zeros((end - begin, self.width), dtype=np.float32)
         first, last = self.known(context)
         first, last = max(first, begin), min(last, end)

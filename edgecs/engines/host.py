@@ -1,4 +1,4 @@
-"""What this machine is called, whether it has a GPU, and whether it is busy."""
+"""The host: CPU name and cores, GPU, and load by other programs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pathlib import Path
 import psutil
 
 _RENDERERS = Path("/dev/dri")
-# chosen: a driver that takes longer is as good as none.
+# chosen: a driver that takes longer is not usable.
 _PATIENCE = 10  # seconds that a driver's tool may take
-# chosen: as a busy machine in `calibrate.speculation_profile`.
-_MUCH = 0.15  # of a processor: less than that is not what makes a machine busy
+# chosen: the same share as BUSY in `calibrate.speculation_profile`.
+_MUCH = 0.15  # of one CPU core: a program that uses less does not make a machine busy
 
 
 class Others:
-    """How much of the processors' time others have used since it was made.
+    """CPU time that other programs have used since it was created.
 
-    pids: processes that are not others.
+    pids: processes that do not count as other programs.
     """
 
     def __init__(self, pids: Sequence[int] = ()) -> None:
@@ -34,13 +34,13 @@ class Others:
 
     @property
     def share(self) -> float:
-        """Between 0 and 1; where it is not near 0 speeds mean nothing."""
+        """Share of the CPU time, 0 to 1; unless it is near 0, timings are not valid."""
         pairs = zip(self._seconds(), self._before, strict=True)
         others, everything = (now - before for now, before in pairs)
         return max(0.0, others / everything) if everything else 0.0
 
     def _seconds(self) -> tuple[float, float]:
-        """Of other programs, and all there were, idle ones too."""
+        """CPU seconds of other programs, and of the whole machine including idle."""
         machine = psutil.cpu_times()
         own = sum(map(_used, self._own))
         idle = machine.idle + getattr(machine, "iowait", 0.0)
@@ -48,7 +48,7 @@ class Others:
 
 
 def _used(process: psutil.Process) -> float:
-    """Seconds of the processors' time; 0 for a process that is gone."""
+    """CPU seconds of a process; 0 if it has ended."""
     try:
         return float(sum(process.cpu_times()[:2]))
     except psutil.Error:
@@ -56,9 +56,9 @@ def _used(process: psutil.Process) -> float:
 
 
 def busiest(seconds: float = 0.1) -> str | None:
-    """The other program that computes most, watched for so long; None: none is seen.
+    """The other program that uses most CPU time during `seconds`, or None.
 
-    What it is called is its own choice, so it may be any text.
+    Programs choose their names, so the name may be any text.
     """
     used, names = dict[int, float](), dict[int, str]()
     own = {os.getpid(), *(child.pid for child in psutil.Process().children(True))}
@@ -75,9 +75,9 @@ def busiest(seconds: float = 0.1) -> str | None:
 
 
 def gpu_backend() -> str | None:
-    """The backend of llama.cpp that suits this machine's GPU; None: there is none.
+    """The llama.cpp backend for this machine's GPU, or None.
 
-    Named as `llama.library.backends` does.
+    Named as in `llama.library.backends`.
     """
     if sys.platform == "darwin":
         return "Metal"
@@ -88,7 +88,7 @@ def gpu_backend() -> str | None:
 
 
 def _has_nvidia() -> bool:
-    """Whether the driver lists a GPU; its tool may be there without one."""
+    """Whether the driver lists a GPU; its tool may be installed without one."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return False
@@ -113,12 +113,12 @@ def cpu_name() -> str:
 
 
 def cpu_features() -> str:
-    """The instruction sets it has, as the system names them; empty: not known."""
+    """The CPU's instruction sets as the system names them; empty: not known."""
     return _cpuinfo("flags")
 
 
 def _cpuinfo(key: str) -> str:
-    """What Linux says of the first processor; empty: nothing, or not Linux."""
+    """A field of the first CPU in /proc/cpuinfo; empty if there is none."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             for line in lines:

@@ -1,9 +1,9 @@
 """Which tokens an engine's KV cells hold, and how many of them a call can keep.
 
-Every engine with a cache uses this one class, so rewinding after a rejected draft, an
-edited prompt and an aborted call are one case: keep the longest common prefix, drop the
-rest. It knows token ids only; the engine lends it the acts of dropping cells and of
-keeping one path of a tree. An engine with several sequences has one for each.
+Every engine with a KV cache uses this class, so a rejected draft, an edited prompt and
+an aborted call are the same case: keep the longest common prefix, drop the rest. The
+class works on token ids; the engine provides callbacks that drop cells and keep one
+path of a tree. An engine with several sequences has one instance for each.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from edgecs.core.draft import Draft
 class PrefixCache:
     """Bookkeeping of KV cells 0, 1, 2, ... by the token that each was computed for.
 
-    `drop(n)` removes cells n and later from the engine, those of a tree among them; it
+    `drop(n)` removes cells n and later from the engine, including those of a tree; it
     returns False if the engine cannot remove a part. `drop(0)` must always work.
 
-    A draft that is a tree has its cells after these, until the next call's context says
-    which path was accepted: `select(nodes)` keeps the cells of a path, in order, as the
-    next ones, and frees those of all other nodes. Only engines that take trees need it.
+    The cells of a tree draft follow these, until the next call's context shows which
+    path was accepted: `select(nodes)` keeps the cells of a path, in order, as the next
+    ones, and frees those of all other nodes. Only engines that accept trees need it.
 
-    An engine with a window has computed only what follows some point of the context:
-    cell 0 then belongs to context index `first`, and cells are counted from there.
+    An engine with a window has only computed the context from some index on: cell 0
+    then belongs to context index `first`, and cells are counted from there.
 
-    marks: another context keeps cells up to a mark only. For engines whose cells
-    depend, in the last bits, on what was computed in the same call: at a mark they are
-    those that the other context would have computed itself.
+    marks: another context can reuse cells up to a mark only. This is for engines whose
+    cells depend, in the last bits, on the other tokens of the same call: up to a mark
+    they equal the cells that the other context would have computed itself.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class PrefixCache:
         self._tree: Draft | None = None  # its cells follow
         self._marks: list[int] | None = [0] if marks else None  # ascending
         self._ids: list[int] = []  # [cells]
-        self._unsure = False  # cells past these may exist: a call was cut short
-        self._source: Context | None = None  # compared last, and how far it agreed
-        self._agreed = 0
+        self._unsure = False  # more cells may exist: a call did not complete
+        self._source: Context | None = None  # root of the last compared context
+        self._agreed = 0  # cells known to match it
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -57,12 +57,12 @@ class PrefixCache:
         return list(self._ids)
 
     def keep(self, context: Context, most: int, also: int = 0) -> int:
-        """Drops what does not belong to `context`; returns how many cells are left.
+        """Drop cells that do not belong to `context`; returns how many cells are left.
 
         These are the longest common prefix of the cells and of the context from
-        `first` on, at most `most`. What this context was found to share before is not
-        compared again, so the cost follows the number of new tokens. also: a place that
-        is as good as a mark for this call.
+        `first` on, at most `most`. A prefix that matched before is not compared again,
+        so the cost is proportional to the number of new tokens. also: a position that
+        counts as a mark for this call.
         """
         if self._tree is not None:
             self._settle(context, most)
@@ -71,7 +71,7 @@ class PrefixCache:
         known = root is self._source
         same = self._agreed if known else 0
         if known and same == cells == most <= committed and not self._unsure:
-            return most  # plain decoding: nothing is new
+            return most  # plain decoding: there are no new tokens to compare
         limit = max(0, min(cells, len(context) - self.first, most))
         common = start = min(same, limit)
         if start < limit:
@@ -86,7 +86,7 @@ class PrefixCache:
         return len(self._ids)
 
     def trim(self, length: int) -> None:
-        """Drops the cells from `length` on, or all if the engine cannot do less."""
+        """Drop the cells from `length` on, or all if the engine cannot drop a part."""
         if length >= len(self._ids) and not self._unsure and self._tree is None:
             return
         self._tree = None
@@ -101,7 +101,7 @@ class PrefixCache:
         self._agreed = min(self._agreed, length)
 
     def _settle(self, context: Context, most: int) -> None:
-        """Keeps the path of the tree that the context goes on with."""
+        """Keep the path of the tree along which the context continues."""
         tree, cells, path = self._tree, len(self._ids), list[int]()
         assert tree is not None
         assert self._select is not None
@@ -115,21 +115,21 @@ class PrefixCache:
         self._ids += tree.tokens[path].tolist()
 
     def mark(self) -> None:
-        """Another context may go on from the cells that are there now."""
+        """Allow another context to continue from the current cells."""
         if self._marks is not None and self._marks[-1] < len(self._ids):
             self._marks.append(len(self._ids))
 
     def expect(self) -> None:
-        """To be called before the engine computes cells.
+        """Must be called before the engine computes cells.
 
-        If it fails, whatever it left behind is dropped before the next call.
+        If the engine fails, partial cells are dropped before the next call.
         """
         self._unsure = True
 
     def extend(self, tokens: list[int], context: Context | None = None) -> None:
-        """To be called when the engine has computed the cells of `tokens`.
+        """Must be called when the engine has computed the cells of `tokens`.
 
-        context: what they are of, if it is the one that was last compared.
+        context: the context they belong to, if it is the last compared one.
         """
         self._tree = None
         start = len(self._ids)
@@ -142,11 +142,11 @@ class PrefixCache:
             self._agreed = max(start, final)
 
     def branch(self, tree: Draft) -> None:
-        """To be called when the engine has computed the cells of a tree as well."""
+        """Must be called when the engine has also computed the cells of a tree."""
         self._unsure, self._tree = False, tree
 
     def reset_to(self, tokens: list[int]) -> None:
-        """To be called when the engine has replaced all cells by those of `tokens`."""
+        """Must be called when all cells have been replaced by those of `tokens`."""
         self._ids, self._source, self._agreed, self.first = [], None, 0, 0
         if self._marks is not None:
             self._marks = [0]
@@ -154,7 +154,7 @@ class PrefixCache:
         self.mark()
 
     def reset(self, first: int = 0) -> None:
-        """Drops everything; what comes next begins at context index `first`."""
+        """Drop all cells; the next ones begin at context index `first`."""
         self._unsure = True
         self.trim(0)
         self._source, self.first = None, first

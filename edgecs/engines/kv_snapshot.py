@@ -1,4 +1,4 @@
-"""KV cells of an engine on their way into a file and back."""
+"""A snapshot of an engine's KV cells, for saving and loading."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 
 class Cells(NamedTuple):
-    """Of which tokens they are, and their bytes, which their engine alone can read.
+    """KV cells: their tokens, and their bytes in the engine's own format.
 
-    row: how many tokens of context the last row of a prompt belongs to, and that row.
+    row: length of the prompt that the last row of logits belongs to, and that row.
     """
 
     tokens: list[int]

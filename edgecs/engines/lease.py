@@ -1,4 +1,4 @@
-"""A model has one holder at a time: its KV cache serves one conversation."""
+"""Exclusive use of a model, as its KV cache serves one conversation at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgecs.errors import ModelError
 
 
 class OneHolder:
-    """Lets one `with` block in; name: what the message of a ModelError calls it."""
+    """Allows one `with` block at a time; name: of the model, for error messages."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -17,7 +17,7 @@ class OneHolder:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Claims it for the time of a `with` block."""
+        """Claim it for the duration of a `with` block; raises ModelError if in use."""
         if self._held:
             raise ModelError(
                 f"{self._name} is in use by another session: close that one"

@@ -1,4 +1,4 @@
-"""How a target is loaded: everything that its logits, speed and memory depend on."""
+"""Load options of a model: all that its logits, speed and memory use depend on."""
 
 from __future__ import annotations
 
@@ -23,32 +23,31 @@ KernelChoice = Literal[
 ]
 
 Effect = Literal["bits", "time", "none"]
-"""What an option changes of calls. "bits": logits and cells, and so their time too."""
+"""Effect of an option on calls. "bits": on logits and cells, and so also on time."""
 _BITS, _TIME, _NONE = ({"effect": effect} for effect in get_args(Effect))
 
-MOST_THREADS = 512  # ggml ends its process beyond that
-MOST_SEQUENCES = 256  # of llama.cpp, which gives every leaf one
-# chosen: beyond any memory, so a mistyped number is refused.
+MOST_THREADS = 512  # with more, ggml aborts the process
+MOST_SEQUENCES = 256  # limit of llama.cpp; every leaf uses one
+# chosen: beyond any memory, so that a mistyped number is rejected.
 MOST_CELLS, MOST_TOGETHER = 1 << 30, 1 << 16  # of a context; tokens in a prefill chunk
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """Names and meanings are those of llama.cpp's flags.
+    """Load options; names and meanings are those of llama.cpp's flags.
 
-    A field's metadata says what the option changes: whether measurements depend on it.
+    A field's metadata gives its effect: whether measurements depend on the option.
 
-    n_ctx: tokens, 0: what the model was trained for, as far as memory allows.
-    threads: 0: one for each physical core. n_batch: tokens in a prefill chunk.
-    max_draft: most draft tokens that one call can verify. repack: whether weights are
-    laid out anew for faster kernels; which widths are exact can depend on it.
-    huge_pages: whether to ask for them; they change the speed and nothing else.
-    cpu_strict: whether threads stay on cores of their own where there is one for each
-    and no more, which makes another program that computes cost less. kernels: who
-    computes on the CPU: llama.cpp, edgecs's kernels for an instruction set, "own": for
-    the best one here, "auto": own ones where they can be had and nothing is offloaded.
-    sequences: conversations that have cells at once, n_ctx of them each. leaves: those
-    that a draft may have, 1: drafts are chains; for more, all cells share one buffer.
+    n_ctx: tokens, 0: the trained length, as far as memory allows. threads: 0: one per
+    physical core. n_batch: tokens in a prefill chunk. max_draft: most draft tokens that
+    one call can verify. repack: repack weights for faster kernels; the exact widths can
+    depend on it. huge_pages: request huge pages; they only affect the speed.
+    cpu_strict: pin each thread to a core if there are as many cores as threads, which
+    reduces the slowdown by other programs. kernels: the CPU kernels: llama.cpp's,
+    edgecs' for an instruction set, "own": edgecs' for the best one of this CPU, "auto":
+    edgecs' where available if no layer is offloaded. sequences: number of conversations
+    with KV cells at once, each with n_ctx cells. leaves: most leaves of a draft, 1:
+    drafts are chains; with more, all cells share one buffer.
     """
 
     n_ctx: int = field(default=0, metadata=_NONE)

@@ -1,8 +1,8 @@
-"""How many layers fit a device, and how long a context fits memory: the arithmetic.
+"""Compute how many layers fit a device, and how long a context fits memory.
 
-Knows numbers only. llama.cpp counts the output matrix as one layer more than the model
-has blocks and offloads from the end: with -ngl N the output matrix and the last N - 1
-blocks go to the device.
+llama.cpp counts the output matrix as one layer in addition to the model's blocks, and
+offloads from the end: with -ngl N the output matrix and the last N - 1 blocks go to the
+device.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from itertools import accumulate
 
 from edgecs.engines.load_options import LoadOptions
 
-# chosen: other programs' memory grows too, and failing later is worse.
+# chosen: other programs' memory use may grow, and a later failure is worse.
 MARGIN = 1 << 30  # bytes left free on every device: compute buffers and the desktop
-KV_BYTES = {  # of one value in the KV cache: blocks of 32 values with their scales
+KV_BYTES = {  # per value in the KV cache: blocks of 32 values with their scales
     "f32": 4.0,
     "f16": 2.0,
     "bf16": 2.0,
@@ -43,7 +43,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a model asks of a device; bytes."""
+    """Memory that a model needs on a device; bytes."""
 
     blocks: tuple[int, ...]  # weights of each block, first to last
     output: int  # output matrix and norm
@@ -79,20 +79,20 @@ def _runs_fit(sizes: Sequence[int], devices: Sequence[Device]) -> bool:
 def kv_bytes(
     heads: int, key_width: int, value_width: int, options: LoadOptions
 ) -> float:
-    """Bytes of KV cache that a token takes in one block."""
+    """Bytes of KV cache per token in one block."""
     key, value = KV_BYTES[options.type_k], KV_BYTES[options.type_v]
     return heads * (key_width * key + value_width * value)
 
 
 def fewer_layers(layers: int) -> int:
-    """What to try after an allocation failed with `layers`: about an eighth less."""
+    """Number of layers to try after a failed allocation: about an eighth less."""
     return max(0, layers - max(1, layers // 8))
 
 
 def context_that_fits(trained: int, kv_per_token: int, free: int) -> int:
-    """Tokens of context: what the model was trained for, or what fits half of `free`.
+    """Tokens of context: the trained length, limited to what fits half of `free`.
 
-    In steps of 256, not below SMALLEST_CONTEXT unless the model was trained for less.
+    A multiple of 256, at least SMALLEST_CONTEXT unless the trained length is less.
     """
     fits = free // 2 // max(1, kv_per_token) // 256 * 256
     return min(trained, max(SMALLEST_CONTEXT, fits))

@@ -1,7 +1,7 @@
-"""Code that may end its process or compute nonsense, tried in a child process.
+"""Run code in a child process, as it may crash or compute wrong results.
 
-What came of it is a verb for a sentence. What is certain is kept in a file, for one
-build of the engine.
+The outcome is a verb phrase for a message. Certain outcomes are stored in a file, for
+one build of the engine.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from edgecs.engines import child
 WORKS, CRASHES, WRONG = "works", "crashes", "computes nonsense"
 CERTAIN = (WORKS, CRASHES, WRONG)
 DISAGREES = 3
-"""The child's exit code for WRONG, not one that Python has a use for."""
-_LARGEST = 1 << 10  # bytes of the file that keeps a finding
+"""The child's exit code for WRONG, which Python does not use itself."""
+_LARGEST = 1 << 10  # bytes of the file that stores an outcome
 
 
 def tried(script: str, limit: float, *arguments: str) -> str:
-    """What becomes of a script: one of CERTAIN, or something else as a verb.
+    """The outcome of a script: one of CERTAIN, or another verb phrase.
 
-    limit: seconds. The script gets a folder that is removed afterwards, the arguments,
-    and then where to import from.
+    limit: seconds. The script is passed a temporary folder, the arguments and then
+    sys.path.
     """
     if not child.can_start():
         return "needs a Python of its own"
@@ -41,7 +41,7 @@ def tried(script: str, limit: float, *arguments: str) -> str:
 
 
 def verdict(code: int) -> str:
-    """What an exit code says."""
+    """The outcome that an exit code stands for."""
     if code == 0:
         return WORKS
     if code == DISAGREES:
@@ -53,10 +53,10 @@ def verdict(code: int) -> str:
 
 
 def read(kept: Path, build: str, name: str) -> str | None:
-    """What was found for this build; None: nothing that `write` has written."""
+    """The stored outcome for this build; None if there is no valid one."""
     try:
         table = json.loads(read_bounded(kept, _LARGEST))
-    except (OSError, ValueError, RecursionError):  # the latter by [[[[[[...
+    except (OSError, ValueError, RecursionError):  # RecursionError: [[[[[[...
         return None
     for found in CERTAIN:
         if table == {"build": build, name: found}:
@@ -65,8 +65,8 @@ def read(kept: Path, build: str, name: str) -> str | None:
 
 
 def write(kept: Path, build: str, name: str, found: str) -> None:
-    """Keeps what is certain."""
-    # Where nothing can be kept, the next process tries again.
+    """Store a certain outcome."""
+    # If the file cannot be written, the next process runs the trial again.
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_whole(kept, json.dumps({"build": build, name: found}).encode())
@@ -79,5 +79,5 @@ def _exit_code(script: str, limit: float, *arguments: str) -> int:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         timeout=limit,
-        start_new_session=True,  # a Ctrl-C is not for it, and would look like a crash
+        start_new_session=True,  # Ctrl-C must not reach it: it would look like a crash
     ).returncode

@@ -1,1 +1,1 @@
-"""The adaptive schedule: how likely drafted tokens are, what calls cost, what pays."""
+"""The adaptive schedule: acceptance probabilities, call costs and draft selection."""

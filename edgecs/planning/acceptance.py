@@ -1,12 +1,12 @@
-"""How likely a drafted token is right, learnt from every round.
+"""Acceptance probabilities of drafted tokens, learned online from every round.
 
-An `Acceptance` is a logistic model over a few buckets: what speaks for a token adds up
-in log-odds. It gives the probability of a token given that the tokens before it in the
-draft are right. It learns from what proposals would have earned, verified or not: the
-true continuation is known a few tokens later.
+An `Acceptance` is a logistic model: the log-odds of a token's buckets add up. It
+gives the probability of a token given that the tokens before it in the draft are right.
+It learns from every proposal, verified or not, because the true continuation is known a
+few tokens later.
 
-For every answer there is a copy that learns fast and is thrown away, so that one odd
-prompt does not spoil the next; what is kept learns slowly.
+Each answer works on a copy that learns fast and is discarded afterwards, so that one
+unusual prompt does not affect the next. The persistent weights learn slowly.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from edgecs.drafters.priors import packaged
 from edgecs.drafters.source import LOOKED_AT, Source
 
 Evidence = Sequence[Sequence[int]]
-"""Which buckets a token falls into, [tokens][buckets of one token].
+"""The buckets that each token falls into, [tokens][buckets of one token].
 
-Lists of numbers, here and wherever a round needs few of them: the caches are cold when
-the target has been called, and then a call into numpy takes longer than a short loop.
+Plain lists are used here and wherever a round needs few numbers: after a call of the
+target the CPU caches are cold, and a numpy call takes longer than a short loop.
 """
 
 # chosen: eighty times as many as Max-Gram has.
-MOST_BUCKETS = 4096  # of a source; more are no profile of ours
-# chosen: it turns a chance of 60 % into an even one.
-DOUBT = 0.4  # log-odds: answers differ, and errors that promise are acted on
-# chosen: an answer learns ten times as fast as what is kept.
-SLOW, FAST = 0.004, 0.04  # learning rates: of what is kept, of what an answer has
-# chosen: about 1 % of probability where chances are even.
-MOST_AN_ANSWER = 0.05  # log-odds that one answer may move what is kept of a bucket
-# chosen: sums of them stay far from 709, where an exponential ends.
-_HUGE = 50.0  # log-odds that nobody learns, and whose sums have an exponential
+MOST_BUCKETS = 4096  # buckets of a source; a profile with more is rejected
+# chosen: it turns a probability of 60 % into 50 %.
+DOUBT = 0.4  # log-odds subtracted: answers vary, and overestimates are acted on
+# chosen: the weights of an answer learn ten times as fast as the persistent ones.
+SLOW, FAST = 0.004, 0.04  # learning rates: persistent weights, weights of an answer
+# chosen: about 1 % of probability at a probability of 50 %.
+MOST_AN_ANSWER = 0.05  # log-odds by which one answer may move a persistent weight
+# chosen: sums of them stay far below 709, where exp overflows.
+_HUGE = 50.0  # largest log-odds that are accepted; learned ones are far smaller
 
-# chosen: finer towards 1, where long drafts are decided.
+# chosen: finer towards 1, which decides about long drafts.
 _STATED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
@@ -55,8 +55,8 @@ def stated(
 ) -> Evidence:
     """Buckets of tokens whose drafter states a probability.
 
-    agreeing: whether Max-Gram says the same, None: it says nothing. first: tokens
-    before these in the draft.
+    agreeing: whether Max-Gram proposes the same token, None: it proposes none. first:
+    number of tokens before these in the draft.
     """
     return [
         [
@@ -75,24 +75,23 @@ def _sigmoid(x: float) -> float:
 class Acceptance:
     """Probability that tokens of one source are right, from their buckets.
 
-    weights: log-odds of every bucket, float64 [buckets]; a prior that learning starts
-    from.
+    weights: initial log-odds of every bucket (the prior), float64 [buckets].
     """
 
     def __init__(self, weights: NDArray[np.float64]) -> None:
         self._kept: list[float] = weights.tolist()
-        self._now = self._kept.copy()  # of the answer under way
-        self._before = weights.copy()  # what was kept when it began
+        self._now = self._kept.copy()  # weights of the current answer
+        self._before = weights.copy()  # persistent weights when it began
 
     @property
     def kept(self) -> NDArray[np.float64]:
-        """The log-odds over all answers."""
+        """The persistent log-odds, learned over all answers."""
         return np.array(self._kept)
 
     def begin(self) -> None:
-        """A new answer: what the last one taught fast is forgotten.
+        """Start a new answer: drop the fast weights of the last one.
 
-        What it taught slowly is kept as far as one answer may.
+        Its change to the persistent weights is limited to MOST_AN_ANSWER.
         """
         least, most = self._before - MOST_AN_ANSWER, self._before + MOST_AN_ANSWER
         self._before = np.clip(self.kept, least, most)
@@ -105,9 +104,9 @@ class Acceptance:
         return _sigmoid(sum([now[bucket] for bucket in buckets]) - DOUBT)
 
     def learn(self, evidence: Evidence, right: int, decided: bool) -> None:
-        """Takes what came of a draft: its first `right` tokens were right.
+        """Learn from a draft whose first `right` tokens were right.
 
-        decided: the token after these was wrong; else what followed is not known.
+        decided: the token after these was wrong; if False, it is not known.
         """
         for row in range(min(right + decided, LOOKED_AT, len(evidence))):
             self._step(evidence[row], row < right)
@@ -121,7 +120,7 @@ class Acceptance:
 
 
 class Calibration:
-    """The acceptances of one target: of sources, and of drafters, by name.
+    """The acceptance models of one target, for sources and neural drafters by name.
 
     >>> from edgecs.drafters.copies import Copy, copied
     >>> from edgecs.drafters.maxgram import MaxGram
@@ -139,7 +138,7 @@ class Calibration:
         self._drafters: dict[str, Acceptance] = {}
 
     def source(self, source: Source) -> Acceptance:
-        """The acceptance of a source, from its prior if it is a new one."""
+        """The acceptance of a source; a new source starts from its prior."""
         known = self._sources.get(source.name)
         if known is None or known.kept.size != source.buckets:
             weights = _weights(source.prior, source.buckets)
@@ -153,12 +152,12 @@ class Calibration:
         return self._drafters[name]
 
     def begin(self) -> None:
-        """A new answer."""
+        """Start a new answer."""
         for acceptance in (*self._sources.values(), *self._drafters.values()):
             acceptance.begin()
 
     def state(self) -> dict[str, Any]:
-        """What is kept, for `from_state`."""
+        """The persistent weights, for `from_state`."""
         return {
             "sources": {n: a.kept.round(4).tolist() for n, a in self._sources.items()},
             "stated": {n: a.kept.round(4).tolist() for n, a in self._drafters.items()},
@@ -166,7 +165,7 @@ class Calibration:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Calibration:
-        """What `state` gave; ValueError, KeyError or TypeError for other data."""
+        """Restore `state`; raises ValueError, KeyError or TypeError for other data."""
         calibration = cls()
         for name, weights in dict(state["sources"]).items():
             if len(weights) > MOST_BUCKETS:
@@ -182,8 +181,8 @@ def _weights(values: Any, size: int) -> NDArray[np.float64]:
     try:
         weights = np.array(values, dtype=np.float64)
     except OverflowError as error:  # JSON has integers of any size
-        raise ValueError(f"no number for a machine: {error}") from error
-    # Written so that NaN is refused too.
+        raise ValueError(f"a log-odds value is too large: {error}") from error
+    # Written so that NaN is rejected too.
     if weights.shape != (size,) or not (np.abs(weights) <= _HUGE).all():
-        raise ValueError(f"{size} log-odds are needed")
+        raise ValueError(f"expected {size} log-odds of at most {_HUGE}")
     return weights

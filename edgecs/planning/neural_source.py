@@ -1,8 +1,8 @@
-"""Neural drafters under a planner: what they promise, and how they write.
+"""Neural drafters under a planner: their expected speedup and their drafting loop.
 
-A writer is a cascade of its own: in every step it reviews as many tokens of a cheaper
-drafter as its own cost curve makes worth while (vertical cascade), often none. The
-planner lets it go on while that raises the expected tokens a second of the round.
+Each neural drafter is a cascade: in every step it reviews as many tokens of a cheaper
+drafter as its own cost curve justifies (vertical cascade), often none. The planner
+extends the draft while that raises the round's expected tokens per second.
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ from edgecs.planning.acceptance import Acceptance, Evidence, stated
 from edgecs.planning.pending import Sources
 from edgecs.sampling.chain import Choices
 
-# chosen: of a drafter that is right in 60 % the ninth token is right in 1 %.
-FAR = 8  # tokens that a writer is looked ahead
-# chosen: high enough to be tried, and soon outweighed.
-_HOPED, _WEIGHT = 0.6, 4.0  # acceptance of a drafter nobody knows, counted as tokens
-# chosen: about an answer's worth, so that an answer can correct it.
-_TAUGHT = 50  # tokens that the experience of earlier runs counts for
-# chosen: a share of fewer tokens says little.
-_ENOUGH = 8  # tokens that have to show before a drafter is relied on
+# chosen: if 60 % of a drafter's tokens are right, 1 % of its ninth tokens are.
+FAR = 8  # tokens of lookahead
+# chosen: high enough for a new drafter to be tried, and soon outweighed.
+_HOPED, _WEIGHT = 0.6, 4.0  # prior share of right tokens, and its weight in tokens
+# chosen: about the length of an answer, so that one answer can correct it.
+_TAUGHT = 50  # weight, in tokens, of a share learned in earlier runs
+# chosen: a share of fewer tokens is too noisy.
+_ENOUGH = 8  # observed tokens before the share of a drafter is used
 # chosen: about the last 100 tokens, and the last 12 of an answer.
-_SLOW, _FAST = 0.01, 0.08  # least weight of a token in what is usual
+_SLOW, _FAST = 0.01, 0.08  # least weight of a token in the moving averages
 # chosen: doubled after each try, so 8 tries in the first 4,080 rounds.
 _FIRST_WAIT, _LAST_WAIT = 16, 4096  # rounds between two tries of a parked drafter
 
 
 class Review:
-    """The schedule of a writer: what it reviews in one step."""
+    """The schedule of a neural drafter: what it reviews in one step."""
 
     def __init__(self, sources: Sources, cheaper: Writer | None) -> None:
         self.costs = CostModel()
-        self.reading = 0.0  # seconds a token of long stretches, 0: not known
+        self.reading = 0.0  # seconds per token when many are read, 0: not known
         self._sources = sources
         self._cheaper = cheaper
 
     @property
     def drafters(self) -> tuple[Drafter, ...]:
-        """Who is reviewed."""
+        """The drafters that are reviewed."""
         cheaper = (self._cheaper.cascade,) if self._cheaper else ()
         return (*cheaper, *self._sources.all)
 
     def begin(self) -> None:
-        """Nothing belongs to one answer."""
+        """Do nothing: there is no state of a single answer."""
 
     def draft(
         self, context: Context, choose: Choose, most: int, allowed: Allowed = EVERY
     ) -> Gathered:
-        """What is worth a review; nothing as long as the writer's times are unknown."""
+        """The draft that pays for its review; empty while call times are unknown."""
         if not self.costs.known:
             return Gathered(Draft.chain((), ""), ())
         times = self.costs.times(len(context))
@@ -80,7 +80,7 @@ class Review:
         return Gathered(found.draft(choice.width - 1), found.sources)
 
     def learn(self, context: Context, outcome: Outcome) -> None:
-        """Corrects the writer's times."""
+        """Update the call times of the drafter."""
         fed = outcome.rows.fed
         if fed <= WIDEST:
             self.costs.observe(fed, len(context), outcome.calling)
@@ -88,19 +88,19 @@ class Review:
             self.reading = outcome.calling / fed
 
     def park(self, name: str) -> None:
-        """The next cheaper drafter takes the place of one that failed."""
+        """Replace a failed drafter with the next cheaper one."""
         self._sources.park(name)
         if self._cheaper and self._cheaper.name == name:
             self._cheaper = self._cheaper.review._cheaper
 
     def describe(self) -> str:
-        """That it decides step by step."""
+        """Return a one-line description of the schedule."""
         return "planned"
 
 
 @dataclass
 class Written:
-    """A draft while it is written; sizes of all lists are equal."""
+    """A draft under construction; all lists have the same length."""
 
     tokens: list[int] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
@@ -110,12 +110,12 @@ class Written:
 
     @property
     def certainty(self) -> float:
-        """Probability that all of it is right."""
+        """Probability that all its tokens are right."""
         return self.path[-1] if self.path else 1.0
 
 
 class Writer:
-    """A neural drafter, its times, and how often it is right."""
+    """A neural drafter with its call times and its share of right tokens."""
 
     def __init__(
         self,
@@ -138,42 +138,42 @@ class Writer:
             lenience=lenience,
             clock=clock,
         )
-        # Depth, times by width and the rate to be beaten when it last did not pay.
+        # Depth, times by width and the rate to beat when it last did not pay.
         self.parked: tuple[int, NDArray[np.float64], float] | None = None
         self._acceptance = acceptance
-        self._kept = self._now = _HOPED  # share of right tokens: always, in this answer
-        self._heard = 0  # tokens whose worth showed
-        self._read: tuple[Context, int] | None = None  # what its cache holds
+        self._kept = self._now = _HOPED  # share of right tokens: overall, this answer
+        self._heard = 0  # tokens whose outcome is known
+        self._read: tuple[Context, int] | None = None  # content of its KV cache
         self._wait, self._waited = _FIRST_WAIT, 0
 
     @property
     def costs(self) -> CostModel:
-        """Of its calls."""
+        """Cost model of the drafter's calls."""
         return self.review.costs
 
     @property
     def usual(self) -> float:
-        """Share of its tokens that were right lately, those before them being right."""
+        """Recent share of right tokens, among those whose predecessors were right."""
         return self._now
 
     @property
     def kept(self) -> float:
-        """The same over all answers."""
+        """The same share over all answers."""
         return self._kept
 
     def taught(self, share: float) -> None:
-        """Takes over what was usual in earlier runs."""
+        """Start from the share of right tokens of earlier runs."""
         self._kept = self._now = min(max(share, 0.0), 1.0)
         self._heard = _TAUGHT
 
     def begin(self) -> None:
-        """A new answer: what the last one taught fast is forgotten."""
+        """Start a new answer: drop the fast average of the last one."""
         self._now = self._kept
 
     def learn(self, evidence: Evidence, right: int, decided: bool) -> None:
-        """What came of its tokens, see `Acceptance.learn`."""
+        """Learn from the outcome of its tokens, see `Acceptance.learn`."""
         self._acceptance.learn(evidence, right, decided)
-        if right:  # it may have turned good
+        if right:  # its share may have improved
             self._wait = _FIRST_WAIT
         for i in range(right + decided):
             self._heard += 1
@@ -186,19 +186,19 @@ class Writer:
 
     @property
     def known(self) -> bool:
-        """Whether its share was measured, and is not just hoped for."""
+        """Whether the share is based on enough observed tokens."""
         return self._heard >= _ENOUGH
 
     def has_room(self, tokens: int) -> bool:
-        """Whether its context holds so many."""
+        """Whether the drafter's context has room for this many tokens."""
         return tokens <= self.cascade.reviewer.n_ctx
 
     def catching_up(self, context: Context) -> tuple[float, float]:
-        """Seconds for the tokens that it has not read: every round's, and arrears.
+        """Seconds to read missing tokens: those of every round, and the backlog.
 
-        After a round in which it wrote it has missed two tokens, its own last one and
-        the one that its reviewer chose. What it missed besides, such as the prompt, has
-        to be read once.
+        After a round in which it drafted, it has not read two tokens: its own last one
+        and the one that its reviewer chose. All other missing tokens, such as the
+        prompt, are read once and are the backlog.
         """
         known = self._read[1] if self._read and self._read[0] is context.root else 0
         missing = max(1, len(context) - known)
@@ -206,7 +206,7 @@ class Writer:
         return usual, max(0.0, self._reading(len(context), missing) - usual)
 
     def _reading(self, depth: int, tokens: int) -> float:
-        """Seconds that reading so many tokens adds to a step, which reads one."""
+        """Seconds that reading this many tokens adds to a step, which reads one."""
         if not self.costs.known:
             return 0.0
         times = _wider(self.costs.seconds(depth))
@@ -221,10 +221,10 @@ class Writer:
         more: float = 0.0,
         each: float = 0.0,
     ) -> NDArray[np.float64]:
-        """Tokens a second with 1 to FAR tokens of it, [tokens]; empty: not known.
+        """Expected tokens per second with 1 to FAR drafted tokens; empty: not known.
 
-        times: of the reviewer's calls by width. more: seconds to be added to a round,
-        each: to every token that it emits.
+        times: seconds of the reviewer's calls by width. more: extra seconds per round.
+        each: extra seconds per emitted token.
         """
         if not self.costs.known:
             return np.empty(0)
@@ -235,9 +235,9 @@ class Writer:
         return np.asarray(emitted / (spent + emitted * each))
 
     def goes_on(self, draft: Written, times: NDArray[np.float64], depth: int) -> bool:
-        """Whether more of its tokens raise what the round promises.
+        """Whether more tokens raise the expected rate of the round.
 
-        Marginal gain against marginal cost, looked at FAR tokens ahead because times
+        Compares marginal gain with marginal cost up to FAR tokens ahead, because times
         are not monotone.
         """
         sure = np.cumsum([1.0, *draft.path])
@@ -255,10 +255,10 @@ class Writer:
     def write(
         self, draft: Written, context: Context, choose: Choose, most: int, copy: Draft
     ) -> None:
-        """One step: appends what it chose, and how likely that is right.
+        """Run one step and append its tokens and their path probabilities.
 
-        copy: what Max-Gram proposed at the start of the draft. Raises Faulty where it,
-        or a drafter that it reviews, fails.
+        copy: Max-Gram's proposal at the start of the draft. Raises Faulty if this
+        drafter, or one that it reviews, fails.
         """
         try:
             self._write(draft, context, choose, most, copy)
@@ -274,7 +274,7 @@ class Writer:
         done = self.cascade.attempt(
             here, Choices(choose, choose), min(room, model.max_draft)
         )
-        # Max-Gram is not told: its bigrams are the target's.
+        # Max-Gram does not observe this call: it learns the target's bigrams only.
         self.review.learn(
             here,
             Outcome(done.draft, done.rows, done.verdict, done.drafting, done.calling),
@@ -291,7 +291,7 @@ class Writer:
         draft.path += [*accumulate(odds, mul, initial=draft.certainty)][1:]
 
     def evidence(self, draft: Written, copy: Draft, first: int) -> Evidence:
-        """Buckets of its tokens in a draft, from `first` on."""
+        """Buckets of the tokens of a draft from `first` on."""
         same = confirmed(copy, draft.tokens)[first:]
         return stated(draft.confidences[first:], same, first)
 
@@ -301,11 +301,11 @@ class Writer:
         return self._waited >= self._wait
 
     def passed(self) -> None:
-        """A round went by in which it was parked."""
+        """Count a round in which the drafter was parked."""
         self._waited += 1
 
     def tried(self, paid: bool) -> None:
-        """Longer waits after every try, once it is known not to pay."""
+        """Reset the wait; double it if the drafter is known not to pay."""
         self._waited = 0
         if paid or not self.known:
             self._wait = _FIRST_WAIT
@@ -314,7 +314,7 @@ class Writer:
 
     @property
     def standing(self) -> str:
-        """Whether it writes; if not, what it would have to reach, and what it does."""
+        """The drafter's state; if parked, the share it needs and the share it has."""
         if self.parked is None:
             return f"in use, {self.usual:.0%} of its tokens are right"
         if not self.costs.known:
@@ -329,7 +329,7 @@ class Writer:
             else f"it would need {needed} % of its tokens right"
         )
         if better > 1 / times[0]:  # the rate of plain decoding
-            says += " beside the draft of another"
+            says += " to beat another drafter"
         has = f"it has {usual:.0%}" if self.known else "it was hardly tried yet"
         return f"parked: {step * 1e3:.1f} ms a token, {says}, {has}"
 
@@ -340,12 +340,12 @@ class Writer:
 
 
 def _wider(times: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Seconds of the cheapest call that has room for so many tokens."""
+    """Seconds of the cheapest call with room for each number of tokens."""
     return np.minimum.accumulate(times[::-1])[::-1]
 
 
 def confirmed(copy: Draft, tokens: list[int]) -> list[bool | None]:
-    """Whether Max-Gram says the same, as long as it did before."""
+    """Whether Max-Gram proposes the same tokens; None after the first difference."""
     same: list[bool | None] = []
     for i, token in enumerate(tokens):
         says = i < len(copy) and False not in same

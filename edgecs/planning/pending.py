@@ -1,6 +1,6 @@
-"""Proposals whose worth shows when the text has gone on.
+"""Proposals awaiting confirmation by later tokens.
 
-Every proposal teaches what it would have earned, verified or not.
+Acceptances learn from every proposal, whether it was verified or not.
 """
 
 from __future__ import annotations
@@ -14,51 +14,51 @@ from edgecs.core.faults import blame
 from edgecs.drafters.source import LOOKED_AT, Source
 from edgecs.planning.acceptance import Acceptance, Calibration, Evidence
 
-# chosen: no curve that was measured has a token for 1 % of a call.
-NEGLIGIBLE = 0.01  # a copy ends where the chance that it is right is below this
-# fitted: the prior gives it 0.22 at most (`python -m edgecs_bench.prior`).
-_VAGUE = 0.25  # what a copy that only one token speaks for hardly ever reaches
+# chosen: in no measured curve does a token cost less than 1 % of a call.
+NEGLIGIBLE = 0.01  # path probability below which a copy is cut off
+# fitted: the prior gives at most 0.22 (`python -m edgecs_bench.prior`).
+_VAGUE = 0.25  # probability that a copy after a match of one token hardly ever reaches
 # chosen: `edgecs_bench.simulation.replay --max-gram-alone` shows what others add.
-_PLENTY = 0.5  # tokens that a proposal promises, beside which no other is asked for
-# measured: as fast as looking on (`python -m edgecs_bench.simulation.replay`).
-_LATER = 0.25  # of what its first token must have, as further calls may cost less
+_PLENTY = 0.5  # expected tokens of a proposal above which no other source is asked
+# measured: as fast as without this limit (`python -m edgecs_bench.simulation.replay`).
+_LATER = 0.25  # limit of later tokens, as a share of the first token's
 
 Path = list[float]
 """Probability that a draft is right up to each token, [tokens]."""
 
 
 class Learner(Protocol):
-    """Who wants to know what came of a proposal."""
+    """Receiver of the outcome of a proposal."""
 
     def learn(self, evidence: Evidence, right: int, decided: bool) -> None:
         """See `Acceptance.learn`."""
 
 
 class _Proposal(NamedTuple):
-    start: int  # tokens before it
+    start: int  # number of tokens before it
     tokens: list[int]
     evidence: Evidence
     learner: Learner
 
 
 class Ledger:
-    """Proposals that wait for the committed text to reach or to contradict them."""
+    """Proposals that the committed text has not confirmed or contradicted yet."""
 
     def __init__(self) -> None:
         self._waiting: list[_Proposal] = []  # the earliest start first
         self._root: Context | None = None
-        self._shown = 0  # tokens of the text when it was last looked at
+        self._shown = 0  # committed tokens at the last `settle`
 
     def note(
         self, context: Context, tokens: list[int], evidence: Evidence, learner: Learner
     ) -> None:
-        """Remembers what was proposed to follow a context, as far as one looks."""
+        """Record a proposal for a context, at most LOOKED_AT tokens of it."""
         few = tokens[:LOOKED_AT]
         known = evidence[: len(few)]
         self._waiting.append(_Proposal(len(context), few, known, learner))
 
     def settle(self, context: Context) -> None:
-        """Tells the learners of all proposals whose worth shows by now."""
+        """Report the outcome of every proposal that the text has decided."""
         if context.root is not self._root:
             self.close()
         self._root, self._shown = context.root, context.committed
@@ -80,9 +80,9 @@ class Ledger:
         self._waiting = still
 
     def close(self) -> None:
-        """The answer is over: what follows is not the target's.
+        """End the answer: tokens that follow were not chosen by the target.
 
-        Of what still waits no more is known than showed when it was last settled.
+        Waiting proposals are reported with what the last `settle` had confirmed.
         """
         for proposal in self._waiting:
             right = max(0, self._shown - proposal.start)
@@ -91,14 +91,14 @@ class Ledger:
 
 
 class Proposed(NamedTuple):
-    """What a source proposes, and how likely it is right up to each token."""
+    """A source's proposal, with the probability that it is right up to each token."""
 
     source: str
     tokens: list[int]
     path: Path
 
     def draft(self, size: int | None = None) -> Draft:
-        """Its first `size` tokens as a draft, all of them by default."""
+        """The first `size` tokens as a draft, all of them by default."""
         tokens = self.tokens[:size]
         if not tokens:
             return NOTHING
@@ -109,7 +109,7 @@ class Proposed(NamedTuple):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Who wrote each token."""
+        """The source of each token."""
         return (self.source,) * len(self.tokens)
 
 
@@ -117,11 +117,12 @@ NONE_PROPOSED = Proposed("", [], [])
 
 
 class Sources:
-    """Drafters without a model, and how likely it is that they are right.
+    """Model-free drafters and their acceptance probabilities.
 
-    sources: the one that is usually best first. Others are asked where it has little to
-    say, and the proposal that promises most tokens is taken; all of them teach. ends:
-    end-of-generation tokens, nothing follows them.
+    sources: ordered by usual quality, the best first. The others are asked where the
+    first proposes few expected tokens; the proposal with the most expected tokens is
+    used, and acceptances learn from all of them. ends: end-of-generation tokens, after
+    which a proposal stops.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class Sources:
         self._ends = ends
 
     def park(self, name: str) -> None:
-        """Leaves one alone that failed."""
+        """Stop using a source that failed."""
         self._sound = [pair for pair in self._sound if pair[0].name != name]
 
     def propose(
@@ -145,11 +146,11 @@ class Sources:
         ledger: Ledger | None = None,
         least: float = 0.0,
     ) -> Proposed:
-        """At most `most` tokens and their path probabilities, of one source.
+        """At most `most` tokens of one source, with their path probabilities.
 
-        It ends with an end token, or where hardly a chance is left that it is right.
-        ledger: where proposals are noted, to learn from them. least: the chance without
-        which a first token cannot pay.
+        The proposal stops after an end token, or where its path probability becomes
+        negligible. ledger: records the proposals to learn from them. least: probability
+        below which a first token cannot pay.
         """
         best, promised = NONE_PROPOSED, 0.0
         if most <= 0:

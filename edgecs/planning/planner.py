@@ -1,12 +1,13 @@
-"""The adaptive schedule: every round drafts what should bring the most tokens a second.
+"""The adaptive schedule: every round uses the draft with the best expected throughput.
 
-With path probabilities c_1 >= c_2 >= ... of the drafted tokens a call of n tokens
-emits 1 + c_1 + ... + c_(n-1) of them on average and takes T(n); the width with the best
-ratio is taken, and n = 1 is always among them. Times are measured, probabilities
-calibrated, and both learn from every round, so a planner has nothing to set.
+With path probabilities c_1 >= c_2 >= ... of the drafted tokens, a call of n tokens
+emits 1 + c_1 + ... + c_(n-1) tokens on average and takes T(n) seconds. The planner
+takes the width with the best ratio; n = 1, plain decoding, is always a candidate. Times
+are measured, probabilities are calibrated, and both learn from every round, so a
+planner has no settings.
 
-Rounds slower than plain decoding are the cardinal sin: a width must promise MARGIN more
-than plain decoding, and trying what is not known may cost BUDGET of the time.
+Speculation must not be slower than plain decoding: a width must be expected to gain
+MARGIN over it, and exploration may lose at most BUDGET of the time.
 """
 
 from __future__ import annotations
@@ -38,45 +39,45 @@ from edgecs.planning.neural_source import Writer, Written
 from edgecs.planning.pending import Ledger, Path, Sources
 
 # chosen: a smaller gain is lost in the error of the times.
-MARGIN = 0.02  # share by which a draft must promise more than plain decoding
-# chosen: after two lost calls a draft must promise a tenth more.
-CAUTION = 0.05  # by which the margin grows with each plain call's time that was lost
+MARGIN = 0.02  # relative gain over plain decoding that a draft must be expected to have
+# chosen: after two lost calls a draft must be expected to gain a tenth more.
+CAUTION = 0.05  # growth of the margin for each lost plain call's time
 # chosen: half of a loss is forgotten after 69 rounds.
-FORGIVES = 0.99  # share of what was lost that still counts a round later
-# chosen: hostile drafters then cost 1 to 2 % (`edgecs_bench.simulation.replay`).
-BUDGET = 0.02  # share of the time that may be lost on trying things
-# chosen: a look takes a part of a short call, and the pace changes slowly.
-_LOOKS = 4  # of so many calls of one token in a row the time of one is looked at
+FORGIVES = 0.99  # decay of the losses per round
+# chosen: adversarial drafters then cost 1 to 2 % (`edgecs_bench.simulation.replay`).
+BUDGET = 0.02  # share of the time that may be lost on exploration
+# chosen: an observation takes a part of a short call, and the pace changes slowly.
+_LOOKS = 4  # one in this many consecutive calls of one token is observed
 # chosen: in every round they took 5 % of a token of 5 ms (head, SmolLM2 Q4_1).
-_RESTS = 8  # rounds until drafters that promise less than plain decoding are asked
-# chosen: an answer that ends then is a tenth slower at most.
-_FELT = 0.1  # share of an answer so far that asking a parked drafter may take
+_RESTS = 8  # rounds until drafters expected to be slower than plain decoding are asked
+# chosen: an answer that ends then is at most a tenth slower.
+_FELT = 0.1  # share of the answer so far that trying a parked drafter may take
 # chosen: five times what a round takes by itself (`edgecs_bench.overhead`).
-_PAUSE = 0.002  # seconds; more between two rounds is somebody else's time
+_PAUSE = 0.002  # seconds; a longer pause between rounds is not the planner's overhead
 # chosen: about the last 20 rounds count.
-_LATELY = 0.05  # weight of a round in the time that lies between calls
+_LATELY = 0.05  # weight of a round in the average time between calls
 _NOTHING = "nothing was proposed"
-_HOPELESS = "nothing promises more than plain decoding"
+_HOPELESS = "no draft is expected to beat plain decoding"
 
 
 class _Desk(NamedTuple):
-    """What a round starts from."""
+    """Inputs of a round."""
 
     context: Context
     choose: Choose
-    most: int  # draft tokens
+    most: int  # draft tokens at most
     times: NDArray[np.float64]  # [WIDEST] seconds of a round by width
-    copy: Draft  # what a source proposes
-    choice: Choice  # the best use of that alone
+    copy: Draft  # proposal of a source
+    choice: Choice  # the best width for that proposal alone
 
 
 class Planner:
-    """Decides in every round who drafts, and how much of it is verified.
+    """Chooses the drafters and the verified width of every round.
 
-    costs: of the target. sources: drafters without a model, the usually best one first.
-    models: neural drafters, the best first, each of which may review the next one and
-    the sources. longest: most tokens in a
-    draft. ends: end-of-generation tokens. clock: gives seconds.
+    costs: cost model of the target. sources: model-free drafters, usually the best one
+    first. models: neural drafters, the best first, each of which may review the next
+    one and the sources. longest: most tokens in a draft. ends: end-of-generation
+    tokens. clock: returns seconds.
     """
 
     def __init__(
@@ -116,17 +117,17 @@ class Planner:
         self._clock = clock
         self._overhead = 0.0  # seconds of a round outside of all calls
         self._busy = 0.0  # seconds of all calls
-        self._debt = 0.0  # what drafts lost lately, in plain calls
+        self._debt = 0.0  # recent losses of drafts, in plain calls
         self._start = 0  # tokens before the first round of the answer; 0: no round yet
-        self._lost = 0.0  # seconds lost on trying
+        self._lost = 0.0  # seconds lost on exploration
         self._singles: int | None = None  # calls of one token since a wider one;
         #                                   None: since the prompt was read
-        self._rest = 0  # rounds for which no writer is asked
-        self._stays = 0.0  # share of wider calls that another one followed, lately
-        self._began: float | None = None  # when the round under way began
+        self._rest = 0  # rounds for which no neural drafter is asked
+        self._stays = 0.0  # recent share of wider calls followed by another wider one
+        self._began: float | None = None  # when the current round began
         self._called = 0.0  # seconds of its calls
-        self._writing = 0.0  # of these, seconds of its writers
-        self._invested = 0.0  # of these, for what a drafter had missed
+        self._writing = 0.0  # seconds of its neural drafters, included in _called
+        self._invested = 0.0  # seconds of a drafter's backlog, included in _writing
         self._trying = False
 
     @property
@@ -135,7 +136,7 @@ class Planner:
         return (*(writer.cascade for writer in self.writers), *self.sources.all)
 
     def begin(self) -> None:
-        """A new answer: what was learnt fast in the last one is dropped."""
+        """Start a new answer: drop the fast weights of the last one."""
         self.ledger.close()
         self.calibration.begin()
         for writer in self.writers:
@@ -146,7 +147,7 @@ class Planner:
     def draft(
         self, context: Context, choose: Choose, most: int, allowed: Allowed = EVERY
     ) -> Gathered:
-        """The draft that promises most; see the module."""
+        """The draft with the best expected throughput; see the module."""
         self._mark()
         self.ledger.settle(context)
         self._trying, self._writing, self._invested = False, 0.0, 0.0
@@ -171,13 +172,13 @@ class Planner:
         return Gathered(draft, found.sources, self._plan(path, times, choice))
 
     def learn(self, context: Context, outcome: Outcome) -> None:
-        """Corrects the times; acceptances are learnt when the text has gone on."""
+        """Update the times; acceptances are updated when later tokens are known."""
         width = 1 + len(outcome.draft)
         spent = self._called = outcome.calling + self._writing
-        if outcome.together > 1:  # its time is not that of this width, nor is its pause
+        if outcome.together > 1:  # neither its time nor its pause is of this width
             self._singles = self._began = None
             return
-        if outcome.rows.fed != width:  # it read the prompt, or a part of it
+        if outcome.rows.fed != width:  # the call read the prompt, or a part of it
             self._singles = None
             return
         settling = self._settling if width > 1 else 0.0
@@ -193,45 +194,45 @@ class Planner:
         self._debt *= FORGIVES
 
     def park(self, name: str) -> None:
-        """Leaves a drafter alone that failed."""
+        """Stop using a drafter that failed."""
         self.sources.park(name)
         self._sound = tuple(writer for writer in self._sound if writer.name != name)
 
     def _observe(self, width: int, depth: int, seconds: float) -> None:
-        """Corrects the target's times by a call."""
+        """Update the target's times from a call."""
         singles = self._singles
         if singles == 0:
             self._stays += _LATELY * ((width > 1) - self._stays)
         if width > 1:
             self._singles = 0
-        elif singles is None:  # reading a prompt slows it down otherwise
+        elif singles is None:  # reading a prompt slows it down differently
             self._singles = SETTLED
             return
         else:
             self._singles = singles + 1
-            if singles > SETTLED and singles % _LOOKS:  # they say the same
+            if singles > SETTLED and singles % _LOOKS:  # a sample of them is enough
                 return
         self.costs.observe(width, depth, seconds, singles or 0)
 
     @property
     def _settling(self) -> float:
-        """Seconds that a wider call costs the calls after it, if it is one now.
+        """Seconds that a wider call now would add to the calls after it.
 
-        Wider calls in a row cost it once, so each of them its part.
+        Consecutive wider calls pay this once, so each call is charged a share.
         """
         return self.costs.settling * (1 - self._stays) if self._singles else 0.0
 
     def describe(self) -> str:
-        """That it decides round by round."""
+        """Return a one-line description of the schedule."""
         return "planned round by round"
 
     @property
     def to_lose(self) -> float:
-        """Seconds that may be lost on trying something now."""
+        """Seconds that may be lost on exploration now."""
         return max(0.0, BUDGET * self._busy - self._lost)
 
     def _mark(self) -> None:
-        """Measures what a round takes besides its calls."""
+        """Measure the time of a round outside of its calls."""
         now = self._clock()
         if self._began is not None:
             own = now - self._began - self._called
@@ -247,18 +248,19 @@ class Planner:
         return times if allowed is EVERY else permitted(times, allowed)
 
     def _least(self, depth: int) -> float:
-        """The chance of being right without which a copy's first token cannot pay.
+        """Probability below which the first token of a copy cannot pay.
 
-        Not where a writer is asked: a copy confirms what it writes, however unlikely.
+        It is not used where a neural drafter is asked: there even an unlikely copy is
+        evidence about the drafted tokens.
         """
         least = self.costs.least_more(depth)
-        if self._singles:  # no more than what a part of the settling makes of it
+        if self._singles:  # only a share of the settling is charged
             full = self.costs.least_more(depth, settles=True)
             least += (1 - self._stays) * (full - least)
         return least
 
     def _try(self, path: Path, depth: int, allowed: Allowed, choice: Choice) -> Choice:
-        """A width that was hardly tried, if it may be better and can be afforded."""
+        """A rarely tried width, if it may be better and the budget allows it."""
         most, is_young = 1 + len(path), self.costs.is_young
         young = [n for n in TRYING if n <= most and is_young(n) and allowed[n - 1]]
         if not young:
@@ -277,17 +279,17 @@ class Planner:
         return maybe
 
     def _at_stake(self, path: Path, times: list[float], width: int) -> float:
-        """Seconds that a round of a width nobody knows is expected to lose at worst."""
+        """Expected loss in seconds of a round of an untried width, at worst."""
         known = max(n for n in range(1, width + 1) if times[n - 1] < math.inf)
         worst = times[known - 1] * width / known
-        ends = [1.0, *path[: width - 1], 0.0]  # chance that so many are right
+        ends = [1.0, *path[: width - 1], 0.0]  # [n] probability that n tokens are right
         return sum(
             (ends[n - 1] - ends[n]) * max(0.0, worst - n * times[0])
             for n in range(1, width + 1)
         )
 
     def _asks(self) -> bool:
-        """Whether neural drafters are thought about in this round."""
+        """Whether neural drafters are considered in this round."""
         if not self._sound:
             return False
         if not self._rest:
@@ -298,17 +300,17 @@ class Planner:
         return False
 
     def _leaders(self, desk: _Desk) -> tuple[Writer, ...]:
-        """The neural drafters that write in this round, the best first; often none."""
+        """The neural drafters used in this round, the best first; often none."""
         depth = len(desk.context)
         better = desk.choice.rate * (1 + MARGIN + CAUTION * self._debt)
         leaders: tuple[Writer, ...] = ()
-        # Only a try could tell more about one that promises less than plain decoding.
+        # A drafter expected to be slower than plain decoding needs a try, not asking.
         hopes = (1 + MARGIN) / float(desk.times[0])
         self._rest = _RESTS
         for i, writer in enumerate(self._sound):
             if not (writer.known and writer.has_room(depth)):
                 continue
-            # An answer is expected to go on for as many tokens as it has.
+            # The rest of an answer is expected to be as long as the answer so far.
             more, arrears = writer.catching_up(desk.context)
             each = arrears / max(1, depth - self._start)
             rates = writer.promise(depth, desk.times, more, each)
@@ -331,18 +333,18 @@ class Planner:
         return leaders
 
     def _affordable(self, writer: Writer, desk: _Desk) -> bool:
-        """Whether asking a parked drafter for a token or two fits the budget."""
+        """Whether trying a parked drafter for a token or two fits the budget."""
         if not writer.has_room(len(desk.context)):
             return False
         single = float(desk.times[0])
         step = float(writer.costs.seconds(0)[0]) if writer.costs.known else single
         reads = sum(writer.catching_up(desk.context))
-        # Nor may it be felt in this answer, which may be a short one.
+        # It must also be a small share of this answer, which may be a short one.
         here = _FELT * single * (len(desk.context) - self._start)
         return step + reads + single <= min(self.to_lose, here)
 
     def _write(self, desk: _Desk, leaders: Sequence[Writer]) -> Gathered:
-        """A draft of neural drafters, the best one first, and a copied tail."""
+        """A draft by the neural drafters, the best first, and a copied tail."""
         context, written, depth = desk.context, Written(), len(desk.context)
         self._invested = leaders[0].catching_up(context)[1]
         for writer in leaders:
@@ -376,17 +378,17 @@ class Planner:
         return Gathered(draft.clip(choice.width - 1), draft.sources, plan)
 
     def _idle(self, depth: int, path: Path) -> Plan:
-        """The plan where it is clear at once that no draft pays, which is most often.
+        """The plan of a round where no draft can pay, the most frequent case.
 
-        It looks at nothing else: in a round of 4 ms every hundredth counts.
+        It computes nothing else: the round may take only 4 ms.
         """
         plain = 1 / (self.costs.times(depth, 1)[0] + self._overhead)
         return Plan(path, plain, plain, [1], _HOPELESS if path else _NOTHING)
 
     def _plan(self, path: Path, times: list[float], choice: Choice) -> Plan:
-        reason = "promises most"
+        reason = "best expected throughput"
         if self._trying:
-            reason = "tried, because little is known about it"
+            reason = "tried, because its cost or acceptance is uncertain"
         elif not path:
             reason = _NOTHING
         elif choice.width == 1:

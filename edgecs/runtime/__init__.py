@@ -1,1 +1,1 @@
-"""From model files to a session that is ready to answer."""
+"""Build ready-to-use sessions from model files."""

@@ -1,6 +1,6 @@
-"""From a recipe to a session with everything, for the commands and for `edgecs.load`.
+"""Build a complete session from a recipe, for the commands and for `edgecs.load`.
 
-Files are found first (`find_files`), because that may fetch them; then `build` loads.
+`find_files` locates the files and downloads missing ones; `build` then loads them.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from edgecs.session.session import Session
 
 @dataclass(frozen=True)
 class Files:
-    """Where the models of a recipe are."""
+    """Paths of the models of a recipe."""
 
     model: Path
-    drafts: tuple[Path, ...] | None = None  # None: that which comes with the model
+    drafts: tuple[Path, ...] | None = None  # None: the bundled drafter of the model
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Everything that answers; `build` frees it."""
+    """All loaded parts of a session; `build` frees them."""
 
     recipe: Recipe
     loaded: Loaded
     drafters: Sequence[LoadedDrafter]
     session: Session
     speculation: Speculation | None  # None: there are no drafts
-    notes: Sequence[str] = ()  # for people who ask for details
+    notes: Sequence[str] = ()  # messages for verbose output
 
     @property
     def tiers(self) -> str:
-        """The exactness tiers along the context, in words."""
+        """Description of the exactness tiers along the context."""
         limits, n_ctx = self.session.cascade.limits, self.loaded.target.n_ctx
         return limits.describe_up_to(n_ctx)
 
     def parameters(self) -> dict[str, int] | None:
-        """Weights of every model by name; None if those of one are not known."""
+        """Number of weights of every model by name; None if one is not known."""
         known = {"target": self.loaded.model.parameters}
         for drafter in self.drafters:
             if drafter.parameters is None:
@@ -61,9 +61,9 @@ class Runtime:
         return known
 
     def another_session(self, recipe: Recipe) -> Session:
-        """A session by another recipe for the same models; the last one is closed.
+        """A session with another recipe for the same models; the last one is closed.
 
-        Without `recipe.speculate` it decodes plainly.
+        Without `recipe.speculate` it uses plain decoding.
         """
         speculation = self.speculation if recipe.drafting else None
         return session_of(recipe, self.loaded, self.drafters, speculation)
@@ -72,10 +72,10 @@ class Runtime:
 def find_files(
     recipe: Recipe, folders: Folders, fetching: Progress = lambda *_: None
 ) -> Files:
-    """The files of a recipe's models, fetched if they are not here.
+    """The files of a recipe's models, downloaded if they are missing.
 
-    fetching: told what is fetched, and bytes that are here and in all (0: not known).
-    Raises ModelError, FetchError.
+    fetching: called with the name of a download, the bytes received and the total (0:
+    not known). Raises ModelError, FetchError.
     """
     store = folders.store
     model = store.path(recipe.model, fetching)
@@ -88,10 +88,10 @@ def find_files(
 
 
 def _folder(name: str) -> Path | None:
-    """An ONNX drafter's folder: one of edgecs' own, or a path; None: neither."""
+    """The folder of an ONNX drafter: a bundled one, or a path; None: neither."""
     if name in (shipped := shipped_drafters()):
         return shipped[name]
-    # Unlike Path's, it is False for what cannot be a path.
+    # Unlike Path.is_dir, it returns False for an invalid path.
     return Path(name) if os.path.isdir(name) else None
 
 
@@ -103,10 +103,11 @@ def build(
     reports: Reports | None = None,
     cancel: threading.Event | None = None,
 ) -> Iterator[Runtime]:
-    """Loads everything and opens a session; afterwards what was learnt is kept.
+    """Load everything and open a session; save the profile afterwards.
 
     The first load of a model measures it, which takes seconds. Setting `cancel` stops
-    that, and answers. Raises ConfigError, ModelError, OutOfMemory, Cancelled.
+    loading, measuring and answers. Raises ConfigError, ModelError, OutOfMemory,
+    Cancelled.
     """
     with ExitStack() as closing:
         loaded, speculation = closing.enter_context(
@@ -128,9 +129,9 @@ def build(
 def _bundled(
     model: str, speculation: Speculation
 ) -> tuple[tuple[Path, ...], list[str]]:
-    """The drafter that comes with a model, if it pays here; else why it does not.
+    """The bundled drafter of a model, if it pays on this machine; else a note.
 
-    Loading one takes a third of a second, which is nothing to spend on hope.
+    Loading one takes a third of a second, so one that cannot pay is not loaded.
     """
     folder = shipped_for(model)
     if folder is None:
@@ -143,7 +144,7 @@ def _bundled(
 def load_drafters(
     paths: Sequence[Path], loaded: Loaded, options: LoadOptions, closing: ExitStack
 ) -> list[LoadedDrafter]:
-    """Loads drafters, each under a name of its own; `closing` frees them."""
+    """Load drafters under unique names; `closing` frees them."""
     drafters: list[LoadedDrafter] = []
     for path in paths:
         drafter = load_drafter(path, loaded, options)

@@ -1,4 +1,4 @@
-"""Where a user's models and measurements are kept; nothing else looks for them."""
+"""Locations of a user's models and measurements."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _users() -> Path:
 class Folders:
     """One folder for models, profiles and findings; by default the user's cache.
 
-    offline: models that are not here are not fetched.
+    offline: missing models are not downloaded.
     """
 
     root: Path = field(default_factory=_users)
@@ -32,10 +32,10 @@ class Folders:
 
     @property
     def profiles(self) -> Profiles:
-        """What was measured about models on this machine."""
+        """The measurements of models on this machine."""
         return Profiles(self.root / "profiles")
 
     @property
     def findings(self) -> Path:
-        """The file with what was found out about this build of llama.cpp."""
+        """The file with trial results of this build of llama.cpp."""
         return self.root / "llama.json"

@@ -1,4 +1,4 @@
-"""From model files to a session that is ready to answer."""
+"""Load targets and drafters from model files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from edgecs.grammar.mask import Grammar
 
 _GREEDY = always(greedy)
-# Options that say where weights lie.
+# Options that affect the layout of weights in memory.
 _WEIGHTS = ("repack", "mmap", "huge_pages", "kernels")
 # measured: about a second for each GB on two cores (docs/concepts.md).
 _LARGE = 2 << 30  # bytes of weights that take more than a second to lay out
@@ -46,15 +46,15 @@ class Loaded:
     model: LlamaModel
     target: LlamaLM
     cancel: threading.Event
-    note: str | None  # what automatic offloading decided, None: nothing to decide
+    note: str | None  # result of automatic offloading, None: not used
     options: LoadOptions
-    seconds: float  # that loading took
-    warnings: Sequence[str] = ()  # what it cannot do as asked
+    seconds: float  # load time
+    warnings: Sequence[str] = ()  # requests that cannot be met
     findings: Path | None = None  # see `load`
-    no_kernels: str | None = None  # why llama.cpp's kernels are used unasked
+    no_kernels: str | None = None  # why edgecs' kernels are not used by default
 
     def key(self) -> Key:
-        """What measurements of this target depend on; reads samples of the file."""
+        """The key of this target's measurements; reads samples of the file."""
         from edgecs.engines.llama import huge_pages
 
         build, device = build_and_device()
@@ -111,7 +111,7 @@ class Loaded:
         trie = self.model.vocabulary.trie
 
         def choices(start: int) -> Choices:
-            # Two places in the grammar, so that neither has to go back and forth.
+            # Separate grammar states for both, so that neither is rewound repeatedly.
             masks = grammar.over(trie), DraftMask(grammar.over(trie))
             return Choices(
                 *(
@@ -132,10 +132,10 @@ class Loaded:
 
     @contextmanager
     def otherwise(self, options: LoadOptions) -> Iterator[LlamaLM]:
-        """The same model with other options, beside this one and for a while.
+        """A temporary second context of the model with other options.
 
-        Its weights are shared unless they are laid out otherwise. Raises OutOfMemory,
-        ModelError, Cancelled.
+        Weights are shared unless their layout differs. Raises OutOfMemory, ModelError,
+        Cancelled.
         """
         from edgecs.engines.llama.language_model import LlamaLM
 
@@ -150,7 +150,7 @@ class Loaded:
             yield target
 
     def close(self) -> None:
-        """Frees context and weights; may be called again."""
+        """Free context and weights; may be called again."""
         self.target.close()
         self.model.close()
 
@@ -167,15 +167,15 @@ class LoadedDrafter:
 
     name: str
     model: LanguageModel
-    about: str  # what it is and where it runs, for people
+    about: str  # readable description of the model and where it runs
     parameters: int | None  # weights; None: not known
     close: Callable[[], None]  # may be called again
     fingerprint: str = ""  # of its files, see `profile.fingerprint`
-    right: float | None = None  # share of its tokens that was right where it was made
+    right: float | None = None  # share of right tokens, from its manifest
 
     @property
     def named(self) -> NamedModel:
-        """As it takes part in a cascade."""
+        """The drafter as a member of a cascade."""
         return NamedModel(self.name, self.model, self.right)
 
     def __enter__(self) -> LoadedDrafter:
@@ -186,7 +186,7 @@ class LoadedDrafter:
 
 
 def build_and_device() -> tuple[str, str]:
-    """What the engine and this machine add to the key of a profile."""
+    """The parts of a profile's key that describe the engine and this machine."""
     from edgecs.engines.llama import library
 
     devices = [d.description for d in library.devices()]
@@ -202,15 +202,15 @@ def load(
     findings: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Loaded:
-    """Loads a GGUF as target; setting `cancel` stops loading and, later, answers.
+    """Load a GGUF as target; setting `cancel` stops loading and, later, answers.
 
-    With automatic offloading an allocation that fails is tried again with fewer GPU
-    layers. edgecs's kernels are used where they can be had, see `LoadOptions`. Weights
-    are not repacked for llama.cpp's where that would crash this build. `findings` is a
-    file that keeps what was found out about both, with a folder beside it for kernels
-    that are compiled at first use; without it every process tries, and only kernels
-    that are compiled already serve. say: told what takes long. Raises ModelError,
-    OutOfMemory, Cancelled, and ConfigError for kernels that cannot be had.
+    With automatic offloading, a failed allocation is retried with fewer GPU layers.
+    edgecs' kernels are used where available, see `LoadOptions`. Weights are not
+    repacked for llama.cpp's kernels where that would crash this build. `findings` is a
+    file that stores the trial results of both, next to a folder for kernels that are
+    compiled at first use; without it every process runs the trials, and only kernels
+    that are already compiled are used. say: called with the name of a slow step. Raises
+    ModelError, OutOfMemory, Cancelled, and ConfigError for unavailable kernels.
     """
     cancel = cancel or threading.Event()
     no_gpu = _no_gpu(options.n_gpu_layers)
@@ -238,12 +238,12 @@ def load(
 def load_drafter(
     path: Path, target: Loaded, options: LoadOptions | None = None
 ) -> LoadedDrafter:
-    """Loads a drafter for `target`: a GGUF file, or the folder of an ONNX export.
+    """Load a drafter for `target`: a GGUF file, or the folder of an ONNX export.
 
-    options: for a GGUF all of them; for ONNX only `threads`, where 0 means one. The
-    context of a GGUF drafter is that of the target unless given. Raises ModelError
-    when the two do not have the same tokens or the drafter cannot forget any,
-    OutOfMemory, Cancelled.
+    options: a GGUF uses all of them, ONNX only `threads`, where 0 means one. The
+    context size of a GGUF drafter defaults to the target's. Raises ModelError if the
+    vocabularies differ or the drafter cannot remove tokens from its cache, OutOfMemory,
+    Cancelled.
     """
     options = options or LoadOptions()
     if path.is_dir():
@@ -263,8 +263,8 @@ def load_drafter(
             undo.callback(close)
             if not model.rewindable:
                 raise ModelError(
-                    f"{path.name} cannot draft: it cannot forget tokens that were "
-                    "rejected (a recurrent model?); use another drafter"
+                    f"{path.name} cannot draft: rejected tokens cannot be removed from "
+                    "its cache (a recurrent model?); use another drafter"
                 )
             theirs = model.vocabulary.pieces()
             check_same(
@@ -325,7 +325,7 @@ def _load_onnx(folder: Path, target: Loaded, threads: int) -> LoadedDrafter:
 def _that_compute(
     options: LoadOptions, findings: Path | None
 ) -> tuple[LoadOptions, str | None]:
-    """Options that do not crash this build, and what that takes away, in words."""
+    """Options that do not crash this build, and a warning if they were changed."""
     from edgecs.engines.llama import library
 
     if not (options.repack and library.has_amx()):
@@ -340,21 +340,21 @@ def _that_compute(
 
 
 def _no_gpu(layers: GpuLayers) -> str | None:
-    """What a user should know who asked for GPU layers where there is no GPU."""
+    """A warning if GPU layers were requested and there is no GPU."""
     from edgecs.engines.llama import library
 
     if layers in ("auto", 0) or library.supports_offload():
         return None
     return (
-        f"no layer goes to a GPU (-ngl {layers}): this build of llama.cpp finds none; "
-        "`edgecs doctor` says what is there"
+        f"no layer is offloaded (-ngl {layers}): this build of llama.cpp finds no GPU; "
+        "`edgecs doctor` lists the devices"
     )
 
 
 def _with_layers_that_fit(
     path: Path, options: LoadOptions, open_with: Callable[[LoadOptions, str | None], T]
 ) -> T:
-    """Opens with the asked number of GPU layers, or with as many as memory allows."""
+    """Open with the requested number of GPU layers, or as many as memory allows."""
     from edgecs.engines.llama.layers import automatic_layers
 
     if options.n_gpu_layers != "auto":
@@ -367,17 +367,17 @@ def _with_layers_that_fit(
             if not layers:
                 raise
             layers = fewer_layers(layers)
-            note = f"allocation failed with more, so {layers} GPU layers"
+            note = f"{layers} GPU layers, as an allocation failed with more"
 
 
 class _Opened(NamedTuple):
-    """A model that computes, and how it came to that."""
+    """A loaded model, and the options that worked."""
 
     model: LlamaModel
     scorer: LlamaLM
-    options: LoadOptions  # as they were used
+    options: LoadOptions  # the options in use
     warning: str | None
-    no_kernels: str | None  # why edgecs's kernels are not used, if nobody forbade it
+    no_kernels: str | None  # why edgecs' kernels are not used by default
 
 
 def _open(
@@ -426,10 +426,10 @@ def _open(
 def _kernels(
     options: LoadOptions, findings: Path | None, say: Callable[[str], None]
 ) -> tuple[KernelSet | None, str | None]:
-    """See `choose`; not beside a GPU or BLAS.
+    """The chosen kernels, see `choose`; none together with a GPU or BLAS.
 
-    With layers on a GPU they would cost more than they bring. BLAS has parts of a graph
-    to itself, in which it cannot compute nodes that are not its own.
+    With layers on a GPU they would cost more than they gain. BLAS computes parts of a
+    graph by itself, and cannot compute edgecs' nodes in them.
     """
     from edgecs.engines.llama import library
     from edgecs.engines.llama.kernel_choice import choose
@@ -437,7 +437,7 @@ def _kernels(
     if options.n_gpu_layers != 0 and library.supports_offload():
         why, remedy = "layers are on the GPU", "give -ngl 0, or --kernels auto"
     elif beside := library.accelerators():
-        why, remedy = f"{beside[0]} computes beside llama.cpp", "use --kernels auto"
+        why, remedy = f"{beside[0]} computes parts of the graph", "use --kernels auto"
     else:
         return choose(options.kernels, findings, say)
     if options.kernels in ("auto", "llama"):

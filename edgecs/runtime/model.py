@@ -1,9 +1,9 @@
-"""A model that answers, in one call: what a program needs that does not care how.
+"""High-level API: load a model with one call.
 
     with load("smollm2-135m-instruct") as model:
         print(model.ask("What is a llama?"))
 
-Models and measurements are kept where the command line keeps them, see `Folders`.
+Models and measurements are stored in the command line's folders, see `Folders`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from edgecs.grammar.mask import Grammar
 
 Schema = str | bytes | bool | Mapping[str, object]
-"""A JSON schema: its text, or what json.loads makes of it."""
+"""A JSON schema: its text, or the parsed value."""
 
 
 def load(
@@ -51,16 +51,16 @@ def load(
     offline: bool = False,
     progress: Progress | None = None,
 ) -> Model:
-    """Loads a model, fetched first if it is not here yet; a context manager.
+    """Load a model, and download it first if it is missing; a context manager.
 
-    model: a name, a path to a GGUF, or user/repo[:quant]; or a `Recipe`, which says
-    all that `options`, `drafts`, `speculate` and `exact` say, and more. drafts: smaller
-    models and folders of ONNX drafters, the largest first; None: the drafter that comes
-    with the model, if it pays here; Max-Gram always comes last. speculate: False for
-    plain decoding. exact: see docs/concepts.md. folder: where models and measurements
-    are kept, None: where the command line keeps them. progress: called while something
-    is fetched, with what it is, and bytes that are here and in all (0: not known). The
-    first load of a model measures it, which takes seconds.
+    model: a name, a path to a GGUF, or user/repo[:quant]; or a `Recipe`, which replaces
+    `options`, `drafts`, `speculate` and `exact`. drafts: smaller models and folders of
+    ONNX drafters, the largest first; None: the bundled drafter of the model, if it pays
+    on this machine; Max-Gram always comes last. speculate: False for plain decoding.
+    exact: see docs/concepts.md. folder: location of models and measurements, None: that
+    of the command line. progress: called during downloads with the name of the file,
+    the bytes received and the total (0: not known). The first load of a model measures
+    it, which takes seconds.
 
     Raises ConfigError, ModelError, FetchError, OutOfMemory.
     """
@@ -82,7 +82,7 @@ def load(
 
 
 def _nobody(what: str, done: int, total: int) -> None:
-    """Progress that nobody asked for."""
+    """Ignore progress."""
 
 
 class _Wishes(Settings, total=False):
@@ -95,25 +95,25 @@ class _Wishes(Settings, total=False):
 
 
 class Answering(_Wishes, total=False):
-    """The keywords of `Model.generate`, the settings of a `Sampling` among them."""
+    """The keywords of `Model.generate`, including the settings of a `Sampling`."""
 
     raw: bool
 
 
 class Chatting(_Wishes, total=False):
-    """The keywords of `Model.chat`, the settings of a `Sampling` among them."""
+    """The keywords of `Model.chat`, including the settings of a `Sampling`."""
 
     messages: Sequence[Message]
     overflow: Overflow
 
 
 class Model:
-    """A loaded model. One answer at a time: a new one ends the one before it.
+    """A loaded model. It gives one answer at a time: a new one ends the previous one.
 
-    All but `stop` is for one thread; `agenerate` and `achat` are for event loops, and
-    may be used by many tasks, whose answers end each other.
+    All methods but `stop` are for one thread; `agenerate` and `achat` are for event
+    loops, and may be used by many tasks, whose answers end each other.
 
-    runtime: the parts behind it, for those who want more.
+    runtime: its parts, for direct access.
     """
 
     def __init__(self, runtime: Runtime, closing: ExitStack) -> None:
@@ -124,12 +124,12 @@ class Model:
 
     @property
     def stats(self) -> Stats:
-        """Of the last answer: tokens, rounds, acceptance, times."""
+        """Statistics of the last answer: tokens, rounds, acceptance, times."""
         return self.session.stats
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why the last answer ended; None while it is under way."""
+        """Why the last answer ended; None while it is running."""
         return self.session.finish_reason
 
     def generate(
@@ -150,10 +150,10 @@ class Model:
         prompt: a user's message, or all messages of a conversation. stop: texts that
         end the answer, and are not part of it. raw: feed the text as it is, without the
         model's chat template. settings: `temperature=0.8, top_p=0.95, seed=7`, names as
-        in `Sampling`; they change `sampling`, which is greedy if it is not given; one
-        seed gives one answer. grammar, schema: see `rule`. logprobs: states the
-        log-probability of every token, and of so many of the most likely ones, on the
-        model's row as it is. Raises ConfigError, ContextFull.
+        in `Sampling`; they change `sampling`, which is greedy by default; answers are
+        reproducible with a seed. grammar, schema: see `rule`. logprobs: return the
+        log-probability of every token, and of this many of the most likely tokens, from
+        the model's unmodified logits. Raises ConfigError, ContextFull.
         """
         rule = self.rule(sampling, grammar=grammar, schema=schema, **settings)
         return self.session.generate(
@@ -171,9 +171,10 @@ class Model:
     async def agenerate(
         self, prompt: str | Sequence[Message], **how: Unpack[Answering]
     ) -> AsyncGenerator[Token, None]:
-        """`generate` beside an event loop: the engine computes in a thread.
+        """`generate` for event loops: the engine computes in a thread.
 
-        Closing it, or cancelling the task that reads it, ends it within a round.
+        Closing it, or cancelling the task that reads it, ends the answer within a
+        round.
         """
         tokens = self._thread.stream(lambda: self.generate(prompt, **how))
         async with aclosing(tokens):
@@ -194,10 +195,10 @@ class Model:
         logprobs: int | None = None,
         **settings: Unpack[Settings],
     ) -> Chat:
-        """A conversation whose turns compute only what is new, see `Chat`.
+        """A conversation whose turns compute only new tokens, see `Chat`.
 
-        messages: what was said before, up to an answer. The rest: as in `generate`,
-        for all answers.
+        messages: the conversation so far, up to an answer. The other arguments are
+        those of `generate`, for all answers.
         """
         conversation = Conversation(self._template, self.loaded.model.vocabulary)
         for role, content in _said(messages, system):
@@ -213,7 +214,7 @@ class Model:
         )
 
     def achat(self, system: str | None = None, **how: Unpack[Chatting]) -> AsyncChat:
-        """`chat` beside an event loop."""
+        """`chat` for event loops."""
         return AsyncChat(self.chat(system, **how), self._thread)
 
     def rule(
@@ -224,10 +225,10 @@ class Model:
         schema: Schema | None = None,
         **settings: Unpack[Settings],
     ) -> Rule:
-        """How tokens are chosen: what a turn of a chat can have of its own.
+        """How tokens are chosen; each turn of a chat can have its own rule.
 
-        grammar: in llama.cpp's notation (GBNF). schema: JSON that keeps to it. At most
-        one of both. Raises ConfigError.
+        grammar: in llama.cpp's notation (GBNF). schema: a JSON schema. At most one of
+        the two may be given. Raises ConfigError.
         """
         recipe = self.runtime.recipe
         made = recipe.grammar
@@ -237,18 +238,18 @@ class Model:
         return self.loaded.rule(chosen, made)
 
     def stop(self) -> None:
-        """Ends the answer under way within a round; may be called from any thread.
+        """End the current answer within a round; may be called from any thread.
 
-        What was said stays, and `finish_reason` becomes "cancelled".
+        The text so far is kept, and `finish_reason` becomes "cancelled".
         """
         self.session.interrupt()
 
     def close(self) -> None:
-        """Keeps what was learnt about drafts, and frees everything."""
+        """Save the profile and free everything."""
         self.session.interrupt()
         self._thread.close()
         self.session.close()
-        self._closing.close()  # keeps what was learnt
+        self._closing.close()  # saves the profile
 
     def __enter__(self) -> Model:
         return self
@@ -261,7 +262,7 @@ class Model:
         if raw:
             if not isinstance(prompt, str):
                 raise ConfigError(
-                    "raw takes a text, not messages: they need a template"
+                    "raw needs a text, not messages: they need a chat template"
                 )
             return vocabulary.encode(prompt)
         if isinstance(prompt, str):
@@ -279,7 +280,7 @@ def _grammar(grammar: str | Grammar | None, schema: Schema | None) -> Grammar:
     from edgecs.grammar.mask import Grammar
 
     if grammar is not None and schema is not None:
-        raise ConfigError("an answer keeps to a grammar or to a schema: give one")
+        raise ConfigError("grammar and schema cannot be combined: give one of them")
     if schema is not None:
         return Grammar.json_schema(schema)
     assert grammar is not None
@@ -287,9 +288,9 @@ def _grammar(grammar: str | Grammar | None, schema: Schema | None) -> Grammar:
 
 
 def _said(messages: Sequence[Message], system: str | None) -> Iterator[tuple[str, str]]:
-    """Roles and texts of a conversation that can go on; raises ConfigError."""
+    """Roles and texts of a conversation that ends with an answer; or ConfigError."""
     told = [{"role": "system", "content": system}] if system else []
-    last = "assistant"  # as if one had been there: a user may begin
+    last = "assistant"  # so that a user's message may come first
     for at, message in enumerate([*told, *messages]):
         role, content = message.get("role"), message.get("content")
         if role not in ROLES or not isinstance(content, str):

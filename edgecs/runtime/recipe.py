@@ -1,4 +1,4 @@
-"""What a session is made of: everything that can be chosen about it, in one value."""
+"""All choices about a session, in one value."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A model, how it is loaded, who drafts how much, in which tier, and the sampling.
+    """A model, its load options, drafters, exactness tier and sampling.
 
-    `builder.build` makes a session of it. Raises ConfigError for what cannot work
-    together.
+    `builder.build` creates a session from it. Raises ConfigError for conflicting
+    settings.
     """
 
     model: str  # a name, a path to a GGUF, or user/repo[:quant]
     options: LoadOptions = field(default_factory=LoadOptions)
     # Names, paths, or folders of ONNX drafters, the largest first; Max-Gram always
-    # comes last. None: the drafter that comes with the model, if it pays here.
+    # comes last. None: the bundled drafter of the model, if it pays on this machine.
     drafts: tuple[str, ...] | None = None
     draft_options: LoadOptions | None = None  # of GGUF drafters; None: as `options`
     speculate: bool = True  # False: plain decoding
     matrix: KMatrix | None = None  # a fixed schedule; None: the planner decides
-    longest: int | None = None  # tokens of a draft; None: as many as pay
-    min_match: int = 1  # tokens that occurred before, after which Max-Gram drafts
+    longest: int | None = None  # most tokens of a draft; None: as many as pay
+    min_match: int = 1  # shortest match that Max-Gram uses, in tokens
     lenience: float = 1.0  # of inner reviewers
     exact: Exact = "auto"
-    # With `exact` "strict": whether the KV cache may have another type, where with
-    # that of `options` no width is exact along the context.
+    # With `exact` "strict": whether the KV cache type may be changed, if no width is
+    # exact along the context with that of `options`.
     may_change_cache: bool = False
     sampling: Sampling = field(default_factory=Sampling)
     grammar: Grammar | None = None
@@ -44,17 +44,17 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.matrix is not None and self.longest is not None:
             raise ConfigError(
-                "a K matrix says how long drafts are: give it or a longest draft"
+                "a K matrix sets the length of drafts: give it or a longest draft"
             )
         if self.matrix is not None:
             self.matrix.check([*(self.drafts or ()), "mag"])
 
     @property
     def drafting(self) -> bool:
-        """Whether there may be drafts at all."""
+        """Whether drafts are allowed."""
         return self.speculate and self.longest != 0
 
     @property
     def drafter_options(self) -> LoadOptions:
-        """How a GGUF drafter is loaded; its context is that of the target."""
+        """Load options of a GGUF drafter, whose context size is that of the target."""
         return replace(self.draft_options or self.options, n_ctx=0)

@@ -1,7 +1,7 @@
-"""The target of a recipe: loaded, probed if it is new, in the tier that was asked for.
+"""Load the target of a recipe, and probe it if it is new.
 
-Where `exact` is strict and the KV cache has no exact widths along the context, another
-KV type may be taken, and what that costs is reported.
+If `exact` is strict and no width is exact along the context, another KV cache type may
+be used, and its cost is reported.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from edgecs.runtime.recipe import Recipe
 
 _STRICT_CACHE: KVType = "q8_0"  # its rows do not depend on the width, at any depth
 # chosen: a chat of a few turns.
-_FAR = 1024  # tokens of context at which its price is told
+_FAR = 1024  # tokens of context at which its cost is reported
 
 
 def _silent(text: str) -> None:
-    """Says nothing."""
+    """Report nothing."""
 
 
 @dataclass(frozen=True)
 class Reports:
-    """Told while something is built.
+    """Callbacks for messages while a session is built.
 
-    warning: what cannot be done as asked. progress: what takes long.
+    warning: a request that cannot be met. progress: the start of a slow step.
     """
 
     warning: Callable[[str], None] = _silent
@@ -50,10 +50,10 @@ def open_target(
     cancel: threading.Event | None = None,
     profiles: Profiles | None = None,
 ) -> Iterator[tuple[Loaded, Speculation | None]]:
-    """The target, and what is known about drafting for it; None: there are no drafts.
+    """The target and its speculation profile; None: there are no drafts.
 
-    profiles: where that is kept, None: in `folders`. Another KV type is taken where
-    the recipe allows it, and what that costs is reported.
+    profiles: where profiles are stored, None: in `folders`. Another KV cache type is
+    used where the recipe allows it, and its cost is reported.
     """
     opening = _Opening(
         recipe, path, folders, reports or Reports(), profiles or folders.profiles
@@ -72,7 +72,7 @@ def open_target(
 
 @dataclass(frozen=True)
 class _Opening:
-    """How a target is opened, once or again."""
+    """Opens a target, a second time if its KV cache type changes."""
 
     recipe: Recipe
     path: Path
@@ -86,7 +86,7 @@ class _Opening:
         )
 
     def known(self, loaded: Loaded) -> Speculation | None:
-        """What is known about drafting, measured first if it is little."""
+        """The speculation profile of the target, after probing what it lacks."""
         if not self.recipe.drafting:
             return None
         speculation = Speculation(
@@ -104,7 +104,7 @@ class _Opening:
     def with_other_cache(
         self, loaded: Loaded, speculation: Speculation
     ) -> tuple[Loaded, Speculation]:
-        """The target with the strict KV type, if that helps; else as it was."""
+        """The target with the strict KV cache type, if that helps; else unchanged."""
         options, cancel = loaded.options, loaded.cancel
         before = _single(speculation)
         loaded.close()
@@ -140,7 +140,7 @@ def load_target(
     *,
     cancel: threading.Event,
 ) -> Loaded:
-    """A target alone; reports what it cannot do as asked."""
+    """Load a target without drafters, and report its warnings."""
     loaded = load(
         path, options, cancel=cancel, findings=folders.findings, say=reports.progress
     )
@@ -160,7 +160,7 @@ def _wants_other_cache(recipe: Recipe, speculation: Speculation) -> bool:
 
 
 def _is_wide(speculation: Speculation) -> bool:
-    """Whether every range that was probed has a width beyond 1."""
+    """Whether every probed range has an exact width above 1."""
     return all(found.same for found in speculation.classes.inside.values())
 
 
@@ -169,5 +169,5 @@ def _depth(speculation: Speculation) -> int:
 
 
 def _single(speculation: Speculation) -> float:
-    """Median seconds of a single token far into the context."""
+    """Median seconds of a single token deep in the context."""
     return curve(speculation.target, _depth(speculation), [1], repeats=5)[1]

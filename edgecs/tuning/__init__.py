@@ -1,1 +1,1 @@
-"""Measuring a target and its drafters with care, and choosing who drafts."""
+"""Measure a target and its drafters carefully, and choose the drafters to use."""

@@ -1,8 +1,8 @@
-"""Chains of drafters against plain decoding, in turn, and which one is chosen.
+"""Compare chains of drafters with plain decoding, and choose one.
 
 The speed of a chain is its ratio to plain decoding just before and just after it, on
-the same prompt, so that a machine that drifts does not decide. Where plain decoding
-itself has moved by more than DRIFT in between, the ratio is thrown away.
+the same prompt, so that drift of the machine does not affect the result. If plain
+decoding itself has changed by more than DRIFT in between, the ratio is discarded.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from edgecs.core.context import Tokens
 from edgecs.planning.planner import MARGIN
 from edgecs.tuning.cost_sweep import DRIFT
 
-# chosen: a short answer's speed is not known better.
-NO_HARM = 0.97  # of the speed of plain decoding: less is slower than it, noise aside
-# chosen: drift that lasts longer is told, not measured away.
-_TRIES = 3  # times that a chain plays a prompt where it drifts or seems to do harm
-# chosen: of fewer, one round decides the speed.
-FEWEST = 8  # tokens in an answer that says something about speed
-# chosen: not 0, which a geometric mean cannot take.
+# chosen: the noise of a short answer's speed.
+NO_HARM = 0.97  # ratio to plain decoding below which a chain counts as slower
+# chosen: drift that lasts longer is reported instead.
+_TRIES = 3  # runs of a chain on a prompt if the machine drifts or the chain is slower
+# chosen: with fewer, one round decides the speed.
+FEWEST = 8  # tokens of the shortest answer whose speed is used
+# chosen: not 0, because of the geometric mean.
 _LEAST = 0.01  # ratio of an answer that ended at once
 
 PROMPTS = {
@@ -45,23 +45,23 @@ PROMPTS = {
     "question": "Why does bread rise in the oven, and why does it go stale when it is "
     "kept? Explain it to a child in two paragraphs.",
 }
-"""What is asked to try a chain, by kind of task."""
+"""The prompts of the comparison, by kind of task."""
 
 
 class Chain(NamedTuple):
-    """Who drafts for the target; nobody is plain decoding."""
+    """The drafters of a target; none is plain decoding."""
 
-    drafters: tuple[str, ...]  # names, the best first; each reviews those after it
+    drafters: tuple[str, ...]  # names, the best first; each reviews the next ones
     mag: bool  # whether Max-Gram comes last
 
     @property
     def parts(self) -> list[str]:
-        """Names of all that draft."""
+        """Names of all drafters."""
         return [*self.drafters, *(["mag"] if self.mag else [])]
 
     @property
     def name(self) -> str:
-        """The chain as people read it."""
+        """Readable name of the chain."""
         return " <- ".join(self.parts) or "plain"
 
 
@@ -69,7 +69,7 @@ PLAIN, MAG = Chain((), False), Chain((), True)
 
 
 def chains(names: Sequence[str]) -> list[Chain]:
-    """Everything that can draft with these drafters, the simplest first.
+    """All chains of these drafters, the simplest first.
 
     >>> [chain.name for chain in chains(["big", "small"])][2:]
     ['big <- mag', 'small', 'small <- mag', 'big <- small <- mag']
@@ -81,12 +81,12 @@ def chains(names: Sequence[str]) -> list[Chain]:
 
 
 def playing(kind: str, chain: Chain) -> str:
-    """Said when a chain answers the prompt of a kind."""
+    """Progress message of a chain on the prompt of a kind."""
     return f"{kind}: {chain.name}"
 
 
 class Played(NamedTuple):
-    """An answer: tokens a second after its first token, and its tokens."""
+    """An answer: its tokens per second after the first token, and its tokens."""
 
     rate: float
     tokens: list[int]
@@ -98,40 +98,40 @@ Play = Callable[[Chain, Tokens], Played]
 
 @dataclass
 class Trial:
-    """How fast a chain was."""
+    """Measured speed of a chain."""
 
     chain: Chain
     ratios: dict[str, float] = field(default_factory=dict)  # to plain decoding, by kind
 
     @property
     def speedup(self) -> float | None:
-        """Median over the kinds; None: nothing was measured."""
+        """Median over the kinds; None if there are no measurements."""
         return median(self.ratios.values()) if self.ratios else None
 
     @property
     def mean(self) -> float:
-        """Geometric mean over the kinds; 0: nothing was measured."""
+        """Geometric mean over the kinds; 0 if there are no measurements."""
         return geometric_mean(self.ratios.values()) if self.ratios else 0.0
 
     @property
     def worst(self) -> str:
-        """The kind on which it was slowest."""
+        """The kind on which the chain was slowest."""
         return min(self.ratios, key=self.ratios.__getitem__)
 
     @property
     def harmless(self) -> bool:
-        """Whether it was as fast as plain decoding on every kind, noise aside."""
+        """Whether it was as fast as plain decoding on every kind, within the noise."""
         return bool(self.ratios) and self.ratios[self.worst] >= NO_HARM
 
 
 @dataclass
 class Comparison:
-    """All chains on all prompts."""
+    """Results of all chains on all prompts."""
 
     trials: list[Trial]
-    plain: dict[str, float] = field(default_factory=dict)  # tokens a second by kind
-    discarded: int = 0  # ratios that were thrown away because the machine drifted
-    unsure: int = 0  # ratios that had to be taken although it did
+    plain: dict[str, float] = field(default_factory=dict)  # tokens per second by kind
+    discarded: int = 0  # ratios discarded because the machine drifted
+    unsure: int = 0  # ratios used although the machine drifted
 
 
 def compare(
@@ -140,9 +140,9 @@ def compare(
     play: Play,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
-    """Every chain on every prompt, in turn with plain decoding.
+    """Run every chain on every prompt, alternating with plain decoding.
 
-    A chain that seems slower than plain decoding is asked again before that counts.
+    A chain that seems slower than plain decoding is run again before that counts.
     """
     found = Comparison([Trial(chain) for chain in chains])
     for kind, prompt in prompts.items():
@@ -158,7 +158,7 @@ def compare(
 def _ratio(
     chain: Chain, prompt: Tokens, play: Play, plain: list[float], found: Comparison
 ) -> float:
-    """Speed of a chain over that of plain decoding; `plain` grows with its runs."""
+    """Speed of a chain over plain decoding; adds the rates of plain runs to `plain`."""
     steady: list[float] = []
     drifted: list[float] = []
     while len(steady) + len(drifted) < _TRIES:
@@ -178,11 +178,11 @@ def _ratio(
 
 
 def choose(trials: Sequence[Trial]) -> Trial:
-    """The fastest chain that does no harm; Max-Gram alone where there is none.
+    """The fastest chain that is never slower than plain decoding, or Max-Gram alone.
 
-    A planner over Max-Gram decodes plainly whenever that is faster. trials: simple
+    A planner with Max-Gram uses plain decoding whenever that is faster. trials: simple
     chains first; a later one must be faster by more than MARGIN, because it takes
-    memory, and because noise is no reason. Raises StopIteration without Max-Gram.
+    memory, and because of noise. Raises StopIteration without Max-Gram.
     """
     best = None
     for trial in trials:
@@ -197,7 +197,7 @@ def verdict(trial: Trial, chosen: Trial) -> str:
         return "not measured: every answer ended after a few tokens"
     worst = f"{trial.ratios[trial.worst]:.2f} of plain decoding on a {trial.worst} task"
     if trial is chosen:
-        stays = f"stays, no chain is faster without being slower elsewhere; {worst}"
+        stays = f"default, as no chain is faster on every task; {worst}"
         return "chosen" if trial.harmless and trial.mean >= 1 else stays
     if not trial.harmless:
         return worst

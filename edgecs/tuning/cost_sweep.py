@@ -1,7 +1,7 @@
-"""Careful cost curves: times of calls that do not depend on the machine's drift.
+"""Careful cost curves: call times corrected for drift of the machine.
 
-The time of a call is its ratio to calls of a single token just before and just after
-it, the anchor.
+A call is measured as its ratio to the anchor: calls of a single token just before and
+just after it.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from edgecs.core.draft import LanguageModel
 from edgecs.costs.cost_model import WIDEST
 from edgecs.decoding.static_schedule import Clock
 
-# chosen: an anchor that is interpolated makes up for less than that.
-DRIFT = 0.10  # share by which an anchor may have moved while something was measured
+# chosen: interpolation of the anchor corrects for smaller drift.
+DRIFT = 0.10  # largest accepted relative change of an anchor during a measurement
 # chosen: the first answer of a chat, and a long conversation.
-SHALLOW, DEEPEST = 64, 4096  # tokens of context between which calls are timed
+SHALLOW, DEEPEST = 64, 4096  # least and greatest depth of timed calls, in tokens
 # chosen: drafts that a drafter reviews are short.
 REVIEWS = (*range(1, 9), 12, 16)  # widths that are timed of a drafter
-# chosen: doubled each time, as attention grows evenly.
+# chosen: doubled each time, as attention grows linearly.
 _DEEPER = (512, 1024, 2048, DEEPEST)
-# chosen: tiles show at one depth, and at the others what depth adds.
+# chosen: tiles need one depth, and the time that depth adds needs few widths.
 _EVERY, _FEW = tuple(range(1, WIDEST + 1)), (1, 2, 4, 8, 16, 32)
-# chosen: a frame is over before a clock drifts, a median has no outlier.
+# chosen: a frame ends before clock rates drift, and the median removes outliers.
 FRAME, ANCHORS = 8, 3  # calls between two anchors, calls in an anchor
-# chosen: a machine that drifts more often is told to be unsteady.
-RETRIES = 4  # frames of a curve that may be made again
+# chosen: a machine that drifts more often is reported as unsteady.
+RETRIES = 4  # frames of a curve that may be repeated
 # chosen: medians of few calls differ by less.
-_CLEAR = 0.03  # share by which a wider call must be cheaper to say so
+_CLEAR = 0.03  # least relative gain of a wider call for a tile
 
 
 class Curve(NamedTuple):
@@ -41,9 +41,9 @@ class Curve(NamedTuple):
 
     depth: int
     seconds: dict[int, float]
-    repeats: int  # calls behind every value
-    discarded: int = 0  # frames that were timed again because the machine drifted
-    unsure: float = 0.0  # share of the frames that were taken although it did
+    repeats: int  # calls per value
+    discarded: int = 0  # frames repeated because the machine drifted
+    unsure: float = 0.0  # share of the frames used although the machine drifted
 
 
 def sweep(
@@ -55,19 +55,19 @@ def sweep(
     between: Callable[[], None] = lambda: None,
     clock: Clock = perf_counter,
 ) -> Curve:
-    """Times calls of all widths in turn, framed by anchors.
+    """Time calls of all widths in turn, framed by anchors.
 
     A value is the median of its ratios to the anchor, interpolated in time, times the
-    median anchor. A frame over which the anchor moved by more than DRIFT is made again,
-    RETRIES times at most. between: called after every frame, may raise. Raises
-    Cancelled where the model's cancel is set.
+    median anchor. A frame in which the anchor changed by more than DRIFT is repeated,
+    at most RETRIES times. between: called after every frame, may raise. Raises
+    Cancelled if the model's cancel is set.
     """
     most = min(model.max_draft + 1, model.n_ctx - depth)
     order = [n for n in widths if 1 < n <= most]
     ratios: dict[int, list[float]] = {n: [] for n in order}
     with Scratch(model, depth) as cells:
         timer = Timer(cells, clock)
-        timer.call(1)  # the first call on new cells pays for more than itself
+        timer.call(1)  # warm-up: the first call on new cells is slower
         anchors, discarded, unsure = [timer.anchor()], 0, 0
         frames = list(_frames(order, repeats))
         for frame in frames:
@@ -91,26 +91,26 @@ def sweep(
 
 
 class Timer:
-    """Calls on scratch cells, timed by a clock of one's choice."""
+    """Calls on scratch cells, timed by a given clock."""
 
     def __init__(self, cells: Scratch, clock: Clock) -> None:
         self._cells, self._clock = cells, clock
 
     def call(self, width: int) -> tuple[float, float]:
-        """The moment in the middle of a call, and its seconds."""
+        """The time at the middle of a call, and its seconds."""
         began = self._clock()
         self._cells.rows(0, width)
         ended = self._clock()
         return (began + ended) / 2, ended - began
 
     def anchor(self) -> tuple[float, float]:
-        """The same of the median of a few calls of one token."""
+        """The time at the middle of a few calls of one token, and their median."""
         calls = [self.call(1) for _ in range(ANCHORS)]
         return calls[ANCHORS // 2][0], median(seconds for _, seconds in calls)
 
 
 def _frames(order: Sequence[int], repeats: int) -> Iterator[Sequence[int]]:
-    """All widths `repeats` times, every other time backwards, a frame at a time."""
+    """Frames of all widths, `repeats` times, every other time in reverse order."""
     for i in range(repeats):
         widths = order[::-1] if i % 2 else order
         for at in range(0, len(order), FRAME):
@@ -118,7 +118,7 @@ def _frames(order: Sequence[int], repeats: int) -> Iterator[Sequence[int]]:
 
 
 def places(n_ctx: int) -> list[tuple[int, tuple[int, ...]]]:
-    """Depths at which a target is measured, and the widths; the shallowest first.
+    """Depths at which a target is measured, with their widths, the shallowest first.
 
     >>> [depth for depth, widths in places(2048)]
     [64, 512, 1024]
@@ -129,7 +129,7 @@ def places(n_ctx: int) -> list[tuple[int, tuple[int, ...]]]:
 
 
 def tiles(seconds: Mapping[int, float]) -> dict[int, int]:
-    """For widths that a wider call beats, the cheapest wider one: where a tile ends.
+    """The cheapest wider width (a tile size) for widths that a wider call beats.
 
     >>> tiles({1: 1.0, 2: 1.56, 3: 2.08, 4: 1.68, 8: 2.89})
     {3: 4}

@@ -1,4 +1,4 @@
-"""What cost curves promise, with proposals that are right as often as is typical."""
+"""Expected throughput from cost curves, with typical acceptance of proposals."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from edgecs.planning.neural_source import FAR
 from edgecs.planning.planner import MARGIN
 
 Times = NDArray[np.float64]
-"""Seconds of a call by width, [WIDEST], [n - 1] for n tokens; inf: not to be had."""
+"""Seconds of a call by width, [WIDEST], [n - 1] for n tokens; inf: not available."""
 
 
 def best_draft(times: Times, step: float, right: float) -> tuple[float, float]:
-    """Tokens and seconds of the best round with tokens of one drafter, or of none.
+    """Tokens and seconds of the best round with one drafter, or with plain decoding.
 
-    step: seconds for one token of it. right: share of its tokens that is right, those
-    before them being right.
+    step: seconds per token of the drafter. right: share of right tokens, among those
+    whose predecessors are right.
     """
     wide = np.minimum.accumulate(times[::-1])[::-1][: FAR + 1]
     count = np.arange(FAR + 1)
@@ -32,7 +32,7 @@ def best_draft(times: Times, step: float, right: float) -> tuple[float, float]:
 def needed(times: Times, step: float) -> float | None:
     """Least share of right tokens with which a drafter beats plain decoding.
 
-    In steps of 0.01; None: not even 1 is enough.
+    In steps of 0.01; None if even a share of 1 is not enough.
     """
     for percent in range(101):
         tokens, seconds = best_draft(times, step, percent / 100)
@@ -44,9 +44,9 @@ def needed(times: Times, step: float) -> float | None:
 def expected(
     times: Times, mag: bool, drafters: Sequence[tuple[float, float]] = ()
 ) -> float:
-    """Tokens a second over typical proposals, whoever promises most drafting.
+    """Tokens per second over typical proposals, with the best drafter in every round.
 
-    drafters: seconds for one token, and share of right tokens, of each.
+    drafters: seconds per token and share of right tokens of each.
     """
     written = [best_draft(times, step, right) for step, right in drafters]
     tokens = seconds = 0.0

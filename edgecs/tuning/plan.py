@@ -1,7 +1,7 @@
-"""The steps of a tuning, known in advance, and how much time the rest will take.
+"""The steps of a tuning, planned in advance, and an estimate of the remaining time.
 
-Work is counted in calls of one token: how many of them a step is worth is guessed, and
-how long one of them takes is learnt from the steps that are done.
+Work is counted in calls of one token. The work of each step is estimated, and the time
+of a call is learned from the completed steps.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from edgecs.tuning.cost_sweep import ANCHORS, DEEPEST, FRAME, REVIEWS, places
 from edgecs.tuning.settings import DEPTHS, WIDTHS, Setting, trying
 
 ANSWERING = "asking for plain answers"
-ROOM = WIDEST + 2  # tokens behind DEEPEST that comparing bits has room for
-# chosen, all five: guesses, which only say how long the rest will take.
+ROOM = WIDEST + 2  # tokens after DEEPEST that the comparison of bits uses
+# chosen, all five: estimates, which only affect the remaining time shown.
 _WIDER = 0.25  # work of one token more in a call
 _SMALL = 0.3  # work of a drafter's call of one token
-_AGAIN = 1.3  # times that a chain is asked, as some are asked again
-_FIRST = 200.0  # work that the time counts for which a call took before the first step
+_AGAIN = 1.3  # average runs of a chain, as some are repeated
+_FIRST = 200.0  # weight, as work, of the initial time of a call
 _NEARLY = 0.95  # most of a step that counts as done before the next one begins
 
 
 class Effort(NamedTuple):
-    """How much is measured."""
+    """The amount of measurements."""
 
-    repeats: int = 7  # calls of every width; half of it deeper in the context
-    tokens: int = 96  # most in an answer that tries a chain
-    widths: Sequence[int] = FULL  # whose bits are compared
+    repeats: int = 7  # calls of every width; half as many deeper in the context
+    tokens: int = 96  # most tokens in an answer of a compared chain
+    widths: Sequence[int] = FULL  # widths whose bits are compared
 
     @property
     def deeper(self) -> int:
@@ -44,24 +44,24 @@ QUICK_EFFORT = Effort(3, 48, QUICK)
 
 
 class Step(NamedTuple):
-    """What is said when it begins, and how many calls of one token take as long."""
+    """The progress message of a step, and its work in calls of one token."""
 
     text: str
     work: float
 
 
 def timing(depth: int, widths: Sequence[int]) -> str:
-    """Said of a curve of the target."""
+    """Progress message of a curve of the target."""
     return f"timing {len(widths)} widths after {depth} tokens"
 
 
 def timing_drafter(name: str) -> str:
-    """Said of the curve of a drafter."""
+    """Progress message of the curve of a drafter."""
     return f"timing {name}"
 
 
 def comparing(depth: int) -> str:
-    """Said of a comparison of bits."""
+    """Progress message of a comparison of bits."""
     return f"comparing bits after {depth} tokens"
 
 
@@ -72,7 +72,7 @@ def planned_steps(
     tried: Sequence[Chain],
     kinds: Sequence[str],
 ) -> Iterator[Step]:
-    """The steps of `tune`; it may leave some out. kinds: of prompts."""
+    """The steps of `tune`, which may skip some. kinds: of prompts."""
     first, *deeper = places(n_ctx)
     yield Step(timing(*first), _sweep(first[1], effort.repeats))
     for depth, widths in deeper:
@@ -108,7 +108,7 @@ def _sweep(widths: Sequence[int], repeats: int) -> float:
 
 
 class Pace:
-    """Where a plan is, and how long the rest of it will take.
+    """Progress of a plan, and its remaining time.
 
     single: seconds of a call of one token.
 
@@ -123,12 +123,12 @@ class Pace:
     ) -> None:
         self._steps, self._clock = list(steps), clock
         self._total = sum(step.work for step in self._steps)
-        self._at, self._since = -1, clock()  # the step under way, and when it began
+        self._at, self._since = -1, clock()  # the current step, and when it began
         self._before = 0.0  # work of the steps before it
-        self._worked, self._took = _FIRST, _FIRST * single  # of those that were made
+        self._worked, self._took = _FIRST, _FIRST * single  # of completed steps
 
     def begin(self, text: str) -> None:
-        """Notes that a step begins; a text of no step belongs to the one under way."""
+        """Begin the step with this message; others belong to the current step."""
         later = range(self._at + 1, len(self._steps))
         at = next((i for i in later if self._steps[i].text == text), None)
         if at is None:
@@ -142,22 +142,22 @@ class Pace:
 
     @property
     def share(self) -> float:
-        """Of the work that is done, 0 to 1."""
+        """Share of the work that is done, 0 to 1."""
         _, done = self._inside()
         return (self._before + done) / self._total if self._total else 1.0
 
     @property
     def left(self) -> float:
-        """Seconds that the rest will take; they grow while a step takes too long.
+        """Estimated remaining seconds; they grow while a step takes too long.
 
-        So the next step, which knows how long it took, never begins with a jump.
+        The estimate therefore does not jump when the next step begins.
         """
         seconds, done = self._inside()
         unit = (self._took + seconds) / (self._worked + done)
         return unit * (self._total - self._before - done)
 
     def _inside(self) -> tuple[float, float]:
-        """Seconds of the step under way, and its work that is done if all is usual."""
+        """Seconds of the current step, and its work done at the usual rate."""
         unit = self._took / self._worked
         if self._at < 0 or not unit:
             return 0.0, 0.0

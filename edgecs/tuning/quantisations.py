@@ -1,4 +1,4 @@
-"""Other files of the same model, and what they promise on this machine."""
+"""Other files of the same model, and their expected speed on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _QUANTISED = re.compile(
     r"(?:-00001-of-\d{5})?$",
     re.IGNORECASE,
 )
-# What differs between quantisations on the same machine with the same options.
+# Parts of a key that differ between quantisations with the same machine and options.
 _OF_A_FILE = {"model", "fingerprint", "n_gpu_layers", "repack", "kernels"}
 
 
@@ -26,11 +26,11 @@ class Quantisation(NamedTuple):
 
     name: str  # Q4_0
     path: Path
-    promise: tuple[float, float] | None  # see `promise`; None: not tuned here
+    promise: tuple[float, float] | None  # see `promise`; None: not tuned
 
 
 def promise(costs: CostModel) -> tuple[float, float]:
-    """Tokens a second of plain decoding, and with Max-Gram on typical proposals."""
+    """Expected tokens per second of plain decoding, and with Max-Gram."""
     times = costs.seconds(0)
     return expected(times, False), expected(times, True)
 
@@ -50,9 +50,9 @@ def quantisation(stem: str) -> tuple[str, str]:
 def promised_quantisations(
     model: Path, others: Iterable[Path], key: Key, profiles: Profiles
 ) -> list[Quantisation]:
-    """Which of the other files are the same model, and what they promise.
+    """The files of the same model, with their expected speed.
 
-    key: of the model; only profiles of this machine and these options count.
+    key: of the model; only profiles of this machine and these options are used.
     """
     known = {p.key.fingerprint: p for _, p in profiles.all() if p and _like(p, key)}
     name, _ = quantisation(model.stem)
@@ -61,7 +61,7 @@ def promised_quantisations(
         other, quantised = quantisation(path.stem)
         try:
             print_ = fingerprint(path) if other == name else key.fingerprint
-        except ModelError:  # a part of it is missing
+        except ModelError:  # a part of the file is missing
             continue
         if print_ != key.fingerprint:
             rates = _promised(known.get(print_))

@@ -1,4 +1,4 @@
-"""What a tuning found, for programs and for people."""
+"""The results of a tuning, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DRIFTED = "because the machine drifted"
 
 
 class Table(NamedTuple):
-    """Rows of as many cells each, the heads first; words: columns without numbers."""
+    """Rows of cells, the header first; words: indices of text columns."""
 
     rows: list[list[str]]
     words: tuple[int, ...] = (0,)
@@ -28,11 +28,11 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is told at the end.
+    """The report of a tuning.
 
-    model, drafts: as they are named on the command line; no drafts: what comes with
-    the model. known: as `tune` left it. files: others of the same model. settings:
-    other ways to load it. kept: whether the profile was saved.
+    model, drafts: as given on the command line; no drafts: the bundled drafter of the
+    model. known: as `tune` left it. files: others of the same model. settings: other
+    load options. kept: whether the profile was saved.
     """
 
     model: str
@@ -45,7 +45,7 @@ class Report:
     kept: bool
 
     def fields(self) -> dict[str, object]:
-        """The report as JSON takes it; times in milliseconds, speeds in tokens/s."""
+        """The report as JSON values; times in milliseconds, speeds in tokens/s."""
         tuned = self.tuned
         return {
             "model": self.key.named(),
@@ -79,7 +79,7 @@ class Report:
         }
 
     def verdict(self) -> Iterator[str]:
-        """What it comes to, and what to do next: five lines at most."""
+        """The result and the next steps, at most five lines."""
         yield self._chosen_line()
         yield f"Exact, with the bits of plain decoding: {self._widths()}."
         if self.settings:
@@ -90,11 +90,11 @@ class Report:
             yield self._next_line()
 
     def details(self) -> Iterator[str | Table]:
-        """Everything that was measured, in lines and tables."""
+        """All measurements, as lines and tables."""
         first, *deeper = self.tuned.curves
         yield f"{self.key.model}, a call by its tokens, {self._how(first)}:"
         yield Table([*_cost_rows(first.seconds)], words=(4,))
-        yield "A call pays where more of its drafted tokens are right than must be."
+        yield "A call pays if more drafted tokens are right than the table requires."
         others = [(self.key.model, curve) for curve in deeper]
         others += [(drafter.name, drafter.curve) for drafter in self.tuned.drafters]
         for name, curve in others:
@@ -104,16 +104,16 @@ class Report:
         yield f"With --exact {self.known.exact}: {self._tiers()}."
         yield "\nSpeed, relative to plain decoding just before and after:"
         yield Table([*self._chain_rows()])
-        yield "Measured: the median over the kinds of task; mean: the geometric one."
+        yield "Measured: the median over the kinds of task; mean: the geometric mean."
         if self.tuned.compared.discarded:
-            yield f"Thrown away, {_DRIFTED}: {self.tuned.compared.discarded}"
+            yield f"Discarded, {_DRIFTED}: {self.tuned.compared.discarded}"
         yield ""
         for trial in self.tuned.compared.trials:
             yield f"{trial.chain.name}: {self.tuned.verdict(trial)}"
         yield from (drafter.standing for drafter in self.tuned.drafters)
         yield ""
         if self.settings:
-            yield "Loaded otherwise, ms of a call as it is -> as it would be:"
+            yield "Loaded with other flags, ms of a call now -> with the flags:"
             yield Table([*_setting_rows(self.settings)])
             yield from (other.advice() for other in self.settings if other.tells)
         yield from map(self._file_line, self.files)
@@ -126,11 +126,11 @@ class Report:
         """How a curve was measured."""
         said = f"{curve.depth} tokens deep, medians of {curve.repeats}"
         if curve.discarded:
-            said += f"; frames timed again, {_DRIFTED}: {curve.discarded}"
+            said += f"; frames repeated, {_DRIFTED}: {curve.discarded}"
         return said
 
     def _tiers(self, exact: Exact | None = None) -> str:
-        """What is allowed along the context as far as it was measured."""
+        """The exactness tiers along the measured part of the context."""
         limits = Limits(self.known.classes, exact) if exact else self.known.limits
         end = min(self.known.target.n_ctx, DEEPEST)
         return limits.describe(d for d in (0, *(256 << i for i in range(5))) if d < end)
@@ -150,7 +150,7 @@ class Report:
         chosen = self.tuned.chosen
         line = f"Chosen: target <- {chosen.chain.name}"
         if not chosen.ratios:
-            return f"{line}. No answer was long enough to say how fast it is."
+            return f"{line}. No answer was long enough to measure its speed."
         least, most = min(chosen.ratios.values()), max(chosen.ratios.values())
         speed = (
             f"{chosen.mean:.2f} x as fast as plain decoding ({least:.2f} to {most:.2f} "
@@ -164,7 +164,7 @@ class Report:
     def _settings_line(self) -> str:
         better = [other for other in self.settings if other.tells]
         if not better:
-            return "Loaded with other flags it would not be faster."
+            return "No other load options are faster."
         return f"Faster with {', '.join(other.briefly() for other in better)}."
 
     def _file_line(self, other: Quantisation) -> str:
@@ -177,15 +177,15 @@ class Report:
         )
 
     def _rank(self, other: Quantisation) -> tuple[bool, float]:
-        """What is worth a line: the fastest file that is known, if it is faster."""
+        """Sort key: the fastest measured file if it is faster, then other files."""
         speed = max(other.promise or (0.0,))
         return speed <= max(promise(self.known.costs)), -speed
 
     def _next_line(self) -> str:
         if self.tuned.unsteady:
             return (
-                "The machine changed its speed meanwhile, so all this is rough: tune "
-                "again later."
+                "The speed of the machine changed during the measurements, so these "
+                "results are rough: tune again later."
             )
         names = [drafter.name for drafter in self.tuned.drafters]
         given = dict(zip(names, self.drafts, strict=False))
@@ -193,7 +193,7 @@ class Report:
         if wanted:
             flags = shlex.join(word for draft in wanted for word in ("--draft", draft))
             return f"Next: edgecs generate -m {shlex.quote(self.model)} {flags}"
-        return "`edgecs generate` and `edgecs chat` do so from now on."
+        return "`edgecs generate` and `edgecs chat` use these results from now on."
 
 
 def _arrow(speeds: tuple[float, float]) -> str:
@@ -207,7 +207,7 @@ def _fields(curve: Curve) -> dict[str, object]:
 
 
 def _cost_rows(seconds: Mapping[int, float]) -> Iterator[list[str]]:
-    """A line for every width: what it takes, and what makes it pay."""
+    """A row for every width: its time, and when it pays."""
     cheaper = tiles(seconds)
     yield ["tokens", "ms", "relative", "must be right", ""]
     for n, value in seconds.items():
@@ -221,7 +221,7 @@ def _cost_rows(seconds: Mapping[int, float]) -> Iterator[list[str]]:
 
 
 def _setting_rows(others: Sequence[Otherwise]) -> Iterator[list[str]]:
-    """A line for every setting and depth, a column for every width."""
+    """A row for every setting and depth, a column for every width."""
     yield ["flags", "after", *(_counted(n) for n in WIDTHS)]
     for other in others:
         for depth, pairs in other.seconds.items():
@@ -234,6 +234,6 @@ def _counted(tokens: int) -> str:
 
 
 def _short_rows(seconds: Mapping[int, float]) -> Iterator[list[str]]:
-    """Times alone, a column for every width."""
+    """A row of times, a column for every width."""
     yield ["tokens", *map(str, seconds)]
     yield ["ms", *(f"{value * 1e3:.2f}" for value in seconds.values())]

@@ -1,4 +1,4 @@
-"""A target on a stage: answering prompts with one chain of drafters or another."""
+"""Run a target on prompts with different chains of drafters."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _NO_EVIDENCE: Evidence = ()
 
 
 class Entrant(NamedTuple):
-    """A drafter that takes part."""
+    """A drafter in the comparison."""
 
     name: str
     model: LanguageModel
     costs: CostModel
-    agreed: Sequence[bool]  # whether it chose as the target did, see `agreeing`
+    agreed: Sequence[bool]  # whether it chose the target's token, see `agreeing`
 
 
 class Stage:
-    """A target that answers prompts with any chain.
+    """Runs prompts on a target with any chain.
 
-    known: what is known about the target. Every chain has a planner of its own; all
-    begin with the same acceptances, so that none profits from what another one learnt.
-    tokens: most in an answer. clock: gives seconds.
+    known: the target's speculation profile. Every chain has its own planner; all start
+    with the same acceptances, so that none benefits from another one's learning.
+    tokens: most tokens in an answer. clock: returns seconds.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Stage:
         self._planners: dict[Chain, Planner] = {}
 
     def play(self, chain: Chain, prompt: Tokens) -> Played:
-        """Answers a prompt greedily; raises Cancelled where the target's cancel is set.
+        """Answer a prompt greedily; raises Cancelled if the target's cancel is set.
 
         prompt: int32 [n].
         """
@@ -75,15 +75,15 @@ class Stage:
                 ids.append(token.id)
             seconds = self._clock() - began
             if session.finish_reason == "cancelled":
-                raise Cancelled("stopped while trying chains: nothing was kept")
+                raise Cancelled("stopped while comparing chains: nothing was kept")
             refuse(session.stats.faults)
         return Played((len(ids) - 1) / seconds if seconds > 0 else 0.0, ids)
 
     def learnt(self) -> Calibration:
-        """Acceptances after all that was played.
+        """Acceptances after all runs.
 
-        Of copies as the chain of Max-Gram alone saw them, of a drafter as the last
-        chain did that it is in.
+        Those of sources come from the chain of Max-Gram alone, those of a drafter from
+        the last chain that contains it.
         """
         learnt = {c: p.calibration.state() for c, p in self._planners.items()}
         state = {**learnt.get(MAG, self._acceptance)}
@@ -98,7 +98,7 @@ class Stage:
             planner = Planner(
                 self.known.costs,
                 Calibration.from_state(self._acceptance),
-                # No source that remembers answers: prompts are played many times.
+                # No source that remembers answers: prompts are run many times.
                 [MaxGram()] if chain.mag else (),
                 [NamedModel(entrant.name, entrant.model) for entrant in entrants],
                 longest=self.known.target.max_draft,
@@ -113,7 +113,7 @@ class Stage:
 
 
 def _teach(writer: Writer, agreed: Sequence[bool]) -> None:
-    """Tells a writer how often it is right; else it would have to try for long."""
+    """Initialise the share of right tokens, which would take long to learn."""
     run = 0
     for right in agreed:
         run += right
@@ -129,10 +129,10 @@ def agreeing(
     prompt: Tokens,
     answer: Sequence[int],
 ) -> list[bool]:
-    """Which tokens of a target's answer a drafter chooses too, all before it right.
+    """For each token of a target's answer, whether a drafter chooses the same token.
 
-    Those that its context does not hold are left out. prompt: int32 [n]. One that
-    reviews nobody goes on from what the target computes, which does so again for it.
+    Tokens outside of the drafter's context are left out. prompt: int32 [n]. For a head,
+    which needs the target's hidden states, the target computes the answer again.
     """
     if not model.max_draft:
         return _agreeing_along(model, target, prompt, answer)

@@ -1,9 +1,9 @@
-"""The same model loaded otherwise: what its calls would take.
+"""Call times of the same model with other load options.
 
 Flash attention, the type of the KV cache, the layout of the weights and the number of
-threads change what a call costs, each by another factor at every depth: attention that
-is fast at the start of a context may be slow behind thousands of tokens. Calls as the
-model is loaded and as it would be take turns, so a machine that drifts decides nothing.
+threads affect the time of a call, differently at every depth: attention that is fast at
+the start of a context may be slow after thousands of tokens. Calls with the current and
+with other options alternate, so that drift of the machine does not affect the result.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from edgecs.tuning.cost_sweep import DEEPEST, SHALLOW, Timer
 
 # chosen: plain decoding, a usual draft, a long one.
 WIDTHS = (1, 4, 16)  # of the calls that are compared
-# chosen: the ends of what is measured, and a chat of a few turns.
+# chosen: the least and greatest depth, and a chat of a few turns.
 DEPTHS = (SHALLOW, 1024, DEEPEST)
 # chosen: less is not worth another flag.
-TELLS = 0.05  # share by which a setting must be faster somewhere to be named
+TELLS = 0.05  # least relative gain at some depth of a setting that is reported
 
 Open = Callable[[LoadOptions], AbstractContextManager[LanguageModel]]
 """Loads the same model with other options; raises OutOfMemory, ModelError."""
 
 
 class Setting(NamedTuple):
-    """A way to load a model."""
+    """A set of load options."""
 
-    flags: str  # that ask for it
+    flags: str  # command line flags
     options: LoadOptions
     same_bits: bool = False
 
 
 class Pair(NamedTuple):
-    """Seconds of a call as the model is loaded, and as it would be."""
+    """Seconds of a call with the current and with other options."""
 
     now: float
     then: float
 
     @property
     def ratio(self) -> float:
-        """Below 1 the other setting is faster."""
+        """Ratio of the times; below 1 the other setting is faster."""
         return self.then / self.now
 
 
 class Otherwise(NamedTuple):
-    """What calls would take with another setting."""
+    """Call times with another setting."""
 
     setting: Setting
     seconds: dict[int, dict[int, Pair]]  # by depth and width
@@ -66,7 +66,7 @@ class Otherwise(NamedTuple):
         return min(pairs[1].ratio for pairs in self.seconds.values()) <= 1 - TELLS
 
     def fields(self) -> dict[str, object]:
-        """As JSON takes it; milliseconds, as it is and as it would be."""
+        """As JSON values; milliseconds with the current and with the other options."""
         return {
             "flags": self.setting.flags,
             "depths": [
@@ -82,32 +82,32 @@ class Otherwise(NamedTuple):
         }
 
     def briefly(self) -> str:
-        """The flags, and what they bring where they bring most."""
+        """The flags, and their largest gain."""
         ratios = {depth: pairs[1].ratio for depth, pairs in self.seconds.items()}
         best = min(ratios, key=ratios.__getitem__)
         speed = f"{1 / ratios[best]:.2f} x as fast after {best} tokens"
         return f"{self.setting.flags} ({speed})"
 
     def advice(self) -> str:
-        """When to ask for it, in words and numbers."""
+        """A sentence about the gains and losses at different depths."""
         ratios = {depth: pairs[1].ratio for depth, pairs in self.seconds.items()}
         best = min(ratios, key=ratios.__getitem__)
         text = f"{self.setting.flags}: a token takes {ratios[best]:.2f} of the time "
-        text += f"behind {best} tokens"
+        text += f"after {best} tokens"
         worst = max(ratios, key=ratios.__getitem__)
         if ratios[worst] > 1 + TELLS:
-            text += f", but {ratios[worst]:.2f} behind {worst}"
+            text += f", but {ratios[worst]:.2f} after {worst}"
         if self.setting.same_bits:
             return f"{text}, with the same bits."
-        return f"{text}; it may round otherwise, so an answer may differ."
+        return f"{text}; rounding may differ, and so may answers."
 
 
 def settings_to_try(
     options: LoadOptions, threads: int, logical: int
 ) -> Iterator[Setting]:
-    """Other ways to load a model, each with one change.
+    """Other load options of a model, each with one change.
 
-    threads: that are used now. logical: processors that the machine shows.
+    threads: the current number. logical: number of logical processors.
     """
     flash: FlashAttention = "on" if options.flash_attention == "off" else "off"
     if flash == "on" or options.type_v in ("f32", "f16", "bf16"):
@@ -130,7 +130,7 @@ def settings_to_try(
 
 
 def trying(setting: Setting) -> str:
-    """Said when a setting's turn comes."""
+    """Progress message of a setting."""
     return f"trying {setting.flags}"
 
 
@@ -143,16 +143,15 @@ def otherwise(
     *,
     clock: Clock = perf_counter,
 ) -> list[Otherwise]:
-    """Times calls of a model as it is loaded and as it would be, in turn.
+    """Time calls of a model with the current and with other options, alternating.
 
-    A setting that the engine refuses, or that memory has no room for, is left out.
-    repeats: calls behind every value. Raises Cancelled where the cancel of `now` is
-    set.
+    A setting that the engine rejects, or that does not fit into memory, is left out.
+    repeats: calls per value. Raises Cancelled if the cancel of `now` is set.
     """
     found = []
     for setting in others:
         progress(trying(setting))
-        room = min(now.n_ctx, DEEPEST + WIDEST + 1)  # cells that are looked at
+        room = min(now.n_ctx, DEEPEST + WIDEST + 1)  # cells that are used
         try:
             with open_with(replace(setting.options, n_ctx=room)) as then:
                 seconds = dict(_compared(now, then, repeats, clock))
@@ -173,7 +172,7 @@ def _compared(
 
 
 def _pair(timers: tuple[Timer, Timer], width: int, repeats: int) -> Pair:
-    """Medians of calls in turn, each kind after others of its width."""
+    """Medians of alternating calls, each after calls of the same width."""
     took: tuple[list[float], list[float]] = [], []
     for i in range(SETTLED + repeats):
         for which in (0, 1) if i % 2 else (1, 0):

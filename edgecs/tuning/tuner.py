@@ -1,7 +1,8 @@
-"""Measuring a target and its drafters with care, and choosing who drafts.
+"""Measure a target and its drafters carefully, and choose the drafters to use.
 
-Nothing is compared over time: calls are timed against single tokens just before and
-after them (`sweep`), chains against plain decoding just before and after (`trials`).
+All comparisons are between adjacent runs: calls are timed against single tokens just
+before and after them (`cost_sweep`), chains against plain decoding just before and
+after (`comparison`).
 """
 
 from __future__ import annotations
@@ -49,33 +50,33 @@ from edgecs.tuning.plan import (
 )
 from edgecs.tuning.runner import Entrant, Stage, agreeing
 
-# chosen: a program that starts up takes less.
-_SOON = 5.0  # seconds after which a busy machine is taken for one
-# chosen: medians bear a quarter of values that are off.
-_DRIFTS = 0.25  # share of unsteady frames beyond which a curve is not trusted
+# chosen: longer than the start of a program.
+_SOON = 5.0  # seconds before load by other programs ends a tuning
+# chosen: medians are robust to a quarter of outliers.
+_DRIFTS = 0.25  # share of unsteady frames above which a curve is not trusted
 
 Progress = Callable[[str], None]
-"""Told in words what is being done."""
+"""Called with a message when a step begins."""
 
 
 def _quiet(text: str) -> None:
-    """Progress that nobody wants to see."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A drafter that was measured."""
+    """A measured drafter."""
 
     name: str
     fingerprint: str
     curve: Curve
     costs: CostModel
-    right: float  # share of the target's tokens that it chooses too
-    needs: float | None  # share that would pay, see `needed`
+    right: float  # share of the target's tokens that it also chooses
+    needs: float | None  # share that is required to pay, see `needed`
 
     @property
     def standing(self) -> str:
-        """What it takes and what it has, in words."""
+        """The drafter's time, and the shares of right tokens it needs and has."""
         needs = "could not pay if all its tokens were right"
         if self.needs is not None:
             needs = f"needs {self.needs:.0%} of its tokens right"
@@ -85,17 +86,17 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a tuning found."""
+    """The result of a tuning."""
 
     curves: list[Curve]  # of the target, the shallowest first
     drafters: list[Candidate]
     compared: Comparison
-    expected: dict[Chain, float]  # tokens a second; plain decoding is among them
+    expected: dict[Chain, float]  # tokens per second, including plain decoding
     chosen: Trial
 
     @property
     def unsteady(self) -> bool:
-        """Whether the machine drifted too much for some of the numbers."""
+        """Whether some numbers are unreliable because the machine drifted."""
         curves = [*self.curves, *(drafter.curve for drafter in self.drafters)]
         drifted = any(curve.unsure > _DRIFTS for curve in curves)
         return drifted or self.compared.unsure > 0
@@ -105,7 +106,7 @@ class Tuned:
         return verdict(trial, self.chosen)
 
     def table(self) -> list[dict[str, object]]:
-        """One row a chain, of what JSON can say."""
+        """One row per chain, as JSON values."""
         plain = self.expected[PLAIN]
         return [
             {
@@ -131,11 +132,11 @@ def tune(
     progress: Progress = _quiet,
     clock: Clock = perf_counter,
 ) -> Tuned:
-    """Measures the target of `known` and the drafters, and tries chains of them.
+    """Measure the target of `known` and the drafters, and compare chains of them.
 
-    `known` takes over what is found. prompts: by kind of task. tried: None: all chains.
-    Raises ConfigError where an answer does not fit the context, Cancelled, EdgecsError
-    where other programs computed meanwhile.
+    `known` is updated with the results. prompts: by kind of task. tried: chains to
+    compare, None: all. Raises ConfigError if an answer does not fit the context,
+    Cancelled, EdgecsError if other programs used too much CPU time.
     """
     effort, heed = effort or Effort(), _Heed()
     _check_room(known.target, prompts, effort.tokens)
@@ -185,7 +186,7 @@ def _agreed(
     prompts: Mapping[str, Tokens],
     answers: Mapping[str, list[int]],
 ) -> list[bool]:
-    """Which tokens of all answers a drafter chooses too."""
+    """For each token of all answers, whether a drafter chooses the same token."""
     return [
         same
         for kind, prompt in prompts.items()
@@ -200,28 +201,28 @@ def _check_room(
     least = max([WIDEST + 1, *sizes])
     if least > target.n_ctx:
         raise ConfigError(
-            f"trying chains takes a context of {least} tokens, this one holds "
+            f"comparing chains needs a context of {least} tokens, this one has "
             f"{target.n_ctx}: give a larger one (-c)"
         )
 
 
 class _Heed:
-    """Ends a tuning while other programs compute: soon, as it may take minutes."""
+    """Ends a tuning early if other programs use much CPU time."""
 
     def __init__(self) -> None:
         self._others, self._began = Others(), perf_counter()
 
     def __call__(self) -> None:
-        """Raises EdgecsError, but not for what is over in a moment."""
+        """Raise EdgecsError, unless the tuning has just begun."""
         if perf_counter() - self._began > _SOON:
             self.judge()
 
     def judge(self) -> None:
-        """Raises EdgecsError where others took too much so far."""
+        """Raise EdgecsError if other programs have used too much CPU time."""
         if why := busy(self._others):
             raise EdgecsError(
-                f"{why}, so nothing was kept: end what computes, and run `edgecs tune` "
-                "again"
+                f"{why}, so nothing was kept: end these programs, and run `edgecs "
+                "tune` again"
             )
 
 
@@ -232,7 +233,7 @@ def _measure(
     progress: Progress,
     clock: Clock,
 ) -> list[Curve]:
-    """Times and exact widths of the target, which `known` takes over."""
+    """Measure times and exact widths of the target, and store them in `known`."""
     target, curves = known.target, list[Curve]()
     for depth, widths in places(target.n_ctx):
         progress(timing(depth, widths))
@@ -246,7 +247,7 @@ def _measure(
         deepest=DEEPEST + ROOM,
         progress=lambda depth: progress(comparing(depth)),
     )
-    known.prepare(0.0, progress)  # nothing is left to probe: it sets the limits anew
+    known.prepare(0.0, progress)  # nothing is left to probe: it only sets the limits
     return curves
 
 
@@ -262,7 +263,7 @@ def _sweep_drafter(
 
 
 def _costs(curves: Sequence[Curve]) -> CostModel:
-    """The curves as a model; those of a busy machine are soon corrected by rounds."""
+    """A cost model of the curves; those of a busy machine get little weight."""
     costs = CostModel()
     for curve in curves:
         costs.measured(curve.depth, curve.seconds)
@@ -272,15 +273,15 @@ def _costs(curves: Sequence[Curve]) -> CostModel:
 
 
 def _times(known: Speculation, curve: Curve) -> Times:
-    """The curve as it was measured, as far as its widths may be used."""
+    """The measured curve, inf for widths that are not allowed."""
     times = _costs([curve]).seconds(curve.depth)
     return np.where(known.limits.allowed(curve.depth), times, np.inf)
 
 
 def keep(known: Speculation, key: Key, tuned: Tuned) -> bool:
-    """Saves the profile of `key`; False: there is no place for it.
+    """Save the profile of `key`; returns False if it cannot be saved.
 
-    known: as `tune` left it. Curves of drafters that were not tried stay.
+    known: as `tune` left it. Curves of drafters that were not measured are kept.
     """
     before = known.profile.chain.get("drafters") if known.profile else None
     others = before if isinstance(before, dict) else {}

@@ -163,7 +163,7 @@ def test_the_order_in_which_a_folder_is_listed_does_not_count(folder, monkeypatc
 def test_what_cannot_be_read_is_an_error_with_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="there is no file .*gone.gguf: check"):
         fingerprint(tmp_path / "gone.gguf")
-    with pytest.raises(ModelError, match="has no files"):
+    with pytest.raises(ModelError, match="is empty: pass the folder"):
         fingerprint(tmp_path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")

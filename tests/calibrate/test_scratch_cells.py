@@ -90,7 +90,7 @@ class TestRepeated:
 
     @given(some_layers, st.integers(1, 4), st.booleans(), st.binary(min_size=1))
     def test_what_goes_on_is_refused(self, layers, cells, transposed, more):
-        with pytest.raises(ValueError, match="goes on after its last layer"):
+        with pytest.raises(ValueError, match="has data after its last layer"):
             repeated(state(cells, layers, transposed) + more, 8)
 
     @given(

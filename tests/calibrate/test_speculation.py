@@ -217,7 +217,7 @@ class TestKeeping:
         path.write_text(json.dumps(table))
         other, target = opened(profiles)
         [note] = other.notes
-        assert note.startswith("the profile makes no sense, not used")
+        assert note.startswith("the profile is invalid and not used")
         assert other.profile is None
         assert not other.costs.known
         assert other.classes == Classes()
@@ -370,7 +370,7 @@ class TestProbing:
     def test_what_is_being_done_is_said(self, profiles):
         told: list[str] = []
         opened(profiles)[0].prepare(1.0, told.append)
-        assert told == ["checking which widths give the same bits"]
+        assert told == ["checking which widths are bit-exact"]
 
 
 class TestDrafters:

@@ -62,7 +62,7 @@ def test_layers_for_a_gpu_that_is_not_there_are_told(edgecs: Edgecs, tiny_gguf: 
     for layers in (10, "all"):
         told = generate(edgecs, tiny_gguf, "-n", 2, "-ngl", layers)
         assert told.code == 0
-        assert f"no layer goes to a GPU (-ngl {layers})" in told.err
+        assert f"no layer is offloaded (-ngl {layers})" in told.err
     for layers in (0, "auto"):
         assert "GPU" not in generate(edgecs, tiny_gguf, "-n", 2, "-ngl", layers).err
 

@@ -368,7 +368,7 @@ def test_fewer_layers_are_tried_when_an_allocation_fails(
     monkeypatch.setattr(kind, "_open", picky)
     with load(tiny_gguf, LoadOptions(n_ctx=256)) as loaded:
         assert tried == [3, 2, 1]
-        assert loaded.note == "allocation failed with more, so 1 GPU layers"
+        assert loaded.note == "1 GPU layers, as an allocation failed with more"
 
 
 def test_a_number_of_layers_is_not_second_guessed(

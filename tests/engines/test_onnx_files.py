@@ -206,7 +206,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         _graph(lambda m: m.graph.output.pop(1)),
         "has no output present.0.key for its input past_key_values.0.key",
     ),
-    "other input": (_graph(_int_input), "wants the input beam, which edgecs cannot"),
+    "other input": (_graph(_int_input), "has the unsupported input beam"),
     "heads": (_graph(_open_heads), "past_key_values.0.key of shape"),
     "negative size": (_dimension(3, -16), "past_key_values.0.key of shape"),
     "flat logits": (_logits_of_rank(1), "has logits of shape .*, not .batch, n, rows"),

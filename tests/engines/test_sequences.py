@@ -249,7 +249,7 @@ def test_sequences_have_room_and_holders_of_their_own(tiny_gguf: Path):
         context = Context([1, 2])
         for wrong, message in (
             ([Request(context, NOTHING, 2)], "no sequence 2: .* with 2"),
-            ([Request(context, NOTHING, 1)] * 2, "one request of a sequence"),
+            ([Request(context, NOTHING, 1)] * 2, "one request per sequence"),
         ):
             with pytest.raises(ModelError, match=message):
                 target.score(wrong)

@@ -205,7 +205,7 @@ def test_a_parked_drafter_is_told_in_numbers():
     depth, times, rate = writer.parked
     assert "beside" not in writer.standing
     writer.parked = depth, times, 1.01 * rate
-    assert "no acceptance would be enough beside the draft of another, " in (
+    assert "no acceptance would be enough to beat another drafter, " in (
         writer.standing
     )
     flat = curve("flat", 20.0, FLAT, 0.2)

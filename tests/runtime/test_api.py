@@ -82,7 +82,7 @@ def test_messages_are_prompts_too(tiny_gguf: Path, tmp_path: Path):
     with edgecs.load(tiny_gguf, SMALL, folder=tmp_path) as model:
         tokens = model.generate(messages, max_tokens=20)
         assert "".join(t.text for t in tokens) == text(model)
-        with pytest.raises(ConfigError, match="raw takes a text"):
+        with pytest.raises(ConfigError, match="raw needs a text"):
             model.generate(messages, raw=True)
 
 
@@ -343,7 +343,7 @@ class TestEventLoop:
 
     def test_errors_come_where_they_are_awaited(self, tiny_gguf: Path, tmp_path: Path):
         async def fails(model: edgecs.Model) -> None:
-            with pytest.raises(ConfigError, match="raw takes a text"):
+            with pytest.raises(ConfigError, match="raw needs a text"):
                 await anext(model.agenerate([], raw=True))
             with pytest.raises(ConfigError, match="empty"):
                 await anext(model.achat().ask(" "))

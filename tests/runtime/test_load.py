@@ -90,7 +90,7 @@ def test_a_drafter_that_cannot_forget_is_refused(
     tiny: Loaded, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(LlamaModel, "rewindable", False)
-    with pytest.raises(ModelError, match="tiny.gguf cannot draft: it cannot forget"):
+    with pytest.raises(ModelError, match="tiny.gguf cannot draft: rejected tokens"):
         load_drafter(tiny_gguf, tiny)
 
 

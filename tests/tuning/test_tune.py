@@ -145,7 +145,7 @@ def test_what_a_busy_machine_says_is_not_kept(
     monkeypatch.setattr(speculation_profile, "BUSY", -1.0)
     for options in ((), ("--json",), ("-q",)):
         outcome = tune_cli(edgecs, tiny_gguf, *options)
-        one_line(outcome, 1, "other programs took", "nothing was kept", "end what")
+        one_line(outcome, 1, "other programs took", "nothing was kept", "end these")
     assert saved(cache) == []
     monkeypatch.setattr(speculation_profile, "BUSY", 1.0)
     assert tune_cli(edgecs, tiny_gguf).code == 0

@@ -201,6 +201,6 @@ def test_what_is_over_in_a_moment_ends_no_tuning(monkeypatch):
 
 def test_a_context_without_room_is_refused_before_anything_is_measured():
     target = TimedModel(TILED, n_ctx=40)
-    with pytest.raises(ConfigError, match="takes a context of 42 tokens.*holds 40"):
+    with pytest.raises(ConfigError, match="needs a context of 42 tokens.*has 40"):
         tuned_table(Speculation(target))
     assert target.widths == []

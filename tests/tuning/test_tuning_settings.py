@@ -54,7 +54,7 @@ class TestSettings:
         found = Otherwise(way, seconds)
         assert found.tells == (min(start, deep) <= 0.95)
         if start > 1.06 and deep < 0.94:
-            assert f"behind 1024 tokens, but {start:.2f} behind 64" in found.advice()
+            assert f"after 1024 tokens, but {start:.2f} after 64" in found.advice()
 
     @given(
         st.sampled_from(get_args(FlashAttention)),

@@ -1,8 +1,8 @@
-"""Whether llama.cpp's AMX code computes in this build, tried in a child process.
+"""Test in a child process whether llama.cpp's AMX code works in this build.
 
-GCC (at least 12) takes most of AMX's tile configuration for unused and drops it. What
-it builds dies at the first prompt that meets quantised weights, and its process with it
-(llama.cpp's pull request 26954). Weights that are not repacked do not get there.
+GCC (at least 12) treats most of AMX's tile configuration as unused and drops it. Such a
+build crashes at the first prompt with quantised weights (llama.cpp's pull request
+26954). Weights that are not repacked do not use AMX.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from edgecs.engines.llama.model import LlamaModel
 from edgecs.engines.llama.random_gguf import write_random_gguf
 from edgecs.engines.load_options import LoadOptions
 
-_NAME = "amx"  # of the finding, in the file that keeps it
-# chosen: thirty times what it takes.
+_NAME = "amx"  # key of the outcome in its file
+# chosen: thirty times the usual time.
 _LIMIT = 30.0  # seconds: it takes one, and many while the machine is busy
-# chosen: many times what a tiny model takes.
-_MEMORY = 2 << 30  # bytes that it may take
-# chosen: five times what roundings make.
-_TOLERANCE = 1.0  # of logits with a spread of 8; roundings make 0.2
+# chosen: many times what a tiny model needs.
+_MEMORY = 2 << 30  # bytes that it may use
+# chosen: five times the rounding error.
+_TOLERANCE = 1.0  # of logits with a spread of 8; the rounding error is 0.2
 _SCRIPT = (
     "import sys; sys.path[:] = sys.argv[2:]; "
     "from edgecs.engines.llama import amx; amx.compute(sys.argv[1])"
@@ -38,10 +38,10 @@ _SCRIPT = (
 
 
 def finding(kept: Path | None) -> str:
-    """What became of the test, see `trial.tried`.
+    """The outcome of the test, see `trial.tried`.
 
-    kept: the file that keeps what is certain, None: each process tests. Where it is
-    unreadable, of another build or not to be written, the next process tests again.
+    kept: the file that stores certain outcomes, None: each process tests. If the file
+    is unreadable, of another build or not writable, the next process tests again.
     """
     build = library.stamp() if kept else None
     found = trial.read(kept, build, _NAME) if kept and build else None
@@ -54,7 +54,7 @@ def finding(kept: Path | None) -> str:
 
 
 def warning(found: str) -> str:
-    """What a user should know unless AMX works."""
+    """A warning for an outcome other than WORKS."""
     slower = "so weights are not repacked, which is slower"
     if found not in trial.CERTAIN:
         return (
@@ -63,13 +63,13 @@ def warning(found: str) -> str:
         )
     command = library.build_command(library.gpu_backends())
     return (
-        f"llama.cpp's AMX code {found} in this build, {slower}; to mend it, compile it "
-        f"again (some minutes): {command}"
+        f"llama.cpp's AMX code {found} in this build, {slower}; to fix this, compile "
+        f"it again (some minutes): {command}"
     )
 
 
 def compute(folder: str) -> None:
-    """What the child does: a prompt on quantised weights, repacked and as they are."""
+    """In the child: compute a prompt with quantised weights, repacked and plain."""
     child.prepare(_LIMIT, _MEMORY)
     path = write_random_gguf(Path(folder) / "tiny.gguf", kind="Q8_0")
     plain, repacked = _row(path, repack=False), _row(path, repack=True)
@@ -91,5 +91,5 @@ def _row(path: Path, *, repack: bool) -> NDArray[np.float32]:
 
 @functools.cache
 def _tested() -> str:
-    """What a child process finds; asked once a process."""
+    """The outcome in a child process, tested once per process."""
     return trial.tried(_SCRIPT, _LIMIT)

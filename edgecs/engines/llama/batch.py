@@ -1,6 +1,6 @@
-"""The tokens of one llama.cpp call, in memory that is kept between calls.
+"""The tokens of one llama.cpp call, in memory that is reused between calls.
 
-`llama_batch_init` would give every token its own small array of sequence ids; here they
+`llama_batch_init` allocates a small array of sequence ids for every token; here they
 are rows of one array, so that a whole call is written with a few slices.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 class Batch:
     """A `llama_batch` of at most `size` tokens, each in at most `most_ids` sequences.
 
-    sole: the only sequence id that there is, if there is but one.
+    sole: the sequence id, if there is only one.
     """
 
     def __init__(
@@ -30,8 +30,8 @@ class Batch:
         self._ids = np.full((size, most_ids), sole or 0, dtype=np.int32)
         at = self._ids.ctypes.data + self._ids.strides[0] * np.arange(size)
         self._rows = at.astype(np.uintp)  # address of the ids of every token
-        self._sole = sole  # what all ids are, as long as nothing else was written
-        self._flagged = 0, 0  # the only tokens that give rows: from, to
+        self._sole = sole  # the value of all ids, None after another one was written
+        self._flagged = 0, 0  # range of the tokens with output rows
         self._count = np.arange(1 << 10, dtype=np.int32)
         struct: Any = lib.llama_batch()
         ints = ctypes.POINTER(ctypes.c_int32)
@@ -50,9 +50,9 @@ class Batch:
     def chain(
         self, tokens: Sequence[int], start: int, rows: int, sequence: int
     ) -> None:
-        """Makes it tokens of one sequence at positions from `start` on.
+        """Set the batch to tokens of one sequence at positions from `start` on.
 
-        The last `rows` of them give rows.
+        The last `rows` of them have output rows.
         """
         n = len(tokens)
         first = n - rows
@@ -72,7 +72,7 @@ class Batch:
             self._sole = None
 
     def clear(self) -> None:
-        """Makes it empty, for `add`."""
+        """Remove all tokens, for `add`."""
         self.struct.n_tokens = 0
         self._flagged = 0, 0
         self._sole = None
@@ -85,10 +85,10 @@ class Batch:
         rows: int,
         padding: int = 0,
     ) -> int:
-        """Puts more tokens at the end, each with the sequences that it belongs to.
+        """Append tokens, each with the sequences that it belongs to.
 
-        The last `rows` of them before `padding` more give rows. Returns the index of
-        the first one that does.
+        The last `padding` tokens are padding; the `rows` tokens before them have output
+        rows. Returns the index of the first token with an output row.
         """
         start, n = len(self), len(tokens)
         end = start + n

@@ -1,4 +1,4 @@
-"""What the requests of a call leave to be computed, once their cells are in order."""
+"""The tokens that remain to be computed for the requests of a call."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ NO_ROWS: Logits = np.empty((0, 0), dtype=np.float32)
 
 
 class Feed(NamedTuple):
-    """The tokens of one request that go into a call, after the cells there are."""
+    """The tokens of one request for a call, after its existing cells."""
 
     request: Request
     sequence: LlamaSequence
     pending: list[int]  # tokens of the context
-    read: int  # how many of these the request had, with those of calls before
-    row: NDArray[np.float32] | None = None  # after the context, where it is known
+    read: int  # context tokens of the request, including those of earlier calls
+    row: NDArray[np.float32] | None = None  # after the context, if it is known
 
     def __len__(self) -> int:
         return len(self.pending) + len(self.request.draft)
 
     @property
     def is_prompt(self) -> bool:
-        """Whether it is a part of a prompt, whose states nobody wants."""
+        """Whether it is a part of a prompt, whose states are not needed."""
         return len(self.pending) > 1 and not len(self.request.draft)
 
     @property
     def rows(self) -> int:
-        """Rows that the call gives: of the last context token and of the draft."""
+        """Number of output rows: of the last context token and of the draft."""
         return bool(self.pending) + len(self.request.draft)
 
     def tokens(self) -> list[int]:
@@ -43,9 +43,9 @@ class Feed(NamedTuple):
         return self.pending + draft.tokens.tolist() if len(draft) else self.pending
 
     def nodes(self, padding: int = 0) -> tuple[list[int], list[int], list[list[int]]]:
-        """All tokens to be computed, their positions, the ids that they belong to.
+        """All tokens to be computed, their positions, their sequence ids.
 
-        padding: copies of the last token of a chain after it.
+        padding: number of copies of the last token after a chain.
         """
         draft, own = self.request.draft, self.sequence
         start = len(own.cache)
@@ -60,7 +60,7 @@ class Feed(NamedTuple):
         return self.tokens(), [*range(start, end), *positions], before + ids
 
     def computed(self, states: Logits | None) -> None:
-        """Notes what the call has left in the cells; states: [rows, width]."""
+        """Record the cells that the call has computed; states: [rows, width]."""
         own, (context, draft, *_) = self.sequence, self.request
         chain, last = draft.is_chain, int(bool(self.pending))
         begin = len(own.cache) + len(self.pending) - last
@@ -74,7 +74,7 @@ class Feed(NamedTuple):
 
 
 def groups(feeds: Sequence[Feed], most: int) -> Iterator[list[Feed]]:
-    """Those that go into one call of `most` tokens together, prompts first."""
+    """Group feeds into calls of at most `most` tokens, prompts first."""
     group: list[Feed] = []
     for feed in sorted(feeds, key=lambda feed: not feed.is_prompt):
         size = sum(map(len, group)) + len(feed)

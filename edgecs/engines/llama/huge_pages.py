@@ -1,10 +1,10 @@
-"""Huge pages for what every call reads: weights, KV cells, buffers (Linux).
+"""Huge pages for the data of every call: weights, KV cells, buffers (Linux).
 
-A token reads all weights once, and in pages of 4 KiB a good part of that time goes into
-looking up where they are, most of all in virtual machines, which look twice. Linux has
-pages of 2 MiB for memory that asks for them, and llama.cpp does not ask. The bits are
-the same. A file that is mapped cannot have them: only weights that were laid out anew,
-or read into memory.
+A token reads all weights once. With pages of 4 KiB a large part of that time is spent
+on address translation, especially in virtual machines, which translate twice. Linux
+provides pages of 2 MiB on request (madvise), which llama.cpp does not use. The bits are
+the same. A mapped file cannot have them: only weights that were repacked, or read into
+memory.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _SIZE = 2 << 20  # bytes of a huge page
-# chosen: two huge pages; less is not worth a call of the system.
-_LEAST = 4 << 20  # bytes of a mapping that is worth asking for
+# chosen: two huge pages; less is not worth a system call.
+_LEAST = 4 << 20  # bytes of the smallest mapping that is advised
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw\S+ \S+ \S+ 0 *$")
 _HUGEPAGE, _COLLAPSE = 14, 25  # MADV_*, see madvise(2)
 OFF = "switched off"
 _IN_WORDS = {
-    "always": "for everybody",
+    "always": "always",
     "madvise": "on request",
     "never": OFF,
 }
@@ -32,20 +32,20 @@ Range = tuple[int, int]
 
 
 class HugePages:
-    """Asks for them on behalf of whatever is allocated from now on.
+    """Requests huge pages for all memory that is allocated after its creation.
 
-    Nothing happens where the system has none, and a refusal changes nothing but speed.
+    It does nothing if the system has none; a failed request only affects the speed.
     """
 
     def __init__(self, wanted: bool) -> None:
         self._before = set(_mappings()) if wanted and available() else None
 
     def ask(self) -> None:
-        """For memory that is not written yet: it comes in huge pages when it is."""
+        """Request huge pages for memory that was not written yet."""
         self._advise(_HUGEPAGE)
 
     def collapse(self) -> None:
-        """For memory that is in use already: its pages are put together now."""
+        """Merge the pages of memory that is already in use."""
         self._advise(_HUGEPAGE)
         self._advise(_COLLAPSE)
 
@@ -61,13 +61,13 @@ class HugePages:
 
 
 def available() -> bool:
-    """Whether this system gives huge pages to memory that asks for them."""
+    """Whether this system provides huge pages on request."""
     setting = _setting()
     return sys.platform == "linux" and bool(setting) and "[never]" not in setting
 
 
 def setting() -> str:
-    """The system's setting, in words."""
+    """Description of the system's setting."""
     chosen = re.search(r"\[(\w+)\]", _setting())
     return _IN_WORDS.get(chosen[1] if chosen else "", "none on this system")
 
@@ -80,7 +80,7 @@ def _setting() -> str:
 
 
 def _mappings() -> Iterator[Range]:
-    """Large private mappings of this process that no file is behind."""
+    """Large private anonymous mappings of this process."""
     with open("/proc/self/maps") as maps:
         for line in maps:
             found = _MAPPING.match(line)

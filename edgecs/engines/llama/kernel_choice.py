@@ -1,4 +1,4 @@
-"""Which kernels a target is loaded with: edgecs's own where they can be had."""
+"""Choose the kernels of a target: edgecs' own where they are available."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgecs.errors import ConfigError
 from edgecs.native import build
 from edgecs.native.build import BuildError
 
-FOLDER = "kernels"  # beside the file of `findings`, see `load`
+FOLDER = "kernels"  # next to the file of `findings`, see `load`
 _NOT_BY_ITSELF = "portable"  # slower than llama.cpp's
 
 
@@ -22,13 +22,14 @@ def choose(
     findings: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[KernelSet | None, str | None]:
-    """The kernels to use, None: llama.cpp's; and why not ours where they were wanted.
+    """The kernels to use, None: llama.cpp's; and why edgecs' are not used.
 
     wanted: "auto" for the best ones, if they are better than llama.cpp's; "own" for the
-    best ones; or an instruction set. findings: the file beside which a library may be
-    compiled to, None: only one that is there already serves. say: told what takes long.
+    best ones; or an instruction set. findings: the library may be compiled next to this
+    file, None: only an existing library is used. say: called with the name of a slow
+    step.
 
-    Raises ConfigError where they were asked for by name and cannot be had.
+    Raises ConfigError if requested kernels are not available.
     """
     if wanted == "llama":
         return None, None
@@ -38,7 +39,7 @@ def choose(
         if wanted == "auto":
             return None, str(error)
         raise ConfigError(
-            f"--kernels {wanted} cannot be had: {error}; use --kernels auto or llama"
+            f"--kernels {wanted} is not available: {error}; use --kernels auto or llama"
         ) from error
 
 
@@ -53,10 +54,10 @@ def _usable(
         raise BuildError(f"{file} cannot be loaded: {error}") from error
     best = next(iter(sets))
     if wanted == "auto" and best == _NOT_BY_ITSELF:
-        raise BuildError("this processor has none of the instruction sets they need")
+        raise BuildError("this processor has none of the required instruction sets")
     chosen = sets.get(best if wanted in ("auto", "own") else wanted)
     if chosen is None:
-        raise BuildError(f"this processor has {', '.join(sets)}")
+        raise BuildError(f"this processor supports {', '.join(sets)}")
     found = kernel_trial.finding(file, chosen.name, findings)
     if found != trial.WORKS:
         raise BuildError(f"their test here {found}")

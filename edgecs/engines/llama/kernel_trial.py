@@ -1,8 +1,8 @@
-"""Whether edgecs's kernels compute here, tried in a child process at first use.
+"""Test edgecs' kernels on this machine, in a child process at first use.
 
-A compiler may be broken, a processor may say that it has what it has not, a llama.cpp
-may treat its graphs in another way: none of that may end a user's process, or give
-other answers than it should.
+A compiler may be broken, a processor may report unsupported instructions, and another
+llama.cpp may handle graphs differently: none of these may crash a user's process or
+change answers.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from edgecs.engines.llama.model import LlamaModel
 from edgecs.engines.llama.random_gguf import write_random_gguf
 from edgecs.engines.load_options import LoadOptions
 
-NAME = "kernels.json"  # beside what was found out about AMX
-# chosen: sixty times what it takes.
+NAME = "kernels.json"  # next to the outcome of the AMX test
+# chosen: sixty times the usual time.
 _LIMIT = 60.0  # seconds: it takes one, and many while the machine is busy
-# chosen: many times what a tiny model takes.
-_MEMORY = 2 << 30  # bytes that it may take
-# chosen: five times what rounding makes.
-_WRONG = 0.05  # relative error of a product; rounding activations makes 0.01
-# chosen: five times what roundings make.
-_TOLERANCE = 1.0  # of logits with a spread of 8; roundings make 0.2
+# chosen: many times what a tiny model needs.
+_MEMORY = 2 << 30  # bytes that it may use
+# chosen: five times the rounding error.
+_WRONG = 0.05  # relative error of a product; rounding of activations gives 0.01
+# chosen: five times the rounding error.
+_TOLERANCE = 1.0  # of logits with a spread of 8; the rounding error is 0.2
 # chosen: several columns, and an odd number of them.
-_WIDTH = 5  # tokens of a call, whose rows must be those of single tokens
+_WIDTH = 5  # tokens of a call, whose rows must equal those of single tokens
 _SCRIPT = (
     "import sys; sys.path[:] = sys.argv[4:]; "
     "from edgecs.engines.llama import kernel_trial as trial; "
@@ -45,10 +45,10 @@ _SCRIPT = (
 
 
 def finding(file: Path, name: str, kept: Path | None) -> str:
-    """What became of the test of an instruction set, see `trial.tried`.
+    """The outcome of the test of an instruction set, see `trial.tried`.
 
-    file: the library. kept: a file beside which what is certain is kept, None: each
-    process tests. Where it is of another build or not to be written, the next one does.
+    file: the library. kept: certain outcomes are stored next to this file, None: each
+    process tests. If they are of another build or not writable, the next process tests.
     """
     build = library.stamp() if kept else None
     place = kept.with_name(NAME) if kept else None
@@ -64,12 +64,12 @@ def finding(file: Path, name: str, kept: Path | None) -> str:
 
 @functools.cache
 def _tested(file: Path, name: str) -> str:
-    """What a child process finds; asked once a process."""
+    """The outcome in a child process, tested once per process."""
     return trial.tried(_SCRIPT, _LIMIT, str(file), name)
 
 
 def compute(folder: str, file: str, name: str) -> None:
-    """What the child does: every type by itself, and a model with and without them."""
+    """In the child: test every weight type, and a model with and without kernels."""
     child.prepare(_LIMIT, _MEMORY)
     kernels = {one.name: one for one in kernel_sets(Path(file))}[name]
     random = np.random.default_rng(0)
@@ -89,7 +89,7 @@ def compute(folder: str, file: str, name: str) -> None:
 def _rows(
     path: Path, kernels: KernelSet | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Logits after a prompt: of tokens one by one, and of one call."""
+    """Logits after a prompt: of tokens computed one by one, and in one call."""
     options = LoadOptions(n_ctx=256, n_gpu_layers=0, threads=2, repack=False)
     cancel = threading.Event()
     model = LlamaModel(path, options, cancel, kernels)

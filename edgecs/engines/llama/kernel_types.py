@@ -1,4 +1,4 @@
-"""Weights of every type that the kernels take, to try them with."""
+"""Random weights of every type that the kernels support, for their tests."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Bytes = NDArray[np.uint8]
 
 
 class BlockType(NamedTuple):
-    """How ggml's blocks of a type look.
+    """Layout of ggml's blocks of a type.
 
-    halves: where their scales are, 16-bit floats. exponent: where a power of two is.
+    halves: offsets of the scales, 16-bit floats. exponent: offset of a power of two.
     """
 
     weights: int
@@ -45,7 +45,7 @@ TYPES: dict[str, BlockType] = {
 def random_weights(
     kind: str, rows: int, width: int, random: np.random.Generator
 ) -> Bytes:
-    """Rows of a matrix with any quants and scales of about 0.01, [rows, bytes]."""
+    """Rows of a matrix with random quants and scales of about 0.01, [rows, bytes]."""
     block = TYPES[kind]
     if block.weights == 1:
         weights = random.standard_normal((rows, width), dtype=np.float32)
@@ -62,7 +62,7 @@ def random_weights(
 
 
 def floats_of(kind: str, matrix: Bytes) -> NDArray[np.float64]:
-    """What the bytes of a matrix stand for, [rows, width]."""
+    """The dequantised values of a matrix, [rows, width]."""
     plain = {"F32": np.float32, "F16": np.float16}
     if kind in plain:
         return matrix.view(plain[kind]).astype(np.float64)
@@ -78,10 +78,10 @@ def errors(
     rows: int = 40,
     width: int = 512,
 ) -> tuple[float, bool]:
-    """How a product of random numbers compares with one in double precision.
+    """Compare a product of random numbers with one in double precision.
 
-    The relative error (root of squares), and whether every number of columns gives each
-    column the bits that it has alone.
+    Returns the relative error (root of squares), and whether each column has the same
+    bits for every number of columns.
     """
     matrix = random_weights(kind, rows, width, random)
     x = random.standard_normal((kernels.columns, width), dtype=np.float32)

@@ -1,8 +1,8 @@
-"""edgecs's own CPU kernels inside llama.cpp: the library, and what belongs to a model.
+"""edgecs' CPU kernels inside llama.cpp: the library, and its data for each model.
 
-`llama_context_params.cb_eval` shows every node of a graph before it is computed; the
-library takes those that it can do better (edgecs/native/nodes.cpp). Nothing of Python
-runs while llama.cpp computes.
+`llama_context_params.cb_eval` is called for every node of a graph before it is
+computed; the library computes the nodes that it is faster at (edgecs/native/nodes.cpp).
+No Python code runs while llama.cpp computes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgecs.native import build
 
-_BASE = "libggml-base.so.0"  # by this name it is the one that llama.cpp has loaded
+_BASE = "libggml-base.so.0"  # this name gives the library that llama.cpp has loaded
 _GGML = (
     "ggml_backend_buffer_is_host",
     "ggml_backend_buffer_get_usage",
@@ -49,12 +49,12 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
 
 
 def include_folder() -> Path:
-    """Where the installed llama.cpp has its headers."""
+    """The folder of the installed llama.cpp's headers."""
     return Path(lib.__file__).parent.parent / "include"
 
 
 class Counts(NamedTuple):
-    """Nodes that were looked at: taken, and left to llama.cpp."""
+    """Numbers of nodes: computed by the kernels, and left to llama.cpp."""
 
     matrices: int
     attentions: int
@@ -67,8 +67,8 @@ class KernelSet:
     def __init__(self, library: ctypes.CDLL, address: int, digest: str) -> None:
         self.library, self.address = library, address
         self.name = library.edgecs_name(address).decode()
-        self.columns = int(library.edgecs_columns(address))  # of one call, at most
-        self.key = f"{self.name}-{digest}"  # what the bits of an answer depend on
+        self.columns = int(library.edgecs_columns(address))  # most columns of one call
+        self.key = f"{self.name}-{digest}"  # the bits of an answer depend on it
 
     def multiply(
         self, type_: int, matrix: NDArray[np.uint8], width: int, x: NDArray[np.float32]
@@ -77,7 +77,7 @@ class KernelSet:
 
         matrix: the bytes of `width` weights in every row, [rows, bytes]. x: [columns,
         width], at most as many columns as one call computes. Returns [columns, rows].
-        Raises ValueError where no kernel takes that.
+        Raises ValueError if no kernel supports these.
         """
         columns, rows = len(x), len(matrix)
         matrix, x = np.ascontiguousarray(matrix), np.ascontiguousarray(x)
@@ -91,12 +91,12 @@ class KernelSet:
         return y
 
     def attend(self, attention: Attention, rows: int) -> bool:
-        """Computes one attention node, `rows` at a time; False: not so many."""
+        """Compute one attention node, `rows` at a time; False: too many rows."""
         address = ctypes.addressof(attention)
         return not self.library.edgecs_attend(self.address, address, rows)
 
     def bandwidth(self, size: int, threads: int, repeats: int = 7) -> float:
-        """Bytes a second that threads read from memory together, the median."""
+        """Bytes per second that all threads together read from memory, the median."""
         read = self.library.edgecs_bandwidth(self.address, size, threads, repeats)
         return float(read)
 
@@ -116,10 +116,10 @@ class Attention(ctypes.Structure):
 
 
 class PackedWeights:
-    """The packed weights of one model, which all its contexts share.
+    """The packed weights of one model, shared by all its contexts.
 
-    They are made when a context computes for the first time, and freed after the
-    contexts. go_on: asked after every matrix.
+    They are packed when a context computes for the first time, and freed after the
+    contexts. go_on: called after every matrix; False stops packing.
     """
 
     def __init__(
@@ -140,20 +140,20 @@ class PackedWeights:
 
     @property
     def failed(self) -> bool:
-        """Whether memory ran out, or it was stopped."""
+        """Whether memory ran out, or packing was stopped."""
         return bool(self.kernels.library.edgecs_store_failed(self.address))
 
     def close(self) -> None:
-        """Frees them; may be called again."""
+        """Free the weights; may be called again."""
         if self.address:
             self.kernels.library.edgecs_store_free(self.address)
             self.address = None
 
 
 class Nodes:
-    """What one llama.cpp context needs, whose nodes are computed by the kernels.
+    """Data of one llama.cpp context whose nodes are computed by the kernels.
 
-    threads: at most so many compute. It is freed after the context.
+    threads: most threads that compute. It is freed after the context.
     """
 
     def __init__(self, packed: PackedWeights, threads: int) -> None:
@@ -163,33 +163,33 @@ class Nodes:
             raise MemoryError
 
     def enter(self, params: lib.llama_context_params) -> None:
-        """Makes a context that is opened with these parameters show its nodes."""
+        """Set the callback in the parameters of a context to be opened."""
         look = ctypes.cast(self._library.edgecs_eval, _Address).value or 0
         params.cb_eval = lib.ggml_backend_sched_eval_callback(look)
         params.cb_eval_user_data = self._address
 
     @property
     def counts(self) -> Counts:
-        """Of all graphs so far, each counted once as long as llama.cpp reuses it."""
+        """Counts over all graphs so far; a graph that llama.cpp reuses counts once."""
         counts = (ctypes.c_uint64 * 3)()
         self._library.edgecs_context_counts(self._address, counts)
         return Counts(*counts)
 
     def forget(self) -> None:
-        """To be called after a call of llama.cpp that failed: its graph may be gone."""
+        """Must be called after a failed call of llama.cpp: its graph may be freed."""
         self._library.edgecs_context_forget(self._address)
 
     def free(self) -> None:
-        """Frees it; may be called again."""
+        """Free the data; may be called again."""
         if self._address:
             self._library.edgecs_context_free(self._address)
             self._address = None
 
 
 def kernel_sets(file: Path) -> list[KernelSet]:
-    """The kernels that this processor runs, the best first.
+    """The kernels that this processor supports, the best first.
 
-    Raises OSError for a file that is not a library of ours.
+    Raises OSError for a file that is not a library of edgecs.
     """
     library = _loaded(file)
     sets = list[KernelSet]()
@@ -208,16 +208,16 @@ def _loaded(file: Path) -> ctypes.CDLL:
         base = ctypes.CDLL(_BASE, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
         functions = [ctypes.cast(getattr(base, name), _Address).value for name in _GGML]
     except AttributeError as error:
-        raise OSError(f"it lacks a function: {error}") from error
+        raise OSError(f"a function is missing: {error}") from error
     library.edgecs_connect((_Address * len(functions))(*functions))
     return library
 
 
 def main() -> None:
-    """`python -m edgecs.engines.llama.kernels`: compiles beside the sources."""
+    """`python -m edgecs.engines.llama.kernels`: compile next to the sources."""
     try:
         print(build.compile_library(include_folder(), build.SOURCES, print))
-    except build.BuildError as error:  # llama.cpp's own kernels serve too
+    except build.BuildError as error:  # not an error: llama.cpp's kernels are used
         print(f"the kernels are not compiled, llama.cpp's are used: {error}")
 
 

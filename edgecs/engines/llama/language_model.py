@@ -1,7 +1,7 @@
 """A llama.cpp context as a `LanguageModel`: tokens in, rows of logits out, in one call.
 
-On the low-level API: one preallocated batch for all sequences, logits only for the rows
-that are asked for, cells beyond the common prefix removed before a call.
+It uses the low-level API: one preallocated batch for all sequences, logits only for the
+requested rows, and cells beyond the common prefix are removed before a call.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from edgecs.engines.llama.threads import thread_pool
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import Cancelled, ContextFull, EdgecsError, ModelError, OutOfMemory
 
-_REAL = 32  # cells that are computed before they are repeated for measuring
+_REAL = 32  # cells that are computed, and then repeated for measuring
 _LARGEST_STATE = 1 << 29  # bytes
 _WRAPS = 4096
 _FLASH = {
@@ -47,16 +47,16 @@ _FLASH = {
 class LlamaLM:
     """Scores drafts with a GGUF model. The model must outlive it.
 
-    A target must not let any bit of its cells depend on what was drafted, or on what
-    was read before. So a request with more than one context token to compute has them
-    computed alone: in chunks without the draft that end at multiples of n_batch, and
-    whose last row is copied. A later request for the very same context, such as a
-    regenerated answer, takes that copy; another context goes on from the end of a chunk
-    or of a turn, or from any token where it is `uniform`.
+    No bit of a target's cells may depend on earlier drafts or on text read before. A
+    request with more than one context token to compute therefore computes them without
+    the draft, in chunks that end at multiples of n_batch, and the last row is copied. A
+    later request for the same context, such as a regenerated answer, uses that copy;
+    another context continues from the end of a chunk or of a turn, or from any token if
+    the model is `uniform`.
 
-    drafts_for: vocabulary size of the target, for a drafter. Its rows are cut or filled
-    (with -inf) to that size. exact: False where rows need not be those of another cut
-    of the text, as of a drafter: then everything goes into one call that fits.
+    drafts_for: vocabulary size of the target, for a drafter. Its rows are cut or padded
+    (with -inf) to that size. exact: if False, as for a drafter, rows may depend on how
+    the text is split into calls, and as many tokens as fit are computed in one call.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class LlamaLM:
         self.exact = exact and drafts_for is None
         self.sequences, self.max_leaves = options.sequences, options.leaves
         self.n_ctx = options.n_ctx or model.default_ctx(options)
-        if not self.exact:  # beyond that a drafter has nothing to say
+        if not self.exact:  # beyond that a drafter's proposals are useless
             self.n_ctx = min(self.n_ctx, model.trained_ctx)
         self.max_draft = min(options.max_draft, self.n_ctx - 1)
         self.rewindable = model.rewindable
@@ -92,14 +92,14 @@ class LlamaLM:
         self._filled = NO_ROWS
         self.on_read: Callable[[int, int], None] | None = None  # tokens read, of all
         self.gives_states = False
-        self._giving_states = False  # what llama.cpp was told
+        self._giving_states = False  # current setting of llama.cpp
         if self._nodes:
             self._pack()
         self._sequences = [self._sequence(self._ctx, i) for i in range(self.sequences)]
 
     def _sequence(self, context: lib.llama_context_p, number: int) -> LlamaSequence:
         first = number * self.max_leaves
-        # Where rows depend on how a text was cut into calls, it is cut alike each time.
+        # If rows depend on how a text is split into calls, it is always split alike.
         marks = self.exact and not self.uniform
         name = self._model.path.name
         return LlamaSequence(
@@ -112,22 +112,23 @@ class LlamaLM:
 
     @property
     def uniform(self) -> bool:
-        """Whether a row's bits depend on no width, no depth and no cut of the prompt.
+        """Whether a row's bits are independent of width, depth and prompt chunks.
 
-        They do not where edgecs's kernels compute every product and all attention:
+        They are if edgecs' kernels compute every product and all attention, because
         their arithmetic is the same for any number of rows.
         """
         if self._nodes is None or not self._model.rewindable:
             return False  # recurrences are computed by llama.cpp
         if self.max_leaves > 1:
-            return False  # the cells of an accepted path may lie apart
+            return False  # the cells of an accepted path may not be contiguous
         return not self._nodes.counts.left
 
     def note_states(self, sequence: int = 0) -> States:
-        """From now on every call for a draft notes the final states of its cells.
+        """Record the final states of cells in every call for a draft from now on.
 
-        They are in its rows too. Reading a prompt does not, because llama.cpp would
-        make an output row of every token. The logits are the same, bit for bit.
+        They are in the returned rows too. Calls that read a prompt do not record them,
+        because llama.cpp would make an output row of every token. The logits are the
+        same, bit for bit.
         """
         self.gives_states = True
         one = self._sequences[sequence]
@@ -137,14 +138,14 @@ class LlamaLM:
 
     @property
     def width(self) -> int:
-        """Numbers in a state."""
+        """Width of a hidden state."""
         return int(lib.llama_model_n_embd_out(self._model.handle))
 
     def _pack(self) -> None:
-        """Has the weights packed that the kernels will need, by computing a token."""
+        """Pack the weights that the kernels need, by computing a token."""
         packed = self._model.packed
         assert packed is not None
-        if not packed.size:  # a context before may have done it
+        if not packed.size:  # an earlier context may have packed them
             free = psutil.virtual_memory().available
             if free < self._model.size:
                 raise self._no_room_to_pack(f"{free >> 20} MiB are free")
@@ -155,16 +156,16 @@ class LlamaLM:
             self.close()
             if self.cancel.is_set():
                 raise Cancelled(f"stopped while loading {self._model.path.name}")
-            raise self._no_room_to_pack("the system gives no more")
+            raise self._no_room_to_pack("an allocation failed")
         if code:
             raise self._decode_error(code)
         lib.llama_memory_clear(lib.llama_get_memory(self._ctx), True)
 
     def _no_room_to_pack(self, why: str) -> OutOfMemory:
         return OutOfMemory(
-            f"the weights of {self._model.path.name} laid out for edgecs's kernels do "
-            f"not fit into memory ({why}): use llama.cpp's (--kernels llama) or a "
-            "smaller quantisation"
+            f"the weights of {self._model.path.name} packed for edgecs' kernels do not "
+            f"fit into memory ({why}): use llama.cpp's (--kernels llama) or a smaller "
+            "quantisation"
         )
 
     def _open(self, options: LoadOptions) -> lib.llama_context_p:
@@ -173,7 +174,7 @@ class LlamaLM:
             self._nodes.enter(params)
         params.n_ctx = cells = self.n_ctx * self.sequences
         params.n_seq_max = self.sequences * self.max_leaves
-        params.kv_unified = self.max_leaves > 1  # only there cells can be shared
+        params.kv_unified = self.max_leaves > 1  # cells are shared only in this mode
         params.n_batch = params.n_ubatch = options.n_batch
         params.n_threads = params.n_threads_batch = self.threads
         params.flash_attn_type = _FLASH[options.flash_attention]
@@ -186,7 +187,7 @@ class LlamaLM:
         context = lib.llama_init_from_model(self._model.handle, params)
         if context is None:
             raise self._open_error()
-        pages.collapse()  # its cells are in use already: llama.cpp has cleared them
+        pages.collapse()  # llama.cpp has already written to the cells, to clear them
         return cast(lib.llama_context_p, context)
 
     def _open_error(self) -> EdgecsError:
@@ -208,7 +209,7 @@ class LlamaLM:
         if len(feeds) == 1:
             return [self._rows(feeds[0], *self._decode(feeds)[0])]
         if len({request.sequence for request in requests}) < len(requests):
-            raise ModelError("a call takes one request of a sequence, this one has two")
+            raise ModelError("a call takes one request per sequence, this one has two")
         found: dict[int, Rows] = {}
         together = [*groups(feeds, self._chunk)]
         for group in together:
@@ -220,20 +221,20 @@ class LlamaLM:
         return [found[request.sequence] for request in requests]
 
     def end_turn(self, context: Context, sequence: int = 0) -> None:
-        """Cuts the cells to one token short of the context, see `LanguageModel`."""
+        """Cut the cells to one token less than the context, see `LanguageModel`."""
         if len(context) and self._ctx is not None:
             one = self._sequences[sequence]
             one.cache.keep(context, len(context) - 1)
             if one.prompt_row is None or one.prompt_row[0] < len(context):
-                one.cache.mark()  # a prompt without an answer is no turn
+                one.cache.mark()  # a prompt without an answer is not a turn
 
     def reset(self) -> None:
-        """Forgets everything, as if just loaded."""
+        """Drop all cells, as if just loaded."""
         for one in self._sequences:
             one.reset(self._ctx is not None)
 
     def cells(self) -> Cells | None:
-        """What sequence 0 has computed, to be given back to `take`; None: nothing."""
+        """A snapshot of sequence 0's cells, for `take`; None if it has none."""
         one = self._sequences[0]
         one.cache.trim(len(one.cache))
         tokens = one.cache.tokens
@@ -243,9 +244,9 @@ class LlamaLM:
         return Cells(tokens, one.state(), saved and (saved[0], saved[1].copy()))
 
     def take(self, cells: Cells) -> bool:
-        """Has in sequence 0 what `cells` gave, instead of all there is now.
+        """Replace all cells by a snapshot of `cells`, in sequence 0.
 
-        False where llama.cpp does not take it; then there is nothing.
+        Returns False if llama.cpp rejects it; all cells are dropped then.
         """
         self.reset()
         if len(cells.tokens) > self.n_ctx:
@@ -261,10 +262,10 @@ class LlamaLM:
         return True
 
     def pretend(self, context: Context) -> bool:
-        """Fills the cells of a context for measuring, see `probe.Measurable`.
+        """Fill the cells of a context for measuring, see `probe.Measurable`.
 
-        False where llama.cpp does not take the cells, or where they are too many; then
-        there are none.
+        Returns False if llama.cpp rejects the cells, or if they are too many; all cells
+        are dropped then.
         """
         self.reset()
         one = self._sequences[0]
@@ -273,7 +274,7 @@ class LlamaLM:
             one.cache.mark()
             return True
         if one.state_size * len(context) / _REAL <= _LARGEST_STATE:
-            with suppress(ValueError):  # another layout than the one that is known
+            with suppress(ValueError):  # unknown layout
                 if one.put(repeated(one.state(), len(context)), len(context)):
                     one.cache.reset_to(context.tokens.tolist())
                     return True
@@ -281,13 +282,13 @@ class LlamaLM:
         return False
 
     def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
-        """Claims a sequence; a second holder gets a ModelError."""
+        """Claim a sequence; raises ModelError for a second holder."""
         if not 0 <= sequence < self.sequences:
             raise ModelError(no_sequence(sequence, self.sequences))
         return self._sequences[sequence].holder.hold()
 
     def close(self) -> None:
-        """Frees context and batch; may be called again."""
+        """Free context and batch; may be called again."""
         if self._ctx is not None:
             lib.llama_free(self._ctx)
             self._ctx = None
@@ -322,7 +323,7 @@ class LlamaLM:
         return self._sequences[number]
 
     def _prepared(self, request: Request) -> Feed:
-        """Drops the cells of another text, and reads a prompt that needs own calls."""
+        """Drop cells of another text, and read a prompt that needs its own calls."""
         one, context = self._checked(request), request.context
         saved = one.prompt_row
         again = saved is not None and saved[0] == len(context)
@@ -347,7 +348,7 @@ class LlamaLM:
     def _prefill(
         self, request: Request, one: LlamaSequence, pending: list[int]
     ) -> NDArray[np.float32]:
-        """Computes tokens of a context in chunks; returns a copy of the last row."""
+        """Compute tokens of a context in chunks; returns a copy of the last row."""
         start, request = 0, request._replace(draft=NOTHING)
         while start < len(pending):
             if start and self._cancelled(request):
@@ -379,11 +380,11 @@ class LlamaLM:
     def _decode(
         self, group: Sequence[Feed], *, reads: bool = False
     ) -> list[tuple[Logits, Logits | None]]:
-        """Computes what is left of some requests in one call.
+        """Compute the remaining tokens of some requests in one call.
 
-        reads: prompts, whose states nobody wants. Returns logits and states of every
-        request, those of its last context token, if that is computed, and of its draft:
-        [rows, ...] each, views into llama.cpp's output buffers.
+        reads: the requests are prompts, whose states are not needed. Returns logits and
+        states of every request, of its last context token, if that is computed, and of
+        its draft: [rows, ...] each, views into llama.cpp's output buffers.
         """
         if not any(map(len, group)):
             return [(NO_ROWS, None)] * len(group)
@@ -414,7 +415,7 @@ class LlamaLM:
         return found
 
     def _paddings(self, group: Sequence[Feed]) -> dict[int, int]:
-        """By sequence, how many tokens are computed for nothing.
+        """Number of padding tokens by sequence.
 
         llama.cpp computes streams of cells together only as far as they have equally
         many tokens, and reads all weights again for the rest: two streams with 4 and 1
@@ -431,7 +432,7 @@ class LlamaLM:
         }
 
     def _fill(self, group: Sequence[Feed], paddings: Mapping[int, int]) -> list[int]:
-        """Writes the batch; where in it the rows of every request begin."""
+        """Write the batch; returns the index of the first row of every request."""
         if len(group) == 1 and group[0].request.draft.is_chain:
             feed = group[0]
             start, own = len(feed.sequence.cache), feed.sequence.id
@@ -459,7 +460,7 @@ class LlamaLM:
     def _wrapped(
         self, address: int, rows: int, width: int, columns: int
     ) -> NDArray[np.float32]:
-        """Columns of llama.cpp's rows; wrapping memory is slow, so wraps are kept."""
+        """Columns of llama.cpp's rows; wrapping memory is slow, so wraps are cached."""
         key = address, rows, width
         wrap = self._wraps.get(key)
         if wrap is None:
@@ -472,9 +473,9 @@ class LlamaLM:
         return wrap
 
     def _call(self, first: int) -> tuple[int, int]:
-        """The target call: everything outside it is edgecs' own time.
+        """The target call: all time outside of it is overhead of edgecs.
 
-        llama.cpp's code, and where the rows from token `first` of the batch on are.
+        Returns llama.cpp's code, and the address of the rows from token `first` on.
         """
         with self._on_cores:
             code = lib.llama_decode(self._ctx, self._batch.struct)
@@ -482,7 +483,7 @@ class LlamaLM:
                 if self._nodes:
                     self._nodes.forget()
                 return code, 0
-            # Asking for rows waits for the call to end.
+            # Requesting the rows waits for the call to end.
             return 0, library.logits_address(self._ctx, first)
 
     def _decode_error(self, code: int) -> EdgecsError:

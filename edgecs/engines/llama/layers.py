@@ -1,4 +1,4 @@
-"""What `-ngl auto` means for a file and the devices that llama.cpp sees."""
+"""Resolve `-ngl auto` for a file and the devices that llama.cpp detects."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from edgecs.engines.offload import (
 
 
 class Choice(NamedTuple):
-    """GPU layers and the context they were chosen for, and the reason in words."""
+    """Number of GPU layers, the context size they were chosen for, and the reason."""
 
     layers: int
-    n_ctx: int  # as asked for; where 0 was, what fits the devices
-    reason: str | None  # None: there is no device to choose for
+    n_ctx: int  # as requested; for 0, what fits the devices
+    reason: str | None  # None: there is no device
 
 
 def automatic_layers(path: Path, options: LoadOptions) -> Choice:
-    """The largest number of layers that fits the devices as they are now.
+    """The largest number of layers that fits the devices' free memory.
 
-    Raises ModelError for what is not a GGUF file.
+    Raises ModelError if the file is not a GGUF.
     """
     devices = library.devices() if library.supports_offload() else []
     if not devices:
@@ -39,7 +39,7 @@ def automatic_layers(path: Path, options: LoadOptions) -> Choice:
     try:
         footprint, n_ctx = _footprint(path, options, free)
     except (ValueError, IndexError, KeyError, ArithmeticError) as error:
-        # Broken files are named better by llama.cpp, which opens this one next.
+        # llama.cpp opens the file next, and has better messages for broken files.
         return Choice(0, options.n_ctx, f"the header cannot be read: {error}")
     layers = layers_that_fit(footprint, devices)
     total = len(footprint.blocks) + 1
@@ -48,7 +48,7 @@ def automatic_layers(path: Path, options: LoadOptions) -> Choice:
 
 
 def _footprint(path: Path, options: LoadOptions, free: int) -> tuple[Footprint, int]:
-    """What the file's header says about memory, and the context this is for."""
+    """Memory needs according to the file's header, and the context size assumed."""
     import gguf
 
     reader = gguf.GGUFReader(path)

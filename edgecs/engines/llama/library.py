@@ -1,4 +1,4 @@
-"""llama.cpp as a library: its log, its devices, what it was built with."""
+"""llama.cpp as a library: its log, its devices, its build options."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from edgecs.engines.offload import Device
 logger = logging.getLogger("edgecs.llama_cpp")
 
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
-_CONTINUED = 5  # ggml_log_level: the text goes on with the line before
+_CONTINUED = 5  # ggml_log_level: the text continues the previous line
 _GPU, _INTEGRATED_GPU, _ACCELERATOR = 1, 2, 3  # ggml_backend_dev_type
 _NOT_GPUS = ("CPU", "BLAS", "RPC")
-_OPTIONS = {"ROCm": "HIP", "MTL": "METAL"}  # of ggml's build, unless named alike
-# GCC takes AMX's tile configuration for unused and drops it, see `llama_amx`.
+_OPTIONS = {"ROCm": "HIP", "MTL": "METAL"}  # build options named unlike the backend
+# GCC treats AMX's tile configuration as unused and drops it, see `amx`.
 _KEEPS_AMX = "-fno-dse -fno-tree-dse"
 
 
 class _Log:
-    """Everything llama.cpp says, as log records; the newest lines are kept."""
+    """llama.cpp's log as log records; the newest lines are kept."""
 
     def __init__(self) -> None:
         self.lines: deque[tuple[int, str]] = deque(maxlen=2000)
@@ -40,7 +40,7 @@ class _Log:
         if level != _CONTINUED:
             self._level = _LEVELS.get(level, logging.INFO)
         if self._level <= logging.DEBUG:
-            return  # thousands of lines on every load, none that a user can act on
+            return  # thousands of lines on every load, none of them actionable
         line = text.decode(errors="replace").rstrip()
         if line.strip(". "):
             self.lines.append((self._level, line))
@@ -55,7 +55,7 @@ def _on_log(level: int, text: bytes, data: object) -> None:
     log.write(level, text)
 
 
-# As a number: to make a pointer object of it takes longer than the rest of the call.
+# An integer, because creating a pointer object takes longer than the rest of the call.
 logits_address = lib.llama_cpp._lib["llama_get_logits_ith"]
 logits_address.argtypes = [lib.llama_context_p_ctypes, ctypes.c_int32]
 logits_address.restype = ctypes.c_void_p
@@ -68,7 +68,7 @@ lib.llama_backend_init()
 
 
 def clear_log() -> None:
-    """Forgets the kept lines, so that what follows belongs to one operation."""
+    """Drop the kept lines, so that the next ones belong to one operation."""
     log.lines.clear()
 
 
@@ -89,20 +89,20 @@ def _ggml_function(name: str, result: Any, *arguments: Any) -> Callable[..., Any
 
 
 def devices() -> list[Device]:
-    """The GPUs that this build of llama.cpp can see, with their memory."""
+    """The GPUs that this build of llama.cpp detects, with their memory."""
     found = _devices()
     discrete = [device for kind, device in found if kind == _GPU]
-    # llama.cpp leaves integrated GPUs aside when there is another one.
+    # llama.cpp ignores integrated GPUs if there is another one.
     return discrete or [device for kind, device in found if kind == _INTEGRATED_GPU]
 
 
 def accelerators() -> list[str]:
-    """The libraries that compute some nodes beside the CPU backend: BLAS."""
+    """The libraries that compute some nodes instead of the CPU backend: BLAS."""
     return [device.name for kind, device in _devices() if kind == _ACCELERATOR]
 
 
 def _devices() -> list[tuple[int, Device]]:
-    """All devices, each after its ggml_backend_dev_type."""
+    """All devices, each with its ggml_backend_dev_type."""
     size = ctypes.c_size_t
     get = _ggml_function("ggml_backend_dev_get", ctypes.c_void_p, size)
     kind = _ggml_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
@@ -128,7 +128,7 @@ def _devices() -> list[tuple[int, Device]]:
 
 
 def backends() -> list[str]:
-    """The backends compiled into this build, whether or not they find a device."""
+    """The backends compiled into this build, with or without a device."""
     count = _ggml_function("ggml_backend_reg_count", ctypes.c_size_t)
     get = _ggml_function("ggml_backend_reg_get", ctypes.c_void_p, ctypes.c_size_t)
     name = _ggml_function("ggml_backend_reg_name", ctypes.c_char_p, ctypes.c_void_p)
@@ -136,37 +136,37 @@ def backends() -> list[str]:
 
 
 def gpu_backends() -> list[str]:
-    """Those of them that offload."""
+    """The compiled backends that can offload layers."""
     return [name for name in backends() if name not in _NOT_GPUS]
 
 
 def supports_offload() -> bool:
-    """Whether layers can be offloaded: a GPU backend is there and has a device."""
+    """Whether layers can be offloaded: a GPU backend has a device."""
     return bool(lib.llama_supports_gpu_offload())
 
 
 def version() -> str:
-    """Version of llama-cpp-python, which pins the llama.cpp in it."""
+    """Version of llama-cpp-python, which pins its version of llama.cpp."""
     return str(lib.__version__)
 
 
 def system_info() -> str:
-    """Instruction sets and options of the build, in llama.cpp's own words."""
+    """Instruction sets and options of the build, as printed by llama.cpp."""
     return str(lib.llama_print_system_info().decode()).strip()
 
 
 def has_amx() -> bool:
-    """Whether llama.cpp's code for Intel's matrix instructions is in this build."""
+    """Whether this build contains llama.cpp's code for AMX."""
     return "AMX_INT8 = 1" in system_info()
 
 
 def folder() -> Path:
-    """Where the shared libraries of this build are."""
+    """The folder of this build's shared libraries."""
     return Path(lib.llama_cpp._lib._name).parent
 
 
 def stamp() -> str | None:
-    """A digest of this build and this processor; None: it cannot be told."""
+    """A digest of this build and this processor; None if its files are unreadable."""
     try:
         files = [(file.name, file.stat()) for file in folder().iterdir()]
     except OSError:
@@ -177,9 +177,9 @@ def stamp() -> str | None:
 
 
 def build_command(gpus: list[str]) -> str:
-    """How to compile this version again, with backends named as `backends` does.
+    """The command that compiles this version again with backends of these names.
 
-    The options go through -C, which is the same in every shell.
+    The options use -C, which works in every shell.
     """
     options = {f"GGML_{_OPTIONS.get(name, name.upper())}": "on" for name in gpus}
     if has_amx():

@@ -1,6 +1,6 @@
-"""Weights in llama.cpp: opening a GGUF, offloading its layers, saying what failed.
+"""Weights in llama.cpp: open a GGUF, offload its layers, report errors.
 
-A `LlamaModel` is the file in memory. What decodes with it is `LlamaLM`.
+A `LlamaModel` is the file in memory; `LlamaLM` decodes with it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BUFFER = re.compile(r"load_tensors:\s+(\S+) model buffer size =\s+([\d.]+) MiB"
 KV_TYPES: dict[str, int] = {
     "f32": lib.GGML_TYPE_F32,
     "f16": lib.GGML_TYPE_F16,
-    "bf16": 30,  # GGML_TYPE_BF16, which the bindings do not name
+    "bf16": 30,  # GGML_TYPE_BF16, which the bindings do not define
     "q8_0": lib.GGML_TYPE_Q8_0,
     "q5_1": lib.GGML_TYPE_Q5_1,
     "q5_0": lib.GGML_TYPE_Q5_0,
@@ -46,22 +46,21 @@ KV_TYPES: dict[str, int] = {
 
 @dataclass(frozen=True)
 class Offload:
-    """Where llama.cpp says it put the weights."""
+    """Location of the weights, as reported by llama.cpp."""
 
     layers: int  # on accelerators; 0 without one
-    total: int  # layers there are, the output matrix counted as one
+    total: int  # all layers; the output matrix counts as one
     buffers: dict[str, float]  # MiB by buffer name, as logged (CPU_Mapped, CUDA0, ...)
 
 
 class LlamaModel:
-    """A GGUF held by llama.cpp. Close it after everything that uses it.
+    """A GGUF loaded by llama.cpp. Close it after everything that uses it.
 
-    options: n_gpu_layers must be a number or "all"; what "auto" means is decided in
-    `llama_offload`. kernels: who computes instead of llama.cpp, whatever the options
-    say; None: nobody.
+    options: n_gpu_layers must be a number or "all"; "auto" is resolved in `layers`.
+    kernels: the kernels to use, regardless of the options; None: llama.cpp's.
 
-    Raises ModelError for a file that is missing or broken, OutOfMemory when weights do
-    not fit, Cancelled when `cancel` is set while loading.
+    Raises ModelError for a missing or broken file, OutOfMemory if the weights do not
+    fit, Cancelled if `cancel` is set while loading.
     """
 
     def __init__(
@@ -97,43 +96,43 @@ class LlamaModel:
 
     @property
     def trained_ctx(self) -> int:
-        """Context length that the model was trained for, tokens."""
+        """Context length of the model's training, in tokens."""
         return int(lib.llama_model_n_ctx_train(self.handle))
 
     @property
     def rewindable(self) -> bool:
-        """Whether the last tokens can be forgotten again (not so with recurrence)."""
+        """Whether the last tokens can be removed (not in recurrent models)."""
         recurrent = lib.llama_model_is_recurrent(self.handle)
         return not (recurrent or lib.llama_model_is_hybrid(self.handle))
 
     @property
     def parameters(self) -> int:
-        """How many weights it has."""
+        """Number of weights."""
         return int(lib.llama_model_n_params(self.handle))
 
     def default_ctx(self, options: LoadOptions) -> int:
-        """Context size for n_ctx = 0: the trained one, as far as memory allows."""
+        """Context size for n_ctx = 0: the trained length, as far as memory allows."""
         host, on_devices = self._free()
         free = on_devices if self.offload.layers else host
         each = self._kv_per_token(options) * options.sequences
         return context_that_fits(self.trained_ctx, each, free)
 
     def kv_fits(self, n_ctx: int, options: LoadOptions) -> bool:
-        """Whether the KV cache of a context fits the memory that is free now.
+        """Whether the KV cache of a context fits the free memory.
 
-        Asked before llama.cpp tries: where memory is overcommitted, trying too much
-        gets the process killed.
+        This is checked before llama.cpp allocates: with memory overcommit, a process
+        that uses too much is killed.
         """
         return n_ctx * self._kv_per_token(options) <= sum(self._free())
 
     def _free(self) -> tuple[int, int]:
-        """Bytes free in the host's memory, and on the devices that are used."""
+        """Free bytes in the host's memory, and on the devices in use."""
         devices = library.devices() if self.offload.layers else []
         on_devices = sum(device.free for device in devices)
         return int(psutil.virtual_memory().available), on_devices
 
     def _kv_per_token(self, options: LoadOptions) -> int:
-        """Bytes."""
+        """Bytes of KV cache per token in all blocks."""
         handle = self.handle
         width = lib.llama_model_n_embd(handle) // (lib.llama_model_n_head(handle) or 1)
         block = kv_bytes(
@@ -166,7 +165,7 @@ class LlamaModel:
 
     def _open(self, options: LoadOptions) -> lib.llama_model_p | None:
         params = lib.llama_model_default_params()
-        # Ours read weights as the file has them.
+        # edgecs' kernels read the weights in the layout of the file.
         params.use_extra_bufts = options.repack and not self.kernels
         layers = options.n_gpu_layers
         params.n_gpu_layers = -1 if layers == "all" else int(layers)
@@ -177,7 +176,7 @@ class LlamaModel:
 
         def keep_going(progress: float, data: object) -> bool:
             nonlocal asked
-            if not asked:  # memory is there, weights are not
+            if not asked:  # memory is allocated, weights are not read yet
                 asked = True
                 pages.ask()
             return not self._cancel.is_set()
@@ -211,7 +210,7 @@ class LlamaModel:
 
 
 def check_file(path: Path) -> None:
-    """Raises ModelError where a mistake deserves a better sentence than llama.cpp's."""
+    """Raise ModelError for common mistakes, with better messages than llama.cpp's."""
     check_model(path)
     for part in split_parts(path.name)[1:]:
         check_model(path.with_name(part))

@@ -1,9 +1,9 @@
-"""Whether llama.cpp survives a file, tried in a child process before it is opened.
+"""Test in a child process whether a file crashes llama.cpp, before it is opened.
 
-llama.cpp takes much of a file's metadata for granted and ends its process where that is
-wrong: a token that is there twice, no layers, an epsilon that is not a number. A GGUF
-comes from anywhere, so a file that is new here is opened and asked for a token in a
-process of its own first. What it survived once it survives again: that is kept.
+llama.cpp trusts much of a file's metadata and aborts its process if it is invalid: a
+duplicate token, no layers, an epsilon that is not a number. A GGUF may come from an
+untrusted source, so a new file is first opened and evaluated in a child process. Files
+that pass are remembered.
 """
 
 from __future__ import annotations
@@ -32,39 +32,39 @@ from edgecs.engines.llama import library
 from edgecs.errors import Cancelled, EdgecsError, ModelError
 from edgecs.hub.download import split_parts
 
-NAME = "tried.json"  # beside what was found out about AMX
-# chosen: a network disk is given its time.
-_SECONDS, _SLOW = 60.0, 20 << 20  # to open any file, and bytes a second of a slow disk
+NAME = "tried.json"  # next to the outcome of the AMX test
+# chosen: enough for a network disk.
+_SECONDS, _SLOW = 60.0, 20 << 20  # to open any file; bytes per second of a slow disk
 # chosen: room for libraries, the tokenizer and a small model.
-_LEAST_MEMORY = 2 << 30  # bytes that a child may always have
-# chosen: more models than people have.
+_LEAST_MEMORY = 2 << 30  # bytes that a child may always use
+# chosen: more models than users have.
 _KEPT = 200  # files that are remembered
 _LARGEST = 1 << 16  # bytes of the file with their names
 # chosen: too short to be noticed.
-_POLL = 0.01  # seconds between two looks whether to stop
+_POLL = 0.01  # seconds between two checks whether to stop
 _SCRIPT = (
     "import sys; sys.path[:] = sys.argv[4:]; "
     "from edgecs.engines.llama import model_trial; model_trial.attempt(*sys.argv[1:4])"
 )
 _TEXT = "hello <|user|> wörld \u65e5\u672c 123\n\t\ud7ff"
 _CAUSE = re.compile(r"(GGML_ASSERT\(.*|GGML_ABORT.*|what\(\): .*)")
-_known: set[str] = set()  # files that this process has tried
+_known: set[str] = set()  # files that this process has tested
 
 
 def refuse_fatal(
     path: Path, kept: Path | None = None, cancel: threading.Event | None = None
 ) -> None:
-    """Raises ModelError for a file that ends llama.cpp's process, Cancelled.
+    """Raise ModelError for a file that crashes llama.cpp, Cancelled if cancelled.
 
-    kept: the file that keeps what was found out about this build; None: each process
-    tries for itself. Where no process can be started, nothing is tried.
+    kept: the file that stores the outcomes of this build; None: each process tests. If
+    no child process can be started, the file is not tested.
     """
     if not child.can_start():
         return
     try:
         mark = _mark(path)
     except OSError:
-        return  # it is missed with a better sentence when it is opened
+        return  # opening the file gives a better message
     if mark in _known:
         return
     tried = kept.with_name(NAME) if kept else None
@@ -78,10 +78,10 @@ def refuse_fatal(
 
 
 def attempt(path: str, seconds: str, memory: str) -> None:
-    """What the child does: all that a first answer takes. Errors are for the parent.
+    """In the child: do all that a first answer needs. The parent reports errors.
 
-    A tokenizer is read by itself too: where llama.cpp refuses the rest of a file, it
-    has not come to it.
+    The tokenizer is also read separately, because llama.cpp does not read it if it
+    rejects another part of a file.
     """
     child.prepare(float(seconds), int(memory))
     from edgecs.core.context import Context
@@ -126,7 +126,7 @@ def _try(path: Path, cancel: threading.Event) -> None:
             stdout=subprocess.DEVNULL,
             stderr=said,
             env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # a debugger takes seconds
-            start_new_session=True,  # a Ctrl-C is not for it
+            start_new_session=True,  # Ctrl-C must not reach it
         )
         try:
             code = _wait(started, limit, cancel, path)
@@ -140,11 +140,11 @@ def _try(path: Path, cancel: threading.Event) -> None:
 def _wait(
     started: subprocess.Popen[bytes], limit: float, cancel: threading.Event, path: Path
 ) -> int:
-    """The exit code. Raises Cancelled, ModelError where it takes too long."""
+    """The exit code. Raises Cancelled, or ModelError if it takes too long."""
     until = time.monotonic() + limit
     while (code := started.poll()) is None:
         if cancel.is_set():
-            raise Cancelled(f"stopped while trying {path.name}")
+            raise Cancelled(f"stopped while testing {path.name}")
         if time.monotonic() > until:
             raise ModelError(
                 f"llama.cpp does not open {path} within {limit:.0f} s: use another file"
@@ -157,13 +157,13 @@ def _sentence(path: Path, code: int, cause: str) -> str:
     how = child.ended_by(code) or f"exit code {code}"
     why = f"{how}: {cause}" if cause else how
     return (
-        f"{path} ends llama.cpp's process ({why}): the file is damaged, or was made to "
-        "do harm; fetch the model again"
+        f"{path} crashes llama.cpp ({why}): the file is damaged or malicious; fetch "
+        "the model again"
     )
 
 
 def _cause(said: IO[bytes]) -> str:
-    """The assertion that failed, if the last words have one."""
+    """The failed assertion, if the end of stderr has one."""
     said.seek(0, os.SEEK_END)
     said.seek(max(0, said.tell() - (1 << 14)))
     found = _CAUSE.findall(said.read().decode("utf-8", "replace"))
@@ -175,7 +175,7 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _mark(path: Path) -> str:
-    """What tells a file from others and from itself after a change."""
+    """A digest that identifies a file and changes with it."""
     stamps = [
         (str(part.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino)
         for part in _parts(path)
@@ -185,7 +185,7 @@ def _mark(path: Path) -> str:
 
 
 def _read(tried: Path, build: str) -> Sequence[str]:
-    """Files that this build has survived."""
+    """Digests of the files that this build has passed."""
     with suppress(OSError, ValueError, RecursionError, TypeError, KeyError):
         table = json.loads(read_bounded(tried, _LARGEST))
         if table["build"] == build:
@@ -194,11 +194,11 @@ def _read(tried: Path, build: str) -> Sequence[str]:
 
 
 def _write(tried: Path, build: str, files: Sequence[str]) -> None:
-    # Where nothing can be kept, the next process tries again.
+    # If the file cannot be written, the next process tests again.
     with suppress(OSError):
         tried.parent.mkdir(parents=True, exist_ok=True)
         write_whole(tried, json.dumps({"build": build, "files": list(files)}).encode())
 
 
-if __name__ == "__main__":  # a file can be tried by hand
+if __name__ == "__main__":  # to test a file by hand
     refuse_fatal(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""A tiny random Llama as a GGUF file: real enough for llama.cpp, and quick to write."""
+"""Write a tiny random Llama as a GGUF file that llama.cpp can load."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def write_random_gguf(
     changes: Mapping[str, object] | None = None,
     spoilt: Mapping[str, float] | None = None,
 ) -> Path:
-    """Writes a tiny random Llama (GGUF, a few hundred KB) with byte tokens.
+    """Write a tiny random Llama (GGUF, a few hundred KB) with byte tokens.
 
-    Real enough for llama.cpp: 2 layers 64 wide, grouped heads, a chat template. The
-    last four ids are <|begin|> (BOS), <|end|> (EOS), <|user|> and <|assistant|>, before
-    `padding` more rows that the vocabulary marks as unused. kind: the type of the
-    matrices, one of those that gguf can write ("Q8_0"). changes: other values for keys
-    of the metadata, which may contradict the rest. spoilt: a value that the first
-    weight of each of these matrices has instead ({"output": nan}).
+    It has 2 layers of width 64, grouped heads and a chat template. The last four ids
+    are <|begin|> (BOS), <|end|> (EOS), <|user|> and <|assistant|>, before `padding`
+    more rows that the vocabulary marks as unused. kind: the type of the matrices, one
+    that gguf can write ("Q8_0"). changes: replacement values for metadata keys, which
+    may be inconsistent. spoilt: a replacement for the first weight of each of these
+    matrices ({"output": nan}).
     """
     import gguf
 

@@ -1,12 +1,12 @@
 """Scratch KV cells: a long context made of copies of a short one, without computing it.
 
-What a call costs, and whether its bits depend on its width, depends on how many cells
-there are, not on what they say. So cells for measuring are written by handing llama.cpp
-a saved state in which the cells of a few real tokens are repeated.
+The time of a call, and whether its bits depend on its width, depend on the number of
+cells, not on their values. Cells for measuring are therefore written by loading a saved
+state into llama.cpp in which the cells of a few real tokens are repeated.
 
 The layout is that of `llama_state_seq_get_data` in the llama.cpp that this release of
 the bindings pins: magic, version, streams, cells; position and sequence of every cell;
-then all K rows and all V rows of every layer. Anything else is refused.
+then all K rows and all V rows of every layer. Any other layout is rejected.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class _Reader:
 def repeated(state: bytes, cells: int) -> bytes:
     """The state of a sequence with `cells` cells, positions 0 and up.
 
-    The cells of `state` are repeated as often as needed. Raises ValueError when the
-    state does not have the layout that is known here.
+    The cells of `state` are repeated as often as needed. Raises ValueError if the state
+    has another layout.
     """
     read = _Reader(state)
     parts = [read.take(8)]
@@ -51,7 +51,7 @@ def repeated(state: bytes, cells: int) -> bytes:
         raise ValueError("the state has no cells")
     for position in range(given):
         if struct.unpack("<iIi", read.take(12)) != (position, 1, _SEQUENCE):
-            raise ValueError(f"cell {position} of the state is not where it should be")
+            raise ValueError(f"cell {position} of the state has another position")
     parts.append(struct.pack("<II", 1, cells))
     parts += [struct.pack("<iIi", i, 1, _SEQUENCE) for i in range(cells)]
     transposed, layers = read.number("I"), read.number("I")
@@ -63,7 +63,7 @@ def repeated(state: bytes, cells: int) -> bytes:
             _columns(read, given, cells) if transposed else _rows(read, given, cells)
         )
     if not read.done:
-        raise ValueError("the state goes on after its last layer")
+        raise ValueError("the state has data after its last layer")
     return b"".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""One sequence of a llama.cpp context: its cells, and what goes with them."""
+"""One sequence of a llama.cpp context: its KV cells and related state."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from edgecs.engines.lease import OneHolder
 
 
 class LlamaSequence:
-    """The cells of one conversation.
+    """The KV cells of one conversation.
 
-    ids: of llama.cpp. The first one has the cells; every further leaf of a draft that
-    is a tree takes another one for the time of a round, in which it sees the cells of
-    the context and of its own path (SpecInfer, arXiv 2305.09781). sole: whether there
-    is no other sequence.
+    ids: llama.cpp's sequence ids. The first one has the cells; every further leaf of a
+    tree draft uses another one for a round, which has the cells of the context and of
+    its own path (SpecInfer, arXiv 2305.09781). sole: whether there is no other
+    sequence.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class LlamaSequence:
         self._used: list[int] = []  # ids of its further leaves
 
     def grow(self, tree: Draft, before: int) -> tuple[list[int], list[list[int]]]:
-        """Positions of a tree's nodes, and the ids that each belongs to.
+        """Positions of a tree's nodes, and the sequence ids of each.
 
-        before: tokens of the context. Gives its leaves the cells of the context; those
-        that the same call computes must belong to `sharing`.
+        before: number of context tokens. Copies the cells of the context to the leaves;
+        context tokens that the same call computes must belong to `sharing`.
         """
         leaves = [self.id, *self._further][: len(tree.leaves)]
         ids: list[list[int]] = [[] for _ in range(len(tree))]
@@ -64,17 +64,17 @@ class LlamaSequence:
 
     @property
     def sharing(self) -> list[int]:
-        """Ids that a token of the context belongs to in the call of a tree."""
+        """Sequence ids of a context token in the call of a tree."""
         return [self.id, *self._used]
 
     def reset(self, there: bool) -> None:
-        """Forgets everything; there: whether its context still exists."""
+        """Drop all cells; there: whether the llama.cpp context still exists."""
         if there:
             self.cache.reset()
         self.prompt_row = None
 
     def drop_padding(self) -> None:
-        """Removes the cells after those that are known."""
+        """Remove the padding cells after the known ones."""
         lib.llama_memory_seq_rm(self._memory, self.id, len(self.cache), -1)
 
     @property
@@ -83,20 +83,20 @@ class LlamaSequence:
         return int(lib.llama_state_seq_get_size(self._ctx, self.id))
 
     def state(self) -> bytes:
-        """All its cells as llama.cpp writes them."""
+        """All its cells in llama.cpp's format."""
         data = (ctypes.c_uint8 * self.state_size)()
         lib.llama_state_seq_get_data(self._ctx, data, len(data), self.id)
         return bytes(data)
 
     def put(self, state: bytes, cells: int) -> bool:
-        """Whether llama.cpp took the state of so many cells instead of what it had."""
+        """Replace its cells by a state of `cells` cells; False if llama.cpp fails."""
         data = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         taken = lib.llama_state_seq_set_data(self._ctx, data, len(state), self.id)
         last = lib.llama_memory_seq_pos_max(self._memory, self.id)
         return bool(taken == len(state) and last == cells - 1)
 
     def _select(self, path: Sequence[int]) -> None:
-        """See `PrefixCache`: the path's cells go over to the first id."""
+        """Move the path's cells to the first id, see `PrefixCache`."""
         start, end = len(self.cache), len(self.cache) + len(path)
         if self.states is not None:
             self.states.select(path)

@@ -1,12 +1,12 @@
-"""llama.cpp's threads, each on a core of its own (its `--cpu-strict`).
+"""Pin each of llama.cpp's threads to a core (its `--cpu-strict`).
 
-Every operation of a graph ends with a barrier, so there are hundreds in a call. Where
-there are as many threads as cores and another program computes, Linux often puts two of
-the threads on one core while the program has another one: a barrier then lasts until a
-time slice ends. With a core for each thread only one of them shares its core with the
-program. `edgecs_bench.busy` measures both.
+Every operation of a graph ends with a barrier, so a call has hundreds of them. If there
+are as many threads as cores and another program computes, Linux often runs two of the
+threads on one core while the program has another one: a barrier then lasts until a time
+slice ends. With pinned threads, only one of them shares its core with the program.
+`edgecs_bench.busy` measures both.
 
-With more cores than threads nothing is done: there Linux finds a free one.
+With more cores than threads, threads are not pinned: Linux finds a free core.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CPUS = Path("/sys/devices/system/cpu")
 
 
 class _Params(ctypes.Structure):
-    """ggml_threadpool_params; the rest is room for fields of later versions."""
+    """ggml_threadpool_params; `rest` is room for fields of later versions."""
 
     _fields_ = (
         ("cpumask", ctypes.c_bool * _MOST_CPUS),
@@ -41,8 +41,8 @@ class _Params(ctypes.Structure):
 class ThreadPool:
     """The threads of one llama.cpp context; entered for every call.
 
-    cpus: where they may run, ascending. strict: one on each. Raises OSError or
-    AttributeError where llama.cpp was built in another way.
+    cpus: the CPUs they may use, ascending. strict: pin one thread to each. Raises
+    OSError or AttributeError for an unsupported build of llama.cpp.
     """
 
     def __init__(self, context: Any, threads: int, cpus: list[int], strict: bool):
@@ -62,7 +62,7 @@ class ThreadPool:
         self._mask = ctypes.create_string_buffer(1024)  # 8,192 processors
         self._size = len(self._mask)
         if self._get(0, self._size, self._mask) < 0:
-            raise OSError("this system has more processors than that")
+            raise OSError("this system has more than 8,192 processors")
         cpu.ggml_threadpool_new.restype = ctypes.c_void_p
         self._free = cpu.ggml_threadpool_free
         self._free.argtypes, self._free.restype = [ctypes.c_void_p], None
@@ -75,22 +75,23 @@ class ThreadPool:
         attach(context, self._pool, self._pool)
 
     def __enter__(self) -> None:
-        """Notes where the calling thread may run: it is one of the threads."""
+        """Save the affinity of the calling thread, which is one of the threads."""
         self._get(0, self._size, self._mask)
 
     def __exit__(self, *exc: object) -> None:
-        """It may run there again; so may what it starts."""
+        """Restore the affinity of the calling thread, for it and its children."""
         self._set(0, self._size, self._mask)
 
     def free(self) -> None:
-        """After the context is freed."""
+        """Free the threads; must be called after the context is freed."""
         self._free(self._pool)
 
 
 def thread_pool(context: Any, threads: int, *, strict: bool) -> ThreadPool | None:
-    """A pool, strict where there is a core for each thread and no other; or None.
+    """A thread pool, or None if it is not supported.
 
-    The others are told too where they may run: contexts of a process share threads.
+    It pins threads if `strict` is set and there are as many cores as threads. Otherwise
+    it only sets the allowed CPUs, as contexts of a process share threads.
     """
     if sys.platform != "linux" or threads == 1:
         return None
@@ -108,9 +109,9 @@ def thread_pool(context: Any, threads: int, *, strict: bool) -> ThreadPool | Non
 
 
 def one_of_each(cores: Iterable[set[int]], allowed: set[int]) -> list[int]:
-    """The first processor that may be used of every core, ascending.
+    """The first allowed CPU of every core, ascending.
 
-    cores: for some processors, all of the core they belong to.
+    cores: for each CPU, all CPUs of its core.
 
     >>> one_of_each([{0, 4}, {1, 5}, {0, 4}, {1, 5}], {0, 4, 5})
     [0, 5]
@@ -119,7 +120,7 @@ def one_of_each(cores: Iterable[set[int]], allowed: set[int]) -> list[int]:
 
 
 def _siblings(cpu: int) -> set[int]:
-    """The processors of its core: `0,4` or `0-1` in a file."""
+    """The CPUs of the same core: `0,4` or `0-1` in a file."""
     try:
         text = (_CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text("ascii")
         parts = [list(map(int, part.split("-"))) for part in text.split(",")]
@@ -129,5 +130,5 @@ def _siblings(cpu: int) -> set[int]:
 
 
 def _loaded(name: str) -> ctypes.CDLL:
-    """A library that llama.cpp has loaded; by another name it would be a second one."""
+    """A library that llama.cpp has loaded; another name would load a second copy."""
     return ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)

@@ -1,7 +1,7 @@
-"""What the tokens of a GGUF spell, for grammars; and llama.cpp's own grammars.
+"""The bytes of a GGUF's tokens, for grammars; and llama.cpp's own grammars.
 
-The latter are here for the bench only: edgecs masks with `edgecs.grammar.mask`, which
-is faster by two orders of magnitude.
+The latter are for benchmarks only: edgecs masks with `edgecs.grammar.mask`, which is
+faster by two orders of magnitude.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from edgecs.errors import ConfigError
 from edgecs.grammar.mask import TokenTrie
 
-_ROOM = 1 << 16  # bytes; a token that needs more spells nothing useful
+_ROOM = 1 << 16  # bytes; longer tokens are treated as empty
 
 
 def token_trie(vocab: lib.llama_vocab_p) -> TokenTrie:
-    """The trie of a loaded vocabulary; 0.3 s for 49,000 tokens, so keep it.
+    """The trie of a loaded vocabulary; building takes 0.3 s for 49,000 tokens.
 
     Control tokens have no text. User-defined tokens in angle brackets are treated like
-    them, whatever they print: a <tool_call> inside a JSON string is no text either.
+    them: a <tool_call> is not text inside a JSON string.
     """
     size = lib.llama_vocab_n_tokens(vocab)
     pieces = _pieces(vocab, size)
@@ -37,7 +37,7 @@ def token_trie(vocab: lib.llama_vocab_p) -> TokenTrie:
 
 
 def _pieces(vocab: lib.llama_vocab_p, size: int) -> list[bytes]:
-    """The text of every token. With plain integers a call takes half the time."""
+    """The bytes of every token. With plain integers a call takes half the time."""
     kinds = (ctypes.c_void_p, ctypes.c_int32) * 2
     prototype = ctypes.CFUNCTYPE(ctypes.c_int32, *kinds, ctypes.c_int32, ctypes.c_bool)
     function = ctypes.cast(lib.llama_cpp._lib.llama_token_to_piece, ctypes.c_void_p)
@@ -52,7 +52,7 @@ def _pieces(vocab: lib.llama_vocab_p, size: int) -> list[bytes]:
 
 
 class LlamaGrammar:
-    """llama.cpp's grammar sampler, to be measured against."""
+    """llama.cpp's grammar sampler, for comparison."""
 
     def __init__(self, vocab: lib.llama_vocab_p, schema: str) -> None:
         rules = json_schema_to_gbnf(schema).encode()
@@ -65,7 +65,7 @@ class LlamaGrammar:
         self._candidates["id"] = np.arange(size)
 
     def mask(self) -> NDArray[np.bool_]:
-        """Which tokens may come next, bool [vocabulary]."""
+        """The tokens that are allowed next, bool [vocabulary]."""
         self._candidates["logit"] = 0
         pointer = self._candidates.ctypes.data_as(ctypes.POINTER(lib.llama_token_data))
         array = lib.llama_token_data_array(pointer, self._candidates.size, -1, False)
@@ -74,11 +74,11 @@ class LlamaGrammar:
         return allowed
 
     def accept(self, token: int) -> None:
-        """Goes on to the next token."""
+        """Advance the grammar by a token."""
         lib.llama_sampler_accept(self._sampler, token)
 
     def close(self) -> None:
-        """Frees the sampler; may be called again."""
+        """Free the sampler; may be called again."""
         if self._sampler:
             lib.llama_sampler_free(self._sampler)
             self._sampler = None

@@ -1,4 +1,4 @@
-"""The tokenizer that lives in a GGUF, as a `Tokenizer`."""
+"""The tokenizer of a GGUF, as a `Tokenizer`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from edgecs.core.context import Tokens
 from edgecs.core.reading import check_model
-from edgecs.engines.llama import library  # noqa: F401  takes llama.cpp's log
+from edgecs.engines.llama import library  # noqa: F401  redirects llama.cpp's log
 from edgecs.errors import ConfigError, ModelError
 from edgecs.hub.compatibility import real_size
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class LlamaVocabulary:
-    """Text to ids and back with the vocabulary of a loaded model."""
+    """Converts text to ids and back with the vocabulary of a loaded model."""
 
     def __init__(self, model: lib.llama_model_p) -> None:
         self._vocab = vocab = lib.llama_model_get_vocab(model)
@@ -45,7 +45,7 @@ class LlamaVocabulary:
     def encode(self, text: str, *, document: bool = True) -> Tokens:
         """Ids of `text`, special tokens parsed, int32 [n].
 
-        document: add BOS (and what else the model wants around a text).
+        document: add BOS (and other tokens that the model expects around a text).
         """
         self._refuse_if_closed()
         try:
@@ -68,20 +68,21 @@ class LlamaVocabulary:
             ids = np.empty(-count, dtype=np.int32)
 
     def piece(self, token: int) -> bytes:
-        """What a token adds to the text; control tokens add nothing."""
+        """The bytes that a token adds to the text; control tokens add nothing."""
         known = self._pieces.get(token)
         if known is None:
             known = self._pieces[token] = self._render(token, special=False)
         return known
 
     def spelling(self, token: int) -> str:
-        """How a template writes a token; that of control tokens as well."""
+        """The text of a token in a template, also of control tokens."""
         return self._text(token)
 
     def pieces(self) -> list[bytes]:
-        """The text of every token, special ones spelt out, without padding at the end.
+        """The text of every token, including special ones, without trailing padding.
 
-        The file marks tokens as unused that only make the matrices rounder.
+        Padding tokens, which only round up the matrix sizes, are marked as unused in
+        the file.
         """
         ids, unused = range(self.size), lib.LLAMA_TOKEN_ATTR_UNUSED
         texts = [self._render(token, special=True) for token in ids]
@@ -90,7 +91,7 @@ class LlamaVocabulary:
 
     @cached_property
     def trie(self) -> TokenTrie:
-        """What the tokens spell, for grammars; made when first asked for."""
+        """The trie of all tokens, for grammars; built at first use."""
         from edgecs.engines.llama.token_bytes import token_trie
 
         return token_trie(self._vocab)
@@ -135,7 +136,7 @@ def open_vocabulary(gguf: Path) -> Iterator[LlamaVocabulary]:
 
 @contextmanager
 def load_vocabulary(gguf: Path) -> Iterator[LlamaVocabulary]:
-    """As `open_vocabulary`, of a file that may end the process."""
+    """Like `open_vocabulary`, without the test whether the file crashes llama.cpp."""
     params = lib.llama_model_default_params()
     params.vocab_only = True
     model = lib.llama_model_load_from_file(os.fsencode(gguf), params)

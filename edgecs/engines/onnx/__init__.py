@@ -1,1 +1,1 @@
-"""ONNX Runtime for small drafters: decoders, and heads on the target's states."""
+"""ONNX Runtime for small drafters: decoders, and heads on hidden states of a target."""

@@ -1,7 +1,7 @@
 """An exported decoder in ONNX Runtime as a `LanguageModel`: a small neural drafter.
 
-It sees the last `window` tokens at most, so its cost does not follow the context, and
-answers in the target's ids, whatever ids it has itself.
+It reads at most the last `window` tokens, so its cost does not grow with the context,
+and its logits are mapped to the target's ids.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from edgecs.hub.drafter_manifest import DrafterManifest, read_drafter
 
 # chosen: rows of logits for all tokens of a call have to fit memory.
 _CHUNK = 64  # tokens in one call; the engine computes a row of logits for each
-# chosen: enough cells to see what an engine does with them.
+# chosen: enough cells for a failure to show.
 _PROBED = 16  # cells that the check at load fills
 
 
 class OnnxModel:
     """Scores drafts with the decoder of a drafter's folder.
 
-    provider: the execution provider that was chosen; provider_notes: why each of those
-    that were preferred to it was not.
+    provider: the chosen execution provider; provider_notes: why each preferred one was
+    not chosen.
 
-    Raises ModelError for a folder, a graph or a map that does not fit together.
+    Raises ModelError if the folder, the graph or the id map is invalid.
     """
 
     rewindable = True
     max_leaves = sequences = 1
-    n_ctx = 2**31 - 1  # what lies before the window is forgotten
+    n_ctx = 2**31 - 1  # tokens before the window are dropped
 
     def __init__(
         self,
@@ -97,12 +97,12 @@ class OnnxModel:
             self._cache.keep(context, len(context) - 1 - self._cache.first)
 
     def reset(self) -> None:
-        """Forgets everything, as if just loaded."""
+        """Drop all cells, as if just loaded."""
         if self._cells is not None:
             self._cache.reset()
 
     def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
-        """Claims the model; a second holder gets a ModelError."""
+        """Claim the model; raises ModelError for a second holder."""
         return self._holder.hold()
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class OnnxModel:
     def _prepare(
         self, session: ort.InferenceSession, provider: str
     ) -> tuple[Cells, int]:
-        """Cells that are known to work, and the width of the logits."""
+        """Tested cells, and the width of the logits."""
         graph = read_graph(session)
         device = onnx_providers.DEVICES.get(provider, "cpu")
         window = self.manifest.window
@@ -131,14 +131,14 @@ class OnnxModel:
             else [GrowingCells(call, graph, masks=masks) for masks in (True, False)]
         )
         for cells in kinds[:-1]:
-            # A graph may refuse the mask as well as be deaf to it.
+            # A graph may raise an error for the mask, or ignore it.
             with suppress(*onnx_providers.ENGINE_ERRORS):
                 if forgets(cells, call.width, room):
                     return cells
         if forgets(kinds[-1], call.width, room):
             return kinds[-1]
         raise ModelError(
-            f"the graph does not forget with a {self.manifest.cache} cache: correct "
+            f"the graph cannot drop cells of a {self.manifest.cache} cache: correct "
             "'cache' in its manifest or export it again"
         )
 
@@ -146,7 +146,7 @@ class OnnxModel:
         if self._cells is None:
             raise ModelError("this drafter was closed: load it again")
         if not draft.is_chain:
-            raise ModelError("ONNX drafters take chains; this draft is a tree")
+            raise ModelError("ONNX drafters score chains only; this draft is a tree")
         if not len(context):
             raise ModelError("an empty context has no next token: give a prompt")
         if len(draft) > self.max_draft:
@@ -156,7 +156,7 @@ class OnnxModel:
             )
 
     def _keep(self, context: Context, drafted: int) -> int:
-        """How many cells stay; begins a new window where that is better."""
+        """Number of cells that are kept; starts a new window where that is better."""
         cache, half = self._cache, self.manifest.window // 2
         kept = cache.keep(context, len(context) - 1 - cache.first)
         seen = len(context) - cache.first
@@ -171,9 +171,9 @@ class OnnxModel:
     def _feed(
         self, tokens: Tokens, rows: int, cancel: threading.Event | None
     ) -> Logits:
-        """Computes `tokens` after the cells that are there; logits of the last `rows`.
+        """Compute `tokens` after the existing cells; returns logits of the last `rows`.
 
-        These all come from the last call.
+        These rows all come from the last call.
         """
         ids, start = self._ids.to_drafter(tokens), 0
         while ids.size - start > _CHUNK:

@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 
 class Engine:
-    """Runs what a drafter computes, in a thread that suits; closes.
+    """Runs a drafter's calls, in a separate thread where needed; has to be closed.
 
-    watch: through which every call of a session has to go. provider: the execution
-    provider that was chosen; provider_notes: why each of those that were preferred to
-    it was not. Raises ModelError where the manifest names a file that is not there.
+    watch: the watchdog that every call of a session has to use. provider: the chosen
+    execution provider; provider_notes: why each preferred one was not chosen. Raises
+    ModelError if a file that the manifest names is missing.
     """
 
     def __init__(self, manifest: DrafterManifest, cancel: threading.Event) -> None:
@@ -42,7 +42,7 @@ class Engine:
         threads: int,
         providers: Sequence[str] | None,
     ) -> T:
-        """What `works` makes of the graph, see `providers.open_best`."""
+        """The result of `works` for the graph, see `providers.open_best`."""
         done, opened = self._aside(
             onnx_providers.open_best,
             self._manifest.path,
@@ -54,7 +54,7 @@ class Engine:
         return done
 
     def run(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """What a call gives; raises ModelError where the engine fails, or Cancelled."""
+        """The result of a call; raises ModelError if the engine fails, or Cancelled."""
         try:
             return self._aside(call, *args, **kwargs)
         except onnx_providers.ENGINE_ERRORS as error:
@@ -64,6 +64,6 @@ class Engine:
             ) from error
 
     def close(self) -> None:
-        """Ends its threads; may be called again."""
+        """End its threads; may be called again."""
         self._aside.close()
         self.watch.close()

@@ -1,6 +1,6 @@
-"""What an exported decoder takes and gives, read from its session; no numbers yet.
+"""The inputs and outputs of an exported decoder, read from its session.
 
-The names are those that optimum writes: input_ids, attention_mask, position_ids,
+The names are those of optimum: input_ids, attention_mask, position_ids,
 past_key_values.N.key and .value; logits, present.N.key and .value.
 """
 
@@ -22,12 +22,12 @@ _TYPES: dict[str, type[np.generic]] = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
 }
-_LARGEST = 1 << 22  # of one dimension; more would be buffers without end
+_LARGEST = 1 << 22  # of one dimension; limits the size of buffers
 _CALL = ("input_ids", "attention_mask", "position_ids")
 
 
 class Cell(NamedTuple):
-    """One of a layer's two caches: names, and the shape but for its length."""
+    """One of a layer's two caches: names, and the shape without its length."""
 
     past: str
     present: str
@@ -42,11 +42,11 @@ class Graph(NamedTuple):
     inputs: dict[str, type[np.generic]]  # of input_ids, attention_mask, position_ids
     cells: tuple[Cell, ...]  # key and value of every layer
     logits: type[np.generic]
-    width: int | None  # rows of the head; None where the file leaves it open
+    width: int | None  # rows of the head; None if the file does not define it
 
 
 def read_graph(session: ort.InferenceSession) -> Graph:
-    """Raises ModelError where this is not a decoder with a KV cache."""
+    """Read a graph; raises ModelError if it is not a decoder with a KV cache."""
     takes = {node.name: node for node in session.get_inputs()}
     gives = {node.name: node for node in session.get_outputs()}
     for name in ("input_ids", "attention_mask"):
@@ -56,7 +56,7 @@ def read_graph(session: ort.InferenceSession) -> Graph:
     for name, node in takes.items():
         past = _PAST.fullmatch(name)
         if past is None:
-            _require(name in _CALL, f"wants the input {name}, which edgecs cannot give")
+            _require(name in _CALL, f"has the unsupported input {name}")
             continue
         present = f"present.{past[1]}.{past[2]}"
         _require(present in gives, f"has no output {present} for its input {name}")
@@ -68,18 +68,18 @@ def read_graph(session: ort.InferenceSession) -> Graph:
 
 
 def check_rows(shape: Sequence[Any]) -> None:
-    """Raises ModelError unless this is the shape of logits: one row for every token."""
+    """Raise ModelError unless this is a shape of logits, with one row per token."""
     known = len(shape) == 3 and (not isinstance(shape[2], int) or is_size(shape[2]))
     _require(known, f"has logits of shape {list(shape)}, not [batch, n, rows]")
 
 
 def is_size(dimension: Any) -> bool:
-    """Whether a dimension is a number that buffers can be made of."""
+    """Whether a dimension is a number that is valid for buffers."""
     return isinstance(dimension, int) and 1 <= dimension <= _LARGEST
 
 
 def _head_width(shape: Sequence[Any]) -> int | None:
-    """None where the file leaves it open, or says nothing of the shape."""
+    """Rows of the head; None if the file does not define them."""
     if not shape:
         return None
     check_rows(shape)

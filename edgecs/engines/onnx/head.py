@@ -1,9 +1,9 @@
-"""A head in ONNX Runtime as a `LanguageModel`: one layer on the target's own states.
+"""A head in ONNX Runtime as a `LanguageModel`: one layer on the target's hidden states.
 
-Input i is the target's final hidden state that chose token i, and that token. Where the
-target has not computed a state yet, in the draft, the head's last output stands in for
-it (EAGLE, arXiv 2401.15077). So a draft is written token by token, and the head reviews
-nobody.
+Input i is the target's final hidden state that predicted token i, and that token. In a
+draft, where the target has not computed a state yet, the head's last output replaces it
+(EAGLE, arXiv 2401.15077). A draft is therefore generated token by token, and a head
+cannot review other drafters.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _OUTPUTS = ["logits", "next_state", "key", "value"]
 
 
 class OnnxHead:
-    """Proposes tokens behind the states that a target notes.
+    """Proposes tokens from the hidden states that a target records.
 
-    states: of the target; what a context has none of is read without. provider, and
-    provider_notes: see `OnnxModel`. Raises ModelError for a folder or a graph that does
-    not fit, or that was made for a target with other states.
+    states: of the target; tokens without a known state are read with zeros. provider
+    and provider_notes: see `OnnxModel`. Raises ModelError for an invalid folder or
+    graph, or a head made for a target with states of another width.
     """
 
     rewindable = True
     max_leaves = sequences = 1
-    n_ctx = 2**31 - 1  # what lies before the window is forgotten
-    max_draft = 0  # it reviews nobody
+    n_ctx = 2**31 - 1  # tokens before the window are dropped
+    max_draft = 0  # it cannot review drafts
 
     def __init__(
         self,
@@ -79,11 +79,12 @@ class OnnxHead:
         self._cells: _Cells | None = cells
         self._cache = PrefixCache(cells.drop)
         self._holder = OneHolder(f"the drafter {manifest.name}")
-        self._guesses: tuple[Context, int] | None = None  # whose end they follow
+        # Cells from guessed states follow this context at this length.
+        self._guesses: tuple[Context, int] | None = None
         self._sure = 0  # cells before the guesses
-        self._at = 0  # cells up to the one that these came from
+        self._at = 0  # cells up to the one that `_last` came from
         nothing: State = np.empty((0, 0), dtype=np.float32)
-        self._last = nothing, nothing  # state and logits that came last
+        self._last = nothing, nothing  # last state and logits
 
     def score(self, requests: Sequence[Request]) -> list[Rows]:
         """Logits after the context, see `LanguageModel`; there must be no draft."""
@@ -96,7 +97,7 @@ class OnnxHead:
         read = max(0, committed - begin)
         if read:
             known = self._states.of(context, max(begin, 1) - 1, committed - 1)
-            if not begin:  # nothing chose the first token
+            if not begin:  # no state predicted the first token
                 known = np.vstack((np.zeros((1, known.shape[1]), np.float32), known))
             self._feed(tokens[:read], known)
             self._sure, self._guesses = len(cache), (context.root, committed)
@@ -105,18 +106,18 @@ class OnnxHead:
         return [Rows(self._ids.to_target(self._last[1]), tokens.size)]
 
     def end_turn(self, context: Context, sequence: int = 0) -> None:
-        """Drops what is not of the context, see `LanguageModel`."""
+        """Drop cells that do not belong to the context, see `LanguageModel`."""
         if self._cells is not None:
             self._cache.keep(context, len(context) - 1 - self._cache.first)
 
     def reset(self) -> None:
-        """Forgets everything, as if just loaded."""
+        """Drop all cells, as if just loaded."""
         if self._cells is not None:
             self._cache.reset()
             self._guesses, self._sure = None, 0
 
     def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
-        """Claims the model; a second holder gets a ModelError."""
+        """Claim the model; raises ModelError for a second holder."""
         return self._holder.hold()
 
     def close(self) -> None:
@@ -128,11 +129,11 @@ class OnnxHead:
     def _prepare(
         self, session: ort.InferenceSession, provider: str
     ) -> tuple[_Cells, int, int]:
-        """Cells that are known to work, how many tokens it knows, width of states."""
+        """Tested cells, the number of tokens it can propose, the width of states."""
         takes = {node.name: node.shape for node in session.get_inputs()}
         gives = {node.name: node.shape for node in session.get_outputs()}
         if set(takes) != _INPUTS or set(gives) != set(_OUTPUTS):
-            raise ModelError("the graph is no head: make it with `edgecs distill`")
+            raise ModelError("the graph is not a head: make it with `edgecs distill`")
         shapes = {**takes, **gives}
         width, kv_width, rows = (
             _columns(name, shapes[name]) for name in ("state", "past_key", "logits")
@@ -150,27 +151,27 @@ class OnnxHead:
         return cells, rows, width
 
     def _check_width(self, width: int) -> None:
-        """Raises ModelError for a head that was made for another target."""
+        """Raise ModelError for a head that was made for another target."""
         theirs, made_for = self._states.width, self.manifest.source
         if width != theirs:
             raise ModelError(
-                f"the head {self.manifest.name} goes on from states of {width}, but "
-                f"the target's are {theirs} wide: use the target that it was made for "
-                f"({made_for or 'its manifest does not name it'})"
+                f"the head {self.manifest.name} needs hidden states of width {width}, "
+                f"but the target's have width {theirs}: use the target that it was "
+                f"made for ({made_for or 'its manifest does not name it'})"
             )
 
     def _check(self, context: Context, draft: Draft) -> None:
         if self._cells is None:
             raise ModelError("this drafter was closed: load it again")
         if len(draft):
-            raise ModelError("a head reviews nobody: give it no draft")
+            raise ModelError("a head cannot review a draft: pass an empty draft")
         if not len(context):
             raise ModelError("an empty context has no next token: give a prompt")
 
     def _keep(self, context: Context, committed: int) -> int:
-        """How many cells stay; begins a new window where that is better.
+        """Number of cells that are kept; starts a new window where that is better.
 
-        Cells of a draft were computed from guessed states. They are good as long as the
+        Cells of a draft were computed from guessed states. They are valid while the
         draft grows, and are computed again when their tokens are committed.
         """
         cache, window = self._cache, self.manifest.window
@@ -178,7 +179,7 @@ class OnnxHead:
         most = len(context) - 1 - cache.first
         kept = cache.keep(context, most if drafting else min(most, self._sure))
         if len(context) > committed and kept != self._at:
-            # The output that a draft goes on from is not there: it is computed again.
+            # The output that a draft continues from is missing: compute it again.
             kept = cache.keep(context, min(self._sure, committed - 1 - cache.first))
         self._sure = min(self._sure, kept)
         seen = len(context) - cache.first
@@ -190,7 +191,7 @@ class OnnxHead:
         return kept
 
     def _feed(self, tokens: Tokens, states: State) -> None:
-        """Computes cells; keeps the state and the logits behind the last one."""
+        """Compute cells; keeps the state and the logits after the last one."""
         assert self._cells is not None
         position = self._cache.first + len(self._cache)
         ids = self._ids.to_drafter(tokens)
@@ -201,7 +202,7 @@ class OnnxHead:
 
 
 def _columns(name: str, shape: Sequence[Any]) -> int:
-    """The width of one of the graph's matrices; raises ModelError where it has none."""
+    """The width of one of the graph's matrices; raises ModelError if it is unknown."""
     if len(shape) != 2 or not is_size(shape[1]):
         raise ModelError(
             f"the graph has {name} of shape {shape}, not [n, width]: make it with "
@@ -224,7 +225,7 @@ class _Cells:
     def run(
         self, ids: NDArray[np.int64], states: State, position: int
     ) -> tuple[NDArray[np.float32], State]:
-        """Logits [1, rows] and state [1, width] behind the last of some tokens [n]."""
+        """Logits [1, rows] and state [1, width] after the last of the tokens [n]."""
         n, used = ids.size, self._used
         feeds = {
             "token": ids,
@@ -243,12 +244,12 @@ class _Cells:
         return logits, state
 
     def drop(self, length: int) -> bool:
-        """Forgets the cells from `length` on."""
+        """Drop the cells from `length` on."""
         self._used = length
         return True
 
     def _mask(self, n: int, used: int) -> NDArray[np.float32]:
-        """0 for what a token sees, [n, used + n]: every cell, and no later token."""
+        """0 for what a token attends to, [n, used + n]: all but later tokens."""
         if n == 1:
             return np.zeros((1, used + 1), dtype=np.float32)
         later = np.triu(np.full((n, n), -np.inf, dtype=np.float32), 1)

@@ -1,7 +1,7 @@
-"""A drafter's ids and the target's: tokens one way, rows of logits the other.
+"""Map the target's token ids to a drafter's, and the drafter's logits back.
 
 A trimmed drafter has rows for some of the target's tokens only; a padded one has more
-rows than the target, or fewer. No engine in here.
+rows than the target, or fewer. This module uses no engine.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ _HEADERS = {
 
 
 class IdMap:
-    """width: rows of the drafter's head; vocab_size: the target's.
+    """Maps ids and logits between a drafter and its target.
 
-    spare: ids that the drafter reads but never proposes.
+    width: rows of the drafter's head; vocab_size: the target's. spare: number of ids
+    that the drafter reads but never proposes.
     """
 
     def __init__(
@@ -62,20 +63,20 @@ class IdMap:
             return self._inverse[tokens]
         except IndexError as error:
             raise ModelError(
-                f"a token beyond the vocabulary of {self._vocab_size} was given to a "
-                "drafter: it was loaded for another target"
+                f"a token is outside of the vocabulary of {self._vocab_size}: the "
+                "drafter was loaded for another target"
             ) from error
 
     def to_target(self, logits: NDArray[Any]) -> NDArray[np.float32]:
         """Rows [n, target's vocabulary]; -inf for tokens that the drafter lacks.
 
-        A view that holds until the next call, of `logits` where nothing needs to move.
+        A view that is valid until the next call, of `logits` if no column moves.
         """
         if self._plain and logits.dtype == np.float32:
             return logits[:, : self._vocab_size]
         n = logits.shape[0]
         if n > self._buffer.shape[0]:
-            # What the map does not name stays -inf from here on.
+            # Columns that are not in the map stay -inf.
             shape = (2 * n, self._vocab_size)
             self._buffer = np.full(shape, -np.inf, dtype=np.float32)
         rows = self._buffer[:n]
@@ -95,7 +96,7 @@ def _read_map(
             problem = _form_problem(header, size - start.tell(), width)
             file.seek(start.tell())
             body = b"" if problem else file.read(4 * width)
-    except Exception as error:  # a header is a Python literal: anything may go wrong
+    except Exception as error:  # a header is a Python literal: any error is possible
         raise ModelError(
             f"{path} cannot be read as an id map ({reason(error)}): fetch or export "
             "the drafter again"
@@ -108,7 +109,7 @@ def _read_map(
 
 
 def _form_problem(header: tuple[Any, ...], size: int, width: int) -> str | None:
-    """What is wrong with the claims of a header; size: bytes that follow it."""
+    """What is wrong with a header; size: bytes that follow it."""
     shape, fortran_order, dtype = header
     if dtype != np.int32 or len(shape) != 1 or fortran_order:
         return "must be one row of int32"

@@ -1,8 +1,8 @@
 """The KV cache of an ONNX decoder and the call that fills it, for both kinds of graph.
 
-Cells never pass through Python: what one call puts out is bound as input of the next,
-or both are one buffer. Tokens are the drafter's ids; what belongs to which context is
-for somebody else to know.
+Cells are not copied by Python: the outputs of one call are bound as inputs of the next,
+or both are the same buffer. Tokens are the drafter's ids; contexts are handled by
+`kv_prefix`.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ class Cells(Protocol):
     """Cells 0, 1, 2, ... of a decoder."""
 
     def run(self, tokens: Ids) -> Logits:
-        """Computes cells for `tokens` after those that are there; logits of each.
+        """Compute cells for `tokens` after the existing ones; returns their logits.
 
-        A view that holds until the next call.
+        The logits are a view that is valid until the next call.
         """
 
     def drop(self, length: int) -> bool:
-        """Forgets the cells from `length` on; False where that cannot be done."""
+        """Drop the cells from `length` on; returns False if that is not possible."""
 
     def compact(self) -> None:
-        """Frees the room of what was forgotten, if it takes any."""
+        """Free the memory of dropped cells, if they use any."""
 
 
 class _Input(NamedTuple):
     name: str
     buffer: NDArray[Any]
-    pointer: int  # numpy takes a microsecond to say it
+    pointer: int  # stored, as numpy takes a microsecond to return it
 
 
 class Call:
     """The inputs and outputs other than cells, in buffers that are bound in place.
 
-    device: where the cells are; logits always come to the CPU. watch: ends a call that
-    takes too long. most: tokens in one call. span: cells that the attention mask can
-    cover.
+    device: device of the cells; logits are always on the CPU. watch: ends a call that
+    takes too long. most: most tokens in one call. span: cells that the attention mask
+    can cover.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Call:
         self.width = width
 
     def run(self, tokens: Ids, position: int, span: int) -> Logits:
-        """Runs the graph: tokens at `position` and on, under the first `span` of mask.
+        """Run the graph on tokens at `position` and on, with `span` values of the mask.
 
         The cells must be bound.
         """
@@ -105,17 +105,17 @@ class Call:
         self.binding.synchronize_outputs()
 
     def _bind(self, into: _Input, n: int) -> None:
-        """The first n of a buffer. On a GPU it is the binding that copies them."""
+        """Bind the first n values of a buffer; for a GPU, the binding copies them."""
         kind = into.buffer.dtype.type
         self.binding.bind_input(into.name, "cpu", 0, kind, (1, n), into.pointer)
 
 
 class GrowingCells:
-    """Past cells go in, past and new cells come out: the plain export.
+    """The plain export: inputs are past cells, outputs are past and new cells.
 
-    What is forgotten stays where it is behind a mask of 0, while positions go on from
-    what is left, until `window` is full; then it is cut out. With masks=False it is cut
-    out at once, for graphs that do not answer to the mask.
+    Dropped cells are masked with 0, and positions continue from the remaining cells,
+    until `window` is full; then dropped cells are removed. With masks=False they are
+    removed at once, for graphs that ignore the mask.
     """
 
     def __init__(self, call: Call, graph: Graph, *, masks: bool) -> None:
@@ -156,11 +156,11 @@ class GrowingCells:
         return True
 
     def compact(self) -> None:
-        """Moves the live cells together."""
+        """Remove dropped cells by moving the live ones together."""
         self._set(self._slots[: self._live].copy())
 
     def _set(self, slots: NDArray[np.int64]) -> None:
-        """Keeps the cells at these slots alone, now at 0, 1, 2, ..."""
+        """Keep only the cells at these slots, moved to 0, 1, 2, ..."""
         past = []
         for i, cell in enumerate(self._graph.cells):
             if slots.size:
@@ -175,10 +175,10 @@ class GrowingCells:
 
 
 class SharedCells:
-    """Past and present are one buffer: graphs with a fused GroupQueryAttention.
+    """Past and present share a buffer: graphs with a fused GroupQueryAttention.
 
-    The length of the attention mask says how many cells count, so forgetting is
-    counting less.
+    The length of the attention mask is the number of valid cells, so dropping cells
+    only changes a counter.
     """
 
     def __init__(self, call: Call, graph: Graph) -> None:
@@ -206,14 +206,14 @@ class SharedCells:
         return True
 
     def compact(self) -> None:
-        """There is nothing to free."""
+        """Do nothing: dropped cells use no extra memory."""
 
 
 def forgets(cells: Cells, width: int, room: int) -> bool:
-    """Whether what was dropped leaves no trace: the same logits with and without it.
+    """Whether dropped cells have no effect: logits are the same with and without them.
 
-    Both sides are made of the same calls, because a graph with quantised activations
-    answers differently to other calls for the same tokens.
+    Both sides use the same calls, because logits of a graph with quantised activations
+    depend on the other tokens of a call.
     """
     ids = np.arange(room, dtype=np.int64) % width
     start, after, stale = ids[:3], ids[3:4], ids[4:]
@@ -225,7 +225,7 @@ def forgets(cells: Cells, width: int, room: int) -> bool:
             cells.run(tokens)
             cells.drop(start.size)
         first = cells.run(after).astype(np.float32)
-        cells.compact()  # shows whether new cells are where they are thought to be
+        cells.compact()  # detects new cells in unexpected places
         return np.concatenate([first, cells.run(after).astype(np.float32)])
 
     clean, used = answer(), answer(stale, after)

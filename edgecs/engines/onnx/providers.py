@@ -1,7 +1,7 @@
 """Execution providers of ONNX Runtime: which ones work, and a session on the best.
 
-A provider that was compiled in may still lack its drivers, so one counts as working
-only when a session was opened on it, and as chosen only when the model ran on it.
+A provider that is compiled in may still lack its drivers. A provider works if a session
+opens on it, and is chosen only if the model runs on it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ PREFERENCE = (
     "CPUExecutionProvider",
 )
 DEVICES = {"CUDAExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
-"""Where a provider keeps its tensors; cpu for those that are not here."""
+"""Device of a provider's tensors; cpu for providers that are not listed."""
 
-# Every failure has a class of its own there; they share no base but Exception.
-# MemoryError comes from buffers as large as the file says.
+# ONNX Runtime has a class for every failure, without a common base but Exception.
+# MemoryError comes from buffers of the size that the file requests.
 ENGINE_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
@@ -43,14 +43,14 @@ _IDENTITY = bytes.fromhex(
     "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02"
     "0801620f0a0179120a0a08080112040a02080142040a00100d"
 )
-_OFF = 4  # severity: fatal errors only; a missing driver is an answer, not an error
+_OFF = 4  # severity: fatal errors only; a missing driver is an expected result
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
 _FAILURES: tuple[type[Exception], ...] = (*ENGINE_ERRORS, ModelError)
 
 
 class Opened(NamedTuple):
-    """What was chosen, and why nothing that was preferred to it was."""
+    """The chosen provider, and why each preferred one was not chosen."""
 
     session: ort.InferenceSession
     provider: str
@@ -75,10 +75,10 @@ def open_best(
     threads: int,
     providers: Sequence[str] | None = None,
 ) -> tuple[T, Opened]:
-    """The first provider on which the model opens and `works` returns, and what it did.
+    """Open the model on the first provider on which `works` succeeds.
 
-    works: given the session and the provider, runs the model; may raise ModelError.
-    Raises ModelError if no provider is left.
+    works: called with the session and the provider to run the model; may raise
+    ModelError. Returns its result. Raises ModelError if no provider works.
     """
     ort.set_default_logger_severity(_OFF)
     notes: dict[str, str] = {}
@@ -93,14 +93,14 @@ def open_best(
             notes[name] = reason(error)
         else:
             return done, Opened(session, name, notes)
-    # A file that is at fault is so for every provider; the last one is the plainest.
+    # An invalid file fails on every provider; the last one has the plainest message.
     last = list(notes.items())[-1:]
     why = "; ".join(f"{name}: {note}" for name, note in last) or "no provider was named"
     raise ModelError(f"{path} does not run in ONNX Runtime ({why})")
 
 
 def reason(error: Exception) -> str:
-    """What the engine says, as one line without its codes."""
+    """The engine's error message as one line without codes."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return _PREFIX.sub("", lines[0]).strip()
 
@@ -111,9 +111,9 @@ def _open(model: str | bytes, provider: str, threads: int) -> ort.InferenceSessi
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    # Shapes change at every token; a pattern kept for each would never be used again.
+    # Shapes change at every token, so a stored pattern would never be reused.
     options.enable_mem_pattern = False
-    # The target's threads need the cores that spinning ones would burn.
+    # Spinning threads would take cores from the target's threads.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     # Without enable_fallback=False a failure is printed to stdout and hidden.

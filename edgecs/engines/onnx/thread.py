@@ -1,9 +1,9 @@
-"""Where ONNX Runtime computes: in the caller's thread, or in one of its own.
+"""Run ONNX Runtime in the caller's thread, or in a separate thread.
 
-ONNX Runtime, PyTorch and llama.cpp set up the processor's matrix tiles (AMX) for
-themselves, llama.cpp once for each of its threads. What one leaves in a thread is wrong
-for the other: the target would compute nonsense after a drafter's call, or crash after
-a training.
+ONNX Runtime, PyTorch and llama.cpp each configure the CPU's matrix tiles (AMX),
+llama.cpp once per thread. The tile configuration of one library is wrong for the others
+in the same thread: the target would compute wrong results after a drafter's call, or
+crash after a training.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ R = TypeVar("R")
 
 
 class Aside:
-    """Runs functions one after the other, always in the same thread; closes.
+    """Runs functions one after the other in the same thread; has to be closed.
 
-    apart: whether that is a thread of its own, which costs some 0.05 ms a call.
+    apart: use a separate thread, which costs about 0.05 ms per call.
     """
 
     def __init__(self, apart: bool) -> None:
@@ -28,12 +28,12 @@ class Aside:
     def __call__(
         self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        """What the function gives or raises."""
+        """Return the function's result, or raise its exception."""
         if self._thread is None:
             return function(*args, **kwargs)
         return self._thread.submit(function, *args, **kwargs).result()
 
     def close(self) -> None:
-        """Ends the thread; may be called again."""
+        """End the thread; may be called again."""
         if self._thread:
             self._thread.shutdown()

@@ -1,7 +1,7 @@
-"""Ends calls of ONNX Runtime that do not come back.
+"""Terminate calls of ONNX Runtime that do not return.
 
-A graph comes from anywhere, and may hold a loop without an end. The engine looks
-between two nodes, and in every turn of a loop, whether its call is to be given up.
+A graph may come from an untrusted source and contain an infinite loop. The engine
+checks for termination between nodes, and in every iteration of a loop.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from edgecs.errors import Cancelled, ModelError
 
 R = TypeVar("R")
 
-# chosen: a thousand times what is usual.
-LONGEST = 10.0  # seconds; of a drafter for a few tokens, which are milliseconds
-# chosen: so Ctrl-C seems to act at once.
-_LOOK = 0.25  # seconds between two looks at a call
+# chosen: a thousand times the usual time, which is milliseconds.
+LONGEST = 10.0  # seconds; time limit of one call of a drafter
+# chosen: short enough for Ctrl-C to seem immediate.
+_LOOK = 0.25  # seconds between two checks of a call
 
 
 class Watch:
-    """Runs calls, each with the options by which it can be ended; closes.
+    """Runs calls with run options that can terminate them; has to be closed.
 
-    A call may take LONGEST. A while in which the process was stopped (Ctrl-Z) does not
-    count. cancel: ends a call as well.
+    A call may take LONGEST. Time in which the process was suspended (Ctrl-Z) does not
+    count. cancel: terminates a call as well.
     """
 
     def __init__(self, cancel: threading.Event) -> None:
@@ -36,7 +36,7 @@ class Watch:
         self._thread: threading.Thread | None = None
 
     def __call__(self, call: Callable[[ort.RunOptions], R]) -> R:
-        """What a call gives or raises; Cancelled or ModelError where it was ended."""
+        """The result of a call; raises Cancelled or ModelError if it was terminated."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._look, daemon=True)
             self._thread.start()
@@ -49,14 +49,14 @@ class Watch:
             if self._cancel.is_set():
                 raise Cancelled("stopped while a drafter computed") from error
             raise ModelError(
-                f"a call did not come back within {LONGEST:.0f} s, for which "
-                "milliseconds are usual: its graph may have a loop without an end"
+                f"a call did not return within {LONGEST:.0f} s, where milliseconds are "
+                "usual: its graph may contain an infinite loop"
             ) from error
         finally:
             self._running = None
 
     def close(self) -> None:
-        """Ends the thread; may be called again."""
+        """End the thread; may be called again."""
         self._closed.set()
 
     def _look(self) -> None:
