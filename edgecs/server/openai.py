@@ -29,7 +29,7 @@ _REASONS: Mapping[FinishReason, str] = {
     "stop": "stop",
     "length": "length",
     "context": "length",
-    "cancelled": "cancelled",
+    "cancelled": "length",  # its time was up: OpenAI has no word for it
 }
 _SEEDS = 1 << 32
 _SAMPLED = (

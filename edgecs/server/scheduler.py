@@ -70,16 +70,16 @@ class Ticket:
 
     def __init__(self, job: Job, notify: Callable[[Event], None]) -> None:
         self.job, self.notify = job, notify
-        self.slot: _Slot | None = None
         self.cancelled = False
-        self.queued = time.monotonic()
 
     def cancel(self) -> None:
         """Ends the answer within a round; may be called from any thread, and again."""
         self.cancelled = True
-        slot = self.slot
-        if slot is not None and slot.ticket is self:
-            slot.session.interrupt()
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether it was cancelled, or its time is up."""
+        return self.cancelled or self.is_late
 
     @property
     def is_late(self) -> bool:
@@ -109,8 +109,7 @@ class _Slot:
 
     @property
     def is_unwanted(self) -> bool:
-        ticket = self.ticket
-        return ticket is not None and (ticket.cancelled or ticket.is_late)
+        return self.ticket is not None and self.ticket.is_unwanted
 
     def shared(self, prompt: Tokens) -> int:
         """Tokens at the start of a prompt that it has read before."""
@@ -243,7 +242,7 @@ class Scheduler:
                 if not self._waiting:
                     return
                 ticket = self._waiting.popleft()
-            if ticket.cancelled or ticket.is_late:
+            if ticket.is_unwanted:
                 ticket.notify(Cancelled("it was cancelled, or its time was up"))
                 self.totals.cancelled += 1
                 continue
@@ -266,10 +265,8 @@ class Scheduler:
             self.totals.errors += 1
             ticket.notify(error)
             return False
-        slot.ticket, slot.answer, ticket.slot = ticket, answer, slot
+        slot.ticket, slot.answer = ticket, answer
         slot.read, slot.used = min(shared, job.prompt.size - 1), time.monotonic()
-        if ticket.cancelled:  # between the two
-            slot.session.interrupt()
         answer.start()
         if answer.finish_reason:
             self._end(slot)
@@ -278,8 +275,8 @@ class Scheduler:
     def _step(self) -> None:
         """A part of one prompt, and a round of all answers under way."""
         for slot in self._slots:
-            if slot.ticket is not None and slot.ticket.is_late:
-                slot.session.interrupt()
+            if slot.is_unwanted:
+                self._guarded([slot], partial(self._end, slot, "cancelled"))
         decoding = [slot for slot in self._slots if slot.is_decoding]
         reading = [slot for slot in self._slots if slot.is_reading]
         if reading:
@@ -327,8 +324,6 @@ class Scheduler:
             )
             answer.read += self.target.score([part])[0].fed
             slot.read = end
-            if slot.is_unwanted:
-                self._end(slot, "cancelled")
             return
         rows, seconds = slot.session.cascade.call(answer.request(0))
         self._take(slot, answer, rows, seconds)
@@ -392,7 +387,12 @@ class Scheduler:
         assert ticket is not None
         assert answer is not None
         slot.ticket = slot.answer = None
-        session.ended(answer, reason)
+        try:
+            session.ended(answer, reason)
+        except EdgecsError as error:
+            self.totals.errors += 1
+            ticket.notify(error)
+            return
         stats = answer.stats
         self._count(stats, answer.finish_reason or "cancelled")
         why = session.off_reason

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgecs.core.context import Context
 from edgecs.core.draft import Request, Rows
 from edgecs.costs.cost_model import CostModel
 from edgecs.decoding.static_schedule import Schedule
@@ -283,6 +284,23 @@ def test_a_job_that_cannot_be_done_is_refused_alone():
         assert isinstance(wrong.end(), ConfigError)
         assert isinstance(sound.end(), Ended)
         assert sound.tokens == alone([1], 30)
+
+
+def test_a_cell_cache_that_fails_at_the_end_is_told_to_its_client():
+    class Failing(Shared):
+        fails = True
+
+        def end_turn(self, context: Context, sequence: int = 0) -> None:
+            if self.fails:
+                self.fails = False
+                raise ModelError("broken")
+            super().end_turn(context, sequence)
+
+    with scheduler(Failing(1)) as made:
+        assert isinstance(Client(made, job([1], 5)).end(), ModelError)
+        sound = Client(made, job([2], 10))
+        assert isinstance(sound.end(), Ended)
+        assert sound.tokens == alone([2], 10)
 
 
 @pytest.mark.parametrize("error", [ModelError("broken"), RuntimeError("a bug")])
