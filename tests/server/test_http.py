@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -16,72 +14,14 @@ import pytest
 
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ConfigError
-from edgecs.runtime.builder import build, find_files
-from edgecs.runtime.folders import Folders
 from edgecs.runtime.model import load
-from edgecs.runtime.recipe import Recipe
 from edgecs.server import replies
 from edgecs.server import run as running
 from edgecs.server.app import Serving
-from edgecs.server.engine import Engine
 from edgecs.server.guard import Access
+from tests.server.servers import WAIT, serving
 
-OPTIONS = LoadOptions(n_ctx=512, n_batch=64, threads=1, sequences=3)
 CHAT = [{"role": "user", "content": "hello hello hello"}]
-WAIT = 60.0
-
-
-@contextmanager
-def serving(
-    path: Path, folder: Path, serving: Serving | None = None, **engine: int
-) -> Iterator[str]:
-    """A server with the model of a file; its address."""
-    recipe = Recipe(str(path), OPTIONS, drafts=())
-    folders = Folders(folder, offline=True)
-    files = find_files(recipe, folders)
-    ready = threading.Event()
-
-    @contextmanager
-    def loading(cancel: threading.Event) -> Iterator[Engine]:
-        with build(recipe, files, folders, cancel=cancel) as runtime:
-            made = Engine(runtime, "tiny", **{"waiting": 64, **engine})
-            try:
-                yield made
-            finally:
-                made.close()
-
-    state = serving or Serving()
-    servers: list[object] = []
-    with running.listening("127.0.0.1", 0) as sock:
-        thread = threading.Thread(
-            target=lambda: running.serve(
-                state,
-                sock,
-                loading,
-                drain=5,
-                ready=lambda engine: ready.set(),
-                started=servers.append,
-            )
-        )
-        thread.start()
-        try:
-            assert ready.wait(WAIT)
-            yield running.address(sock)
-        finally:
-            servers[0].should_exit = True  # type: ignore[attr-defined]
-            thread.join(WAIT)
-            assert not thread.is_alive()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("server")
-
-
-@pytest.fixture(scope="module")
-def url(tiny_gguf: Path, folder: Path) -> Iterator[str]:
-    with serving(tiny_gguf, folder) as address:
-        yield address
 
 
 @pytest.fixture
