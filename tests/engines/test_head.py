@@ -236,9 +236,7 @@ def test_it_takes_no_draft_to_review(made: Made):
 
 
 def test_the_states_of_another_target_are_refused(made: Made):
-    with pytest.raises(
-        ModelError, match=r"states of 64, but .* 128 wide.*\(tiny\.gguf"
-    ):
+    with pytest.raises(ModelError, match=r"width 64, but .* width 128.*\(tiny\.gguf"):
         opened(made, States(128))
 
 

@@ -264,7 +264,7 @@ def test_reading_can_be_cancelled_between_calls(drafter: Any, honest: Loaded):
     [
         ([], [], "an empty context has no next token"),
         ([1], [1] * 17, "a draft of 17 tokens exceeds the 16"),
-        ([1, 300], [], "a token beyond the vocabulary of 272"),
+        ([1, 300], [], "a token is outside of the vocabulary of 272"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(
