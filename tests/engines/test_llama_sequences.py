@@ -190,6 +190,28 @@ def test_states_follow_the_accepted_path(tiny_gguf: Path, sequences: int):
         assert states.known(context) == (size - 1, size + 4)
 
 
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+@pytest.mark.parametrize("leaves", [1, 2])
+def test_a_prompt_may_come_with_a_round_of_another_sequence(
+    tiny_gguf: Path, order: list[int], leaves: int
+):
+    with opened(tiny_gguf, sequences=2, leaves=leaves) as target:
+        going, new = Context([1, 2, 3]), Context([4] * 10)
+        score_one(target, going)
+        going.append([5])
+        requests = [Request(going, Draft.chain([6], "x"), 0), Request(new, NOTHING, 1)]
+        found = target.score([requests[i] for i in order])
+        for i, rows in zip(order, found, strict=True):
+            text, draft = requests[i].context.tokens.tolist(), requests[i].draft
+            for row, more in zip(rows.logits, ([], [6]), strict=False):
+                expected = alone(tiny_gguf, [*text, *more])
+                np.testing.assert_allclose(row, expected, atol=CLOSE)
+            assert len(rows.logits) == 1 + len(draft)
+        for one in target._sequences:
+            last = lib.llama_memory_seq_pos_max(one._memory, one.id)
+            assert last == len(one.cache) - 1
+
+
 def test_more_than_a_call_takes_is_several_calls(tiny_gguf: Path):
     draft = Draft.chain(range(30), "x")
     with opened(tiny_gguf, sequences=3, n_batch=64) as target:

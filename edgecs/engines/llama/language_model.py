@@ -210,8 +210,13 @@ class LlamaLM:
             return [self._rows(feeds[0], *self._decode(feeds)[0])]
         if len({request.sequence for request in requests}) < len(requests):
             raise ModelError("a call takes one request per sequence, this one has two")
-        found: dict[int, Rows] = {}
-        together = [*groups(feeds, self._chunk)]
+        # A prompt without a draft was computed by `_prepared`: no tokens are left.
+        found = {
+            feed.request.sequence: self._rows(feed, NO_ROWS, None)
+            for feed in feeds
+            if not len(feed)
+        }
+        together = [*groups([feed for feed in feeds if len(feed)], self._chunk)]
         for group in together:
             for feed, (logits, hidden) in zip(group, self._decode(group), strict=True):
                 if len(together) > 1:  # the next call overwrites them
@@ -386,8 +391,8 @@ class LlamaLM:
         states of every request, of its last context token, if that is computed, and of
         its draft: [rows, ...] each, views into llama.cpp's output buffers.
         """
-        if not any(map(len, group)):
-            return [(NO_ROWS, None)] * len(group)
+        if not len(group[0]):
+            return [(NO_ROWS, None)]
         noted = self.gives_states and not (reads or group[0].is_prompt)
         if self._giving_states is not noted:
             lib.llama_set_embeddings(self._ctx, noted)
