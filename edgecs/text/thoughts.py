@@ -44,7 +44,7 @@ class Thoughts:
                 return Parts("", self._begin(self._text))
             if len(start) < len(OPENS):
                 return Parts("", "")
-            self.open, self._text = True, start[len(OPENS) :].lstrip("\n")
+            self.open, self._text = True, start[len(OPENS) :]
         at = self._text.find(CLOSES)
         if at < 0:
             certain = len(self._text) - _overlap(self._text, CLOSES)

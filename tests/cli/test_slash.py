@@ -19,9 +19,10 @@ from edgecs.chat.conversation import Conversation
 from edgecs.errors import ConfigError, ModelError
 from edgecs.session.answer import Token
 from edgecs.text.chat_template import ChatTemplate
+from edgecs.text.thoughts import Thoughts
 from edgecs_cli.chat.commands import COMMANDS, Deck, Leave
 from edgecs_cli.chat.model import Start, Talk
-from edgecs_cli.chat.render import Markdown, Thoughts, WordWrap, shown
+from edgecs_cli.chat.render import Markdown, WordWrap, shown
 from edgecs_cli.console import Painted, harmless
 from edgecs_cli.loading.explain import COLOURS
 from edgecs_cli.loading.opening import opened
@@ -83,17 +84,19 @@ def test_what_has_looks_and_what_has_none(text: str, plain: str):
 def test_thoughts_are_folded_however_they_are_cut(
     thought: str, answer: str, places: list[int]
 ):
-    def folded(text: str) -> str:
-        thoughts = Thoughts()
-        said = "".join(map(thoughts.feed, cut(text, places)))
-        return said + thoughts.flush()
+    def split(text: str, thoughts: Thoughts) -> tuple[str, str]:
+        parts = [*map(thoughts.feed, cut(text, places)), thoughts.flush()]
+        return "".join(p.thought for p in parts), "".join(p.answer for p in parts)
 
-    assert folded(f"\n<think>{thought}</think>\n\n{answer}") == answer.lstrip("\n")
+    def folded(text: str) -> str:
+        return split(text, Thoughts())[1]
+
+    whole = f"\n<think>{thought}</think>\n\n{answer}"
+    assert split(whole, Thoughts()) == (thought, answer.lstrip("\n"))
     assert folded(f"{answer}x") == f"{answer}x"
-    assert folded(f"<think>{thought}") == ""
-    begun = Thoughts(open=True)
-    said = "".join(map(begun.feed, cut(f"{thought}</think>{answer}", places)))
-    assert said + begun.flush() == answer.lstrip("\n")
+    assert split(f"<think>{thought}", Thoughts()) == (thought, "")
+    begun = split(f"{thought}</think>{answer}", Thoughts(open=True))
+    assert begun == (thought, answer.lstrip("\n"))
 
 
 def test_a_template_may_open_the_thought_itself(deck: Deck):

@@ -22,7 +22,7 @@ from edgecs.runtime.builder import Runtime
 from edgecs.session.answer import Token
 from edgecs.session.session import Session
 from edgecs.text.chat_template import ChatTemplate
-from edgecs_cli.chat.render import OPENS
+from edgecs.text.thoughts import OPENS
 from edgecs_cli.options.recipe import find_model
 
 Spec = Literal["auto", "on", "off"]

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from wcwidth import wcswidth
 
 from edgecs.session.answer import Token
+from edgecs.text.thoughts import Thoughts
 from edgecs_cli.console import Painted, echo, joined, paint
 
-OPENS, _CLOSES = "<think>", "</think>"
 _HEADING = re.compile(r"[ \t]*#{1,6} ")
 _SPECIAL = re.compile(r"(\*\*|`|\n)")
 _UNITS = re.compile(r"\n|[ \t]+|[^ \t\n]+")
@@ -155,58 +155,6 @@ class Markdown:
         return joined([text[:marks], paint(text[marks:], bold=True)])
 
 
-class Thoughts:
-    """Hides the thinking block of a reasoning model.
-
-    `feed` returns the answer alone. `open`: whether the block is open; some templates
-    open it themselves.
-    """
-
-    def __init__(self, *, open: bool = False) -> None:
-        self.open = open
-        self.characters = 0  # in the thinking block
-        self._begun = False  # whether the answer has begun
-        self._blank = False  # whether blank lines after the block are being skipped
-        self._text = ""
-
-    def feed(self, text: str) -> str:
-        """Text outside the thinking block, as soon as that is certain."""
-        if self._blank:
-            text = text.lstrip("\n")
-            self._blank = not text
-        if self._begun:
-            return text
-        self._text += text
-        if not self.open:
-            start = self._text.lstrip()
-            if OPENS.startswith(start[: len(OPENS)]):
-                if len(start) < len(OPENS):
-                    return ""
-                self.open, self._text = True, start[len(OPENS) :]
-            else:
-                return self._begin(self._text)
-        at = self._text.find(_CLOSES)
-        if at < 0:
-            kept = len(_CLOSES) - 1
-            self.characters += max(0, len(self._text) - kept)
-            self._text = self._text[-kept:]
-            return ""
-        self.characters += at
-        rest = self._text[at + len(_CLOSES) :].lstrip("\n")
-        self.open, self._blank = False, not rest
-        return self._begin(rest)
-
-    def flush(self) -> str:
-        """Text held back as a possible start of a block, at the end."""
-        if self._begun or self.open:
-            return ""
-        return self._begin(self._text)
-
-    def _begin(self, text: str) -> str:
-        self._begun, self._text = True, ""
-        return text
-
-
 def shown(
     tokens: Iterable[Token],
     wrap: WordWrap,
@@ -231,20 +179,22 @@ def shown(
 
 def _folded(tokens: Iterable[Token], thoughts: Thoughts) -> Iterator[Token]:
     """Tokens without the text of the thinking block."""
-    thinking, last = False, None
+    thinking, characters, last = False, 0, None
     for token in tokens:
-        last = token._replace(text=thoughts.feed(token.text))
+        thought, answer = thoughts.feed(token.text)
+        characters += len(thought)
+        last = token._replace(text=answer)
         if thoughts.open and not thinking:
             thinking = True
             _aside("thinking ...")
         elif thinking and not thoughts.open:
             thinking = False
-            _aside(f" {thoughts.characters} characters, folded\n")
+            _aside(f" {characters} characters, folded\n")
         yield last
     if thinking:
         _aside(" not finished\n")
     if last:
-        yield last._replace(text=thoughts.flush())
+        yield last._replace(text=thoughts.flush().answer)
 
 
 def _aside(text: str) -> None:
