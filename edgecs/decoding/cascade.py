@@ -60,7 +60,7 @@ class Round(NamedTuple):
     plan: Plan | None = None  # the reasons of a planner
     drafting: float = 0.0  # seconds of drafting
     calling: float = 0.0  # seconds of the reviewer's call
-    together: int = 1  # requests that this call had
+    together: int = 1  # requests in this call
     faults: Mapping[str, str] = _NO_FAULTS  # drafters that failed, and why
 
     @property
@@ -146,8 +146,8 @@ class Cascade:
     def step(self, context: Context, choices: Choices, most: int) -> Round:
         """One round: gather at most `most` draft tokens, score them, verify.
 
-        Emits between 1 and most + 1 tokens. Nothing is committed. What fails in the
-        reviewer's own call is raised.
+        Emits between 1 and most + 1 tokens. Nothing is committed. Errors of the
+        reviewer's own call are raised.
         """
         pending = self.prepare(context, choices, most)
         rows, seconds = self.call(pending.request)
@@ -156,7 +156,7 @@ class Cascade:
     def prepare(self, context: Context, choices: Choices, most: int) -> PendingRound:
         """The first part of `step`: a draft of at most `most` tokens.
 
-        A drafter that fails is parked, and there is no draft.
+        A drafter that fails is disabled, and the draft is empty.
         """
         began, gathered = self._clock(), Gathered(NOTHING, ())
         if not self._off:
@@ -167,7 +167,7 @@ class Cascade:
         return self._pending(context, gathered, began)
 
     def call(self, request: Request) -> tuple[Rows, float]:
-        """Rows of a request that is alone in its call, and the seconds of this call."""
+        """The rows of a call with one request, and its seconds."""
         began = self._clock()
         rows = self.reviewer.score((request,))[0]
         return rows, self._clock() - began
@@ -182,7 +182,7 @@ class Cascade:
     ) -> Round:
         """The last part of `step`: verifies the rows of the request.
 
-        calling: seconds of the call. together: requests that it had.
+        calling: seconds of the call. together: number of its requests.
         """
         (context, draft, *_), proposed, plan, drafting = pending
         self.forwards += 1

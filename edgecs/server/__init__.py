@@ -1,1 +1,1 @@
-"""Answers for many clients at once, over HTTP."""
+"""The HTTP server: several clients share one loaded model."""

@@ -1,4 +1,4 @@
-"""The HTTP application: which path is answered by what."""
+"""The HTTP application: its routes."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from edgecs.server.schemas import (
 )
 
 MOST_BODY = 16 << 20  # bytes
-MOST_SECONDS = 3600.0  # of one answer
+MOST_SECONDS = 3600.0  # time limit of an answer
 
 Answer = Callable[[Request, Engine], Awaitable[Response]]
 
 
 @dataclass
 class Serving:
-    """What the application serves; `engine` is set once the model is loaded."""
+    """The state of the application; `engine` is set once the model is loaded."""
 
     engine: Engine | None = None
     access: Access = field(default_factory=Access)
@@ -45,7 +45,7 @@ class Serving:
 
 
 def create_app(serving: Serving) -> Starlette:
-    """The application. Every error is JSON in OpenAI's form."""
+    """The application. All errors are JSON in OpenAI's form."""
 
     def route(path: str, answer: Answer, method: str = "POST") -> Route:
         async def endpoint(request: Request) -> Response:
@@ -103,8 +103,7 @@ def create_app(serving: Serving) -> Starlette:
             name = request.path_params["name"]
             raise Refused(
                 404,
-                f"there is no model {name!r:.80} here: the one that is, is "
-                f"{entry['id']!r}",
+                f"there is no model {name!r:.80}: use {entry['id']!r}",
                 "not_found_error",
             )
         return JSONResponse(entry)
@@ -143,7 +142,7 @@ def create_app(serving: Serving) -> Starlette:
 
 
 def properties(engine: Engine) -> dict[str, Any]:
-    """GET /props: what clients adapt to."""
+    """GET /props."""
     runtime = engine.runtime
     session = runtime.session
     return {
@@ -162,7 +161,7 @@ def properties(engine: Engine) -> dict[str, Any]:
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = f"{request.method} {request.url.path}"
-    text = f"{path!r:.120}: {error.detail}; see GET /v1/models for what is here"
+    text = f"{path!r:.120}: {error.detail}; the paths are in docs/server.md"
     kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
     return Refused(error.status_code, text, kind).response()
 

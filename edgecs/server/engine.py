@@ -1,4 +1,4 @@
-"""A loaded model as the server sees it: slots, template, vocabulary, limits."""
+"""A loaded model for the server: slots, template, vocabulary, limits."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from edgecs.grammar.mask import Grammar
 from edgecs.runtime.builder import Runtime, session_of
 from edgecs.sampling.chain import Rule
 from edgecs.sampling.settings import Sampling
-from edgecs.server.scheduler import Event, Job, Scheduler, Ticket
+from edgecs.server.job import Event, Job, Ticket
+from edgecs.server.scheduler import Scheduler
 from edgecs.text.chat_template import ChatTemplate
 
 
 class Engine:
-    """Answers jobs with the target of a runtime; closes.
+    """Answers jobs with the target of a runtime.
 
-    There is a slot for each sequence that the target was loaded with. Drafters that are
-    models serve one conversation, so with several slots there must be none.
+    There is one slot for each sequence of the target. Drafters that are models support
+    one conversation, so with several slots there must be none.
     """
 
     def __init__(self, runtime: Runtime, name: str, *, waiting: int) -> None:
@@ -54,6 +55,7 @@ class Engine:
                 speculation.costs if speculation else None,
                 reads=runtime.loaded.options.n_batch,
                 waiting=waiting,
+                strict=runtime.recipe.exact == "strict",
             )
             self._closing = undo.pop_all()
 
@@ -63,23 +65,22 @@ class Engine:
         return self.loaded.model.vocabulary.chat_template
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """A conversation as the text that the model is fed. Raises ConfigError."""
+        """The prompt text of a conversation. Raises ConfigError."""
         return self._with_template().render(messages)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> Tokens:
-        """A conversation as ids. Raises ConfigError."""
+        """The prompt ids of a conversation. Raises ConfigError."""
         return self._with_template().encode(messages)
 
     def _with_template(self) -> ChatTemplate:
         if self._template is None:
             raise ConfigError(
-                "this model has no chat template: use /v1/completions, which feeds the "
-                "text as it is"
+                "this model has no chat template: use /v1/completions, which needs none"
             )
         return self._template
 
     def encode(self, text: str, *, document: bool = True) -> Tokens:
-        """A text as ids; document: with what begins a document."""
+        """The ids of a text; document: with the tokens that begin a document."""
         return self.loaded.model.vocabulary.encode(text, document=document)
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -99,11 +100,11 @@ class Engine:
 
     @property
     def fingerprint(self) -> str:
-        """What the bits of an answer depend on besides the request."""
+        """OpenAI's system_fingerprint: the version and the kernels."""
         return f"edgecs-{version('edgecs')}-{self.loaded.options.kernels}"
 
     def spelling(self, token: int) -> str:
-        """A token in words, also if it has no text."""
+        """The spelling of a token, also of a control token."""
         return self.loaded.model.vocabulary.spelling(token)
 
     def piece(self, token: int) -> bytes:
@@ -124,34 +125,31 @@ class Engine:
             )
 
     def ask(self, job: Job) -> Asked:
-        """Puts a job into the queue; see `Asked`. Raises Busy."""
+        """Submit a job. Raises Busy."""
         return Asked(self.scheduler, job)
 
     def close(self, patience: float = 0.0) -> None:
-        """Waits so many seconds for answers under way, and frees the slots."""
+        """Wait up to `patience` seconds for current answers, and free the slots."""
         self.scheduler.close(patience)
         self._closing.close()
 
 
 class Asked:
-    """The events of a job, beside an event loop.
-
-    Leaving it, as when the client has gone, ends the answer within a round.
-    """
+    """A submitted job whose events are read in an event loop."""
 
     def __init__(self, scheduler: Scheduler, job: Job) -> None:
         loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
 
         def notify(event: Event) -> None:
-            with suppress(RuntimeError):  # the loop is closed, and with it the client
+            with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._events.put_nowait, event)
 
         self.job = job
         self.ticket: Ticket = scheduler.submit(job, notify)
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """All events; the last one is not a list."""
+        """All events; the last one is not a list. Closing it cancels the job."""
         try:
             while True:
                 event = await self._events.get()

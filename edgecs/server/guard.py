@@ -1,8 +1,8 @@
-"""Who may ask: host and origin checks, the API key, CORS.
+"""Access control: host and origin checks, the API key, CORS.
 
-A page in a browser can send requests to 127.0.0.1 and, through DNS rebinding, read the
-answers. So without an API key the Host header must name this server, and an Origin
-header must be one that was allowed; other sites get no CORS headers.
+A web page can send requests to 127.0.0.1 and, through DNS rebinding, read the
+responses. Without an API key the Host header must therefore name this server. The
+Origin header must be allowed; other origins get no CORS headers.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgecs.server.replies import Refused
 
-_OPEN = frozenset({"/health", "/v1/health"})  # of which a load balancer asks
+_OPEN = frozenset({"/health", "/v1/health"})  # for load balancers
 _METHODS = "GET, POST, OPTIONS"
 _HEADERS = "authorization, content-type, x-api-key, anthropic-version"
 
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask.
+    """The access rules of a server.
 
-    origins: of pages elsewhere, "*": all of them. hosts: more names of the server.
+    origins: allowed origins of other pages, "*": all. hosts: more names of the server.
     """
 
     api_key: str | None = None
@@ -36,20 +36,19 @@ class Access:
     hosts: Collection[str] = field(default_factory=tuple)
 
     def refused(self, path: str, headers: Headers) -> Refused | None:
-        """Why a request is refused; None: it may be answered."""
+        """The error of a refused request; None if it is allowed."""
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.api_key is None and not self._is_own(host):
             return Refused(
                 403,
-                f"the host {host!r:.80} is not this server's name: use 127.0.0.1, or "
-                "allow it with --allow-host",
+                f"the host {host!r:.80} is not a name of this server: use 127.0.0.1 "
+                "or --allow-host",
                 "permission_error",
             )
         if origin is not None and not self.allows(origin, host):
             return Refused(
                 403,
-                f"pages of {origin!r:.80} may not ask this server: allow them with "
-                "--allow-origin",
+                f"the origin {origin!r:.80} is not allowed: use --allow-origin",
                 "permission_error",
             )
         if (
@@ -66,7 +65,7 @@ class Access:
         return None
 
     def allows(self, origin: str, host: str) -> bool:
-        """Whether pages of an origin may ask: this server's own, or an allowed one."""
+        """Whether an origin is this server or an allowed one."""
         if origin in self.origins or "*" in self.origins:
             return True
         return urlsplit(origin).netloc == host and self._is_own(host)
@@ -87,19 +86,21 @@ class Access:
 
 
 class Guard:
-    """Middleware that lets through what `Access` allows."""
+    """Middleware that applies the rules of `Access`."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app, self._access = app, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers in place of the application where a request is refused."""
+        """Handle a request, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         origin = headers.get("origin")
-        if scope["method"] == "OPTIONS" and origin is not None:  # has no key
+        if (
+            scope["method"] == "OPTIONS" and origin is not None
+        ):  # a preflight has no key
             allowed = self._access.allows(origin, headers.get("host", ""))
             await Response(status_code=204 if allowed else 403)(
                 scope, receive, self._with_cors(send, origin if allowed else None)
@@ -125,7 +126,7 @@ class Guard:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether an address is reachable from this machine only."""
     return host == "localhost" or _is_loopback(host)
 
 

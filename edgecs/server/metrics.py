@@ -1,4 +1,4 @@
-"""Counts for Prometheus, under the names that vLLM and llama-server use."""
+"""Prometheus metrics, with the names of vLLM and llama-server."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from edgecs.server.engine import Engine
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _COUNTS = (
-    ("answers", "answers", "Answers that have ended."),
-    ("errors", "errors", "Answers that ended with an error."),
-    ("cancelled", "cancelled", "Answers that were cancelled or late."),
+    ("answers", "answers", "Finished answers."),
+    ("errors", "errors", "Answers with an error."),
+    ("cancelled", "cancelled", "Cancelled or timed-out answers."),
     ("prompt_tokens", "prompt_tokens", "Tokens of prompts."),
-    ("cached_tokens", "cached_tokens", "Tokens of prompts that had cells already."),
+    ("cached_tokens", "cached_tokens", "Prompt tokens found in the KV cache."),
     ("tokens_predicted", "tokens", "Generated tokens."),
-    ("calls", "calls", "Calls of the target while decoding."),
+    ("calls", "calls", "Decoding calls of the target."),
     ("call_requests", "requests", "Requests in these calls."),
     ("spec_decode_num_drafts", "rounds", "Rounds of the target after the prompt."),
     ("spec_decode_num_draft_tokens", "tested", "Draft tokens that were verified."),
@@ -36,7 +36,7 @@ class _Counts(Collector):
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        """The counts as they are now."""
+        """The current values."""
         scheduler = self._engine.scheduler
         totals = scheduler.totals
         for name, attribute, text in _COUNTS:
@@ -52,7 +52,11 @@ class _Counts(Collector):
         yield by_position
         states = [slot.state for slot in scheduler.slots()]
         for name, value, text in (
-            ("requests_processing", len(states) - states.count("idle"), "Answers now."),
+            (
+                "requests_processing",
+                len(states) - states.count("idle"),
+                "Answers now.",
+            ),
             ("requests_deferred", scheduler.queued, "Requests that wait for a slot."),
             ("slots", len(states), "Slots."),
         ):
@@ -60,7 +64,7 @@ class _Counts(Collector):
 
 
 def exposition(engine: Engine) -> bytes:
-    """All counts in Prometheus's text format."""
+    """All metrics in Prometheus's text format."""
     registry = CollectorRegistry()
     registry.register(_Counts(engine))
     return generate_latest(registry)

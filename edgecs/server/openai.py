@@ -7,21 +7,18 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edgecs.core.context import Tokens
-from edgecs.errors import ConfigError, EdgecsError
-from edgecs.grammar.mask import Grammar
-from edgecs.sampling.settings import Sampling
+from edgecs.errors import EdgecsError
 from edgecs.server.engine import Asked, Engine
+from edgecs.server.job import Ended, Job
 from edgecs.server.replies import event_stream, refusal, unless_gone
-from edgecs.server.scheduler import Ended, Job
-from edgecs.server.schemas import ChatRequest, CompletionRequest, ResponseFormat
+from edgecs.server.request_jobs import grammar_of, jobs_of
+from edgecs.server.schemas import ChatRequest, CompletionRequest
 from edgecs.session.answer import FinishReason, Token
 from edgecs.text.thoughts import OPENS, Thoughts
 
@@ -29,31 +26,20 @@ _REASONS: Mapping[FinishReason, str] = {
     "stop": "stop",
     "length": "length",
     "context": "length",
-    "cancelled": "length",  # its time was up: OpenAI has no word for it
+    "cancelled": "length",  # it timed out; OpenAI has no other reason for that
 }
-_SEEDS = 1 << 32
-_SAMPLED = (
-    "temperature",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "repeat_penalty",
-    "repeat_last_n",
-    "frequency_penalty",
-    "presence_penalty",
-)
 
 
 async def chat(
     engine: Engine, request: Request, asked: ChatRequest, seconds: float
 ) -> Response:
-    """POST /v1/chat/completions. seconds: that an answer may take."""
+    """POST /v1/chat/completions. seconds: time limit of an answer."""
     messages = [message.plain() for message in asked.messages]
     prompt = await asyncio.to_thread(engine.encode_chat, messages)
-    ending = await asyncio.to_thread(engine.decode, prompt[-8:].tolist())
+    ending = "".join(map(engine.spelling, prompt[-8:].tolist()))
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-    grammar = await asyncio.to_thread(_grammar_of, asked, asked.response_format)
-    jobs = await _jobs(engine, asked, prompt, logprobs, grammar, seconds)
+    grammar = await asyncio.to_thread(grammar_of, asked, asked.response_format)
+    jobs = await jobs_of(engine, asked, prompt, logprobs, grammar, seconds)
     run = _Run(engine, asked, jobs, f"chatcmpl-{secrets.token_hex(12)}")
     run.thinks = ending.rstrip().endswith(OPENS)
     if asked.stream:
@@ -70,8 +56,8 @@ async def complete(
     else:
         engine.check_ids(asked.prompt)
         prompt = np.array(asked.prompt, dtype=np.int32)
-    grammar = await asyncio.to_thread(_grammar_of, asked, None)
-    jobs = await _jobs(engine, asked, prompt, asked.logprobs, grammar, seconds)
+    grammar = await asyncio.to_thread(grammar_of, asked, None)
+    jobs = await jobs_of(engine, asked, prompt, asked.logprobs, grammar, seconds)
     run = _Run(engine, asked, jobs, f"cmpl-{secrets.token_hex(12)}")
     if asked.echo:
         run.echo = engine.decode(prompt.tolist())
@@ -100,86 +86,12 @@ def models(engine: Engine) -> dict[str, Any]:
     return {"object": "list", "data": [entry]}
 
 
-def sampling_of(asked: ChatRequest | CompletionRequest, usual: Sampling) -> Sampling:
-    """The settings of a request, for what it does not say those of the server.
-
-    Without a seed one is drawn. Raises ConfigError.
-    """
-    given: dict[str, Any] = {
-        name: value for name in _SAMPLED if (value := getattr(asked, name)) is not None
-    }
-    if asked.top_k is not None:
-        given["top_k"] = max(0, asked.top_k)  # -1 is off, too
-    if asked.logit_bias:
-        given["logit_bias"] = tuple(_biases(asked.logit_bias))
-    seed = asked.seed if asked.seed is not None and asked.seed >= 0 else None
-    given["seed"] = secrets.randbelow(_SEEDS) if seed is None else seed
-    return replace(usual, **given)
-
-
-def _biases(biases: Mapping[str, float]) -> list[tuple[int, float]]:
-    found = []
-    for token, bias in biases.items():
-        if not (token.isascii() and token.isdigit() and len(token) < 10):
-            raise ConfigError(f"logit_bias: {token!r:.40} is not a token's id")
-        found.append((int(token), bias))
-    return found
-
-
-def _grammar_of(
-    asked: ChatRequest | CompletionRequest, form: ResponseFormat | None
-) -> Grammar | None:
-    """What an answer has to keep to; raises ConfigError."""
-    schemas: list[Any] = []
-    if form is not None and form.type == "json_object":
-        schemas.append(form.schema_ or {"type": "object"})
-    if form is not None and form.json_schema is not None:
-        schemas.append(form.json_schema.schema_)
-    if asked.json_schema is not None:
-        schemas.append(asked.json_schema)
-    if len(schemas) + (asked.grammar is not None) > 1:
-        raise ConfigError("an answer keeps to one schema or grammar: give one of them")
-    if asked.grammar is not None:
-        return Grammar.gbnf(asked.grammar)
-    return Grammar.json_schema(schemas[0]) if schemas else None
-
-
-async def _jobs(
-    engine: Engine,
-    asked: ChatRequest | CompletionRequest,
-    prompt: Tokens,
-    logprobs: int | None,
-    grammar: Grammar | None,
-    seconds: float,
-) -> list[Job]:
-    """A job for each of the answers that a request is for. Raises EdgecsError."""
-    if not prompt.size:
-        raise ConfigError("the prompt is empty: give some text to go on from")
-    engine.check_room(prompt)
-    first = sampling_of(asked, engine.runtime.recipe.sampling)
-    jobs = []
-    for i in range(asked.n):
-        sampling = replace(first, seed=(first.seed + i) % (1 << 64))
-        rule = await asyncio.to_thread(engine.rule, sampling, grammar)
-        jobs.append(
-            Job(
-                prompt,
-                asked.most,
-                asked.stops,
-                rule,
-                logprobs,
-                asked.speculative is not False,
-                time.monotonic() + seconds,
-            )
-        )
-    return jobs
-
-
 class _Choice:
-    """One of the answers to a request, as far as it has come."""
+    """One of the `n` answers to a request, as far as it is known."""
 
-    def __init__(self, index: int, thinks: bool) -> None:
-        self.index = index
+    def __init__(self, index: int, thinks: bool, echo: str) -> None:
+        self.index, self.echo = index, echo  # what its text begins with
+        self.offset = len(echo)  # characters before its next token
         self.thoughts = Thoughts(open=thinks)
         self.thought, self.text = "", ""
         self.logprobs: list[dict[str, Any]] = []
@@ -187,7 +99,7 @@ class _Choice:
 
     @property
     def reason(self) -> str | None:
-        """Why it ended, in OpenAI's words."""
+        """OpenAI's finish_reason."""
         return _REASONS[self.ended.reason] if self.ended else None
 
 
@@ -215,13 +127,15 @@ class _Run:
             raise
 
     def cancel(self) -> None:
-        """Ends all answers within a round; may be called again."""
+        """End all answers within a round; may be called repeatedly."""
         for one in self._started:
             one.ticket.cancel()
 
     async def _parts(self) -> AsyncGenerator[tuple[_Choice, list[Token]], None]:
-        """New tokens of the answers as they come; none, and `ended`: one has ended."""
-        choices = [_Choice(i, self.thinks) for i in range(len(self._started))]
+        """New tokens of the answers; an empty list, with `ended` set, at an end."""
+        choices = [
+            _Choice(i, self.thinks, self.echo) for i in range(len(self._started))
+        ]
         queue: asyncio.Queue[tuple[_Choice, list[Token] | Ended | EdgecsError]]
         queue = asyncio.Queue(maxsize=64)
 
@@ -273,8 +187,8 @@ class _Run:
             "choices": [
                 {
                     "index": choice.index,
-                    "text": self.echo + choice.text,
-                    "logprobs": self._text_logprobs(choice.logprobs),
+                    "text": choice.echo + choice.text,
+                    "logprobs": self._text_logprobs(choice, choice.logprobs),
                     "finish_reason": choice.reason,
                 }
                 for choice in choices
@@ -301,7 +215,7 @@ class _Run:
         return [found[i] for i in sorted(found)]
 
     async def chat_chunks(self) -> AsyncGenerator[dict[str, Any], None]:
-        """A chat completion in chunks: one for each round of drafts."""
+        """A chat completion in chunks, one per round."""
         done: list[_Choice] = []
         head = self._head("chat.completion.chunk")
         begun: set[int] = set()
@@ -333,12 +247,12 @@ class _Run:
     async def text_chunks(self) -> AsyncGenerator[dict[str, Any], None]:
         """A completion in chunks."""
         done: list[_Choice] = []
-        head, echo = self._head("text_completion"), self.echo
+        head = self._head("text_completion")
         async with aclosing(self._parts()) as parts:
             async for choice, tokens in parts:
-                text = echo + "".join(token.text for token in tokens)
-                echo = ""
-                stated = self._text_logprobs(self._logprobs(tokens))
+                text = choice.echo + "".join(token.text for token in tokens)
+                choice.echo = ""
+                stated = self._text_logprobs(choice, self._logprobs(tokens))
                 chunk = {
                     "index": choice.index,
                     "text": text,
@@ -399,7 +313,7 @@ class _Run:
         }
 
     def _logprobs(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
-        """Of tokens that have them, in the form of chat completions."""
+        """Log-probabilities of tokens, in the form of chat completions."""
         return [
             {
                 **self._named(token.id),
@@ -423,9 +337,15 @@ class _Run:
         wanted = isinstance(asked, ChatRequest) and asked.logprobs
         return {"content": stated, "refusal": None} if wanted else None
 
-    def _text_logprobs(self, stated: list[dict[str, Any]]) -> dict[str, Any] | None:
+    def _text_logprobs(
+        self, choice: _Choice, stated: list[dict[str, Any]]
+    ) -> dict[str, Any] | None:
         if self._asked.logprobs is None:
             return None
+        offsets = []
+        for one in stated:
+            offsets.append(choice.offset)
+            choice.offset += len(one["token"])
         return {
             "tokens": [one["token"] for one in stated],
             "token_logprobs": [one["logprob"] for one in stated],
@@ -433,7 +353,7 @@ class _Run:
                 {other["token"]: other["logprob"] for other in one["top_logprobs"]}
                 for one in stated
             ],
-            "text_offset": [],
+            "text_offset": offsets,
         }
 
 

@@ -1,4 +1,4 @@
-"""What the server says: errors in OpenAI's form, and streams of events."""
+"""Reading request bodies, errors in OpenAI's form, and server-sent events."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from edgecs.errors import ConfigError, ContextFull, EdgecsError
-from edgecs.server.scheduler import Busy
+from edgecs.server.job import Busy
 
 Body = TypeVar("Body", bound=BaseModel)
 T = TypeVar("T")
 
-PING_SECONDS = 15.0  # without an event, after which a stream says that it is alive
-BODY_SECONDS = 30.0  # in which the body of a request must have come
+PING_SECONDS = 15.0  # chosen: interval of keep-alive comments in a stream
+BODY_SECONDS = 30.0  # chosen: time limit for receiving a body
 
 
 class Refused(Exception):
-    """A request that is answered with an error."""
+    """A request that gets an error as its response."""
 
     def __init__(
         self,
@@ -32,21 +32,20 @@ class Refused(Exception):
         kind: str = "invalid_request_error",
         *,
         param: str | None = None,
-        more: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.headers = status, headers or {}
         error = {"message": message, "type": kind, "param": param, "code": status}
-        self.body = {"error": {**error, **(more or {})}}
+        self.body = {"error": error}
 
     def response(self) -> Response:
-        """As the answer to a request."""
+        """The HTTP response."""
         return JSONResponse(self.body, self.status, headers=self.headers)
 
 
 def refusal(error: EdgecsError) -> Refused:
-    """An error of the library as that of a request."""
+    """The response to an error of the library."""
     text = str(error)
     if isinstance(error, Busy):
         return Refused(429, text, "rate_limit_error", headers={"retry-after": "1"})
@@ -58,18 +57,18 @@ def refusal(error: EdgecsError) -> Refused:
 
 
 async def read_body(request: Request, kind: type[Body], most: int) -> Body:
-    """The JSON body of a request, checked. Raises Refused.
+    """The validated JSON body of a request. Raises Refused.
 
-    most: bytes. A body that comes slower than within BODY_SECONDS is not waited for.
+    most: bytes; a body must arrive within BODY_SECONDS.
     """
     try:
         async with asyncio.timeout(BODY_SECONDS):
             data = await _read(request, most)
     except TimeoutError:
-        text = f"the body did not come within {BODY_SECONDS:.0f} s: send it at once"
+        text = f"the body did not arrive within {BODY_SECONDS:.0f} s: send it faster"
         raise Refused(408, text) from None
     except ClientDisconnect:
-        raise Refused(400, "the body ended early: send all of it") from None
+        raise Refused(400, "the body is incomplete: send all of it") from None
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
@@ -92,7 +91,7 @@ async def _read(request: Request, most: int) -> bytes:
 
 
 class _Events(StreamingResponse):
-    """A stream that says when it is over, also if it was never read."""
+    """A stream that calls a function at its end, even if it was never read."""
 
     def __init__(self, lines: AsyncIterator[bytes], over: Callable[[], None]) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -100,7 +99,7 @@ class _Events(StreamingResponse):
         self._over = over
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the events until they or the client have gone."""
+        """Send the events until they end or the client disconnects."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -112,9 +111,8 @@ def event_stream(
 ) -> Response:
     """JSON values as server-sent events, and [DONE].
 
-    over: called when the stream has ended or the client has gone. While there is no
-    event, comments show that the connection lives. A `Refused` in the middle is the
-    last event.
+    over: called when the stream ends or the client disconnects. Comments keep the
+    connection alive between events. A `Refused` is sent as the last event.
     """
 
     async def lines() -> AsyncIterator[bytes]:
@@ -129,7 +127,7 @@ def event_stream(
 
 
 async def _with_pings(events: AsyncGenerator[Any, None]) -> AsyncIterator[Any]:
-    """The events, and None where none came for a while."""
+    """The events, and None after PING_SECONDS without one."""
     waiting = asyncio.ensure_future(anext(events, _END))
     try:
         while True:
@@ -153,16 +151,16 @@ async def _with_pings(events: AsyncGenerator[Any, None]) -> AsyncIterator[Any]:
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of some work, which is cancelled if the client goes meanwhile.
+    """The result of `work`, which is cancelled if the client disconnects.
 
-    The body of the request must have been read. Raises Refused then.
+    The body of the request must have been read. Raises Refused if cancelled.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise Refused(499, "the client has gone")
+            raise Refused(499, "the client has disconnected")
         return task.result()
     finally:
         for one in (task, gone):

@@ -1,4 +1,4 @@
-"""Runs the application: sockets, loading beside it, signals, the end."""
+"""Running the application: the socket, loading, signals, shutdown."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from edgecs.server.app import Serving, create_app
 from edgecs.server.engine import Engine
 from edgecs.server.guard import is_loopback
 
-HEADER_SECONDS = 10.0  # in which a client must have sent the head of a request
-_CONNECTIONS = 1024
+HEADER_SECONDS = 10.0  # chosen: time limit for receiving the head of a request
+_CONNECTIONS = 1024  # chosen
 _BACKLOG = 128
 
 Loading = Callable[[threading.Event], AbstractContextManager[Engine]]
-"""Loads the model; setting the event stops that, with Cancelled."""
+"""Loads the model; setting the event stops it with Cancelled."""
 
 
-class _Impatient(H11Protocol):
-    """Closes connections whose request does not come: slow clients hold no sockets."""
+class _TimedProtocol(H11Protocol):
+    """Closes connections that do not send a request in time (slow loris)."""
 
     _timer: asyncio.TimerHandle | None = None
 
@@ -67,7 +67,7 @@ class _Impatient(H11Protocol):
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0: any. Raises ConfigError."""
+    """A listening socket; port 0: a free one. Raises ConfigError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -78,7 +78,7 @@ def listening(host: str, port: int) -> socket.socket:
         sock.close()
         code = getattr(error, "errno", None)
         if code == errno.EADDRINUSE:
-            why = f"port {port} is in use: stop what uses it, or give another --port"
+            why = f"port {port} is in use: end that program, or give another --port"
         elif code == errno.EACCES:
             why = f"port {port} needs privileges: give a --port from 1024 on"
         else:
@@ -88,11 +88,11 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def check_access(host: str, api_key: str | None) -> None:
-    """Raises ConfigError for a server that others reach and nobody guards."""
+    """Raises ConfigError for a server without a key off loopback."""
     if not is_loopback(host) and not api_key:
         raise ConfigError(
-            f"on {host} other machines reach the server: give an --api-key, or listen "
-            "on 127.0.0.1"
+            f"other machines can reach the server on {host}: give an --api-key, or "
+            "listen on 127.0.0.1"
         )
 
 
@@ -105,14 +105,14 @@ def serve(
     ready: Callable[[Engine], None] = lambda engine: None,
     started: Callable[[uvicorn.Server], None] = lambda server: None,
 ) -> None:
-    """Serves until SIGINT or SIGTERM; the model is loaded beside.
+    """Serves until SIGINT or SIGTERM; a thread loads the model meanwhile.
 
-    drain: seconds that answers under way have after the signal. ready: called once the
+    drain: seconds for current answers after the signal. ready: called once the
     model is loaded. Raises what `load` raises.
     """
     config = uvicorn.Config(
         create_app(serving),
-        http=_Impatient,
+        http=_TimedProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -132,8 +132,7 @@ def serve(
                 ready(engine)
                 stop.wait()
         except Cancelled:
-            if not stop.is_set():
-                raise
+            pass  # by a signal
         except BaseException as error:
             errors.append(error)
         finally:

@@ -1,10 +1,10 @@
-"""Answers of several conversations with one target: one thread computes for all.
+"""Continuous batching: several conversations share the calls of one target.
 
-Every slot has a session with a sequence of cells of its own. A prompt is read in parts,
-so that answers under way do not wait for its end; rounds of several answers are one
-call where their rows do not depend on each other. How wide such a call is, is decided
-for all of it: drafts are verified as far as they raise the tokens a second of all
-answers together (goodput; SmartSpec, arXiv 2406.14066).
+One thread computes for all. Every slot has a session with its own sequence of KV cells.
+Prompts are read in chunks between the rounds of other answers. Rounds of several
+answers are one call if their rows are independent of each other. The width of a joint
+call maximises the expected tokens per second of all its answers (goodput; SmartSpec,
+arXiv 2406.14066).
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,80 +23,28 @@ from edgecs.core.context import Context, Tokens
 from edgecs.core.draft import NOTHING, Request, Rows
 from edgecs.costs.cost_model import WIDEST, CostModel
 from edgecs.errors import Cancelled, EdgecsError, ModelError
-from edgecs.sampling.chain import Rule
-from edgecs.session.answer import Answer, FinishReason, Token
+from edgecs.server.job import Busy, Ended, Event, Job, SlotState, Ticket, Totals
+from edgecs.session.answer import Answer, FinishReason
 from edgecs.session.session import Session
 from edgecs.session.stats import Stats
 
 logger = logging.getLogger("edgecs")
 
-_PART = 128  # tokens of a prompt between two rounds of others; chosen
+# chosen: tokens of a prompt chunk between two rounds of other answers.
+_PART = 128
 MOST_WAITING = 64
-
-
-class Busy(EdgecsError):
-    """There is no room in the queue: the client should come back later."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be answered; see `Session.generate`."""
-
-    prompt: Tokens
-    max_tokens: int | None = None
-    stop: Sequence[str] = ()
-    rule: Rule | None = None
-    logprobs: int | None = None
-    speculate: bool = True
-    deadline: float | None = None  # of `time.monotonic`; the answer ends then
-
-
-class Ended(NamedTuple):
-    """The last event of an answer that was not refused."""
-
-    reason: FinishReason
-    stats: Stats
-    chain: list[str]
-    why_plain: str | None  # why there were no drafts
-
-
-Event = list[Token] | Ended | EdgecsError
-"""Tokens of one round; the end; or an error, which is the end too."""
-
-
-class Ticket:
-    """A job in the scheduler's hands."""
-
-    def __init__(self, job: Job, notify: Callable[[Event], None]) -> None:
-        self.job, self.notify = job, notify
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        """Ends the answer within a round; may be called from any thread, and again."""
-        self.cancelled = True
-
-    @property
-    def is_unwanted(self) -> bool:
-        """Whether it was cancelled, or its time is up."""
-        return self.cancelled or self.is_late
-
-    @property
-    def is_late(self) -> bool:
-        """Whether its time is up."""
-        deadline = self.job.deadline
-        return deadline is not None and time.monotonic() > deadline
 
 
 @dataclass(eq=False)
 class _Slot:
-    """A session, and the answer that it is at."""
+    """A session and its current answer."""
 
     number: int
     session: Session
     ticket: Ticket | None = None
     answer: Answer | None = None
-    read: int = 0  # tokens of the prompt that have cells
-    used: float = 0.0  # when it was last given a job
+    read: int = 0  # prompt tokens with KV cells
+    used: float = 0.0  # `time.monotonic` of its last job
 
     @property
     def is_reading(self) -> bool:
@@ -112,49 +59,20 @@ class _Slot:
         return self.ticket is not None and self.ticket.is_unwanted
 
     def shared(self, prompt: Tokens) -> int:
-        """Tokens at the start of a prompt that it has read before."""
+        """Length of the prefix that a prompt shares with its last conversation."""
         tokens = self.session.context.tokens
         size = min(tokens.size, prompt.size)
         other = np.flatnonzero(tokens[:size] != prompt[:size])
         return int(other[0]) if other.size else size
 
 
-class SlotState(NamedTuple):
-    """A slot as others may see it."""
-
-    number: int
-    state: str  # "idle", "reading" or "decoding"
-    prompt_tokens: int
-    tokens: int  # generated
-    context: int  # tokens that are in its cells
-
-
-@dataclass
-class Totals:
-    """What was answered since the start."""
-
-    answers: int = 0
-    errors: int = 0
-    cancelled: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    tokens: int = 0
-    rounds: int = 0
-    proposed: int = 0
-    tested: int = 0
-    accepted: int = 0
-    faults: int = 0
-    calls: int = 0  # of the target, while decoding
-    requests: int = 0  # in these calls
-    by_position: list[int] = field(default_factory=list)  # accepted draft tokens
-
-
 class Scheduler:
-    """Computes jobs in a thread of its own; `close` ends it.
+    """Computes jobs in its own thread; `close` ends it.
 
-    sessions: one for each slot, on different sequences of one target. costs: of the
-    target, None: joint calls have no drafts. reads: tokens of a prefill chunk of a
-    target whose rows depend on the cut of the prompt. waiting: jobs that may wait.
+    sessions: one per slot, on different sequences of one target. costs: call times of
+    the target; None: joint calls have no drafts. reads: tokens of a prefill chunk.
+    waiting: length of the queue. strict: compute every answer in its own calls unless
+    the target is uniform.
     """
 
     def __init__(
@@ -164,11 +82,13 @@ class Scheduler:
         *,
         reads: int = 512,
         waiting: int = MOST_WAITING,
+        strict: bool = False,
     ) -> None:
         self.target = sessions[0].target
         self.totals = Totals()
         self._slots = [_Slot(i, session) for i, session in enumerate(sessions)]
         self._costs, self._chunk, self._most_waiting = costs, reads, waiting
+        self._strict = strict
         self._waiting: deque[Ticket] = deque()
         self._wake = threading.Condition()
         self._closing = False
@@ -176,25 +96,24 @@ class Scheduler:
         self._thread.start()
 
     def submit(self, job: Job, notify: Callable[[Event], None]) -> Ticket:
-        """Puts a job into the queue. notify: called in the scheduler's thread.
+        """Add a job to the queue. notify: called in the scheduler's thread.
 
-        Raises Busy where too many wait, ModelError after `close`.
+        Raises Busy if the queue is full, ModelError after `close`.
         """
         ticket = Ticket(job, notify)
         with self._wake:
             if self._closing:
-                raise ModelError("the server is shutting down: ask another one")
+                raise ModelError("the server is shutting down: use another one")
             if len(self._waiting) >= self._most_waiting:
                 raise Busy(
-                    f"{len(self._waiting)} requests are waiting already: try again "
-                    "later"
+                    f"{len(self._waiting)} requests are already waiting: retry later"
                 )
             self._waiting.append(ticket)
             self._wake.notify()
         return ticket
 
     def close(self, patience: float = 0.0) -> None:
-        """Waits for all answers for so many seconds, then ends them, and the thread."""
+        """Wait up to `patience` seconds for all answers, then end them."""
         with self._wake:
             self._closing = True
             self._wake.notify()
@@ -205,11 +124,11 @@ class Scheduler:
 
     @property
     def queued(self) -> int:
-        """Jobs that wait for a slot."""
+        """Number of jobs that wait for a slot."""
         return len(self._waiting)
 
     def slots(self) -> list[SlotState]:
-        """What every slot does."""
+        """The state of every slot."""
         return [_state(slot) for slot in self._slots]
 
     def _open(self) -> list[Ticket]:
@@ -221,12 +140,12 @@ class Scheduler:
             try:
                 self._admit()
                 self._step()
-            except Exception as error:  # of ours: no client may wait for ever
+            except Exception as error:  # a bug must not leave clients waiting
                 logger.exception("the scheduler failed")
                 self._fail(self._slots, ModelError(f"internal error: {error!r}"))
 
     def _wait(self) -> bool:
-        """Waits for something to do; False: it was closed, and all is done."""
+        """Wait for work; False if it was closed and all jobs are done."""
         with self._wake:
             while not self._open():
                 if self._closing:
@@ -235,7 +154,7 @@ class Scheduler:
         return True
 
     def _admit(self) -> None:
-        """Gives waiting jobs to free slots, each by what they have read."""
+        """Assign waiting jobs to free slots by the longest shared prefix."""
         free = [slot for slot in self._slots if slot.ticket is None]
         while free:
             with self._wake:
@@ -243,7 +162,7 @@ class Scheduler:
                     return
                 ticket = self._waiting.popleft()
             if ticket.is_unwanted:
-                ticket.notify(Cancelled("it was cancelled, or its time was up"))
+                ticket.notify(Cancelled("it was cancelled or timed out in the queue"))
                 self.totals.cancelled += 1
                 continue
             prompt = ticket.job.prompt
@@ -273,7 +192,7 @@ class Scheduler:
         return True
 
     def _step(self) -> None:
-        """A part of one prompt, and a round of all answers under way."""
+        """One prompt chunk, and a round of every answer that is decoding."""
         for slot in self._slots:
             if slot.is_unwanted:
                 self._guarded([slot], partial(self._end, slot, "cancelled"))
@@ -289,7 +208,7 @@ class Scheduler:
                 self._guarded(group, partial(self._round, group))
 
     def _guarded(self, group: Sequence[_Slot], work: Callable[[], None]) -> None:
-        """Does something for some slots; what fails ends their answers alone."""
+        """Call `work` for some slots; an error ends only their answers."""
         try:
             work()
         except Cancelled:
@@ -300,16 +219,18 @@ class Scheduler:
             self._fail(group, error)
 
     def _may_join(self, slot: _Slot) -> bool:
-        """Whether its rows may be computed in a call with others."""
+        """Whether its rows may be computed in a joint call."""
         if getattr(self.target, "uniform", False):
             return True
+        if self._strict:
+            return False
         depth = len(slot.session.context) - 1
         return slot.session.cascade.limits.tier(depth) == "numeric"
 
     def _read(self, slot: _Slot, *, alone: bool) -> None:
-        """Reads a part of a prompt; the last one gives the first token.
+        """Read a chunk of a prompt; the last one gives the first token.
 
-        alone: nobody waits for it.
+        alone: whether no other answer is decoding.
         """
         answer, ticket = slot.answer, slot.ticket
         assert answer is not None
@@ -329,15 +250,15 @@ class Scheduler:
         self._take(slot, answer, rows, seconds)
 
     def _part_end(self, read: int, alone: bool) -> int:
-        """Where the next part of a prompt ends, of which `read` tokens have cells."""
+        """End of the next chunk of a prompt of which `read` tokens have KV cells."""
         uniform = getattr(self.target, "uniform", False)
         if uniform:
             return read + (self._chunk if alone else min(_PART, self._chunk))
-        # Its cells depend on how a prompt is cut, so it is cut as if it were alone.
+        # Its cells depend on the chunks, so these are the ones of a single session.
         return (read // self._chunk + 1) * self._chunk
 
     def _round(self, group: Sequence[_Slot]) -> None:
-        """One call for some answers, and the tokens that it gives them."""
+        """One call for a group of answers."""
         pairs = [(slot, slot.answer) for slot in group if slot.answer is not None]
         if not pairs:
             return
@@ -359,11 +280,11 @@ class Scheduler:
             self._guarded([slot], take)
 
     def _most_drafted(self, together: int) -> int:
-        """Draft tokens that each of some answers may have in a joint call."""
+        """The most draft tokens of each answer in a joint call."""
         return WIDEST // together - 1 if self._costs and self._costs.known else 0
 
     def _width(self, answers: Sequence[Answer]) -> int:
-        """Tokens of each request with which a joint call gives most tokens a second."""
+        """The width of each request in a joint call, see `best_joint_width`."""
         paths = [answer.promised for answer in answers]
         if not self._costs or not any(paths):
             return 1
@@ -373,7 +294,7 @@ class Scheduler:
     def _take(
         self, slot: _Slot, answer: Answer, rows: Rows, seconds: float, together: int = 1
     ) -> None:
-        """Passes the tokens of a call on."""
+        """Pass the tokens of a call to the client."""
         tokens = [*answer.take(rows, seconds, together)]
         if slot.ticket is None:
             return
@@ -382,7 +303,7 @@ class Scheduler:
             self._end(slot)
 
     def _end(self, slot: _Slot, reason: FinishReason | None = None) -> None:
-        """Ends an answer and frees its slot."""
+        """End an answer and free its slot."""
         ticket, answer, session = slot.ticket, slot.answer, slot.session
         assert ticket is not None
         assert answer is not None
@@ -403,7 +324,7 @@ class Scheduler:
         )
 
     def _fail(self, group: Sequence[_Slot], error: EdgecsError) -> None:
-        """Ends the answers of some slots with an error."""
+        """End the answers of some slots with an error."""
         for slot in group:
             ticket, answer = slot.ticket, slot.answer
             if ticket is None or answer is None:
@@ -433,11 +354,11 @@ class Scheduler:
 
 
 def best_joint_width(paths: Sequence[Sequence[float]], times: Sequence[float]) -> int:
-    """The width of each request that gives most tokens a second in a joint call.
+    """The width per request with the most expected tokens per second in a joint call.
 
-    paths: of every request, the probability that its draft is right up to each token.
-    times: seconds of a call by tokens, inf where they are not known. Every request is
-    computed as wide as the widest, see `LlamaLM`.
+    paths: for every request, the probability that its draft is right up to each token.
+    times: seconds of a call by number of tokens, inf if unknown. All requests of a call
+    are padded to the same width, see `LlamaLM`.
 
     >>> times = [1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 1.9, 2.1]
     >>> best_joint_width([[0.9, 0.8], [0.1]], times), best_joint_width([[0.1]], times)

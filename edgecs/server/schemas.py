@@ -1,6 +1,6 @@
-"""What clients send, checked: the fields of OpenAI's API and of llama-server's.
+"""Request bodies: the fields of OpenAI's API and of llama-server.
 
-Unknown fields are ignored, as clients send many. Sizes are bounded here.
+Unknown fields are ignored. Sizes are limited here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class _Body(BaseModel):
 
 
 class TextPart(_Body):
-    """A part of a message; only texts are understood."""
+    """A part of a message; only text is supported."""
 
     type: Literal["text"]
     text: Text
@@ -33,13 +33,11 @@ class TextPart(_Body):
 class Message(_Body):
     """One message of a conversation."""
 
-    model_config = ConfigDict(extra="allow")
-
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[TextPart] | None = None
 
     def plain(self) -> dict[str, Any]:
-        """As a chat template takes it."""
+        """The message in the form of chat templates."""
         content = self.content
         if isinstance(content, list):
             content = "".join(part.text for part in content)
@@ -48,13 +46,13 @@ class Message(_Body):
 
 
 class StreamOptions(_Body):
-    """What a stream has besides the answer."""
+    """Options of a stream."""
 
     include_usage: StrictBool = False
 
 
 class SchemaFormat(_Body):
-    """A JSON schema under a name."""
+    """A named JSON schema."""
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
@@ -63,7 +61,7 @@ class SchemaFormat(_Body):
 
 
 class ResponseFormat(_Body):
-    """What form an answer has."""
+    """The format of an answer."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: SchemaFormat | None = None
@@ -77,7 +75,7 @@ class ResponseFormat(_Body):
 
 
 class _Asked(_Body):
-    """What all requests for answers have in common."""
+    """Fields of chat completions and completions."""
 
     model: str | None = Field(default=None, max_length=1024)
     stream: StrictBool = False
@@ -97,13 +95,11 @@ class _Asked(_Body):
     logit_bias: dict[str, Finite] | None = Field(default=None, max_length=MOST_BIASES)
     grammar: Text | None = None
     json_schema: dict[str, Any] | bool | None = None
-    cache_prompt: StrictBool = True
     speculative: StrictBool | None = None
-    timings_per_token: StrictBool = False
 
     @property
     def stops(self) -> list[str]:
-        """Texts that end the answer."""
+        """Stop strings."""
         if self.stop is None:
             return []
         return [self.stop] if isinstance(self.stop, str) else self.stop
@@ -121,7 +117,7 @@ class ChatRequest(_Asked):
 
     @property
     def most(self) -> int | None:
-        """Tokens of an answer."""
+        """The most tokens of an answer."""
         if self.max_completion_tokens is not None:
             return self.max_completion_tokens
         return self.max_tokens
@@ -137,7 +133,7 @@ class CompletionRequest(_Asked):
 
     @property
     def most(self) -> int | None:
-        """Tokens of an answer; OpenAI's default is 16, llama-server's is no limit."""
+        """The most tokens of an answer; None means no limit, as for llama-server."""
         return self.max_tokens
 
 

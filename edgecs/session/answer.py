@@ -1,6 +1,6 @@
-"""One answer, call by call: which rows it needs next, and what comes of them.
+"""One answer, call by call: the next request, and the tokens of its rows.
 
-It computes nothing itself, so that the calls of several answers can be one.
+It makes no calls itself, so that several answers can share one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OnRound = Callable[[Context, Round], None]
 class Token(NamedTuple):
     """One generated token and the text that became certain with it (often none).
 
-    logprobs: where they were asked for.
+    logprobs: if they were requested.
     """
 
     id: int
@@ -40,9 +40,11 @@ class Answer:
 
     After `start`, `request` gives the next call and `take` its tokens, until
     `finish_reason` is set; then comes `end`.
-    limit: most tokens. logprobs: state those of every token, and of so many of the most
-    likely ones; None: state none. cancelled: asked once a round. on_round: called with
-    the context and the outcome of every round, before anything is committed.
+
+    limit: the most tokens. logprobs: report those of every token and of this many of
+    the most likely ones; None: report none. cancelled: checked once per round.
+    on_round: returns the function to call with the context and the outcome of every
+    round, before anything is committed.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Answer:
         self.context = context
         self.stats = Stats(prompt_tokens=len(context), faults=dict(cascade.faults))
         self.finish_reason: FinishReason | None = None
-        self.read = 0  # tokens of the prompt that calls before the first one computed
+        self.read = 0  # prompt tokens computed by earlier calls
         self._cascade, self._tokenizer = cascade, tokenizer
         self._choices, self._limit = choices, limit
         self._text, self._logprobs = TextStream(stop), logprobs
@@ -71,7 +73,7 @@ class Answer:
         self._forwards = self._inner_forwards()
 
     def start(self) -> None:
-        """Starts the clock; `finish_reason` is set where there is nothing to do."""
+        """Start the clock; sets `finish_reason` if there is nothing to generate."""
         self._began = time.perf_counter()
         if self._limit <= 0:
             self.finish_reason = "length"
@@ -79,10 +81,10 @@ class Answer:
             self.finish_reason = "cancelled"
 
     def request(self, most: int | None = None) -> Request:
-        """The next call. most: draft tokens at most; None: as many as fit.
+        """The next request. most: limit of draft tokens; None: as many as fit.
 
-        The call that reads the prompt takes no draft: the first token comes as fast,
-        and from the same row, as in plain decoding.
+        The prefill call takes no draft: the first token is as fast, and from the same
+        row, as in plain decoding.
         """
         target, tokens = self._cascade.reviewer, self.stats.tokens
         room = min(
@@ -99,14 +101,14 @@ class Answer:
 
     @property
     def promised(self) -> list[float]:
-        """Chances that the draft of the next call is right up to each token."""
+        """Probabilities that the next draft is right up to each token."""
         pending = self._pending
         if pending is None or pending.plan is None:
             return []
         return pending.plan.probabilities[: len(pending.request.draft)]
 
     def narrowed(self, most: int) -> Request:
-        """The next call again, with at most so many draft tokens."""
+        """The next request with at most `most` draft tokens."""
         assert self._pending is not None
         request = self._pending.request
         request = request._replace(draft=request.draft.clip(most))
@@ -114,10 +116,10 @@ class Answer:
         return request
 
     def take(self, rows: Rows, calling: float, together: int = 1) -> Iterator[Token]:
-        """Commits and yields the tokens of the call, up to where the answer ends.
+        """Commit and yield the tokens of a call, up to the end of the answer.
 
         Each token is committed just before it is yielded. calling: seconds of the call.
-        together: requests that it had.
+        together: number of its requests.
         """
         assert self._pending is not None
         pending, self._pending = self._pending, None
@@ -132,7 +134,7 @@ class Answer:
         yield from self._emit(done, stated)
 
     def end(self, reason: FinishReason | None = None) -> None:
-        """No more calls; reason: why it ends before it is complete."""
+        """End the answer; reason: why it ends early."""
         stats = self.stats
         if reason and self.finish_reason is None:
             self.finish_reason = reason
@@ -147,7 +149,7 @@ class Answer:
         return {inner.name: inner.forwards for inner in self._cascade.levels()[1:]}
 
     def _learnt(self, done: Round) -> Round:
-        """Tells everyone who drafts what came of a round."""
+        """Pass the outcome of a round to the drafters."""
         stats = self.stats
         self._cascade.learn(self.context, done)
         if stats.tokens and len(self._cascade.faults) > len(stats.faults):
@@ -181,10 +183,10 @@ class Answer:
                 stats.observe(done, stats.tokens - before)
 
     def _ends(self, token: int, last: bool) -> FinishReason | None:
-        """Why the answer ends with this token, if it does.
+        """The reason to end the answer after this token, if any.
 
-        A request to stop is looked at once a round, with its last token, so that the
-        text still waiting goes out with a token.
+        An interrupt is checked once per round, at its last token, so that held-back
+        text is emitted with a token.
         """
         if self._text.stopped or token in self._tokenizer.ends:
             return "stop"
@@ -196,7 +198,7 @@ class Answer:
 
 
 def _stated(done: Round, most: int) -> list[Logprobs]:
-    """Of the tokens of a round, each on the row that it was chosen on."""
+    """Log-probabilities of a round's tokens, each from the row it was chosen on."""
     rows = (-1, *done.verdict.path)
     return [
         logprobs_of(done.rows.logits[node + 1], token, most)

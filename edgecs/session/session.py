@@ -95,12 +95,12 @@ class Session:
 
     @property
     def stats(self) -> Stats:
-        """Of the last answer."""
+        """Statistics of the last answer."""
         return self._last.stats if self._last else Stats()
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why the last answer ended; None while it is under way."""
+        """Why the last answer ended; None before its end."""
         return self._last.finish_reason if self._last else None
 
     @property
@@ -154,9 +154,9 @@ class Session:
         rule: Rule | None = None,
         logprobs: int | None = None,
     ) -> Answer:
-        """An answer whose calls the caller makes, see `generate`.
+        """An answer whose calls are made by the caller, see `generate`.
 
-        They are of this session's sequence, and `ended` must follow the last one.
+        `ended` must be called after the last one.
         """
         if logprobs is not None and logprobs < 0:
             raise ConfigError(f"logprobs must be 0 or more, got {logprobs}")
@@ -180,7 +180,7 @@ class Session:
         return self._last
 
     def ended(self, answer: Answer, reason: FinishReason | None = None) -> None:
-        """To be called after the last call of an answer that `begin` gave."""
+        """Finish an answer of `begin`, after its last call."""
         answer.end(reason)
         self.target.end_turn(self.context, self.cascade.sequence)
         self._ended()

@@ -1,4 +1,4 @@
-"""Splits what a reasoning model thinks from what it answers, while it streams."""
+"""Separates the thinking block of a reasoning model from its answer."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ OPENS, CLOSES = "<think>", "</think>"
 
 
 class Parts(NamedTuple):
-    """New text of a thought and of the answer; either may be empty."""
+    """New text of the thinking block and of the answer; either may be empty."""
 
     thought: str
     answer: str
 
 
 class Thoughts:
-    """A thought is at the start of an answer, between OPENS and CLOSES.
+    """The block is at the start of an answer, between OPENS and CLOSES.
 
-    open: whether the answer begins within a thought, as with templates that open it.
+    open: whether the block is open; some templates open it themselves.
 
     >>> thoughts = Thoughts()
     >>> [tuple(thoughts.feed(text)) for text in ("<th", "ink>a</", "think>\\n\\nb")]
@@ -27,11 +27,11 @@ class Thoughts:
     def __init__(self, *, open: bool = False) -> None:
         self.open = open
         self._begun = False  # whether the answer has begun
-        self._blank = False  # whether blank lines after a thought are being skipped
+        self._blank = False  # whether blank lines after the block are being skipped
         self._text = ""  # not yet certain
 
     def feed(self, text: str) -> Parts:
-        """What has become certain with more text."""
+        """The parts that are certain after more text."""
         if self._blank:
             text = text.lstrip("\n")
             self._blank = not text
@@ -55,7 +55,7 @@ class Thoughts:
         return Parts(thought, self._begin(rest))
 
     def flush(self) -> Parts:
-        """What is left when the text has ended."""
+        """The rest, at the end of the text."""
         rest, self._text = self._text, ""
         return Parts(rest, "") if self.open else Parts("", rest)
 
@@ -65,7 +65,7 @@ class Thoughts:
 
 
 def _overlap(text: str, mark: str) -> int:
-    """Characters at the end of a text that may be the start of a mark."""
+    """Length of the longest end of a text that may start a mark."""
     for size in range(min(len(text), len(mark) - 1), 0, -1):
         if mark.startswith(text[-size:]):
             return size

@@ -156,6 +156,8 @@ def test_logprobs_are_those_of_the_row(http: httpx.Client):
     body = {"prompt": "hello", "max_tokens": 4, "logprobs": 2, "temperature": 0}
     stated = http.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]
     assert len(stated["tokens"]) == len(stated["token_logprobs"]) == 4
+    texts, offsets = stated["tokens"], stated["text_offset"]
+    assert offsets == [len("".join(texts[:i])) for i in range(4)]
 
 
 def test_answers_keep_to_a_schema(http: httpx.Client):

@@ -23,14 +23,8 @@ from edgecs.planning.acceptance import Calibration
 from edgecs.planning.planner import Planner
 from edgecs.sampling.chain import always, chooser
 from edgecs.sampling.settings import Sampling
-from edgecs.server.scheduler import (
-    Busy,
-    Ended,
-    Event,
-    Job,
-    Scheduler,
-    best_joint_width,
-)
+from edgecs.server.job import Busy, Ended, Event, Job
+from edgecs.server.scheduler import Scheduler, best_joint_width
 from edgecs.session.session import Session
 from edgecs.testing.fakes import CachingModel, Endless
 
@@ -270,7 +264,7 @@ def test_too_many_are_sent_away():
         while made.queued:  # until it has its slot
             time.sleep(0.001)
         others = [Client(made, job([2], 3)) for _ in range(2)]
-        with pytest.raises(Busy, match="2 requests are waiting already"):
+        with pytest.raises(Busy, match="2 requests are already waiting"):
             made.submit(job([3]), print)
         target.gate.set()
         for client in (first, *others):
