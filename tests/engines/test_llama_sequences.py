@@ -228,6 +228,24 @@ def test_more_than_a_call_takes_is_several_calls(tiny_gguf: Path):
             np.testing.assert_allclose(found.logits[-1], expected, atol=CLOSE)
 
 
+def test_padding_does_not_overfill_a_call(tiny_gguf: Path):
+    sizes = 40, 1, 2
+    with opened(tiny_gguf, sequences=3) as target:
+        contexts = [Context([i, 1]) for i in range(3)]
+        for i, context in enumerate(contexts):
+            target.score([Request(context, NOTHING, i)])
+            context.append([2])
+        requests = [
+            Request(context, Draft.chain(range(size), "x"), i)
+            for i, (context, size) in enumerate(zip(contexts, sizes, strict=True))
+        ]
+        for i, (rows, size) in enumerate(
+            zip(target.score(requests), sizes, strict=True)
+        ):
+            expected = alone(tiny_gguf, [i, 1, 2, *range(size)])
+            np.testing.assert_allclose(rows.logits[-1], expected, atol=CLOSE)
+
+
 def test_prompts_of_drafters_go_into_one_call(tiny_gguf: Path):
     with opened(tiny_gguf, sequences=3, drafts_for=300) as drafter:
         calls = watched(drafter)

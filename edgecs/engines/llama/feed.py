@@ -73,11 +73,18 @@ class Feed(NamedTuple):
             own.cache.branch(draft)
 
 
-def groups(feeds: Sequence[Feed], most: int) -> Iterator[list[Feed]]:
-    """Group feeds into calls of at most `most` tokens, prompts first."""
+def groups(
+    feeds: Sequence[Feed], most: int, *, padded: bool = False
+) -> Iterator[list[Feed]]:
+    """Group feeds into calls of at most `most` tokens, prompts first.
+
+    padded: all feeds of a group but prompts will be as wide as the widest.
+    """
     group: list[Feed] = []
     for feed in sorted(feeds, key=lambda feed: not feed.is_prompt):
-        size = sum(map(len, group)) + len(feed)
+        sizes = [*map(len, group), len(feed)]
+        pads = padded and not feed.is_prompt
+        size = max(sizes) * len(sizes) if pads else sum(sizes)
         if group and (size > most or group[0].is_prompt is not feed.is_prompt):
             yield group
             group = []

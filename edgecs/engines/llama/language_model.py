@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import cast
 
@@ -36,7 +36,8 @@ from edgecs.errors import Cancelled, ContextFull, EdgecsError, ModelError, OutOf
 
 _REAL = 32  # cells that are computed, and then repeated for measuring
 _LARGEST_STATE = 1 << 29  # bytes
-_WRAPS = 4096
+_WRAPS = 4096  # chosen: numpy views that are kept
+_ALONE = (0,)  # no padding
 _FLASH = {
     "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
     "on": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
@@ -91,6 +92,7 @@ class LlamaLM:
         self._row_size = model.vocabulary.size
         self._filled = NO_ROWS
         self.on_read: Callable[[int, int], None] | None = None  # tokens read, of all
+        self.pads = True  # whether requests of unequal widths are computed in one pass
         self.gives_states = False
         self._giving_states = False  # current setting of llama.cpp
         if self._nodes:
@@ -122,6 +124,10 @@ class LlamaLM:
         if self.max_leaves > 1:
             return False  # the cells of an accepted path may not be contiguous
         return not self._nodes.counts.left
+
+    @property
+    def _pads(self) -> bool:
+        return self.pads and self.max_leaves == 1 and self.rewindable
 
     def note_states(self, sequence: int = 0) -> States:
         """Record the final states of cells in every call for a draft from now on.
@@ -216,7 +222,8 @@ class LlamaLM:
             for feed in feeds
             if not len(feed)
         }
-        together = [*groups([feed for feed in feeds if len(feed)], self._chunk)]
+        left = [feed for feed in feeds if len(feed)]
+        together = [*groups(left, self._chunk, padded=self._pads)]
         for group in together:
             for feed, (logits, hidden) in zip(group, self._decode(group), strict=True):
                 if len(together) > 1:  # the next call overwrites them
@@ -405,7 +412,7 @@ class LlamaLM:
         if code:
             raise self._decode_error(code)
         found: list[tuple[Logits, Logits | None]] = []
-        for feed, first in zip(group, firsts, strict=True):
+        for feed, first, padding in zip(group, firsts, paddings, strict=True):
             if found:
                 address = library.logits_address(self._ctx, first)
             logits = self._logits(address, feed.rows, len(group) > 1)
@@ -414,29 +421,29 @@ class LlamaLM:
                 at = library.states_address(self._ctx, first)
                 states = self._wrapped(at, feed.rows, self.width, self.width)
             feed.computed(states)
-            if paddings[feed.request.sequence]:
+            if padding:
                 feed.sequence.drop_padding()
             found.append((logits, states))
         return found
 
-    def _paddings(self, group: Sequence[Feed]) -> dict[int, int]:
-        """Number of padding tokens by sequence.
+    def _paddings(self, group: Sequence[Feed]) -> Sequence[int]:
+        """Number of padding tokens of every request of a group.
 
         llama.cpp computes streams of cells together only as far as they have equally
-        many tokens, and reads all weights again for the rest: two streams with 4 and 1
-        tokens took 1.5 times as long as with 4 and 4 (1.5B, Q4_K_M, 2 cores of Zen 4).
+        many tokens, and reads all weights again for the rest
+        (`python -m edgecs_bench.joint`).
         """
-        if len(group) == 1 or self.max_leaves > 1 or not self.rewindable:
-            return dict.fromkeys((feed.request.sequence for feed in group), 0)
-        widest = 0 if group[0].is_prompt else max(map(len, group))
-        return {
-            feed.request.sequence: max(
-                0, min(widest - len(feed), self.n_ctx - len(feed.sequence.cache))
-            )
+        if len(group) == 1:  # most calls
+            return _ALONE
+        if not self._pads or group[0].is_prompt:
+            return [0] * len(group)
+        widest = max(map(len, group))
+        return [
+            max(0, min(widest - len(feed), self.n_ctx - len(feed.sequence.cache)))
             for feed in group
-        }
+        ]
 
-    def _fill(self, group: Sequence[Feed], paddings: Mapping[int, int]) -> list[int]:
+    def _fill(self, group: Sequence[Feed], paddings: Sequence[int]) -> list[int]:
         """Write the batch; returns the index of the first row of every request."""
         if len(group) == 1 and group[0].request.draft.is_chain:
             feed = group[0]
@@ -444,12 +451,10 @@ class LlamaLM:
             self._batch.chain(feed.tokens(), start, feed.rows, own)
             return [len(feed) - feed.rows]
         self._batch.clear()
-        firsts = []
-        for feed in group:
-            padding = paddings[feed.request.sequence]
-            nodes = feed.nodes(padding)
-            firsts.append(self._batch.add(*nodes, feed.rows, padding))
-        return firsts
+        return [
+            self._batch.add(*feed.nodes(padding), feed.rows, padding)
+            for feed, padding in zip(group, paddings, strict=True)
+        ]
 
     def _logits(self, address: int, rows: int, several: bool) -> Logits:
         """Output rows in the size of the target's vocabulary."""
