@@ -1,1 +1,1 @@
-"""The CPU kernels in C++, and how they are compiled; engines/llama calls them."""
+"""The CPU kernels in C++, and their build; engines/llama calls them."""

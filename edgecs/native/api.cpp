@@ -1,4 +1,4 @@
-// What Python calls. Every function takes what the ones before it gave; none of them throws.
+// The functions for Python. Their arguments are results of the preceding functions; none of them throws.
 #include <new>
 
 #include "nodes.h"
@@ -6,11 +6,11 @@
 #include <sys/auxv.h>
 #endif
 
-// Only those are there that were compiled, see build.py.
+// Contains the compiled instruction sets only, see build.py.
 namespace {
 
 #if defined(__x86_64__)
-bool has_f16c() {  // which not all compilers ask for
+bool has_f16c() {  // not supported by __builtin_cpu_supports in all compilers
     unsigned a = 1, b, c, d;
     asm("cpuid" : "+a"(a), "=b"(b), "=c"(c), "=d"(d));
     return c >> 29 & 1;
@@ -21,7 +21,7 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
 bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
-bool has_avxvnni() {  // which compilers do not ask for yet
+bool has_avxvnni() {  // not supported by __builtin_cpu_supports yet
     unsigned a = 7, b, c = 1, d;
     asm("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
     return has_avx2() && (a >> 4 & 1);
@@ -60,7 +60,7 @@ const struct {
 
 extern "C" {
 
-// The kernels number i of those that this processor runs, best first; none: there are no more.
+// The i-th kernels that this processor supports, best first; null if there are no more.
 EXPORT const Kernels * edgecs_kernels(int i) {
     for (const auto & set : sets)
         if (set.runs() && i-- == 0) return set.kernels();
@@ -79,12 +79,12 @@ EXPORT uint64_t edgecs_store_bytes(const Store * store) { return store->bytes();
 EXPORT bool edgecs_store_failed(const Store * store) { return store->failed(); }
 EXPORT void edgecs_store_free(Store * store) { delete store; }
 
-// threads: at most so many compute with the context.
+// threads: most threads that compute with the context.
 EXPORT Context * edgecs_context(Store * store, int threads) { return new (std::nothrow) Context(*store, threads); }
-// After a call of llama.cpp that failed.
+// Must be called after a failed call of llama.cpp.
 EXPORT void edgecs_context_forget(Context * context) { context->forget(); }
 EXPORT void edgecs_context_free(Context * context) { delete context; }
-// Nodes that were looked at so far: matrix products taken, attentions taken, left to llama.cpp.
+// Numbers of nodes so far: matrix products and attentions computed by the kernels, nodes left to llama.cpp.
 EXPORT void edgecs_context_counts(const Context * context, uint64_t * counts) {
     counts[0] = context->matrices;
     counts[1] = context->attentions;
@@ -95,7 +95,7 @@ EXPORT void edgecs_context_counts(const Context * context, uint64_t * counts) {
 EXPORT bool edgecs_eval(ggml_tensor * node, bool ask, void * context) {
     if (!ask) return true;
     look(*(Context *) context, node);
-    return false;  // so that the graph stays whole
+    return false;  // so that the graph is not split
 }
 
 }  // extern "C"

@@ -1,4 +1,4 @@
-// Attention as nodes: rows and pieces of the cache shared out among llama.cpp's threads.
+// Attention nodes: rows and pieces of the KV cache are distributed among llama.cpp's threads.
 #include <algorithm>
 #include <atomic>
 
@@ -34,12 +34,12 @@ Attention attention_of(const ggml_tensor * y, const Node & node, int64_t stream)
     a.y = (char *) y->data + stream * y->nb[3];
     return a;
 }
-// How the work is shared out, and what memory it takes, in floats. Rows are taken in panels. One panel: threads share
-// the pieces of the cache, and who computes the last one of a key head folds them. Several: a thread does a whole
-// panel and key head. A row's arithmetic is the same.
+// How the work is distributed, and the memory it needs, in floats. Rows are grouped in panels. With one panel, threads
+// share the pieces of the KV cache, and the thread that computes the last piece of a key head folds them. With several
+// panels, a thread computes a whole panel and key head. A row's arithmetic is the same.
 struct Shares {
     int64_t pieces, panel, panels, queries;  // queries: of a panel and key head
-    size_t scratch, partial, thread;         // thread: of each one
+    size_t scratch, partial, thread;         // thread: per thread
 
     Shares(const Kernels & kernels, const Attention & a)
         : pieces(kernels.piece_count(a)),
@@ -72,8 +72,8 @@ public:
         finished_ = (std::atomic<int> *) ctx.finished.data();
     }
 
-    // All rows are in one panel: threads share the pieces of the cache. Who finishes the last one of a key head folds
-    // them, so that nobody waits.
+    // All rows are in one panel: threads share the pieces of the KV cache. The thread that finishes the last one of a
+    // key head folds them, so that no thread waits.
     void by_pieces() {
         for (int64_t item; (item = turn_.next()) < heads_ * shares_.pieces;) {
             const int64_t head = item % heads_, piece = item / heads_, next = item + threads_;
@@ -90,7 +90,7 @@ public:
         }
     }
 
-    // A thread does whole panels, the longest rows first.
+    // A thread computes whole panels, the longest rows first.
     void by_panels() {
         for (int64_t item; (item = turn_.next()) < heads_ * shares_.panels;) {
             const int64_t head = item % heads_, row = (shares_.panels - 1 - item / heads_) * shares_.panel;

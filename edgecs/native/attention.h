@@ -1,17 +1,17 @@
-// Attention in 32-bit floats over a cache of any of the usual types, for one instruction set.
+// Attention in 32-bit floats over a KV cache of any common type, for one instruction set.
 //
-// The cache is cut at fixed places, every PIECE cells. A piece gives each row and head a partial result: the largest
-// score, the sum of the weights exp(score - largest) and the weighted sum of the values. Partial results are folded
-// together in the order of the pieces (online softmax, arXiv 2112.05682). So a row depends on its query and on the
-// cells that it may see, and not on how many rows are computed together, on how far llama.cpp pads the cache, on
-// which thread computed which piece. A cell that a row may not see adds an exact zero.
+// The KV cache is split at fixed positions, every PIECE cells. A piece gives each row and head a partial result: the
+// largest score, the sum of the weights exp(score - largest) and the weighted sum of the values. Partial results are
+// folded in the order of the pieces (online softmax, arXiv 2112.05682). A row therefore depends on its query and on
+// its unmasked cells, but not on the number of rows computed together, on llama.cpp's padding of the cache, or on the
+// thread of a piece. A masked cell adds an exact zero.
 
 constexpr int PIECE = 256, TILE = 32;  // cells; a tile of keys or values stays in the first-level cache
 constexpr int MOST_QUERIES = 96;       // rows times heads that share a tile
 
 // exp(x) with a relative error of about 1e-7; from -87 down it is 1e-38, from 88 up 1e38
 INLINE F exp(F x) {
-    x = min(all(88.f), max(all(-87.f), x));  // in this order a NaN stays
+    x = min(all(88.f), max(all(-87.f), x));  // this order keeps a NaN
     const I n = to_int(mul(x, all(1.44269504089f)));
     const F whole = to_float(n);
     const F rest = fnma(whole, all(-2.12194440e-4f), fnma(whole, all(0.693359375f), x));
@@ -25,14 +25,14 @@ constexpr float NOTHING = -__builtin_inff();
 
 int64_t padded(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
 
-// [0] largest score, [1] sum, from LANES on the vector
+// [0]: largest score, [1]: sum, from LANES on: the vector
 size_t partial_size(const Attention & a) { return LANES + padded(a.value_width); }
 int64_t piece_count(const Attention & a) { return (a.cells + PIECE - 1) / PIECE; }
 int64_t panel_rows(const Attention & a) {
     const int64_t rows = MOST_QUERIES / (a.heads / a.kv_heads);
     return rows < 1 ? 1 : rows > 16 ? 16 : rows;
 }
-// Where what lies in a thread's scratch memory, for a full panel. In floats.
+// Layout of a thread's scratch memory for a full panel, in floats.
 struct Scratch {
     float *queries, *mask, *scores, *tile;
     size_t size;
@@ -48,7 +48,7 @@ struct Scratch {
 };
 size_t attention_scratch(const Attention & a) { return Scratch(a, nullptr).size; }
 
-// LANES numbers of a cell from number i on, as floats; what lies behind the last one is zero.
+// LANES numbers of a cell from number i on, as floats; numbers after the last one are zero.
 INLINE F widened(int type, const char * from, int64_t i, int64_t width) {
     if (i + LANES > width) {
         float rest[LANES] = {};
@@ -113,13 +113,13 @@ void widen_values(int type, const char * from, size_t stride, int64_t cells, int
     FOR_TYPE(widen_values, type, from, stride, cells, width, tile)
 }
 #undef FOR_TYPE
-// Rows of the cache lie far apart, where processors do not see what comes next.
+// Rows of the KV cache are far apart, so hardware prefetching does not work.
 void ask_for_tile(const char * from, size_t stride, int64_t cells, size_t bytes) {
     for (int64_t c = 0; c < cells && c < TILE; ++c)
         for (size_t i = 0; i < bytes; i += 64) ask_for(from + c * stride + i);
 }
 
-// The slope by which a head's mask is multiplied (ALiBi, arXiv 2108.12409).
+// The slope for a head's mask (ALiBi, arXiv 2108.12409).
 float slope_of(const Attention & a, int64_t head) {
     if (a.bias <= 0) return 1;
     const int64_t power = 1ll << (63 - __builtin_clzll((unsigned long long) a.heads));
@@ -155,14 +155,14 @@ INLINE void in_parts(int64_t n, Function f) {
             if (n - i == decltype(rest)::value) f(i, rest);
     });
 }
-// Turns a piece's products into weights; tiles that were not seen stay as they are.
+// Converts a piece's products into weights; tiles that are masked completely are not changed.
 void weigh(const Attention & a, float slope, const float * mask, const bool * seen, float * scores, float * partial) {
     const F nothing = all(NOTHING);
     F most = nothing, total = zero();
     for (int c = 0; c < PIECE; c += LANES) {
         if (!seen[c / TILE]) continue;
         const F hides = load(mask + c);
-        F s = unless(hides, nothing, load(scores + c));  // what a row may not see need be no number
+        F s = unless(hides, nothing, load(scores + c));  // a masked score may be NaN
         if (a.cap != 0) s = mul(all(a.cap), tanh(s));
         s = fma(all(slope), hides, s);
         store(scores + c, s);
@@ -211,7 +211,7 @@ void attend_piece(const Attention & a, int64_t row, int64_t rows, int64_t kv_hea
     const size_t key_bytes = cache_bytes(a.key_type, a.key_width),
                  value_bytes = cache_bytes(a.value_type, a.value_width);
 
-    bool seen[PIECE / TILE] = {};  // by some row
+    bool seen[PIECE / TILE] = {};  // unmasked for some row
     for (int64_t r = 0; r < rows; ++r) {
         float * mask = at.mask + r * PIECE;
         const char * from = a.mask + (row + r) * a.mask_row + first * 2;
@@ -252,9 +252,9 @@ void attend_piece(const Attention & a, int64_t row, int64_t rows, int64_t kv_hea
     }
 }
 
-// Makes `state` the result of its own cells and of others that come after them.
+// Folds the partial result of later cells into `state`.
 void fold(float * state, int64_t width, float top, float sum, const float * values) {
-    if (top == NOTHING) return;  // it sees none of them
+    if (top == NOTHING) return;  // all of them are masked
     const float most = state[0] > top ? state[0] : top;
     const F before = state[0] == NOTHING ? zero() : exp(all(state[0] - most)), now = exp(all(top - most));
     state[0] = most;

@@ -1,9 +1,9 @@
-"""Compiles the kernels against the headers that the installed llama.cpp brings.
+"""Compile the kernels against the headers of the installed llama.cpp.
 
-One file is compiled for each instruction set; which one is used is decided when a model
-is loaded. No flag depends on the processor that compiles, so a library that was
-compiled elsewhere serves as well. `make` compiles it beside the sources, which is also
-where a wheel has it; everybody else compiles once, into a folder of the user's.
+One file is compiled for each instruction set; the set is chosen when a model is loaded.
+No flag depends on the processor of the build machine, so a library that was compiled on
+another machine can be used. `make` compiles it next to the sources, which is also its
+place in a wheel; otherwise it is compiled once, into a folder in the user's cache.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from filelock import FileLock
 from edgecs.errors import EdgecsError
 
 SOURCES = Path(__file__).parent
-_HEADERS = ("ggml.h", "ggml-backend.h", "ggml-alloc.h")  # what nodes.cpp includes
+_HEADERS = ("ggml.h", "ggml-backend.h", "ggml-alloc.h")  # included by nodes.cpp
 _COMPILERS = ("g++", "clang++", "c++")
-_PATIENCE = 600  # seconds for one file: some take 10 on a fast machine that is idle
-_SHOWN = 300  # characters of what a compiler says
+_PATIENCE = 600  # seconds for one file: some take 10 on a fast idle machine
+_SHOWN = 300  # characters of a compiler's message
 
 _COMMON = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread")
-# Two roundings stay two: fused where a compiler likes, columns would differ by width.
+# No fused operations: where compilers fuse differently, columns would differ by width.
 _EXACT = ("-ffp-contract=off", "-fno-exceptions", "-fno-rtti")
 _AVX2 = ("-O3", "-mavx2", "-mfma", "-mf16c")
 _AVX512 = tuple(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni"))
@@ -50,17 +50,17 @@ SETS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 class BuildError(EdgecsError):
-    """The kernels cannot be compiled here; the message is part of a sentence."""
+    """The kernels cannot be compiled; the message is part of a sentence."""
 
 
 def machine() -> str:
-    """The processor's kind as `SETS` has it."""
+    """The processor architecture, as in `SETS`."""
     name = platform.machine()
     return {"AMD64": "x86_64", "arm64": "aarch64"}.get(name, name)
 
 
 def name(include: Path) -> str:
-    """What the library for these sources and headers is called; raises BuildError."""
+    """The library's file name for these sources and headers; raises BuildError."""
     digest = hashlib.sha256(repr((machine(), _COMMON, _EXACT, SETS)).encode())
     try:
         for file in [*_sources(), *(include / header for header in _HEADERS)]:
@@ -71,7 +71,7 @@ def name(include: Path) -> str:
 
 
 def find(include: Path, folder: Path | None) -> Path | None:
-    """The library, if it was compiled already: beside the sources, or in a folder."""
+    """The library, if it is already compiled: next to the sources, or in a folder."""
     wanted = name(include)
     for place in (SOURCES, folder):
         if place and (place / wanted).is_file():
@@ -82,9 +82,9 @@ def find(include: Path, folder: Path | None) -> Path | None:
 def compile_library(
     include: Path, folder: Path, say: Callable[[str], None] = lambda text: None
 ) -> Path:
-    """Compiles the library into a folder, unless it is there; raises BuildError.
+    """Compile the library into a folder, unless it exists; raises BuildError.
 
-    say: told before it begins, as it takes some seconds.
+    say: called before compiling, which takes some seconds.
     """
     wanted = name(include)
     if sys.platform != "linux" or machine() not in SETS:
@@ -112,10 +112,10 @@ def compile_into(
     flags: Sequence[str] = (),
     sets: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
-    """Compiles and links everything in a folder; raises BuildError.
+    """Compile and link everything in a folder; raises BuildError.
 
-    flags: for every file, after its own: those of a sanitizer, say. sets: instruction
-    sets with their flags; None: all for this processor.
+    flags: added for every file, such as those of a sanitizer. sets: instruction sets
+    with their flags; None: all for this processor.
     """
     sets = sets or SETS[machine()]
     objects = compile_objects(scratch, include, compiler, flags, sets)
@@ -131,7 +131,7 @@ def compile_objects(
     flags: Sequence[str],
     sets: Mapping[str, Sequence[str]],
 ) -> list[Path]:
-    """Compiles everything in a folder; raises BuildError."""
+    """Compile everything in a folder; raises BuildError."""
     common = [*_COMMON, f"-I{include}", *(f"-DEDGECS_{name.upper()}" for name in sets)]
     jobs = [
         (
@@ -168,7 +168,7 @@ def _compiler() -> str:
 
 
 def run(command: Sequence[str | Path]) -> None:
-    """Runs a compiler; raises BuildError with the first thing it says."""
+    """Run a compiler; raises BuildError with its first error message."""
     try:
         done = subprocess.run(
             command,
@@ -179,15 +179,15 @@ def run(command: Sequence[str | Path]) -> None:
             timeout=_PATIENCE,
         )
     except subprocess.TimeoutExpired as error:
-        raise BuildError(f"{command[0]} does not end") from error
+        raise BuildError(f"{command[0]} takes more than {_PATIENCE} s") from error
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line]
-        said = (lines or done.stderr.splitlines() or ["it says nothing"])[0]
+        said = (lines or done.stderr.splitlines() or ["no error message"])[0]
         raise BuildError(f"{command[0]} fails: {said[:_SHOWN]}")
 
 
 def _remove_others(library: Path) -> None:
-    """Libraries of earlier sources and headers."""
+    """Remove libraries of earlier sources and headers."""
     for other in library.parent.glob("edgecs-*.so"):
         if other != library:
             other.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-// The kernels without a graph of llama.cpp's: for the self-test, for tests and for benchmarks.
+// The kernels without a graph of llama.cpp, for the self-test, tests and benchmarks.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -19,7 +19,7 @@ double seconds_since(Clock::time_point began) { return std::chrono::duration<dou
 extern "C" {
 
 // y[column][row] = the rows of a matrix of ggml's type (each `stride` bytes) times x[column][width]; 1 to
-// `kernels->columns` columns, in one call. Returns 0, or 1: no kernel takes the type or the width.
+// `kernels->columns` columns, in one call. Returns 0, or 1: no kernel supports the type or the width.
 EXPORT int edgecs_multiply(const Kernels * kernels, int type, const uint8_t * matrix, size_t stride, int64_t rows,
                            int64_t width, const float * x, int columns, float * y) {
     const Format * end = kernels->formats + kernels->format_count;
@@ -73,7 +73,7 @@ EXPORT int edgecs_attend(const Kernels * kernels, const Attention * attention, i
     return 0;
 }
 
-// Bytes a second that so many threads read from memory together; 0: there is none.
+// Bytes per second that the threads together read from memory; 0: out of memory.
 EXPORT double edgecs_bandwidth(const Kernels * kernels, size_t bytes, int threads, int repeats) {
     Store store(*kernels, threads, nullptr);
     uint8_t * memory = store.memory(bytes);
@@ -86,7 +86,8 @@ EXPORT double edgecs_bandwidth(const Kernels * kernels, size_t bytes, int thread
         const auto began = Clock::now();
         for (int t = 0; t < threads; ++t)
             team.emplace_back([&, t] {
-                if (i == 0) std::fill_n(memory + t * share, share, (uint8_t) t);  // pages where their thread is
+                if (i == 0)
+                    std::fill_n(memory + t * share, share, (uint8_t) t);  // allocates pages on the thread's NUMA node
                 else seen += kernels->read(memory + t * share, share);
             });
         for (auto & thread : team) thread.join();

@@ -1,9 +1,9 @@
-// The packed layouts: how weights of each type lie in memory, and how a kernel reads them back.
+// The packed layouts: how weights of each type are stored in memory, and how a kernel reads them.
 //
-// The rows of a matrix are taken in groups of R, one for each lane of a vector. A unit of 64 or 256 weights of a
-// row becomes: the scales of all rows of the group, then their quants, so that every load of a kernel is a whole
-// aligned vector. A vector of quants has 4 neighbouring weights of each row, which is what the dot products of
-// processors take; a block of 32 weights is 8 such vectors.
+// The rows of a matrix are packed in groups of R, one per lane of a vector. A unit of 64 or 256 weights of a row
+// becomes the scales of all rows of the group, followed by their quants, so that every load of a kernel is a whole
+// aligned vector. A vector of quants has 4 adjacent weights of each row, as the dot product instructions of processors
+// require; a block of 32 weights is 8 such vectors.
 #pragma once
 #include "vectors.h"
 
@@ -16,7 +16,7 @@ template <int N>
 struct Number {
     static constexpr int value = N;
 };
-// Calls f(Number<0>), ... f(Number<N - 1>): a loop whose counter is a constant.
+// Calls f(Number<0>), ... f(Number<N - 1>): a loop with a constant counter.
 template <int N, int AT = 0, class Function>
 INLINE void unrolled(Function f) {
     if constexpr (AT < N) {
@@ -27,7 +27,7 @@ INLINE void unrolled(Function f) {
 
 // ---------------------------------------------------------------------------------------------------- quants
 // Two blocks of 32 quants of 4 + EXTRA bits: the first block in the low nibbles of 8 vectors, the second one in
-// the high nibbles; then the further bits of each block in EXTRA vectors.
+// the high nibbles; then the extra bits of each block in EXTRA vectors.
 template <int EXTRA>
 struct Nibbles {
     static constexpr int BITS = 4 + EXTRA, BYTES = VECTOR * (8 + 2 * EXTRA);
@@ -79,7 +79,7 @@ struct Bytes {
     INLINE I multiply(I sum, I weights, const i8 * x) { return dot_bytes(sum, weights, x); }
 };
 
-// Nibbles that stand for the bytes of a table, to which TABLE::OFFSET is added.
+// Nibbles that are indices into a table of bytes, to which TABLE::OFFSET is added.
 template <class TABLE>
 struct Looked {
     static constexpr int BITS = TABLE::BITS, BYTES = Nibbles<0>::BYTES;
@@ -102,7 +102,7 @@ struct NormalFloats {  // of IQ4_NL
         (u8) (OFFSET + 53),  (u8) (OFFSET + 69),  (u8) (OFFSET + 89), (u8) (OFFSET + 113),
     };
 };
-struct Float4 {  // of MXFP4: twice the numbers that 4 bits stand for
+struct Float4 {  // of MXFP4: twice the values of the 4-bit codes
     static constexpr int BITS = 5, OFFSET = 16;
     static constexpr u8 values[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};
 };
@@ -116,8 +116,8 @@ INLINE void split(const u8 * nibbles, u8 * quants) {
 }
 
 // ------------------------------------------------------------------------------------------ blocks of 32 weights
-// Units of two blocks. OFFSET: what a quant has more than the number it stands for. Scales (and minima, which are
-// added) are halves [block][row].
+// Units of two blocks. OFFSET: difference between a quant and its value. Scales (and minima, which are added) are
+// halves [block][row].
 
 template <int TYPE, class QUANTS, int OFFSET_, bool MINIMA_, int SOURCE_>
 struct Blocks {
@@ -175,7 +175,7 @@ struct IQ4_NL : Blocks<20, Looked<NormalFloats>, NormalFloats::OFFSET, false, 18
         split(from + 2, quants);
     }
 };
-// The scale is a power of two, whose exponent is a byte: half of 2^(e - 127), as the table has the doubles. Two
+// The scale is a power of two, stored as an exponent byte: half of 2^(e - 127), as the table has doubled values. Two
 // bytes of a float hold it.
 struct MXFP4 : Blocks<39, Looked<Float4>, Float4::OFFSET, false, 17> {
     static void read_block(const u8 * from, int block, int row, u8 * unit, u8 * quants) {
@@ -187,7 +187,7 @@ struct MXFP4 : Blocks<39, Looked<Float4>, Float4::OFFSET, false, 17> {
 };
 
 // --------------------------------------------------------------------------------------- superblocks of 256 weights
-// Units of one superblock: d, the scale of the scales, floats or halves; small scales; small minima, in pairs.
+// Units of one superblock: d, the scale of the scales, as floats or halves; small scales; small minima, in pairs.
 
 INLINE u8 small_scale(const u8 * s, int j) { return j < 4 ? s[j] & 63 : (s[j + 4] & 15) | s[j - 4] >> 6 << 4; }
 INLINE u8 small_minimum(const u8 * s, int j) { return j < 4 ? s[j + 4] & 63 : s[j + 4] >> 4 | s[j] >> 6 << 4; }
@@ -258,7 +258,7 @@ struct Q6_K {
 };
 
 // ------------------------------------------------------------------------------------------------------ floats
-// Units of 32 weights. `get` gives the weights 2i and 2i + 1 of every row.
+// Units of 32 weights. `get` returns the weights 2i and 2i + 1 of every row.
 
 struct BF16 {
     static constexpr int type = 30, UNIT = 32, BYTES = 16 * VECTOR, SOURCE = 2;

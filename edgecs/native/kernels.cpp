@@ -1,9 +1,9 @@
 // Matrix products for few columns, and attention, for one instruction set (see vectors.h).
 //
-// A kernel multiplies one group of rows with N columns. It reads and unpacks every weight once for all of them,
-// so that N tokens cost little more than one while memory is the limit. The operations that make a number of the
-// result, and their order, are the same for every N: a row of logits does not depend on how many tokens were
-// computed in the call. Compile with -ffp-contract=off, or compilers may fuse differently for different N.
+// A kernel multiplies one group of rows with N columns. It reads and unpacks every weight once for all of them, so that
+// N tokens cost little more than one while memory bandwidth is the limit. The operations for a number of the result,
+// and their order, are the same for every N: a row of logits does not depend on the number of tokens in the call.
+// Compile with -ffp-contract=off, or compilers may fuse differently for different N.
 #include "kernels.h"
 
 #include "formats.h"
@@ -13,7 +13,7 @@ namespace {
 #define COLUMNS _Pragma("GCC unroll 12") for (int c = 0; c < N; ++c)
 
 // ------------------------------------------------------------------------------------------------ activations
-// Sums serve to undo the offset of weights, and for their minima. The scale stays a float (ggml rounds it to half
+// Sums are used to undo the offset of weights, and for their minima. The scale is a float (ggml rounds it to half
 // precision).
 struct Block32 {
     static constexpr int SIZE = 32;
@@ -29,14 +29,14 @@ struct Block256 {
     int less[16];  // minus the sums of each 16
 };
 
-// The largest magnitude as bits, by which a NaN is larger than any number and is not lost.
+// The largest magnitude, compared as bits, so that a NaN is larger than any number and is kept.
 INLINE float largest_of(const float * x, int n) {
     I most = all(0);
     for (int i = 0; i < n; i += LANES) most = max(most, magnitudes(load(x + i)));
     const int bits = largest(most);
     return read<float>(&bits);
 }
-// Numbers that are none make sums that overflow, which unsigned ones may; d is none then, and so is the result.
+// NaN values overflow the sums, which is defined for unsigned integers; d is NaN then, and so is the result.
 INLINE u32 round_16(const float * x, F inverse, i8 * q) {
     u32 sum = 0;
     for (int i = 0; i < 16; i += LANES) sum += (u32) store(q + i, to_int(mul(load(x + i), inverse)));
@@ -127,7 +127,7 @@ INLINE void fetch_all(const u8 * from, int bytes) {
     for (int i = 0; i < bytes; i += 64) fetch(from + i);
 }
 constexpr int log2_of(int n) { return n == 1 ? 0 : 1 + log2_of(n / 2); }
-// Minus OFFSET times a sum of activations, where sums begin.
+// Minus OFFSET times a sum of activations, the initial value of sums.
 template <int OFFSET>
 INLINE I start(const int * less) {
     if constexpr (OFFSET == 0) return all(0);
@@ -200,7 +200,7 @@ void multiply_superblocks(const u8 * __restrict w, int64_t units, const void * a
     COLUMNS store(y + c * stride, total[c]);
 }
 
-// y = sum of w x, of even and of odd numbers apart
+// y = sum of w x, with separate sums of even and odd numbers
 template <class T, int N>
 void multiply_floats(const u8 * __restrict w, int64_t units, const void * activations, float * y, size_t stride) {
     F evens[N], odds[N];
@@ -218,7 +218,7 @@ void multiply_floats(const u8 * __restrict w, int64_t units, const void * activa
 }
 
 #if defined(DOTS_OF_BFLOATS)
-// The same of bfloat16 activations: of even and of odd pairs apart
+// The same for bfloat16 activations, with separate sums of even and odd pairs
 template <class T, int N>
 void multiply_bfloats(const u8 * __restrict w, int64_t units, const void * activations, float * y, size_t stride) {
     F evens[N], odds[N];
@@ -317,8 +317,8 @@ uint64_t read_memory(const u8 * from, size_t bytes) {
 #define TEXT_(SET) #SET
 #define TEXT(SET) TEXT_(SET)
 
-// Everything is made at the first call, and not when the library is loaded: by then it is known that this processor
-// has the instructions.
+// The tables are built at the first call, not when the library is loaded: by then it is known that the processor
+// supports the instructions.
 const Kernels * NAMED(INSTRUCTION_SET)() {
     static const Format formats[] = {
         superblocks<Q4_K>(), superblocks<Q5_K>(), superblocks<Q6_K>(), blocks<Q8_0>(),   blocks<Q4_0>(),

@@ -1,12 +1,12 @@
-// The way in: nodes of llama.cpp's graphs become calls of the kernels.
+// The entry point: replaces nodes of llama.cpp's graphs by calls of the kernels.
 //
-// `llama_context_params.cb_eval` is asked about every node before a graph is computed. It may change the node: one
-// that the kernels can do becomes GGML_OP_CUSTOM, which llama.cpp runs in its own threads, between its own nodes.
-// By then everything has its place in memory, and a graph that llama.cpp uses again stays changed. Nodes of other
-// types and shapes are left as they are.
+// `llama_context_params.cb_eval` is called for every node before a graph is computed. It may change the node: a node
+// that the kernels support becomes GGML_OP_CUSTOM, which llama.cpp runs in its own threads, between its own nodes. By
+// then all tensors are allocated, and a graph that llama.cpp reuses stays changed. Nodes of other types and shapes are
+// not changed.
 //
-// Weights must lie in host memory as the file has them (llama_model_params.use_extra_bufts = false). Nothing of
-// llama.cpp is linked: the functions that are needed come in through `edgecs_connect`.
+// Weights must be in host memory in the layout of the file (llama_model_params.use_extra_bufts = false). llama.cpp is
+// not linked: the addresses of the required functions are passed to `edgecs_connect`.
 #include "nodes.h"
 
 #include <exception>
@@ -17,7 +17,7 @@ Ggml ggml;
 
 void connect(const Ggml & functions) { ggml = functions; }
 
-// The packed copy of a node's weights, if they are weights and in reach.
+// The packed copy of a node's weights, if it has weights in host memory.
 Matrix * weights_of(Context & ctx, const ggml_tensor * w) {
     if (w->op != GGML_OP_NONE || w->view_src || !w->buffer || !ggml.is_host(w->buffer)) return nullptr;
     if (ggml.usage(w->buffer) != GGML_BACKEND_BUFFER_USAGE_WEIGHTS || w->ne[3] != 1) return nullptr;
@@ -25,12 +25,12 @@ Matrix * weights_of(Context & ctx, const ggml_tensor * w) {
     return ctx.store.find(w, mapped);
 }
 void look(Context & ctx, ggml_tensor * t) {
-    if (ctx.computed) {  // another graph, or one that is used again: nothing of the last one holds
+    if (ctx.computed) {  // another graph, or one that is reused: the state of the last one is invalid
         ctx.computed = false;
         ctx.activated = nullptr;
         ctx.product = nullptr;
     }
-    if (!(t->flags & GGML_TENSOR_FLAG_COMPUTE)) return;  // a branch that its graph does not take
+    if (!(t->flags & GGML_TENSOR_FLAG_COMPUTE)) return;  // a branch that is not computed
     if (t == ctx.activated) ctx.activated = nullptr;
     for (int64_t n : t->ne)
         if (n == 0) return;  // nothing is computed
@@ -49,7 +49,7 @@ void look(Context & ctx, ggml_tensor * t) {
             default:
                 return;
         }
-    } catch (const std::exception &) {  // no memory: llama.cpp computes the node
+    } catch (const std::exception &) {  // out of memory: llama.cpp computes the node
     }
     ctx.left += !taken;
 }

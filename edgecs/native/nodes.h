@@ -1,4 +1,4 @@
-// What belongs to one llama_context whose nodes are computed by the kernels.
+// Data of one llama_context whose nodes are computed by the kernels.
 #pragma once
 #include <cstdlib>
 #include <cstring>
@@ -11,7 +11,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-// The functions of ggml that are needed, by address: nothing is linked.
+// The required functions of ggml, by address: ggml is not linked.
 struct Ggml {
     bool (*is_host)(ggml_backend_buffer_t);
     ggml_backend_buffer_usage (*usage)(ggml_backend_buffer_t);
@@ -20,7 +20,7 @@ struct Ggml {
 
 inline size_t aligned(size_t n) { return (n + 63) & ~(size_t) 63; }
 
-// Memory that grows. What was in it is lost then, and it is zero.
+// Memory that grows. Growing discards its content and fills it with zeros.
 class Buffer {
 public:
     ~Buffer() { free(data_); }
@@ -28,7 +28,7 @@ public:
         if (size <= size_) return true;
         size = (size + 65535) & ~(size_t) 65535;
         void * larger = aligned_alloc(4096, size);
-        if (!larger) return false;  // nodes that were taken go on with what there is
+        if (!larger) return false;  // replaced nodes continue with the existing memory
         memset(larger, 0, size);
         free(data_);
         data_ = larger;
@@ -48,28 +48,28 @@ struct Context {
     const int threads;  // at most
     Team team;
     Buffer activations, lists, attention, finished;
-    uint64_t matrices = 0, attentions = 0, left = 0;  // nodes that were taken, and such that were not
+    uint64_t matrices = 0, attentions = 0, left = 0;  // numbers of nodes: replaced, and left to llama.cpp
 
-    // What is known while the nodes of one graph are looked at.
-    bool computed = false;                    // since the last look
-    const ggml_tensor * activated = nullptr;  // whose activations are in memory when the next node begins
+    // State while the nodes of one graph are inspected.
+    bool computed = false;                    // since the last inspection
+    const ggml_tensor * activated = nullptr;  // its activations are in memory when the next node begins
     Activation kind = FLOATS;
-    ggml_tensor * product = nullptr;  // the last matrix product that was taken
+    ggml_tensor * product = nullptr;  // the last replaced matrix product
 
     Context(Store & store_, int threads_) : kernels(store_.kernels()), store(store_), threads(threads_) {}
 
-    // The graph that was looked at is not computed, or not to its end: its nodes may be gone.
+    // The inspected graph is not computed completely: its nodes may be freed.
     void forget() { computed = true; }
 
     // Begins a thread's turn at a node.
     Team::Turn begin(int thread, int nodes_threads) {
-        if (nodes_threads > threads) abort();  // each has memory of its own, made for so many
+        if (nodes_threads > threads) abort();  // each thread has its own memory, allocated for `threads`
         if (thread == 0) computed = true;
         return Team::Turn(team, thread, nodes_threads);
     }
 };
 
-// What a node holds that was taken, instead of its parameters: ggml's for GGML_OP_CUSTOM, then ours.
+// The parameters of a replaced node: ggml's for GGML_OP_CUSTOM, then those of the kernels.
 struct Node {
     ggml_custom_op_t run;
     int64_t tasks;
@@ -96,13 +96,13 @@ inline bool is_floats(const ggml_tensor * t) { return t->type == GGML_TYPE_F32 &
 
 void connect(const Ggml & functions);
 
-// The packed copy of a node's weights, if they are weights and in reach.
+// The packed copy of a node's weights, if it has weights in host memory.
 Matrix * weights_of(Context & context, const ggml_tensor * weights);
 
-// Whether a node was taken: it is computed by the kernels then. They may throw for want of memory.
+// Whether a node was replaced, to be computed by the kernels. They may throw if memory runs out.
 bool take_product(Context & context, ggml_tensor * node);    // GGML_OP_MUL_MAT
 bool take_experts(Context & context, ggml_tensor * node);    // GGML_OP_MUL_MAT_ID
 bool take_attention(Context & context, ggml_tensor * node);  // GGML_OP_FLASH_ATTN_EXT
 
-// Looks at a node before its graph is computed, and takes it if it can. Never throws.
+// Inspects a node before its graph is computed, and replaces it if it is supported. Never throws.
 void look(Context & context, ggml_tensor * node);

@@ -1,21 +1,21 @@
-// Matrix products as nodes: their columns and rows shared out among llama.cpp's threads.
+// Matrix product nodes: columns and rows are distributed among llama.cpp's threads.
 #include <algorithm>
 
 #include "nodes.h"
 
 namespace {
 
-// Columns are taken in chunks that one call of a kernel computes, as equal as can be.
+// Columns are split into chunks for one call of a kernel, as equal as possible.
 struct Chunks {
     int64_t columns, count;
     Chunks(int64_t columns_, int most) : columns(columns_), count((columns_ + most - 1) / most) {}
     int64_t start(int64_t i) const { return columns * i / count; }
     int size(int64_t i) const { return (int) (start(i + 1) - start(i)); }
 };
-constexpr int FEW = 16;              // columns whose activations each thread makes for itself: faster than to wait
-constexpr size_t PANEL = 384 << 10;  // bytes of activations that stay in a core's cache while rows go by
+constexpr int FEW = 16;              // up to this many columns, each thread computes all activations: no waiting
+constexpr size_t PANEL = 384 << 10;  // bytes of activations that stay in a core's cache while rows are read
 
-// Groups of rows in stretches, several for each thread: who is done early takes another one.
+// Groups of rows in stretches, several per thread: a thread that finishes early takes another one.
 struct Stretches {
     int64_t groups, size, count;
     Stretches(const Matrix & w, int threads)
@@ -23,7 +23,7 @@ struct Stretches {
     int64_t start(int64_t i) const { return std::min(groups, i * size); }
 };
 
-// Where activations lie: those of few columns belong to a thread, those of many to all of them.
+// Location of activations: those of few columns belong to a thread, those of many are shared.
 char * activations_of(const Context & ctx, size_t bytes, bool few, int thread) {
     return ctx.activations.data() + (few ? thread * aligned(bytes) : 0);
 }
@@ -77,7 +77,7 @@ void multiply(ggml_tensor * y, int thread, int threads, void * data) {
     if (node.next) node.next->fetch(Stretches(*node.next, threads).start(thread));
 }
 
-// Which columns each expert has, from ids [used, tokens]: sorted in memory of `bytes`.
+// The columns of each expert, from ids [used, tokens]: sorted in memory of `bytes`.
 class Experts {
 public:
     struct Column {
@@ -112,7 +112,7 @@ private:
 };
 
 // Matrix products with a matrix for each of several experts: x [width, 1 or used, tokens], ids [used, tokens],
-// y [rows, used, tokens]. The columns of an expert are gathered; each thread makes their activations for itself.
+// y [rows, used, tokens]. The columns of an expert are gathered; each thread computes their activations itself.
 void multiply_experts(ggml_tensor * y, int thread, int threads, void * data) {
     Context & ctx = *(Context *) data;
     const Kernels & kernels = ctx.kernels;
@@ -124,7 +124,7 @@ void multiply_experts(ggml_tensor * y, int thread, int threads, void * data) {
     char * activations = activations_of(ctx, column * kernels.columns, true, thread);
     const Stretches rows(w, threads);
 
-    // No expert computes these: they are not left as they happen to be.
+    // No expert computes these: they are cleared.
     for (int64_t i = 0; thread == 0 && i < ids->ne[0] * ids->ne[1]; ++i) {
         const int64_t slot = i % ids->ne[0], token = i / ids->ne[0];
         const int32_t expert = *(const int32_t *) ((const char *) ids->data + slot * ids->nb[0] + token * ids->nb[1]);
@@ -152,7 +152,7 @@ void multiply_experts(ggml_tensor * y, int thread, int threads, void * data) {
     }
 }
 
-bool has_hints(const ggml_tensor * t) {  // of a precision, say
+bool has_hints(const ggml_tensor * t) {  // such as a precision
     static const int32_t none[GGML_MAX_OP_PARAMS / sizeof(int32_t)] = {};
     return memcmp(t->op_params, none, sizeof none) != 0;
 }
@@ -170,7 +170,7 @@ bool take_product(Context & ctx, ggml_tensor * y) {
     Node node(multiply, ctx);
     node.weights = w;
     node.next = nullptr;
-    // Not of a leaf: its numbers may change without a node that says so.
+    // Not for a leaf: its values may change without a node.
     node.activated = ctx.activated == x && ctx.kind == kind && x->op != GGML_OP_NONE;
     node.put(y);
     if (ctx.product) {

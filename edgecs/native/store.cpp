@@ -11,11 +11,11 @@ namespace {
 
 constexpr size_t PAGE = 4096, HUGE_PAGE = 2 << 20, MAP = 256 << 20;
 constexpr size_t LARGE = 64 << 20;
-constexpr size_t SOON = 16 << 10;  // of the next matrix, for each thread
+constexpr size_t SOON = 16 << 10;  // bytes of the next matrix that each thread prefetches
 
 size_t rounded(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
-// Packs the group's rows; the last group of a matrix may lack some, which are zeros then.
+// Packs the group's rows; rows that the last group of a matrix lacks are zeros.
 // filled: has room for a group.
 void pack_group(const Matrix & m, int group_rows, const uint8_t * rows, size_t stride, int64_t i, uint8_t * filled,
                 uint8_t * to) {
@@ -27,7 +27,7 @@ void pack_group(const Matrix & m, int group_rows, const uint8_t * rows, size_t s
     m.format->pack(filled, stride, m.units, to);
 }
 
-// Gives pages back that lie wholly inside.
+// Releases the pages that lie completely inside.
 void release(const void * data, size_t bytes) {
     const size_t from = rounded((size_t) data, PAGE), end = ((size_t) data + bytes) / PAGE * PAGE;
     if (end > from) madvise((void *) from, end - from, MADV_DONTNEED);
@@ -77,7 +77,7 @@ Matrix * Store::find(const ggml_tensor * weights, bool mapped) {
         if (place->second && mapped) release(weights->data, weights->nb[3]);
     }
     Matrix * m = place->second.get();
-    // The same memory may be looked at with another shape.
+    // The same memory may be used with another shape.
     const bool same = m && m->format->type == (int) weights->type && m->width == weights->ne[0] &&
                       m->rows == weights->ne[1] && m->experts == weights->ne[2];
     return same ? m : nullptr;
@@ -97,14 +97,14 @@ std::unique_ptr<Matrix> Store::packed(const ggml_tensor * weights) {
     m->units = m->width / format->unit;
     m->groups = (m->rows + kernels_.rows - 1) / kernels_.rows;
     const size_t bytes = m->group_bytes() * m->groups * m->experts, given = m->experts * weights->nb[2];
-    if (bytes > LARGE && bytes / 2 > given) return nullptr;  // a few long rows, and room for many
+    if (bytes > LARGE && bytes / 2 > given) return nullptr;  // a group would be mostly padding
     m->data = memory(bytes);
     if (!m->data) {
         failed_ = true;
         return nullptr;
     }
     const int64_t groups = m->groups * m->experts;
-    const size_t room = m->rows % kernels_.rows ? kernels_.rows * weights->nb[1] : 0;  // of each thread
+    const size_t room = m->rows % kernels_.rows ? kernels_.rows * weights->nb[1] : 0;  // for each thread
     std::vector<uint8_t> filled(threads_ * room);
     std::vector<std::thread> team;
     team.reserve(threads_);

@@ -1,4 +1,4 @@
-// The packed weights of one model, which all its contexts share.
+// The packed weights of one model, shared by all its contexts.
 #pragma once
 #include <atomic>
 #include <memory>
@@ -17,14 +17,14 @@ struct Matrix {
     uint8_t * data;
 
     size_t group_bytes() const { return (size_t) units * format->bytes; }
-    // Asks for the beginning of a group, which is needed soon.
+    // Prefetches the beginning of a group, which is needed soon.
     void fetch(int64_t group) const;
     const uint8_t * group(int64_t expert, int64_t i) const { return data + (expert * groups + i) * group_bytes(); }
 };
 
 class Store {
 public:
-    // Called with the bytes that are packed; false: stop.
+    // Called with the number of packed bytes; returns false to stop.
     using Progress = bool (*)(uint64_t bytes);
 
     Store(const Kernels & kernels, int threads, Progress progress)
@@ -36,11 +36,11 @@ public:
     uint64_t bytes() const { return bytes_; }
     bool failed() const { return failed_; }
 
-    // The packed copy of weights, made when they are first asked for; none: there is no kernel, no memory, or it was
-    // stopped. `mapped`: the original is a mapped file, whose pages may leave this process; they can be read again.
+    // The packed copy of weights, made at first use; null if there is no kernel, no memory, or packing was stopped.
+    // `mapped`: the original is a mapped file, whose pages may be released; they can be read again.
     Matrix * find(const ggml_tensor * weights, bool mapped);
 
-    // Memory in large pages, until the store ends; none: there is no more.
+    // Memory in large pages, until the store is freed; null if memory runs out.
     uint8_t * memory(size_t bytes);
 
 private:

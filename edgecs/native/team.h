@@ -10,21 +10,21 @@
 
 class Team {
 public:
-    // A thread's part in one node. All threads of the team take part in every node, and llama.cpp lets none begin
-    // the next one before all are through.
+    // A thread's part in one node. All threads of the team take part in every node, and llama.cpp starts the next one
+    // only when all have finished.
     class Turn {
     public:
         Turn(Team & team, int thread, int threads) : team_(team), thread_(thread), threads_(threads) {}
         Turn(const Turn &) = delete;
-        ~Turn() {  // the last one to leave tidies up for the next node
+        ~Turn() {  // the last thread to leave resets the state for the next node
             if (team_.left_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
                 team_.left_.store(0, std::memory_order_relaxed);
                 team_.next_.store(0, std::memory_order_relaxed);
             }
         }
 
-        // The next piece of work that is nobody's yet: 0, 1, ... The first one of a thread is its own number, so
-        // that it is known beforehand.
+        // The next unassigned piece of work: 0, 1, ... The first one of a thread is its own number, so that it is known
+        // beforehand.
         int64_t next() {
             if (first_) {
                 first_ = false;
@@ -33,8 +33,8 @@ public:
             return threads_ + team_.next_.fetch_add(1, std::memory_order_relaxed);
         }
 
-        // Until all threads are here; then `next` begins again. A thread that waits for one without a core gives
-        // its own away: otherwise it would wait for a time slice to end.
+        // Waits for all threads; then `next` begins again. A waiting thread yields its core, as the thread it waits
+        // for may have none: otherwise it would wait for a time slice to end.
         void wait() {
             first_ = true;
             const int round = team_.round_.load(std::memory_order_relaxed);
@@ -57,7 +57,7 @@ public:
     };
 
 private:
-    static constexpr int SPINS = 4000;  // some tens of microseconds
+    static constexpr int SPINS = 4000;  // tens of microseconds
 
     static void pause() {
 #if defined(__x86_64__)

@@ -1,14 +1,14 @@
-// One vector of floats, one of integers, and what the kernels do with them.
+// A vector of floats, a vector of integers, and the operations of the kernels on them.
 //
 // kernels.cpp is compiled once for each instruction set below, with that set's compiler flags, which
-// choose the section of this file. A kernel is written once, over the names of `portable`.
+// select the section of this file. A kernel is written once, with the names of `portable`.
 //
 //     LANES        floats in a vector; a lane holds one row of the weights
-//     WIDTH        columns that one call of a kernel computes at most: more would spill registers
-//     QUERIES      queries whose scores one call computes at most
-//     BYTE_OFFSET  what 8-bit weights have added, so that they suit `dot_bytes`
-//     run<BITS>    how often `dot` may be called between `begin` and `end` without overflow
-//     DOTS_OF_BFLOATS  defined where pairs of bfloat16 are multiplied and added at once
+//     WIDTH        most columns of one call of a kernel: more would spill registers
+//     QUERIES      most queries of one call that computes scores
+//     BYTE_OFFSET  added to 8-bit weights, so that they suit `dot_bytes`
+//     run<BITS>    number of `dot` calls between `begin` and `end` without overflow
+//     DOTS_OF_BFLOATS  defined if one instruction multiplies and adds pairs of bfloat16
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -19,7 +19,7 @@
 #include <arm_neon.h>
 #endif
 
-// Nothing of a kernel may be shared between instruction sets, not even by the linker.
+// Instruction sets must not share any code, not even through the linker.
 namespace {
 
 #define INLINE static inline __attribute__((always_inline))
@@ -38,7 +38,7 @@ INLINE T read(const void * from) {
 }
 
 #if defined(__AVX2__)
-// Weights are streamed: fetch what is this far ahead, into the second-level cache.
+// Weights are streamed: prefetch this far ahead, into the second-level cache.
 INLINE void fetch(const void * at) { _mm_prefetch((const char *) at + 4096, _MM_HINT_T1); }
 INLINE void ask_for(const void * at) { _mm_prefetch((const char *) at, _MM_HINT_T1); }
 INLINE float half(u16 x) { return _cvtsh_ss(x); }
@@ -51,7 +51,7 @@ INLINE void fetch(const void *) {}
 INLINE void ask_for(const void *) {}
 INLINE float half(u16 x) {
     const u32 magnitude = (u32) (x & 0x7fff) << 13, sign = (u32) (x & 0x8000) << 16;
-    // Exponents are rebiased by a multiplication, which normalises denormal numbers too.
+    // Exponents are rebiased by a multiplication, which also normalises denormal numbers.
     float value = read<float>(&magnitude) * 0x1p112f;
     if ((x & 0x7c00) == 0x7c00) {
         const u32 special = magnitude | 0x7f800000;
@@ -87,7 +87,7 @@ INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
 INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }
 INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
-// In a register: compilers would rather read it from memory each time that it is used.
+// In a register: compilers would read it from memory at each use.
 INLINE F held(F a) {
     asm("" : "+v"(a));
     return a;
@@ -154,7 +154,7 @@ INLINE I lookup(const u8 * table, I at) {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *) table)), at);
 }
 
-// In assembler, because compilers spend a register and an instruction on each broadcast.
+// In assembly, because compilers use a register and an instruction for each broadcast.
 INLINE I dot(I a, I w, const i8 * x) {
     asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(a) : "v"(w), "m"(*(const int *) x));
     return a;
@@ -301,7 +301,7 @@ constexpr int run = BITS == 4   ? 8
                     : BITS == 5 ? 4
                     : BITS == 6 ? 2
                                 : 1;
-// In assembler, because GCC otherwise makes all products first, and has no registers for them.
+// In assembly, because GCC otherwise computes all products first, and runs out of registers.
 INLINE I add_16(I a, I b) {
     asm("vpaddw %1, %0, %0" : "+x"(a) : "x"(b));
     return a;
@@ -476,7 +476,7 @@ INLINE int largest(I a) {
     return m;
 }
 INLINE int nearest(float x) {
-    if (!(x > -2e9f && x < 2e9f)) return INT32_MIN;  // as processors do
+    if (!(x > -2e9f && x < 2e9f)) return INT32_MIN;  // as processor instructions do
     const float down = __builtin_floorf(x), rest = x - down;
     const int n = (int) down;
     return rest > 0.5f || (rest == 0.5f && n % 2) ? n + 1 : n;
