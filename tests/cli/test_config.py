@@ -222,7 +222,7 @@ def test_a_typo_is_told_the_nearest_command(edgecs: Edgecs):
     ("typed", "hint"),
     [
         ("run", "edgecs chat -m MODEL"),
-        ("serve", "has no server"),
+        ("server", "edgecs serve -m MODEL"),
         ("ls", "edgecs models list"),
         ("ps", "no model stays loaded"),
         ("pull", "edgecs models pull MODEL"),

@@ -1,4 +1,4 @@
-"""`edgecs serve`: answers over HTTP."""
+"""`edgecs serve`: the HTTP server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from edgecs_cli.options.texts import read_text
 if TYPE_CHECKING:
     from edgecs.server.engine import Engine
 
-_CONTEXT = 8192  # tokens of a conversation, where the model was trained for as many
+_CONTEXT = 8192  # chosen: default context of a conversation, in tokens
 _KEY_BYTES = 4096
 
 
@@ -53,13 +53,15 @@ class Wishes:
 
 @click.command(cls=Sectioned)
 @model_options
-@click.option("--host", default="127.0.0.1", show_default=True, help="Listen here.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on."
+)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=8080,
     show_default=True,
-    help="0: any free one.",
+    help="Port to listen on; 0: a free one.",
 )
 @click.option(
     "-np",
@@ -67,30 +69,30 @@ class Wishes:
     type=click.IntRange(1, 64),
     default=4,
     show_default=True,
-    help="Conversations that are answered at once, each with a context of its own.",
+    help="Number of slots: conversations answered at once, each with its own context.",
 )
 @click.option(
     "--queue",
     type=click.IntRange(1, 10_000),
     default=64,
     show_default=True,
-    help="Requests that may wait; more get the status 429.",
+    help="Requests that may wait for a slot; further ones get status 429.",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(1, 86_400),
     default=3600.0,
     show_default=True,
-    help="Seconds after which an answer ends.",
+    help="Time limit of an answer, in seconds.",
 )
 @click.option(
     "--drain",
     type=click.FloatRange(0, 3600),
     default=30.0,
     show_default=True,
-    help="Seconds that answers under way have after SIGTERM.",
+    help="Seconds for current answers after SIGTERM.",
 )
-@click.option("--api-key", help="Clients must send this; needed off loopback.")
+@click.option("--api-key", help="API key of the clients; required off loopback.")
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path),
@@ -100,13 +102,13 @@ class Wishes:
     "--allow-origin",
     multiple=True,
     metavar="ORIGIN",
-    help="Pages of this origin may ask, such as http://localhost:3000; *: all.",
+    help="Allow web pages of this origin, such as http://localhost:3000; *: all.",
 )
 @click.option(
     "--allow-host",
     multiple=True,
     metavar="NAME",
-    help="Another name of this server in the Host header.",
+    help="Accept this name in the Host header.",
 )
 @sampling_options
 @drafter_options
@@ -116,7 +118,7 @@ class Wishes:
 def serve(**values: Any) -> int:
     """Serve a model over HTTP.
 
-    The API is OpenAI's; settings of a request take precedence over those given here.
+    The API is OpenAI's. Settings of a request take precedence over these options.
 
     \b
     edgecs serve -m smollm2-135m-instruct
@@ -173,15 +175,15 @@ def serve(**values: Any) -> int:
 
 
 def _recipe(values: dict[str, Any]) -> Recipe:
-    """What is asked for; drafters that are models serve one conversation."""
+    """The recipe; with several slots there are no drafters that are models."""
     recipe, parallel = read_recipe(values), values["parallel"]
     options = replace(recipe.options, sequences=parallel)
     if not options.n_ctx:
         options = replace(options, n_ctx=_CONTEXT)
     if parallel > 1 and recipe.drafts:
         raise ConfigError(
-            "a drafter that is a model serves one conversation at a time: give "
-            "--parallel 1, or no --draft"
+            "a drafter that is a model supports one conversation: give --parallel 1, "
+            "or no --draft"
         )
     drafts = () if parallel > 1 else recipe.drafts
     return replace(recipe, options=options, drafts=drafts)
@@ -194,11 +196,11 @@ def _key(wishes: Wishes) -> str | None:
     if wishes.api_key_file is not None:
         key = read_text(wishes.api_key_file, _KEY_BYTES).strip()
     if key is not None and not key:
-        raise ConfigError("the API key is empty: give some characters")
+        raise ConfigError("the API key is empty: give a key")
     return key
 
 
 def _name(recipe: Recipe) -> str:
-    """The name of the model for clients: without folders and suffix."""
+    """The model's name for clients, without folders and suffix."""
     name = recipe.model
     return Path(name).stem if name.endswith(".gguf") else name
