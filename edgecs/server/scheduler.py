@@ -358,7 +358,7 @@ def best_joint_width(paths: Sequence[Sequence[float]], times: Sequence[float]) -
 
     paths: for every request, the probability that its draft is right up to each token.
     times: seconds of a call by number of tokens, inf if unknown. All requests of a call
-    are padded to the same width, see `LlamaLM`.
+    count as equally wide: `LlamaLM` pads the narrower ones.
 
     >>> times = [1.0, 1.1, 1.2, 1.3, 1.5, 1.7, 1.9, 2.1]
     >>> best_joint_width([[0.9, 0.8], [0.1]], times), best_joint_width([[0.1]], times)
