@@ -1,0 +1,156 @@
+"""The answers to one request, independent of the API that it used."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from edgecs.errors import EdgecsError
+from edgecs.server.engine import Asked, Engine
+from edgecs.server.job import Ended, Event, Job
+from edgecs.server.replies import refusal
+from edgecs.server.request_jobs import grammar_of, jobs_of
+from edgecs.server.schemas import ChatRequest
+from edgecs.session.answer import FinishReason, Token
+from edgecs.text.thoughts import OPENS, Thoughts
+
+
+@dataclass(eq=False)
+class Choice:
+    """One of the `n` answers to a request, as far as it is known.
+
+    thoughts: separates thoughts from the answer; None: the text is not separated.
+    """
+
+    index: int
+    thoughts: Thoughts | None = None
+    thought: str = ""
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    ended: Ended | None = None
+
+    @property
+    def reason(self) -> FinishReason | None:
+        """Why it ended; None: it has not ended."""
+        return self.ended.reason if self.ended else None
+
+    def add(self, event: list[Token] | Ended) -> Part:
+        """Add an event, and return what is new."""
+        if isinstance(event, Ended):
+            self.ended, tokens = event, list[Token]()
+        else:
+            tokens = event
+        thought, text = "", "".join(token.text for token in tokens)
+        if self.thoughts is not None:
+            new = self.thoughts.flush() if self.ended else self.thoughts.feed(text)
+            thought, text = new.thought, new.answer
+        self.thought += thought
+        self.text += text
+        self.tokens += tokens
+        return Part(self, thought, text, tokens)
+
+
+class Part(NamedTuple):
+    """The news of an answer: a round, or its end, when `choice.ended` is set."""
+
+    choice: Choice
+    thought: str
+    text: str
+    tokens: Sequence[Token]
+
+
+class Answers:
+    """The answers to one request, one for each job.
+
+    thinks: whether they begin inside a thought; None: thoughts are not separated from
+    the text. Raises Busy.
+    """
+
+    def __init__(
+        self, engine: Engine, jobs: Sequence[Job], thinks: bool | None = None
+    ) -> None:
+        self.choices = [
+            Choice(i, None if thinks is None else Thoughts(open=thinks))
+            for i in range(len(jobs))
+        ]
+        self._started: list[Asked] = []
+        try:
+            for job in jobs:
+                self._started.append(engine.ask(job))
+        except EdgecsError:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """End all answers within a round; may be called repeatedly."""
+        for one in self._started:
+            one.ticket.cancel()
+
+    async def whole(self) -> list[Choice]:
+        """All answers, complete. Raises Refused."""
+        async with aclosing(self.parts()) as parts:
+            async for _ in parts:
+                pass
+        return self.choices
+
+    async def parts(self) -> AsyncGenerator[Part, None]:
+        """The news of all answers in the order of their arrival. Raises Refused."""
+        queue: asyncio.Queue[tuple[Choice, Event]] = asyncio.Queue(maxsize=64)
+
+        async def follow(choice: Choice, one: Asked) -> None:
+            async with aclosing(one.events()) as events:
+                async for event in events:
+                    await queue.put((choice, event))
+
+        pairs = zip(self.choices, self._started, strict=True)
+        tasks = [asyncio.ensure_future(follow(*pair)) for pair in pairs]
+        try:
+            while any(choice.ended is None for choice in self.choices):
+                choice, event = await queue.get()
+                if isinstance(event, EdgecsError):
+                    raise refusal(event)
+                yield choice.add(event)
+        finally:
+            self.cancel()
+            for task in tasks:
+                task.cancel()
+
+
+class Usage(NamedTuple):
+    """Token counts of a request."""
+
+    prompt: int
+    cached: int  # prompt tokens whose KV cells were kept
+    answer: int
+    accepted: int  # draft tokens
+    rejected: int
+
+    @classmethod
+    def of(cls, choices: Sequence[Choice]) -> Usage:
+        """The counts of some answers; those that have not ended count as empty."""
+        stats = [choice.ended.stats for choice in choices if choice.ended]
+        accepted = sum(one.accepted for one in stats)
+        return cls(
+            max((one.prompt_tokens for one in stats), default=0),
+            max((one.cached_tokens for one in stats), default=0),
+            sum(one.tokens for one in stats),
+            accepted,
+            sum(one.tested for one in stats) - accepted,
+        )
+
+
+async def chat_answers(engine: Engine, asked: ChatRequest, seconds: float) -> Answers:
+    """The answers to a conversation. Raises EdgecsError.
+
+    seconds: time limit of an answer.
+    """
+    messages = [message.plain() for message in asked.messages]
+    prompt = await asyncio.to_thread(engine.encode_chat, messages)
+    ending = "".join(map(engine.spelling, prompt[-8:].tolist()))
+    logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
+    grammar = await asyncio.to_thread(grammar_of, asked, asked.response_format)
+    jobs = await jobs_of(engine, asked, prompt, logprobs, grammar, seconds)
+    return Answers(engine, jobs, ending.rstrip().endswith(OPENS))
