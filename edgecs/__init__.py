@@ -7,14 +7,14 @@ package loads no engine.
 
 import logging
 
-from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.chat.asynchronous import AsyncChat
 from edgecs.chat.chat import Chat
 from edgecs.core.context import Context
 from edgecs.core.draft import Choose, Draft, Drafter, LanguageModel, Rows, Verdict
 from edgecs.decoding.cascade import Cascade, NamedModel, Round, stack
 from edgecs.decoding.kmatrix import KMatrix
-from edgecs.decoding.static_schedule import Quotas, Schedule
+from edgecs.decoding.static_schedule import Schedule, StaticSchedule
 from edgecs.decoding.verification import verify
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.engines.load_options import LoadOptions
@@ -72,7 +72,6 @@ __all__ = [
     "NamedModel",
     "OutOfMemory",
     "Planner",
-    "Quotas",
     "Recipe",
     "Round",
     "Rows",
@@ -81,7 +80,8 @@ __all__ = [
     "Sampling",
     "Schedule",
     "Session",
-    "Speculation",
+    "SpeculationProfile",
+    "StaticSchedule",
     "Stats",
     "Store",
     "TextStream",

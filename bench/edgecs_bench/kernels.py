@@ -77,7 +77,7 @@ def targets(
                 _OURS: own.target,
                 "llama.cpp": repacked.target,
                 "--no-repack": mapped.target,
-                "--flash-attn off": closing.enter_context(repacked.otherwise(off)),
+                "--flash-attn off": closing.enter_context(repacked.with_options(off)),
             },
         )
 
@@ -131,7 +131,7 @@ def identical(own: Loaded, depth: int) -> list[int]:
     """Widths with the bits of single tokens, for every number of threads."""
     widths, rows = set(WIDTHS[1:]), set[bytes]()
     for threads in THREADS:
-        with own.otherwise(replace(own.options, threads=threads)) as target:
+        with own.with_options(replace(own.options, threads=threads)) as target:
             found, _ = bits(target, depth, sorted(WIDTHS[1:]))
             widths &= found.same
             context = Context(scratch(target.vocab_size, depth))

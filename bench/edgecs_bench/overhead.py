@@ -24,7 +24,7 @@ import click
 import numpy as np
 
 from edgecs.calibrate.profile import Profiles
-from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.core.context import Context
 from edgecs.core.draft import Drafter
 from edgecs.drafters.maxgram import MaxGram
@@ -109,7 +109,7 @@ def planned_overhead(path: Path, rounds: int) -> Iterator[dict[str, object]]:
         load(path, LoadOptions(n_ctx=4096)) as loaded,
     ):
         target, vocabulary = loaded.target, loaded.model.vocabulary
-        known = Speculation(
+        known = SpeculationProfile(
             target, exact="auto", key=loaded.key(), profiles=Profiles(Path(folder))
         )
         known.prepare(loaded.seconds)

@@ -21,7 +21,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecs.calibrate.bundled_drafters import shipped_drafters
+from edgecs.calibrate.bundled_drafters import all_bundled
 from edgecs.core.context import Context
 from edgecs.core.draft import Choose, Draft, LanguageModel, Rows, score_one
 from edgecs.engines.load_options import LoadOptions
@@ -251,7 +251,7 @@ def main(
         sampling = Sampling(temperature, top_k=40, top_p=0.95, min_p=0.05, seed=seed)
     with ExitStack() as closing:
         loaded = closing.enter_context(load(model, LoadOptions(n_ctx=n_ctx)))
-        paths = [shipped_drafters().get(str(path), path) for path in drafts]
+        paths = [all_bundled().get(str(path), path) for path in drafts]
         drafters = [closing.enter_context(load_drafter(p, loaded)) for p in paths]
         names = tuple(drafter.name for drafter in drafters)
         empty = Recording(model.stem, names, temperature, seed, draft_max, ())

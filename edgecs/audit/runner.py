@@ -26,7 +26,7 @@ from edgecs.core.draft import Choose, Drafter, LanguageModel, Row
 from edgecs.core.faults import refuse
 from edgecs.decoding.cascade import Round
 from edgecs.decoding.exactness import EVERY, Allowed, Limits, range_of
-from edgecs.decoding.static_schedule import Gathered, Outcome, Quotas, Schedule
+from edgecs.decoding.static_schedule import Gathered, Outcome, Schedule, StaticSchedule
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.errors import Cancelled, ConfigError
 from edgecs.sampling.chain import Rule, always, greedy
@@ -157,7 +157,7 @@ class _EveryWidth:
     ) -> None:
         self.drafters = (drafter,)
         self._turns = cycle(
-            [Quotas(self.drafters, [width - 1], ends) for width in widths]
+            [StaticSchedule(self.drafters, [width - 1], ends) for width in widths]
         )
 
     def begin(self) -> None:
@@ -167,7 +167,7 @@ class _EveryWidth:
         self, context: Context, choose: Choose, most: int, allowed: Allowed = EVERY
     ) -> Gathered:
         """A draft for the next width; shorter if the drafter proposes less."""
-        turn = next(self._turns) if most else Quotas()
+        turn = next(self._turns) if most else StaticSchedule()
         return turn.draft(context, choose, most, allowed)
 
     def learn(self, context: Context, outcome: Outcome) -> None:
@@ -175,7 +175,7 @@ class _EveryWidth:
 
     def park(self, name: str) -> None:
         """Turns drafting off."""
-        self._turns = cycle([Quotas()])
+        self._turns = cycle([StaticSchedule()])
 
     def describe(self) -> str:
         """A description of the schedule."""
@@ -199,7 +199,7 @@ class _Watched:
 def _plain(subject: Subject, prompt: Prompt) -> Plain:
     size = prompt.tokens.size
     watched = _Watched(subject.rule(size).target)
-    tokens = _answer(subject, prompt, Quotas(), always(watched)).tokens
+    tokens = _answer(subject, prompt, StaticSchedule(), always(watched)).tokens
     tier, widths = subject.limits.tier(size), subject.widths(size)
     return Plain(prompt, tier, widths, tokens, watched.gaps)
 

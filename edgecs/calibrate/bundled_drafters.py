@@ -16,30 +16,30 @@ from edgecs.hub.manifest import known_manifests
 from edgecs.theory import draft_speedup
 
 
-def shipped_drafters() -> dict[str, Path]:
+def all_bundled() -> dict[str, Path]:
     """Folders of the bundled drafters, by name."""
     root = Path(str(resources.files("edgecs_models"))) / "drafters"
     return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{NAME}"))}
 
 
-def shipped_for(model: str) -> Path | None:
+def bundled_for(model: str) -> Path | None:
     """Folder of the bundled drafter for a model known by this name, if any."""
     manifest = known_manifests().get(model)
     name = manifest.drafter if manifest else None
-    return shipped_drafters().get(name) if name else None
+    return all_bundled().get(name) if name else None
 
 
-def promise(folder: Path, times: Sequence[float]) -> float:
+def expected_speedup(folder: Path, times: Sequence[float]) -> float:
     """Expected greedy speedup of a drafter over plain decoding on this machine.
 
     times: seconds of the target's calls, [n - 1] for n tokens. The drafter's time per
     token is scaled by the ratio of the target's call times. 1 if the manifest has no
     figures.
     """
-    return _promise(read_drafter(folder), times)
+    return _speedup(read_drafter(folder), times)
 
 
-def _promise(manifest: DrafterManifest, times: Sequence[float]) -> float:
+def _speedup(manifest: DrafterManifest, times: Sequence[float]) -> float:
     made = manifest.made or {}
     shares, step, single = (
         made.get(key) for key in ("agreement", "ms_a_token", "target_ms")

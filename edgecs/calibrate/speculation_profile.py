@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgecs.calibrate.bundled_drafters import promise
+from edgecs.calibrate.bundled_drafters import expected_speedup
 from edgecs.calibrate.probe import QUICK, classify, curve
 from edgecs.calibrate.profile import Key, Profile, Profiles, fingerprint
 from edgecs.core.draft import LanguageModel
@@ -29,7 +29,7 @@ from edgecs.drafters.source import Keeper, Source
 from edgecs.engines.host import Others
 from edgecs.errors import Cancelled
 from edgecs.planning.acceptance import Calibration
-from edgecs.planning.neural_source import Writer
+from edgecs.planning.neural_source import NeuralSource
 from edgecs.planning.planner import MARGIN, Planner
 
 # chosen: an acceptable delay of a model's first start.
@@ -75,7 +75,7 @@ class Known(NamedTuple):
         )
 
 
-class Speculation:
+class SpeculationProfile:
     """Costs, exact widths and acceptances of one target.
 
     target: its cache is empty and it is not in use. key: what the numbers depend on,
@@ -98,7 +98,9 @@ class Speculation:
         self._before: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._key, self._profiles = key, profiles
         self._used: dict[str, CostModel] = {}  # of drafters, by fingerprint
-        self._writers: dict[str, Writer] = {}  # of the last planner, by fingerprint
+        self._writers: dict[
+            str, NeuralSource
+        ] = {}  # of the last planner, by fingerprint
         self._keepers: dict[str, Keeper] = {}  # its sources with persistent state
         if key and profiles:
             self.profile, stale = profiles.load(key)
@@ -219,17 +221,17 @@ class Speculation:
         )
         known = self._kept("drafters")
         told = {named.name: named.right for named in models}
-        for writer in planner.writers:
-            mark = (fingerprints or {}).get(writer.name, writer.name)
+        for neural in planner.neural:
+            mark = (fingerprints or {}).get(neural.name, neural.name)
             if mark not in self._used:
-                self._used[mark] = self._times_of(writer.cascade.reviewer, known, mark)
-            writer.review.costs = self._used[mark]
+                self._used[mark] = self._times_of(neural.cascade.reviewer, known, mark)
+            neural.review.costs = self._used[mark]
             right = self._kept("right").get(mark)
             # The share observed on this machine takes precedence over the manifest's.
-            right = right if isinstance(right, float) else told[writer.name]
+            right = right if isinstance(right, float) else told[neural.name]
             if right is not None and math.isfinite(right):
-                writer.taught(right)
-            self._writers[mark] = writer
+                neural.start_from(right)
+            self._writers[mark] = neural
         return planner
 
     def _give_back(self, sources: Sequence[Source]) -> None:
@@ -299,7 +301,7 @@ class Speculation:
         drafters, right = self._kept("drafters"), self._kept("right")
         if self._before is None:
             drafters.update({n: c.state() for n, c in self._used.items() if c.known})
-        right.update({n: w.kept for n, w in self._writers.items() if w.known})
+        right.update({n: w.long_term_rate for n, w in self._writers.items() if w.known})
         sources = self._kept("sources")
         sources.update({name: one.state() for name, one in self._keepers.items()})
         profile.chain = {
@@ -325,7 +327,7 @@ def busy(others: Others) -> str | None:
     )
 
 
-def left_out(folder: Path, known: Speculation) -> str | None:
+def left_out(folder: Path, known: SpeculationProfile) -> str | None:
     """Why a bundled drafter is not used on this machine; None: it pays.
 
     The result of a tuning takes precedence. Without one, the expected speedup is
@@ -337,7 +339,7 @@ def left_out(folder: Path, known: Speculation) -> str | None:
         return None if chosen else why
     if not known.costs.known:
         return "as no call was timed yet"
-    promised = promise(folder, known.costs.times(0))
+    promised = expected_speedup(folder, known.costs.times(0))
     if promised > 1 + MARGIN:
         return None
     return f"as its expected speedup on this machine is {promised:.2f}x"

@@ -26,7 +26,7 @@ import numpy as np
 from edgecs.chat.conversation import Message, checked_ids, restored
 from edgecs.core.files import replacing
 from edgecs.core.reading import regular_size
-from edgecs.engines.kv_snapshot import Cells
+from edgecs.engines.kv_snapshot import KVSnapshot
 from edgecs.errors import ConfigError, ModelError
 
 FORMAT = 2
@@ -69,7 +69,7 @@ class Saved:
 
     messages: list[Message]
     settings: dict[str, str]
-    cells: Cells | None
+    cells: KVSnapshot | None
     reason: str | None
 
 
@@ -77,7 +77,7 @@ def save(
     path: Path,
     messages: Sequence[dict[str, Any]],
     owner: Owner,
-    cells: Cells | None,
+    cells: KVSnapshot | None,
     settings: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a conversation (`Conversation.state`) atomically.
@@ -206,7 +206,7 @@ def _check_weights(path: Path, text: dict[str, Any], owner: Owner) -> None:
 
 def _cells(
     archive: zipfile.ZipFile, text: dict[str, Any], path: Path, owner: Owner
-) -> Cells:
+) -> KVSnapshot:
     size = path.stat().st_size
 
     def blob(name: str) -> bytes:
@@ -221,7 +221,7 @@ def _cells(
     if at is not None:
         (at,) = checked_ids([at], len(tokens) + 2)
         row = at, np.frombuffer(blob(_ROW), dtype="<f4").astype(np.float32)
-    return Cells(list(tokens), blob(_CELLS), row)
+    return KVSnapshot(list(tokens), blob(_CELLS), row)
 
 
 def _hash(data: bytes) -> str:

@@ -35,8 +35,8 @@ from edgecs.decoding.static_schedule import (
     Gathered,
     Outcome,
     Plan,
-    Quotas,
     Schedule,
+    StaticSchedule,
 )
 from edgecs.decoding.verification import verify
 from edgecs.errors import ConfigError, Faulty, ModelError
@@ -371,7 +371,7 @@ def stack(
         counts = matrix.counts(level)
         inner = Cascade(
             model,
-            Quotas(drafters, counts, ends),
+            StaticSchedule(drafters, counts, ends),
             ends=ends,
             name=name,
             lenience=lenience,

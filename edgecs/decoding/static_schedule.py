@@ -1,7 +1,7 @@
 """The schedule of a cascade: how much every drafter drafts in a round.
 
-`Quotas` is the paper's static schedule, one row of the K matrix. `planner.Planner`
-decides in every round.
+`StaticSchedule` is the paper's static schedule, one row of the K matrix.
+`planner.Planner` decides in every round.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Schedule(Protocol):
         """A one-line description of the schedule."""
 
 
-class Quotas:
+class StaticSchedule:
     """Every drafter drafts until the quotas up to its own are filled.
 
     counts: quota of each drafter per round, a row of the K matrix. ends:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Cells(NamedTuple):
+class KVSnapshot(NamedTuple):
     """KV cells: their tokens, and their bytes in the engine's own format.
 
     row: length of the prompt that the last row of logits belongs to, and that row.

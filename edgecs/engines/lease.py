@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from edgecs.errors import ModelError
 
 
-class OneHolder:
+class ExclusiveUse:
     """Allows one `with` block at a time; name: of the model, for error messages."""
 
     def __init__(self, name: str) -> None:

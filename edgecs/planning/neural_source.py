@@ -41,10 +41,10 @@ _SLOW, _FAST = 0.01, 0.08  # least weight of a token in the moving averages
 _FIRST_WAIT, _LAST_WAIT = 16, 4096  # rounds between two tries of a parked drafter
 
 
-class Review:
+class ReviewSchedule:
     """The schedule of a neural drafter: what it reviews in one step."""
 
-    def __init__(self, sources: Sources, cheaper: Writer | None) -> None:
+    def __init__(self, sources: Sources, cheaper: NeuralSource | None) -> None:
         self.costs = CostModel()
         self.reading = 0.0  # seconds per token when many are read, 0: not known
         self._sources = sources
@@ -69,7 +69,7 @@ class Review:
         found = self._sources.propose(context, min(most, WIDEST - 1))
         choice = best_width(found.path, times)
         if self._cheaper:
-            rates = self._cheaper.promise(len(context), np.array(times))
+            rates = self._cheaper.expected_rates(len(context), np.array(times))
             if rates.size and rates[:most].max(initial=0) > choice.rate:
                 size = int(rates[:most].argmax()) + 1
                 try:
@@ -99,7 +99,7 @@ class Review:
 
 
 @dataclass
-class Written:
+class PartialDraft:
     """A draft under construction; all lists have the same length."""
 
     tokens: list[int] = field(default_factory=list)
@@ -114,7 +114,7 @@ class Written:
         return self.path[-1] if self.path else 1.0
 
 
-class Writer:
+class NeuralSource:
     """A neural drafter with its call times and its share of right tokens."""
 
     def __init__(
@@ -122,14 +122,14 @@ class Writer:
         named: NamedModel,
         acceptance: Acceptance,
         sources: Sources,
-        cheaper: Writer | None = None,
+        cheaper: NeuralSource | None = None,
         *,
         lenience: float = 1.0,
         ends: Container[int] = (),
         clock: Clock = perf_counter,
     ) -> None:
         self.name = named.name
-        self.review = Review(sources, cheaper)
+        self.review = ReviewSchedule(sources, cheaper)
         self.cascade = Cascade(
             named.model,
             self.review,
@@ -142,7 +142,7 @@ class Writer:
         self.parked: tuple[int, NDArray[np.float64], float] | None = None
         self._acceptance = acceptance
         self._kept = self._now = _HOPED  # share of right tokens: overall, this answer
-        self._heard = 0  # tokens whose outcome is known
+        self._observed = 0  # tokens whose outcome is known
         self._read: tuple[Context, int] | None = None  # content of its KV cache
         self._wait, self._waited = _FIRST_WAIT, 0
 
@@ -152,19 +152,19 @@ class Writer:
         return self.review.costs
 
     @property
-    def usual(self) -> float:
+    def acceptance_rate(self) -> float:
         """Recent share of right tokens, among those whose predecessors were right."""
         return self._now
 
     @property
-    def kept(self) -> float:
+    def long_term_rate(self) -> float:
         """The same share over all answers."""
         return self._kept
 
-    def taught(self, share: float) -> None:
+    def start_from(self, share: float) -> None:
         """Start from the share of right tokens of earlier runs."""
         self._kept = self._now = min(max(share, 0.0), 1.0)
-        self._heard = _TAUGHT
+        self._observed = _TAUGHT
 
     def begin(self) -> None:
         """Start a new answer: drop the fast average of the last one."""
@@ -176,24 +176,24 @@ class Writer:
         if right:  # its share may have improved
             self._wait = _FIRST_WAIT
         for i in range(right + decided):
-            self._heard += 1
-            self._kept += max(_SLOW, 1 / (self._heard + _WEIGHT)) * (
+            self._observed += 1
+            self._kept += max(_SLOW, 1 / (self._observed + _WEIGHT)) * (
                 (i < right) - self._kept
             )
-            self._now += max(_FAST, 1 / (self._heard + _WEIGHT)) * (
+            self._now += max(_FAST, 1 / (self._observed + _WEIGHT)) * (
                 (i < right) - self._now
             )
 
     @property
     def known(self) -> bool:
         """Whether the share is based on enough observed tokens."""
-        return self._heard >= _ENOUGH
+        return self._observed >= _ENOUGH
 
     def has_room(self, tokens: int) -> bool:
         """Whether the drafter's context has room for this many tokens."""
         return tokens <= self.cascade.reviewer.n_ctx
 
-    def catching_up(self, context: Context) -> tuple[float, float]:
+    def backlog_cost(self, context: Context) -> tuple[float, float]:
         """Seconds to read missing tokens: those of every round, and the backlog.
 
         After a round in which it drafted, it has not read two tokens: its own last one
@@ -202,8 +202,10 @@ class Writer:
         """
         known = self._read[1] if self._read and self._read[0] is context.root else 0
         missing = max(1, len(context) - known)
-        usual = self._reading(len(context), min(missing, 2))
-        return usual, max(0.0, self._reading(len(context), missing) - usual)
+        acceptance_rate = self._reading(len(context), min(missing, 2))
+        return acceptance_rate, max(
+            0.0, self._reading(len(context), missing) - acceptance_rate
+        )
 
     def _reading(self, depth: int, tokens: int) -> float:
         """Seconds that reading this many tokens adds to a step, which reads one."""
@@ -214,7 +216,7 @@ class Writer:
             return float(times[tokens - 1] - times[0])
         return tokens * (self.review.reading or float(times[0]) / 8)
 
-    def promise(
+    def expected_rates(
         self,
         depth: int,
         times: NDArray[np.float64],
@@ -230,11 +232,13 @@ class Writer:
             return np.empty(0)
         count = np.arange(1, FAR + 1)
         step = float(self.costs.seconds(depth)[0])
-        emitted = 1 + np.cumsum(self.usual**count)
+        emitted = 1 + np.cumsum(self.acceptance_rate**count)
         spent = _wider(times)[1 : FAR + 1] + count * step + more
         return np.asarray(emitted / (spent + emitted * each))
 
-    def goes_on(self, draft: Written, times: NDArray[np.float64], depth: int) -> bool:
+    def should_extend(
+        self, draft: PartialDraft, times: NDArray[np.float64], depth: int
+    ) -> bool:
         """Whether more tokens raise the expected rate of the round.
 
         Compares marginal gain with marginal cost up to FAR tokens ahead, because times
@@ -248,12 +252,17 @@ class Writer:
         now = float((sure / (wide[:size] + draft.seconds)).max())
         count = np.arange(1, min(FAR, WIDEST - size) + 1)
         step = float(self.costs.seconds(depth)[0]) if self.costs.known else 0.0
-        then = sure[-1] + draft.certainty * np.cumsum(self.usual**count)
+        then = sure[-1] + draft.certainty * np.cumsum(self.acceptance_rate**count)
         spent = wide[size : size + count.size] + draft.seconds + count * step
         return bool((then / spent).max() > now)
 
     def write(
-        self, draft: Written, context: Context, choose: Choose, most: int, copy: Draft
+        self,
+        draft: PartialDraft,
+        context: Context,
+        choose: Choose,
+        most: int,
+        copy: Draft,
     ) -> None:
         """Run one step and append its tokens and their path probabilities.
 
@@ -266,7 +275,12 @@ class Writer:
             blame(error, self.name)
 
     def _write(
-        self, draft: Written, context: Context, choose: Choose, most: int, copy: Draft
+        self,
+        draft: PartialDraft,
+        context: Context,
+        choose: Choose,
+        most: int,
+        copy: Draft,
     ) -> None:
         here = context.with_tail(draft.tokens) if draft.tokens else context
         model = self.cascade.reviewer
@@ -290,7 +304,7 @@ class Writer:
         odds = map(self._acceptance.odds, stated(said, same, first))
         draft.path += [*accumulate(odds, mul, initial=draft.certainty)][1:]
 
-    def evidence(self, draft: Written, copy: Draft, first: int) -> Evidence:
+    def evidence(self, draft: PartialDraft, copy: Draft, first: int) -> Evidence:
         """Buckets of the tokens of a draft from `first` on."""
         same = confirmed(copy, draft.tokens)[first:]
         return stated(draft.confidences[first:], same, first)
@@ -313,14 +327,17 @@ class Writer:
             self._wait = min(2 * self._wait, _LAST_WAIT)
 
     @property
-    def standing(self) -> str:
+    def status(self) -> str:
         """The drafter's state; if parked, the share it needs and the share it has."""
         if self.parked is None:
-            return f"in use, {self.usual:.0%} of its tokens are right"
+            return f"in use, {self.acceptance_rate:.0%} of its tokens are right"
         if not self.costs.known:
             return "parked: its times are not known yet"
         depth, times, better = self.parked
-        step, usual = float(self.costs.seconds(depth)[0]), self.usual
+        step, acceptance_rate = (
+            float(self.costs.seconds(depth)[0]),
+            self.acceptance_rate,
+        )
         rates = ((a, self._at(a / 100, step, times)) for a in range(101))
         needed = next((a for a, rate in rates if rate > better), None)
         says = (
@@ -330,7 +347,9 @@ class Writer:
         )
         if better > 1 / times[0]:  # the rate of plain decoding
             says += " to beat another drafter"
-        has = f"it has {usual:.0%}" if self.known else "it was hardly tried yet"
+        has = (
+            f"it has {acceptance_rate:.0%}" if self.known else "it was hardly tried yet"
+        )
         return f"parked: {step * 1e3:.1f} ms a token, {says}, {has}"
 
     def _at(self, a: float, step: float, times: NDArray[np.float64]) -> float:

@@ -35,7 +35,7 @@ from edgecs.decoding.exactness import EVERY, Allowed, permitted
 from edgecs.decoding.static_schedule import Clock, Gathered, Outcome, Plan
 from edgecs.drafters.source import LOOKED_AT, Source
 from edgecs.planning.acceptance import Calibration
-from edgecs.planning.neural_source import Writer, Written
+from edgecs.planning.neural_source import NeuralSource, PartialDraft
 from edgecs.planning.pending import Ledger, Path, Sources
 
 # chosen: a smaller gain is lost in the error of the times.
@@ -60,7 +60,7 @@ _NOTHING = "nothing was proposed"
 _HOPELESS = "no draft is expected to beat plain decoding"
 
 
-class _Desk(NamedTuple):
+class RoundInputs(NamedTuple):
     """Inputs of a round."""
 
     context: Context
@@ -96,11 +96,11 @@ class Planner:
         self.calibration = calibration
         self.ledger = Ledger()
         self.sources = Sources(sources, calibration, ends)
-        writers: list[Writer] = []
+        neural: list[NeuralSource] = []
         for named in reversed(models):
-            cheaper = writers[0] if writers else None
+            cheaper = neural[0] if neural else None
             acceptance = calibration.drafter(named.name)
-            writer = Writer(
+            source = NeuralSource(
                 named,
                 acceptance,
                 self.sources,
@@ -109,9 +109,9 @@ class Planner:
                 ends=ends,
                 clock=clock,
             )
-            writers.insert(0, writer)
-        self.writers = tuple(writers)
-        self._sound = self.writers  # those that have not failed
+            neural.insert(0, source)
+        self.neural = tuple(neural)
+        self._sound = self.neural  # those that have not failed
         self._longest = min(longest, WIDEST - 1)
         self._ends = ends
         self._clock = clock
@@ -133,14 +133,14 @@ class Planner:
     @property
     def drafters(self) -> tuple[Drafter, ...]:
         """Neural drafters and sources."""
-        return (*(writer.cascade for writer in self.writers), *self.sources.all)
+        return (*(source.cascade for source in self.neural), *self.sources.all)
 
     def begin(self) -> None:
         """Start a new answer: drop the fast weights of the last one."""
         self.ledger.close()
         self.calibration.begin()
-        for writer in self.writers:
-            writer.begin()
+        for source in self.neural:
+            source.begin()
         self._began, self._debt, self._start = None, 0.0, 0
         self._singles, self._rest = None, 0
 
@@ -164,9 +164,11 @@ class Planner:
         times = self._times(len(context), allowed, size)
         choice = best_width(path, times, MARGIN + CAUTION * self._debt)
         if asks:
-            desk = _Desk(context, choose, most, np.array(times), found.draft(), choice)
-            if leaders := self._leaders(desk):
-                return self._write(desk, leaders)
+            inputs = RoundInputs(
+                context, choose, most, np.array(times), found.draft(), choice
+            )
+            if chosen := self._chosen(inputs):
+                return self._write(inputs, chosen)
         choice = self._try(path, len(context), allowed, choice)
         draft = found.draft(choice.width - 1)
         return Gathered(draft, found.sources, self._plan(path, times, choice))
@@ -196,7 +198,7 @@ class Planner:
     def park(self, name: str) -> None:
         """Stop using a drafter that failed."""
         self.sources.park(name)
-        self._sound = tuple(writer for writer in self._sound if writer.name != name)
+        self._sound = tuple(source for source in self._sound if source.name != name)
 
     def _observe(self, width: int, depth: int, seconds: float) -> None:
         """Update the target's times from a call."""
@@ -295,83 +297,83 @@ class Planner:
         if not self._rest:
             return True
         self._rest -= 1
-        for writer in self._sound:
-            writer.passed()
+        for source in self._sound:
+            source.passed()
         return False
 
-    def _leaders(self, desk: _Desk) -> tuple[Writer, ...]:
+    def _chosen(self, inputs: RoundInputs) -> tuple[NeuralSource, ...]:
         """The neural drafters used in this round, the best first; often none."""
-        depth = len(desk.context)
-        better = desk.choice.rate * (1 + MARGIN + CAUTION * self._debt)
-        leaders: tuple[Writer, ...] = ()
+        depth = len(inputs.context)
+        better = inputs.choice.rate * (1 + MARGIN + CAUTION * self._debt)
+        chosen: tuple[NeuralSource, ...] = ()
         # A drafter expected to be slower than plain decoding needs a try, not asking.
-        hopes = (1 + MARGIN) / float(desk.times[0])
+        hopes = (1 + MARGIN) / float(inputs.times[0])
         self._rest = _RESTS
-        for i, writer in enumerate(self._sound):
-            if not (writer.known and writer.has_room(depth)):
+        for i, source in enumerate(self._sound):
+            if not (source.known and source.has_room(depth)):
                 continue
             # The rest of an answer is expected to be as long as the answer so far.
-            more, arrears = writer.catching_up(desk.context)
+            more, arrears = source.backlog_cost(inputs.context)
             each = arrears / max(1, depth - self._start)
-            rates = writer.promise(depth, desk.times, more, each)
-            best = float(rates[: desk.most].max(initial=0))
+            rates = source.expected_rates(depth, inputs.times, more, each)
+            best = float(rates[: inputs.most].max(initial=0))
             if best > hopes:
                 self._rest = 0
             if best > better:
-                better, leaders = best, self._sound[i:]
-        rate = better if leaders else desk.choice.rate
-        for i, writer in enumerate(self._sound):
-            if writer in leaders:
-                writer.tried(paid=True)
-                writer.parked = None
+                better, chosen = best, self._sound[i:]
+        rate = better if chosen else inputs.choice.rate
+        for i, source in enumerate(self._sound):
+            if source in chosen:
+                source.tried(paid=True)
+                source.parked = None
                 continue
-            writer.parked = depth, desk.times, rate
-            if writer.may_be_tried() and self._affordable(writer, desk):
-                writer.tried(paid=False)
+            source.parked = depth, inputs.times, rate
+            if source.may_be_tried() and self._affordable(source, inputs):
+                source.tried(paid=False)
                 self._trying = True
                 return self._sound[i : i + 1]
-        return leaders
+        return chosen
 
-    def _affordable(self, writer: Writer, desk: _Desk) -> bool:
+    def _affordable(self, source: NeuralSource, inputs: RoundInputs) -> bool:
         """Whether trying a parked drafter for a token or two fits the budget."""
-        if not writer.has_room(len(desk.context)):
+        if not source.has_room(len(inputs.context)):
             return False
-        single = float(desk.times[0])
-        step = float(writer.costs.seconds(0)[0]) if writer.costs.known else single
-        reads = sum(writer.catching_up(desk.context))
+        single = float(inputs.times[0])
+        step = float(source.costs.seconds(0)[0]) if source.costs.known else single
+        reads = sum(source.backlog_cost(inputs.context))
         # It must also be a small share of this answer, which may be a short one.
-        here = _FELT * single * (len(desk.context) - self._start)
+        here = _FELT * single * (len(inputs.context) - self._start)
         return step + reads + single <= min(self.to_lose, here)
 
-    def _write(self, desk: _Desk, leaders: Sequence[Writer]) -> Gathered:
+    def _write(self, inputs: RoundInputs, chosen: Sequence[NeuralSource]) -> Gathered:
         """A draft by the neural drafters, the best first, and a copied tail."""
-        context, written, depth = desk.context, Written(), len(desk.context)
-        self._invested = leaders[0].catching_up(context)[1]
-        for writer in leaders:
-            if written.tokens and written.tokens[-1] in self._ends:
+        context, partial, depth = inputs.context, PartialDraft(), len(inputs.context)
+        self._invested = chosen[0].backlog_cost(context)[1]
+        for source in chosen:
+            if partial.tokens and partial.tokens[-1] in self._ends:
                 break
-            first = len(written.tokens)
+            first = len(partial.tokens)
             begun = self._trying  # a try writes at least one token
-            while len(written.tokens) < desk.most and (
-                begun or writer.goes_on(written, desk.times, depth)
+            while len(partial.tokens) < inputs.most and (
+                begun or source.should_extend(partial, inputs.times, depth)
             ):
                 begun = False
-                writer.write(written, context, desk.choose, desk.most, desk.copy)
-                if written.tokens[-1] in self._ends:
+                source.write(partial, context, inputs.choose, inputs.most, inputs.copy)
+                if partial.tokens[-1] in self._ends:
                     break
-            if len(written.tokens) > first == 0:
-                evidence = writer.evidence(written, desk.copy, first)
-                self.ledger.note(context, written.tokens, evidence, writer)
-        self._writing = written.seconds
-        draft = Draft.chain(written.tokens, written.sources, written.confidences)
-        path = written.path.copy()
+            if len(partial.tokens) > first == 0:
+                evidence = source.evidence(partial, inputs.copy, first)
+                self.ledger.note(context, partial.tokens, evidence, source)
+        self._writing = partial.seconds
+        draft = Draft.chain(partial.tokens, partial.sources, partial.confidences)
+        path = partial.path.copy()
         if len(draft) and int(draft.tokens[-1]) not in self._ends:
             here = context.with_tail(draft.tokens)
-            tail = self.sources.propose(here, desk.most - len(draft))
+            tail = self.sources.propose(here, inputs.most - len(draft))
             draft = draft.then(tail.draft())
-            path += [written.certainty * chance for chance in tail.path]
-        times = desk.times.tolist()
-        choice = best_width(path, [seconds + written.seconds for seconds in times])
+            path += [partial.certainty * chance for chance in tail.path]
+        times = inputs.times.tolist()
+        choice = best_width(path, [seconds + partial.seconds for seconds in times])
         if self._trying and choice.width == 1 and times[1] < math.inf:
             choice = Choice(2, choice.rate)
         plan = self._plan(path, times, choice)

@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgecs.calibrate.bundled_drafters import shipped_drafters, shipped_for
-from edgecs.calibrate.speculation_profile import Speculation, left_out
+from edgecs.calibrate.bundled_drafters import all_bundled, bundled_for
+from edgecs.calibrate.speculation_profile import SpeculationProfile, left_out
 from edgecs.decoding.cascade import stack
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.drafters.registry import usual_sources
@@ -42,7 +42,7 @@ class Runtime:
     loaded: Loaded
     drafters: Sequence[LoadedDrafter]
     session: Session
-    speculation: Speculation | None  # None: there are no drafts
+    speculation: SpeculationProfile | None  # None: there are no drafts
     notes: Sequence[str] = ()  # messages for verbose output
 
     @property
@@ -89,7 +89,7 @@ def find_files(
 
 def _folder(name: str) -> Path | None:
     """The folder of an ONNX drafter: a bundled one, or a path; None: neither."""
-    if name in (shipped := shipped_drafters()):
+    if name in (shipped := all_bundled()):
         return shipped[name]
     # Unlike Path.is_dir, it returns False for an invalid path.
     return Path(name) if os.path.isdir(name) else None
@@ -127,13 +127,13 @@ def build(
 
 
 def _bundled(
-    model: str, speculation: Speculation
+    model: str, speculation: SpeculationProfile
 ) -> tuple[tuple[Path, ...], list[str]]:
     """The bundled drafter of a model, if it pays on this machine; else a note.
 
     Loading one takes a third of a second, so one that cannot pay is not loaded.
     """
-    folder = shipped_for(model)
+    folder = bundled_for(model)
     if folder is None:
         return (), []
     if why := left_out(folder, speculation):
@@ -166,7 +166,7 @@ def session_of(
     recipe: Recipe,
     loaded: Loaded,
     drafters: Sequence[LoadedDrafter],
-    speculation: Speculation | None,
+    speculation: SpeculationProfile | None,
     *,
     sequence: int = 0,
 ) -> Session:

@@ -131,7 +131,7 @@ class Loaded:
         )
 
     @contextmanager
-    def otherwise(self, options: LoadOptions) -> Iterator[LlamaLM]:
+    def with_options(self, options: LoadOptions) -> Iterator[LlamaLM]:
         """A temporary second context of the model with other options.
 
         Weights are shared unless their layout differs. Raises OutOfMemory, ModelError,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgecs.calibrate.probe import curve
 from edgecs.calibrate.profile import Profiles
-from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.engines.load_options import KVType, LoadOptions
 from edgecs.errors import EdgecsError
 from edgecs.runtime.folders import Folders
@@ -49,7 +49,7 @@ def open_target(
     reports: Reports | None = None,
     cancel: threading.Event | None = None,
     profiles: Profiles | None = None,
-) -> Iterator[tuple[Loaded, Speculation | None]]:
+) -> Iterator[tuple[Loaded, SpeculationProfile | None]]:
     """The target and its speculation profile; None: there are no drafts.
 
     profiles: where profiles are stored, None: in `folders`. Another KV cache type is
@@ -85,11 +85,11 @@ class _Opening:
             self.path, options, self.folders, self.reports, cancel=cancel
         )
 
-    def known(self, loaded: Loaded) -> Speculation | None:
+    def known(self, loaded: Loaded) -> SpeculationProfile | None:
         """The speculation profile of the target, after probing what it lacks."""
         if not self.recipe.drafting:
             return None
-        speculation = Speculation(
+        speculation = SpeculationProfile(
             loaded.target,
             exact=self.recipe.exact,
             key=loaded.key(),
@@ -102,8 +102,8 @@ class _Opening:
         return speculation
 
     def with_other_cache(
-        self, loaded: Loaded, speculation: Speculation
-    ) -> tuple[Loaded, Speculation]:
+        self, loaded: Loaded, speculation: SpeculationProfile
+    ) -> tuple[Loaded, SpeculationProfile]:
         """The target with the strict KV cache type, if that helps; else unchanged."""
         options, cancel = loaded.options, loaded.cancel
         before = _single(speculation)
@@ -149,7 +149,7 @@ def load_target(
     return loaded
 
 
-def _wants_other_cache(recipe: Recipe, speculation: Speculation) -> bool:
+def _wants_other_cache(recipe: Recipe, speculation: SpeculationProfile) -> bool:
     return (
         recipe.exact == "strict"
         and recipe.may_change_cache
@@ -159,15 +159,15 @@ def _wants_other_cache(recipe: Recipe, speculation: Speculation) -> bool:
     )
 
 
-def _is_wide(speculation: Speculation) -> bool:
+def _is_wide(speculation: SpeculationProfile) -> bool:
     """Whether every probed range has an exact width above 1."""
     return all(found.same for found in speculation.classes.inside.values())
 
 
-def _depth(speculation: Speculation) -> int:
+def _depth(speculation: SpeculationProfile) -> int:
     return min(_FAR, speculation.target.n_ctx * 3 // 4)
 
 
-def _single(speculation: Speculation) -> float:
+def _single(speculation: SpeculationProfile) -> float:
     """Median seconds of a single token deep in the context."""
     return curve(speculation.target, _depth(speculation), [1], repeats=5)[1]

@@ -102,10 +102,10 @@ def chooser(
             )
     if mask is None and sampling.is_greedy:
         return greedy
-    return Chain(sampling, breakers or {}, mask, start)
+    return SamplerChain(sampling, breakers or {}, mask, start)
 
 
-class Chain:
+class SamplerChain:
     """The sampler chain as a choice, made by `chooser`."""
 
     def __init__(

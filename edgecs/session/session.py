@@ -16,7 +16,7 @@ from edgecs.core.context import Context, Tokens
 from edgecs.core.draft import Drafter, LanguageModel
 from edgecs.decoding.cascade import Cascade
 from edgecs.decoding.exactness import Limits
-from edgecs.decoding.static_schedule import Quotas, Schedule
+from edgecs.decoding.static_schedule import Schedule, StaticSchedule
 from edgecs.errors import Cancelled, ConfigError, ContextFull
 from edgecs.sampling.chain import Rule, always, greedy
 from edgecs.session.answer import Answer, FinishReason, OnRound, Token
@@ -73,9 +73,9 @@ class Session:
         elif not target.rewindable:
             self.off_reason = "this model cannot remove rejected tokens"
         if self.off_reason:
-            schedule = Quotas()
+            schedule = StaticSchedule()
         elif schedule is None:
-            schedule = Quotas(drafters, counts, tokenizer.ends)
+            schedule = StaticSchedule(drafters, counts, tokenizer.ends)
         self.cascade = Cascade(target, schedule, limits=limits, ends=tokenizer.ends)
         self.rule = rule
         self.on_round: OnRound | None = None

@@ -28,7 +28,7 @@ from edgecs.core.draft import (
     no_sequence,
 )
 from edgecs.engines.kv_prefix import PrefixCache
-from edgecs.engines.lease import OneHolder
+from edgecs.engines.lease import ExclusiveUse
 from edgecs.engines.llama.random_gguf import write_random_gguf as write_random_gguf
 from edgecs.errors import ContextFull, ModelError
 
@@ -93,7 +93,7 @@ class TableModel:
         self.cancel = threading.Event()
         self._seed = seed
         self._sharpness = sharpness
-        self._holders = [OneHolder("this model") for _ in range(sequences)]
+        self._holders = [ExclusiveUse("this model") for _ in range(sequences)]
 
     def law(self, prefix: Sequence[int] | Tokens) -> NDArray[np.float32]:
         """Logits after `prefix`, float32 [vocab_size]."""

@@ -85,14 +85,14 @@ def playing(kind: str, chain: Chain) -> str:
     return f"{kind}: {chain.name}"
 
 
-class Played(NamedTuple):
+class Run(NamedTuple):
     """An answer: its tokens per second after the first token, and its tokens."""
 
     rate: float
     tokens: list[int]
 
 
-Play = Callable[[Chain, Tokens], Played]
+Play = Callable[[Chain, Tokens], Run]
 """Answers a prompt with a chain."""
 
 

@@ -26,10 +26,10 @@ class Quantisation(NamedTuple):
 
     name: str  # Q4_0
     path: Path
-    promise: tuple[float, float] | None  # see `promise`; None: not tuned
+    expected_rates: tuple[float, float] | None  # see `expected_rates`; None: not tuned
 
 
-def promise(costs: CostModel) -> tuple[float, float]:
+def expected_rates(costs: CostModel) -> tuple[float, float]:
     """Expected tokens per second of plain decoding, and with Max-Gram."""
     times = costs.seconds(0)
     return expected(times, False), expected(times, True)
@@ -47,7 +47,7 @@ def quantisation(stem: str) -> tuple[str, str]:
     return stem[: found.start()].lower(), found["name"].upper()
 
 
-def promised_quantisations(
+def expected_quantisations(
     model: Path, others: Iterable[Path], key: Key, profiles: Profiles
 ) -> list[Quantisation]:
     """The files of the same model, with their expected speed.
@@ -64,7 +64,7 @@ def promised_quantisations(
         except ModelError:  # a part of the file is missing
             continue
         if print_ != key.fingerprint:
-            rates = _promised(known.get(print_))
+            rates = _expected_rates(known.get(print_))
             found.append(Quantisation(quantised or path.stem, path, rates))
     return found
 
@@ -76,8 +76,8 @@ def _like(profile: Profile, key: Key) -> bool:
     return profile.tuned is not None and same
 
 
-def _promised(profile: Profile | None) -> tuple[float, float] | None:
+def _expected_rates(profile: Profile | None) -> tuple[float, float] | None:
     try:
-        return promise(CostModel.from_state(profile.costs)) if profile else None
+        return expected_rates(CostModel.from_state(profile.costs)) if profile else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

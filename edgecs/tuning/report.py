@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from edgecs.calibrate.profile import Key
-from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.decoding.exactness import Exact, Limits
 from edgecs.tuning.comparison import PLAIN
 from edgecs.tuning.cost_sweep import DEEPEST, Curve, tiles
-from edgecs.tuning.quantisations import Quantisation, promise
-from edgecs.tuning.settings import WIDTHS, Otherwise
+from edgecs.tuning.quantisations import Quantisation, expected_rates
+from edgecs.tuning.settings import WIDTHS, SettingTimes
 from edgecs.tuning.tuner import Tuned
 
 _DRIFTED = "because the machine drifted"
@@ -38,10 +38,10 @@ class Report:
     model: str
     drafts: Sequence[str]
     key: Key
-    known: Speculation
+    known: SpeculationProfile
     tuned: Tuned
     files: Sequence[Quantisation]
-    settings: Sequence[Otherwise]
+    settings: Sequence[SettingTimes]
     kept: bool
 
     def fields(self) -> dict[str, object]:
@@ -59,7 +59,7 @@ class Report:
                     "curve": _fields(drafter.curve),
                     "needs": drafter.needs,
                     "has": round(drafter.right, 4),
-                    "standing": drafter.standing,
+                    "status": drafter.status,
                 }
                 for drafter in tuned.drafters
             ],
@@ -110,7 +110,7 @@ class Report:
         yield ""
         for trial in self.tuned.compared.trials:
             yield f"{trial.chain.name}: {self.tuned.verdict(trial)}"
-        yield from (drafter.standing for drafter in self.tuned.drafters)
+        yield from (drafter.status for drafter in self.tuned.drafters)
         yield ""
         if self.settings:
             yield "Loaded with other flags, ms of a call now -> with the flags:"
@@ -168,18 +168,19 @@ class Report:
         return f"Faster with {', '.join(other.briefly() for other in better)}."
 
     def _file_line(self, other: Quantisation) -> str:
-        if other.promise is None:
+        if other.expected_rates is None:
             return f"{other.name} is present, not measured: edgecs tune -m {other.path}"
-        ours = _arrow(promise(self.known.costs))
+        ours = _arrow(expected_rates(self.known.costs))
+        theirs = _arrow(other.expected_rates)
         return (
-            f"{other.name} of this model would decode {_arrow(other.promise)} tok/s "
-            f"with Max-Gram here (this one: {ours})"
+            f"{other.name} of this model would decode {theirs} tok/s with Max-Gram "
+            f"here (this one: {ours})"
         )
 
     def _rank(self, other: Quantisation) -> tuple[bool, float]:
         """Sort key: the fastest measured file if it is faster, then other files."""
-        speed = max(other.promise or (0.0,))
-        return speed <= max(promise(self.known.costs)), -speed
+        speed = max(other.expected_rates or (0.0,))
+        return speed <= max(expected_rates(self.known.costs)), -speed
 
     def _next_line(self) -> str:
         if self.tuned.unsteady:
@@ -220,7 +221,7 @@ def _cost_rows(seconds: Mapping[int, float]) -> Iterator[list[str]]:
         yield [*first, pays, note]
 
 
-def _setting_rows(others: Sequence[Otherwise]) -> Iterator[list[str]]:
+def _setting_rows(others: Sequence[SettingTimes]) -> Iterator[list[str]]:
     """A row for every setting and depth, a column for every width."""
     yield ["flags", "after", *(_counted(n) for n in WIDTHS)]
     for other in others:

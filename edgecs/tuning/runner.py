@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import NamedTuple
 
-from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.core.context import Context, Tokens
 from edgecs.core.draft import Draft, LanguageModel, score_one
 from edgecs.core.faults import refuse
@@ -16,16 +16,16 @@ from edgecs.decoding.static_schedule import Clock
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.errors import Cancelled
 from edgecs.planning.acceptance import Calibration, Evidence
-from edgecs.planning.neural_source import Writer
+from edgecs.planning.neural_source import NeuralSource
 from edgecs.planning.planner import Planner
 from edgecs.session.session import Session
 from edgecs.text.detokenizer import Tokenizer
-from edgecs.tuning.comparison import MAG, Chain, Played
+from edgecs.tuning.comparison import MAG, Chain, Run
 
 _NO_EVIDENCE: Evidence = ()
 
 
-class Entrant(NamedTuple):
+class ChainDrafter(NamedTuple):
     """A drafter in the comparison."""
 
     name: str
@@ -44,21 +44,21 @@ class Stage:
 
     def __init__(
         self,
-        known: Speculation,
+        known: SpeculationProfile,
         tokenizer: Tokenizer,
-        entrants: Sequence[Entrant] = (),
+        drafters: Sequence[ChainDrafter] = (),
         *,
         tokens: int = 96,
         clock: Clock = perf_counter,
     ) -> None:
         self.known = known
         self._tokenizer = tokenizer
-        self._entrants = {entrant.name: entrant for entrant in entrants}
+        self._drafters = {drafter.name: drafter for drafter in drafters}
         self._tokens, self._clock = tokens, clock
         self._acceptance = known.calibration.state()
         self._planners: dict[Chain, Planner] = {}
 
-    def play(self, chain: Chain, prompt: Tokens) -> Played:
+    def play(self, chain: Chain, prompt: Tokens) -> Run:
         """Answer a prompt greedily; raises Cancelled if the target's cancel is set.
 
         prompt: int32 [n].
@@ -77,7 +77,7 @@ class Stage:
             if session.finish_reason == "cancelled":
                 raise Cancelled("stopped while comparing chains: nothing was kept")
             refuse(session.stats.faults)
-        return Played((len(ids) - 1) / seconds if seconds > 0 else 0.0, ids)
+        return Run((len(ids) - 1) / seconds if seconds > 0 else 0.0, ids)
 
     def learnt(self) -> Calibration:
         """Acceptances after all runs.
@@ -94,33 +94,33 @@ class Stage:
 
     def _planner(self, chain: Chain) -> Planner:
         if chain not in self._planners:
-            entrants = [self._entrants[name] for name in chain.drafters]
+            drafters = [self._drafters[name] for name in chain.drafters]
             planner = Planner(
                 self.known.costs,
                 Calibration.from_state(self._acceptance),
                 # No source that remembers answers: prompts are run many times.
                 [MaxGram()] if chain.mag else (),
-                [NamedModel(entrant.name, entrant.model) for entrant in entrants],
+                [NamedModel(drafter.name, drafter.model) for drafter in drafters],
                 longest=self.known.target.max_draft,
                 ends=self._tokenizer.ends,
                 clock=self._clock,
             )
-            for writer, entrant in zip(planner.writers, entrants, strict=True):
-                writer.review.costs = entrant.costs
-                _teach(writer, entrant.agreed)
+            for neural, drafter in zip(planner.neural, drafters, strict=True):
+                neural.review.costs = drafter.costs
+                _teach(neural, drafter.agreed)
             self._planners[chain] = planner
         return self._planners[chain]
 
 
-def _teach(writer: Writer, agreed: Sequence[bool]) -> None:
+def _teach(neural: NeuralSource, agreed: Sequence[bool]) -> None:
     """Initialise the share of right tokens, which would take long to learn."""
     run = 0
     for right in agreed:
         run += right
         if not right:
-            writer.learn(_NO_EVIDENCE, run, decided=True)
+            neural.learn(_NO_EVIDENCE, run, decided=True)
             run = 0
-    writer.learn(_NO_EVIDENCE, run, decided=False)
+    neural.learn(_NO_EVIDENCE, run, decided=False)
 
 
 def agreeing(

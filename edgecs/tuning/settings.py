@@ -54,7 +54,7 @@ class Pair(NamedTuple):
         return self.then / self.now
 
 
-class Otherwise(NamedTuple):
+class SettingTimes(NamedTuple):
     """Call times with another setting."""
 
     setting: Setting
@@ -134,7 +134,7 @@ def trying(setting: Setting) -> str:
     return f"trying {setting.flags}"
 
 
-def otherwise(
+def time_settings(
     now: LanguageModel,
     others: Sequence[Setting],
     open_with: Open,
@@ -142,7 +142,7 @@ def otherwise(
     progress: Callable[[str], None] = lambda text: None,
     *,
     clock: Clock = perf_counter,
-) -> list[Otherwise]:
+) -> list[SettingTimes]:
     """Time calls of a model with the current and with other options, alternating.
 
     A setting that the engine rejects, or that does not fit into memory, is left out.
@@ -155,7 +155,7 @@ def otherwise(
         try:
             with open_with(replace(setting.options, n_ctx=room)) as then:
                 seconds = dict(_compared(now, then, repeats, clock))
-                found.append(Otherwise(setting, seconds))
+                found.append(SettingTimes(setting, seconds))
         except (OutOfMemory, ModelError) as error:
             progress(f"{setting.flags} was not measured: {error}")
     return found

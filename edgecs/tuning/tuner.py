@@ -17,7 +17,7 @@ import numpy as np
 
 from edgecs.calibrate.probe import classify
 from edgecs.calibrate.profile import Key, Profile
-from edgecs.calibrate.speculation_profile import Speculation, busy
+from edgecs.calibrate.speculation_profile import SpeculationProfile, busy
 from edgecs.core.context import Tokens
 from edgecs.core.draft import LanguageModel
 from edgecs.costs.cost_model import WIDEST, CostModel
@@ -48,7 +48,7 @@ from edgecs.tuning.plan import (
     timing,
     timing_drafter,
 )
-from edgecs.tuning.runner import Entrant, Stage, agreeing
+from edgecs.tuning.runner import ChainDrafter, Stage, agreeing
 
 # chosen: longer than the start of a program.
 _SOON = 5.0  # seconds before load by other programs ends a tuning
@@ -75,7 +75,7 @@ class Candidate:
     needs: float | None  # share that is required to pay, see `needed`
 
     @property
-    def standing(self) -> str:
+    def status(self) -> str:
         """The drafter's time, and the shares of right tokens it needs and has."""
         needs = "could not pay if all its tokens were right"
         if self.needs is not None:
@@ -122,7 +122,7 @@ class Tuned:
 
 
 def tune(
-    known: Speculation,
+    known: SpeculationProfile,
     tokenizer: Tokenizer,
     drafters: Sequence[LoadedDrafter],
     prompts: Mapping[str, Tokens],
@@ -145,8 +145,8 @@ def tune(
     progress(ANSWERING)
     plain = Stage(known, tokenizer, tokens=effort.tokens, clock=clock)
     answers = {kind: plain.play(PLAIN, p).tokens for kind, p in prompts.items()}
-    entrants = [
-        Entrant(
+    in_chains = [
+        ChainDrafter(
             d.name,
             d.model,
             _costs([measured[d.name]]),
@@ -154,7 +154,7 @@ def tune(
         )
         for d in drafters
     ]
-    stage = Stage(known, tokenizer, entrants, tokens=effort.tokens, clock=clock)
+    stage = Stage(known, tokenizer, in_chains, tokens=effort.tokens, clock=clock)
     telling = {k: p for k, p in prompts.items() if len(answers[k]) >= FEWEST}
     every = chains([*measured]) if tried is None else tried
     compared = compare(every, telling, stage.play, progress)
@@ -166,11 +166,11 @@ def tune(
             drafter.name,
             drafter.fingerprint,
             measured[drafter.name],
-            entrant.costs,
-            fmean(entrant.agreed) if entrant.agreed else 0.0,
+            other.costs,
+            fmean(other.agreed) if other.agreed else 0.0,
             needed(times, measured[drafter.name].seconds[1]),
         )
-        for drafter, entrant in zip(drafters, entrants, strict=True)
+        for drafter, other in zip(drafters, in_chains, strict=True)
     ]
     steps = {c.name: (c.curve.seconds[1], c.right) for c in candidates}
     promised = {
@@ -227,7 +227,7 @@ class _Heed:
 
 
 def _measure(
-    known: Speculation,
+    known: SpeculationProfile,
     effort: Effort,
     heed: _Heed,
     progress: Progress,
@@ -272,13 +272,13 @@ def _costs(curves: Sequence[Curve]) -> CostModel:
     return costs
 
 
-def _times(known: Speculation, curve: Curve) -> Times:
+def _times(known: SpeculationProfile, curve: Curve) -> Times:
     """The measured curve, inf for widths that are not allowed."""
     times = _costs([curve]).seconds(curve.depth)
     return np.where(known.limits.allowed(curve.depth), times, np.inf)
 
 
-def keep(known: Speculation, key: Key, tuned: Tuned) -> bool:
+def keep(known: SpeculationProfile, key: Key, tuned: Tuned) -> bool:
     """Save the profile of `key`; returns False if it cannot be saved.
 
     known: as `tune` left it. Curves of drafters that were not measured are kept.

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from edgecs.audit.report import NO_CLASS, Prompt, Report
 from edgecs.audit.runner import FORCED, Subject, audit
 from edgecs.calibrate.probe import QUICK, classify
-from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.core.draft import Request, Rows
 from edgecs.decoding.exactness import Classes, Exact, Finding, Limits
-from edgecs.decoding.static_schedule import Quotas, Schedule
+from edgecs.decoding.static_schedule import Schedule, StaticSchedule
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.errors import BrokenPromise, Cancelled, ConfigError
@@ -48,7 +48,7 @@ class Wavering(CachingModel):
 
 
 def copying() -> Schedule:
-    return Quotas([MaxGram()], [3])
+    return StaticSchedule([MaxGram()], [3])
 
 
 def prompt(size: int, name: str = "p") -> Prompt:
@@ -150,7 +150,7 @@ def test_an_answer_that_ends_early_is_a_fork():
 
     def planned() -> Schedule:
         tokenizer.ends = frozenset({said[-1]})
-        return Quotas()
+        return StaticSchedule()
 
     subject = Subject(model, tokenizer, promising(256), max_tokens=40)
     (fork,) = audit(subject, [asked], planned).forks
@@ -206,11 +206,15 @@ def test_drafts_that_are_always_right_prove_nothing():
     model, asked = Wavering(), prompt(9)
     script = [*asked.tokens.tolist(), *model.greedy(asked.tokens, 40)]
     subject = Subject(model, Endless(), promising(256), max_tokens=40)
-    report = audit(subject, [asked], lambda: Quotas([ScriptedDrafter(script)], [3]))
+    report = audit(
+        subject, [asked], lambda: StaticSchedule([ScriptedDrafter(script)], [3])
+    )
     (run,) = report.runs
     assert (run.accepted, run.proves) == (0, False)  # strict allowed no draft at all
     free = Subject(model, Endless(), Limits(), max_tokens=40)
-    run = audit(free, [asked], lambda: Quotas([ScriptedDrafter(script)], [3])).runs[0]
+    run = audit(
+        free, [asked], lambda: StaticSchedule([ScriptedDrafter(script)], [3])
+    ).runs[0]
     assert run.accepted > 0 == run.rejected
     assert not run.proves
 
@@ -219,7 +223,7 @@ def test_drafts_that_are_always_right_prove_nothing():
 def test_sampled_answers_and_the_planner_are_audited_too(seed: int):
     model = Wavering()
     choose = chooser(Sampling(0.9, top_k=4, seed=seed), VOCAB)
-    speculation = Speculation(model, exact="numeric")
+    speculation = SpeculationProfile(model, exact="numeric")
     speculation.prepare(1.0)
     planner = speculation.planner()
     subject = Subject(model, Endless(), speculation.limits, always(choose), 60)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edgecs.core.context import Context
 from edgecs.costs.cost_model import WIDEST
-from edgecs.decoding.static_schedule import Quotas
+from edgecs.decoding.static_schedule import StaticSchedule
 from edgecs.drafters.maxgram import MaxGram
 from edgecs_bench.hardware.curves import CURVES, Curve, curve
 from edgecs_bench.simulation import replay
@@ -123,7 +123,7 @@ def test_every_wider_call_is_followed_by_its_settling_once(said, settling: float
     made = curve("x", 10.0, {1: 1.0, 2: 1.2, 32: 2.0}, 0.5)
     trace = Trace("1", "x", [1, 2], said, [0.0] * len(said))
     player = Player(made._replace(settling=settling), (), sources=[MaxGram()])
-    player.schedule = Quotas([MaxGram()], [3])
+    player.schedule = StaticSchedule([MaxGram()], [3])
     took = player.play(trace) + player.play(trace)
     widths = player.widths
     half = len(widths) // 2

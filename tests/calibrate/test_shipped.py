@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from edgecs.calibrate import speculation_profile
 from edgecs.calibrate.bundled_drafters import (
-    _promise,
-    promise,
-    shipped_drafters,
-    shipped_for,
+    _speedup,
+    all_bundled,
+    bundled_for,
+    expected_speedup,
 )
 from edgecs.calibrate.profile import Key, Profile, Profiles, fingerprint
-from edgecs.calibrate.speculation_profile import Speculation, left_out
+from edgecs.calibrate.speculation_profile import SpeculationProfile, left_out
 from edgecs.core.context import Context
 from edgecs.core.draft import NOTHING, Draft, score_one
 from edgecs.costs.cost_model import CostModel
@@ -73,7 +73,7 @@ def drafter(folder: Path, made: dict | None) -> Path:
 
 
 def test_the_drafters_of_known_models_are_there_and_small():
-    there = shipped_drafters()
+    there = all_bundled()
     for manifest in known_manifests().values():
         if manifest.drafter:
             folder = there[manifest.drafter]
@@ -97,11 +97,11 @@ def test_a_promise_follows_the_times_here(
     tmp_path: Path, times: Sequence[float], expected: float
 ):
     folder = drafter(tmp_path / "head", MADE)
-    assert promise(folder, times) == pytest.approx(expected)
+    assert expected_speedup(folder, times) == pytest.approx(expected)
 
 
 def test_without_figures_nothing_is_promised(tmp_path: Path):
-    assert promise(drafter(tmp_path / "head", None), FLAT) == 1.0
+    assert expected_speedup(drafter(tmp_path / "head", None), FLAT) == 1.0
 
 
 ABOUT = {
@@ -128,7 +128,7 @@ def test_figures_of_any_kind_are_refused_or_promise_something_finite(
         about = parse_drafter({**ABOUT, "made": made}, Path("here"))
     except ModelError:
         return
-    assert 1 <= _promise(about, FLAT) < len(FLAT) + 1
+    assert 1 <= _speedup(about, FLAT) < len(FLAT) + 1
     assert about.right is None or 0 <= about.right <= 1
 
 
@@ -183,7 +183,7 @@ def test_a_drafter_that_promises_nothing_is_left_out_and_said_so(
     """It is not even opened: there is no graph in its folder."""
     slow = {**MADE, "ms_a_token": 1000.0}
     folder = drafter(tmp_path / "slow-head", slow)
-    monkeypatch.setattr(builder, "shipped_for", lambda model: folder)
+    monkeypatch.setattr(builder, "bundled_for", lambda model: folder)
     fixed = ("generate", "-m", tiny_gguf, "-c", 512, "-p", "hi", "-n", 5, "-v")
     outcome = edgecs(*fixed)
     assert outcome.code == 0, outcome.err
@@ -218,7 +218,9 @@ def judged(folder: Path, profile: Profile, key: Key = KEY) -> str | None:
     """Why the drafter in `folder` is left out where a profile was kept."""
     profiles = Profiles(folder.parent / "profiles")
     assert profiles.save(profile)
-    return left_out(folder, Speculation(TableModel(50), key=key, profiles=profiles))
+    return left_out(
+        folder, SpeculationProfile(TableModel(50), key=key, profiles=profiles)
+    )
 
 
 @pytest.fixture
@@ -277,12 +279,14 @@ def test_a_tuning_that_makes_no_sense_is_survived(head: Path, changes: dict[str,
 
 
 def test_without_times_nothing_is_expected(head: Path):
-    assert left_out(head, Speculation(TableModel(50))) == "as no call was timed yet"
+    assert (
+        left_out(head, SpeculationProfile(TableModel(50))) == "as no call was timed yet"
+    )
 
 
 def test_a_shipped_drafter_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = drafter(tmp_path / "head", MADE)
-    monkeypatch.setattr(builder, "shipped_drafters", lambda: {"some-head": folder})
+    monkeypatch.setattr(builder, "all_bundled", lambda: {"some-head": folder})
     assert builder._folder("some-head") == folder
     assert builder._folder(str(folder)) == folder
     assert builder._folder("other") is None
@@ -290,8 +294,8 @@ def test_a_shipped_drafter_has_a_name(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_model_is_known_by_name_to_its_drafter():
     name = next(m.name for m in known_manifests().values() if m.drafter)
-    assert shipped_for(name) in shipped_drafters().values()
-    assert shipped_for("./some.gguf") is None
+    assert bundled_for(name) in all_bundled().values()
+    assert bundled_for("./some.gguf") is None
 
 
 @pytest.mark.model
@@ -305,7 +309,7 @@ def test_answers_are_the_same_with_the_drafter_of_the_default_model(
         template.encode([{"role": "user", "content": text}])
         for text in ("What is a volcano?", "Write a poem about the sea.")
     ]
-    folder = shipped_drafters()["smollm2-135m-instruct-head"]
+    folder = all_bundled()["smollm2-135m-instruct-head"]
     answers, accepted, tested = [], 0, 0
     with load_drafter(folder, smollm) as head:
         drafters = stack([NamedModel(head.name, head.model)], MaxGram(), MATRIX)
@@ -346,9 +350,9 @@ def test_states_change_no_bit_of_a_real_model(smollm: Loaded):
 def test_a_drafter_that_promises_much_is_used_and_changes_nothing(
     edgecs: Callable[..., Outcome], model_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    folder = shipped_drafters()["smollm2-135m-instruct-head"]
-    monkeypatch.setattr(builder, "shipped_for", lambda model: folder)
-    monkeypatch.setattr(speculation_profile, "promise", lambda folder, times: 2.0)
+    folder = all_bundled()["smollm2-135m-instruct-head"]
+    monkeypatch.setattr(builder, "bundled_for", lambda model: folder)
+    monkeypatch.setattr(speculation_profile, "expected_speedup", lambda folder, times: 2.0)
     fixed = ("generate", "-m", model_path, "-c", 512, "-p", "What is rain?", "-s", 1)
     fixed += ("-v",)
     used = edgecs(*fixed, "-n", 40)

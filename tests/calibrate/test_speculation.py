@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from edgecs.calibrate import speculation_profile
 from edgecs.calibrate.probe import QUICK, points
 from edgecs.calibrate.profile import Key, Profiles
-from edgecs.calibrate.speculation_profile import FIRST_WIDTHS, Speculation
+from edgecs.calibrate.speculation_profile import FIRST_WIDTHS, SpeculationProfile
 from edgecs.costs.cost_model import WIDEST, CostModel
 from edgecs.decoding.cascade import NamedModel
 from edgecs.decoding.exactness import EVERY, Classes, Exact, Finding
@@ -54,12 +54,14 @@ def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profiles:
 
 def opened(
     profiles: Profiles, exact: Exact = "auto", key: Key = KEY, n_ctx: int = 640
-) -> tuple[Speculation, Counted]:
+) -> tuple[SpeculationProfile, Counted]:
     target = Counted(n_ctx=n_ctx)
-    return Speculation(target, exact=exact, key=key, profiles=profiles), target
+    return SpeculationProfile(target, exact=exact, key=key, profiles=profiles), target
 
 
-def prepared(profiles: Profiles, exact: Exact = "auto", **options: Any) -> Speculation:
+def prepared(
+    profiles: Profiles, exact: Exact = "auto", **options: Any
+) -> SpeculationProfile:
     known, _ = opened(profiles, exact, **options)
     known.prepare(1e9)
     return known
@@ -82,8 +84,8 @@ class TestKeeping:
         assert again.limits.describe(depths) == first.limits.describe(depths)
 
     def test_nothing_is_kept_without_a_place_or_a_measurement(self, profiles):
-        assert not Speculation(Counted()).save()
-        homeless = Speculation(Counted(), key=KEY)
+        assert not SpeculationProfile(Counted()).save()
+        homeless = SpeculationProfile(Counted(), key=KEY)
         homeless.prepare(1.0)
         assert not homeless.save()
         unmeasured, _ = opened(profiles)
@@ -103,8 +105,8 @@ class TestKeeping:
         for seconds in times:
             known.costs.observe(2, 0, seconds)
         planner = known.planner([NamedModel("d", CachingModel(5), right)])
-        for writer in planner.writers:
-            writer.learn(stated([0.5] * 8, [None] * 8), 8, False)
+        for neural in planner.neural:
+            neural.learn(stated([0.5] * 8, [None] * 8), 8, False)
         known.classes.add(0, 4, Finding(frozenset({2}), frozenset({3})))
         assert known.save()
         again, _ = opened(profiles)
@@ -292,7 +294,9 @@ class TestProbing:
 
         now = 0.0
         monkeypatch.setattr("edgecs.calibrate.probe.time.perf_counter", lambda: now)
-        known = Speculation(Deep(n_ctx=3000), exact=exact, key=KEY, profiles=profiles)
+        known = SpeculationProfile(
+            Deep(n_ctx=3000), exact=exact, key=KEY, profiles=profiles
+        )
         known.prepare(1e9)
         for depth in (0, 1024, 2800):
             told = known.costs.seconds(depth)[[0, 3, 7]]
@@ -340,7 +344,7 @@ class TestProbing:
         """A little is probed; where that shows another width, the promise is none."""
         target = Kernels(5, kernel, n_ctx=5000)
         target.uniform = True
-        known = Speculation(target, exact="auto")
+        known = SpeculationProfile(target, exact="auto")
         known.prepare(1.0)
         probed = max(depth for depth, width in target.calls if width == 3)
         holds = kernel(4, 0) == 0
@@ -383,13 +387,13 @@ class TestDrafters:
         calls = len(small.widths)
         second = known.planner(models)
         assert len(small.widths) == calls
-        assert second.writers[0].review.costs is first.writers[0].review.costs
+        assert second.neural[0].review.costs is first.neural[0].review.costs
         known.save()
         again = opened(profiles)[0].planner(models)
         assert len(small.widths) == calls
         np.testing.assert_allclose(
-            again.writers[0].review.costs.seconds(0),
-            first.writers[0].review.costs.seconds(0),
+            again.neural[0].review.costs.seconds(0),
+            first.neural[0].review.costs.seconds(0),
         )
 
     def test_by_what_is_in_the_file_and_not_by_its_name(self, profiles):
@@ -407,17 +411,17 @@ class TestDrafters:
         self, profiles
     ):
         known, small = prepared(profiles), Counted(seed=1)
-        (unknown,) = known.planner([NamedModel("small", small)]).writers
+        (unknown,) = known.planner([NamedModel("small", small)]).neural
         assert not unknown.known
-        (told,) = known.planner([NamedModel("small", small, 0.7)]).writers
-        assert (told.known, told.kept) == (True, 0.7)
+        (told,) = known.planner([NamedModel("small", small, 0.7)]).neural
+        assert (told.known, told.long_term_rate) == (True, 0.7)
         for _ in range(100):
             told.learn([], 0, True)
-        assert told.kept < 0.4
+        assert told.long_term_rate < 0.4
         known.save()
         again = opened(profiles)[0]
-        (writer,) = again.planner([NamedModel("small", small, 0.7)]).writers
-        assert writer.kept == told.kept
+        (neural,) = again.planner([NamedModel("small", small, 0.7)]).neural
+        assert neural.long_term_rate == told.long_term_rate
 
     def test_those_that_take_no_part_stay_known(self, profiles):
         known, small = prepared(profiles), Counted(seed=1)
@@ -440,7 +444,7 @@ def curves(draw) -> dict[int, float]:
 class TestKeeps:
     @given(curves(), st.sets(st.integers(2, WIDEST)))
     def test_a_share_of_the_speed_is_left(self, times, widths):
-        known = Speculation(TableModel(5))
+        known = SpeculationProfile(TableModel(5))
         known.costs.measured(0, times)
         allowed = np.zeros(WIDEST, np.bool_)
         allowed[[0, *(n - 1 for n in widths)]] = True
@@ -451,7 +455,7 @@ class TestKeeps:
     def test_nothing_is_lost_where_no_draft_pays_and_much_where_all_do(self):
         alone = np.zeros(WIDEST, np.bool_)
         alone[0] = True
-        known = Speculation(TableModel(5))
+        known = SpeculationProfile(TableModel(5))
         assert known.keeps(alone, 0) == 1  # nothing is known
         known.costs.measured(0, {n: float(n) for n in range(1, WIDEST + 1)})
         assert known.keeps(alone, 0) == 1
@@ -466,7 +470,7 @@ class TestKeeps:
 class TestFixed:
     @given(st.frozensets(st.integers(2, WIDEST)), st.integers(1, WIDEST + 5))
     def test_auto_is_strict_where_the_whole_schedule_is(self, same, width: int):
-        known = Speculation(TableModel(5))
+        known = SpeculationProfile(TableModel(5))
         known.classes.inside[0] = Finding(same, frozenset())
         strict = width == 1 or width in same
         assert (known.fixed(width).tier(0) == "strict") == strict
@@ -483,7 +487,7 @@ def test_a_strict_planner_says_what_one_by_one_decoding_does(
     prompt = [1, 2] * size
     with Session(target, Endless(), rule=rule) as session:
         plain = [token.id for token in session.generate(prompt, max_tokens=60)]
-    known = Speculation(target, exact="strict")
+    known = SpeculationProfile(target, exact="strict")
     known.prepare(0.0)
     known.costs = CostModel()
     known.costs.measured(0, dict.fromkeys(range(1, WIDEST + 1), 1.0))

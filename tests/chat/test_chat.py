@@ -20,7 +20,7 @@ from edgecs.chat.chat import Chat
 from edgecs.chat.conversation import Conversation, restored
 from edgecs.chat.overflow import Overflow, fit
 from edgecs.drafters.maxgram import MaxGram
-from edgecs.engines.kv_snapshot import Cells
+from edgecs.engines.kv_snapshot import KVSnapshot
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ConfigError, ContextFull, ModelError
 from edgecs.runtime.loader import Loaded, load
@@ -346,7 +346,7 @@ def spoken() -> Conversation:
     return here
 
 
-CELLS = Cells([1, 2, 3], b"\0\1\2", (3, np.arange(4, dtype=np.float32)))
+CELLS = KVSnapshot([1, 2, 3], b"\0\1\2", (3, np.arange(4, dtype=np.float32)))
 
 
 def test_what_was_saved_comes_back(tmp_path: Path):

@@ -403,12 +403,12 @@ def test_a_legend_of_a_planner_says_why_not_more(token: float):
     costs.measured(0, {1: token, 2: 1.01, 3: 1.02})
     slow = NamedModel("slow", TableModel(3, 1))
     planner = Planner(costs, Calibration(), [MaxGram()], [slow])
-    planner.writers[0].costs.measured(0, {1: 10.0})
+    planner.neural[0].costs.measured(0, {1: 10.0})
     with Session(TableModel(3), Endless(), schedule=planner) as session:
         list(session.generate([0, 1, 0, 1], max_tokens=12))
         lines = legend(session, "numeric", colours=False)
         records = session.stats.records
-    standing = planner.writers[0].standing
+    standing = planner.neural[0].status
     assert standing.startswith("parked: 10000.0 ms a token")
     assert f"slow: {standing}" in lines
     (told,) = [line for line in lines if line.startswith("mag: ")]

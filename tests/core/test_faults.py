@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecs.audit.runner import Prompt, Subject, audit
-from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.core.draft import NOTHING, Draft, Rows
 from edgecs.costs.cost_model import CostModel
 from edgecs.decoding.cascade import Cascade, NamedModel, stack
 from edgecs.decoding.exactness import Classes, Finding, Limits
 from edgecs.decoding.kmatrix import KMatrix
-from edgecs.decoding.static_schedule import Gathered, Quotas
+from edgecs.decoding.static_schedule import Gathered, StaticSchedule
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.errors import Cancelled, ContextFull, ModelError
 from edgecs.sampling.chain import always, chooser
@@ -38,7 +38,7 @@ from edgecs.testing.fakes import (
     TableModel,
 )
 from edgecs.tuning.comparison import Chain
-from edgecs.tuning.runner import Entrant, Stage
+from edgecs.tuning.runner import ChainDrafter, Stage
 from edgecs_bench.simulation.replay_drafter import Watch
 from edgecs_cli.loading.explain import legend
 from tests.planning.timed_models import Near, Timed, opened, planned
@@ -215,7 +215,10 @@ def test_a_drafter_that_fails_costs_no_token(
     chain = [faulty, sound]
     if inside:
         reviewer = CachingModel(VOCAB, 77)
-        chain = [Cascade(reviewer, Quotas(chain, counts), name="inner"), MaxGram()]
+        chain = [
+            Cascade(reviewer, StaticSchedule(chain, counts), name="inner"),
+            MaxGram(),
+        ]
     most = (5, 2) if inside else counts
     with Session(
         target, Endless(), chain, draft_max=most, rule=always(choose)
@@ -546,10 +549,10 @@ def test_a_reason_is_one_line_of_text():
 def test_a_drafter_whose_times_cannot_be_measured_is_parked_later():
     target, model = CachingModel(VOCAB), CachingModel(VOCAB)
     sicken(model, raising(ERRORS[1]), 0)
-    known = Speculation(target)
+    known = SpeculationProfile(target)
     known.costs.measured(0, {1: 1.0, 2: 1.01, 4: 1.02})
     planner = known.planner([NamedModel("d0", model)])
-    assert not planner.writers[0].costs.known
+    assert not planner.neural[0].costs.known
     with Session(target, Endless(), schedule=planner) as session:
         said = ids(session.generate([1], max_tokens=60))
         assert said == TableModel(VOCAB).greedy([1], 60)
@@ -595,19 +598,21 @@ def test_what_is_measured_with_a_drafter_is_not_measured_without_it():
     """A parked drafter would make plain decoding look like its speed, or its proof."""
     alone = "faulty failed .RuntimeError: the engine failed.*leave it out"
 
-    def schedule() -> Quotas:
-        return Quotas([FaultyDrafter([1] * 99, raising(ERRORS[0]), after=3)], [2])
+    def schedule() -> StaticSchedule:
+        return StaticSchedule(
+            [FaultyDrafter([1] * 99, raising(ERRORS[0]), after=3)], [2]
+        )
 
     limits = Limits(Classes({0: Finding(frozenset({2, 3}), frozenset())}))
     subject = Subject(CachingModel(VOCAB), Endless(), limits, max_tokens=30)
     with pytest.raises(ModelError, match=alone):
         audit(subject, [Prompt("p", np.array([1, 2], np.int32))], schedule)
-    known, sick = Speculation(CachingModel(VOCAB)), CachingModel(VOCAB)
+    known, sick = SpeculationProfile(CachingModel(VOCAB)), CachingModel(VOCAB)
     known.costs.measured(0, {1: 1.0, 2: 1.01, 4: 1.02})
     sicken(sick, raising(ERRORS[0]), 0)
     costs = CostModel()
     costs.measured(0, {1: 0.001, 4: 0.002})
-    entrant = Entrant("faulty", sick, costs, [True] * 50)
-    stage = Stage(known, Endless(), [entrant], tokens=20)
+    drafter = ChainDrafter("faulty", sick, costs, [True] * 50)
+    stage = Stage(known, Endless(), [drafter], tokens=20)
     with pytest.raises(ModelError, match=alone):
         stage.play(Chain(("faulty",), False), np.array([1, 2], np.int32))

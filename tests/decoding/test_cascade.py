@@ -14,7 +14,7 @@ from edgecs.core.context import Context
 from edgecs.core.draft import Draft
 from edgecs.decoding.cascade import Cascade, NamedModel, stack
 from edgecs.decoding.kmatrix import KMatrix
-from edgecs.decoding.static_schedule import Quotas
+from edgecs.decoding.static_schedule import StaticSchedule
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.errors import ConfigError, ModelError
 from edgecs.sampling.chain import Choices, always, chooser, greedy
@@ -190,7 +190,7 @@ def test_a_draft_ends_with_an_end_token():
     said = target.greedy([1], 6)
     good = ScriptedDrafter([1, *said], name="good")
     more = ScriptedDrafter([1, *said], name="more")
-    cascade = Cascade(target, Quotas([good, more], [2, 3], ends={said[1]}))
+    cascade = Cascade(target, StaticSchedule([good, more], [2, 3], ends={said[1]}))
     done = cascade.step(Context([1]), Choices(greedy, greedy), 9)
     assert done.draft.tokens.tolist() == said[:2]
 
@@ -199,7 +199,7 @@ def test_a_drafter_fills_what_the_one_before_left_of_its_quota():
     said = TableModel(5).greedy([1], 9)
     brief = ScriptedDrafter([1, *said[:1]], name="brief")
     rest = ScriptedDrafter([1, *said], name="rest")
-    cascade = Cascade(TableModel(5), Quotas([brief, rest], [3, 2]))
+    cascade = Cascade(TableModel(5), StaticSchedule([brief, rest], [3, 2]))
     done = cascade.step(Context([1]), Choices(greedy, greedy), 9)
     assert done.draft.sources == ("brief", *["rest"] * 4)
 
@@ -268,7 +268,7 @@ class TestKMatrix:
 @pytest.mark.parametrize("lenience", [0.0, 0.99, float("nan")])
 def test_lenience_below_one_is_refused(lenience: float):
     with pytest.raises(ConfigError, match="lenience must be 1"):
-        Cascade(TableModel(5), Quotas(), lenience=lenience)
+        Cascade(TableModel(5), StaticSchedule(), lenience=lenience)
 
 
 def test_drafts_keep_what_their_writers_stated():

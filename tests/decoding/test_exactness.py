@@ -27,7 +27,7 @@ from edgecs.decoding.exactness import (
 )
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.sampling import noise
-from edgecs.sampling.chain import Chain, Rule, always, chooser, greedy
+from edgecs.sampling.chain import Rule, SamplerChain, always, chooser, greedy
 from edgecs.sampling.settings import Sampling
 from edgecs.session.session import Session
 from edgecs.session.stats import Stats
@@ -409,7 +409,7 @@ class TestMargin:
         self, seed: int, size: int, sampling: Sampling, share: float
     ):
         row, tokens = some_row(seed, size)
-        choose = Chain(sampling, {}, None, 0)
+        choose = SamplerChain(sampling, {}, None, 0)
         token, margin = choose(row, tokens), choose.margin(row, tokens)
         assert margin >= 0
         most = min(margin, 8.0) / 2 * share - 1e-4
@@ -436,7 +436,7 @@ class TestMargin:
         ],
     )
     def test_truncation_leaves_a_margin(self, sampling: Sampling):
-        choose = Chain(sampling, {}, None, 0)
+        choose = SamplerChain(sampling, {}, None, 0)
         margins = [choose.margin(*some_row(seed, 100)) for seed in range(100)]
         assert np.mean(np.array(margins) > 0.05) > 0.9
 
@@ -456,14 +456,16 @@ class TestMargin:
     )
     def test_no_margin_is_negative(self, seed: int, size: int, sampling: Sampling):
         row, tokens = some_row(seed, size)
-        assert Chain(sampling, {}, None, 0).margin(row, tokens) >= 0
+        assert SamplerChain(sampling, {}, None, 0).margin(row, tokens) >= 0
 
     @pytest.mark.parametrize("temperature", [0.0, 0.8])
     def test_survivors_may_be_far_down(self, temperature: float):
         """The typical tokens here are less probable than 400 others."""
         row = np.zeros(4400, np.float32)
         row[:400] = 1.0
-        choose = Chain(Sampling(temperature=temperature, typical_p=0.001), {}, None, 0)
+        choose = SamplerChain(
+            Sampling(temperature=temperature, typical_p=0.001), {}, None, 0
+        )
         tokens = np.zeros(1, np.int32)
         assert choose(row, tokens) >= 400
         assert choose.margin(row, tokens) == 0  # all others are as typical
@@ -481,7 +483,9 @@ class TestMargin:
         row[:300], row[0], row[1] = 9.0, 20.0, 10.0
         tokens = np.zeros(1, np.int32)
         for seed in range(60):
-            choose = Chain(Sampling(temperature=5.0, top_k=2, seed=seed), {}, None, 0)
+            choose = SamplerChain(
+                Sampling(temperature=5.0, top_k=2, seed=seed), {}, None, 0
+            )
             token, most = choose(row, tokens), choose.margin(row, tokens) / 2 - 1e-4
             luck = noise.gumbel(noise.key(seed, 1), np.arange(row.size))
             change = np.full(row.size, -most, np.float32)
@@ -490,7 +494,9 @@ class TestMargin:
 
     def test_what_xtc_drops_does_not_count_as_chosen(self):
         row = np.log(np.array([0.6, 0.3, 0.05, 0.05], np.float32))
-        choose = Chain(Sampling(xtc_probability=1.0, xtc_threshold=0.2), {}, None, 0)
+        choose = SamplerChain(
+            Sampling(xtc_probability=1.0, xtc_threshold=0.2), {}, None, 0
+        )
         tokens = np.zeros(1, np.int32)
         assert choose(row, tokens) == 1
         # Below 0.2 the second would stay away from the first, which would be chosen.

@@ -13,7 +13,7 @@ from edgecs.core.context import Context
 from edgecs.core.draft import Draft, Request
 from edgecs.decoding.cascade import Cascade
 from edgecs.decoding.exactness import Classes, Finding, Limits
-from edgecs.decoding.static_schedule import Quotas
+from edgecs.decoding.static_schedule import StaticSchedule
 from edgecs.decoding.verification import verify
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.errors import ModelError
@@ -147,7 +147,7 @@ def test_a_tree_becomes_a_chain_where_rows_must_be_exact():
     both = tree([(-1, 0), (-1, 1), (0, 2)])
     cascade = Cascade(
         CachingModel(VOCAB, trees=True),
-        Quotas([Branching([both])], [3]),
+        StaticSchedule([Branching([both])], [3]),
         limits=Limits(classes, "strict"),
     )
     done = cascade.step(Context([1]), Choices(greedy, greedy), 3)

@@ -14,7 +14,7 @@ from edgecs.core.context import Context
 from edgecs.core.draft import Draft, score_one
 from edgecs.runtime.loader import Loaded
 from edgecs.sampling import penalties
-from edgecs.sampling.chain import Chain
+from edgecs.sampling.chain import SamplerChain
 from edgecs.sampling.settings import Sampling
 
 pytestmark = pytest.mark.model
@@ -159,7 +159,7 @@ def compare(
         vocabulary.pieces(),
         lambda text: vocabulary.encode(text, document=False),
     )
-    chain = Chain(sampling, breakers, None, 0)
+    chain = SamplerChain(sampling, breakers, None, 0)
     theirs = Sampler(*(STEPS[name][1](loaded, sampling) for name in names))
     changed = 0
     for i, row in enumerate(rows):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgecs.core.context import Context
 from edgecs.core.draft import Draft, score_one
 from edgecs.decoding.cascade import Cascade
-from edgecs.decoding.static_schedule import Quotas
+from edgecs.decoding.static_schedule import StaticSchedule
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.engines.onnx import decoder, engine
 from edgecs.engines.onnx import providers as onnx_providers
@@ -216,7 +216,7 @@ def test_a_drafter_with_the_weights_of_the_target_is_always_right(
     def choose(row: Any, before: Any) -> int:
         return int(row.argmax())
 
-    inner = Cascade(drafter(window=512), Quotas([MaxGram()], [2]), name="onnx")
+    inner = Cascade(drafter(window=512), StaticSchedule([MaxGram()], [2]), name="onnx")
     context = Context(list(b"hello, hello, he"))
     for _ in range(20):
         drafted = inner.propose(context, 4, choose)

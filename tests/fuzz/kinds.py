@@ -16,7 +16,7 @@ import click
 import numpy as np
 
 from edgecs.chat.archive import Owner, save
-from edgecs.engines.kv_snapshot import Cells
+from edgecs.engines.kv_snapshot import KVSnapshot
 from edgecs.testing.fakes import write_random_gguf
 from tests.fuzz import mutate
 
@@ -200,7 +200,7 @@ def saved(random: Random, folder: Path) -> Case:
     if random.random() < 0.3:
         tokens = mutate.changed(tokens, random)
     row = (4, np.zeros(random.choice((1, _VOCABULARY)), np.float32))
-    cells = Cells(tokens, random.randbytes(random.choice((0, 8, 999))), row)
+    cells = KVSnapshot(tokens, random.randbytes(random.choice((0, 8, 999))), row)
     with _ignored():
         save(path, state, owner, random.choice((cells, None)), {"model": str(tiny())})
     if not path.exists() or random.random() < 0.4:
@@ -236,13 +236,15 @@ def _loading() -> str:
 def _profile() -> tuple[str, dict[str, Any]]:
     """A profile of the tiny model, and the name of its file."""
     from edgecs.calibrate.profile import Profiles
-    from edgecs.calibrate.speculation_profile import Speculation
+    from edgecs.calibrate.speculation_profile import SpeculationProfile
     from edgecs.engines.load_options import LoadOptions
     from edgecs.runtime.loader import load
 
     root = _assets() / "profiles"
     with load(tiny(), LoadOptions(n_ctx=64)) as loaded:
-        known = Speculation(loaded.target, key=loaded.key(), profiles=Profiles(root))
+        known = SpeculationProfile(
+            loaded.target, key=loaded.key(), profiles=Profiles(root)
+        )
         known.prepare(1.0)
         known.save()
     (path,) = root.glob("*.json")

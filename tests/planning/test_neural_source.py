@@ -17,10 +17,10 @@ def reviewed(relative: dict[int, float]) -> tuple[int, int]:
     written = 0
     context = Context([0, *target.greedy([0], 60)])
     planner.begin()
-    (writer,) = planner.writers
+    (neural,) = planner.neural
     while len(context) < 200:
         planner.ledger.settle(context)
-        draft = writer.cascade.propose(context, 6, greedy)
+        draft = neural.cascade.propose(context, 6, greedy)
         assert draft.tokens.tolist() == target.greedy(context.tokens, 6)
         planner.sources.propose(context, 6, planner.ledger)
         written += len(draft)

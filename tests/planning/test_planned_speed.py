@@ -145,9 +145,7 @@ def test_a_good_cheap_drafter_is_taken_into_use():
     player = Player(flat, ["good"], pace=relative_pace(flat, 0.1))
     took = [player.play(answer(noise(150, random), {"good": GOOD})) for _ in range(8)]
     assert 149 * flat.round(1) / took[-1] > 3
-    assert player.planner.writers[0].standing == (
-        "in use, 100% of its tokens are right"
-    )
+    assert player.planner.neural[0].status == ("in use, 100% of its tokens are right")
 
 
 def test_a_drafter_that_turned_good_is_found_again():
@@ -156,7 +154,7 @@ def test_a_drafter_that_turned_good_is_found_again():
     wrong = {"late": HOSTILE["always wrong"]}
     for _ in range(12):
         player.play(answer(noise(150, random), wrong))
-    assert player.planner.writers[0].standing.startswith("parked: ")
+    assert player.planner.neural[0].status.startswith("parked: ")
     took = [player.play(answer(noise(150, random), {"late": GOOD})) for _ in range(12)]
     assert 149 * flat.round(1) / took[-1] > 3
 
@@ -166,12 +164,12 @@ def test_a_better_drafter_is_tried_while_another_one_is_in_use():
     who = {"better": GOOD, "cheaper": Hostile(lambda at: at % 3 > 0, 0.6)}
     player = Player(flat, list(who), pace=relative_pace(flat, 0.02))
     player.models[0]._pace *= 6
-    better, cheaper = player.planner.writers
+    better, cheaper = player.planner.neural
     better.costs.measured(0, {1: 0.12 * 20e-3, 2: 0.2 * 20e-3, 4: 0.36 * 20e-3})
     for _ in range(12):
         cheaper.learn(stated([0.6], [None]), 1, False)  # it has been known for long
     took = [player.play(answer(noise(150, random), who)) for _ in range(20)]
-    assert better.standing.startswith("in use")
+    assert better.status.startswith("in use")
     assert 149 * flat.round(1) / took[-1] > 3.2
 
 
@@ -195,29 +193,27 @@ def test_a_drafter_is_not_tried_beyond_its_context():
 def test_a_parked_drafter_is_told_in_numbers():
     steep, random = curve("steep", 20.0, STEEP, 0.2), np.random.default_rng(0)
     player = Player(steep, ["slow"], pace=relative_pace(steep, 0.5))
-    (writer,) = player.planner.writers
+    (neural,) = player.planner.neural
     trace = answer(noise(150, random), {"slow": GOOD})
     player.play(trace)
-    assert writer.standing == (
+    assert neural.status == (
         "parked: 10.0 ms a token, no acceptance would be enough, "
         "it was hardly tried yet"
     )
-    depth, times, rate = writer.parked
-    assert "beside" not in writer.standing
-    writer.parked = depth, times, 1.01 * rate
-    assert "no acceptance would be enough to beat another drafter, " in (
-        writer.standing
-    )
+    depth, times, rate = neural.parked
+    assert "beside" not in neural.status
+    neural.parked = depth, times, 1.01 * rate
+    assert "no acceptance would be enough to beat another drafter, " in (neural.status)
     flat = curve("flat", 20.0, FLAT, 0.2)
     player = Player(flat, ["wrong"], pace=relative_pace(flat, 0.5))
-    (writer,) = player.planner.writers
+    (neural,) = player.planner.neural
     for _ in range(16):
         text = noise(150, random)
         player.play(answer(text, {"wrong": HOSTILE["always wrong"]}))
     (needs, has) = re.fullmatch(
         r"parked: 10\.0 ms a token, it would need (\d+) % of its tokens right, "
         r"it has (\d+)%",
-        writer.standing,
+        neural.status,
     ).groups()
     assert int(has) < int(needs) - 20
     # That is where drafts of it begin to pay.

@@ -131,7 +131,7 @@ def test_a_drafter_whose_context_is_full_falls_silent():
         assert ids(session.generate([1], max_tokens=60)) == target.greedy([1], 60)
         proposed = session.stats.by_source()["d0"]["proposed"]
     assert 10 < proposed < 30
-    assert planner.writers[0].standing.startswith("parked: ")
+    assert planner.neural[0].status.startswith("parked: ")
 
 
 def test_a_full_context_ends_the_answer_as_in_plain_decoding():
@@ -152,7 +152,7 @@ def test_nobody_goes_on_after_an_end_token(at: int):
     def drafted(ends: Sequence[int]) -> Draft:
         planner = planned(target, [good, poor], ends=ends)
         for _ in range(20):  # it comes second
-            planner.writers[1].learn(stated([0.9], [None]), 0, True)
+            planner.neural[1].learn(stated([0.9], [None]), 0, True)
         planner.begin()
         return planner.draft(Context(text), greedy, 31).draft
 

@@ -14,7 +14,7 @@ from edgecs.decoding.cascade import Cascade, NamedModel
 from edgecs.decoding.exactness import Limits
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.planning.acceptance import Calibration, stated
-from edgecs.planning.neural_source import Writer
+from edgecs.planning.neural_source import NeuralSource
 from edgecs.planning.planner import Planner
 from edgecs.session.session import Session
 from edgecs.testing.fakes import CachingModel, Endless
@@ -82,11 +82,11 @@ class Ending(Endless):
         self.ends = frozenset(ends)
 
 
-def trusted(writer: Writer) -> None:
-    """Lets a writer believe that it was right for long."""
+def trusted(neural: NeuralSource) -> None:
+    """Lets a neural believe that it was right for long."""
     evidence = stated([0.9] * 8, [None] * 8)
     for _ in range(20):
-        writer.learn(evidence, 8, False)
+        neural.learn(evidence, 8, False)
 
 
 def planned(
@@ -106,11 +106,11 @@ def planned(
     )
     if timed:
         target.measured(planner.costs)
-    for writer, model in zip(planner.writers, models, strict=True):
+    for neural, model in zip(planner.neural, models, strict=True):
         if timed:
-            model.measured(writer.costs)
+            model.measured(neural.costs)
         if known:
-            trusted(writer)
+            trusted(neural)
     return planner
 
 

@@ -200,7 +200,7 @@ def test_the_drafter_that_comes_with_a_model_is_used_where_it_pays(
         (None, ["target", "tiny", "mag", "bigram"]),
         ("it does not pay", None),
     ):
-        monkeypatch.setattr(builder, "shipped_for", lambda name: tiny_gguf)
+        monkeypatch.setattr(builder, "bundled_for", lambda name: tiny_gguf)
         monkeypatch.setattr(builder, "left_out", lambda folder, known, why=why: why)
         with edgecs.load(tiny_gguf, SMALL, folder=tmp_path) as model:
             assert model.session.chain == (chain or ["target", "mag", "bigram"])

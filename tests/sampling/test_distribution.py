@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from test_sampling import plain_law
 
 from edgecs.sampling import noise
-from edgecs.sampling.chain import Chain, chooser
+from edgecs.sampling.chain import SamplerChain, chooser
 from edgecs.sampling.settings import Sampling
 from edgecs.testing.fakes import TableModel
 
@@ -80,7 +80,7 @@ def drawn(values, *, seeds: range, steps: int = 3) -> Counter[tuple[int, ...]]:
     rows: dict[tuple[int, ...], NDArray[np.float32]] = {}
     counts: Counter[tuple[int, ...]] = Counter()
     for seed in seeds:
-        choose = Chain(sampling(values, seed=seed), {0: [()]}, None, 0)
+        choose = SamplerChain(sampling(values, seed=seed), {0: [()]}, None, 0)
         path: tuple[int, ...] = ()
         for _ in range(steps):
             if path not in rows:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgecs.errors import ConfigError, ModelError, NoNumbers
 from edgecs.sampling import filters, noise, penalties
-from edgecs.sampling.chain import Chain, chooser, greedy
+from edgecs.sampling.chain import SamplerChain, chooser, greedy
 from edgecs.sampling.settings import Sampling
 
 INF = float("inf")
@@ -131,7 +131,7 @@ samplings = st.builds(
 )
 @settings(max_examples=300)
 def test_the_law_is_the_definitions(row: list[float], tokens: list[int], s: Sampling):
-    chain = Chain(s, {0: [()]}, None, 0)
+    chain = SamplerChain(s, {0: [()]}, None, 0)
     ids, logits = np.array(tokens, np.int32), np.array(row, np.float32)
     key = noise.key(s.seed, len(tokens))
     law = chain.law(logits, ids)

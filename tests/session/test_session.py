@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgecs.core.draft import NOTHING, Draft
 from edgecs.decoding.cascade import Cascade
-from edgecs.decoding.static_schedule import Quotas
+from edgecs.decoding.static_schedule import StaticSchedule
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.errors import ConfigError, ContextFull, ModelError
 from edgecs.session.answer import Token
@@ -37,7 +37,7 @@ def drafters(draw, vocab: int, script: list[int]):
     below = draw(st.lists(drafters(vocab, script), min_size=1, max_size=2))
     counts = draw(st.lists(st.integers(0, 5), min_size=len(below), max_size=len(below)))
     reviewer = CachingModel(vocab, seed=draw(st.integers(0, 1)))
-    return Cascade(reviewer, Quotas(below, counts), name="inner")
+    return Cascade(reviewer, StaticSchedule(below, counts), name="inner")
 
 
 @given(data=st.data(), seed=st.integers(0, 1), vocab=st.integers(2, 6))
@@ -290,7 +290,9 @@ def test_drafters_are_told_before_anything_is_committed():
 
 def test_inner_reviewers_stop_at_their_own_context():
     said = TableModel(5).greedy([1], 40)
-    inner = Cascade(CachingModel(5, n_ctx=6), Quotas([MaxGram()], [3]), name="inner")
+    inner = Cascade(
+        CachingModel(5, n_ctx=6), StaticSchedule([MaxGram()], [3]), name="inner"
+    )
     with Session(TableModel(5), Endless(), [inner], draft_max=4) as session:
         assert ids(session.generate([1], max_tokens=30)) == said[:30]
         assert session.stats.by_source()["inner"]["accepted"]

@@ -8,14 +8,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.core.context import Tokens
 from edgecs.testing.fakes import Endless, TableModel
 from edgecs.tuning.comparison import (
     MAG,
     PLAIN,
     Chain,
-    Played,
+    Run,
     Trial,
     chains,
     choose,
@@ -45,10 +45,10 @@ class Machine:
     def prompts(self) -> dict[str, Tokens]:
         return {k: np.array([i], dtype=np.int32) for i, k in enumerate(self.kinds)}
 
-    def play(self, chain: Chain, prompt: Tokens) -> Played:
+    def play(self, chain: Chain, prompt: Tokens) -> Run:
         self.played.append(chain)
         speed = self._speeds.get(chain, {}).get(self.kinds[int(prompt[0])], 1.0)
-        return Played(25.0 * speed * self._pace(len(self.played)), [1] * 20)
+        return Run(25.0 * speed * self._pace(len(self.played)), [1] * 20)
 
 
 BIG, BOTH = Chain(("big",), False), Chain(("big",), True)
@@ -108,7 +108,9 @@ class Terse(Endless):
 
 
 def test_answers_of_a_few_tokens_do_not_count():
-    tuned = tuned_table(Speculation(TableModel(50, n_ctx=300)), tokenizer=Terse())
+    tuned = tuned_table(
+        SpeculationProfile(TableModel(50, n_ctx=300)), tokenizer=Terse()
+    )
     (trial,) = tuned.compared.trials
     assert (trial.ratios, trial.speedup, trial.mean) == ({}, None, 0.0)
     assert tuned.chosen is trial

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.testing.fakes import TableModel
 from edgecs.tuning.comparison import chains
 from edgecs.tuning.plan import Pace, Step, planned_steps
@@ -17,7 +17,9 @@ from tests.tuning.tuning_fakes import SHORT, Watch, tuned_table
 @pytest.mark.parametrize("n_ctx", [128, 600, 2048])
 def test_the_plan_has_every_step_in_its_order(names: list[str], n_ctx: int):
     said: list[str] = []
-    tuned_table(Speculation(TableModel(50, n_ctx=n_ctx)), *names, progress=said.append)
+    tuned_table(
+        SpeculationProfile(TableModel(50, n_ctx=n_ctx)), *names, progress=said.append
+    )
     steps = list(
         planned_steps(n_ctx, SHORT, names, chains(names), ["code", "question"])
     )

@@ -9,7 +9,7 @@ import pytest
 
 from edgecs.calibrate.profile import Profile, Profiles, fingerprint
 from edgecs.costs.cost_model import CostModel
-from edgecs.tuning.quantisations import promised_quantisations, quantisation
+from edgecs.tuning.quantisations import expected_quantisations, quantisation
 from tests.keys import KEY
 
 
@@ -46,11 +46,11 @@ def test_other_quantisations_promise_what_their_profiles_say(
         tuned = None if "Q2" in path.name else "2025-01-31"
         assert profiles.save(Profile(key, costs.state(), tuned=tuned))
     key = replace(KEY, fingerprint=fingerprint(paths[0]))
-    found = promised_quantisations(
+    found = expected_quantisations(
         paths[0], [*paths, tmp_path / "gone-Q4_0.gguf"], key, profiles
     )
     assert [other.name for other in found] == ["Q2_K", "Q4_0", "Q8_0"]
-    untuned, known, elsewhere = (other.promise for other in found)
+    untuned, known, elsewhere = (other.expected_rates for other in found)
     assert untuned is elsewhere is None
     assert known is not None
     assert known[0] == pytest.approx(100)

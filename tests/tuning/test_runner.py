@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.costs.cost_model import CostModel
 from edgecs.errors import Cancelled
 from edgecs.planning.acceptance import stated
 from edgecs.session.session import Session
 from edgecs.testing.fakes import Endless, TableModel
 from edgecs.tuning.comparison import MAG, PLAIN, Chain, chains
-from edgecs.tuning.runner import Entrant, Stage, agreeing
+from edgecs.tuning.runner import ChainDrafter, Stage, agreeing
 from tests.tuning.tuning_fakes import PROMPT, TILED, TimedModel
 
 
 @pytest.fixture
 def stage() -> Stage:
     """Fakes whose times are known, the drafter being cheap."""
-    known = Speculation(TableModel(50))
+    known = SpeculationProfile(TableModel(50))
     known.costs.measured(0, TILED)
     costs = CostModel()
     costs.measured(0, {1: 0.001, 32: 0.002})
     agreed = [True, True, True, False] * 20
-    small = Entrant("small", TableModel(50, seed=1), costs, agreed)
+    small = ChainDrafter("small", TableModel(50, seed=1), costs, agreed)
     return Stage(known, Endless(), [small], tokens=40)
 
 
@@ -66,7 +66,7 @@ def test_chains_learn_for_themselves(stage: Stage):
 
 
 def test_what_was_learnt_of_other_drafters_before_stays():
-    known = Speculation(TableModel(50))
+    known = SpeculationProfile(TableModel(50))
     known.costs.measured(0, TILED)
     known.calibration.drafter("absent").learn(stated([0.5], [None]), 1, False)
     before = known.calibration.state()["stated"]
@@ -77,15 +77,15 @@ def test_what_was_learnt_of_other_drafters_before_stays():
 
 
 def test_a_chain_says_nothing_about_who_is_not_in_it():
-    known = Speculation(TableModel(50))
+    known = SpeculationProfile(TableModel(50))
     known.costs.measured(0, TILED)
     known.calibration.drafter("first").learn(stated([0.5], [None]), 1, False)
     before = known.calibration.state()["stated"]["first"]
     costs = CostModel()
     costs.measured(0, {1: 0.001, 32: 0.002})
     models = {"first": TableModel(50), "second": TableModel(50, seed=1)}
-    entrants = [Entrant(n, m, costs, [True] * 50) for n, m in models.items()]
-    stage = Stage(known, Endless(), entrants, tokens=40)
+    drafters = [ChainDrafter(n, m, costs, [True] * 50) for n, m in models.items()]
+    stage = Stage(known, Endless(), drafters, tokens=40)
     for name in models:
         stage.play(Chain((name,), False), PROMPT)
     assert stage.learnt().state()["stated"]["first"] != before
@@ -99,13 +99,13 @@ def test_trying_chains_stops_on_request(stage: Stage):
 
 @pytest.mark.parametrize(("agreed", "writes"), [(True, True), (False, False)])
 def test_a_drafter_writes_from_the_start_if_it_is_known_to_be_right(agreed, writes):
-    known = Speculation(TableModel(50))
+    known = SpeculationProfile(TableModel(50))
     known.costs.measured(0, TILED)
     costs = CostModel()
     costs.measured(0, {1: 0.001, 32: 0.002})
     twin = TimedModel(dict.fromkeys(range(1, 65), 0.001))
     stage = Stage(
-        known, Endless(), [Entrant("small", twin, costs, [agreed] * 50)], tokens=8
+        known, Endless(), [ChainDrafter("small", twin, costs, [agreed] * 50)], tokens=8
     )
     stage.play(SMALL, PROMPT)
     assert bool(twin.widths) == writes

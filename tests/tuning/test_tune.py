@@ -14,7 +14,7 @@ from edgecs.calibrate import speculation_profile
 from edgecs.engines.llama.model import LlamaModel
 from edgecs.testing.fakes import write_random_gguf
 from edgecs.tuning.comparison import Trial
-from edgecs.tuning.settings import otherwise
+from edgecs.tuning.settings import time_settings
 from edgecs_cli.options.shared import pace_bar
 from tests.conftest import Outcome, Screen, before_calls, interrupt_at
 from tests.tuning.tuning_fakes import Edgecs
@@ -160,7 +160,7 @@ def test_what_a_busy_machine_says_is_not_kept(
 def shipped(small_gguf: Path, monkeypatch) -> Path:
     """A drafter that comes with every model."""
     for module in ("edgecs_cli.commands.tune", "edgecs.runtime.builder"):
-        monkeypatch.setattr(f"{module}.shipped_for", lambda _: small_gguf)
+        monkeypatch.setattr(f"{module}.bundled_for", lambda _: small_gguf)
     return small_gguf
 
 
@@ -299,11 +299,11 @@ def test_ctrl_c_at_the_very_end_keeps_nothing(
     edgecs: Edgecs, tiny_gguf: Path, cache: Path, monkeypatch
 ):
     def interrupted(*args, **kwargs):
-        found = otherwise(*args, **kwargs)
+        found = time_settings(*args, **kwargs)
         signal.raise_signal(signal.SIGINT)
         return found
 
-    monkeypatch.setattr("edgecs_cli.commands.tune.otherwise", interrupted)
+    monkeypatch.setattr("edgecs_cli.commands.tune.time_settings", interrupted)
     one_line(tune_cli(edgecs, tiny_gguf, "-q"), 130, "nothing was kept")
     assert saved(cache) == []
 

@@ -9,7 +9,7 @@ import pytest
 
 from edgecs.calibrate import speculation_profile
 from edgecs.calibrate.profile import Profiles
-from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.costs.cost_model import CostModel
 from edgecs.decoding.cascade import Cascade, NamedModel
 from edgecs.errors import ConfigError, EdgecsError
@@ -43,12 +43,12 @@ def virtual(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
 def simulated(
     watch: Watch, target: dict[int, float], twin: dict[int, float], slowness: Slowness
-) -> tuple[Speculation, Tuned]:
+) -> tuple[SpeculationProfile, Tuned]:
     """A tuning of a target and a drafter that is always right."""
     model = TimedModel(target, slowness, n_ctx=200, clock=watch)
     drafter = TimedModel(twin, slowness, clock=watch)
     loaded = LoadedDrafter("twin", drafter, "", None, lambda: None, "f-twin")
-    known = Speculation(model)
+    known = SpeculationProfile(model)
     prompts = {"code": PROMPT, "question": PROMPT[:20]}
     effort = Effort(repeats=3, tokens=40, widths=(2, 4))
     return known, tune(known, Endless(), [loaded], prompts, effort, clock=watch)
@@ -82,7 +82,7 @@ def test_tuning_finds_that_a_drafter_cannot_pay(virtual: Watch, target, twin):
     assert tuned.chosen.chain == MAG
     assert tuned.chosen.harmless
     assert tuned.drafters[0].needs is None
-    assert "could not pay" in tuned.drafters[0].standing
+    assert "could not pay" in tuned.drafters[0].status
 
 
 def test_numbers_of_a_busy_machine_count_for_little(virtual: Watch):
@@ -96,8 +96,8 @@ def test_numbers_of_a_busy_machine_count_for_little(virtual: Watch):
     assert tuned.unsteady
 
 
-def opened(profiles: Profiles) -> Speculation:
-    return Speculation(CachingModel(50, n_ctx=300), key=KEY, profiles=profiles)
+def opened(profiles: Profiles) -> SpeculationProfile:
+    return SpeculationProfile(CachingModel(50, n_ctx=300), key=KEY, profiles=profiles)
 
 
 def test_what_was_tuned_is_there_the_next_time(profiles: Profiles):
@@ -124,7 +124,7 @@ def test_what_was_tuned_is_there_the_next_time(profiles: Profiles):
     planner = again.planner(
         [NamedModel("x", TableModel(50))], fingerprints={"x": "f-twin"}
     )
-    assert planner.writers[0].costs.state() == chain["drafters"]["f-twin"]
+    assert planner.neural[0].costs.state() == chain["drafters"]["f-twin"]
 
 
 def test_tuning_again_keeps_the_curves_of_other_drafters(profiles: Profiles):
@@ -167,7 +167,9 @@ def share(monkeypatch) -> Callable[..., list[str]]:
     def tuned(*shares: float) -> list[str]:
         monkeypatch.setattr("edgecs.tuning.tuner.Others", lambda: Shares(*shares))
         try:
-            tuned_table(Speculation(TableModel(50, n_ctx=300)), progress=said.append)
+            tuned_table(
+                SpeculationProfile(TableModel(50, n_ctx=300)), progress=said.append
+            )
         except EdgecsError as error:
             said.append(str(error))
         return said
@@ -195,12 +197,12 @@ def test_what_is_over_in_a_moment_ends_no_tuning(monkeypatch):
     monkeypatch.setattr(speculation_profile, "BUSY", 0.15)
     monkeypatch.setattr("edgecs.tuning.tuner.Others", lambda: Shares(0.1))
     monkeypatch.setattr("edgecs.tuning.tuner.busy", told := Told())
-    tuned_table(Speculation(TableModel(50, n_ctx=300)))
+    tuned_table(SpeculationProfile(TableModel(50, n_ctx=300)))
     assert told.times == 1  # at the end
 
 
 def test_a_context_without_room_is_refused_before_anything_is_measured():
     target = TimedModel(TILED, n_ctx=40)
     with pytest.raises(ConfigError, match="needs a context of 42 tokens.*has 40"):
-        tuned_table(Speculation(target))
+        tuned_table(SpeculationProfile(target))
     assert target.widths == []

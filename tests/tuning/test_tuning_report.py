@@ -10,21 +10,21 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.engines.load_options import LoadOptions
 from edgecs.testing.fakes import TableModel
 from edgecs.tuning.comparison import MAG, Chain, Trial
 from edgecs.tuning.quantisations import Quantisation
 from edgecs.tuning.report import Report
-from edgecs.tuning.settings import Otherwise, Pair, settings_to_try
+from edgecs.tuning.settings import Pair, SettingTimes, settings_to_try
 from edgecs.tuning.tuner import Tuned
 from tests.keys import KEY
 from tests.tuning.tuning_fakes import tuned_table
 
 
 @cache
-def tuned_pair() -> tuple[Speculation, Tuned]:
-    known = Speculation(TableModel(50, n_ctx=300))
+def tuned_pair() -> tuple[SpeculationProfile, Tuned]:
+    known = SpeculationProfile(TableModel(50, n_ctx=300))
     return known, tuned_table(known, "twin", "other")
 
 
@@ -43,7 +43,7 @@ def test_a_verdict_is_five_lines_and_says_what_to_do(
 ):
     known, tuned = tuned_pair()
     ways = itertools.cycle(settings_to_try(LoadOptions(), 2, 2))
-    others = [Otherwise(next(ways), {64: {1: Pair(1, ratio)}}) for ratio in ratios]
+    others = [SettingTimes(next(ways), {64: {1: Pair(1, ratio)}}) for ratio in ratios]
     files = [Quantisation(f"Q{i}", Path("x"), p) for i, p in enumerate(promises)]
     chain = Chain(("twin",), True) if chosen_drafts else MAG
     trial = Trial(chain, dict(zip(("code", "question"), speeds, strict=False)))

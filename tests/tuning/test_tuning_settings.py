@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgecs.core.draft import LanguageModel
 from edgecs.engines.load_options import FlashAttention, KVType, LoadOptions
 from edgecs.errors import OutOfMemory
-from edgecs.tuning.settings import Otherwise, Pair, otherwise, settings_to_try
+from edgecs.tuning.settings import Pair, SettingTimes, settings_to_try, time_settings
 from tests.tuning.tuning_fakes import Slowness, TimedModel
 
 
@@ -23,7 +23,7 @@ class TestSettings:
 
     def measured(
         self, other: dict[int, float], slowness: Slowness = lambda now: 1.0
-    ) -> Otherwise:
+    ) -> SettingTimes:
         now = TimedModel(self.slow, slowness)
 
         @contextmanager
@@ -32,7 +32,7 @@ class TestSettings:
             yield TimedModel(other, slowness, clock=now.clock)
 
         ways = [next(settings_to_try(self.usual, 2, 2))]
-        (found,) = otherwise(now, ways, open_with, 3, clock=now.clock)
+        (found,) = time_settings(now, ways, open_with, 3, clock=now.clock)
         return found
 
     def test_calls_take_turns_so_that_drift_decides_nothing(self):
@@ -51,7 +51,7 @@ class TestSettings:
     def test_what_is_no_faster_is_not_advised(self, start: float, deep: float):
         way = next(settings_to_try(self.usual, 2, 2))
         seconds = {64: {1: Pair(1, start)}, 1024: {1: Pair(1, deep)}}
-        found = Otherwise(way, seconds)
+        found = SettingTimes(way, seconds)
         assert found.tells == (min(start, deep) <= 0.95)
         if start > 1.06 and deep < 0.94:
             assert f"after 1024 tokens, but {start:.2f} after 64" in found.advice()
@@ -88,6 +88,6 @@ class TestSettings:
 
         ways = list(settings_to_try(self.usual, 2, 4))
         now = TimedModel(self.slow)
-        assert otherwise(now, ways, open_with, 1, said.append) == []
+        assert time_settings(now, ways, open_with, 1, said.append) == []
         assert said[1::2] == [f"{w.flags} was not measured: no room" for w in ways]
         assert now.widths == []

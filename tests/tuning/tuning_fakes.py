@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.core.draft import Request, Rows
 from edgecs.costs.cost_model import WIDEST
 from edgecs.runtime.loader import LoadedDrafter
@@ -80,7 +80,7 @@ SHORT = Effort(repeats=1, tokens=12, widths=(2, 4))
 
 
 def tuned_table(
-    known: Speculation,
+    known: SpeculationProfile,
     *names: str,
     tokenizer: Tokenizer | None = None,
     progress: Callable[[str], None] = lambda text: None,

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from edgecs.calibrate.probe import curve, scratch, settling
-from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.core.context import Context
 from edgecs.core.draft import LanguageModel, score_one
 from edgecs.costs.cost_model import WIDEST
@@ -39,7 +39,7 @@ class Subject:
 
     loaded: Loaded
     drafters: Sequence[LoadedDrafter]
-    speculation: Speculation
+    speculation: SpeculationProfile
     say: Say = lambda text: None
     began: float = field(default_factory=monotonic)
 

@@ -21,14 +21,14 @@ from typing import NamedTuple, Protocol
 
 import click
 
-from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.core.context import Context
 from edgecs.core.draft import Drafter
 from edgecs.core.faults import refuse
 from edgecs.decoding.cascade import Cascade, Round, stack
 from edgecs.decoding.exactness import Limits
 from edgecs.decoding.kmatrix import KMatrix
-from edgecs.decoding.static_schedule import Quotas, Schedule
+from edgecs.decoding.static_schedule import Schedule, StaticSchedule
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.runtime.loader import Loaded, LoadedDrafter
 from edgecs.sampling.chain import Rule
@@ -84,7 +84,7 @@ class Drafting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Own:
+class EdgecsMode:
     """A mode of edgecs itself.
 
     drafting: creates the schedule of an answer; None: no drafts. calls: of the
@@ -130,7 +130,7 @@ class Own:
             )
 
         with self.loaded.session(
-            schedule=watched or Quotas(), limits=limits, rule=asked.rule
+            schedule=watched or StaticSchedule(), limits=limits, rule=asked.rule
         ) as session:
             session.on_round = note
             pieces = []
@@ -152,7 +152,7 @@ class Own:
 
 
 @dataclass(frozen=True)
-class Alone:
+class LlamaLoopMode:
     """llama.cpp's own loop over the same weights."""
 
     llama: PlainLlama
@@ -169,19 +169,19 @@ class Alone:
 
 
 @dataclass(frozen=True)
-class Workshop:
+class ModeFactory:
     """Creates modes."""
 
     loaded: Loaded
     drafters: Sequence[LoadedDrafter]
-    speculation: Speculation
+    speculation: SpeculationProfile
     llama: PlainLlama | None
     calls: Calls  # of the drafters
 
     def make(self, name: str) -> Mode:
         """The mode of a name, see the module. Raises click.UsageError."""
         if name in (PLAIN, AGAIN):
-            return Own(name, "decoding without drafts", self.loaded)
+            return EdgecsMode(name, "decoding without drafts", self.loaded)
         if name == LLAMA:
             return self._alone()
         if name == PLANNER:
@@ -207,7 +207,7 @@ class Workshop:
                 "not enough memory for a second context: leave the mode llama out, or "
                 "give a smaller context (-c)"
             )
-        return Alone(self.llama)
+        return LlamaLoopMode(self.llama)
 
     def _planned(self) -> Mode:
         names = [*(drafter.name for drafter in self.drafters), MAG]
@@ -238,14 +238,16 @@ class Workshop:
         chain = " <- ".join(["target", *(drafter.name for drafter in make())])
 
         def drafting() -> Drafting:
-            schedule = Quotas(make(), counts, self._ends)
+            schedule = StaticSchedule(make(), counts, self._ends)
             return Drafting(schedule, self.speculation.fixed(1 + longest))
 
         about = f"{chain}, {', '.join(map(str, counts))} tokens in every round"
         return self._own(name, about, drafting)
 
-    def _own(self, name: str, about: str, drafting: Callable[[], Drafting]) -> Own:
-        return Own(
+    def _own(
+        self, name: str, about: str, drafting: Callable[[], Drafting]
+    ) -> EdgecsMode:
+        return EdgecsMode(
             name,
             about,
             self.loaded,
@@ -265,7 +267,7 @@ class Workshop:
             return MaxGram()
         for drafter in self.drafters:
             if drafter.name == who:
-                alone = Quotas((), (), self._ends)
+                alone = StaticSchedule((), (), self._ends)
                 return Cascade(drafter.model, alone, ends=self._ends, name=who)
         own = (PLAIN, AGAIN, LLAMA, PLANNER, MAG)
         known = ", ".join([*own, *(drafter.name for drafter in self.drafters)])

@@ -10,7 +10,7 @@ from pathlib import Path
 from edgecs_bench.peers import Config, Peer, PeerFailed, PeerProcess, resolve
 from edgecs_bench.run.answers import Said
 from edgecs_bench.run.blocks import ModeFailed
-from edgecs_bench.run.modes import PLAIN, Asked, Mode, Workshop
+from edgecs_bench.run.modes import PLAIN, Asked, Mode, ModeFactory
 from edgecs_bench.run.runner import Part
 
 
@@ -90,7 +90,7 @@ def _part(
     label = f"{peer.name}/{name}"
     about = ", ".join(f"{key} {value}" for key, value in config.items()) or name
 
-    def open_part(workshop: Workshop, closing: ExitStack) -> tuple[str, list[Mode]]:
+    def open_part(workshop: ModeFactory, closing: ExitStack) -> tuple[str, list[Mode]]:
         loaded = workshop.loaded
         other: Mode
         try:

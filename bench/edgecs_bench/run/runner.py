@@ -24,7 +24,7 @@ from edgecs_bench.run.environment import build, machine, peak_rss_mib
 from edgecs_bench.run.humaneval import pass_at_1
 from edgecs_bench.run.instrument import Calls
 from edgecs_bench.run.journal import Journal
-from edgecs_bench.run.modes import LLAMA, PLAIN, Mode, Workshop
+from edgecs_bench.run.modes import LLAMA, PLAIN, Mode, ModeFactory
 from edgecs_bench.run.result import Result, assemble
 from edgecs_bench.suite.suites import Suite
 
@@ -55,7 +55,7 @@ class Wanted:
     command: Sequence[str] = ()
 
 
-Part = Callable[[Workshop, ExitStack], tuple[str, list[Mode]]]
+Part = Callable[[ModeFactory, ExitStack], tuple[str, list[Mode]]]
 """Modes that run in separate blocks with plain decoding, and their name."""
 
 
@@ -128,10 +128,12 @@ def run(subject: Subject, wanted: Wanted, parts: Sequence[Part] = ()) -> Result:
         return result
 
 
-def _workshop(subject: Subject, wanted: Wanted, closing: ExitStack) -> Workshop:
+def _workshop(subject: Subject, wanted: Wanted, closing: ExitStack) -> ModeFactory:
     llama = llama_beside(subject.loaded, closing) if LLAMA in wanted.modes else None
     calls = Calls([drafter.model for drafter in subject.drafters])
-    return Workshop(subject.loaded, subject.drafters, subject.speculation, llama, calls)
+    return ModeFactory(
+        subject.loaded, subject.drafters, subject.speculation, llama, calls
+    )
 
 
 def _bench(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from edgecs.costs.cost_model import WIDEST
 from edgecs.decoding.cascade import stack
 from edgecs.decoding.kmatrix import KMatrix
-from edgecs.decoding.static_schedule import Quotas
+from edgecs.decoding.static_schedule import StaticSchedule
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.errors import ConfigError
 from edgecs_bench.hardware.curves import Curve, Steps
@@ -76,6 +76,6 @@ class Chain:
         if not self.plans:
             matrix = self.matrix(len(names))
             models = [model.named for model in player.models]
-            writers = stack(models, MaxGram(), matrix)
-            player.schedule = Quotas(writers, matrix.counts(0))
+            stacked = stack(models, MaxGram(), matrix)
+            player.schedule = StaticSchedule(stacked, matrix.counts(0))
         return player

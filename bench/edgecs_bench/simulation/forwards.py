@@ -209,10 +209,10 @@ class Count(NamedTuple):
 
 def play(trace: Trace, drafter: Remembered, last: MaxGram, schedule: Schedule) -> Count:
     """Counts the forwards of target and drafter for one answer with a schedule."""
-    writers = stack([NamedModel("drafter", drafter)], last, schedule.matrix)
+    drafters = stack([NamedModel("drafter", drafter)], last, schedule.matrix)
     target = Spoken([*trace.ids, *trace.said, 0])
     counts = schedule.matrix.counts(0)
-    with Session(target, Endless(), writers, draft_max=counts) as session:
+    with Session(target, Endless(), drafters, draft_max=counts) as session:
         said = [t.id for t in session.generate(trace.ids, max_tokens=len(trace.said))]
         assert said == trace.said
         stats = session.stats

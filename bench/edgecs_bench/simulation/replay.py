@@ -92,9 +92,9 @@ class Player:
         if curve.deeper:
             deep = {n: curve.call(n, _DEEP) / 1e3 for n in (1, 4)}
             self.planner.costs.measured(_DEEP, deep)
-        for writer, model in zip(self.planner.writers, self.models, strict=True):
+        for neural, model in zip(self.planner.neural, self.models, strict=True):
             for width in FIRST_WIDTHS:
-                writer.costs.observe(width, 0, model.seconds(width))
+                neural.costs.observe(width, 0, model.seconds(width))
 
     def play(self, trace: Trace) -> float:
         """Milliseconds of an answer after its first token."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgecs.calibrate.bundled_drafters import promise, shipped_drafters
+from edgecs.calibrate.bundled_drafters import all_bundled, expected_speedup
 from edgecs.calibrate.profile import Profiles
 from edgecs.calibrate.speculation_profile import NONSENSE, Known
 from edgecs.errors import EdgecsError, ModelError
@@ -61,7 +61,7 @@ def find_pairs(
     """
     files, problems = [], []
     folders = [path for path in models if path.is_dir()]
-    folders += [p for p in shipped_drafters().values() if p not in folders]
+    folders += [p for p in all_bundled().values() if p not in folders]
     for path in [*dict.fromkeys(p for p in models if not p.is_dir()), *folders]:
         try:
             files.append(_read(path))
@@ -104,7 +104,7 @@ def _pair(target: _One, drafter: _One, profiles: Profiles) -> Pair:
     else:
         if manifest:
             times = next(_times(target, profiles), None)
-            expected = promise(drafter.path, times) if times else None
+            expected = expected_speedup(drafter.path, times) if times else None
     return Pair(target.name, drafter.name, reason, expected)
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 
-from edgecs.calibrate.bundled_drafters import shipped_for
+from edgecs.calibrate.bundled_drafters import bundled_for
 from edgecs.calibrate.probe import curve
-from edgecs.calibrate.speculation_profile import Speculation
+from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.core.context import Tokens
 from edgecs.errors import Cancelled, ConfigError, EdgecsError
 from edgecs.runtime.builder import load_drafters
@@ -35,9 +35,9 @@ from edgecs.tuning.plan import (
     plan_settings,
     planned_steps,
 )
-from edgecs.tuning.quantisations import promised_quantisations
+from edgecs.tuning.quantisations import expected_quantisations
 from edgecs.tuning.report import Report
-from edgecs.tuning.settings import otherwise, settings_to_try
+from edgecs.tuning.settings import settings_to_try, time_settings
 from edgecs_bench.report import canvas
 from edgecs_bench.text_tables import aligned
 from edgecs_cli.commands.tuning_plot import draw
@@ -133,7 +133,7 @@ def tune(**values: Any) -> int:
         with interrupt:
             drafts = files.drafts
             if drafts is None:
-                folder = shipped_for(recipe.model)
+                folder = bundled_for(recipe.model)
                 drafts = (folder,) if folder else ()
             options = recipe.drafter_options
             drafters = load_drafters(drafts, loaded, options, closing)
@@ -215,7 +215,7 @@ def _measure(
         repeats=wishes.repeats or least.repeats, tokens=wishes.tokens or least.tokens
     )
     key, profiles, target = loaded.key(), call.folders.profiles, loaded.target
-    known = Speculation(target, exact=recipe.exact, key=key, profiles=profiles)
+    known = SpeculationProfile(target, exact=recipe.exact, key=key, profiles=profiles)
     for note in known.notes:
         call.say(note)
     names = [drafter.name for drafter in drafters]
@@ -234,14 +234,16 @@ def _measure(
             tried=tried,
             progress=progress,
         )
-        others = otherwise(target, ways, loaded.otherwise, effort.deeper, progress)
+        others = time_settings(
+            target, ways, loaded.with_options, effort.deeper, progress
+        )
     if loaded.cancel.is_set():
         raise Cancelled("stopped before the end: nothing was kept")
     kept = tuner.keep(known, key, tuned)
     path = loaded.model.path
     here = [*path.parent.glob("*.gguf")]
     here += [model.path for model in Folders(offline=True).store.models() if model.path]
-    files = promised_quantisations(path, here, key, profiles)
+    files = expected_quantisations(path, here, key, profiles)
     given = list(recipe.drafts or ())
     return Report(recipe.model, given, key, known, tuned, files, others, kept)
 

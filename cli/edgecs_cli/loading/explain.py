@@ -54,17 +54,17 @@ def coloured(chain: Sequence[str], tokens: Iterable[Token]) -> Iterator[str]:
 
 def marked(chain: Sequence[str], tokens: Iterable[Token]) -> Iterator[str]:
     """Runs of a drafter's text in brackets after its name; the target's is plain."""
-    writer = target = chain[0]
+    neural = target = chain[0]
     for token in tokens:
         if not token.text:
             continue
         before = ""
-        if token.source != writer:
-            before = "" if writer == target else "]"
-            writer = token.source
-            before += "" if writer == target else f"[{writer}:"
+        if token.source != neural:
+            before = "" if neural == target else "]"
+            neural = token.source
+            before += "" if neural == target else f"[{neural}:"
         yield before + token.text
-    if writer != target:
+    if neural != target:
         yield "]"
 
 
@@ -132,8 +132,8 @@ def _table(session: Session, *, colours: bool) -> list[str]:
 
 def _planned(planner: Planner, stats: Stats) -> list[str]:
     """How often the planner used each drafter, and why not."""
-    sound = [writer for writer in planner.writers if writer.name not in stats.faults]
-    lines = [f"{writer.name}: {writer.standing}" for writer in sound]
+    sound = [neural for neural in planner.neural if neural.name not in stats.faults]
+    lines = [f"{neural.name}: {neural.status}" for neural in sound]
     records = stats.records
     for source in planner.sources.all:
         if source.name in stats.faults:

@@ -14,7 +14,7 @@ from edgecs.calibrate.probe import curve
 from edgecs.costs.cost_model import CostModel
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.loader import Loaded, load
-from edgecs.tuning.quantisations import promise
+from edgecs.tuning.quantisations import expected_rates
 from edgecs_convert.gguf.types import Variant
 from edgecs_convert.text import TEXT
 
@@ -62,7 +62,7 @@ def rank(
             costs = CostModel()
             loaded.target.reset()
             costs.measured(_DEPTH, curve(loaded.target, _DEPTH, _WIDTHS, _REPEATS))
-            plain, drafted = promise(costs)
+            plain, drafted = expected_rates(costs)
         ranked.append(
             Ranked(variant, plain, drafted, fidelity.perplexity, fidelity.divergence)
         )

@@ -21,7 +21,7 @@ from edgecs.core.context import Context
 from edgecs.core.draft import NOTHING, Request, Rows, no_sequence
 from edgecs.engines.hidden_states import States
 from edgecs.engines.host import usable_cores
-from edgecs.engines.kv_snapshot import Cells
+from edgecs.engines.kv_snapshot import KVSnapshot
 from edgecs.engines.llama import library
 from edgecs.engines.llama.batch import Batch
 from edgecs.engines.llama.feed import NO_ROWS, Feed, Logits, groups
@@ -245,7 +245,7 @@ class LlamaLM:
         for one in self._sequences:
             one.reset(self._ctx is not None)
 
-    def cells(self) -> Cells | None:
+    def cells(self) -> KVSnapshot | None:
         """A snapshot of sequence 0's cells, for `take`; None if it has none."""
         one = self._sequences[0]
         one.cache.trim(len(one.cache))
@@ -253,9 +253,9 @@ class LlamaLM:
         if self._ctx is None or not tokens:
             return None
         saved = one.prompt_row
-        return Cells(tokens, one.state(), saved and (saved[0], saved[1].copy()))
+        return KVSnapshot(tokens, one.state(), saved and (saved[0], saved[1].copy()))
 
-    def take(self, cells: Cells) -> bool:
+    def take(self, cells: KVSnapshot) -> bool:
         """Replace all cells by a snapshot of `cells`, in sequence 0.
 
         Returns False if llama.cpp rejects it; all cells are dropped then.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgecs.core.draft import Draft
 from edgecs.engines.hidden_states import States
 from edgecs.engines.kv_prefix import PrefixCache
-from edgecs.engines.lease import OneHolder
+from edgecs.engines.lease import ExclusiveUse
 
 
 class LlamaSequence:
@@ -37,7 +37,7 @@ class LlamaSequence:
         self.cache = PrefixCache(self._drop, select=self._select, marks=marks)
         self.prompt_row: tuple[int, NDArray[np.float32]] | None = None
         self.states: States | None = None
-        self.holder = OneHolder(name)
+        self.holder = ExclusiveUse(name)
         self._ctx, self._memory = context, lib.llama_get_memory(context)
         self._sole = sole
         self._leaf: list[int] = []  # id of a leaf below each node of the tree

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgecs.core.context import Context, Tokens
 from edgecs.core.draft import Draft, Request, Rows, sole_request
 from edgecs.engines.kv_prefix import PrefixCache
-from edgecs.engines.lease import OneHolder
+from edgecs.engines.lease import ExclusiveUse
 from edgecs.engines.onnx import providers as onnx_providers
 from edgecs.engines.onnx.engine import Engine
 from edgecs.engines.onnx.graph import Graph, read_graph
@@ -79,7 +79,7 @@ class OnnxModel:
         self.provider_notes = self._engine.provider_notes
         self._cells: Cells | None = cells
         self._cache = PrefixCache(cells.drop)
-        self._holder = OneHolder(f"the drafter {manifest.name}")
+        self._holder = ExclusiveUse(f"the drafter {manifest.name}")
 
     def score(self, requests: Sequence[Request]) -> list[Rows]:
         """Logits after the context and after every draft token, see `LanguageModel`."""

@@ -23,7 +23,7 @@ from edgecs.core.context import Context, Tokens
 from edgecs.core.draft import Draft, Request, Rows, sole_request
 from edgecs.engines.hidden_states import State, States
 from edgecs.engines.kv_prefix import PrefixCache
-from edgecs.engines.lease import OneHolder
+from edgecs.engines.lease import ExclusiveUse
 from edgecs.engines.onnx.engine import Engine
 from edgecs.engines.onnx.graph import is_size
 from edgecs.engines.onnx.id_map import IdMap
@@ -78,7 +78,7 @@ class OnnxHead:
         self.provider_notes = self._engine.provider_notes
         self._cells: _Cells | None = cells
         self._cache = PrefixCache(cells.drop)
-        self._holder = OneHolder(f"the drafter {manifest.name}")
+        self._holder = ExclusiveUse(f"the drafter {manifest.name}")
         # Cells from guessed states follow this context at this length.
         self._guesses: tuple[Context, int] | None = None
         self._sure = 0  # cells before the guesses
