@@ -1,0 +1,1 @@
+"""Load tests of servers: edgecs and llama.cpp's, in turn on the same prompts."""
