@@ -352,7 +352,9 @@ def test_a_drafter_that_promises_much_is_used_and_changes_nothing(
 ):
     folder = all_bundled()["smollm2-135m-instruct-head"]
     monkeypatch.setattr(builder, "bundled_for", lambda model: folder)
-    monkeypatch.setattr(speculation_profile, "expected_speedup", lambda folder, times: 2.0)
+    monkeypatch.setattr(
+        speculation_profile, "expected_speedup", lambda folder, times: 2.0
+    )
     fixed = ("generate", "-m", model_path, "-c", 512, "-p", "What is rain?", "-s", 1)
     fixed += ("-v",)
     used = edgecs(*fixed, "-n", 40)

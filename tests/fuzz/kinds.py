@@ -18,7 +18,7 @@ import numpy as np
 from edgecs.chat.archive import Owner, save
 from edgecs.engines.kv_snapshot import KVSnapshot
 from edgecs.testing.fakes import write_random_gguf
-from tests.fuzz import mutate
+from tests.fuzz import http, mutate
 
 _VOCABULARY = 272
 
@@ -28,7 +28,8 @@ class Case:
     """A command line, what it reads from stdin, and lines that are typed at a chat.
 
     keys: what is typed at a chat on a terminal instead, or its new rows and columns;
-    each with the seconds before it.
+    each with the seconds before it. requests: what is sent to a server instead of a
+    command.
     """
 
     arguments: list[str]
@@ -36,6 +37,7 @@ class Case:
     typed: list[str] = field(default_factory=list)
     keys: list[tuple[float, str | tuple[int, int]]] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
+    requests: list[bytes] = field(default_factory=list)
 
 
 Draw = Callable[[Random, Path], Case]
@@ -458,6 +460,11 @@ def terminal(random: Random, folder: Path) -> Case:
     return Case(fixed, keys=keys, variables={"EDITOR": "true"})
 
 
+def requests(random: Random, folder: Path) -> Case:
+    """Requests to a server."""
+    return Case(["serve"], requests=http.drawn(random))
+
+
 KINDS: dict[str, tuple[Draw, int]] = {  # and how often one is drawn
     "gguf": (gguf, 5),
     "onnx": (onnx, 3),
@@ -470,4 +477,5 @@ KINDS: dict[str, tuple[Draw, int]] = {  # and how often one is drawn
     "options": (options, 5),
     "chat": (chat, 3),
     "terminal": (terminal, 2),
+    "requests": (requests, 5),
 }
