@@ -106,6 +106,11 @@ class LlamaModel:
         return not (recurrent or lib.llama_model_is_hybrid(self.handle))
 
     @property
+    def swa(self) -> bool:
+        """Whether some of its layers attend to a window of the context only."""
+        return int(lib.llama_model_n_swa(self.handle)) > 0
+
+    @property
     def parameters(self) -> int:
         """Number of weights."""
         return int(lib.llama_model_n_params(self.handle))
@@ -123,7 +128,11 @@ class LlamaModel:
         This is checked before llama.cpp allocates: with memory overcommit, a process
         that uses too much is killed.
         """
-        return n_ctx * self._kv_per_token(options) <= sum(self._free())
+        return self.kv_bytes(n_ctx, options) <= sum(self._free())
+
+    def kv_bytes(self, n_ctx: int, options: LoadOptions) -> int:
+        """Bytes of the KV cache of a context."""
+        return n_ctx * self._kv_per_token(options)
 
     def _free(self) -> tuple[int, int]:
         """Free bytes in the host's memory, and on the devices in use."""
