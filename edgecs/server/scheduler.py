@@ -22,7 +22,8 @@ from edgecs.costs.cost_model import CostModel
 from edgecs.errors import Cancelled, EdgecsError, ModelError
 from edgecs.server.job import Busy, Ended, Event, Job, SlotState, Ticket, Totals
 from edgecs.server.joint import joint_width, most_drafted
-from edgecs.server.slots import Slot, choose, copy_prefix
+from edgecs.server.prefix_store import PrefixStore
+from edgecs.server.slots import Slot, choose, fill
 from edgecs.session.answer import Answer, FinishReason
 from edgecs.session.session import Session
 
@@ -39,7 +40,8 @@ class Scheduler:
     sessions: one per slot, on different sequences of one target. costs: call times of
     the target; None: joint calls have no drafts. reads: tokens of a prefill chunk.
     waiting: length of the queue. strict: compute every answer in its own calls unless
-    the target is uniform.
+    the target is uniform. store: saves the cells of conversations that lose their slot,
+    and at the end all cells.
     """
 
     def __init__(
@@ -50,13 +52,14 @@ class Scheduler:
         reads: int = 512,
         waiting: int = MOST_WAITING,
         strict: bool = False,
+        store: PrefixStore | None = None,
     ) -> None:
         self.target = sessions[0].target
         self.totals = Totals()
         self._slots = [Slot(i, session) for i, session in enumerate(sessions)]
         self._jobs = 0  # begun so far
         self._costs, self._chunk, self._most_waiting = costs, reads, waiting
-        self._strict = strict
+        self._strict, self._store = strict, store
         self._waiting: deque[Ticket] = deque()
         self._wake = threading.Condition()
         self._closing = False
@@ -111,6 +114,9 @@ class Scheduler:
             except Exception as error:  # a bug must not leave clients waiting
                 logger.exception("the scheduler failed")
                 self._fail(self._slots, ModelError(f"internal error: {error!r}"))
+        if self._store:
+            for slot in sorted(self._slots, key=lambda slot: slot.used):
+                self._store.save(slot.sequence)
 
     def _wait(self) -> bool:
         """Wait for work; False if it was closed and all jobs are done."""
@@ -139,6 +145,7 @@ class Scheduler:
 
     def _begin(self, slot: Slot, ticket: Ticket) -> bool:
         job = ticket.job
+        lost = max(0, slot.asked - slot.saves(job.prompt))
         try:
             answer = slot.session.begin(
                 job.prompt,
@@ -152,9 +159,7 @@ class Scheduler:
             ticket.notify(error)
             return False
         self._jobs += 1
-        slot.ticket, slot.answer, slot.read = ticket, answer, None
-        slot.used, slot.asked = self._jobs, job.prompt.size
-        slot.faults = len(slot.session.cascade.faults)
+        slot.take(ticket, answer, lost, self._jobs)
         answer.start()
         if answer.finish_reason:
             self._end(slot)
@@ -206,7 +211,7 @@ class Scheduler:
         assert ticket is not None
         prompt = ticket.job.prompt
         if slot.read is None:  # now, as its prefix may just have been read for another
-            slot.read = copy_prefix(slot, self._slots, prompt)
+            slot.read = fill(slot, self._slots, prompt, self._store)
         end = self._part_end(slot.read, alone)
         if end < prompt.size:
             part = Request(

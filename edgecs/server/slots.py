@@ -7,13 +7,15 @@ alone: it takes the least recently used slot, and the prefix is copied there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from edgecs.core.context import Tokens
 from edgecs.core.draft import LanguageModel
 from edgecs.server.job import SlotState, Ticket
+from edgecs.server.prefix_store import LEAST, PrefixStore
 from edgecs.session.answer import Answer
 from edgecs.session.session import Session
 
@@ -32,6 +34,7 @@ class Slot:
     read: int | None = None  # prompt tokens with KV cells; None: no call was made yet
     used: int = 0  # number of its last job, counted over all slots
     asked: int = 0  # tokens of its last prompt
+    lost: int = 0  # tokens of the prompt before that are not in the last one
     faults: int = 0  # drafters that had failed before the answer
 
     @property
@@ -63,6 +66,12 @@ class Slot:
         """How many tokens of a prompt its cells save, see `LanguageModel.reusable`."""
         return self.target.reusable(prompt, self.sequence, copied=copied)
 
+    def take(self, ticket: Ticket, answer: Answer, lost: int, number: int) -> None:
+        """Begin an answer. lost: see the fields; number: of the job."""
+        self.ticket, self.answer, self.read = ticket, answer, None
+        self.lost, self.asked, self.used = lost, ticket.job.prompt.size, number
+        self.faults = len(self.session.cascade.faults)
+
     @property
     def state(self) -> SlotState:
         """A snapshot."""
@@ -93,33 +102,49 @@ def _goes_on(slot: Slot, prompt: Tokens, saved: int) -> bool:
     cost = slot.target.copy_cost
     if cost is None:
         return saved >= _SIMILAR * prompt.size
-    lost = slot.asked - saved
-    return saved > 0 and lost <= min(saved, cost)
+    return saved > 0 and slot.asked - saved <= min(saved, cost)
 
 
 class Source(NamedTuple):
-    """A slot with cells that can be copied, and how many."""
+    """Where cells can come from. gain: tokens of a prompt it saves, less its cost."""
 
-    slot: Slot
-    length: int
+    gain: int
+    fetch: Callable[[], bool]
 
 
-def copy_prefix(slot: Slot, slots: Sequence[Slot], prompt: Tokens) -> int:
-    """Copy the longest prefix of a prompt from another slot, if that pays.
+def fill(
+    slot: Slot, slots: Sequence[Slot], prompt: Tokens, store: PrefixStore | None = None
+) -> int:
+    """Fetch the cells of a prompt's prefix from another slot or from disk, if it pays.
 
-    It pays if it saves more tokens than are read in the time of a copy. Returns how
-    many tokens of the prompt have cells in the slot.
+    It pays if it saves more tokens of the prompt than are read in that time. Cells that
+    a conversation loses here are saved on disk. Returns how many tokens of the prompt
+    have cells now.
     """
-    target, kept = slot.target, slot.saves(prompt)
+    if store and slot.lost >= LEAST:
+        store.save(slot.sequence)
+    kept = slot.saves(prompt)
+    sources = [*_copies(slot, slots, prompt), *_files(slot, prompt, store)]
+    best = max(sources, key=lambda source: source.gain, default=None)
+    if best is None or best.gain <= kept:
+        return kept
+    best.fetch()
+    return slot.saves(prompt)
+
+
+def _copies(slot: Slot, slots: Sequence[Slot], prompt: Tokens) -> Iterator[Source]:
+    target, to = slot.target, slot.sequence
     if target.copy_cost is None:
-        return kept
-    sources = [
-        Source(other, other.saves(prompt, copied=True))
-        for other in slots
-        if other is not slot
-    ]
-    best = max(sources, key=lambda source: source.length, default=None)
-    if best is None or best.length - kept <= target.copy_cost:
-        return kept
-    copied = target.copy(best.slot.sequence, slot.sequence, best.length)
-    return best.length if copied else 0
+        return
+    for other in slots:
+        if other is not slot:
+            saved = other.saves(prompt, copied=True)
+            fetch = partial(target.copy, other.sequence, to, saved)
+            yield Source(saved - target.copy_cost, fetch)
+
+
+def _files(slot: Slot, prompt: Tokens, store: PrefixStore | None) -> Iterator[Source]:
+    found = store.find(prompt) if store else None
+    if store and found:
+        fetch = partial(store.restore, found.path, slot.sequence)
+        yield Source(found.saves - LEAST, fetch)

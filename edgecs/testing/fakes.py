@@ -28,6 +28,7 @@ from edgecs.core.draft import (
     no_sequence,
 )
 from edgecs.engines.kv_prefix import PrefixCache
+from edgecs.engines.kv_snapshot import KVSnapshot
 from edgecs.engines.lease import ExclusiveUse
 from edgecs.engines.llama.random_gguf import write_random_gguf as write_random_gguf
 from edgecs.errors import ContextFull, ModelError
@@ -233,6 +234,24 @@ class CachingModel(TableModel):
         own.cache.expect()
         own.ids.extend(other.ids[:length])
         own.cache.share(other.cache, length)
+        return True
+
+    def snapshot(self, sequence: int = 0) -> KVSnapshot | None:
+        """The cells of a sequence, for `restore`; None if it has none."""
+        own = self._cells[sequence]
+        if not len(own.cache):
+            return None
+        own.cache.trim(len(own.cache))
+        return KVSnapshot(own.cache.tokens, np.array(own.ids, "<i4").tobytes(), None)
+
+    def restore(self, cells: KVSnapshot, sequence: int = 0) -> bool:
+        """Replaces the cells of a sequence."""
+        own = self._cells[sequence]
+        own.cache.reset()
+        if len(cells.data) != 4 * len(cells.tokens):
+            return False
+        own.ids.extend(np.frombuffer(cells.data, "<i4").tolist())
+        own.cache.reset_to(cells.tokens)
         return True
 
     def reset(self) -> None:

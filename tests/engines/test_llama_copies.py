@@ -158,6 +158,54 @@ def test_copies_of_copies_before_any_call(tiny_gguf: Path):
             np.testing.assert_array_equal(got, score_one(alone, Context(prompt)).logits)
 
 
+@BOTH
+def test_snapshots_see_copies_that_llama_has_put_off(
+    tiny_gguf: Path, kernels: KernelSet | None
+):
+    prompt, other = [*TEXT[:48], 3], [9] * 60
+    with (
+        opened(tiny_gguf, kernels) as target,
+        opened(tiny_gguf, kernels, sequences=1) as alone,
+    ):
+        expected = row(alone, Context(prompt))
+        row(target, Context(other), 2)
+        theirs = target.snapshot(2)
+        row(target, Context(TEXT))
+        assert copied(target, prompt, 0, 1) == 48
+        cells = target.snapshot(1)
+        assert cells is not None
+        assert cells.tokens == TEXT[:48]
+        assert target.restore(cells, 2)
+        np.testing.assert_array_equal(row(target, Context(prompt), 2), expected)
+        target.reset()
+        row(target, Context(TEXT))
+        assert copied(target, prompt, 0, 1) == 48
+        assert theirs is not None
+        assert target.restore(theirs, 0)  # in the place of the copy's source
+        np.testing.assert_array_equal(row(target, Context(prompt), 1), expected)
+        if target.uniform:
+            alone.reset()
+            expected = row(alone, Context([*other, 1]))
+            np.testing.assert_array_equal(row(target, Context([*other, 1])), expected)
+
+
+def test_a_snapshot_that_is_rejected_leaves_the_other_sequences(tiny_gguf: Path):
+    with opened(tiny_gguf) as target, opened(tiny_gguf, sequences=1) as alone:
+        row(target, Context(TEXT))
+        cells = target.snapshot()
+        assert cells is not None
+        row(target, Context([1, 2, 3]), 1)
+        for data in (b"", cells.data[:-5], cells.data + b"x", bytes(len(cells.data))):
+            assert not target.restore(cells._replace(data=data), 1)
+            assert target.snapshot(1) is None
+        fed = target.score([Request(Context([*TEXT, 1]))])[0].fed
+        assert fed == 1
+        expected = row(alone, Context([1, 2, 3]))
+        np.testing.assert_array_equal(row(target, Context([1, 2, 3]), 1), expected)
+        with opened(tiny_gguf, sequences=2) as other:  # another number of streams
+            assert not other.restore(cells, 1)
+
+
 def test_models_that_cannot_copy_say_so(tiny_gguf: Path):
     for changes in ({"sequences": 1}, {"leaves": 2}):
         with opened(tiny_gguf, **changes) as target:
@@ -189,3 +237,14 @@ def test_the_default_model_says_the_same_after_a_copy(
         length = copied(target, prompt, 0, 2)
         assert length == (150 if target.uniform else 128)
         np.testing.assert_array_equal(row(target, Context(prompt), 2), expected)
+        if target.uniform:
+            cells = target.snapshot(2)
+            assert cells is not None
+            target.reset()
+            assert target.restore(cells, 1)
+            context = Context(prompt[:-9])
+            found = target.score([Request(context, sequence=1)])[0]
+            assert found.fed == 1
+            alone_again = found.logits.copy()
+            target.reset()
+            np.testing.assert_array_equal(row(target, context), alone_again)

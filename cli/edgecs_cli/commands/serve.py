@@ -49,6 +49,8 @@ class Wishes:
     api_key_file: Path | None
     allow_origin: tuple[str, ...]
     allow_host: tuple[str, ...]
+    prefix_cache: Path | None
+    prefix_cache_size: int
 
 
 @click.command(cls=Sectioned)
@@ -110,6 +112,21 @@ class Wishes:
     metavar="NAME",
     help="Accept this name in the Host header.",
 )
+@click.option(
+    "--prefix-cache",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Save the KV cells of idle conversations in this folder when they lose their "
+    "slot or the server ends, and continue from them.",
+)
+@click.option(
+    "--prefix-cache-size",
+    type=click.IntRange(1, 1 << 20),
+    default=8192,
+    show_default=True,
+    metavar="MIB",
+    help="Size of the prefix cache; the least recently used files are removed.",
+)
 @sampling_options
 @drafter_options
 @schedule_options
@@ -152,7 +169,13 @@ def serve(**values: Any) -> int:
 
             with build(recipe, files, call.folders, call.reports, cancel) as runtime:
                 introduce(runtime, quiet=call.quiet, verbose=call.verbose)
-                engine = Engine(runtime, _name(recipe), waiting=wishes.queue)
+                engine = Engine(
+                    runtime,
+                    _name(recipe),
+                    waiting=wishes.queue,
+                    prefix_cache=wishes.prefix_cache,
+                    prefix_bytes=wishes.prefix_cache_size << 20,
+                )
                 try:
                     yield engine
                 finally:

@@ -278,33 +278,53 @@ class LlamaLM:
         self._copying = True
         return self._sequences[target].receive(self._sequences[source], length)
 
-    def cells(self) -> KVSnapshot | None:
-        """A snapshot of sequence 0's cells, for `take`; None if it has none."""
-        one = self._sequences[0]
-        one.cache.trim(len(one.cache))
-        tokens = one.cache.tokens
-        if self._ctx is None or not tokens:
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Whether any prefix of a snapshot can be used after `restore`."""
+        return self.rewindable and not self._model.swa
+
+    def snapshot(self, sequence: int = 0) -> KVSnapshot | None:
+        """The cells of a sequence, for `restore`; None if it has none."""
+        one = self._sequences[sequence]
+        if self._ctx is None or not len(one.cache):
             return None
+        one.cache.trim(len(one.cache))
+        self._finish_copies()
         saved = one.prompt_row
-        return KVSnapshot(tokens, one.state(), saved and (saved[0], saved[1].copy()))
+        row = saved and (saved[0], saved[1].copy())
+        return KVSnapshot(one.cache.tokens, one.state(), row)
 
-    def take(self, cells: KVSnapshot) -> bool:
-        """Replace all cells by a snapshot of `cells`, in sequence 0.
+    def restore(self, cells: KVSnapshot, sequence: int = 0) -> bool:
+        """Replace the cells of a sequence by a snapshot.
 
-        Returns False if llama.cpp rejects it; all cells are dropped then.
+        Returns False if llama.cpp rejects it; the sequence then has no cells.
         """
-        self.reset()
+        one = self._sequences[sequence]
+        if self._ctx is not None:
+            self._finish_copies()
+        one.reset(self._ctx is not None)
         if len(cells.tokens) > self.n_ctx:
             return False
-        one = self._sequences[0]
         one.cache.expect()
         if not one.put(cells.data, len(cells.tokens)):
-            self.reset()
+            one.reset(self._ctx is not None)
             return False
         one.cache.reset_to(cells.tokens)
         if cells.row and cells.row[1].shape == (self.vocab_size,):
             one.prompt_row = cells.row
         return True
+
+    def _finish_copies(self) -> None:
+        """Have llama.cpp make the copies that it puts off until the next call."""
+        if not self._copying:
+            return
+        one = min(self._sequences, key=lambda one: len(one.cache))
+        one.cache.expect()
+        self._batch.chain([0], len(one.cache), 1, one.id)
+        code, _ = self._call(0)
+        if code:
+            raise self._decode_error(code)
+        one.cache.trim(len(one.cache))
 
     def pretend(self, context: Context) -> bool:
         """Fill the cells of a context for measuring, see `probe.Measurable`.
