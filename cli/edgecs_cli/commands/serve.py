@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgecs.errors import ConfigError
-from edgecs.runtime.builder import build
+from edgecs.runtime.builder import Runtime, build
 from edgecs.runtime.recipe import Recipe
 from edgecs_cli.console import show_log
 from edgecs_cli.loading.describe import introduce
@@ -169,6 +169,8 @@ def serve(**values: Any) -> int:
 
             with build(recipe, files, call.folders, call.reports, cancel) as runtime:
                 introduce(runtime, quiet=call.quiet, verbose=call.verbose)
+                if note := _context_note(recipe, runtime):
+                    call.say(note)
                 engine = Engine(
                     runtime,
                     _name(recipe),
@@ -201,8 +203,7 @@ def _recipe(values: dict[str, Any]) -> Recipe:
     """The recipe; with several slots there are no drafters that are models."""
     recipe, parallel = read_recipe(values), values["parallel"]
     options = replace(recipe.options, sequences=parallel)
-    if not options.n_ctx:
-        options = replace(options, n_ctx=_CONTEXT)
+    options = replace(options, most_ctx=_CONTEXT)
     if parallel > 1 and recipe.drafts:
         raise ConfigError(
             "a drafter that is a model supports one conversation: give --parallel 1, "
@@ -210,6 +211,15 @@ def _recipe(values: dict[str, Any]) -> Recipe:
         )
     drafts = () if parallel > 1 else recipe.drafts
     return replace(recipe, options=options, drafts=drafts)
+
+
+def _context_note(recipe: Recipe, runtime: Runtime) -> str | None:
+    """What limits a context that is shorter than the default; None: nothing does."""
+    n_ctx, trained = runtime.loaded.target.n_ctx, runtime.loaded.model.trained_ctx
+    if recipe.options.n_ctx or n_ctx == _CONTEXT:
+        return None
+    why = "the model was trained for no more" if n_ctx == trained else "memory is short"
+    return f"the context is {n_ctx} tokens, as {why}: give another with -c"
 
 
 def _key(wishes: Wishes) -> str | None:

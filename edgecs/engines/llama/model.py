@@ -116,11 +116,11 @@ class LlamaModel:
         return int(lib.llama_model_n_params(self.handle))
 
     def default_ctx(self, options: LoadOptions) -> int:
-        """Context size for n_ctx = 0: the trained length, as far as memory allows."""
+        """Context size for n_ctx = 0: the longest one, as far as memory allows."""
         host, on_devices = self._free()
         free = on_devices if self.offload.layers else host
         each = self._kv_per_token(options) * options.sequences
-        return context_that_fits(self.trained_ctx, each, free)
+        return context_that_fits(options.longest_ctx(self.trained_ctx), each, free)
 
     def kv_fits(self, n_ctx: int, options: LoadOptions) -> bool:
         """Whether the KV cache of a context fits the free memory.
