@@ -41,7 +41,7 @@ ROOMS = {
     "audit": "core sampling text drafters decoding session testing",
     "runtime": "core hub sampling text grammar drafters decoding engines session chat "
     "calibrate",
-    "server": "core costs text grammar sampling session runtime",
+    "server": "core costs text grammar sampling engines session chat runtime",
     "tuning": "core costs text drafters decoding planning engines session calibrate "
     "runtime",
 }

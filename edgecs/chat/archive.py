@@ -16,7 +16,8 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,22 +141,41 @@ def read(path: Path, owner: Owner | None) -> Saved:
 
     Raises ConfigError for an invalid file, ModelError for another model's.
     """
+    with _opened(path) as (archive, text):
+        if owner:
+            _check_weights(path, text, owner)
+        messages = restored(text["messages"], owner.tokens if owner else None)
+        settings = _settings(text["settings"])
+        reason = None
+        if "cells" not in text:
+            reason = "it was saved without its cells"
+        elif owner and text["loading"] != owner.loading:
+            reason = "the model was loaded with other options"
+        if reason or not owner:
+            return Saved(messages, settings, None, reason)
+        cells = _cells(archive, text, path, owner)
+    return Saved(messages, settings, cells, None)
+
+
+def read_tokens(path: Path, owner: Owner) -> list[int] | None:
+    """The tokens of the cells in a file; None if `owner` cannot use them.
+
+    The cells are not read. Raises ConfigError for an invalid file.
+    """
+    with _opened(path) as (_, text):
+        ours = owner.fingerprint, owner.loading
+        if "cells" not in text or (text["fingerprint"], text["loading"]) != ours:
+            return None
+        return list(checked_ids(text["cells"]["tokens"], owner.tokens))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
+    """The archive and its text; raises ConfigError for an invalid one."""
     try:
         regular_size(path)
         with zipfile.ZipFile(path) as archive:
-            text = _checked_text(archive, path)
-            if owner:
-                _check_weights(path, text, owner)
-            messages = restored(text["messages"], owner.tokens if owner else None)
-            settings = _settings(text["settings"])
-            reason = None
-            if "cells" not in text:
-                reason = "it was saved without its cells"
-            elif owner and text["loading"] != owner.loading:
-                reason = "the model was loaded with other options"
-            if reason or not owner:
-                return Saved(messages, settings, None, reason)
-            cells = _cells(archive, text, path, owner)
+            yield archive, _checked_text(archive, path)
     except (OSError, zipfile.LargeZipFile) as error:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path} cannot be read: {why}") from error
@@ -164,7 +184,6 @@ def read(path: Path, owner: Owner | None) -> Saved:
             f"{path} is not a conversation that edgecs saved, or it is damaged "
             f"({type(error).__name__}: {str(error)[:200]})"
         ) from error
-    return Saved(messages, settings, cells, None)
 
 
 def _checked_text(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:

@@ -244,6 +244,8 @@ class LanguageModel(Protocol):
     max_leaves: int  # leaves that one draft may have; 1: drafts are chains
     sequences: int  # how many there are; numbered from 0
     rewindable: bool  # False: rejected tokens cannot be removed, so no drafts
+    copy_cost: int | None  # prompt tokens that are read in the time of a `copy`;
+    #                        None: cells cannot be copied
     cancel: threading.Event  # when set, a long `score` ends early with Cancelled
 
     def score(self, requests: Sequence[Request]) -> list[Rows]:
@@ -261,11 +263,45 @@ class LanguageModel(Protocol):
         and computes the same bits, whatever was drafted.
         """
 
+    def reusable(
+        self, tokens: Tokens, sequence: int = 0, *, copied: bool = False
+    ) -> int:
+        """How many first tokens of a new prompt the cells of a sequence save.
+
+        At least the last token is always computed. copied: how many cells `copy` could
+        take to another sequence so that its rows are, bit for bit, those of a sequence
+        that has read the prompt itself.
+        """
+
+    def copy(self, source: int, target: int, length: int) -> bool:
+        """Replaces the cells of a sequence by the first ones of another sequence.
+
+        length: at most what `reusable` gives for copied cells. Returns False if the
+        engine fails; the target then has no cells.
+        """
+
     def reset(self) -> None:
         """Clears all state, as if just loaded."""
 
     def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
         """Claims a sequence for the time of a `with` block."""
+
+
+class OneSequence:
+    """The part of a `LanguageModel` with one sequence that concerns several."""
+
+    sequences = 1
+    copy_cost: int | None = None
+
+    def reusable(
+        self, tokens: Tokens, sequence: int = 0, *, copied: bool = False
+    ) -> int:
+        """Returns 0: no scheduler asks for a model with one sequence."""
+        return 0
+
+    def copy(self, source: int, target: int, length: int) -> bool:
+        """Returns False: there is no other sequence."""
+        return False
 
 
 def sole_request(requests: Sequence[Request]) -> Request:

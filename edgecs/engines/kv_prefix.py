@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from edgecs.core.context import Context
+import numpy as np
+
+from edgecs.core.context import Context, Tokens
 from edgecs.core.draft import Draft
 
 
@@ -29,7 +31,9 @@ class PrefixCache:
 
     marks: another context can reuse cells up to a mark only. This is for engines whose
     cells depend, in the last bits, on the other tokens of the same call: up to a mark
-    they equal the cells that the other context would have computed itself.
+    they equal the cells that the other context would have computed itself. The first
+    marks are those of a text that was read from its beginning: up to there the cells
+    also equal those of another sequence, which has read nothing else.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class PrefixCache:
         self._drop, self._select = drop, select
         self._tree: Draft | None = None  # its cells follow
         self._marks: list[int] | None = [0] if marks else None  # ascending
+        self._read = 1  # number of first marks of a text read from its beginning
         self._ids: list[int] = []  # [cells]
         self._unsure = False  # more cells may exist: a call did not complete
         self._source: Context | None = None  # root of the last compared context
@@ -97,6 +102,7 @@ class PrefixCache:
         del self._ids[length:]
         while self._marks and self._marks[-1] > length:
             self._marks.pop()
+        self._read = min(self._read, len(self._marks or ()))
         self._unsure = False
         self._agreed = min(self._agreed, length)
 
@@ -114,10 +120,41 @@ class PrefixCache:
         self._select(path)
         self._ids += tree.tokens[path].tolist()
 
-    def mark(self) -> None:
-        """Allow another context to continue from the current cells."""
-        if self._marks is not None and self._marks[-1] < len(self._ids):
-            self._marks.append(len(self._ids))
+    def mark(self, chunk: int = 0) -> None:
+        """Allow another context to continue from the current cells.
+
+        chunk: number of last cells, if they are those of a whole prefill chunk.
+        """
+        if self._marks is None or self._marks[-1] >= len(self._ids):
+            return
+        follows = self._marks[-1] == len(self._ids) - chunk
+        if chunk and follows and self._read == len(self._marks):
+            self._read += 1
+        self._marks.append(len(self._ids))
+
+    def reusable(self, tokens: Tokens, *, copied: bool = False) -> int:
+        """How many first tokens of a new prompt have usable cells; not the last one.
+
+        copied: in another sequence, after `share`.
+        """
+        if self.first:
+            return 0
+        size = min(len(self._ids), tokens.size - 1)
+        mine = np.array(self._ids[:size], dtype=np.int32)
+        other = np.flatnonzero(mine != tokens[:size])
+        common = int(other[0]) if other.size else size
+        if self._marks is None:
+            return common
+        marks = self._marks[: self._read] if copied else self._marks
+        return max(mark for mark in marks if mark <= common)
+
+    def share(self, other: PrefixCache, length: int) -> None:
+        """Must be called when the first cells of `other` have replaced all cells."""
+        self._ids, self._source, self._agreed, self.first = [], None, 0, 0
+        self.extend(other._ids[:length])
+        if other._marks is not None:
+            self._marks = [m for m in other._marks[: other._read] if m <= length]
+            self._read = len(self._marks)
 
     def expect(self) -> None:
         """Must be called before the engine computes cells.
@@ -149,7 +186,7 @@ class PrefixCache:
         """Must be called when all cells have been replaced by those of `tokens`."""
         self._ids, self._source, self._agreed, self.first = [], None, 0, 0
         if self._marks is not None:
-            self._marks = [0]
+            self._marks, self._read = [0], 1
         self.extend(tokens)
         self.mark()
 

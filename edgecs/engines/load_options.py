@@ -47,7 +47,8 @@ class LoadOptions:
     edgecs' for an instruction set, "own": edgecs' for the best one of this CPU, "auto":
     edgecs' where available if no layer is offloaded. sequences: number of conversations
     with KV cells at once, each with n_ctx cells. leaves: most leaves of a draft, 1:
-    drafts are chains; with more, all cells share one buffer.
+    drafts are chains; with more, all cells share one buffer. most_ctx: limit of n_ctx
+    where that is 0; 0: none.
     """
 
     n_ctx: int = field(default=0, metadata=_NONE)
@@ -66,10 +67,12 @@ class LoadOptions:
     max_draft: int = field(default=63, metadata=_NONE)
     sequences: int = field(default=1, metadata=_NONE)
     leaves: int = field(default=1, metadata=_BITS)
+    most_ctx: int = field(default=0, metadata=_NONE)
 
     def __post_init__(self) -> None:
         for name, least, most in (
             ("n_ctx", 0, MOST_CELLS),
+            ("most_ctx", 0, MOST_CELLS),
             ("threads", 0, MOST_THREADS),
             ("n_batch", 1, MOST_TOGETHER),
             ("sequences", 1, MOST_SEQUENCES),
@@ -105,6 +108,10 @@ class LoadOptions:
                 f"a {self.type_v} V cache needs flash attention: drop --flash-attn off "
                 "or use -ctv f16"
             )
+
+    def longest_ctx(self, trained: int) -> int:
+        """The context size for n_ctx = 0 with enough memory, in tokens."""
+        return min(trained, self.most_ctx or trained)
 
     def having(self, *effects: Effect) -> dict[str, Any]:
         """The options with one of these effects, by name."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from edgecs.core.context import Tokens
@@ -16,6 +17,7 @@ from edgecs.runtime.builder import Runtime, session_of
 from edgecs.sampling.chain import Rule
 from edgecs.sampling.settings import Sampling
 from edgecs.server.job import Event, Job, Ticket
+from edgecs.server.prefix_store import PREFIX_BYTES, open_store
 from edgecs.server.scheduler import Scheduler
 from edgecs.text.chat_template import ChatTemplate
 
@@ -24,10 +26,19 @@ class Engine:
     """Answers jobs with the target of a runtime.
 
     There is one slot for each sequence of the target. Drafters that are models support
-    one conversation, so with several slots there must be none.
+    one conversation, so with several slots there must be none. prefix_cache: folder for
+    the cells of conversations that lose their slots, of `prefix_bytes` at most.
     """
 
-    def __init__(self, runtime: Runtime, name: str, *, waiting: int) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        name: str,
+        *,
+        waiting: int,
+        prefix_cache: Path | None = None,
+        prefix_bytes: int = PREFIX_BYTES,
+    ) -> None:
         self.runtime, self.name = runtime, name
         self.loaded, self.created = runtime.loaded, int(time.time())
         target = runtime.loaded.target
@@ -50,12 +61,18 @@ class Engine:
             if self.loaded.model.vocabulary.chat_template:
                 self._template = ChatTemplate(self.loaded.model.vocabulary)
                 undo.callback(self._template.close)
+            store = None
+            if prefix_cache is not None:
+                store = open_store(self.loaded, prefix_cache, prefix_bytes)
+            if store is not None:
+                undo.callback(store.close)
             self.scheduler = Scheduler(
                 sessions,
                 speculation.costs if speculation else None,
                 reads=runtime.loaded.options.n_batch,
                 waiting=waiting,
                 strict=runtime.recipe.exact == "strict",
+                store=store,
             )
             self._closing = undo.pop_all()
 

@@ -95,3 +95,21 @@ class Totals:
     calls: int = 0  # decoding calls of the target
     requests: int = 0  # requests in these calls
     by_position: list[int] = field(default_factory=list)  # accepted draft tokens
+
+    def count(self, stats: Stats, reason: FinishReason, *, faults: int = 0) -> None:
+        """Add an answer. faults: drafters that failed in it."""
+        self.answers += 1
+        self.cancelled += reason == "cancelled"
+        self.faults += faults
+        self.prompt_tokens += stats.prompt_tokens
+        self.cached_tokens += stats.cached_tokens
+        self.tokens += stats.tokens
+        self.rounds += stats.rounds
+        self.proposed += stats.proposed
+        self.tested += stats.tested
+        self.accepted += stats.accepted
+        for record in stats.records:
+            for position in range(len(record.accepted)):
+                if position == len(self.by_position):
+                    self.by_position.append(0)
+                self.by_position[position] += 1

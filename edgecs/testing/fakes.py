@@ -28,6 +28,7 @@ from edgecs.core.draft import (
     no_sequence,
 )
 from edgecs.engines.kv_prefix import PrefixCache
+from edgecs.engines.kv_snapshot import KVSnapshot
 from edgecs.engines.lease import ExclusiveUse
 from edgecs.engines.llama.random_gguf import write_random_gguf as write_random_gguf
 from edgecs.errors import ContextFull, ModelError
@@ -90,6 +91,7 @@ class TableModel:
         self.max_leaves = 63
         self.sequences = sequences
         self.rewindable = rewindable
+        self.copy_cost: int | None = None
         self.cancel = threading.Event()
         self._seed = seed
         self._sharpness = sharpness
@@ -144,6 +146,16 @@ class TableModel:
     def end_turn(self, context: Context, sequence: int = 0) -> None:
         """Does nothing: there is no cache."""
 
+    def reusable(
+        self, tokens: Tokens, sequence: int = 0, *, copied: bool = False
+    ) -> int:
+        """Returns 0: there is no cache."""
+        return 0
+
+    def copy(self, source: int, target: int, length: int) -> bool:
+        """Returns False: there are no cells."""
+        return False
+
     def reset(self) -> None:
         """Does nothing: there is no state."""
 
@@ -158,7 +170,7 @@ class CachingModel(TableModel):
     """A TableModel that computes from its cells: stale cells give wrong logits.
 
     partial=False: it cannot remove single cells. trees=False: it takes only chains.
-    `cells` are those of sequence 0.
+    copy_cost: see `LanguageModel`. `cells` are those of sequence 0.
     """
 
     def __init__(
@@ -170,8 +182,10 @@ class CachingModel(TableModel):
         n_ctx: int = 4096,
         sequences: int = 1,
         trees: bool = False,
+        copy_cost: int | None = None,
     ) -> None:
         super().__init__(vocab_size, seed, n_ctx=n_ctx, sequences=sequences)
+        self.copy_cost = copy_cost
         self.max_leaves = 63 if trees else 1
         self.fail_next = False
         self._cells = [_FakeCells(partial) for _ in range(sequences)]
@@ -206,6 +220,39 @@ class CachingModel(TableModel):
     def end_turn(self, context: Context, sequence: int = 0) -> None:
         """Keeps at most the cells of all tokens but the last."""
         self._cells[sequence].cache.keep(context, len(context) - 1)
+
+    def reusable(
+        self, tokens: Tokens, sequence: int = 0, *, copied: bool = False
+    ) -> int:
+        """Length of the prefix that the prompt and the cells share."""
+        return self._cells[sequence].cache.reusable(tokens, copied=copied)
+
+    def copy(self, source: int, target: int, length: int) -> bool:
+        """Copies token ids."""
+        own, other = self._cells[target], self._cells[source]
+        own.cache.reset()
+        own.cache.expect()
+        own.ids.extend(other.ids[:length])
+        own.cache.share(other.cache, length)
+        return True
+
+    def snapshot(self, sequence: int = 0) -> KVSnapshot | None:
+        """The cells of a sequence, for `restore`; None if it has none."""
+        own = self._cells[sequence]
+        if not len(own.cache):
+            return None
+        own.cache.trim(len(own.cache))
+        return KVSnapshot(own.cache.tokens, np.array(own.ids, "<i4").tobytes(), None)
+
+    def restore(self, cells: KVSnapshot, sequence: int = 0) -> bool:
+        """Replaces the cells of a sequence."""
+        own = self._cells[sequence]
+        own.cache.reset()
+        if len(cells.data) != 4 * len(cells.tokens):
+            return False
+        own.ids.extend(np.frombuffer(cells.data, "<i4").tolist())
+        own.cache.reset_to(cells.tokens)
+        return True
 
     def reset(self) -> None:
         """Empties the cells."""

@@ -231,7 +231,7 @@ class TestPretended:
             with Scratch(tiny.target, depth) as cells:
                 for after, width in ((0, 1), (1, 1), (0, 2), (2, 3), (0, 8), (5, 1)):
                     cells.rows(after, width)
-                    tokens = tiny.target.cells()
+                    tokens = tiny.target.snapshot()
                     assert tokens is not None
                     assert len(tokens.tokens) == depth + after + width
                 assert not cells.others

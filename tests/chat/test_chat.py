@@ -532,11 +532,11 @@ def test_going_on_from_a_file_is_going_on(tiny_gguf: Path, tmp_path: Path):
     with load(tiny_gguf, options) as loaded, loaded.session() as session:
         one = tiny_chat(loaded, session)
         first = [said(one, text) for text in turns[:2]]
-        save(tmp_path / "talk", one.conversation.state(), me, loaded.target.cells())
+        save(tmp_path / "talk", one.conversation.state(), me, loaded.target.snapshot())
     with load(tiny_gguf, options) as loaded, loaded.session() as session:
         found = read(tmp_path / "talk", me)
         assert found.cells is not None
-        assert loaded.target.take(found.cells)
+        assert loaded.target.restore(found.cells)
         one = tiny_chat(loaded, session)
         one.conversation.messages = found.messages
         assert said_again(one) == first[1]
@@ -550,7 +550,7 @@ def test_cells_that_an_engine_does_not_take_leave_it_empty(tiny: Loaded):
     with tiny.session() as session:
         one = tiny_chat(tiny, session)
         answer = said(one, "hello")
-        cells = tiny.target.cells()
+        cells = tiny.target.snapshot()
         assert cells is not None
         bad = [
             cells._replace(data=cells.data[: len(cells.data) // 2]),
@@ -559,8 +559,8 @@ def test_cells_that_an_engine_does_not_take_leave_it_empty(tiny: Loaded):
             cells._replace(tokens=cells.tokens * 1000),
         ]
         for one_bad in bad:
-            assert not tiny.target.take(one_bad)
-            assert tiny.target.cells() is None
+            assert not tiny.target.restore(one_bad)
+            assert tiny.target.snapshot() is None
         one.undo()
         assert said(one, "hello") == answer
-        assert tiny.target.take(cells)
+        assert tiny.target.restore(cells)

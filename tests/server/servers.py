@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.builder import build, find_files
@@ -21,7 +22,7 @@ WAIT = 60.0  # seconds after which a test has failed
 
 @contextmanager
 def serving(
-    path: Path, folder: Path, serving: Serving | None = None, **engine: int
+    path: Path, folder: Path, serving: Serving | None = None, **engine: Any
 ) -> Iterator[str]:
     """A server with the model of a file; its address."""
     recipe = Recipe(str(path), OPTIONS, drafts=())

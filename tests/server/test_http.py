@@ -399,3 +399,24 @@ def test_a_port_that_is_in_use_is_named():
             running.listening("127.0.0.1", port)
     with pytest.raises(ConfigError, match="give another --host or --port"):
         running.listening("no.such.host.invalid", 0)
+
+
+def test_a_conversation_goes_on_after_a_restart(
+    tiny_gguf: Path, folder: Path, tmp_path: Path
+):
+    """Its cells come from the disk, and the answer is the same."""
+    talk = [{"role": "system", "content": "be kind " * 12}, *CHAT]
+    said, cached = [], []
+    for _ in range(2):
+        with (
+            serving(tiny_gguf, folder, prefix_cache=tmp_path) as url,
+            httpx.Client(base_url=url, timeout=WAIT) as http,
+        ):
+            reply = chat(http, messages=talk)
+            said.append(text_of(reply))
+            usage = reply.json()["usage"]
+            cached.append(usage["prompt_tokens_details"]["cached_tokens"])
+    assert said[0] == said[1]
+    assert cached[0] == 0
+    assert cached[1] >= usage["prompt_tokens"] - 1
+    assert [*tmp_path.glob("*/*.cells")]

@@ -24,7 +24,8 @@ from edgecs.planning.planner import Planner
 from edgecs.sampling.chain import always, chooser
 from edgecs.sampling.settings import Sampling
 from edgecs.server.job import Busy, Ended, Event, Job
-from edgecs.server.scheduler import Scheduler, best_joint_width
+from edgecs.server.joint import best_joint_width
+from edgecs.server.scheduler import Scheduler
 from edgecs.session.session import Session
 from edgecs.testing.fakes import CachingModel, Endless
 
@@ -37,13 +38,20 @@ class Shared(CachingModel):
 
     uniform = True
 
-    def __init__(self, sequences: int, n_ctx: int = 400) -> None:
-        super().__init__(VOCAB, sequences=sequences, n_ctx=n_ctx)
+    def __init__(
+        self, sequences: int, n_ctx: int = 400, copy_cost: int | None = None
+    ) -> None:
+        super().__init__(VOCAB, sequences=sequences, n_ctx=n_ctx, copy_cost=copy_cost)
+        self.copies: list[tuple[int, int, int]] = []
         self.calls: list[list[int]] = []  # tokens of every request of every call
         self.gate: threading.Event | None = None
 
     def law(self, prefix):
         return super().law(prefix[-3:])
+
+    def copy(self, source, target, length):
+        self.copies.append((source, target, length))
+        return super().copy(source, target, length)
 
     def score(self, requests):
         if self.gate is not None:
@@ -118,17 +126,26 @@ def alone(prompt: list[int], most: int) -> list[int]:
     return Shared(1).greedy(prompt, most)
 
 
-prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=200)
+costs_of_copies = st.sampled_from([None, 1, 30])
+texts = st.lists(st.integers(0, VOCAB - 1), max_size=100)
+# Most of them share a prefix with others.
+prompts = st.builds(
+    lambda size, text: [(i * i) % 3 for i in range(size)] + text,
+    st.sampled_from([0, 20, 90, 100]),
+    texts,
+).filter(len)
 
 
 @given(
     st.lists(st.tuples(prompts, st.integers(1, 24), st.booleans()), max_size=8),
     st.integers(1, 4),
     st.booleans(),
+    costs_of_copies,
 )
-@settings(max_examples=60)
-def test_every_client_gets_what_it_gets_alone(jobs, slots, drafts):
-    with scheduler(Shared(slots), drafts=drafts, reads=64) as made:
+@settings(max_examples=80)
+def test_every_client_gets_what_it_gets_alone(jobs, slots, drafts, copy_cost):
+    target = Shared(slots, copy_cost=copy_cost)
+    with scheduler(target, drafts=drafts, reads=64) as made:
         clients = [
             Client(made, job(prompt, most, speculate=speculate))
             for prompt, most, speculate in jobs
@@ -202,6 +219,112 @@ def test_a_prompt_goes_to_the_slot_that_has_most_of_it():
             assert ended.stats.cached_tokens >= 49
 
 
+SYSTEM = [1, 2, 3, 4] * 25  # a prefix of several conversations
+
+
+def test_a_shared_prefix_is_copied_and_not_read_again():
+    target = Shared(3, copy_cost=10)
+    with scheduler(target) as made:
+        first = Client(made, job([*SYSTEM, 1, 1], 200))
+        assert isinstance(first.next(), list)  # it goes on while the others come
+        target.gate = threading.Event()
+        others = [Client(made, job([*SYSTEM, 2, i], 20)) for i in range(2)]
+        target.gate.set()
+        for i, client in enumerate(others):
+            ended = client.end()
+            assert isinstance(ended, Ended)
+            assert client.tokens == alone([*SYSTEM, 2, i], 20)
+            assert ended.stats.cached_tokens >= len(SYSTEM)
+        assert isinstance(first.end(), Ended)
+        assert first.tokens == alone([*SYSTEM, 1, 1], 200)
+    assert len(target.copies) == 2
+    assert sum(fed > 50 for call in target.calls for fed in call) == 1
+
+
+def test_several_answers_to_one_prompt_read_it_once():
+    target = Shared(4, copy_cost=10)
+    target.gate = threading.Event()
+    with scheduler(target, reads=1024) as made:
+        clients = [Client(made, job(SYSTEM, 20)) for _ in range(4)]
+        target.gate.set()
+        ends = [client.end() for client in clients]
+        cached = [ended.stats.cached_tokens for ended in ends]
+        assert cached == [0, *[len(SYSTEM) - 1] * 3]
+        assert {tuple(client.tokens) for client in clients} == {
+            tuple(alone(SYSTEM, 20))
+        }
+    assert max(map(len, target.calls)) == 4  # then they share calls
+
+
+def test_a_prefix_that_is_cheaper_to_read_is_not_copied():
+    target = Shared(2, copy_cost=len(SYSTEM))
+    with scheduler(target) as made:
+        for last in ([1] * 20, [2]):
+            client = Client(made, job([*SYSTEM, *last], 5))
+            assert isinstance(client.end(), Ended)
+    assert not target.copies
+
+
+def test_a_copy_that_fails_costs_only_time():
+    class Failing(Shared):
+        def copy(self, source, target, length):
+            super().copy(source, target, length)
+            self._cells[target].cache.reset()
+            return False
+
+    target = Failing(2, copy_cost=5)
+    with scheduler(target) as made:
+        for last in ([1] * 20, [2]):
+            client = Client(made, job([*SYSTEM, *last], 5))
+            ended = client.end()
+            assert isinstance(ended, Ended)
+            assert client.tokens == alone([*SYSTEM, *last], 5)
+            assert ended.stats.cached_tokens == 0
+    assert target.copies
+
+
+@pytest.mark.parametrize("copy_cost", [None, 20])
+def test_a_short_match_does_not_cost_a_long_conversation(copy_cost):
+    """A prompt that shares two tokens takes the least recently used slot."""
+    long = [1, 2, *[3] * 200]
+    target = Shared(3, copy_cost=copy_cost)
+    with scheduler(target) as made:
+        for prompt in ([4] * 30, long, [1, 2, *[0] * 40], [0] * 30):
+            assert isinstance(Client(made, job(prompt, 3)).end(), Ended)
+        again = Client(made, job([*long, 1], 3)).end()
+        assert isinstance(again, Ended)
+        assert again.stats.cached_tokens >= len(long)
+
+
+def test_a_common_prefix_does_not_cost_a_conversation():
+    """Two conversations with one long system prompt keep a slot each."""
+    target = Shared(2, copy_cost=20)
+    talks = [[*SYSTEM, *[i] * 30] for i in range(2)]
+    with scheduler(target) as made:
+        for turn in range(3):
+            for talk in talks:
+                client = Client(made, job(talk, 8))
+                ended = client.end()
+                assert isinstance(ended, Ended)
+                if turn:
+                    assert ended.stats.cached_tokens >= len(talk) - 3
+                talk += [*client.tokens, 4, 4]
+    assert len(target.copies) == 1
+
+
+def test_a_conversation_stays_in_its_slot_though_its_last_answer_is_dropped():
+    """Templates remove the thoughts of earlier answers."""
+    target = Shared(3, copy_cost=20)
+    prompt = [*SYSTEM, 1]
+    with scheduler(target) as made:
+        for turn in range(3):
+            ended = Client(made, job(prompt, 100)).end()
+            assert isinstance(ended, Ended)
+            assert ended.stats.cached_tokens >= (turn and len(prompt) - 4)
+            prompt += [2, 3, 4]
+    assert not target.copies
+
+
 def test_a_client_that_leaves_frees_its_slot_within_a_round():
     target = Shared(1)
     with scheduler(target, drafts=False) as made:
@@ -223,10 +346,13 @@ def test_a_client_that_leaves_frees_its_slot_within_a_round():
         assert third.tokens == alone([3], 5)
 
 
-@given(st.lists(st.tuples(prompts, st.integers(0, 6)), min_size=1, max_size=6))
-@settings(max_examples=30)
-def test_the_answers_of_others_survive_cancellations(jobs):
-    with scheduler(Shared(3), reads=32) as made:
+@given(
+    st.lists(st.tuples(prompts, st.integers(0, 6)), min_size=1, max_size=6),
+    costs_of_copies,
+)
+@settings(max_examples=40)
+def test_the_answers_of_others_survive_cancellations(jobs, copy_cost):
+    with scheduler(Shared(3, copy_cost=copy_cost), reads=32) as made:
         clients = [Client(made, job(prompt, 15)) for prompt, _ in jobs]
         for client, (_, rounds) in zip(clients, jobs, strict=True):
             for _ in range(rounds):

@@ -21,6 +21,7 @@ from edgecs.core.context import Context, Tokens
 from edgecs.core.draft import (
     Draft,
     LanguageModel,
+    OneSequence,
     Request,
     Rows,
     Verdict,
@@ -65,13 +66,13 @@ class Numbers:
         return self._numbers[token]
 
 
-class _Table:
+class _Table(OneSequence):
     """A model that is defined by its greedy choices; its rows are one-hot."""
 
     vocab_size = Numbers.size
     n_ctx = 1 << 30
     max_draft = 63
-    max_leaves = sequences = 1
+    max_leaves = 1
     rewindable = True
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 
 from edgecs.core.context import Context, Tokens
-from edgecs.core.draft import Request, Row, Rows, sole_request
+from edgecs.core.draft import OneSequence, Request, Row, Rows, sole_request
 from edgecs.decoding.cascade import NamedModel
 from edgecs_bench.hardware.curves import (
     DRAFTER_CURVE,
@@ -62,7 +62,7 @@ class Said:
         return False
 
 
-class Recorded:
+class Recorded(OneSequence):
     """A drafter's model, defined by a trace.
 
     Every choice along the answer is known, and after the drafter's first wrong token
@@ -73,7 +73,7 @@ class Recorded:
     vocab_size = _VOCABULARY
     n_ctx = 1 << 30
     max_draft = 31
-    max_leaves = sequences = 1
+    max_leaves = 1
     rewindable = True
 
     def __init__(

@@ -146,7 +146,7 @@ class Talk:
 
     def save(self, path: Path) -> None:
         """Saves the conversation and its KV cells. Raises ConfigError."""
-        cells = self.runtime.loaded.target.cells()
+        cells = self.runtime.loaded.target.snapshot()
         save(path, self.chat.conversation.state(), self.owner(), cells)
 
     def load(self, path: Path) -> str | None:
@@ -156,7 +156,7 @@ class Talk:
         """
         found = read(path, self.owner())
         target, reason = self.runtime.loaded.target, found.reason
-        if found.cells and not target.take(found.cells):
+        if found.cells and not target.restore(found.cells):
             reason = "llama.cpp rejects its KV cells"
         self.chat.conversation.messages = found.messages
         return reason
@@ -171,16 +171,16 @@ class Talk:
         target = self.runtime.loaded.target
         if path.exists():
             cells = read(path, self.owner()).cells
-            if cells and cells.tokens == prefix and target.take(cells):
+            if cells and cells.tokens == prefix and target.restore(cells):
                 say(f"loaded {len(prefix)} tokens of the system message from {path}")
                 return
         if not prefix:
             return
         score_one(target, Context(prefix))
-        cells = target.cells()
+        cells = target.snapshot()
         save(path, [], self.owner(), cells)
         if cells:
-            target.take(cells)  # continue from the same cells as after loading
+            target.restore(cells)  # continue from the same cells as after loading
         say(f"saved {len(prefix)} tokens of the system message to {path}")
 
     @cached_property

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgecs.errors import ConfigError
-from edgecs.runtime.builder import build
+from edgecs.runtime.builder import Runtime, build
 from edgecs.runtime.recipe import Recipe
 from edgecs_cli.console import show_log
 from edgecs_cli.loading.describe import introduce
@@ -49,6 +49,8 @@ class Wishes:
     api_key_file: Path | None
     allow_origin: tuple[str, ...]
     allow_host: tuple[str, ...]
+    prefix_cache: Path | None
+    prefix_cache_size: int
 
 
 @click.command(cls=Sectioned)
@@ -110,6 +112,21 @@ class Wishes:
     metavar="NAME",
     help="Accept this name in the Host header.",
 )
+@click.option(
+    "--prefix-cache",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Save the KV cells of idle conversations in this folder when they lose their "
+    "slot or the server ends, and continue from them.",
+)
+@click.option(
+    "--prefix-cache-size",
+    type=click.IntRange(1, 1 << 20),
+    default=8192,
+    show_default=True,
+    metavar="MIB",
+    help="Size of the prefix cache; the least recently used files are removed.",
+)
 @sampling_options
 @drafter_options
 @schedule_options
@@ -152,7 +169,15 @@ def serve(**values: Any) -> int:
 
             with build(recipe, files, call.folders, call.reports, cancel) as runtime:
                 introduce(runtime, quiet=call.quiet, verbose=call.verbose)
-                engine = Engine(runtime, _name(recipe), waiting=wishes.queue)
+                if note := _context_note(recipe, runtime):
+                    call.say(note)
+                engine = Engine(
+                    runtime,
+                    _name(recipe),
+                    waiting=wishes.queue,
+                    prefix_cache=wishes.prefix_cache,
+                    prefix_bytes=wishes.prefix_cache_size << 20,
+                )
                 try:
                     yield engine
                 finally:
@@ -178,8 +203,7 @@ def _recipe(values: dict[str, Any]) -> Recipe:
     """The recipe; with several slots there are no drafters that are models."""
     recipe, parallel = read_recipe(values), values["parallel"]
     options = replace(recipe.options, sequences=parallel)
-    if not options.n_ctx:
-        options = replace(options, n_ctx=_CONTEXT)
+    options = replace(options, most_ctx=_CONTEXT)
     if parallel > 1 and recipe.drafts:
         raise ConfigError(
             "a drafter that is a model supports one conversation: give --parallel 1, "
@@ -187,6 +211,15 @@ def _recipe(values: dict[str, Any]) -> Recipe:
         )
     drafts = () if parallel > 1 else recipe.drafts
     return replace(recipe, options=options, drafts=drafts)
+
+
+def _context_note(recipe: Recipe, runtime: Runtime) -> str | None:
+    """What limits a context that is shorter than the default; None: nothing does."""
+    n_ctx, trained = runtime.loaded.target.n_ctx, runtime.loaded.model.trained_ctx
+    if recipe.options.n_ctx or n_ctx == _CONTEXT:
+        return None
+    why = "the model was trained for no more" if n_ctx == trained else "memory is short"
+    return f"the context is {n_ctx} tokens, as {why}: give another with -c"
 
 
 def _key(wishes: Wishes) -> str | None:

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from edgecs.core.context import Context
+from edgecs.core.context import Context, Tokens
 from edgecs.core.draft import NOTHING, Request, Rows, no_sequence
 from edgecs.engines.hidden_states import States
 from edgecs.engines.host import usable_cores
@@ -36,6 +36,8 @@ from edgecs.errors import Cancelled, ContextFull, EdgecsError, ModelError, OutOf
 
 _REAL = 32  # cells that are computed, and then repeated for measuring
 _LARGEST_STATE = 1 << 29  # bytes
+# measured: 9 on two cores (SmolLM2 135M, Qwen2.5 1.5B); more on GPUs.
+_TOKENS_A_PASS = 32  # prompt tokens that are read in the time of one pass over weights
 _WRAPS = 4096  # chosen: numpy views that are kept
 _ALONE = (0,)  # no padding
 _FLASH = {
@@ -69,6 +71,7 @@ class LlamaLM:
         drafts_for: int | None = None,
         exact: bool = True,
     ) -> None:
+        self._model = model
         self.vocab_size = drafts_for or model.vocabulary.size
         self.exact = exact and drafts_for is None
         self.sequences, self.max_leaves = options.sequences, options.leaves
@@ -77,9 +80,10 @@ class LlamaLM:
             self.n_ctx = min(self.n_ctx, model.trained_ctx)
         self.max_draft = min(options.max_draft, self.n_ctx - 1)
         self.rewindable = model.rewindable
+        self.copy_cost = self._copy_cost(options)
         self.cancel = cancel
         self.threads = options.threads or usable_cores()
-        self._model, packed = model, model.packed
+        packed = model.packed
         self._nodes = Nodes(packed, self.threads) if packed else None
         self._chunk = options.n_batch
         self._ctx: lib.llama_context_p | None = self._open(options)
@@ -94,6 +98,7 @@ class LlamaLM:
         self.on_read: Callable[[int, int], None] | None = None  # tokens read, of all
         self.pads = True  # whether requests of unequal widths are computed in one pass
         self.gives_states = False
+        self._copying = False  # whether llama.cpp has not done all copies yet
         self._giving_states = False  # current setting of llama.cpp
         if self._nodes:
             self._pack()
@@ -128,6 +133,19 @@ class LlamaLM:
     @property
     def _pads(self) -> bool:
         return self.pads and self.max_leaves == 1 and self.rewindable
+
+    def _copy_cost(self, options: LoadOptions) -> int | None:
+        """How many prompt tokens are read in the time of a copy.
+
+        llama.cpp copies all cells of a stream, used or not.
+        """
+        model = self._model
+        if self.sequences == 1 or self.max_leaves > 1:
+            return None
+        if not model.rewindable or model.swa:
+            return None  # cells of a prefix may have been replaced by later ones
+        moved = 2 * model.kv_bytes(self.n_ctx, options)
+        return 1 + int(moved * _TOKENS_A_PASS / model.size)
 
     def note_states(self, sequence: int = 0) -> States:
         """Record the final states of cells in every call for a draft from now on.
@@ -245,33 +263,68 @@ class LlamaLM:
         for one in self._sequences:
             one.reset(self._ctx is not None)
 
-    def cells(self) -> KVSnapshot | None:
-        """A snapshot of sequence 0's cells, for `take`; None if it has none."""
-        one = self._sequences[0]
-        one.cache.trim(len(one.cache))
-        tokens = one.cache.tokens
-        if self._ctx is None or not tokens:
+    def reusable(
+        self, tokens: Tokens, sequence: int = 0, *, copied: bool = False
+    ) -> int:
+        """How many first tokens of a prompt a sequence saves, see `LanguageModel`."""
+        if self._ctx is None or (copied and self.copy_cost is None):
+            return 0
+        return self._sequences[sequence].cache.reusable(tokens, copied=copied)
+
+    def copy(self, source: int, target: int, length: int) -> bool:
+        """Copy the first cells of a sequence to another, see `LanguageModel`."""
+        if self._ctx is None or self.copy_cost is None or source == target:
+            return False
+        self._copying = True
+        return self._sequences[target].receive(self._sequences[source], length)
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Whether any prefix of a snapshot can be used after `restore`."""
+        return self.rewindable and not self._model.swa
+
+    def snapshot(self, sequence: int = 0) -> KVSnapshot | None:
+        """The cells of a sequence, for `restore`; None if it has none."""
+        one = self._sequences[sequence]
+        if self._ctx is None or not len(one.cache):
             return None
+        one.cache.trim(len(one.cache))
+        self._finish_copies()
         saved = one.prompt_row
-        return KVSnapshot(tokens, one.state(), saved and (saved[0], saved[1].copy()))
+        row = saved and (saved[0], saved[1].copy())
+        return KVSnapshot(one.cache.tokens, one.state(), row)
 
-    def take(self, cells: KVSnapshot) -> bool:
-        """Replace all cells by a snapshot of `cells`, in sequence 0.
+    def restore(self, cells: KVSnapshot, sequence: int = 0) -> bool:
+        """Replace the cells of a sequence by a snapshot.
 
-        Returns False if llama.cpp rejects it; all cells are dropped then.
+        Returns False if llama.cpp rejects it; the sequence then has no cells.
         """
-        self.reset()
+        one = self._sequences[sequence]
+        if self._ctx is not None:
+            self._finish_copies()
+        one.reset(self._ctx is not None)
         if len(cells.tokens) > self.n_ctx:
             return False
-        one = self._sequences[0]
         one.cache.expect()
         if not one.put(cells.data, len(cells.tokens)):
-            self.reset()
+            one.reset(self._ctx is not None)
             return False
         one.cache.reset_to(cells.tokens)
         if cells.row and cells.row[1].shape == (self.vocab_size,):
             one.prompt_row = cells.row
         return True
+
+    def _finish_copies(self) -> None:
+        """Have llama.cpp make the copies that it puts off until the next call."""
+        if not self._copying:
+            return
+        one = min(self._sequences, key=lambda one: len(one.cache))
+        one.cache.expect()
+        self._batch.chain([0], len(one.cache), 1, one.id)
+        code, _ = self._call(0)
+        if code:
+            raise self._decode_error(code)
+        one.cache.trim(len(one.cache))
 
     def pretend(self, context: Context) -> bool:
         """Fill the cells of a context for measuring, see `probe.Measurable`.
@@ -371,7 +424,7 @@ class LlamaLM:
             chunk = pending[start : start + size]
             rows, _ = self._decode([Feed(request, one, chunk, 0)], reads=True)[0]
             if len(chunk) == size:
-                one.cache.mark()
+                one.cache.mark(size)
             start += size
         if self.on_read:
             self.on_read(len(pending), len(pending))
@@ -495,6 +548,7 @@ class LlamaLM:
                 if self._nodes:
                     self._nodes.forget()
                 return code, 0
+            self._copying = False
             # Requesting the rows waits for the call to end.
             return 0, library.logits_address(self._ctx, first)
 

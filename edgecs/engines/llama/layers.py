@@ -82,6 +82,6 @@ def _footprint(path: Path, options: LoadOptions, free: int) -> tuple[Footprint, 
     )
     trained = number("context_length", SMALLEST_CONTEXT)
     n_ctx = options.n_ctx or context_that_fits(
-        trained, int(per_token * len(blocks)), free
+        options.longest_ctx(trained), int(per_token * len(blocks)), free
     )
     return Footprint(tuple(blocks), output, int(per_token * n_ctx)), n_ctx

@@ -67,6 +67,22 @@ class LlamaSequence:
         """Sequence ids of a context token in the call of a tree."""
         return [self.id, *self._used]
 
+    def receive(self, other: LlamaSequence, length: int) -> bool:
+        """Replace its cells by the first ones of `other`, which is in another stream.
+
+        llama.cpp copies the stream at the next call. Returns False, with no cells, if
+        the tail cannot be removed.
+        """
+        self.reset(True)
+        self.cache.expect()
+        lib.llama_memory_seq_cp(self._memory, other.id, self.id, -1, -1)
+        lib.llama_memory_seq_rm(self._memory, self.id, length, -1)
+        if lib.llama_memory_seq_pos_max(self._memory, self.id) != length - 1:
+            self.reset(True)
+            return False
+        self.cache.share(other.cache, length)
+        return True
+
     def reset(self, there: bool) -> None:
         """Drop all cells; there: whether the llama.cpp context still exists."""
         if there:

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgecs.core.context import Context, Tokens
-from edgecs.core.draft import Draft, Request, Rows, sole_request
+from edgecs.core.draft import Draft, OneSequence, Request, Rows, sole_request
 from edgecs.engines.kv_prefix import PrefixCache
 from edgecs.engines.lease import ExclusiveUse
 from edgecs.engines.onnx import providers as onnx_providers
@@ -40,7 +40,7 @@ _CHUNK = 64  # tokens in one call; the engine computes a row of logits for each
 _PROBED = 16  # cells that the check at load fills
 
 
-class OnnxModel:
+class OnnxModel(OneSequence):
     """Scores drafts with the decoder of a drafter's folder.
 
     provider: the chosen execution provider; provider_notes: why each preferred one was
@@ -50,7 +50,7 @@ class OnnxModel:
     """
 
     rewindable = True
-    max_leaves = sequences = 1
+    max_leaves = 1
     n_ctx = 2**31 - 1  # tokens before the window are dropped
 
     def __init__(

@@ -20,7 +20,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgecs.core.context import Context, Tokens
-from edgecs.core.draft import Draft, Request, Rows, sole_request
+from edgecs.core.draft import Draft, OneSequence, Request, Rows, sole_request
 from edgecs.engines.hidden_states import State, States
 from edgecs.engines.kv_prefix import PrefixCache
 from edgecs.engines.lease import ExclusiveUse
@@ -37,7 +37,7 @@ _INPUTS = {"token", "state", "position", "mask", "past_key", "past_value"}
 _OUTPUTS = ["logits", "next_state", "key", "value"]
 
 
-class OnnxHead:
+class OnnxHead(OneSequence):
     """Proposes tokens from the hidden states that a target records.
 
     states: of the target; tokens without a known state are read with zeros. provider
@@ -46,7 +46,7 @@ class OnnxHead:
     """
 
     rewindable = True
-    max_leaves = sequences = 1
+    max_leaves = 1
     n_ctx = 2**31 - 1  # tokens before the window are dropped
     max_draft = 0  # it cannot review drafts
 

@@ -1,0 +1,51 @@
+"""The command that starts the server, up to the moment when it listens."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgecs.server import run as running
+from edgecs.testing.fakes import write_random_gguf
+from tests.commands import Edgecs
+
+
+@pytest.fixture(autouse=True)
+def ready_and_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server ends as soon as it is ready."""
+
+    def serve(serving: Any, sock: Any, load: Any, *, ready: Any, **more: Any) -> None:
+        with load(threading.Event()) as engine:
+            ready(engine)
+
+    monkeypatch.setattr(running, "serve", serve)
+
+
+def started(edgecs: Edgecs, model: Path, *options: object) -> str:
+    fixed = ("-m", model, "--port", 0, "--kernels", "llama", "--no-spec")
+    outcome = edgecs("serve", *fixed, *options)
+    assert outcome.code == 0, outcome.err
+    return outcome.err
+
+
+def test_the_default_context_is_not_longer_than_that_of_the_training(
+    edgecs: Edgecs, tmp_path: Path
+):
+    model = write_random_gguf(tmp_path / "short.gguf", n_ctx=2048)
+    said = started(edgecs, model, "-np", 2)
+    assert "2 slots of 2048 tokens" in said
+    assert "the context is 2048 tokens, as the model was trained for no more" in said
+    said = started(edgecs, model, "-np", 2, "-c", 4096)
+    assert "2 slots of 4096 tokens" in said
+    assert "trained" not in said
+
+
+def test_a_model_with_a_long_context_has_a_shorter_one_by_default(
+    edgecs: Edgecs, tiny_gguf: Path
+):
+    said = started(edgecs, tiny_gguf, "-np", 2)
+    assert "2 slots of 8192 tokens" in said
+    assert "trained" not in said
