@@ -15,7 +15,8 @@ from starlette.responses import JSONResponse, Response
 
 from edgecs.server.answering import Answers, Choice, Part, Usage, chat_answers
 from edgecs.server.engine import Engine
-from edgecs.server.replies import event_stream, unless_gone
+from edgecs.server.error_forms import openai_error
+from edgecs.server.replies import Framing, event_stream, unless_gone, unnamed_event
 from edgecs.server.request_jobs import grammar_of, jobs_of
 from edgecs.server.schemas import ChatRequest, CompletionRequest
 from edgecs.session.answer import FinishReason, Token
@@ -27,6 +28,11 @@ _REASONS: Mapping[FinishReason | None, str | None] = {
     "context": "length",
     "cancelled": "length",  # it timed out; OpenAI has no other reason for that
 }
+_FRAMING = Framing(
+    unnamed_event,
+    lambda error: unnamed_event(openai_error(error)),
+    end=b"data: [DONE]\n\n",
+)
 
 
 async def chat(
@@ -36,7 +42,7 @@ async def chat(
     answers = await chat_answers(engine, asked, seconds)
     form = _ChatForm(engine, asked, answers)
     if asked.stream:
-        return event_stream(form.chunks(), answers.cancel)
+        return event_stream(form.chunks(), answers.cancel, _FRAMING)
     return JSONResponse(await unless_gone(request, form.whole()))
 
 
@@ -55,7 +61,7 @@ async def complete(
     echo = engine.decode(prompt.tolist()) if asked.echo else ""
     form = _TextForm(engine, asked, answers, echo)
     if asked.stream:
-        return event_stream(form.chunks(), answers.cancel)
+        return event_stream(form.chunks(), answers.cancel, _FRAMING)
     return JSONResponse(await unless_gone(request, form.whole()))
 
 
