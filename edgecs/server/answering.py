@@ -89,7 +89,7 @@ class Answers:
     def __init__(
         self, engine: Engine, jobs: Sequence[Job], thinks: bool | None = None
     ) -> None:
-        self.prompt_tokens = int(jobs[0].prompt.size)
+        self.prompt = jobs[0].prompt
         self.choices = [
             Choice(i, None if thinks is None else Thoughts(open=thinks))
             for i in range(len(jobs))
@@ -179,11 +179,27 @@ async def chat_answers(
     it is part of the prompt and not of the answers.
     """
     prompt = await asyncio.to_thread(chat_prompt, engine, asked, beginning)
+    return await prompt_answers(engine, asked, prompt, seconds)
+
+
+async def prompt_answers(
+    engine: Engine,
+    asked: ChatRequest,
+    prompt: Tokens,
+    seconds: float,
+    *,
+    separated: bool = True,
+) -> Answers:
+    """The answers to a prompt, with the settings of a chat request.
+
+    separated: whether thoughts are separated from the text. Raises EdgecsError.
+    """
     ending = "".join(map(engine.spelling, prompt[-8:].tolist()))
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     grammar = await asyncio.to_thread(grammar_of, asked, asked.response_format)
     jobs = await jobs_of(engine, asked, prompt, logprobs, grammar, seconds)
-    return Answers(engine, jobs, ending.rstrip().endswith(OPENS))
+    thinks = ending.rstrip().endswith(OPENS) if separated else None
+    return Answers(engine, jobs, thinks)
 
 
 def chat_prompt(engine: Engine, asked: ChatRequest, beginning: str = "") -> Tokens:

@@ -104,7 +104,7 @@ class _Form:
         """The counts; prompt tokens that were found in the cache are apart."""
         usage = Usage.of([choice] if choice else [])
         return {
-            "input_tokens": self._answers.prompt_tokens - usage.cached,
+            "input_tokens": int(self._answers.prompt.size) - usage.cached,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": usage.cached,
             "output_tokens": usage.answer,

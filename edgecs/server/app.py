@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from edgecs.errors import EdgecsError
-from edgecs.server import anthropic, metrics, openai
+from edgecs.server import anthropic, metrics, ollama, ollama_models, openai
 from edgecs.server.endpoint import Endpoint
 from edgecs.server.engine import Engine
 from edgecs.server.error_forms import error_response
@@ -33,7 +33,11 @@ from edgecs.server.schemas import (
 MOST_BODY = 16 << 20  # bytes
 MOST_SECONDS = 3600.0  # time limit of an answer
 
-ENDPOINTS: tuple[Endpoint, ...] = (*anthropic.ENDPOINTS,)
+ENDPOINTS: tuple[Endpoint, ...] = (
+    *anthropic.ENDPOINTS,
+    *ollama.ENDPOINTS,
+    *ollama_models.ENDPOINTS,
+)
 
 Answer = Callable[[Request, Engine], Awaitable[Response]]
 
@@ -78,6 +82,9 @@ def create_app(serving: Serving) -> Starlette:
             loading = Refused(503, "Loading model", "unavailable_error")
             return error_response(loading, request.url.path)
         return JSONResponse({"status": "ok"})
+
+    async def here(request: Request) -> Response:
+        return Response()
 
     async def chat(request: Request, engine: Engine) -> Response:
         asked = await read_body(request, ChatRequest, serving.most_body)
@@ -136,6 +143,7 @@ def create_app(serving: Serving) -> Starlette:
         routes=[
             Route("/health", health),
             Route("/v1/health", health),
+            Route("/", here, methods=["HEAD"]),  # Ollama's clients ask this first
             route("/v1/chat/completions", chat),
             route("/chat/completions", chat),
             route("/v1/completions", complete),
