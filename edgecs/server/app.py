@@ -16,7 +16,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from edgecs.errors import EdgecsError
-from edgecs.server import anthropic, metrics, ollama, ollama_models, openai
+from edgecs.server import (
+    anthropic,
+    metrics,
+    ollama,
+    ollama_models,
+    openai,
+    responses,
+)
 from edgecs.server.endpoint import Endpoint
 from edgecs.server.engine import Engine
 from edgecs.server.error_forms import error_response
@@ -37,6 +44,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *anthropic.ENDPOINTS,
     *ollama.ENDPOINTS,
     *ollama_models.ENDPOINTS,
+    *responses.ENDPOINTS,
 )
 
 Answer = Callable[[Request, Engine], Awaitable[Response]]

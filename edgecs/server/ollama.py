@@ -23,6 +23,7 @@ from edgecs.server.ollama_input import chat_of, generation_of
 from edgecs.server.ollama_schemas import ChatRequest, GenerateRequest
 from edgecs.server.replies import Framing, event_stream, unless_gone
 from edgecs.server.schemas import ChatRequest as Chat
+from edgecs.server.token_names import stated
 from edgecs.session.answer import FinishReason, Token
 
 _REASONS: Mapping[FinishReason, str] = {
@@ -131,10 +132,10 @@ class _Form:
         """A line for each round, and one with the counts."""
         async with aclosing(self._answers.parts()) as parts:
             async for part in parts:
-                stated = self._stated(part.tokens)
-                if part.thought or part.text or stated:
+                found = self._stated(part.tokens)
+                if part.thought or part.text or found:
                     said = self._said(part.thought, part.text)
-                    yield {**self._head(), **said, **stated, "done": False}
+                    yield {**self._head(), **said, **found, "done": False}
         yield {**self._head(), **self.nothing, **self._end()}
 
     def _said(self, thought: str, text: str) -> dict[str, Any]:
@@ -166,22 +167,16 @@ class _Form:
 
     def _stated(self, tokens: Sequence[Token]) -> dict[str, Any]:
         """Log-probabilities, if they are wanted."""
-        stated = [
-            {
-                **self._named(token.id, token.logprobs.logprob),
-                "top_logprobs": [
-                    self._named(other, logprob) for other, logprob in token.logprobs.top
-                ],
-            }
-            for token in tokens
-            if token.logprobs is not None
-        ]
-        return {"logprobs": stated} if stated else {}
+        found = [_without_ids(one) for one in stated(self._engine, tokens)]
+        return {"logprobs": found} if found else {}
 
-    def _named(self, token: int, logprob: float) -> dict[str, Any]:
-        data = self._engine.piece(token)
-        text = data.decode("utf-8", "replace") if data else self._engine.spelling(token)
-        return {"token": text, "logprob": logprob, "bytes": list(data)}
+
+def _without_ids(one: dict[str, Any]) -> dict[str, Any]:
+    """A log-probability in Ollama's form, which has no ids."""
+    kept = {name: value for name, value in one.items() if name != "id"}
+    if "top_logprobs" in kept:
+        kept["top_logprobs"] = [*map(_without_ids, kept["top_logprobs"])]
+    return kept
 
 
 class _Chat(_Form):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,6 +16,9 @@ from starlette.types import Receive, Scope, Send
 
 from edgecs.errors import ConfigError, ContextFull, EdgecsError
 from edgecs.server.job import Busy
+
+# pydantic's names of the alternatives of a field, which clients do not know.
+_BRANCH = re.compile(r"(constrained-)?(str|int|bool|float)|[a-z-]+\[.*\]|[A-Z]\w+")
 
 Body = TypeVar("Body", bound=BaseModel)
 T = TypeVar("T")
@@ -77,10 +81,14 @@ async def read_body(request: Request, kind: type[Body], most: int) -> Body:
 
 def refused_body(error: ValidationError) -> Refused:
     """The response to a body that is not what was expected."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    where = f"{place}: " if place else ""
-    return Refused(400, f"{where}{first['msg']}", param=place or None)
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    # Of a field with alternatives the one that fits best says what is wrong.
+    same = [one for one in found if one["loc"][:1] == found[0]["loc"][:1]]
+    first = max(same, key=lambda one: len(one["loc"]))
+    parts = [str(part) for part in first["loc"]]
+    place = ".".join(part for part in parts if not _BRANCH.fullmatch(part))
+    where = f"{place:.200}: " if place else ""
+    return Refused(400, f"{where}{first['msg']:.300}", param=place[:200] or None)
 
 
 async def _read(request: Request, most: int) -> bytes:

@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"-?\d{1,19}\.\d{1,19}(e[+-]?\d{1,3})?")
 _WORDS = {"true": True, "false": False}
 
 
-def metadata(handle: lib.llama_model_p) -> Mapping[str, Value]:
+def metadata(handle: lib.llama_model_p | None) -> Mapping[str, Value]:
     """The keys of a model and their values; long texts and arrays are left out."""
     found: dict[str, Value] = {}
     for i in range(lib.llama_model_meta_count(handle)):
@@ -30,7 +30,7 @@ def metadata(handle: lib.llama_model_p) -> Mapping[str, Value]:
     return found
 
 
-def file_type(handle: lib.llama_model_p) -> str:
+def file_type(handle: lib.llama_model_p | None) -> str:
     """The name of the types of its weights, such as Q4_K_M; "unknown"."""
     name = lib.llama_ftype_name(lib.llama_model_ftype(handle))
     return _short(name.decode("ascii", "replace") if name else "")
