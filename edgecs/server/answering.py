@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
+from edgecs.core.context import Tokens
 from edgecs.errors import EdgecsError
 from edgecs.server.engine import Asked, Engine
 from edgecs.server.job import Ended, Event, Job
-from edgecs.server.replies import refusal
+from edgecs.server.replies import refusal, refused_body
 from edgecs.server.request_jobs import grammar_of, jobs_of
 from edgecs.server.schemas import ChatRequest
 from edgecs.session.answer import FinishReason, Token
@@ -23,6 +26,7 @@ class Choice:
     """One of the `n` answers to a request, as far as it is known.
 
     thoughts: separates thoughts from the answer; None: the text is not separated.
+    thought_tokens: those of the block of thoughts, its delimiters included.
     """
 
     index: int
@@ -31,6 +35,7 @@ class Choice:
     text: str = ""
     tokens: list[Token] = field(default_factory=list)
     ended: Ended | None = None
+    thought_tokens: int = 0
 
     @property
     def reason(self) -> FinishReason | None:
@@ -43,14 +48,26 @@ class Choice:
             self.ended, tokens = event, list[Token]()
         else:
             tokens = event
-        thought, text = "", "".join(token.text for token in tokens)
-        if self.thoughts is not None:
-            new = self.thoughts.flush() if self.ended else self.thoughts.feed(text)
-            thought, text = new.thought, new.answer
+        thought, text = self._separated(tokens)
         self.thought += thought
         self.text += text
         self.tokens += tokens
         return Part(self, thought, text, tokens)
+
+    def _separated(self, tokens: Sequence[Token]) -> tuple[str, str]:
+        """The new thoughts and the new text of the answer."""
+        if self.thoughts is None:
+            return "", "".join(token.text for token in tokens)
+        thought, text = "", ""
+        for token in tokens:
+            was_open = self.thoughts.open
+            new = self.thoughts.feed(token.text)
+            self.thought_tokens += was_open or self.thoughts.open
+            thought, text = thought + new.thought, text + new.answer
+        if self.ended:
+            rest = self.thoughts.flush()
+            thought, text = thought + rest.thought, text + rest.answer
+        return thought, text
 
 
 class Part(NamedTuple):
@@ -72,6 +89,7 @@ class Answers:
     def __init__(
         self, engine: Engine, jobs: Sequence[Job], thinks: bool | None = None
     ) -> None:
+        self.prompt = jobs[0].prompt
         self.choices = [
             Choice(i, None if thinks is None else Thoughts(open=thinks))
             for i in range(len(jobs))
@@ -125,6 +143,7 @@ class Usage(NamedTuple):
     prompt: int
     cached: int  # prompt tokens whose KV cells were kept
     answer: int
+    thoughts: int  # of the answer
     accepted: int  # draft tokens
     rejected: int
 
@@ -137,20 +156,55 @@ class Usage(NamedTuple):
             max((one.prompt_tokens for one in stats), default=0),
             max((one.cached_tokens for one in stats), default=0),
             sum(one.tokens for one in stats),
+            sum(choice.thought_tokens for choice in choices),
             accepted,
             sum(one.tested for one in stats) - accepted,
         )
 
 
-async def chat_answers(engine: Engine, asked: ChatRequest, seconds: float) -> Answers:
+def chat_request(fields: Mapping[str, Any]) -> ChatRequest:
+    """The chat request that a request of another API amounts to. Raises Refused."""
+    try:
+        return ChatRequest.model_validate(fields)
+    except ValidationError as error:
+        raise refused_body(error) from None
+
+
+async def chat_answers(
+    engine: Engine, asked: ChatRequest, seconds: float, *, beginning: str = ""
+) -> Answers:
     """The answers to a conversation. Raises EdgecsError.
 
-    seconds: time limit of an answer.
+    seconds: time limit of an answer. beginning: text with which every answer begins;
+    it is part of the prompt and not of the answers.
     """
-    messages = [message.plain() for message in asked.messages]
-    prompt = await asyncio.to_thread(engine.encode_chat, messages)
+    prompt = await asyncio.to_thread(chat_prompt, engine, asked, beginning)
+    return await prompt_answers(engine, asked, prompt, seconds)
+
+
+async def prompt_answers(
+    engine: Engine,
+    asked: ChatRequest,
+    prompt: Tokens,
+    seconds: float,
+    *,
+    separated: bool = True,
+) -> Answers:
+    """The answers to a prompt, with the settings of a chat request.
+
+    separated: whether thoughts are separated from the text. Raises EdgecsError.
+    """
     ending = "".join(map(engine.spelling, prompt[-8:].tolist()))
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     grammar = await asyncio.to_thread(grammar_of, asked, asked.response_format)
     jobs = await jobs_of(engine, asked, prompt, logprobs, grammar, seconds)
-    return Answers(engine, jobs, ending.rstrip().endswith(OPENS))
+    thinks = ending.rstrip().endswith(OPENS) if separated else None
+    return Answers(engine, jobs, thinks)
+
+
+def chat_prompt(engine: Engine, asked: ChatRequest, beginning: str = "") -> Tokens:
+    """The ids of a conversation, see `chat_answers`. Raises EdgecsError."""
+    messages = [message.plain() for message in asked.messages]
+    options = asked.chat_template_kwargs
+    thinking = options.enable_thinking if options else None
+    return engine.encode_chat(messages, beginning, thinking=thinking)

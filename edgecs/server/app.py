@@ -16,8 +16,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from edgecs.errors import EdgecsError
-from edgecs.server import metrics, openai
+from edgecs.server import (
+    anthropic,
+    metrics,
+    ollama,
+    ollama_models,
+    openai,
+    responses,
+)
+from edgecs.server.endpoint import Endpoint
 from edgecs.server.engine import Engine
+from edgecs.server.error_forms import error_response
 from edgecs.server.guard import Access, Guard
 from edgecs.server.replies import Refused, read_body, refusal
 from edgecs.server.schemas import (
@@ -30,6 +39,13 @@ from edgecs.server.schemas import (
 
 MOST_BODY = 16 << 20  # bytes
 MOST_SECONDS = 3600.0  # time limit of an answer
+
+ENDPOINTS: tuple[Endpoint, ...] = (
+    *anthropic.ENDPOINTS,
+    *ollama.ENDPOINTS,
+    *ollama_models.ENDPOINTS,
+    *responses.ENDPOINTS,
+)
 
 Answer = Callable[[Request, Engine], Awaitable[Response]]
 
@@ -45,7 +61,7 @@ class Serving:
 
 
 def create_app(serving: Serving) -> Starlette:
-    """The application. All errors are JSON in OpenAI's form."""
+    """The application. All errors are JSON in the form of their API."""
 
     def route(path: str, answer: Answer, method: str = "POST") -> Route:
         async def endpoint(request: Request) -> Response:
@@ -54,16 +70,29 @@ def create_app(serving: Serving) -> Starlette:
                     raise Refused(503, "Loading model", "unavailable_error")
                 return await answer(request, serving.engine)
             except Refused as error:
-                return error.response()
+                return error_response(error, request.url.path)
             except EdgecsError as error:
-                return refusal(error).response()
+                return error_response(refusal(error), request.url.path)
 
         return Route(path, endpoint, methods=[method])
 
+    def listed(one: Endpoint) -> Route:
+        async def answer(request: Request, engine: Engine) -> Response:
+            asked = None
+            if one.body is not None:
+                asked = await read_body(request, one.body, serving.most_body)
+            return await one.handler(engine, request, asked, serving.most_seconds)
+
+        return route(one.path, answer, one.method)
+
     async def health(request: Request) -> Response:
         if serving.engine is None:
-            return Refused(503, "Loading model", "unavailable_error").response()
+            loading = Refused(503, "Loading model", "unavailable_error")
+            return error_response(loading, request.url.path)
         return JSONResponse({"status": "ok"})
+
+    async def here(request: Request) -> Response:
+        return Response()
 
     async def chat(request: Request, engine: Engine) -> Response:
         asked = await read_body(request, ChatRequest, serving.most_body)
@@ -122,6 +151,7 @@ def create_app(serving: Serving) -> Starlette:
         routes=[
             Route("/health", health),
             Route("/v1/health", health),
+            Route("/", here, methods=["HEAD"]),  # Ollama's clients ask this first
             route("/v1/chat/completions", chat),
             route("/chat/completions", chat),
             route("/v1/completions", complete),
@@ -135,6 +165,7 @@ def create_app(serving: Serving) -> Starlette:
             route("/props", props, "GET"),
             route("/slots", slots, "GET"),
             route("/metrics", counts, "GET"),
+            *map(listed, ENDPOINTS),
         ],
         middleware=[Middleware(Guard, access=serving.access)],
         exception_handlers={HTTPException: _http_error, Exception: _bug},
@@ -163,9 +194,10 @@ def _http_error(request: Request, error: Exception) -> Response:
     path = f"{request.method} {request.url.path}"
     text = f"{path!r:.120}: {error.detail}; the paths are in docs/server.md"
     kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
-    return Refused(error.status_code, text, kind).response()
+    refused = Refused(error.status_code, text, kind)
+    return error_response(refused, request.url.path)
 
 
 def _bug(request: Request, error: Exception) -> Response:
     text = "internal error: see the server's log"
-    return Refused(500, text, "server_error").response()
+    return error_response(Refused(500, text, "server_error"), request.url.path)

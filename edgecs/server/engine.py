@@ -20,6 +20,7 @@ from edgecs.server.job import Event, Job, Ticket
 from edgecs.server.prefix_store import PREFIX_BYTES, open_store
 from edgecs.server.scheduler import Scheduler
 from edgecs.text.chat_template import ChatTemplate
+from edgecs.text.thoughts import OPENS
 
 
 class Engine:
@@ -81,13 +82,31 @@ class Engine:
         """The source of the model's template."""
         return self.loaded.model.vocabulary.chat_template
 
+    @property
+    def can_think(self) -> bool:
+        """Whether the model's template knows of thoughts."""
+        source = self.chat_template or ""
+        return OPENS in source or "enable_thinking" in source
+
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The prompt text of a conversation. Raises ConfigError."""
         return self._with_template().render(messages)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> Tokens:
-        """The prompt ids of a conversation. Raises ConfigError."""
-        return self._with_template().encode(messages)
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        beginning: str = "",
+        *,
+        thinking: bool | None = None,
+    ) -> Tokens:
+        """The prompt ids of a conversation. Raises ConfigError.
+
+        beginning: text of the answer that the prompt ends with. thinking: see
+        `ChatTemplate.render`.
+        """
+        template = self._with_template()
+        text = template.render(messages, thinking=thinking)
+        return template.encode_text(text + beginning)
 
     def _with_template(self) -> ChatTemplate:
         if self._template is None:

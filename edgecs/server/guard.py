@@ -17,6 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from edgecs.server.error_forms import error_response
 from edgecs.server.replies import Refused
 
 _OPEN = frozenset({"/health", "/v1/health"})  # for load balancers
@@ -102,23 +103,29 @@ class Guard:
             scope["method"] == "OPTIONS" and origin is not None
         ):  # a preflight has no key
             allowed = self._access.allows(origin, headers.get("host", ""))
-            await Response(status_code=204 if allowed else 403)(
-                scope, receive, self._with_cors(send, origin if allowed else None)
-            )
+            response = Response(status_code=204 if allowed else 403)
+            cors = self._with_cors(send, origin if allowed else None, headers)
+            await response(scope, receive, cors)
             return
         refused = self._access.refused(scope["path"], headers)
         if refused is not None:
-            await refused.response()(scope, receive, send)
+            response = error_response(refused, scope["path"])
+            await response(scope, receive, send)
             return
         await self._app(scope, receive, self._with_cors(send, origin))
 
-    def _with_cors(self, send: Send, origin: str | None) -> Send:
+    def _with_cors(
+        self, send: Send, origin: str | None, asked: Headers | None = None
+    ) -> Send:
+        """Add the headers for an allowed origin. asked: of a preflight."""
+        wanted = (asked or Headers()).get("access-control-request-headers", _HEADERS)
+
         async def sending(message: Message) -> None:
             if origin is not None and message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["access-control-allow-origin"] = origin
                 headers["access-control-allow-methods"] = _METHODS
-                headers["access-control-allow-headers"] = _HEADERS
+                headers["access-control-allow-headers"] = wanted
                 headers["vary"] = "Origin"
             await send(message)
 

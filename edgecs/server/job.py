@@ -38,6 +38,7 @@ class Ended(NamedTuple):
     stats: Stats
     chain: list[str]
     why_plain: str | None  # why there were no drafts
+    stop: str | None = None  # the stop string that ended it
 
 
 Event = list[Token] | Ended | EdgecsError

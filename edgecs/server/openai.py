@@ -15,9 +15,11 @@ from starlette.responses import JSONResponse, Response
 
 from edgecs.server.answering import Answers, Choice, Part, Usage, chat_answers
 from edgecs.server.engine import Engine
-from edgecs.server.replies import event_stream, unless_gone
+from edgecs.server.error_forms import openai_error
+from edgecs.server.replies import Framing, event_stream, unless_gone, unnamed_event
 from edgecs.server.request_jobs import grammar_of, jobs_of
 from edgecs.server.schemas import ChatRequest, CompletionRequest
+from edgecs.server.token_names import stated
 from edgecs.session.answer import FinishReason, Token
 
 _REASONS: Mapping[FinishReason | None, str | None] = {
@@ -27,6 +29,11 @@ _REASONS: Mapping[FinishReason | None, str | None] = {
     "context": "length",
     "cancelled": "length",  # it timed out; OpenAI has no other reason for that
 }
+_FRAMING = Framing(
+    unnamed_event,
+    lambda error: unnamed_event(openai_error(error)),
+    end=b"data: [DONE]\n\n",
+)
 
 
 async def chat(
@@ -36,7 +43,7 @@ async def chat(
     answers = await chat_answers(engine, asked, seconds)
     form = _ChatForm(engine, asked, answers)
     if asked.stream:
-        return event_stream(form.chunks(), answers.cancel)
+        return event_stream(form.chunks(), answers.cancel, _FRAMING)
     return JSONResponse(await unless_gone(request, form.whole()))
 
 
@@ -55,7 +62,7 @@ async def complete(
     echo = engine.decode(prompt.tolist()) if asked.echo else ""
     form = _TextForm(engine, asked, answers, echo)
     if asked.stream:
-        return event_stream(form.chunks(), answers.cancel)
+        return event_stream(form.chunks(), answers.cancel, _FRAMING)
     return JSONResponse(await unless_gone(request, form.whole()))
 
 
@@ -110,23 +117,7 @@ class _Form:
 
     def _logprobs(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
         """Log-probabilities of tokens, in the form of chat completions."""
-        return [
-            {
-                **self._named(token.id),
-                "logprob": token.logprobs.logprob,
-                "top_logprobs": [
-                    {**self._named(other), "logprob": logprob}
-                    for other, logprob in token.logprobs.top
-                ],
-            }
-            for token in tokens
-            if token.logprobs is not None
-        ]
-
-    def _named(self, token: int) -> dict[str, Any]:
-        data = self._engine.piece(token)
-        text = data.decode("utf-8", "replace") if data else self._engine.spelling(token)
-        return {"id": token, "token": text, "bytes": list(data)}
+        return stated(self._engine, tokens)
 
 
 class _ChatForm(_Form):
@@ -249,16 +240,16 @@ class _TextForm(_Form):
     def _stated(self, index: int, tokens: Sequence[Token]) -> dict[str, Any] | None:
         if not self._with_logprobs:
             return None
-        stated, offsets = self._logprobs(tokens), []
-        for one in stated:
+        found, offsets = self._logprobs(tokens), []
+        for one in found:
             offsets.append(self._offsets[index])
             self._offsets[index] += len(one["token"])
         return {
-            "tokens": [one["token"] for one in stated],
-            "token_logprobs": [one["logprob"] for one in stated],
+            "tokens": [one["token"] for one in found],
+            "token_logprobs": [one["logprob"] for one in found],
             "top_logprobs": [
                 {other["token"]: other["logprob"] for other in one["top_logprobs"]}
-                for one in stated
+                for one in found
             ],
             "text_offset": offsets,
         }

@@ -1,19 +1,24 @@
-"""Reading request bodies, errors in OpenAI's form, and server-sent events."""
+"""Reading request bodies, refusals, and streams of events."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from edgecs.errors import ConfigError, ContextFull, EdgecsError
 from edgecs.server.job import Busy
+
+# pydantic's names of the alternatives of a field, which clients do not know.
+_BRANCH = re.compile(r"(constrained-)?(str|int|bool|float)|[a-z-]+\[.*\]|[A-Z]\w+")
 
 Body = TypeVar("Body", bound=BaseModel)
 T = TypeVar("T")
@@ -23,7 +28,11 @@ BODY_SECONDS = 30.0  # chosen: time limit for receiving a body
 
 
 class Refused(Exception):
-    """A request that gets an error as its response."""
+    """A request that gets an error as its response; see `error_forms`.
+
+    status: of HTTP. kind: the type of the error for OpenAI's clients. param: the field
+    of the request that was wrong.
+    """
 
     def __init__(
         self,
@@ -35,13 +44,8 @@ class Refused(Exception):
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.headers = status, headers or {}
-        error = {"message": message, "type": kind, "param": param, "code": status}
-        self.body = {"error": error}
-
-    def response(self) -> Response:
-        """The HTTP response."""
-        return JSONResponse(self.body, self.status, headers=self.headers)
+        self.status, self.kind, self.param = status, kind, param
+        self.headers = headers or {}
 
 
 def refusal(error: EdgecsError) -> Refused:
@@ -72,10 +76,19 @@ async def read_body(request: Request, kind: type[Body], most: int) -> Body:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        where = f"{place}: " if place else ""
-        raise Refused(400, f"{where}{first['msg']}", param=place or None) from None
+        raise refused_body(error) from None
+
+
+def refused_body(error: ValidationError) -> Refused:
+    """The response to a body that is not what was expected."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    # Of a field with alternatives the one that fits best says what is wrong.
+    same = [one for one in found if one["loc"][:1] == found[0]["loc"][:1]]
+    first = max(same, key=lambda one: len(one["loc"]))
+    parts = [str(part) for part in first["loc"]]
+    place = ".".join(part for part in parts if not _BRANCH.fullmatch(part))
+    where = f"{place:.200}: " if place else ""
+    return Refused(400, f"{where}{first['msg']:.300}", param=place[:200] or None)
 
 
 async def _read(request: Request, most: int) -> bytes:
@@ -90,12 +103,40 @@ async def _read(request: Request, most: int) -> bytes:
     return b"".join(parts)
 
 
-class _Events(StreamingResponse):
+@dataclass(frozen=True)
+class Framing:
+    """The bytes of a stream.
+
+    event, error: of an event, and of the error that ends a stream. ping: keeps the
+    connection alive between events; None: there is no such line. end: closes a complete
+    stream.
+    """
+
+    event: Callable[[Any], bytes]
+    error: Callable[[Refused], bytes]
+    ping: bytes | None = b": ping\n\n"
+    end: bytes = b""
+    media_type: str = "text/event-stream"
+
+
+def named_event(event: dict[str, Any]) -> bytes:
+    """A server-sent event whose name is the type in its data."""
+    return f"event: {event['type']}\n".encode() + unnamed_event(event)
+
+
+def unnamed_event(event: Any) -> bytes:
+    """A server-sent event."""
+    return b"data: " + json.dumps(event).encode() + b"\n\n"
+
+
+class _Stream(StreamingResponse):
     """A stream that calls a function at its end, even if it was never read."""
 
-    def __init__(self, lines: AsyncIterator[bytes], over: Callable[[], None]) -> None:
+    def __init__(
+        self, lines: AsyncIterator[bytes], over: Callable[[], None], media_type: str
+    ) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(lines, media_type="text/event-stream", headers=headers)
+        super().__init__(lines, media_type=media_type, headers=headers)
         self._over = over
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,27 +148,31 @@ class _Events(StreamingResponse):
 
 
 def event_stream(
-    events: AsyncGenerator[Any, None], over: Callable[[], None]
+    events: AsyncGenerator[Any, None], over: Callable[[], None], framing: Framing
 ) -> Response:
-    """JSON values as server-sent events, and [DONE].
+    """The response that streams events.
 
-    over: called when the stream ends or the client disconnects. Comments keep the
-    connection alive between events. A `Refused` is sent as the last event.
+    over: called when the stream ends or the client disconnects. A `Refused` is sent as
+    the last event.
     """
 
     async def lines() -> AsyncIterator[bytes]:
-        async for event in _with_pings(events):
-            if event is None:
-                yield b": ping\n\n"
-            else:
-                yield b"data: " + json.dumps(event).encode() + b"\n\n"
-        yield b"data: [DONE]\n\n"
+        try:
+            async for event in _with_pings(events):
+                if event is not None:
+                    yield framing.event(event)
+                elif framing.ping is not None:
+                    yield framing.ping
+        except Refused as error:
+            yield framing.error(error)
+        if framing.end:
+            yield framing.end
 
-    return _Events(lines(), over)
+    return _Stream(lines(), over, framing.media_type)
 
 
 async def _with_pings(events: AsyncGenerator[Any, None]) -> AsyncIterator[Any]:
-    """The events, and None after PING_SECONDS without one."""
+    """The events, and None after PING_SECONDS without one. Raises Refused."""
     waiting = asyncio.ensure_future(anext(events, _END))
     try:
         while True:
@@ -135,11 +180,7 @@ async def _with_pings(events: AsyncGenerator[Any, None]) -> AsyncIterator[Any]:
             if not done:
                 yield None
                 continue
-            try:
-                event = waiting.result()
-            except Refused as error:
-                yield error.body
-                return
+            event = waiting.result()
             if event is _END:
                 return
             yield event

@@ -285,9 +285,8 @@ class Scheduler:
         why = session.off_reason
         if why is None and not ticket.job.speculate:
             why = "not asked for"
-        ticket.notify(
-            Ended(answer.finish_reason or "cancelled", stats, session.chain, why)
-        )
+        why_ended = answer.finish_reason or "cancelled"
+        ticket.notify(Ended(why_ended, stats, session.chain, why, answer.stop))
 
     def _fail(self, group: Sequence[Slot], error: EdgecsError) -> None:
         """End the answers of some slots with an error."""

@@ -105,6 +105,12 @@ class _Asked(_Body):
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
 
+class TemplateOptions(_Body):
+    """Values for a model's chat template."""
+
+    enable_thinking: StrictBool | None = None
+
+
 class ChatRequest(_Asked):
     """POST /v1/chat/completions."""
 
@@ -114,6 +120,7 @@ class ChatRequest(_Asked):
     logprobs: StrictBool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
     response_format: ResponseFormat | None = None
+    chat_template_kwargs: TemplateOptions | None = None
 
     @property
     def most(self) -> int | None:

@@ -100,6 +100,11 @@ class Answer:
         return pending.request
 
     @property
+    def stop(self) -> str | None:
+        """The stop string that ended the answer; None: something else did."""
+        return self._text.stop
+
+    @property
     def promised(self) -> list[float]:
         """Probabilities that the next draft is right up to each token."""
         pending = self._pending

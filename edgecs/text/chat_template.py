@@ -33,8 +33,13 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._renderer = Renderer(tokenizer.chat_template)
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(
+        self, messages: Sequence[Message], *, thinking: bool | None = None
+    ) -> str:
         """The conversation as text, ending where the answer begins.
+
+        thinking: whether the model is to think first, for templates that ask; None:
+        the template decides.
 
         Raises ConfigError if the template refuses the conversation, ModelError if
         it takes too much time or memory.
@@ -46,6 +51,7 @@ class ChatTemplate:
                 "bos_token": self._tokenizer.bos,
                 "eos_token": self._tokenizer.eos,
                 "tools": None,
+                **({} if thinking is None else {"enable_thinking": thinking}),
             }
         )
 

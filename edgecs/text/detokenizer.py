@@ -47,15 +47,20 @@ class TextStream:
     >>> stream = TextStream(stop=["END"])
     >>> [stream.push(piece) for piece in (b"caf\\xc3", b"\\xa9 E", b"N", b"D.")]
     ['caf', 'é ', '', '']
-    >>> stream.stopped
-    True
+    >>> stream.stopped, stream.stop
+    (True, 'END')
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = tuple(filter(None, stop))
         self._waiting = ""
-        self.stopped = False
+        self.stop: str | None = None  # the stop string that was found
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found."""
+        return self.stop is not None
 
     def push(self, piece: bytes) -> str:
         """The text that has become certain with this piece."""
@@ -73,12 +78,12 @@ class TextStream:
         if not self._stop:
             return text
         self._waiting += text
-        found = [(self._waiting.find(stop), len(stop)) for stop in self._stop]
+        found = [(self._waiting.find(stop), stop) for stop in self._stop]
         # The stop that is complete first counts, however the text was cut in pieces.
-        ends = [(at + length, at) for at, length in found if at >= 0]
+        ends = [(at + len(stop), at, stop) for at, stop in found if at >= 0]
         if ends:
-            self.stopped = True
-            text, self._waiting = self._waiting[: min(ends)[1]], ""
+            _, at, self.stop = min(ends)
+            text, self._waiting = self._waiting[:at], ""
             return text
         keep = len(self._waiting) - self._stop_begun()
         text, self._waiting = self._waiting[:keep], self._waiting[keep:]

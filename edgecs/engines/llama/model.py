@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -20,6 +21,7 @@ from edgecs.engines.host import usable_cores
 from edgecs.engines.llama import library
 from edgecs.engines.llama.huge_pages import HugePages
 from edgecs.engines.llama.kernels import KernelSet, PackedWeights
+from edgecs.engines.llama.metadata import Value, file_type, metadata
 from edgecs.engines.llama.tokenizer import LlamaVocabulary
 from edgecs.engines.load_options import LoadOptions
 from edgecs.engines.offload import context_that_fits, kv_bytes
@@ -114,6 +116,16 @@ class LlamaModel:
     def parameters(self) -> int:
         """Number of weights."""
         return int(lib.llama_model_n_params(self.handle))
+
+    @property
+    def metadata(self) -> Mapping[str, Value]:
+        """The keys of its file, without the vocabulary, arrays and long texts."""
+        return metadata(self.handle)
+
+    @property
+    def file_type(self) -> str:
+        """The name of the types of its weights, such as Q4_K_M."""
+        return file_type(self.handle)
 
     def default_ctx(self, options: LoadOptions) -> int:
         """Context size for n_ctx = 0: the longest one, as far as memory allows."""

@@ -1,0 +1,35 @@
+"""What an API says about each of its paths, for the application and its description."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from edgecs.server.engine import Engine
+
+Handler = Callable[[Engine, Request, Any, float], Awaitable[Response]]
+"""Gets the engine, the request, its validated body (None: it has none), and the time
+limit of an answer in seconds. Raises Refused and EdgecsError."""
+
+
+class Endpoint(NamedTuple):
+    """One path of an API.
+
+    body: of a POST; None: the path is for GET. summary: one line. answer: what a
+    successful response contains, one line.
+    """
+
+    path: str
+    handler: Handler
+    body: type[BaseModel] | None
+    summary: str
+    answer: str = "The result."
+
+    @property
+    def method(self) -> str:
+        """The HTTP method."""
+        return "GET" if self.body is None else "POST"

@@ -1,0 +1,227 @@
+"""Ollama's API: chats and generations."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from edgecs.core.context import Tokens
+from edgecs.server.answering import Answers, Choice, chat_answers, prompt_answers
+from edgecs.server.endpoint import Endpoint
+from edgecs.server.engine import Engine
+from edgecs.server.error_forms import ollama_error
+from edgecs.server.ollama_input import chat_of, generation_of
+from edgecs.server.ollama_schemas import ChatRequest, GenerateRequest
+from edgecs.server.replies import Framing, event_stream, unless_gone
+from edgecs.server.schemas import ChatRequest as Chat
+from edgecs.server.token_names import stated
+from edgecs.session.answer import FinishReason, Token
+
+_REASONS: Mapping[FinishReason, str] = {
+    "stop": "stop",
+    "length": "length",
+    "context": "length",
+    "cancelled": "length",  # it timed out; there is no other reason for that
+}
+
+
+def _line(value: Any) -> bytes:
+    return json.dumps(value).encode() + b"\n"
+
+
+FRAMING = Framing(
+    _line,
+    lambda error: _line(ollama_error(error)),
+    ping=None,
+    media_type="application/x-ndjson",
+)
+
+
+async def chat(
+    engine: Engine, request: Request, asked: ChatRequest, seconds: float
+) -> Response:
+    """POST /api/chat. seconds: time limit of an answer."""
+    if not asked.messages:
+        return _only_loaded(asked, _Chat.nothing)
+    wanted, beginning = chat_of(engine, asked)
+    answers = await chat_answers(engine, wanted, seconds, beginning=beginning)
+    return await _respond(request, asked, answers, _Chat(engine, asked, answers))
+
+
+async def generate(
+    engine: Engine, request: Request, asked: GenerateRequest, seconds: float
+) -> Response:
+    """POST /api/generate. seconds: time limit of an answer."""
+    if not asked.prompt and not asked.context:
+        return _only_loaded(asked, _Generation.nothing)
+    wanted = generation_of(engine, asked)
+    if asked.raw or asked.context:
+        prompt = await asyncio.to_thread(_prompt, engine, asked, wanted)
+        answers = await prompt_answers(
+            engine, wanted, prompt, seconds, separated=not asked.raw
+        )
+    else:
+        answers = await chat_answers(engine, wanted, seconds)
+    return await _respond(request, asked, answers, _Generation(engine, asked, answers))
+
+
+def _prompt(engine: Engine, asked: GenerateRequest, wanted: Chat) -> Tokens:
+    """The ids of a prompt that no template begins."""
+    before = asked.context or []
+    engine.check_ids(before)
+    if asked.raw:
+        text = asked.prompt
+    else:
+        text = engine.render([message.plain() for message in wanted.messages])
+    ids = engine.encode(text, document=not before)
+    return np.concatenate([np.array(before, dtype=np.int32), ids])
+
+
+async def _respond(
+    request: Request,
+    asked: ChatRequest | GenerateRequest,
+    answers: Answers,
+    form: _Form,
+) -> Response:
+    if asked.streams:
+        return event_stream(form.lines(), answers.cancel, FRAMING)
+    return JSONResponse(await unless_gone(request, form.whole()))
+
+
+def _only_loaded(
+    asked: ChatRequest | GenerateRequest, nothing: Mapping[str, Any]
+) -> Response:
+    """The response to a request without a prompt, which only loads the model."""
+    reason = "unload" if asked.keep_alive in (0, "0") else "load"
+    head = {"model": asked.model, "created_at": now()}
+    return JSONResponse({**head, **nothing, "done": True, "done_reason": reason})
+
+
+def now() -> str:
+    """The time in Ollama's form."""
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
+
+class _Form:
+    """What the lines of chats and generations have in common."""
+
+    nothing: Mapping[str, Any]  # an empty text
+
+    def __init__(
+        self, engine: Engine, asked: ChatRequest | GenerateRequest, answers: Answers
+    ) -> None:
+        self._engine, self._asked, self._answers = engine, asked, answers
+        self._began = time.perf_counter()
+
+    async def whole(self) -> dict[str, Any]:
+        """A whole answer."""
+        (choice,) = await self._answers.whole()
+        said = self._said(choice.thought, choice.text)
+        return {**self._head(), **said, **self._stated(choice.tokens), **self._end()}
+
+    async def lines(self) -> AsyncGenerator[dict[str, Any], None]:
+        """A line for each round, and one with the counts."""
+        async with aclosing(self._answers.parts()) as parts:
+            async for part in parts:
+                found = self._stated(part.tokens)
+                if part.thought or part.text or found:
+                    said = self._said(part.thought, part.text)
+                    yield {**self._head(), **said, **found, "done": False}
+        yield {**self._head(), **self.nothing, **self._end()}
+
+    def _said(self, thought: str, text: str) -> dict[str, Any]:
+        """The fields that have some text."""
+        raise NotImplementedError
+
+    def _more(self, choice: Choice) -> dict[str, Any]:
+        """More fields of the last line."""
+        return {}
+
+    def _head(self) -> dict[str, Any]:
+        return {"model": self._asked.model, "created_at": now()}
+
+    def _end(self) -> dict[str, Any]:
+        (choice,) = self._answers.choices
+        assert choice.ended
+        stats = choice.ended.stats
+        return {
+            "done": True,
+            "done_reason": _REASONS[choice.ended.reason],
+            **self._more(choice),
+            "total_duration": _nanoseconds(time.perf_counter() - self._began),
+            "load_duration": 0,
+            "prompt_eval_count": stats.prompt_tokens,
+            "prompt_eval_duration": _nanoseconds(stats.prompt_seconds),
+            "eval_count": stats.tokens,
+            "eval_duration": _nanoseconds(stats.decode_seconds),
+        }
+
+    def _stated(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        """Log-probabilities, if they are wanted."""
+        found = [_without_ids(one) for one in stated(self._engine, tokens)]
+        return {"logprobs": found} if found else {}
+
+
+def _without_ids(one: dict[str, Any]) -> dict[str, Any]:
+    """A log-probability in Ollama's form, which has no ids."""
+    kept = {name: value for name, value in one.items() if name != "id"}
+    if "top_logprobs" in kept:
+        kept["top_logprobs"] = [*map(_without_ids, kept["top_logprobs"])]
+    return kept
+
+
+class _Chat(_Form):
+    """Chats."""
+
+    nothing: Mapping[str, Any] = {"message": {"role": "assistant", "content": ""}}
+
+    def _said(self, thought: str, text: str) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text}
+        return {"message": {**message, **({"thinking": thought} if thought else {})}}
+
+
+class _Generation(_Form):
+    """Generations; the last line has the tokens of the conversation."""
+
+    nothing: Mapping[str, Any] = {"response": ""}
+
+    def _said(self, thought: str, text: str) -> dict[str, Any]:
+        return {"response": text, **({"thinking": thought} if thought else {})}
+
+    def _more(self, choice: Choice) -> dict[str, Any]:
+        assert isinstance(self._asked, GenerateRequest)
+        if self._asked.raw:
+            return {}
+        answer = [token.id for token in choice.tokens]
+        return {"context": [*self._answers.prompt.tolist(), *answer]}
+
+
+def _nanoseconds(seconds: float) -> int:
+    return max(0, round(seconds * 1e9))
+
+
+ENDPOINTS = (
+    Endpoint(
+        "/api/chat",
+        chat,
+        ChatRequest,
+        "Answer a conversation (Ollama).",
+        "An answer, or unless `stream` is false its parts, one JSON value a line.",
+    ),
+    Endpoint(
+        "/api/generate",
+        generate,
+        GenerateRequest,
+        "Continue a prompt (Ollama).",
+        "An answer, or unless `stream` is false its parts, one JSON value a line.",
+    ),
+)

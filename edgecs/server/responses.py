@@ -1,0 +1,270 @@
+"""OpenAI's Responses API. Nothing is stored."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from edgecs.server.answering import Answers, Choice, Part, Usage, chat_answers
+from edgecs.server.endpoint import Endpoint
+from edgecs.server.engine import Engine
+from edgecs.server.error_forms import openai_error
+from edgecs.server.replies import (
+    Framing,
+    Refused,
+    event_stream,
+    named_event,
+    unless_gone,
+)
+from edgecs.server.responses_input import as_chat
+from edgecs.server.responses_schemas import ResponsesRequest
+from edgecs.server.token_names import stated
+from edgecs.session.answer import Token
+
+_FRAMING = Framing(
+    named_event,
+    lambda error: named_event({**openai_error(error)["error"], "type": "error"}),
+)
+Event = dict[str, Any]
+
+
+async def respond(
+    engine: Engine, request: Request, asked: ResponsesRequest, seconds: float
+) -> Response:
+    """POST /v1/responses. seconds: time limit of an answer."""
+    answers = await chat_answers(engine, as_chat(asked), seconds)
+    form = _Form(engine, asked, answers)
+    if asked.stream:
+        return event_stream(form.events(), answers.cancel, _FRAMING)
+    return JSONResponse(await unless_gone(request, form.whole()))
+
+
+@dataclass
+class _Item:
+    """An item of a response: the thoughts or the text of an answer."""
+
+    kind: str  # "reasoning" or "message"
+    index: int
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    status: str = "in_progress"
+
+    def __post_init__(self) -> None:
+        self.id = (
+            f"{'rs' if self.kind == 'reasoning' else 'msg'}_{secrets.token_hex(12)}"
+        )
+
+
+class _Form:
+    """An answer as a response."""
+
+    def __init__(
+        self, engine: Engine, asked: ResponsesRequest, answers: Answers
+    ) -> None:
+        self._engine, self._asked, self._answers = engine, asked, answers
+        self._id, self._created = f"resp_{secrets.token_hex(12)}", int(time.time())
+        self._items = list[_Item]()
+        self._count = 0  # of events
+
+    async def whole(self) -> dict[str, Any]:
+        """A whole response."""
+        async with aclosing(self._answers.parts()) as parts:
+            async for part in parts:
+                for _ in self._new(part):
+                    pass
+        for _ in self._close(self._final):
+            pass
+        return self._response()
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """The events of a response in their order."""
+        for kind in ("created", "in_progress"):
+            yield self._whole_event(kind)
+        try:
+            async with aclosing(self._answers.parts()) as parts:
+                async for part in parts:
+                    for event in self._new(part):
+                        yield event
+        except Refused as error:
+            yield self._event("response.failed", response=self._failed(error))
+            return
+        for event in self._close(self._final):
+            yield event
+        yield self._whole_event(self._final)
+
+    def _new(self, part: Part) -> Iterator[Event]:
+        """The events of new text."""
+        if part.thought:
+            yield from self._open("reasoning")
+            item = self._items[-1]
+            item.text += part.thought
+            yield self._part_event(item, "reasoning_text.delta", delta=part.thought)
+        if part.text:
+            yield from self._open("message")
+            item = self._items[-1]
+            item.text += part.text
+            item.tokens += part.tokens
+            found = self._logprobs(part.tokens)
+            yield self._part_event(
+                item, "output_text.delta", delta=part.text, logprobs=found
+            )
+
+    def _open(self, kind: str) -> Iterator[Event]:
+        """The events before an item, unless it is the current one."""
+        if self._items and self._items[-1].kind == kind:
+            return
+        yield from self._close("completed")
+        item = _Item(kind, len(self._items))
+        self._items.append(item)
+        opened = self._item(item, empty=True)
+        yield self._item_event(item, "added", opened)
+        part = self._part(item)
+        yield self._part_event(item, "content_part.added", part=part)
+
+    def _close(self, status: str) -> Iterator[Event]:
+        """The events that end the current item, if any."""
+        if not self._items:
+            return
+        item = self._items[-1]
+        item.status = status
+        if item.kind == "reasoning":
+            yield self._part_event(item, "reasoning_text.done", text=item.text)
+        else:
+            found = self._logprobs(item.tokens)
+            yield self._part_event(
+                item, "output_text.done", text=item.text, logprobs=found
+            )
+        yield self._part_event(item, "content_part.done", part=self._part(item))
+        yield self._item_event(item, "done", self._item(item))
+
+    def _event(self, kind: str, **more: Any) -> Event:
+        event = {"type": kind, "sequence_number": self._count, **more}
+        self._count += 1
+        return event
+
+    def _whole_event(self, kind: str) -> Event:
+        return self._event(f"response.{kind}", response=self._response())
+
+    def _item_event(self, item: _Item, what: str, shown: Event) -> Event:
+        kind = f"response.output_item.{what}"
+        return self._event(kind, output_index=item.index, item=shown)
+
+    def _part_event(self, item: _Item, kind: str, **more: Any) -> Event:
+        place = {"item_id": item.id, "output_index": item.index, "content_index": 0}
+        return self._event(f"response.{kind}", **place, **more)
+
+    def _part(self, item: _Item) -> dict[str, Any]:
+        if item.kind == "reasoning":
+            return {"type": "reasoning_text", "text": item.text}
+        return {
+            "type": "output_text",
+            "text": item.text,
+            "annotations": [],
+            "logprobs": self._logprobs(item.tokens),
+        }
+
+    def _item(self, item: _Item, *, empty: bool = False) -> dict[str, Any]:
+        content = [] if empty else [self._part(item)]
+        made = {"id": item.id, "type": item.kind, "status": item.status}
+        if item.kind == "reasoning":
+            return {**made, "summary": [], "content": content}
+        return {**made, "role": "assistant", "content": content}
+
+    def _logprobs(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
+        if not self._asked.with_logprobs:
+            return []
+        return stated(self._engine, tokens)
+
+    @property
+    def _choice(self) -> Choice:
+        return self._answers.choices[0]
+
+    @property
+    def _final(self) -> str:
+        """The status of a response whose answer has ended."""
+        return "completed" if self._choice.reason == "stop" else "incomplete"
+
+    def _failed(self, error: Refused) -> dict[str, Any]:
+        code = "rate_limit_exceeded" if error.status == 429 else "server_error"
+        told = {"code": code, "message": str(error)}
+        return {**self._response(), "status": "failed", "error": told}
+
+    def _response(self) -> dict[str, Any]:
+        """The response as it is now."""
+        asked, ended = self._asked, self._choice.ended is not None
+        status = self._final if ended else "in_progress"
+        why = {"reason": "max_output_tokens"} if status == "incomplete" else None
+        return {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "completed_at": int(time.time()) if status == "completed" else None,
+            "status": status,
+            "background": False,
+            "error": None,
+            "incomplete_details": why,
+            "instructions": asked.instructions,
+            "max_output_tokens": asked.max_output_tokens,
+            "metadata": asked.metadata or {},
+            "model": asked.model or self._engine.name,
+            "output": [self._item(item) for item in self._items] if ended else [],
+            "parallel_tool_calls": asked.parallel_tool_calls is not False,
+            "previous_response_id": None,
+            "reasoning": _reasoning(asked),
+            "store": False,
+            "temperature": asked.temperature,
+            "text": _text(asked),
+            "tool_choice": asked.tool_choice or "auto",
+            "tools": asked.tools or [],
+            "top_logprobs": asked.top_logprobs or 0,
+            "top_p": asked.top_p,
+            "truncation": "disabled",
+            "usage": _usage(self._choice) if ended else None,
+            "user": asked.user,
+        }
+
+
+def _reasoning(asked: ResponsesRequest) -> dict[str, Any]:
+    given = asked.reasoning
+    return {
+        "effort": given.effort if given else None,
+        "summary": given.summary if given else None,
+    }
+
+
+def _text(asked: ResponsesRequest) -> dict[str, Any]:
+    if asked.text is None or asked.text.format is None:
+        return {"format": {"type": "text"}}
+    return {"format": asked.text.format.model_dump(by_alias=True, exclude_none=True)}
+
+
+def _usage(choice: Choice) -> dict[str, Any]:
+    usage = Usage.of([choice])
+    return {
+        "input_tokens": usage.prompt,
+        "input_tokens_details": {
+            "cached_tokens": usage.cached,
+            "cache_write_tokens": 0,
+        },
+        "output_tokens": usage.answer,
+        "output_tokens_details": {"reasoning_tokens": usage.thoughts},
+        "total_tokens": usage.prompt + usage.answer,
+    }
+
+
+ENDPOINTS = (
+    Endpoint(
+        "/v1/responses",
+        respond,
+        ResponsesRequest,
+        "Answer a conversation (OpenAI's Responses API).",
+        "A response, or with `stream` its events as server-sent events.",
+    ),
+)

@@ -1,0 +1,130 @@
+"""An engine whose answers are written down, for tests of what clients receive."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from starlette.testclient import TestClient
+
+from edgecs.core.context import Tokens
+from edgecs.errors import EdgecsError
+from edgecs.sampling.logprobs import Logprobs
+from edgecs.sampling.settings import Sampling
+from edgecs.server.app import Serving, create_app
+from edgecs.server.engine import Engine
+from edgecs.server.job import Ended, Event, Job
+from edgecs.session.answer import FinishReason, Token
+from edgecs.session.stats import Stats
+from edgecs.testing.fakes import ByteTokenizer
+
+
+class Ticket:
+    cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Asked:
+    """A job, and the events of its answer."""
+
+    def __init__(self, job: Job, events: Sequence[Event]) -> None:
+        self.job, self.ticket, self._events = job, Ticket(), events
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        for event in self._events:
+            yield event
+
+
+class ScriptedEngine(Engine):
+    """Says `rounds`, a text for each round, to whatever it is asked.
+
+    error: comes instead of an end. thinks: the prompt opens a block of thoughts. `jobs`
+    are the jobs so far, `prompts` the conversations with the beginnings of answers.
+    """
+
+    def __init__(
+        self,
+        *rounds: str,
+        reason: FinishReason = "stop",
+        stop: str | None = None,
+        error: EdgecsError | None = None,
+        thinks: bool = False,
+    ) -> None:
+        self.rounds, self.reason, self.stop, self.error = rounds, reason, stop, error
+        self.thinks, self.name, self.created = thinks, "tiny", 1_700_000_000
+        self.n_ctx, self.slots = 512, 1
+        self.tokenizer = ByteTokenizer()
+        self.runtime: Any = SimpleNamespace(recipe=SimpleNamespace(sampling=Sampling()))
+        self.jobs = list[Job]()
+        self.prompts = list[tuple[Sequence[Mapping[str, Any]], str, bool | None]]()
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        beginning: str = "",
+        *,
+        thinking: bool | None = None,
+    ) -> Tokens:
+        self.prompts.append((messages, beginning, thinking))
+        text = "".join(f"{m['role']}: {m['content']}\n" for m in messages)
+        return self.encode(text + ("<think>" if self.thinks else "") + beginning)
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        return "".join(f"{m['role']}: {m['content']}\n" for m in messages)
+
+    @property
+    def chat_template(self) -> str | None:
+        return "<think>" if self.thinks else ""
+
+    def encode(self, text: str, *, document: bool = True) -> Tokens:
+        data = text.encode("utf-8", "replace")
+        return np.frombuffer(data, dtype=np.uint8).astype(np.int32)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        self.check_ids(tokens)
+        return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
+
+    def check_ids(self, tokens: Sequence[int]) -> None:
+        self.loaded: Any = SimpleNamespace(target=SimpleNamespace(vocab_size=257))
+        super().check_ids(tokens)
+
+    def spelling(self, token: int) -> str:
+        return self.tokenizer.spelling(token)
+
+    def piece(self, token: int) -> bytes:
+        return self.tokenizer.piece(token)
+
+    def rule(self, sampling: Sampling, grammar: object) -> Any:
+        return (sampling, grammar)
+
+    @property
+    def fingerprint(self) -> str:
+        return "scripted"
+
+    def ask(self, job: Job) -> Any:
+        self.jobs.append(job)
+        events: list[Event] = [[self._token(job, text)] for text in self.rounds]
+        if self.error is not None:
+            return Asked(job, [*events, self.error])
+        stats = Stats(int(job.prompt.size), 3, len(self.rounds), 0.25, 0.5)
+        ended = Ended(self.reason, stats, ["target"], None, self.stop)
+        return Asked(job, [*events, ended])
+
+    def _token(self, job: Job, text: str) -> Token:
+        stated = None
+        if job.logprobs is not None:
+            stated = Logprobs(-0.5, ((65, -0.5), (66, -1.0))[: job.logprobs])
+        return Token(65, text, "target", stated)
+
+
+def client(engine: Engine | None, serving: Serving | None = None) -> TestClient:
+    """A client of the application, without sockets."""
+    serving = serving or Serving()
+    serving.engine = engine
+    return TestClient(
+        create_app(serving), "http://localhost", raise_server_exceptions=False
+    )
