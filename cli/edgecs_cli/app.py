@@ -23,7 +23,7 @@ COMMANDS = {
     "chat": Entry("edgecs_cli.commands.chat", "Chat with a model."),
     "serve": Entry("edgecs_cli.commands.serve", "Serve a model over HTTP."),
     "models": Entry(
-        "edgecs_cli.commands.models", "List, download, show and remove models."
+        "edgecs_cli.commands.models", "Find, list, download, show and remove models."
     ),
     "tune": Entry(
         "edgecs_cli.commands.tune", "Measure a model here and choose its drafters."
