@@ -222,12 +222,12 @@ def test_a_typo_is_told_the_nearest_command(edgecs: Edgecs):
 @pytest.mark.parametrize(
     ("typed", "hint"),
     [
-        ("run", "edgecs chat -m MODEL"),
+        ("cli", "edgecs chat -m MODEL"),
         ("server", "edgecs serve -m MODEL"),
-        ("ls", "edgecs models list"),
+        ("list", "edgecs ls"),
         ("ps", "no model stays loaded"),
-        ("pull", "edgecs models pull MODEL"),
-        ("rm", "edgecs models rm MODEL"),
+        ("download", "edgecs pull MODEL"),
+        ("remove", "edgecs rm MODEL"),
     ],
 )
 def test_words_of_other_tools_lead_to_ours(edgecs: Edgecs, typed: str, hint: str):
