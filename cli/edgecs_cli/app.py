@@ -23,7 +23,16 @@ COMMANDS = {
     "chat": Entry("edgecs_cli.commands.chat", "Chat with a model."),
     "serve": Entry("edgecs_cli.commands.serve", "Serve a model over HTTP."),
     "models": Entry(
-        "edgecs_cli.commands.models", "List, download, show and remove models."
+        "edgecs_cli.commands.models", "Find, list, download, show and remove models."
+    ),
+    "run": Entry("edgecs_cli.aliases.run", "Chat with a model, or answer one prompt."),
+    "ls": Entry("edgecs_cli.aliases.models", "List the models on this machine."),
+    "pull": Entry(
+        "edgecs_cli.aliases.models", "Download a model, or check the local file."
+    ),
+    "show": Entry("edgecs_cli.aliases.models", "Show the manifest of a model."),
+    "rm": Entry(
+        "edgecs_cli.aliases.models", "Remove the files of a model from this machine."
     ),
     "tune": Entry(
         "edgecs_cli.commands.tune", "Measure a model here and choose its drafters."
@@ -55,17 +64,14 @@ COMMANDS = {
 
 # Commands of Ollama, llama.cpp and mlx-lm.
 _ELSEWHERE = {
-    "run": "use edgecs chat -m MODEL",
     "cli": "use edgecs chat -m MODEL",
     "server": "use edgecs serve -m MODEL",
-    "ps": "no model stays loaded between commands; use edgecs models list",
+    "ps": "no model stays loaded between commands; use edgecs ls",
     "quantize": "use edgecs convert gguf MODEL",
-    **dict.fromkeys(("ls", "list"), "use edgecs models list"),
-    **{
-        name: f"use edgecs models {verb} MODEL"
-        for name, verb in (("pull", "pull"), ("download", "pull"), ("show", "show"))
-    },
-    **dict.fromkeys(("rm", "remove"), "use edgecs models rm MODEL"),
+    "list": "use edgecs ls",
+    "search": "use edgecs models search",
+    "download": "use edgecs pull MODEL",
+    "remove": "use edgecs rm MODEL",
 }
 
 

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from edgecs.costs.cost_model import WIDEST
+from edgecs.hub.catalogue import resolve
 from edgecs.hub.drafter_manifest import NAME, DrafterManifest, read_drafter
 from edgecs.hub.manifest import known_manifests
 from edgecs.theory import draft_speedup
@@ -24,8 +25,8 @@ def all_bundled() -> dict[str, Path]:
 
 def bundled_for(model: str) -> Path | None:
     """Folder of the bundled drafter for a model known by this name, if any."""
-    manifest = known_manifests().get(model)
-    name = manifest.drafter if manifest else None
+    found = resolve(model, known_manifests())
+    name = found.manifest.drafter if found and found.quant is None else None
     return all_bundled().get(name) if name else None
 
 

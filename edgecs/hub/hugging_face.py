@@ -11,13 +11,15 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from edgecs.core.reading import reason
-from edgecs.errors import FetchError
+from edgecs.errors import FetchError, ModelError
 from edgecs.hub.download import split_parts
-from edgecs.hub.manifest import HubSource
+from edgecs.hub.manifest import HubSource, build
+from edgecs.hub.quantization import is_model
 
 _HTTP_LIBRARIES = {"requests", "urllib3", "httpx", "httpcore"}
 
@@ -85,11 +87,22 @@ def cached_files(repo: str) -> list[str]:
     return [f.relative_to(folder).as_posix() for f in folder.rglob("*.gguf")]
 
 
-def remove_cached(source: HubSource) -> list[Path]:
-    """Deletes one file (all its parts) from the cache, and no other complete file.
+def cached_models() -> list[tuple[HubSource, Path]]:
+    """The GGUF models in the cache, with their files; sorted by name."""
+    found = {}
+    for repo in _cached_repos():
+        for revision in repo.revisions:
+            for file in revision.files:
+                inside = file.file_path.relative_to(revision.snapshot_path).as_posix()
+                names = {"repo": repo.repo_id, "file": inside}
+                with suppress(ModelError):  # names of folders can be anything
+                    source = build(HubSource, names, "the cache of Hugging Face")
+                    if is_model(inside):
+                        found[source] = file.file_path
+    return sorted(found.items(), key=lambda item: (item[0].repo, item[0].file))
 
-    All unfinished downloads of the repository are deleted, as their files are unknown.
-    """
+
+def _cached_repos() -> list[Any]:
     import huggingface_hub as hub
     from huggingface_hub.errors import CacheNotFound
 
@@ -97,10 +110,18 @@ def remove_cached(source: HubSource) -> list[Path]:
         repos = hub.scan_cache_dir().repos
     except CacheNotFound:
         return []
+    return [repo for repo in repos if repo.repo_type == "model"]
+
+
+def remove_cached(source: HubSource) -> list[Path]:
+    """Deletes one file (all its parts) from the cache, and no other complete file.
+
+    All unfinished downloads of the repository are deleted, as their files are unknown.
+    """
     parts = split_parts(source.file)
     gone, blobs = [], set()
-    for repo in repos:
-        if repo.repo_type == "model" and repo.repo_id == source.repo:
+    for repo in _cached_repos():
+        if repo.repo_id == source.repo:
             unfinished = list(repo.repo_path.glob("blobs/*.incomplete"))
             gone += unfinished
             blobs.update(unfinished)

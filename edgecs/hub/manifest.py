@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Protocol, get_args, get_type_hints
@@ -80,6 +81,14 @@ class Several:
         return f"has an entry that {problems[0]}" if problems else None
 
 
+class Boolean:
+    """True or false."""
+
+    def problem(self, value: Any) -> str | None:
+        """See `Rule`."""
+        return None if isinstance(value, bool) else "must be true or false"
+
+
 class AnyTable:
     """A table, whatever it holds."""
 
@@ -88,21 +97,12 @@ class AnyTable:
         return None if isinstance(value, Mapping) else "must be a table"
 
 
-def _hub_allows(repo: str) -> bool:
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(repo)
-    except ValueError:
-        return False
-    return True
-
-
 _PLAIN = "a plain name: not a path, no '-' or '.' in front, no control characters"
+# The rule of huggingface_hub.utils.validate_repo_id, whose import takes 0.1 to 0.5 s.
+_HALF = r"\b[A-Za-z0-9_.-]{1,96}\b"
 REPO = Text(
     "user/name as Hugging Face allows it",
-    "[A-Za-z0-9_.-]{1,96}/[A-Za-z0-9_.-]{1,96}",
-    allows=_hub_allows,
+    rf"(?!.*(?:--|\.\.))(?!.*\.git\Z){_HALF}/{_HALF}",
 )
 _INSIDE = Text(
     "a relative path with '/', without '..', ':' and control characters",
@@ -137,6 +137,7 @@ AnyPath = Annotated[str, Text("a path of one line", f"[^{CONTROL}]+", 4096)]
 Line = Annotated[str, Text("one line without control characters", f"[^{CONTROL}]*")]
 Sha256 = Annotated[str, Text("64 digits of lower case hex", "[0-9a-f]{64}")]
 Size = Annotated[int, Number(1, (1 << 50) - 1)]  # bytes
+Flag = Annotated[bool, Boolean()]
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,56 @@ Source = WheelSource | HubSource | PathSource
 _SOURCES = {"wheel": WheelSource, "hub": HubSource, "path": PathSource}
 
 
+HeadKind = Annotated[
+    str, Text("mtp, eagle3, dflash or dspark", "mtp|eagle3|dflash|dspark")
+]
+Alias = Text("lower case letters, digits and ._:-", "[a-z0-9][a-z0-9._:-]*", 64)
+Aliases = Annotated[Sequence[str], Several(Alias, 16)]
+Names = Annotated[Sequence[str], Several(Text(_PLAIN, _NAME, 128), 16)]
+Fields = Annotated[
+    Sequence[str],
+    Several(Text("license, context or template", "license|context|template"), 3),
+]
+Day = Annotated[str, Text("a date as 2026-08-31", r"\d{4}-\d\d-\d\d")]
+Tokens = Annotated[int, Number(1, 1 << 31, " tokens")]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A drafter trained for one model, as a GGUF on Hugging Face.
+
+    in_model: the file is the model itself with the head inside.
+    """
+
+    kind: HeadKind
+    repo: Repo
+    file: Inside
+    in_model: Flag = False
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the catalogue records of a model, besides its file.
+
+    context: tokens the model was trained for. approximate_size: bytes, if the exact
+    size is not known; never used for checks. siblings: smaller models with the same
+    vocabulary. unverified: fields that no second public record confirmed. seen: when
+    the file was last seen in a public listing.
+    """
+
+    family: Line
+    parameters: Line
+    quantization: Line
+    seen: Day
+    context: Tokens | None = None
+    approximate_size: Size | None = None
+    template: Line = ""
+    aliases: Aliases = ()
+    siblings: Names = ()
+    heads: Sequence[Head] = ()
+    unverified: Fields = ()
+
+
 @dataclass(frozen=True)
 class Manifest:
     """A model by name: its source, its size and its checksum."""
@@ -180,6 +231,7 @@ class Manifest:
     size: Size | None = None
     sha256: Sha256 | None = None  # of the file
     drafter: PlainName | None = None  # see edgecs.calibrate.bundled_drafters
+    card: Card | None = None  # of a model in the catalogue
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -217,12 +269,31 @@ def parse_manifest(table: Mapping[str, Any], origin: str) -> Manifest:
     if not isinstance(values, Mapping):
         raise ModelError(f"{origin}: [source.{kind}] must be a table")
     source = build(_SOURCES[kind], values, f"{origin}, [source.{kind}]")
-    manifest: Manifest = build(Manifest, {**table, "source": source}, origin)
+    parts: dict[str, Any] = {"source": source}
+    if "card" in table:
+        parts["card"] = _card(table["card"], f"{origin}, [card]")
+    manifest: Manifest = build(Manifest, {**table, **parts}, origin)
     return manifest
+
+
+def _card(table: Any, origin: str) -> Card:
+    if not isinstance(table, Mapping):
+        raise ModelError(f"{origin}: must be a table, got {shown(table)}")
+    heads = table.get("heads", [])
+    if problem := Several(AnyTable(), 16).problem(heads):
+        raise ModelError(f"{origin}: 'heads' {problem}, got {shown(heads)}")
+    built = [build(Head, head, f"{origin}, [[heads]]") for head in heads]
+    card: Card = build(Card, {**table, "heads": built}, origin)
+    return card
 
 
 def known_manifests() -> dict[str, Manifest]:
     """The manifests that come with edgecs, by name."""
+    return dict(_shipped())
+
+
+@cache
+def _shipped() -> Mapping[str, Manifest]:
     found = {}
     for entry in resources.files("edgecs_models").iterdir():
         if entry.name.endswith(".toml"):

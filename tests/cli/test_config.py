@@ -202,12 +202,13 @@ def completions(*words: str) -> list[str]:
 
 def test_models_and_files_are_completed():
     name = "smollm2-135m-instruct"
-    assert completions("chat", "-m", "smo") == ["file,smo", f"plain,{name}"]
-    assert completions("models", "pull", "smo") == ["file,smo", f"plain,{name}"]
+    begun = name[:10]
+    assert completions("chat", "-m", begun) == [f"file,{begun}", f"plain,{name}"]
+    assert completions("models", "pull", begun) == [f"file,{begun}", f"plain,{name}"]
     offered = completions("generate", "--draft", "")
     # First: click's script for bash forgets what came before a file.
-    assert offered[:3] == ["file,", "plain,none", f"plain,{name}"]
-    assert f"plain,{name}-head" in offered
+    assert offered[0] == "file,"
+    assert {"plain,none", f"plain,{name}", f"plain,{name}-head"} <= set(offered)
     assert completions("generate", "-f", "x") == ["file,x"]
     assert "plain,--overflow" in completions("chat", "--over")
     assert "plain,chat" in completions("ch")
@@ -221,12 +222,12 @@ def test_a_typo_is_told_the_nearest_command(edgecs: Edgecs):
 @pytest.mark.parametrize(
     ("typed", "hint"),
     [
-        ("run", "edgecs chat -m MODEL"),
+        ("cli", "edgecs chat -m MODEL"),
         ("server", "edgecs serve -m MODEL"),
-        ("ls", "edgecs models list"),
+        ("list", "edgecs ls"),
         ("ps", "no model stays loaded"),
-        ("pull", "edgecs models pull MODEL"),
-        ("rm", "edgecs models rm MODEL"),
+        ("download", "edgecs pull MODEL"),
+        ("remove", "edgecs rm MODEL"),
     ],
 )
 def test_words_of_other_tools_lead_to_ours(edgecs: Edgecs, typed: str, hint: str):

@@ -15,6 +15,7 @@ from packaging.version import Version
 
 from edgecs.errors import ModelError
 from edgecs.hub.manifest import (
+    Head,
     HubSource,
     Manifest,
     PathSource,
@@ -48,7 +49,8 @@ def test_shipped_manifests_are_named_like_their_files_and_checked():
     assert list(manifests) == [m.name for m in manifests.values()]
     default = manifests["smollm2-135m-instruct"]
     assert isinstance(default.source, WheelSource)
-    assert all(m.sha256 and m.size for m in manifests.values())
+    assert default.size
+    assert default.sha256
 
 
 def test_reads_what_is_there(tmp_path: Path):
@@ -103,7 +105,8 @@ SOURCES: dict[str, dict[str, str]] = {
     "path": {"path": "m.gguf"},
 }
 KINDS = {"wheel": WheelSource, "hub": HubSource, "path": PathSource}
-EVERY_KEY = [(None, key.name) for key in fields(Manifest) if key.name != "source"] + [
+TABLES = ("source", "card")
+EVERY_KEY = [(None, key.name) for key in fields(Manifest) if key.name not in TABLES] + [
     (kind, key) for kind, values in SOURCES.items() for key in values
 ]
 CONTROL = ["a\nb", "a\rb", "a\0b", "a\x1b[31mb", "a\x7fb", "a\x9bb", "a\u2028b"]
@@ -189,6 +192,62 @@ def table(kind: str | None, key: str, value: Any) -> dict[str, Any]:
     name = kind or "hub"
     source = {**SOURCES[name], **({key: value} if kind else {})}
     return {**ABOUT, **({} if kind else {key: value}), "source": {name: source}}
+
+
+CARD = {"family": "F", "parameters": "4B", "quantization": "Q8_0", "seen": "2026-08-22"}
+HEAD = {"kind": "mtp", "repo": "a/b", "file": "m.gguf"}
+
+
+def with_card(key: str, value: Any) -> dict[str, Any]:
+    source = {"source": {"hub": SOURCES["hub"]}}
+    return {**ABOUT, **source, "card": {**CARD, key: value}}
+
+
+def test_a_card_that_is_sound_is_taken():
+    heads = [{**HEAD, "in_model": True}]
+    card = parse_manifest(with_card("heads", heads), "here").card
+    assert card is not None
+    assert card.heads == [Head("mtp", "a/b", "m.gguf", in_model=True)]
+    assert parse_manifest(with_card("aliases", ["m:4b"]), "here").card
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("family", value) for value in (*CONTROL, 1, [], "f" * 501)),
+        *(("context", value) for value in (0, -1, True, 1.5, "8k")),
+        *(("approximate_size", value) for value in (0, True, "1 GB")),
+        *(("seen", value) for value in ("today", "2026-8-1", 20260801)),
+        *(("aliases", value) for value in ("a", ["A"], ["a/b"], [""], ["a"] * 17)),
+        *(("siblings", value) for value in ("a", ["../a"], [1], [[]])),
+        *(("unverified", value) for value in (["sha256"], "license")),
+        *(("heads", value) for value in ("x", [1], {"kind": "mtp"})),
+        ("unknown", 1),
+    ],
+)
+def test_hostile_values_of_a_card_are_refused(key: str, value: Any):
+    with pytest.raises(ModelError) as error:
+        parse_manifest(with_card(key, value), "here")
+    sentence = str(error.value)
+    assert sentence.startswith("here, [card]: ")
+    assert repr(key) in sentence
+    assert sentence.isprintable()
+    assert len(sentence) < 500
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("kind", "medusa"), ("repo", "b"), ("file", "../m"), ("in_model", 1), ("x", 1)],
+)
+def test_hostile_values_of_a_head_are_refused(key: str, value: Any):
+    with pytest.raises(ModelError, match=rf"here, \[card\], \[\[heads\]\]: .*'{key}'"):
+        parse_manifest(with_card("heads", [{**HEAD, key: value}]), "here")
+
+
+@pytest.mark.parametrize("card", [1, "x", [], [1]])
+def test_a_card_must_be_a_table(card: Any):
+    with pytest.raises(ModelError, match=r"here, \[card\]: must be a table"):
+        parse_manifest({**with_card("family", "F"), "card": card}, "here")
 
 
 def test_every_key_is_tried():

@@ -90,7 +90,10 @@ def test_verify_says_how_each_model_is(index, edgecs, cache, toml, monkeypatch):
     )
     path = cache / "fake" / "weights.gguf"
     here = ("models", "verify")
-    assert edgecs(*here) == (0, "fake  not here\n", "")
+    assert edgecs(*here, "fake") == (0, "fake  not here\n", "")
+    nothing = edgecs(*here)
+    assert (nothing.code, nothing.out) == (0, "")
+    assert "there is no model here" in nothing.err
     assert edgecs("models", "pull", "fake").code == 0
     outcome = edgecs(*here)
     assert (outcome.code, outcome.out) == (0, "fake  OK\n")

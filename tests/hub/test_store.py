@@ -10,7 +10,8 @@ import pytest
 
 from edgecs.errors import ModelError
 from edgecs.hub.manifest import HubSource
-from edgecs.hub.store import Store, choose_file
+from edgecs.hub.quantization import choose_file
+from edgecs.hub.store import Store
 
 FILES = [
     "README.md",
@@ -92,7 +93,7 @@ def test_paths_and_manifests_of_ones_own(tmp_path: Path):
 def test_a_typo_is_met_with_the_nearest_name(tmp_path: Path):
     with pytest.raises(ModelError, match="did you mean 'smollm2-135m-instruct'"):
         Store(tmp_path).find("smollm-135m")
-    with pytest.raises(ModelError, match="models list"):
+    with pytest.raises(ModelError, match="models search"):
         Store(tmp_path).find("!!")
 
 

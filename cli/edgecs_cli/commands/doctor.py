@@ -114,7 +114,8 @@ def examine() -> tuple[dict[str, dict[str, Any]], Facts]:
     providers = onnx.working_providers()
     built, amx = llama.gpu_backends(), _amx()
     profiles = [profile for _, profile in Folders().profiles.all() if profile]
-    models = Folders().store.models()
+    store = Folders().store
+    models = [m for m in store.models() if m.path or m.manifest.drafter]
     build, device = build_and_device()
     facts = Facts(
         available=memory.available,

@@ -1,18 +1,18 @@
-"""`edgecs models`: lists, downloads, checks and removes models."""
+"""`edgecs models`: finds, lists, downloads, checks and removes models."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from edgecs.errors import ModelError
-from edgecs.hub.store import Check, Model
+from edgecs.hub.store import Check
 from edgecs.runtime.folders import Folders
 from edgecs_cli.commands.pairs import find_pairs
+from edgecs_cli.commands.search import describe, gigabytes, rows_of, search
 from edgecs_cli.console import complain, echo, echo_table, say
 from edgecs_cli.options.references import Reference
 from edgecs_cli.options.shared import (
@@ -20,40 +20,44 @@ from edgecs_cli.options.shared import (
     reports_errors,
 )
 
+_NONE = "there is no model here: edgecs models search shows some, models pull gets one"
+
 
 @click.group()
 def models() -> None:
-    """List, download, show and remove models.
+    """Find, list, download, show and remove models.
 
     \b
-    edgecs models list
+    edgecs models search
     edgecs models pull smollm2-135m-instruct
+    edgecs models list
     """
+
+
+models.add_command(search)
 
 
 @models.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 @reports_errors
 def list_models(as_json: bool) -> None:
-    """List the models known by name.
+    """List the models on this machine.
+
+    These are the models of the catalogue that were pulled, and other GGUF files in the
+    cache of Hugging Face. `edgecs models search` lists the catalogue.
 
     \b
     edgecs models list --json
     """
-    entries = Folders().store.models()
+    store = Folders().store
+    entries = [model for model in store.models() if model.path] + store.others()
     if as_json:
-        echo(json.dumps([_describe(model) for model in entries]))
+        echo(json.dumps([describe(model) for model in entries]))
         return
-    rows = [
-        (
-            model.manifest.name,
-            _mib(model.size),
-            "here" if model.path else "not here",
-            model.manifest.description,
-        )
-        for model in entries
-    ]
-    echo_table(rows, words=(0, 2, 3))
+    rows = [(m.manifest.name, gigabytes(m), m.manifest.description) for m in entries]
+    echo_table(rows, words=(0, 2))
+    if not rows:
+        say(_NONE)
 
 
 @models.command()
@@ -83,11 +87,11 @@ def show(model: str, as_json: bool) -> None:
     \b
     edgecs models show smollm2-135m-instruct --json
     """
-    entry = _describe(Folders().store.find(model))
+    entry = describe(Folders().store.find(model))
     if as_json:
         echo(json.dumps(entry))
         return
-    rows = [(key, "-" if value is None else value) for key, value in entry.items()]
+    rows = [(key, "-" if value is None else value) for key, value in rows_of(entry)]
     echo_table(rows, words=(0, 1))
 
 
@@ -98,7 +102,7 @@ def show(model: str, as_json: bool) -> None:
 def verify(models: tuple[str, ...], as_json: bool) -> None:
     """Check the files of models against their sizes and checksums.
 
-    Without names: all models known by name. Nothing is downloaded. The exit code is 3
+    Without names: all models on this machine. Nothing is downloaded. The exit code is 3
     if a model is damaged.
 
     \b
@@ -109,11 +113,15 @@ def verify(models: tuple[str, ...], as_json: bool) -> None:
     names = models or tuple(model.manifest.name for model in store.models())
     with progress_bars() as progress:
         checks = [store.verify(name, progress) for name in names]
+    if not models:
+        checks = [check for check in checks if check.state != "not here"]
     if as_json:
         echo(json.dumps([_verdict(check) for check in checks]))
     else:
         rows = [(check.model.manifest.name, _state(check)) for check in checks]
         echo_table(rows, words=(0, 1))
+        if not rows:
+            say(_NONE)
     damaged = [c.model.manifest.name for c in checks if c.state == "damaged"]
     if damaged:
         raise ModelError(
@@ -150,7 +158,7 @@ def pairs(models: tuple[str, ...], as_json: bool) -> None:
     for pair in found:
         echo(f"{pair.target} <- {pair.drafter}: {pair.about}")
     if not found:
-        say("there are no pairs: give some models, or pull one (edgecs models list)")
+        say("there are no pairs: give some models, or pull one (edgecs models search)")
 
 
 @models.command()
@@ -181,22 +189,3 @@ def _verdict(check: Check) -> dict[str, str | None]:
         "state": check.state,
         "problem": check.problem,
     }
-
-
-def _describe(model: Model) -> dict[str, object]:
-    manifest = model.manifest
-    source = type(manifest.source).__name__.removesuffix("Source").lower()
-    return {
-        "name": manifest.name,
-        "description": manifest.description,
-        "license": manifest.license or None,
-        "path": str(model.path) if model.path else None,
-        "size": model.size,
-        "sha256": manifest.sha256,
-        "drafter": manifest.drafter,
-        "source": {source: asdict(manifest.source)},
-    }
-
-
-def _mib(size: int | None) -> str:
-    return "-" if size is None else f"{size / (1 << 20):.0f} MiB"

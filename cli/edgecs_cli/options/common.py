@@ -178,7 +178,7 @@ def model_options(command: F) -> F:
             required=True,
             type=Reference(),
             metavar="MODEL",
-            help="A name (`edgecs models list`), a .gguf file, or user/repo[:quant].",
+            help="A name (`edgecs models search`), a .gguf file, or user/repo[:quant].",
         ),
         _hardware(
             "-ngl",

@@ -1,0 +1,1 @@
+"""Commands under the names that Ollama gives them, made of those in `commands`."""
