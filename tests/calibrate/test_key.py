@@ -15,7 +15,8 @@ from edgecs_cli.options import common
 from tests.keys import KEY, another, other_key
 
 EFFECTS = {field.name: field.metadata["effect"] for field in fields(LoadOptions)}
-UNFLAGGED = {"n_batch", "max_draft", "sequences", "leaves", "most_ctx"}  # for programs only
+# For programs only.
+UNFLAGGED = {"n_batch", "max_draft", "sequences", "leaves", "most_ctx"}
 
 
 def both(name: str) -> tuple[Key, Key]:

@@ -27,7 +27,7 @@ _OWN = {"model", "prompt"}  # arguments here, options there
 @click.pass_context
 @reports_errors
 def run(
-    ctx: click.Context, model: str, prompt: tuple[str, ...], **values: Any
+    ctx: click.Context, /, model: str, prompt: tuple[str, ...], **values: Any
 ) -> object:
     """Chat with a model, or answer one prompt.
 
