@@ -114,7 +114,7 @@ class Engine:
         for token in tokens:
             if not 0 <= token < size:
                 raise ConfigError(
-                    f"token {token} does not exist: ids go from 0 to {size - 1}"
+                    f"token {str(token)[:24]} does not exist: ids go from 0 to {size - 1}"
                 )
 
     @property
