@@ -13,6 +13,7 @@ from schemathesis.checks import negative_data_rejection, positive_data_acceptanc
 from starlette.routing import Route
 
 from edgecs.server.app import Serving, create_app
+from edgecs.server.guard import Access
 from tests.server.scripted import ScriptedEngine, client
 
 # A schema does not say which grammars, ids and names there are, so that positive data
