@@ -124,10 +124,9 @@ def document(paths: Iterable[Described]) -> dict[str, Any]:
     """The OpenAPI document of some paths."""
     paths = list(paths)
     models = dict.fromkeys(one.body for one in paths if one.body is not None)
-    errors = (OpenAIError, AnthropicError, OllamaError)
-    refs, schemas = models_json_schema(
-        [(model, _MODE) for model in (*models, *errors)], ref_template=_REFS
-    )
+    every: list[type[BaseModel]] = [*models, OpenAIError, AnthropicError, OllamaError]
+    pairs = [(model, _MODE) for model in every]
+    refs, schemas = models_json_schema(pairs, ref_template=_REFS)
     operations: dict[str, Any] = {}
     for one in paths:
         body = refs[one.body, _MODE] if one.body else None
