@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"-?\d{1,19}\.\d{1,19}(e[+-]?\d{1,3})?")
 _WORDS = {"true": True, "false": False}
 
 
-def metadata(handle: lib.llama_model_p | None) -> Mapping[str, Value]:
+def read_metadata(handle: lib.llama_model_p | None) -> Mapping[str, Value]:
     """The keys of a model and their values; long texts and arrays are left out."""
     found: dict[str, Value] = {}
     for i in range(lib.llama_model_meta_count(handle)):

@@ -21,7 +21,7 @@ from edgecs.engines.host import usable_cores
 from edgecs.engines.llama import library
 from edgecs.engines.llama.huge_pages import HugePages
 from edgecs.engines.llama.kernels import KernelSet, PackedWeights
-from edgecs.engines.llama.metadata import Value, file_type, metadata
+from edgecs.engines.llama.metadata import Value, file_type, read_metadata
 from edgecs.engines.llama.tokenizer import LlamaVocabulary
 from edgecs.engines.load_options import LoadOptions
 from edgecs.engines.offload import context_that_fits, kv_bytes
@@ -115,7 +115,7 @@ class LlamaModel:
     @property
     def metadata(self) -> Mapping[str, Value]:
         """The keys of its file, without the vocabulary, arrays and long texts."""
-        return metadata(self.handle)
+        return read_metadata(self.handle)
 
     @property
     def file_type(self) -> str:
