@@ -82,5 +82,8 @@ endif
 
 # With the exporter and plots, which the tests use: torch is large.
 .venv/dev: .venv/base
-	$(BIN)/python -m pip install -e ".[dev,convert,plot,serve]"
+	$(BIN)/python -m pip install -e ".[dev,convert,plot,serve,clients]"
+	@if command -v npm >/dev/null; then \
+	    npm install --silent --no-audit --no-fund --prefix .venv openai || \
+	    echo "openai from npm is not installed: its test is skipped" >&2; fi
 	@touch $@

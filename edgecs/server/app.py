@@ -22,6 +22,7 @@ from edgecs.server import (
     ollama,
     ollama_models,
     openai,
+    openapi,
     responses,
 )
 from edgecs.server.endpoint import Endpoint
@@ -147,8 +148,12 @@ def create_app(serving: Serving) -> Starlette:
         text = metrics.exposition(engine)
         return Response(text, media_type=metrics.CONTENT_TYPE)
 
+    async def description(request: Request) -> Response:
+        return JSONResponse(openapi.document(openapi.described(ENDPOINTS)))
+
     return Starlette(
         routes=[
+            Route(openapi.PATH, description),
             Route("/health", health),
             Route("/v1/health", health),
             Route("/", here, methods=["HEAD"]),  # Ollama's clients ask this first
@@ -194,7 +199,8 @@ def _http_error(request: Request, error: Exception) -> Response:
     path = f"{request.method} {request.url.path}"
     text = f"{path!r:.120}: {error.detail}; the paths are in docs/server.md"
     kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
-    refused = Refused(error.status_code, text, kind)
+    headers = dict(error.headers or {})
+    refused = Refused(error.status_code, text, kind, headers=headers)
     return error_response(refused, request.url.path)
 
 

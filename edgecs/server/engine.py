@@ -130,8 +130,9 @@ class Engine:
         size = self.loaded.target.vocab_size
         for token in tokens:
             if not 0 <= token < size:
+                shown = str(token)[:24]
                 raise ConfigError(
-                    f"token {token} does not exist: ids go from 0 to {size - 1}"
+                    f"token {shown} does not exist: ids go from 0 to {size - 1}"
                 )
 
     @property

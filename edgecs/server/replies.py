@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -19,6 +21,9 @@ from edgecs.server.job import Busy
 
 # pydantic's names of the alternatives of a field, which clients do not know.
 _BRANCH = re.compile(r"(constrained-)?(str|int|bool|float)|[a-z-]+\[.*\]|[A-Z]\w+")
+
+# Numbers of which some are parsed as infinite.
+_HUGE = re.compile(rb"\d[eE]\+?\d{3}|\d{300}")
 
 Body = TypeVar("Body", bound=BaseModel)
 T = TypeVar("T")
@@ -74,9 +79,31 @@ async def read_body(request: Request, kind: type[Body], most: int) -> Body:
     except ClientDisconnect:
         raise Refused(400, "the body is incomplete: send all of it") from None
     try:
-        return kind.model_validate_json(data)
+        return kind.model_validate(_json(data))
     except ValidationError as error:
         raise refused_body(error) from None
+
+
+def _json(data: bytes) -> Any:
+    """A JSON value with finite numbers. Raises Refused."""
+    try:
+        value = from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise Refused(400, f"Invalid JSON: {error}") from None
+    if _HUGE.search(data) and not _is_finite(value):
+        raise Refused(400, "Invalid JSON: a number is too large: at most 1.8e308")
+    return value
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether no number in a JSON value is infinite; its depth is limited."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list):
+        return True
+    return all(map(_is_finite, value))
 
 
 def refused_body(error: ValidationError) -> Refused:

@@ -18,6 +18,7 @@ from edgecs.server.job import Job
 from edgecs.server.schemas import ChatRequest, CompletionRequest, ResponseFormat
 
 _SEEDS = 1 << 32
+_COLDEST = 1e-6  # chosen: below it an answer is greedy, as quotients would overflow
 _SAMPLED = (
     "temperature",
     "top_p",
@@ -38,6 +39,8 @@ def sampling_of(asked: ChatRequest | CompletionRequest, usual: Sampling) -> Samp
     given: dict[str, Any] = {
         name: value for name in _SAMPLED if (value := getattr(asked, name)) is not None
     }
+    if given.get("temperature", 1.0) < _COLDEST:
+        given["temperature"] = 0.0
     if asked.top_k is not None:
         given["top_k"] = max(0, asked.top_k)  # -1 means off
     if asked.logit_bias:

@@ -16,6 +16,11 @@ MOST_BIASES = 4096
 Text = Annotated[str, Field(max_length=MOST_TEXT)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
+# Beyond these float32 logits overflow, and numbers do not fit the sampler's integers.
+_Factor = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
+_Penalty = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=-1, lt=1 << 31)]
+_Bias = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)]
 _Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
 
 
@@ -83,16 +88,16 @@ class _Asked(_Body):
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     n: int = Field(default=1, ge=1, le=MOST_CHOICES)
     seed: _Seed | None = None
-    temperature: Finite | None = Field(default=None, ge=0)
+    temperature: Finite | None = Field(default=None, ge=0, le=1e6)
     top_p: Finite | None = Field(default=None, ge=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1)
+    top_k: _Count | None = None
     min_p: Finite | None = Field(default=None, ge=0, le=1)
     typical_p: Finite | None = Field(default=None, gt=0, le=1)
-    repeat_penalty: Finite | None = Field(default=None, gt=0)
-    repeat_last_n: int | None = Field(default=None, ge=-1)
-    frequency_penalty: Finite | None = None
-    presence_penalty: Finite | None = None
-    logit_bias: dict[str, Finite] | None = Field(default=None, max_length=MOST_BIASES)
+    repeat_penalty: _Factor | None = None
+    repeat_last_n: _Count | None = None
+    frequency_penalty: _Penalty | None = None
+    presence_penalty: _Penalty | None = None
+    logit_bias: dict[str, _Bias] | None = Field(default=None, max_length=MOST_BIASES)
     grammar: Text | None = None
     json_schema: dict[str, Any] | bool | None = None
     speculative: StrictBool | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from edgecs.sampling.logprobs import Logprobs
 from edgecs.sampling.settings import Sampling
 from edgecs.server.app import Serving, create_app
 from edgecs.server.engine import Engine
-from edgecs.server.job import Ended, Event, Job
+from edgecs.server.job import Ended, Event, Job, SlotState, Totals
 from edgecs.session.answer import FinishReason, Token
 from edgecs.session.stats import Stats
 from edgecs.testing.fakes import ByteTokenizer
@@ -39,6 +40,18 @@ class Asked:
             yield event
 
 
+def _model() -> SimpleNamespace:
+    return SimpleNamespace(
+        trained_ctx=512,
+        parameters=1000,
+        size=4000,
+        metadata={"general.architecture": "llama"},
+        file_type="F32",
+        path=Path(__file__),
+        offload=SimpleNamespace(layers=0, total=3),
+    )
+
+
 class ScriptedEngine(Engine):
     """Says `rounds`, a text for each round, to whatever it is asked.
 
@@ -58,7 +71,19 @@ class ScriptedEngine(Engine):
         self.thinks, self.name, self.created = thinks, "tiny", 1_700_000_000
         self.n_ctx, self.slots = 512, 1
         self.tokenizer = ByteTokenizer()
-        self.runtime: Any = SimpleNamespace(recipe=SimpleNamespace(sampling=Sampling()))
+        self.runtime: Any = SimpleNamespace(
+            recipe=SimpleNamespace(sampling=Sampling()),
+            session=SimpleNamespace(chain=["target"], off_reason=None),
+            tiers=None,
+        )
+        self.loaded: Any = SimpleNamespace(
+            model=_model(),
+            target=SimpleNamespace(vocab_size=257),
+            options=SimpleNamespace(kernels="own"),
+        )
+        self.scheduler: Any = SimpleNamespace(
+            totals=Totals(), queued=0, slots=lambda: [SlotState(0, "idle", 0, 0, 0)]
+        )
         self.jobs = list[Job]()
         self.prompts = list[tuple[Sequence[Mapping[str, Any]], str, bool | None]]()
 
@@ -87,10 +112,6 @@ class ScriptedEngine(Engine):
     def decode(self, tokens: Sequence[int]) -> str:
         self.check_ids(tokens)
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
-
-    def check_ids(self, tokens: Sequence[int]) -> None:
-        self.loaded: Any = SimpleNamespace(target=SimpleNamespace(vocab_size=257))
-        super().check_ids(tokens)
 
     def spelling(self, token: int) -> str:
         return self.tokenizer.spelling(token)
