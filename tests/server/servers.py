@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,14 @@ WAIT = 60.0  # seconds after which a test has failed
 
 @contextmanager
 def serving(
-    path: Path, folder: Path, serving: Serving | None = None, **engine: Any
+    path: Path,
+    folder: Path,
+    serving: Serving | None = None,
+    slots: int = OPTIONS.sequences,
+    **engine: Any,
 ) -> Iterator[str]:
     """A server with the model of a file; its address."""
-    recipe = Recipe(str(path), OPTIONS, drafts=())
+    recipe = Recipe(str(path), replace(OPTIONS, sequences=slots), drafts=())
     folders = Folders(folder, offline=True)
     files = find_files(recipe, folders)
     ready = threading.Event()

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from edgecs.drafters.maxgram import MaxGram
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ConfigError
 from edgecs.runtime.model import load
@@ -431,3 +432,55 @@ def test_a_conversation_goes_on_after_a_restart(
     assert cached[0] == 0
     assert cached[1] >= usage["prompt_tokens"] - 1
     assert [*tmp_path.glob("*/*.cells")]
+
+
+def metrics(http: httpx.Client) -> dict[str, float]:
+    """All counts by name, without those that have labels."""
+    lines = http.get("/metrics").text.splitlines()
+    pairs = (line.split() for line in lines if line and line[0] != "#")
+    return {name: float(value) for name, value in pairs if "{" not in name}
+
+
+@pytest.mark.faults
+def test_a_drafter_that_fails_in_an_answer_is_counted_once(
+    tiny_gguf: Path, folder: Path, alone: str, monkeypatch: pytest.MonkeyPatch
+):
+    calls: list[int] = []
+
+    def failing(self: MaxGram, context: object, k: int) -> list[int]:
+        calls.append(k)
+        if len(calls) > 3:
+            raise RuntimeError("a defect")
+        return [0] * min(k, 2)
+
+    monkeypatch.setattr(MaxGram, "continuation", failing)
+    with (
+        serving(tiny_gguf, folder, slots=1) as url,
+        httpx.Client(base_url=url, timeout=WAIT) as http,
+    ):
+        for answers in (1, 2):
+            reply = chat(http)
+            assert text_of(reply) == alone
+            assert metrics(http)["edgecs:answers_total"] == answers
+            assert metrics(http)["edgecs:drafter_faults_total"] == 1
+    assert len(calls) == 4
+
+
+def test_tokens_of_a_client_that_left_are_counted(http: httpx.Client):
+    before = metrics(http)
+    body = {"messages": CHAT, "max_tokens": 400, "temperature": 0, "stream": True}
+    body["logit_bias"] = {"269": -100}  # the end of an answer
+    read = 0
+    with http.stream("POST", "/v1/chat/completions", json=body) as stream:
+        for line in stream.iter_lines():
+            read += line.startswith("data: ")
+            if read > 3:
+                break
+    until = time.monotonic() + WAIT
+    while busy_slots(http):
+        assert time.monotonic() < until
+    after = metrics(http)
+    new = {name: after[name] - before[name] for name in after}
+    assert new["edgecs:cancelled_total"] == new["edgecs:answers_total"] == 1
+    assert 2 <= new["edgecs:tokens_predicted_total"] < 400
+    assert new["edgecs:prompt_tokens_total"] > 0
