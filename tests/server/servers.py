@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgecs.decoding.kmatrix import KMatrix
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.builder import build, find_files
 from edgecs.runtime.folders import Folders
@@ -27,10 +28,13 @@ def serving(
     folder: Path,
     serving: Serving | None = None,
     slots: int = OPTIONS.sequences,
+    drafts: tuple[str, ...] = (),
+    matrix: KMatrix | None = None,
     **engine: Any,
 ) -> Iterator[str]:
     """A server with the model of a file; its address."""
-    recipe = Recipe(str(path), replace(OPTIONS, sequences=slots), drafts=())
+    options = replace(OPTIONS, sequences=slots)
+    recipe = Recipe(str(path), options, drafts=drafts, matrix=matrix)
     folders = Folders(folder, offline=True)
     files = find_files(recipe, folders)
     ready = threading.Event()

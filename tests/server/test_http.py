@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from edgecs.decoding.kmatrix import KMatrix
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ConfigError
@@ -432,6 +433,26 @@ def test_a_conversation_goes_on_after_a_restart(
     assert cached[0] == 0
     assert cached[1] >= usage["prompt_tokens"] - 1
     assert [*tmp_path.glob("*/*.cells")]
+
+
+@pytest.mark.parametrize(
+    "matrix", [None, KMatrix.parse("4,2;0,2")], ids=["planned", "fixed"]
+)
+def test_a_drafter_that_is_a_model_drafts_in_one_of_several_slots(
+    tiny_gguf: Path, folder: Path, alone: str, matrix: KMatrix | None
+):
+    drafts = (str(tiny_gguf),)
+    with (
+        serving(tiny_gguf, folder, drafts=drafts, matrix=matrix) as url,
+        httpx.Client(base_url=url, timeout=WAIT) as http,
+        ThreadPoolExecutor(6) as pool,
+    ):
+        replies_ = [*pool.map(lambda i: chat(http), range(9))]
+    assert {*map(text_of, replies_)} == {alone}
+    chains = [reply.json()["speculative"]["chain"] for reply in replies_]
+    with_it = [tiny_gguf.stem in chain for chain in chains]
+    assert any(with_it)
+    assert not all(with_it)
 
 
 def metrics(http: httpx.Client) -> dict[str, float]:
