@@ -230,6 +230,30 @@ def test_other_architectures(tmp_path: Path, kernels: KernelSet | None, name: st
         np.testing.assert_array_equal(row(target, Context(prompt), 1), expected)
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@BOTH
+@pytest.mark.parametrize("kept", [10, 48, 79, 80])
+def test_any_prefix_of_a_snapshot(
+    tmp_path: Path, kernels: KernelSet | None, name: str, kept: int
+):
+    """A saved sliding window lacks cells that a shorter context would need."""
+    path = ARCHITECTURES[name](tmp_path / "model.gguf")
+    one = {"sequences": 1}
+    with opened(path, kernels, **one) as target, opened(path, kernels, **one) as alone:
+        row(target, Context(TEXT))
+        cells = target.snapshot()
+        assert cells is not None
+        assert target.restore(cells)
+        for prompt in ([*TEXT[:kept], 3], [*TEXT[:kept], 4, 5]):
+            context = Context(prompt)
+            alone.reset()
+            if kept == len(TEXT):  # the same calls as for the conversation
+                row(alone, Context(TEXT))
+                target._sequences[0].cache.mark()
+                alone._sequences[0].cache.mark()
+            np.testing.assert_array_equal(row(target, context), row(alone, context))
+
+
 def test_models_that_cannot_copy_say_so(tiny_gguf: Path):
     for changes in ({"sequences": 1}, {"leaves": 2}):
         with opened(tiny_gguf, **changes) as target:
