@@ -127,11 +127,13 @@ class Conversation:
         )
 
     def _prompt_text(self, message: Message) -> str:
-        """A message's text in the prompt; an answer's may be longer than `content`."""
+        """A message's text in the prompt, protected; an answer's may be longer."""
         if message.ids is None:
-            return message.content if message.shortened is None else message.shortened
-        pieces = map(self._tokenizer.piece, self._without_end(message.ids))
-        return codecs.decode(b"".join(pieces), "utf-8", "replace")
+            text = message.content if message.shortened is None else message.shortened
+        else:
+            pieces = map(self._tokenizer.piece, self._without_end(message.ids))
+            text = codecs.decode(b"".join(pieces), "utf-8", "replace")
+        return self._template.guard.protect(text)
 
     def _without_end(self, ids: Sequence[int]) -> Sequence[int]:
         return ids[:-1] if ids and ids[-1] in self._tokenizer.ends else ids
@@ -145,9 +147,7 @@ class Conversation:
     def _encode(self, text: str, *, first: bool) -> Tokens:
         if not text and not first:
             return np.empty(0, dtype=np.int32)
-        if first:
-            return self._template.encode_text(text)
-        return self._tokenizer.encode(text, document=False)
+        return self._template.encode_text(text, first=first)
 
     def state(self) -> list[dict[str, Any]]:
         """The messages as plain values, see `restored`."""

@@ -49,6 +49,7 @@ class PrefixCache:
         self._marks: list[int] | None = [0] if marks else None  # ascending
         self._read = 1  # number of first marks of a text read from its beginning
         self._ids: list[int] = []  # [cells]
+        self._whole = 0  # first cells that can only be used together
         self._unsure = False  # more cells may exist: a call did not complete
         self._source: Context | None = None  # root of the last compared context
         self._agreed = 0  # cells known to match it
@@ -96,9 +97,9 @@ class PrefixCache:
             return
         self._tree = None
         length = min(length, len(self._ids))
-        if not self._drop(length):
+        if length < self._whole or not self._drop(length):
             self._drop(0)
-            length = 0
+            length = self._whole = 0
         del self._ids[length:]
         while self._marks and self._marks[-1] > length:
             self._marks.pop()
@@ -138,11 +139,13 @@ class PrefixCache:
         copied: in another sequence, after `share`.
         """
         if self.first:
-            return 0
+            return 0  # these are not the first tokens
         size = min(len(self._ids), tokens.size - 1)
         mine = np.array(self._ids[:size], dtype=np.int32)
         other = np.flatnonzero(mine != tokens[:size])
         common = int(other[0]) if other.size else size
+        if common < self._whole:
+            return 0
         if self._marks is None:
             return common
         marks = self._marks[: self._read] if copied else self._marks
@@ -151,6 +154,7 @@ class PrefixCache:
     def share(self, other: PrefixCache, length: int) -> None:
         """Must be called when the first cells of `other` have replaced all cells."""
         self._ids, self._source, self._agreed, self.first = [], None, 0, 0
+        self._whole = 0
         self.extend(other._ids[:length])
         if other._marks is not None:
             self._marks = [m for m in other._marks[: other._read] if m <= length]
@@ -182,11 +186,16 @@ class PrefixCache:
         """Must be called when the engine has also computed the cells of a tree."""
         self._unsure, self._tree = False, tree
 
-    def reset_to(self, tokens: list[int]) -> None:
-        """Must be called when all cells have been replaced by those of `tokens`."""
+    def reset_to(self, tokens: list[int], *, whole: bool = False) -> None:
+        """Must be called when all cells have been replaced by those of `tokens`.
+
+        whole: the engine has not all that a part of them needs, as after loading a
+        sliding window: they are continued, or dropped.
+        """
         self._ids, self._source, self._agreed, self.first = [], None, 0, 0
         if self._marks is not None:
             self._marks, self._read = [0], 1
+        self._whole = len(tokens) if whole else 0
         self.extend(tokens)
         self.mark()
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class Engine:
     """Answers jobs with the target of a runtime.
 
     There is one slot for each sequence of the target. Drafters that are models support
-    one conversation, so with several slots there must be none. prefix_cache: folder for
+    one conversation: they draft in slot 0. prefix_cache: folder for
     the cells of conversations that lose their slots, of `prefix_bytes` at most.
     """
 
@@ -44,19 +45,14 @@ class Engine:
         self.loaded, self.created = runtime.loaded, int(time.time())
         target = runtime.loaded.target
         self.n_ctx, self.slots = target.n_ctx, target.sequences
-        if runtime.drafters and self.slots > 1:
-            raise ConfigError(
-                f"the drafter {runtime.drafters[0].name} serves one conversation at a "
-                f"time, and there are {self.slots} slots: give --parallel 1, or no "
-                "--draft"
-            )
         speculation = runtime.speculation
         with ExitStack() as undo:
             sessions = [runtime.session]
+            others = runtime.recipe
+            if runtime.drafters:  # a K matrix names them
+                others = replace(others, matrix=None)
             for i in range(1, self.slots):
-                session = session_of(
-                    runtime.recipe, self.loaded, (), speculation, sequence=i
-                )
+                session = session_of(others, self.loaded, (), speculation, sequence=i)
                 sessions.append(undo.enter_context(session))
             self._template: ChatTemplate | None = None
             if self.loaded.model.vocabulary.chat_template:
@@ -101,12 +97,9 @@ class Engine:
     ) -> Tokens:
         """The prompt ids of a conversation. Raises ConfigError.
 
-        beginning: text of the answer that the prompt ends with. thinking: see
-        `ChatTemplate.render`.
+        See `ChatTemplate.encode`.
         """
-        template = self._with_template()
-        text = template.render(messages, thinking=thinking)
-        return template.encode_text(text + beginning)
+        return self._with_template().encode(messages, beginning, thinking=thinking)
 
     def _with_template(self) -> ChatTemplate:
         if self._template is None:

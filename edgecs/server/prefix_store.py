@@ -59,8 +59,8 @@ class PrefixStore:
 
     model: the target, used by the thread that calls `save` and `restore`. root: the
     folder; name: of the model's folder in it. most: bytes of all files in `root`; the
-    least recently used ones are removed. uniform: see `LanguageModel`; otherwise only
-    whole conversations are continued.
+    least recently used ones are removed. any_prefix: whether a prompt may continue
+    from a part of a saved conversation, and not only from its end.
 
     Files are written by a thread of its own. Those that cannot be used or written are
     logged.
@@ -74,11 +74,11 @@ class PrefixStore:
         owner: Owner,
         *,
         most: int,
-        uniform: bool,
+        any_prefix: bool,
     ) -> None:
         self._model = model
         self._root, self._folder = root, root / name
-        self._owner, self._most, self._uniform = owner, most, uniform
+        self._owner, self._most, self._any_prefix = owner, most, any_prefix
         self._known: dict[Path, Tokens] = {}
         self._lock = threading.Lock()  # over the one above
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="edgecs-prefixes")
@@ -135,7 +135,7 @@ class PrefixStore:
 
     def _is_covered(self, tokens: Tokens) -> bool:
         others = self._known.values()
-        return self._uniform and any(_starts(other, tokens) for other in others)
+        return self._any_prefix and any(_starts(other, tokens) for other in others)
 
     def _read(self, path: Path) -> KVSnapshot | None:
         self._wait()
@@ -158,7 +158,7 @@ class PrefixStore:
         size = min(tokens.size, prompt.size - 1)
         other = np.flatnonzero(tokens[:size] != prompt[:size])
         common = int(other[0]) if other.size else size
-        return common if self._uniform or common == tokens.size else 0
+        return common if self._any_prefix or common == tokens.size else 0
 
     def _scan(self) -> None:
         """Find the files of earlier servers."""
@@ -230,17 +230,15 @@ def _starts(whole: Tokens, tokens: Tokens) -> bool:
 
 
 def open_store(loaded: Loaded, root: Path, most: int) -> PrefixStore | None:
-    """The store of a target; None, with a warning, if prefixes cannot be restored.
+    """The store of a target; None, with a warning, for a recurrent one.
 
     most: bytes of all files in `root`.
     """
     target, key = loaded.target, loaded.key()
-    if not target.keeps_prefixes:
-        logger.warning(
-            "prefix cache: not used, because this model replaces cells of its context "
-            "(a recurrence or a sliding window)"
-        )
+    if not target.rewindable:
+        logger.warning("prefix cache: not used, because this model is recurrent")
         return None
     loading = json.dumps([key.bits, target.sequences])  # a snapshot has all sequences
     owner = Owner(key.model, key.fingerprint, loading, target.vocab_size)
-    return PrefixStore(target, root, key.slot, owner, most=most, uniform=target.uniform)
+    any_prefix = target.uniform and target.keeps_prefixes
+    return PrefixStore(target, root, key.slot, owner, most=most, any_prefix=any_prefix)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import signal
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -142,13 +144,34 @@ def serve(
     loader = threading.Thread(target=loading, name="edgecs-load")
     loader.start()
     try:
-        server.run(sockets=[sock])
+        with _terminates():
+            server.run(sockets=[sock])
     finally:
         stop.set()
         cancel.set()
         loader.join()
     if errors:
         raise errors[0]
+
+
+@contextmanager
+def _terminates() -> Iterator[None]:
+    """Turns SIGTERM, which uvicorn raises again at its end, into SystemExit.
+
+    So models are freed, and what was measured and the prefix cache are saved.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def address(sock: socket.socket) -> str:

@@ -39,6 +39,7 @@ class ByteTokenizer:
 
     chat_template: str | None = None
     bos = eos = ""
+    controls: frozenset[str] = frozenset()
 
     def __init__(self, vocab_size: int = 257) -> None:
         self.ends = frozenset({vocab_size - 1})

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from edgecs.core.context import Tokens
 from edgecs.errors import ModelError
+from edgecs.text.control_tokens import MessageGuard
 from edgecs.text.detokenizer import Tokenizer
 from edgecs.text.template_process import RAW, Renderer
 
@@ -19,7 +23,8 @@ Message = Mapping[str, Any]
 class ChatTemplate:
     """The compiled template of a model; may be used by several threads.
 
-    A child process renders conversations, and ends with this object.
+    Only the template writes control tokens: `encode` splits their spellings in
+    messages. A child process renders conversations, and ends with this object.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -32,6 +37,11 @@ class ChatTemplate:
             )
         self._tokenizer = tokenizer
         self._renderer = Renderer(tokenizer.chat_template)
+
+    @cached_property
+    def guard(self) -> MessageGuard:
+        """Protects texts of messages that are rendered for `encode_text`."""
+        return MessageGuard(self._tokenizer.controls)
 
     def render(
         self, messages: Sequence[Message], *, thinking: bool | None = None
@@ -59,15 +69,29 @@ class ChatTemplate:
         """Ends the process; the next render starts another one."""
         self._renderer.close()
 
-    def encode(self, messages: Sequence[Message]) -> Tokens:
-        """The conversation as ids."""
-        return self.encode_text(self.render(messages))
+    def encode(
+        self,
+        messages: Sequence[Message],
+        beginning: str = "",
+        *,
+        thinking: bool | None = None,
+    ) -> Tokens:
+        """The conversation as ids; see `render`.
 
-    def encode_text(self, text: str) -> Tokens:
-        """The beginning of a conversation as ids.
-
-        BOS is not doubled if the template writes it.
+        beginning: text of the answer that follows.
         """
-        bos = self._tokenizer.bos
+        protected = [self.guard.protect_values(dict(one)) for one in messages]
+        text = self.render(protected, thinking=thinking)
+        return self.encode_text(text + self.guard.protect(beginning))
+
+    def encode_text(self, text: str, *, first: bool = True) -> Tokens:
+        """A rendered text as ids, with protected texts in it.
+
+        first: it begins the conversation. BOS is not doubled if the template writes it.
+        """
+        bos, encode = self._tokenizer.bos, self._tokenizer.encode
         has_bos = bool(bos) and text.startswith(bos)
-        return self._tokenizer.encode(text, document=not has_bos)
+        begin, *more = self.guard.parts(text)
+        parts = [encode(begin, document=first and not has_bos)]
+        parts += [encode(part, document=False) for part in more]
+        return parts[0] if not more else np.concatenate(parts)

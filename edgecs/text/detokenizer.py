@@ -20,6 +20,10 @@ class Tokenizer(Protocol):
     bos: str  # text of the token that opens a document, "" if there is none
     eos: str  # text of the token that closes it
 
+    @property
+    def controls(self) -> frozenset[str]:
+        """Spellings that `encode` takes for control tokens."""
+
     def encode(self, text: str, *, document: bool = True) -> Tokens:
         """Ids of `text`, special tokens parsed, int32 [n].
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from edgecs.server import run as running
@@ -13,7 +18,7 @@ from edgecs.testing.fakes import write_random_gguf
 from tests.commands import Edgecs
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def ready_and_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server ends as soon as it is ready."""
 
@@ -31,6 +36,7 @@ def started(edgecs: Edgecs, model: Path, *options: object) -> str:
     return outcome.err
 
 
+@pytest.mark.usefixtures("ready_and_gone")
 def test_the_default_context_is_not_longer_than_that_of_the_training(
     edgecs: Edgecs, tmp_path: Path
 ):
@@ -43,9 +49,34 @@ def test_the_default_context_is_not_longer_than_that_of_the_training(
     assert "trained" not in said
 
 
+@pytest.mark.usefixtures("ready_and_gone")
 def test_a_model_with_a_long_context_has_a_shorter_one_by_default(
     edgecs: Edgecs, tiny_gguf: Path
 ):
     said = started(edgecs, tiny_gguf, "-np", 2)
     assert "2 slots of 8192 tokens" in said
     assert "trained" not in said
+
+
+@pytest.mark.skipif(os.name != "posix", reason="has no SIGTERM")
+def test_sigterm_saves_the_conversations_in_the_slots(tiny_gguf: Path, tmp_path: Path):
+    cache = tmp_path / "prefixes"
+    command = [
+        *(sys.executable, "-m", "edgecs", "serve", "-m", tiny_gguf, "--port", "0"),
+        *("-np", "2", "-c", "512", "--prefix-cache", cache, "--offline", "--no-spec"),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            said = next(line for line in process.stderr if "listening on" in line)
+            url = said.split()[2]
+            said = {"role": "user", "content": "hello " * 20}
+            body = {"messages": [said], "max_tokens": 3}
+            reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+            assert reply.status_code == 200, reply.text
+            assert not cache.exists()
+            process.terminate()
+            assert process.wait(60) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+    assert len([*cache.glob("*/*.cells")]) == 1

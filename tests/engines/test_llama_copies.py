@@ -20,6 +20,7 @@ from edgecs.engines.llama.kernels import KernelSet, kernel_sets
 from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.engines.llama.model import LlamaModel
 from edgecs.engines.load_options import LoadOptions
+from tests.architectures import ARCHITECTURES
 from tests.native_library import library
 
 CHUNK = 16
@@ -204,6 +205,53 @@ def test_a_snapshot_that_is_rejected_leaves_the_other_sequences(tiny_gguf: Path)
         np.testing.assert_array_equal(row(target, Context([1, 2, 3]), 1), expected)
         with opened(tiny_gguf, sequences=2) as other:  # another number of streams
             assert not other.restore(cells, 1)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@BOTH
+def test_other_architectures(tmp_path: Path, kernels: KernelSet | None, name: str):
+    """Copies are as reading, except of a sliding window, which are refused."""
+    path = ARCHITECTURES[name](tmp_path / "model.gguf")
+    prompt = [*TEXT[:48], 3]
+    with (
+        opened(path, kernels) as target,
+        opened(path, kernels, sequences=1) as alone,
+    ):
+        slides = name in ("sinks", "capped")
+        assert (target.copy_cost is None) is slides
+        assert target.keeps_prefixes is not slides
+        row(target, Context(TEXT))
+        if slides:
+            assert target.reusable(np.array(prompt, np.int32), copied=True) == 0
+            assert not target.copy(0, 1, 48)
+        else:
+            assert copied(target, prompt, 0, 1) == 48
+        expected = row(alone, Context(prompt))
+        np.testing.assert_array_equal(row(target, Context(prompt), 1), expected)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@BOTH
+@pytest.mark.parametrize("kept", [10, 48, 79, 80])
+def test_any_prefix_of_a_snapshot(
+    tmp_path: Path, kernels: KernelSet | None, name: str, kept: int
+):
+    """A saved sliding window lacks cells that a shorter context would need."""
+    path = ARCHITECTURES[name](tmp_path / "model.gguf")
+    one = {"sequences": 1}
+    with opened(path, kernels, **one) as target, opened(path, kernels, **one) as alone:
+        row(target, Context(TEXT))
+        cells = target.snapshot()
+        assert cells is not None
+        assert target.restore(cells)
+        for prompt in ([*TEXT[:kept], 3], [*TEXT[:kept], 4, 5]):
+            context = Context(prompt)
+            alone.reset()
+            if kept == len(TEXT):  # the same calls as for the conversation
+                row(alone, Context(TEXT))
+                target._sequences[0].cache.mark()
+                alone._sequences[0].cache.mark()
+            np.testing.assert_array_equal(row(target, context), row(alone, context))
 
 
 def test_models_that_cannot_copy_say_so(tiny_gguf: Path):

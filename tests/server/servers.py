@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgecs.decoding.kmatrix import KMatrix
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.builder import build, find_files
 from edgecs.runtime.folders import Folders
@@ -22,10 +24,17 @@ WAIT = 60.0  # seconds after which a test has failed
 
 @contextmanager
 def serving(
-    path: Path, folder: Path, serving: Serving | None = None, **engine: Any
+    path: Path,
+    folder: Path,
+    serving: Serving | None = None,
+    slots: int = OPTIONS.sequences,
+    drafts: tuple[str, ...] = (),
+    matrix: KMatrix | None = None,
+    **engine: Any,
 ) -> Iterator[str]:
     """A server with the model of a file; its address."""
-    recipe = Recipe(str(path), OPTIONS, drafts=())
+    options = replace(OPTIONS, sequences=slots)
+    recipe = Recipe(str(path), options, drafts=drafts, matrix=matrix)
     folders = Folders(folder, offline=True)
     files = find_files(recipe, folders)
     ready = threading.Event()

@@ -37,7 +37,7 @@ def stored(
     """A scheduler with a store, both closed at the end."""
     target = target or Shared(1)
     store = PrefixStore(
-        target, folder, "fake", owner, most=most, uniform=target.uniform
+        target, folder, "fake", owner, most=most, any_prefix=target.uniform
     )
     try:
         with scheduler(target, store=store, **more) as made:

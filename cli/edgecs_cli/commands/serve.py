@@ -200,16 +200,11 @@ def serve(**values: Any) -> int:
 
 
 def _recipe(values: dict[str, Any]) -> Recipe:
-    """The recipe; with several slots there are no drafters that are models."""
+    """The recipe; with several slots the model's bundled drafter is not used."""
     recipe, parallel = read_recipe(values), values["parallel"]
     options = replace(recipe.options, sequences=parallel)
     options = replace(options, most_ctx=_CONTEXT)
-    if parallel > 1 and recipe.drafts:
-        raise ConfigError(
-            "a drafter that is a model supports one conversation: give --parallel 1, "
-            "or no --draft"
-        )
-    drafts = () if parallel > 1 else recipe.drafts
+    drafts = () if parallel > 1 and recipe.drafts is None else recipe.drafts
     return replace(recipe, options=options, drafts=drafts)
 
 

@@ -280,7 +280,7 @@ class LlamaLM:
 
     @property
     def keeps_prefixes(self) -> bool:
-        """Whether any prefix of a snapshot can be used after `restore`."""
+        """Whether a prefix of a snapshot can be used after `restore`."""
         return self.rewindable and not self._model.swa
 
     def snapshot(self, sequence: int = 0) -> KVSnapshot | None:
@@ -309,7 +309,7 @@ class LlamaLM:
         if not one.put(cells.data, len(cells.tokens)):
             one.reset(self._ctx is not None)
             return False
-        one.cache.reset_to(cells.tokens)
+        one.cache.reset_to(cells.tokens, whole=self._model.swa)
         if cells.row and cells.row[1].shape == (self.vocab_size,):
             one.prompt_row = cells.row
         return True

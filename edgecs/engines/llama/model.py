@@ -108,6 +108,11 @@ class LlamaModel:
         return not (recurrent or lib.llama_model_is_hybrid(self.handle))
 
     @property
+    def swa(self) -> bool:
+        """Whether some of its layers attend to a window of the context only."""
+        return int(lib.llama_model_n_swa(self.handle)) > 0
+
+    @property
     def parameters(self) -> int:
         """Number of weights."""
         return int(lib.llama_model_n_params(self.handle))
@@ -123,11 +128,11 @@ class LlamaModel:
         return file_type(self.handle)
 
     def default_ctx(self, options: LoadOptions) -> int:
-        """Context size for n_ctx = 0: the trained length, as far as memory allows."""
+        """Context size for n_ctx = 0: the longest one, as far as memory allows."""
         host, on_devices = self._free()
         free = on_devices if self.offload.layers else host
         each = self._kv_per_token(options) * options.sequences
-        return context_that_fits(self.trained_ctx, each, free)
+        return context_that_fits(options.longest_ctx(self.trained_ctx), each, free)
 
     def kv_fits(self, n_ctx: int, options: LoadOptions) -> bool:
         """Whether the KV cache of a context fits the free memory.
@@ -135,7 +140,11 @@ class LlamaModel:
         This is checked before llama.cpp allocates: with memory overcommit, a process
         that uses too much is killed.
         """
-        return n_ctx * self._kv_per_token(options) <= sum(self._free())
+        return self.kv_bytes(n_ctx, options) <= sum(self._free())
+
+    def kv_bytes(self, n_ctx: int, options: LoadOptions) -> int:
+        """Bytes of the KV cache of a context."""
+        return n_ctx * self._kv_per_token(options)
 
     def _free(self) -> tuple[int, int]:
         """Free bytes in the host's memory, and on the devices in use."""

@@ -90,6 +90,18 @@ class LlamaVocabulary:
         return texts[: real_size(texts, flags)]
 
     @cached_property
+    def controls(self) -> frozenset[str]:
+        """Spellings that `encode` takes for control tokens."""
+        kinds = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        self._refuse_if_closed()
+        texts = (
+            lib.llama_vocab_get_text(self._vocab, token)
+            for token in range(self.size)
+            if lib.llama_vocab_get_attr(self._vocab, token) & kinds
+        )
+        return frozenset(text.decode(errors="replace") for text in texts if text)
+
+    @cached_property
     def trie(self) -> TokenTrie:
         """The trie of all tokens, for grammars; built at first use."""
         from edgecs.engines.llama.token_bytes import token_trie
