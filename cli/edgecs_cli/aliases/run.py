@@ -24,8 +24,11 @@ _OWN = {"model", "prompt"}  # arguments here, options there
 @click.command(cls=Sectioned)
 @click.argument("model", type=Reference())
 @click.argument("prompt", nargs=-1)
+@click.pass_context
 @reports_errors
-def run(model: str, prompt: tuple[str, ...], **values: Any) -> object:
+def run(
+    ctx: click.Context, /, model: str, prompt: tuple[str, ...], **values: Any
+) -> object:
     """Chat with a model, or answer one prompt.
 
     A missing model is downloaded first. With a prompt this is `edgecs generate`, else
@@ -36,7 +39,6 @@ def run(model: str, prompt: tuple[str, ...], **values: Any) -> object:
     edgecs run qwen3:4b "Why is the sky blue?"
     edgecs run qwen3:4b "Summarise this:" < notes.txt
     """
-    ctx = click.get_current_context()
     text = " ".join(prompt) if prompt else None
     if not values["file"] and _has_input() and (piped := read_stdin()):
         text = "\n\n".join(filter(None, (text, piped)))

@@ -112,10 +112,10 @@ class Wishes:
     metavar="NAME",
     help="Accept this name in the Host header.",
 )
-@unit_options
 @sampling_options
 @drafter_options
 @schedule_options
+@unit_options
 @common_options
 @reports_errors
 def serve(**values: Any) -> int:
