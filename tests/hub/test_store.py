@@ -125,6 +125,19 @@ def test_what_is_in_the_hub_cache_is_found_there(tmp_path: Path, snapshot: Path)
     assert found == snapshot / "m-Q8_0.gguf"
 
 
+def test_other_models_in_the_hub_cache_are_listed_under_names_that_find_them(
+    tmp_path: Path, snapshot: Path
+):
+    store = Store(tmp_path)
+    assert store.others() == []
+    for name in ("m-UD-Q4_K_XL.gguf", "mmproj-F16.gguf", "README.md", "m-\x1b.gguf"):
+        (snapshot / name).write_bytes(b"GGUF")
+    (other,) = store.others()
+    assert other.manifest.name == "user/repo:UD-Q4_K_XL"
+    assert store.find(other.manifest.name).path == other.path
+    assert store.find("user/repo:ud-q4_k_xl").path == other.path
+
+
 def test_what_the_hub_keeps_is_verified_by_the_name_of_its_blob(
     tmp_path: Path, snapshot: Path
 ):

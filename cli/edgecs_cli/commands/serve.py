@@ -27,6 +27,8 @@ from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.sampling import sampling_options
 from edgecs_cli.options.shared import reports_errors
 from edgecs_cli.options.texts import read_text
+from edgecs_cli.single_instance import single_instance
+from edgecs_cli.units import manage, unit_options
 
 if TYPE_CHECKING:
     from edgecs.server.engine import Engine
@@ -130,6 +132,7 @@ class Wishes:
 @sampling_options
 @drafter_options
 @schedule_options
+@unit_options
 @common_options
 @reports_errors
 def serve(**values: Any) -> int:
@@ -140,6 +143,7 @@ def serve(**values: Any) -> int:
     \b
     edgecs serve -m smollm2-135m-instruct
     edgecs serve -m ./model.gguf --port 8000 -np 2 -c 16384
+    edgecs serve -m qwen3:4b --install-unit
     curl http://127.0.0.1:8080/v1/chat/completions -d '{"messages": [{"role": "user",
       "content": "What is a llama?"}]}'
     """
@@ -159,8 +163,13 @@ def serve(**values: Any) -> int:
         ) from error
     key = _key(wishes)
     running.check_access(wishes.host, key)
+    if manage(click.get_current_context(), wishes.port, wishes.drain):
+        return 0
     show_log(call.verbose)
-    with running.listening(wishes.host, wishes.port) as sock:
+    with (
+        single_instance(wishes.port, f"http://{wishes.host}:{wishes.port}"),
+        running.listening(wishes.host, wishes.port) as sock,
+    ):
         files, where = call.find(recipe), running.address(sock)
 
         @contextmanager
