@@ -16,6 +16,8 @@ from functools import cached_property
 from time import perf_counter
 from typing import NamedTuple
 
+import numpy as np
+
 from edgecs.core.context import Context
 from edgecs.core.draft import (
     NOTHING,
@@ -78,6 +80,19 @@ class Round(NamedTuple):
             return [self.reviewer]
         accepted = [self.draft.sources[node] for node in self.verdict.path]
         return [*accepted, self.reviewer]
+
+    @property
+    def rejected(self) -> int | None:
+        """The first draft node that lost to the reviewer's own token, if any.
+
+        An end token is never accepted, so one that was drafted and chosen is neither
+        accepted nor rejected.
+        """
+        path, draft = self.verdict.path, self.draft
+        nodes = np.flatnonzero(draft.parents == (path[-1] if path else -1))
+        if not nodes.size or self.verdict.token in draft.tokens[nodes]:
+            return None
+        return int(nodes[0])
 
 
 class PendingRound(NamedTuple):

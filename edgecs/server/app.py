@@ -37,6 +37,7 @@ from edgecs.server.schemas import (
     TemplateRequest,
     TokenizeRequest,
 )
+from edgecs.server.web import page_routes
 
 MOST_BODY = 16 << 20  # bytes
 MOST_SECONDS = 3600.0  # time limit of an answer
@@ -91,9 +92,6 @@ def create_app(serving: Serving) -> Starlette:
             loading = Refused(503, "Loading model", "unavailable_error")
             return error_response(loading, request.url.path)
         return JSONResponse({"status": "ok"})
-
-    async def here(request: Request) -> Response:
-        return Response()
 
     async def chat(request: Request, engine: Engine) -> Response:
         asked = await read_body(request, ChatRequest, serving.most_body)
@@ -156,7 +154,7 @@ def create_app(serving: Serving) -> Starlette:
             Route(openapi.PATH, description),
             Route("/health", health),
             Route("/v1/health", health),
-            Route("/", here, methods=["HEAD"]),  # Ollama's clients ask this first
+            *page_routes(),  # Ollama's clients ask HEAD / first
             route("/v1/chat/completions", chat),
             route("/chat/completions", chat),
             route("/v1/completions", complete),

@@ -19,8 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgecs.server.error_forms import error_response
 from edgecs.server.replies import Refused
+from edgecs.server.web import PATHS
 
-_OPEN = frozenset({"/health", "/v1/health"})  # for load balancers
+# For load balancers, and the web page, which asks for the key.
+_OPEN = frozenset({"/health", "/v1/health", *PATHS})
 _METHODS = "GET, POST, OPTIONS"
 _HEADERS = "authorization, content-type, x-api-key, anthropic-version"
 
@@ -69,7 +71,9 @@ class Access:
         """Whether an origin is this server or an allowed one."""
         if origin in self.origins or "*" in self.origins:
             return True
-        return urlsplit(origin).netloc == host and self._is_own(host)
+        # A page that reached this server by another name needs the key, too.
+        is_own = self.api_key is not None or self._is_own(host)
+        return urlsplit(origin).netloc == host and is_own
 
     def _is_own(self, host: str) -> bool:
         try:

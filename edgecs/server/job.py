@@ -27,6 +27,7 @@ class Job:
     stop: Sequence[str] = ()
     rule: Rule | None = None
     logprobs: int | None = None
+    details: bool = False
     speculate: bool = True
     deadline: float | None = None  # `time.monotonic` at which the answer ends
 

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from edgecs.server.error_forms import openai_error
 from edgecs.server.replies import Framing, event_stream, unless_gone, unnamed_event
 from edgecs.server.request_jobs import grammar_of, jobs_of
 from edgecs.server.schemas import ChatRequest, CompletionRequest
-from edgecs.server.token_names import stated
+from edgecs.server.token_details import token_detail
+from edgecs.server.token_names import named, stated
 from edgecs.session.answer import FinishReason, Token
 
 _REASONS: Mapping[FinishReason | None, str | None] = {
@@ -98,6 +100,7 @@ class _Form:
         self._answers = answers
         self._name, self._created = secrets.token_hex(12), int(time.time())
         self._model = asked.model or engine.name
+        self._with_details = asked.token_details
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -118,6 +121,12 @@ class _Form:
     def _logprobs(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
         """Log-probabilities of tokens, in the form of chat completions."""
         return stated(self._engine, tokens)
+
+    def _detailed(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        if not self._with_details:
+            return {}
+        names = partial(named, self._engine)
+        return {"token_details": [token_detail(one, names) for one in tokens]}
 
 
 class _ChatForm(_Form):
@@ -140,6 +149,7 @@ class _ChatForm(_Form):
                     "message": _message(choice),
                     "logprobs": self._stated(choice.tokens),
                     "finish_reason": _REASONS[choice.reason],
+                    **self._detailed(choice.tokens),
                 }
                 for choice in choices
             ],
@@ -160,7 +170,8 @@ class _ChatForm(_Form):
                     yield {**head, "choices": [_delta(choice, first)]}
                 if delta := self._new(part):
                     stated = self._stated(part.tokens)
-                    yield {**head, "choices": [_delta(choice, delta, stated)]}
+                    more = self._detailed(part.tokens)
+                    yield {**head, "choices": [_delta(choice, delta, stated) | more]}
                 if choice.ended:
                     last = _delta(choice, {})
                     yield {**head, "choices": [last], **_measured(choice)}
@@ -172,7 +183,8 @@ class _ChatForm(_Form):
         delta = {}
         if part.thought:
             delta["reasoning_content"] = part.thought
-        if part.text or (part.tokens and self._with_logprobs):
+        each = self._with_logprobs or self._with_details
+        if part.text or (part.tokens and each):
             delta["content"] = part.text
         return delta
 
@@ -212,6 +224,7 @@ class _TextForm(_Form):
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
         """A completion in chunks."""
         head = self._head("text_completion")
+        each = self._with_logprobs or self._with_details
         begun: set[int] = set()
         async with aclosing(self._answers.parts()) as parts:
             async for part in parts:
@@ -222,7 +235,7 @@ class _TextForm(_Form):
                 chunk = self._choice(choice, text, part.tokens)
                 if choice.ended:
                     yield {**head, "choices": [chunk], **_measured(choice)}
-                elif text or (part.tokens and self._with_logprobs):
+                elif text or (part.tokens and each):
                     yield {**head, "choices": [chunk]}
         for usage in self._usage_chunk(head):
             yield usage
@@ -235,6 +248,7 @@ class _TextForm(_Form):
             "text": text,
             "logprobs": self._stated(choice.index, tokens),
             "finish_reason": _REASONS[choice.reason],
+            **self._detailed(tokens),
         }
 
     def _stated(self, index: int, tokens: Sequence[Token]) -> dict[str, Any] | None:

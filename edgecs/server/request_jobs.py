@@ -104,6 +104,7 @@ async def jobs_of(
                 asked.stops,
                 rule,
                 logprobs,
+                asked.token_details,
                 asked.speculative is not False,
                 time.monotonic() + seconds,
             )

@@ -153,6 +153,7 @@ class Scheduler:
                 stop=job.stop,
                 rule=job.rule,
                 logprobs=job.logprobs,
+                details=job.details,
             )
         except EdgecsError as error:
             self.totals.errors += 1

@@ -14,6 +14,7 @@ from edgecs.core.draft import Request, Rows
 from edgecs.decoding.cascade import Cascade, PendingRound, Round
 from edgecs.sampling.chain import Choices
 from edgecs.sampling.logprobs import Logprobs, logprobs_of
+from edgecs.session.details import Detail, details_of
 from edgecs.session.stats import Stats
 from edgecs.text.detokenizer import TextStream, Tokenizer
 
@@ -26,13 +27,14 @@ OnRound = Callable[[Context, Round], None]
 class Token(NamedTuple):
     """One generated token and the text that became certain with it (often none).
 
-    logprobs: if they were requested.
+    logprobs, detail: if they were requested.
     """
 
     id: int
     text: str
     source: str
     logprobs: Logprobs | None = None
+    detail: Detail | None = None
 
 
 class Answer:
@@ -42,9 +44,9 @@ class Answer:
     `finish_reason` is set; then comes `end`.
 
     limit: the most tokens. logprobs: report those of every token and of this many of
-    the most likely ones; None: report none. cancelled: checked once per round.
-    on_round: returns the function to call with the context and the outcome of every
-    round, before anything is committed.
+    the most likely ones; None: report none. details: say how every token came about.
+    cancelled: checked once per round. on_round: returns the function to call with the
+    context and the outcome of every round, before anything is committed.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Answer:
         limit: int,
         stop: Sequence[str] = (),
         logprobs: int | None = None,
+        details: bool = False,
         cancelled: Callable[[], bool] = lambda: False,
         on_round: Callable[[], OnRound | None] = lambda: None,
     ) -> None:
@@ -67,6 +70,7 @@ class Answer:
         self._cascade, self._tokenizer = cascade, tokenizer
         self._choices, self._limit = choices, limit
         self._text, self._logprobs = TextStream(stop), logprobs
+        self._details = details
         self._cancelled, self._on_round = cancelled, on_round
         self._pending: PendingRound | None = None
         self._began = time.perf_counter()
@@ -136,7 +140,12 @@ class Answer:
             stats.cached_tokens = stats.prompt_tokens - min(fed, stats.prompt_tokens)
             stats.prompt_seconds = now - self._began
         stated = _stated(done, self._logprobs) if self._logprobs is not None else []
-        yield from self._emit(done, stated)
+        details = self._detailed(done) if self._details else []
+        yield from self._emit(done, stated, details)
+
+    def _detailed(self, done: Round) -> list[Detail]:
+        stats = self.stats
+        return details_of(done, stats.rounds + 1 if stats.tokens else 0)
 
     def end(self, reason: FinishReason | None = None) -> None:
         """End the answer; reason: why it ends early."""
@@ -166,7 +175,9 @@ class Answer:
             on_round(self.context, done)
         return done
 
-    def _emit(self, done: Round, stated: Sequence[Logprobs]) -> Iterator[Token]:
+    def _emit(
+        self, done: Round, stated: Sequence[Logprobs], details: Sequence[Detail]
+    ) -> Iterator[Token]:
         stats, reads_prompt = self.stats, not self.stats.tokens
         before, tokens = stats.tokens, done.tokens
         try:
@@ -180,7 +191,13 @@ class Answer:
                 self.finish_reason = self._ends(token, last)
                 if self.finish_reason:
                     piece += self._text.flush()
-                yield Token(token, piece, source, stated[at] if stated else None)
+                yield Token(
+                    token,
+                    piece,
+                    source,
+                    stated[at] if stated else None,
+                    details[at] if details else None,
+                )
                 if self.finish_reason:
                     break
         finally:

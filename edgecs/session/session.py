@@ -153,10 +153,12 @@ class Session:
         stop: Sequence[str] = (),
         rule: Rule | None = None,
         logprobs: int | None = None,
+        details: bool = False,
     ) -> Answer:
         """An answer whose calls are made by the caller, see `generate`.
 
-        `ended` must be called after the last one.
+        `ended` must be called after the last one. details: say how every token came
+        about.
         """
         if logprobs is not None and logprobs < 0:
             raise ConfigError(f"logprobs must be 0 or more, got {logprobs}")
@@ -174,6 +176,7 @@ class Session:
             limit=self.target.n_ctx + 1 if max_tokens is None else max_tokens,
             stop=stop,
             logprobs=logprobs,
+            details=details,
             cancelled=lambda: self._cancel.is_set() or self.target.cancel.is_set(),
             on_round=lambda: self.on_round,
         )

@@ -19,8 +19,6 @@ from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 
-import numpy as np
-
 from edgecs.core.context import Context
 from edgecs.core.draft import Choose
 from edgecs.decoding.cascade import Round
@@ -229,22 +227,17 @@ def _reasons(plan: Plan | None) -> Record:
 def _rejected(
     context: Context, done: Round, tokenizer: Tokenizer, choose: Choose | None
 ) -> Record | None:
-    """The first drafted token that the target did not choose; None: there is none.
-
-    An end token is never accepted, so one that was drafted and chosen is neither
-    accepted nor rejected.
-    """
-    draft, verdict = done.draft, done.verdict
-    last = verdict.path[-1] if verdict.path else -1
-    offered = draft.tokens[np.flatnonzero(draft.parents == last)].tolist()
-    if not offered or verdict.token in offered:
+    """The first drafted token that the target did not choose; None: there is none."""
+    draft, verdict, node = done.draft, done.verdict, done.rejected
+    if node is None:
         return None
+    last = verdict.path[-1] if verdict.path else -1
     margin = None
     if choose:
         here = context.with_tail([int(draft.tokens[node]) for node in verdict.path])
         margin = _number(choose.margin(done.rows.logits[last + 1], here.tokens))
     return {
-        **_token(tokenizer, offered[0]),
+        **_token(tokenizer, int(draft.tokens[node])),
         "instead": _token(tokenizer, verdict.token),
         "margin": margin,
     }

@@ -505,3 +505,41 @@ def test_tokens_of_a_client_that_left_are_counted(http: httpx.Client):
     assert new["edgecs:cancelled_total"] == new["edgecs:answers_total"] == 1
     assert 2 <= new["edgecs:tokens_predicted_total"] < 400
     assert new["edgecs:prompt_tokens_total"] > 0
+
+
+def test_token_details_say_how_each_token_came_about(http: httpx.Client):
+    whole = chat(http, token_details=True).json()
+    (choice,) = whole["choices"]
+    details = choice["token_details"]
+    assert len(details) == whole["usage"]["completion_tokens"]
+    assert "".join(one["text"] for one in details) == choice["message"]["content"]
+    drafted = [one for one in details if one["source"] != "target"]
+    assert len(drafted) == whole["speculative"]["accepted"]
+    assert details[0]["round"] == 0
+    assert details[-1]["round"] == whole["speculative"]["rounds"]
+    for one in details:
+        assert 0 < one["p"] <= 1
+        assert one["width"] >= 1
+        if rejected := one["rejected"]:
+            assert one["source"] == "target"
+            assert rejected["id"] != one["id"]
+            assert rejected["source"] in whole["speculative"]["chain"]
+    assert "token_details" not in chat(http).json()["choices"][0]
+
+
+def test_streamed_token_details_are_those_of_the_whole_answer(http: httpx.Client):
+    def without_rounds(details: list[dict[str, object]]) -> list[dict[str, object]]:
+        """What does not depend on how much was drafted."""
+        return [{name: one[name] for name in ("id", "text")} for one in details]
+
+    for path, prompt in (
+        ("/v1/chat/completions", {"messages": CHAT}),
+        ("/v1/completions", {"prompt": "hello hello"}),
+    ):
+        body = {**prompt, "max_tokens": 24, "temperature": 0, "token_details": True}
+        (whole,) = http.post(path, json=body).json()["choices"]
+        found: list[dict[str, object]] = []
+        for event in events(http, path, {**body, "stream": True}):
+            for choice in event["choices"]:  # type: ignore[index]
+                found += choice.get("token_details", [])
+        assert without_rounds(found) == without_rounds(whole["token_details"])
