@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import uvicorn
@@ -17,13 +15,11 @@ from edgecs.errors import Cancelled, ConfigError
 from edgecs.server.app import Serving, create_app
 from edgecs.server.engine import Engine
 from edgecs.server.guard import is_loopback
+from edgecs.server.pool import ModelPool
 
 HEADER_SECONDS = 10.0  # chosen: time limit for receiving the head of a request
 _CONNECTIONS = 1024  # chosen
 _BACKLOG = 128
-
-Loading = Callable[[threading.Event], AbstractContextManager[Engine]]
-"""Loads the model; setting the event stops it with Cancelled."""
 
 
 class _TimedProtocol(H11Protocol):
@@ -96,20 +92,61 @@ def check_access(host: str, api_key: str | None) -> None:
         )
 
 
+class _Server(uvicorn.Server):
+    """A server that loads its first model, and tells the pool of its end.
+
+    first: awaited once the server listens.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, pool: ModelPool, first: Callable[[], Any]
+    ) -> None:
+        super().__init__(config)
+        self._pool, self._first = pool, first
+        self._task: asyncio.Future[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._task = asyncio.ensure_future(self._first())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._pool.stop_loading()
+        await super().shutdown(sockets)
+
+
 def serve(
     serving: Serving,
     sock: socket.socket,
-    load: Loading,
     *,
+    first: str | None = None,
     drain: float = 30.0,
-    ready: Callable[[Engine], None] = lambda engine: None,
+    ready: Callable[[Engine | None], None] = lambda engine: None,
     started: Callable[[uvicorn.Server], None] = lambda server: None,
 ) -> None:
-    """Serves until SIGINT or SIGTERM; a thread loads the model meanwhile.
+    """Serves until SIGINT or SIGTERM; models are loaded meanwhile.
 
-    drain: seconds for current answers after the signal. ready: called once the
-    model is loaded. Raises what `load` raises.
+    first: the model that is loaded at the start. drain: seconds for current answers
+    after the signal. ready: called once that model is loaded, or the server listens.
+    Raises the error of loading the first model.
     """
+    pool, errors = serving.pool, list[BaseException]()
+    assert pool is not None
+    serving.is_starting = first is not None
+
+    async def begin() -> None:
+        try:
+            if first is None:
+                ready(None)
+                return
+            async with pool.acquire(first) as engine:
+                serving.is_starting = False
+                ready(engine)
+        except Cancelled:
+            server.should_exit = True  # by a signal
+        except Exception as error:
+            errors.append(error)
+            server.should_exit = True
+
     config = uvicorn.Config(
         create_app(serving),
         http=_TimedProtocol,
@@ -121,32 +158,12 @@ def serve(
         timeout_graceful_shutdown=int(drain),
         server_header=False,
     )
-    server, errors = uvicorn.Server(config), list[BaseException]()
-    stop, cancel = threading.Event(), threading.Event()
+    server = _Server(config, pool, begin)
     started(server)
-
-    def loading() -> None:
-        try:
-            with load(cancel) as engine:
-                serving.engine = engine
-                ready(engine)
-                stop.wait()
-        except Cancelled:
-            pass  # by a signal
-        except BaseException as error:
-            errors.append(error)
-        finally:
-            serving.engine = None
-            server.should_exit = True
-
-    loader = threading.Thread(target=loading, name="edgecs-load")
-    loader.start()
     try:
         server.run(sockets=[sock])
     finally:
-        stop.set()
-        cancel.set()
-        loader.join()
+        pool.join()
     if errors:
         raise errors[0]
 

@@ -137,6 +137,26 @@ class CompletionRequest(_Asked):
         return self.max_tokens
 
 
+class Named(_Body):
+    """The fields of every request that choose a model, and how long it stays."""
+
+    model: str | None = Field(default=None, max_length=1024)
+    keep_alive: str | float | None = None
+
+
+class LoadRequest(_Body):
+    """POST /models/load."""
+
+    model: str = Field(max_length=1024)
+
+
+class UnloadRequest(_Body):
+    """POST /models/unload. cancel: end current answers instead of finishing them."""
+
+    model: str = Field(max_length=1024)
+    cancel: StrictBool = False
+
+
 class TokenizeRequest(_Body):
     """POST /tokenize."""
 
@@ -152,6 +172,7 @@ class DetokenizeRequest(_Body):
 
 
 class TemplateRequest(_Body):
-    """POST /apply-template."""
+    """POST /apply-template. with_tokens: also return the ids of the prompt."""
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
+    with_tokens: StrictBool = False
