@@ -47,16 +47,25 @@ class Limits:
 class Resident(NamedTuple):
     """A snapshot of a model in memory.
 
-    size: bytes of its files. users: requests that use it or wait for it. expires_at:
-    `time.time` at which it is unloaded if no request comes; None: never.
+    users: requests that use it or wait for it. expires_at: `time.time` at which it is
+    unloaded if no request comes; None: never.
     """
 
-    name: str
+    model: NamedModel
     state: State
-    size: int
     users: int
     expires_at: float | None
     engine: Engine | None  # None: not loaded yet
+
+    @property
+    def name(self) -> str:
+        """The name that requests use."""
+        return self.model.name
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return self.model.size
 
 
 class _Place:
@@ -83,8 +92,7 @@ class _Place:
         if expires is None and self.keep_alive is not None:
             expires = time.time() + self.keep_alive
         engine = self.opened.result() if self.state != "loading" else None
-        model = self.model
-        return Resident(model.name, self.state, model.size, self.users, expires, engine)
+        return Resident(self.model, self.state, self.users, expires, engine)
 
 
 class ModelPool:

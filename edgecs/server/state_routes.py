@@ -24,7 +24,8 @@ async def props(request: Request, pool: ModelPool, most: int) -> Response:
     if name is None and pool.default is None:
         return JSONResponse(_server(pool))
     async with pool.peek(name) as engine:
-        return JSONResponse(properties(engine))
+        (model,) = (one.model for one in pool.residents() if one.name == engine.name)
+        return JSONResponse({**properties(engine), "reference": model.reference})
 
 
 async def slots(request: Request, pool: ModelPool, most: int) -> Response:

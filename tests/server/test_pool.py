@@ -446,6 +446,23 @@ def test_when_a_model_is_unloaded_is_known():
     asyncio.run(go())
 
 
+def test_the_time_of_a_model_in_use_does_not_run():
+    async def go() -> None:
+        pool = pool_of(limits=Limits(1, 300.0))
+        async with pool.acquire("a"):
+            pass
+        async with pool.acquire("a"):
+            loop.ahead += 1000
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert pool.residents()[0].state == "loaded"
+        pool.join()
+
+    loop = Clocked()
+    loop.run_until_complete(go())
+    loop.close()
+
+
 def test_requests_without_a_model_get_the_default_or_the_names():
     async def name(pool: ModelPool, asked: str | None) -> str:
         async with pool.acquire(asked) as engine:

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from edgecs.errors import ConfigError
-from edgecs.runtime.builder import build
 from edgecs.runtime.recipe import Recipe
 from edgecs_cli.console import show_log
-from edgecs_cli.loading.describe import introduce
 from edgecs_cli.options.common import (
     Sectioned,
     common_options,
     drafter_options,
-    model_options,
+    hardware_options,
     schedule_options,
 )
 from edgecs_cli.options.recipe import Call, read_recipe, taken
+from edgecs_cli.options.references import Reference
 from edgecs_cli.options.sampling import sampling_options
 from edgecs_cli.options.shared import reports_errors
 from edgecs_cli.options.texts import read_text
 
-if TYPE_CHECKING:
-    from edgecs.server.engine import Engine
-
 _CONTEXT = 8192  # chosen: default context of a conversation, in tokens
 _KEY_BYTES = 4096
+_MOST_MODELS = 1000
 
 
 @dataclass(frozen=True)
@@ -45,14 +39,61 @@ class Wishes:
     queue: int
     timeout: float
     drain: float
+    max_models: int  # 0: as many as fit
+    keep_alive: str | None
+    allow_downloads: bool
     api_key: str | None
     api_key_file: Path | None
     allow_origin: tuple[str, ...]
     allow_host: tuple[str, ...]
 
 
+class _Most(click.ParamType[int]):
+    """A number of models, or `auto`, which is 0."""
+
+    name = "N|auto"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Checks a value of --max-models."""
+        if value == "auto":
+            return 0
+        number: int = click.IntRange(1, _MOST_MODELS).convert(value, param, ctx)
+        return number
+
+
 @click.command(cls=Sectioned)
-@model_options
+@click.option(
+    "-m",
+    "--model",
+    "models",
+    multiple=True,
+    type=Reference(),
+    metavar="MODEL",
+    help="A name (`edgecs models list`), a .gguf file, or user/repo[:quant]. May be "
+    "repeated: requests then choose one. Without it all downloaded models are served.",
+)
+@click.option(
+    "--max-models",
+    type=_Most(),
+    default=1,
+    show_default=True,
+    help="Models in memory at once; auto: as many as fit into the available memory. "
+    "With one -m, more than 1 also serves the downloaded models.",
+)
+@click.option(
+    "--keep-alive",
+    metavar="TIME",
+    help="How long a model stays in memory after its last answer, as in 30s, 5m, 1h; "
+    "0: not at all, -1: for ever. Default: 5m, and for ever with one -m.",
+)
+@click.option(
+    "--allow-downloads",
+    is_flag=True,
+    help="Download models that requests name and that are not here.",
+)
+@hardware_options
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on."
 )
@@ -116,25 +157,26 @@ class Wishes:
 @common_options
 @reports_errors
 def serve(**values: Any) -> int:
-    """Serve a model over HTTP.
+    """Serve models over HTTP.
 
     The API is OpenAI's. Settings of a request take precedence over these options.
+    Without -m, or with several, the field `model` of a request chooses the model, which
+    is loaded on demand.
 
     \b
     edgecs serve -m smollm2-135m-instruct
+    edgecs serve --max-models auto --keep-alive 10m
     edgecs serve -m ./model.gguf --port 8000 -np 2 -c 16384
     curl http://127.0.0.1:8080/v1/chat/completions -d '{"messages": [{"role": "user",
       "content": "What is a llama?"}]}'
     """
-    wishes, call, recipe = (
-        taken(Wishes, values),
-        taken(Call, values),
-        _recipe(values),
-    )
+    wishes, call = taken(Wishes, values), taken(Call, values)
+    recipes = _recipes(values)
     try:
         from edgecs.server import run as running
         from edgecs.server.app import Serving
         from edgecs.server.guard import Access
+        from edgecs_cli.loading.serving import Offer, pool_of
     except ImportError as error:
         raise ConfigError(
             f"the server needs packages that are not installed ({error.name}): install "
@@ -144,34 +186,40 @@ def serve(**values: Any) -> int:
     running.check_access(wishes.host, key)
     show_log(call.verbose)
     with running.listening(wishes.host, wishes.port) as sock:
-        files, where = call.find(recipe), running.address(sock)
-
-        @contextmanager
-        def load(cancel: threading.Event) -> Iterator[Engine]:
-            from edgecs.server.engine import Engine
-
-            with build(recipe, files, call.folders, call.reports, cancel) as runtime:
-                introduce(runtime, quiet=call.quiet, verbose=call.verbose)
-                engine = Engine(runtime, _name(recipe), waiting=wishes.queue)
-                try:
-                    yield engine
-                finally:
-                    engine.close()
-
+        where = running.address(sock)
+        offer = Offer(
+            recipes,
+            most=wishes.max_models,
+            keep_alive=wishes.keep_alive,
+            downloads=wishes.allow_downloads,
+            queue=wishes.queue,
+        )
+        pool = pool_of(offer, call)
         serving = Serving(
+            pool=pool,
             access=Access(key, wishes.allow_origin, wishes.allow_host),
             most_seconds=wishes.timeout,
         )
         running.serve(
             serving,
             sock,
-            load,
+            first=pool.default,
             drain=wishes.drain,
             ready=lambda engine: call.say(
-                f"listening on {where} ({engine.slots} slots of {engine.n_ctx} tokens)"
+                f"listening on {where} {offer.about(engine)}"
             ),
         )
     return 0
+
+
+def _recipes(values: dict[str, Any]) -> list[Recipe]:
+    """A recipe for each -m, or one without a model for those of the store."""
+    names = values.pop("models") or ("",)
+    if values["drafts"] and (
+        len(names) > 1 or not names[0] or values["max_models"] != 1
+    ):
+        raise click.UsageError("--draft belongs to one model: give one -m")
+    return [_recipe({**values, "model": name}) for name in names]
 
 
 def _recipe(values: dict[str, Any]) -> Recipe:
@@ -198,9 +246,3 @@ def _key(wishes: Wishes) -> str | None:
     if key is not None and not key:
         raise ConfigError("the API key is empty: give a key")
     return key
-
-
-def _name(recipe: Recipe) -> str:
-    """The model's name for clients, without folders and suffix."""
-    name = recipe.model
-    return Path(name).stem if name.endswith(".gguf") else name

@@ -171,15 +171,20 @@ class OutputFile(click.Path):
 
 def model_options(command: F) -> F:
     """Options for the model, and how it is loaded."""
+    model = click.option(
+        "-m",
+        "--model",
+        required=True,
+        type=Reference(),
+        metavar="MODEL",
+        help="A name (`edgecs models list`), a .gguf file, or user/repo[:quant].",
+    )
+    return model(hardware_options(command))
+
+
+def hardware_options(command: F) -> F:
+    """Options for how a model is loaded."""
     options = [
-        click.option(
-            "-m",
-            "--model",
-            required=True,
-            type=Reference(),
-            metavar="MODEL",
-            help="A name (`edgecs models list`), a .gguf file, or user/repo[:quant].",
-        ),
         _hardware(
             "-ngl",
             "--gpu-layers",
