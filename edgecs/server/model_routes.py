@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edgecs.runtime.named_models import NamedModel
+from edgecs.runtime.served_models import ServedModel
 from edgecs.server import openai
 from edgecs.server.pool import ModelPool, Resident
 from edgecs.server.replies import read_body
@@ -56,7 +56,7 @@ def _residents(pool: ModelPool) -> dict[str, Resident]:
     return {resident.name: resident for resident in pool.residents()}
 
 
-def _entry(model: NamedModel, resident: Resident | None) -> dict[str, Any]:
+def _entry(model: ServedModel, resident: Resident | None) -> dict[str, Any]:
     state = resident.state if resident else "unloaded"
     entry: dict[str, Any] = {
         "id": model.name,

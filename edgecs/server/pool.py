@@ -21,14 +21,14 @@ from types import EllipsisType
 from typing import Any, Literal, NamedTuple
 
 from edgecs.errors import Cancelled, ConfigError, EdgecsError, ModelError
-from edgecs.runtime.named_models import NamedModel, NamedModels
+from edgecs.runtime.served_models import ServedModel, ServedModels
 from edgecs.server.engine import Engine
 from edgecs.server.host_thread import HostThread
 from edgecs.server.keep_alive import USUAL
 
 logger = logging.getLogger("edgecs")
 
-Load = Callable[[NamedModel, threading.Event], AbstractContextManager[Engine]]
+Load = Callable[[ServedModel, threading.Event], AbstractContextManager[Engine]]
 """Loads a model; setting the event stops that with Cancelled, and later answers."""
 State = Literal["loading", "loaded", "unloading"]
 
@@ -51,7 +51,7 @@ class Resident(NamedTuple):
     unloaded if no request comes; None: never.
     """
 
-    model: NamedModel
+    model: ServedModel
     state: State
     users: int
     expires_at: float | None
@@ -71,7 +71,7 @@ class Resident(NamedTuple):
 class _Place:
     """A model in memory, or on its way there or out of it."""
 
-    def __init__(self, model: NamedModel, keep_alive: float | None) -> None:
+    def __init__(self, model: ServedModel, keep_alive: float | None) -> None:
         self.model, self.keep_alive = model, keep_alive
         self.state: State = "loading"
         self.users, self.last_used = 0, 0.0
@@ -105,13 +105,13 @@ class ModelPool:
 
     def __init__(
         self,
-        models: NamedModels,
+        models: ServedModels,
         load: Load,
         *,
         limits: Limits | None = None,
         default: str | None = None,
         only_default: bool = False,
-        fits: Callable[[NamedModel], bool] = lambda model: True,
+        fits: Callable[[ServedModel], bool] = lambda model: True,
     ) -> None:
         self.models, self.limits = models, limits or Limits()
         self.default, self.only_default = default, only_default

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from edgecs.errors import ConfigError, ContextFull, EdgecsError
-from edgecs.runtime.named_models import UnknownModel
+from edgecs.runtime.served_models import UnknownModel
 from edgecs.server.job import Busy
 
 Body = TypeVar("Body", bound=BaseModel)

@@ -10,8 +10,8 @@ from pathlib import Path
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.builder import build, find_files
 from edgecs.runtime.folders import Folders
-from edgecs.runtime.named_models import NamedModel, NamedModels
 from edgecs.runtime.recipe import Recipe
+from edgecs.runtime.served_models import ServedModel, ServedModels
 from edgecs.server import run as running
 from edgecs.server.app import Serving
 from edgecs.server.engine import Engine
@@ -21,9 +21,9 @@ OPTIONS = LoadOptions(n_ctx=512, n_batch=64, threads=1, sequences=3)
 WAIT = 60.0  # seconds after which a test has failed
 
 
-def named(path: Path, *names: str) -> NamedModels:
+def named(path: Path, *names: str) -> ServedModels:
     """Names for a file."""
-    return NamedModels({name: NamedModel(name, str(path), path) for name in names})
+    return ServedModels({name: ServedModel(name, str(path), path) for name in names})
 
 
 def loading(folder: Path, **engine: int) -> Load:
@@ -31,7 +31,7 @@ def loading(folder: Path, **engine: int) -> Load:
     folders = Folders(folder, offline=True)
 
     @contextmanager
-    def load(model: NamedModel, cancel: threading.Event) -> Iterator[Engine]:
+    def load(model: ServedModel, cancel: threading.Event) -> Iterator[Engine]:
         recipe = Recipe(str(model.path), OPTIONS, drafts=())
         files = find_files(recipe, folders)
         with build(recipe, files, folders, cancel=cancel) as runtime:

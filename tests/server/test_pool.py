@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 )
 
 from edgecs.errors import Cancelled, ConfigError, EdgecsError, ModelError
-from edgecs.runtime.named_models import NamedModel, NamedModels, UnknownModel
+from edgecs.runtime.served_models import ServedModel, ServedModels, UnknownModel
 from edgecs.server.engine import Engine
 from edgecs.server.host_thread import HostThread
 from edgecs.server.keep_alive import seconds_of
@@ -95,8 +95,8 @@ async def at_once(call: Callable[..., Any], *values: Any) -> Any:
     return call(*values)
 
 
-def models(*names: str) -> NamedModels:
-    return NamedModels({name: NamedModel(name, name, Path(name)) for name in names})
+def models(*names: str) -> ServedModels:
+    return ServedModels({name: ServedModel(name, name, Path(name)) for name in names})
 
 
 class Asking:
@@ -260,7 +260,7 @@ TestPools = Pools.TestCase
 
 
 @contextmanager
-def plain(model: NamedModel, cancel: threading.Event) -> Iterator[Engine]:
+def plain(model: ServedModel, cancel: threading.Event) -> Iterator[Engine]:
     """Loads a fake, in a real thread."""
     yield cast(Engine, FakeEngine(model.name))
 
@@ -309,7 +309,7 @@ def test_a_failed_load_is_told_to_all_that_waited_and_may_be_tried_again():
     go_on = threading.Event()
 
     @contextmanager
-    def load(model: NamedModel, cancel: threading.Event) -> Iterator[Engine]:
+    def load(model: ServedModel, cancel: threading.Event) -> Iterator[Engine]:
         loads.append(model.name)
         go_on.wait()
         if len(loads) == 1:
@@ -342,7 +342,7 @@ def test_a_failed_load_is_told_to_all_that_waited_and_may_be_tried_again():
 
 def test_a_bug_while_loading_does_not_end_the_server(caplog: Any):
     @contextmanager
-    def load(model: NamedModel, cancel: threading.Event) -> Iterator[Engine]:
+    def load(model: ServedModel, cancel: threading.Event) -> Iterator[Engine]:
         raise ZeroDivisionError("a bug")
         yield
 
@@ -360,7 +360,7 @@ def test_the_end_of_the_server_stops_a_load():
     began = threading.Event()
 
     @contextmanager
-    def load(model: NamedModel, cancel: threading.Event) -> Iterator[Engine]:
+    def load(model: ServedModel, cancel: threading.Event) -> Iterator[Engine]:
         began.set()
         cancel.wait()
         raise Cancelled("stopped")
@@ -406,7 +406,7 @@ def test_a_model_is_freed_in_the_thread_that_loaded_it():
     threads: list[int] = []
 
     @contextmanager
-    def load(model: NamedModel, cancel: threading.Event) -> Iterator[Engine]:
+    def load(model: ServedModel, cancel: threading.Event) -> Iterator[Engine]:
         threads.append(threading.get_ident())
         yield cast(Engine, FakeEngine(model.name))
         threads.append(threading.get_ident())

@@ -11,13 +11,13 @@ from pathlib import Path
 from edgecs.errors import ConfigError
 from edgecs.hub.store import quiet
 from edgecs.runtime.builder import Files, build
-from edgecs.runtime.named_models import (
-    NamedModel,
-    NamedModels,
+from edgecs.runtime.recipe import Recipe
+from edgecs.runtime.served_models import (
+    ServedModel,
+    ServedModels,
     fits_memory,
     model_of_path,
 )
-from edgecs.runtime.recipe import Recipe
 from edgecs.server.engine import Engine
 from edgecs.server.keep_alive import USUAL, seconds_of
 from edgecs.server.pool import Limits, ModelPool
@@ -73,7 +73,7 @@ def pool_of(offer: Offer, call: Call) -> ModelPool:
     usual = replace(offer.recipes[0], model="")
 
     @contextmanager
-    def load(model: NamedModel, cancel: threading.Event) -> Iterator[Engine]:
+    def load(model: ServedModel, cancel: threading.Event) -> Iterator[Engine]:
         recipe, files = recipes.get(model.name) or _named(usual, model)
         with build(recipe, files, call.folders, call.reports, cancel) as runtime:
             introduce(runtime, quiet=call.quiet, verbose=call.verbose)
@@ -86,7 +86,7 @@ def pool_of(offer: Offer, call: Call) -> ModelPool:
     others = len(offer.recipes) == 1 and not offer.is_single
     options = usual.options
     return ModelPool(
-        NamedModels(
+        ServedModels(
             given,
             call.folders.store if others else None,
             downloads=offer.downloads and not call.offline,
@@ -102,9 +102,9 @@ def pool_of(offer: Offer, call: Call) -> ModelPool:
 
 def _given(
     offer: Offer, call: Call
-) -> tuple[dict[str, NamedModel], dict[str, tuple[Recipe, Files]]]:
+) -> tuple[dict[str, ServedModel], dict[str, tuple[Recipe, Files]]]:
     """The models of -m, downloaded if they are missing, and how each is loaded."""
-    given, recipes = dict[str, NamedModel](), dict[str, tuple[Recipe, Files]]()
+    given, recipes = dict[str, ServedModel](), dict[str, tuple[Recipe, Files]]()
     for recipe in offer.recipes:
         if not recipe.model:
             continue
@@ -116,7 +116,7 @@ def _given(
     return given, recipes
 
 
-def _named(usual: Recipe, model: NamedModel) -> tuple[Recipe, Files]:
+def _named(usual: Recipe, model: ServedModel) -> tuple[Recipe, Files]:
     """How a model of the store is loaded; without drafters if there are several slots.
 
     usual: the options of the command line.

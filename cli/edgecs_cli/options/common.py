@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast, get_args
 import click
 
 from edgecs.core.reading import regular_size
-from edgecs.decoding.exactness import Exact
+from edgecs.decoding.tiers import Exact
 from edgecs.drafters.copies import LONGEST
 from edgecs.engines.load_options import (
     MOST_CELLS,

@@ -30,7 +30,7 @@ class UnknownModel(EdgecsError):
 
 
 @dataclass(frozen=True)
-class NamedModel:
+class ServedModel:
     """A model that can be loaded.
 
     reference: for other programs on this machine: the name in the store, or the
@@ -54,7 +54,7 @@ class NamedModel:
         return [self.path.with_name(part) for part in split_parts(self.path.name)]
 
 
-class NamedModels:
+class ServedModels:
     """Names and their models; may be used from any thread.
 
     given: models of the command line, which come first. store: where other names are
@@ -64,7 +64,7 @@ class NamedModels:
 
     def __init__(
         self,
-        given: Mapping[str, NamedModel],
+        given: Mapping[str, ServedModel],
         store: Store | None = None,
         *,
         downloads: bool = False,
@@ -74,7 +74,7 @@ class NamedModels:
         self._downloads, self._progress = downloads, progress
         self._pulling, self._stopping = threading.Lock(), threading.Event()
 
-    def all(self) -> list[NamedModel]:
+    def all(self) -> list[ServedModel]:
         """The models that are here, in the order of their names."""
         found = dict(self._given)
         for model in self._store.models() if self._store else ():
@@ -82,7 +82,7 @@ class NamedModels:
                 found[model.manifest.name] = _of_store(model.manifest.name, model)
         return list(found.values())
 
-    def find(self, name: str) -> NamedModel:
+    def find(self, name: str) -> ServedModel:
         """The model of a name. No network. Raises UnknownModel."""
         if name in self._given:
             return self._given[name]
@@ -91,7 +91,7 @@ class NamedModels:
             raise UnknownModel(self._unknown(name))
         return _of_store(name, model)
 
-    def path(self, model: NamedModel) -> Path:
+    def path(self, model: ServedModel) -> Path:
         """The file of a model, downloaded first if that is allowed and necessary.
 
         Raises FetchError, ModelError, UnknownModel.
@@ -121,11 +121,11 @@ class NamedModels:
         return f"there is no model {shown(name)} here{hint}: the models are {listed}"
 
 
-def _of_store(name: str, model: Model) -> NamedModel:
-    return NamedModel(name, name, model.path)
+def _of_store(name: str, model: Model) -> ServedModel:
+    return ServedModel(name, name, model.path)
 
 
-def model_of_path(name: str, reference: str, path: Path) -> NamedModel:
+def model_of_path(name: str, reference: str, path: Path) -> ServedModel:
     """A model of the command line, of which `path` is the file.
 
     Where the reference is the path of a file, it becomes absolute.
@@ -134,10 +134,10 @@ def model_of_path(name: str, reference: str, path: Path) -> NamedModel:
     is_file = (
         given.is_absolute() or given.exists() or given.suffix in (".gguf", ".toml")
     )
-    return NamedModel(name, str(given.resolve()) if is_file else reference, path)
+    return ServedModel(name, str(given.resolve()) if is_file else reference, path)
 
 
-def fits_memory(model: NamedModel, options: LoadOptions) -> bool:
+def fits_memory(model: ServedModel, options: LoadOptions) -> bool:
     """Whether a model fits into the memory that is available now.
 
     Its files, the KV cells of all sequences and a margin of 1 GiB have to fit into what
@@ -147,7 +147,7 @@ def fits_memory(model: NamedModel, options: LoadOptions) -> bool:
     return needed <= psutil.virtual_memory().available
 
 
-def kv_bytes_of(model: NamedModel, options: LoadOptions) -> int:
+def kv_bytes_of(model: ServedModel, options: LoadOptions) -> int:
     """Bytes of a model's KV cells by its header; 0 if that cannot be read."""
     from edgecs.engines.llama.layers import kv_cells
 
