@@ -64,6 +64,7 @@ def _entry(model: ServedModel, resident: Resident | None) -> dict[str, Any]:
         "created": 0,
         "owned_by": "edgecs",
         "status": {"value": state},
+        "reference": model.reference,
         "size": model.size,
     }
     if resident is None:

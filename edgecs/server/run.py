@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -161,11 +165,38 @@ def serve(
     server = _Server(config, pool, begin)
     started(server)
     try:
-        server.run(sockets=[sock])
+        with _terminates():
+            server.run(sockets=[sock])
     finally:
         pool.join()
     if errors:
         raise errors[0]
+
+
+@contextmanager
+def _terminates() -> Iterator[None]:
+    """Turns SIGTERM, which uvicorn raises again at its end, into SystemExit.
+
+    So models are freed and what was measured is saved.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def local_address(sock: socket.socket) -> str:
+    """The URL of a listening socket for programs on this machine."""
+    url = address(sock)
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 def address(sock: socket.socket) -> str:

@@ -90,6 +90,16 @@ class _Asked(_Body):
     typical_p: Finite | None = Field(default=None, gt=0, le=1)
     repeat_penalty: Finite | None = Field(default=None, gt=0)
     repeat_last_n: int | None = Field(default=None, ge=-1)
+    top_n_sigma: Finite | None = None
+    xtc_probability: Finite | None = Field(default=None, ge=0, le=1)
+    xtc_threshold: Finite | None = Field(default=None, ge=0, le=1)
+    dry_multiplier: Finite | None = Field(default=None, ge=0)
+    dry_base: Finite | None = Field(default=None, ge=0)
+    dry_allowed_length: int | None = Field(default=None, ge=0)
+    dry_penalty_last_n: int | None = Field(default=None, ge=-1)
+    dry_sequence_breakers: (
+        Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None
+    ) = None
     frequency_penalty: Finite | None = None
     presence_penalty: Finite | None = None
     logit_bias: dict[str, Finite] | None = Field(default=None, max_length=MOST_BIASES)

@@ -13,6 +13,8 @@ from typing import Any
 import click
 
 from edgecs.errors import ConfigError
+from edgecs_cli.client.choice import NotServed, has_servers
+from edgecs_cli.client.generate_served import answer_served
 from edgecs_cli.options.common import (
     Section,
     Sectioned,
@@ -66,6 +68,14 @@ class Wishes:
 @click.option("--stop", multiple=True, help="Stop at this text; may be repeated.")
 @click.option("--raw", is_flag=True, help="Use no chat template.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--server",
+    default="auto",
+    show_default=True,
+    metavar="auto|off|URL",
+    help="auto: use a running `edgecs serve` of yours with this model and settings; "
+    "off: load the model; URL: use this server (its key is in EDGECS_API_KEY).",
+)
 @sampling_options
 @drafter_options
 @option(
@@ -110,8 +120,16 @@ def generate(**values: Any) -> int:
             "--explain and --json are mutually exclusive: --trace FILE writes sources "
             "as JSON"
         )
+    text: str | None = None
+    if has_servers(values, call):
+        text = read_prompt(wishes.prompt, wishes.file)
+        try:
+            return answer_served(values, text, call)
+        except NotServed as why:
+            call.note(str(why))
     recipe = read_recipe(values)
-    text = read_prompt(wishes.prompt, wishes.file)
+    if text is None:
+        text = read_prompt(wishes.prompt, wishes.file)
     from edgecs_cli.commands.generate_here import answer_here
 
     return answer_here(recipe, call, wishes, text)

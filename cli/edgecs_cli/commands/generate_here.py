@@ -23,11 +23,12 @@ from edgecs.text.chat_template import ChatTemplate
 from edgecs_cli.commands.compare import check, compare
 from edgecs_cli.console import echo, has_colours
 from edgecs_cli.loading.contention import Contention
-from edgecs_cli.loading.describe import answer_details, answer_line, introduce
+from edgecs_cli.loading.describe import answer_details, introduce
 from edgecs_cli.loading.explain import Paint, legend, painter, plain
 from edgecs_cli.loading.opening import exactness, opened
 from edgecs_cli.options.recipe import Call
 from edgecs_cli.options.shared import Interrupt
+from edgecs_cli.short_lines import answer_line
 
 if TYPE_CHECKING:
     from edgecs_cli.commands.generate import Wishes

@@ -8,8 +8,10 @@ from typing import Any
 
 import click
 
+from edgecs import __version__
 from edgecs.errors import ConfigError
 from edgecs.runtime.recipe import Recipe
+from edgecs_cli.client.state_file import published
 from edgecs_cli.console import show_log
 from edgecs_cli.options.common import (
     Sectioned,
@@ -176,6 +178,7 @@ def serve(**values: Any) -> int:
         from edgecs.server import run as running
         from edgecs.server.app import Serving
         from edgecs.server.guard import Access
+        from edgecs.server.local_key import LocalKey
         from edgecs_cli.loading.serving import Offer, pool_of
     except ImportError as error:
         raise ConfigError(
@@ -195,20 +198,23 @@ def serve(**values: Any) -> int:
             queue=wishes.queue,
         )
         pool = pool_of(offer, call)
+        local = LocalKey.new(running.local_address(sock))
         serving = Serving(
             pool=pool,
-            access=Access(key, wishes.allow_origin, wishes.allow_host),
+            access=Access(key, wishes.allow_origin, wishes.allow_host, local),
             most_seconds=wishes.timeout,
         )
-        running.serve(
-            serving,
-            sock,
-            first=pool.default,
-            drain=wishes.drain,
-            ready=lambda engine: call.say(
-                f"listening on {where} {offer.about(engine)}"
-            ),
-        )
+        names = [model.name for model in pool.models.all()]
+        with published(local, __version__, names):
+            running.serve(
+                serving,
+                sock,
+                first=pool.default,
+                drain=wishes.drain,
+                ready=lambda engine: call.say(
+                    f"listening on {where} {offer.about(engine)}"
+                ),
+            )
     return 0
 
 

@@ -62,6 +62,10 @@ class Call:
         """Prints a dim line to stderr, unless --quiet is given."""
         say(text, quiet=self.quiet)
 
+    def note(self, text: str) -> None:
+        """Prints a dim line to stderr if --verbose is given."""
+        say(text, quiet=self.quiet or not self.verbose)
+
     def find(self, recipe: Recipe) -> Files:
         """The files of a recipe; downloads missing ones with progress bars."""
         from edgecs.runtime.builder import find_files
