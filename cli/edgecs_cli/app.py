@@ -21,7 +21,13 @@ class Entry(NamedTuple):
 COMMANDS = {
     "generate": Entry("edgecs_cli.commands.generate", "Answer one prompt."),
     "chat": Entry("edgecs_cli.commands.chat", "Chat with a model."),
-    "serve": Entry("edgecs_cli.commands.serve", "Serve a model over HTTP."),
+    "serve": Entry("edgecs_cli.commands.serve", "Serve models over HTTP."),
+    "ps": Entry(
+        "edgecs_cli.commands.ps", "List the models that servers have in memory."
+    ),
+    "stop": Entry(
+        "edgecs_cli.commands.ps", "Unload a model from memory; the server goes on."
+    ),
     "models": Entry(
         "edgecs_cli.commands.models", "List, download, show and remove models."
     ),
@@ -58,7 +64,6 @@ _ELSEWHERE = {
     "run": "use edgecs chat -m MODEL",
     "cli": "use edgecs chat -m MODEL",
     "server": "use edgecs serve -m MODEL",
-    "ps": "no model stays loaded between commands; use edgecs models list",
     "quantize": "use edgecs convert gguf MODEL",
     **dict.fromkeys(("ls", "list"), "use edgecs models list"),
     **{
