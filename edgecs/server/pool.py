@@ -161,7 +161,7 @@ class ModelPool:
 
     def residents(self) -> list[Resident]:
         """The models in memory, in the order of their loading."""
-        return [place.snapshot() for place in self._places.values()]
+        return [place.snapshot() for place in [*self._places.values()]]
 
     async def unload(self, name: str, *, cancel: bool = False) -> bool:
         """Unload a model, and wait for that; False: it was not in memory.

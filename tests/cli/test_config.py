@@ -224,7 +224,6 @@ def test_a_typo_is_told_the_nearest_command(edgecs: Edgecs):
         ("run", "edgecs chat -m MODEL"),
         ("server", "edgecs serve -m MODEL"),
         ("ls", "edgecs models list"),
-        ("ps", "no model stays loaded"),
         ("pull", "edgecs models pull MODEL"),
         ("rm", "edgecs models rm MODEL"),
     ],

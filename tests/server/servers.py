@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from edgecs.engines.load_options import LoadOptions
@@ -15,6 +16,7 @@ from edgecs.runtime.served_models import ServedModel, ServedModels
 from edgecs.server import run as running
 from edgecs.server.app import Serving
 from edgecs.server.engine import Engine
+from edgecs.server.local_key import LocalKey
 from edgecs.server.pool import Limits, Load, ModelPool
 
 OPTIONS = LoadOptions(n_ctx=512, n_batch=64, threads=1, sequences=3)
@@ -23,16 +25,18 @@ WAIT = 60.0  # seconds after which a test has failed
 
 def named(path: Path, *names: str) -> ServedModels:
     """Names for a file."""
-    return ServedModels({name: ServedModel(name, str(path), path) for name in names})
+    return ServedModels(
+        {name: ServedModel(name, str(path.resolve()), path) for name in names}
+    )
 
 
-def loading(folder: Path, **engine: int) -> Load:
+def loading(folder: Path, options: LoadOptions = OPTIONS, **engine: int) -> Load:
     """Loads models as a server does, with the options of tests."""
     folders = Folders(folder, offline=True)
 
     @contextmanager
     def load(model: ServedModel, cancel: threading.Event) -> Iterator[Engine]:
-        recipe = Recipe(str(model.path), OPTIONS, drafts=())
+        recipe = Recipe(str(model.path), options, drafts=())
         files = find_files(recipe, folders)
         with build(recipe, files, folders, cancel=cancel) as runtime:
             made = Engine(runtime, model.name, **{"waiting": 64, **engine})
@@ -63,9 +67,14 @@ def serving(
 
 @contextmanager
 def running_server(state: Serving, first: str | None) -> Iterator[str]:
-    """A server in a thread, once its first model is loaded; its address."""
+    """A server in a thread, once its first model is loaded; its address.
+
+    It has a local key.
+    """
     ready, servers = threading.Event(), list[object]()
     with running.listening("127.0.0.1", 0) as sock:
+        local = LocalKey.new(running.local_address(sock))
+        state.access = replace(state.access, local=local)
         thread = threading.Thread(
             target=lambda: running.serve(
                 state,

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import click
 from click.core import ParameterSource
 
-from edgecs.errors import ConfigError
+from edgecs.errors import ConfigError, EdgecsError
 from edgecs_cli.client.connection import (
     Connection,
     ServerLost,
@@ -59,7 +59,7 @@ def not_sent(context: click.Context) -> str | None:
     for param in context.command.params:
         source = context.get_parameter_source(param.name or "")
         if source is not ParameterSource.DEFAULT and param.name not in _SENT:
-            return param.opts[-1]
+            return "/".join([param.opts[-1], *param.secondary_opts[-1:]])
     return None
 
 
@@ -100,15 +100,22 @@ def served(values: Mapping[str, Any], note: Callable[[str], None]) -> Iterator[S
     if where == "auto":
         model = _first(own_servers(), values, note)
     else:
-        connection = Connection(where, os.environ.get(KEY_VARIABLE))
-        try:
-            model = _suitable(connection, values)
-        except NotServed as why:
-            raise ConfigError(f"{where} cannot answer this: {why}") from why
+        model = _given(Connection(where, os.environ.get(KEY_VARIABLE)), values)
     try:
         yield model
     finally:
         model.connection.close()
+
+
+def _given(connection: Connection, values: Mapping[str, Any]) -> Served:
+    try:
+        return _suitable(connection, values)
+    except NotServed as why:
+        connection.close()
+        raise ConfigError(f"{connection.url} cannot answer this: {why}") from why
+    except EdgecsError:
+        connection.close()
+        raise
 
 
 def _first(

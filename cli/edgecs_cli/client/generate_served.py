@@ -26,12 +26,15 @@ class Answered:
     tested: int = 0
     accepted: int = 0
     faults: Mapping[str, str] = field(default_factory=dict)
+    context: int = 0  # tokens of the prompt and of the answer
     reason: str | None = None
 
     def take(self, event: Mapping[str, Any]) -> None:
         """Notes the counts of the last event."""
         timings, speculative = event.get("timings"), event.get("speculative")
         self.tokens = int(_number(timings, "predicted_n"))
+        prompt = _number(timings, "cache_n") + _number(timings, "prompt_n")
+        self.context = int(prompt) + self.tokens
         self.prompt_seconds = _number(timings, "prompt_ms") / 1e3
         seconds = _number(timings, "predicted_ms") / 1e3
         if seconds > 0 and self.tokens > 1:
@@ -78,9 +81,8 @@ def _answer(model: Served, values: Mapping[str, Any], text: str, *, quiet: bool)
         model.connection.close()
         about.reason = "cancelled"
         echo()
-    most = values["max_tokens"]
-    if about.reason == "length" and not 0 <= most <= about.tokens:
-        about.reason = "context"
+    if about.reason == "length" and not 0 <= values["max_tokens"] <= about.tokens:
+        about.reason = "context" if about.context >= model.n_ctx else "cancelled"
     drawn = values["seed"] < 0 and not sampling.is_greedy
     say(
         answer_line(about, about.reason, seed=sampling.seed if drawn else None),
