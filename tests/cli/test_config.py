@@ -69,6 +69,7 @@ def test_options_that_may_be_repeated_take_lists(
     }
     assert values["generate", "stop"] == ["a", "b c"]
     assert values["chat", "stop"] == ["a", "b c"]
+    one_line(edgecs("stop"), 2, "give the name of a model")  # a command of that name
     assert seed(edgecs, tiny_gguf, "--seed", 1) == 1
 
 

@@ -392,6 +392,11 @@ class TestAccess:
             running.check_access(own, None)
 
 
+def test_parts_of_a_response_do_not_wait_for_acknowledgements():
+    with running.listening("127.0.0.1", 0) as sock:  # asyncio looks at the protocol
+        assert sock.proto == socket.IPPROTO_TCP
+
+
 def test_a_port_that_is_in_use_is_named():
     with running.listening("127.0.0.1", 0) as sock:
         port = sock.getsockname()[1]
