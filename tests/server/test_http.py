@@ -19,6 +19,7 @@ from edgecs.server import replies
 from edgecs.server import run as running
 from edgecs.server.app import Serving
 from edgecs.server.guard import Access
+from edgecs.server.local_key import NONCE, PROOF, new_nonce
 from tests.server.servers import WAIT, serving
 
 CHAT = [{"role": "user", "content": "hello hello hello"}]
@@ -382,6 +383,24 @@ class TestAccess:
             for right in ({"authorization": "Bearer secret"}, {"x-api-key": "secret"}):
                 right |= {"host": "any.example"}
                 assert http.get("/v1/models", headers=right).status_code == 200
+
+    def test_the_local_key_counts_and_is_proven_before_it_is_sent(
+        self, tiny_gguf: Path, folder: Path
+    ):
+        state = Serving(access=Access("secret"))
+        with (
+            serving(tiny_gguf, folder, state) as url,
+            httpx.Client(base_url=url, timeout=WAIT) as http,
+        ):
+            local, nonce = state.access.local, new_nonce()
+            assert local is not None
+            key = {"authorization": f"Bearer {local.key}"}
+            assert http.get("/props", headers=key).status_code == 200
+            for path in ("/health", "/props"):  # the latter is refused without a key
+                reply = http.get(path, headers={NONCE: nonce})
+                assert local.proves(nonce, reply.headers[PROOF])
+            for headers in ({}, {NONCE: "x"}, {NONCE: nonce, "origin": url}):
+                assert PROOF not in http.get("/health", headers=headers).headers
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "box"])
     def test_off_loopback_a_key_is_needed(self, host: str):
