@@ -21,7 +21,13 @@ class Entry(NamedTuple):
 COMMANDS = {
     "generate": Entry("edgecs_cli.commands.generate", "Answer one prompt."),
     "chat": Entry("edgecs_cli.commands.chat", "Chat with a model."),
-    "serve": Entry("edgecs_cli.commands.serve", "Serve a model over HTTP."),
+    "serve": Entry("edgecs_cli.commands.serve", "Serve models over HTTP."),
+    "ps": Entry(
+        "edgecs_cli.commands.ps", "List the models that servers have in memory."
+    ),
+    "stop": Entry(
+        "edgecs_cli.commands.ps", "Unload a model from memory; the server goes on."
+    ),
     "models": Entry(
         "edgecs_cli.commands.models", "Find, list, download, show and remove models."
     ),
@@ -66,7 +72,6 @@ COMMANDS = {
 _ELSEWHERE = {
     "cli": "use edgecs chat -m MODEL",
     "server": "use edgecs serve -m MODEL",
-    "ps": "no model stays loaded between commands; use edgecs ls",
     "quantize": "use edgecs convert gguf MODEL",
     "list": "use edgecs ls",
     "search": "use edgecs models search",

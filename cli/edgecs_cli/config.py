@@ -32,6 +32,7 @@ import platformdirs
 
 _PREFIX = "EDGECS"
 _LARGEST = 1 << 20  # bytes
+_ALSO_OPTIONS = frozenset({"stop"})  # commands with the name of an option
 
 
 class BadConfig(click.ClickException):
@@ -110,7 +111,13 @@ def defaults(
     Raises BadConfig for a key that the command does not know.
     """
     general = {key: value for key, value in table.items() if not _is_table(value)}
-    return _command_values(command, name, table.get(name, {}), general, path)
+    return _command_values(command, name, _own(table, name), general, path)
+
+
+def _own(table: Mapping[str, Any], name: str) -> Any:
+    """The table of a command; {} if its key is the value of an option instead."""
+    own = table.get(name, {})
+    return {} if name in _ALSO_OPTIONS and not _is_table(own) else own
 
 
 def _command_values(
@@ -169,7 +176,7 @@ def _given(
     path: Path,
 ) -> Iterator[Given]:
     """`given` of one command. names: its full name, table: its parent's."""
-    own = table.get(names[-1], {})
+    own = _own(table, names[-1])
     for option, param in _options(command).items():
         for variable in param.envvar or ():
             if os.environ.get(variable):

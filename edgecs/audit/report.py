@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from edgecs.core.context import Tokens
-from edgecs.decoding.exactness import Tier
+from edgecs.decoding.tiers import Tier
 from edgecs.errors import BrokenPromise
 
 NO_CLASS = "plain decoding: no class"

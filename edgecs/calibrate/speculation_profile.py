@@ -22,7 +22,8 @@ from edgecs.calibrate.profile import Key, Profile, Profiles, fingerprint
 from edgecs.core.draft import LanguageModel
 from edgecs.costs.cost_model import WIDEST, CostModel, best_width
 from edgecs.decoding.cascade import NamedModel
-from edgecs.decoding.exactness import Allowed, Classes, Exact, Limits, permitted
+from edgecs.decoding.exactness import Allowed, Classes, Limits, permitted
+from edgecs.decoding.tiers import Exact
 from edgecs.drafters.priors import packaged
 from edgecs.drafters.registry import usual_sources
 from edgecs.drafters.source import Keeper, Source

@@ -16,15 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.costs.cost_model import WIDEST
-
-Tier = Literal["strict", "numeric"]
-Exact = Literal["auto", "strict", "numeric"]
+from edgecs.decoding.tiers import Exact, Tier
 
 FIRST_BORDER = 256  # borders between ranges: 256, 512, 1024, ...: n_kv is padded to 256
 WORTH = 0.97  # auto is strict where that keeps at least this share of the speed

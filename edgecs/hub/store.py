@@ -107,6 +107,21 @@ class Store:
         manifest = self._manifest(reference)
         return Model(manifest, self._local(manifest))
 
+    def named(self, name: str) -> Model | None:
+        """A model by its name or as user/repo[:quant], never by a path. No network.
+
+        None: there is no such name. This is for names from other machines.
+        """
+        manifest = self._named_manifest(name)
+        return Model(manifest, self._local(manifest)) if manifest else None
+
+    def pull_named(self, name: str, progress: Progress = quiet) -> Path:
+        """As `pull`, for a name as in `named`. Raises ModelError, FetchError."""
+        manifest = self._named_manifest(name, fetch=True)
+        if manifest is None:
+            raise ModelError(f"there is no model {shown(name)}: give another name")
+        return self._pull(manifest, name, progress)
+
     def path(self, reference: str, progress: Progress = quiet) -> Path:
         """The file of a model, downloaded first if missing."""
         model = self.find(reference)
@@ -119,7 +134,9 @@ class Store:
 
     def pull(self, reference: str, progress: Progress = quiet) -> Path:
         """Downloads a model, or checks its file and downloads it again if damaged."""
-        manifest = self._manifest(reference, fetch=True)
+        return self._pull(self._manifest(reference, fetch=True), reference, progress)
+
+    def _pull(self, manifest: Manifest, reference: str, progress: Progress) -> Path:
         path = self._local(manifest)
         problem = self._problem(manifest, progress) if path else "does not exist"
         if path and not problem:
@@ -279,6 +296,15 @@ class Store:
                 f"{shown(reference)}"
             )
         return self._hub_manifest(manifest.source.repo, quant, fetch=fetch)
+
+    def _named_manifest(self, name: str, *, fetch: bool = False) -> Manifest | None:
+        known = known_manifests()
+        if name in known:
+            return known[name]
+        match = _HUB.fullmatch(name)
+        if match is None or REPO.problem(match["repo"]):
+            return None
+        return self._hub_manifest(match["repo"], match["quant"], fetch=fetch)
 
     def _hub_manifest(self, repo: str, quant: str | None, *, fetch: bool) -> Manifest:
         if problem := REPO.problem(repo):

@@ -20,7 +20,7 @@ from edgecs.chat.chat import Chat
 from edgecs.chat.conversation import ROLES, Conversation
 from edgecs.chat.overflow import Overflow
 from edgecs.core.context import Tokens
-from edgecs.decoding.exactness import Exact
+from edgecs.decoding.tiers import Exact
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ConfigError
 from edgecs.hub.download import Progress

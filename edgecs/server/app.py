@@ -4,36 +4,42 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 
+from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from edgecs.errors import EdgecsError
 from edgecs.server import (
     anthropic,
-    metrics,
+    model_routes,
     ollama,
     ollama_models,
     openai,
     openapi,
     responses,
+    state_routes,
 )
-from edgecs.server.endpoint import Endpoint
+from edgecs.server.endpoint import AboutEndpoint, Endpoint
 from edgecs.server.engine import Engine
 from edgecs.server.error_forms import error_response
 from edgecs.server.guard import Access, Guard
-from edgecs.server.replies import Refused, read_body, refusal
+from edgecs.server.keep_alive import seconds_of
+from edgecs.server.pool import ModelPool
+from edgecs.server.replies import Refused, body_of, read_body, refusal, unless_gone
 from edgecs.server.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    Named,
     TemplateRequest,
     TokenizeRequest,
 )
@@ -45,18 +51,24 @@ MOST_SECONDS = 3600.0  # time limit of an answer
 ENDPOINTS: tuple[Endpoint, ...] = (
     *anthropic.ENDPOINTS,
     *ollama.ENDPOINTS,
-    *ollama_models.ENDPOINTS,
     *responses.ENDPOINTS,
 )
+ABOUT: tuple[AboutEndpoint, ...] = ollama_models.ENDPOINTS
 
 Answer = Callable[[Request, Engine], Awaitable[Response]]
+About = Callable[[Request, ModelPool, int], Awaitable[Response]]
 
 
 @dataclass
 class Serving:
-    """The state of the application; `engine` is set once the model is loaded."""
+    """The state of the application.
 
-    engine: Engine | None = None
+    pool: set before the application is created. is_starting: whether the model that is
+    loaded at the start is not there yet.
+    """
+
+    pool: ModelPool | None = None
+    is_starting: bool = False
     access: Access = field(default_factory=Access)
     most_body: int = MOST_BODY
     most_seconds: float = MOST_SECONDS
@@ -65,12 +77,16 @@ class Serving:
 def create_app(serving: Serving) -> Starlette:
     """The application. All errors are JSON in the form of their API."""
 
-    def route(path: str, answer: Answer, method: str = "POST") -> Route:
+    assert serving.pool is not None
+    pool = serving.pool
+
+    def route(path: str, answer: Answer) -> Route:
+        return Route(path, _Answering(serving, pool, answer), methods=["POST"])
+
+    def about(path: str, answer: About, method: str = "GET") -> Route:
         async def endpoint(request: Request) -> Response:
             try:
-                if serving.engine is None:
-                    raise Refused(503, "Loading model", "unavailable_error")
-                return await answer(request, serving.engine)
+                return await answer(request, pool, serving.most_body)
             except Refused as error:
                 return error_response(error, request.url.path)
             except EdgecsError as error:
@@ -80,17 +96,22 @@ def create_app(serving: Serving) -> Starlette:
 
     def listed(one: Endpoint) -> Route:
         async def answer(request: Request, engine: Engine) -> Response:
-            asked = None
-            if one.body is not None:
-                asked = await read_body(request, one.body, serving.most_body)
+            assert one.body is not None
+            asked = await read_body(request, one.body, serving.most_body)
             return await one.handler(engine, request, asked, serving.most_seconds)
 
-        return route(one.path, answer, one.method)
+        return route(one.path, answer)
+
+    def listed_about(one: AboutEndpoint) -> Route:
+        async def answer(request: Request, pool: ModelPool, most: int) -> Response:
+            asked = await read_body(request, one.body, most) if one.body else None
+            return await one.handler(pool, request, asked)
+
+        return about(one.path, answer, one.method)
 
     async def health(request: Request) -> Response:
-        if serving.engine is None:
-            loading = Refused(503, "Loading model", "unavailable_error")
-            return error_response(loading, request.url.path)
+        if serving.is_starting:
+            return error_response(_starting(), request.url.path)
         return JSONResponse({"status": "ok"})
 
     async def chat(request: Request, engine: Engine) -> Response:
@@ -120,34 +141,14 @@ def create_app(serving: Serving) -> Starlette:
         asked = await read_body(request, TemplateRequest, serving.most_body)
         messages = [message.plain() for message in asked.messages]
         text = await asyncio.to_thread(engine.render, messages)
-        return JSONResponse({"prompt": text})
-
-    async def models(request: Request, engine: Engine) -> Response:
-        return JSONResponse(openai.models(engine))
-
-    async def model(request: Request, engine: Engine) -> Response:
-        (entry,) = openai.models(engine)["data"]
-        if request.path_params["name"] != entry["id"]:
-            name = request.path_params["name"]
-            raise Refused(
-                404,
-                f"there is no model {name!r:.80}: use {entry['id']!r}",
-                "not_found_error",
-            )
-        return JSONResponse(entry)
-
-    async def props(request: Request, engine: Engine) -> Response:
-        return JSONResponse(properties(engine))
-
-    async def slots(request: Request, engine: Engine) -> Response:
-        return JSONResponse([slot._asdict() for slot in engine.scheduler.slots()])
-
-    async def counts(request: Request, engine: Engine) -> Response:
-        text = metrics.exposition(engine)
-        return Response(text, media_type=metrics.CONTENT_TYPE)
+        reply: dict[str, Any] = {"prompt": text}
+        if asked.with_tokens:
+            ids = await asyncio.to_thread(engine.encode_chat, messages)
+            reply["tokens"] = ids.tolist()
+        return JSONResponse(reply)
 
     async def description(request: Request) -> Response:
-        return JSONResponse(openapi.document(openapi.described(ENDPOINTS)))
+        return JSONResponse(openapi.document(openapi.described((*ENDPOINTS, *ABOUT))))
 
     return Starlette(
         routes=[
@@ -159,37 +160,64 @@ def create_app(serving: Serving) -> Starlette:
             route("/chat/completions", chat),
             route("/v1/completions", complete),
             route("/completions", complete),
-            route("/v1/models", models, "GET"),
-            route("/models", models, "GET"),
-            route("/v1/models/{name:path}", model, "GET"),
+            about("/v1/models", model_routes.listed),
+            about("/models", model_routes.listed),
+            about("/v1/models/{name:path}", model_routes.one),
+            about("/models/load", model_routes.load, "POST"),
+            about("/models/unload", model_routes.unload, "POST"),
             route("/tokenize", tokenize),
             route("/detokenize", detokenize),
             route("/apply-template", apply_template),
-            route("/props", props, "GET"),
-            route("/slots", slots, "GET"),
-            route("/metrics", counts, "GET"),
+            about("/props", state_routes.props),
+            about("/slots", state_routes.slots),
+            about("/metrics", state_routes.counts),
             *map(listed, ENDPOINTS),
+            *map(listed_about, ABOUT),
         ],
         middleware=[Middleware(Guard, access=serving.access)],
         exception_handlers={HTTPException: _http_error, Exception: _bug},
     )
 
 
-def properties(engine: Engine) -> dict[str, Any]:
-    """GET /props."""
-    runtime = engine.runtime
-    session = runtime.session
-    return {
-        "model": engine.name,
-        "n_ctx": engine.n_ctx,
-        "total_slots": engine.slots,
-        "chat_template": engine.chat_template,
-        "build_info": f"edgecs {version('edgecs')}",
-        "kernels": engine.loaded.options.kernels,
-        "chain": session.chain,
-        "tiers": runtime.tiers,
-        "off_reason": session.off_reason,
-    }
+class _Answering:
+    """A route whose answers need an engine, which stays until they are sent."""
+
+    def __init__(self, serving: Serving, pool: ModelPool, answer: Answer) -> None:
+        self._serving, self._pool, self._answer = serving, pool, answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        request = Request(scope, receive, send)
+        async with AsyncExitStack() as stack:
+            try:
+                engine = await self._engine(request, stack)
+                response = await self._answer(request, engine)
+            except Refused as error:
+                response = error_response(error, request.url.path)
+            except EdgecsError as error:
+                response = error_response(refusal(error), request.url.path)
+            await response(scope, receive, send)
+
+    async def _engine(self, request: Request, stack: AsyncExitStack) -> Engine:
+        """The engine that a request names; it is not loaded for a client that left."""
+        if self._serving.is_starting and self._pool.only_default:
+            raise _starting()
+        named = _named(await body_of(request, self._serving.most_body))
+        keep = seconds_of(named.keep_alive) if named.keep_alive is not None else ...
+        acquired = self._pool.acquire(named.model, keep)
+        return await unless_gone(request, stack.enter_async_context(acquired))
+
+
+def _named(body: bytes) -> Named:
+    """The model of a body; a malformed body is refused by the route, with details."""
+    try:
+        return Named.model_validate_json(body)
+    except ValidationError:
+        return Named()
+
+
+def _starting() -> Refused:
+    return Refused(503, "Loading model", "unavailable_error")
 
 
 def _http_error(request: Request, error: Exception) -> Response:

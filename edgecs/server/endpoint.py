@@ -10,21 +10,37 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgecs.server.engine import Engine
+from edgecs.server.pool import ModelPool
 
 Handler = Callable[[Engine, Request, Any, float], Awaitable[Response]]
-"""Gets the engine, the request, its validated body (None: it has none), and the time
-limit of an answer in seconds. Raises Refused and EdgecsError."""
+"""Gets the engine, the request, its validated body, and the time limit of an answer in
+seconds. Raises Refused and EdgecsError."""
+AboutHandler = Callable[[ModelPool, Request, Any], Awaitable[Response]]
+"""Gets the pool, the request, and its validated body (None: it has none)."""
 
 
 class Endpoint(NamedTuple):
-    """One path of an API.
+    """A path of an API that a model answers.
 
-    body: of a POST; None: the path is for GET. summary: one line. answer: what a
-    successful response contains, one line.
+    summary: one line. answer: what a successful response contains, one line.
     """
 
     path: str
     handler: Handler
+    body: type[BaseModel]
+    summary: str
+    answer: str = "The result."
+    method: str = "POST"
+
+
+class AboutEndpoint(NamedTuple):
+    """A path of an API about models, which loads none.
+
+    body: of a POST; None: the path is for GET.
+    """
+
+    path: str
+    handler: AboutHandler
     body: type[BaseModel] | None
     summary: str
     answer: str = "The result."

@@ -158,6 +158,10 @@ class Engine:
         """Submit a job. Raises Busy."""
         return Asked(self.scheduler, job)
 
+    def cancel(self) -> None:
+        """End all answers within a round."""
+        self.scheduler.cancel()
+
     def close(self, patience: float = 0.0) -> None:
         """Wait up to `patience` seconds for current answers, and free the slots."""
         self.scheduler.close(patience)

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgecs.server.error_forms import error_response
+from edgecs.server.local_key import NONCE, PROOF, LocalKey
 from edgecs.server.replies import Refused
 from edgecs.server.web import PATHS
 
@@ -32,11 +33,13 @@ class Access:
     """The access rules of a server.
 
     origins: allowed origins of other pages, "*": all. hosts: more names of the server.
+    local: proves the server to clients of the same user, and is a key of theirs.
     """
 
     api_key: str | None = None
     origins: Collection[str] = ()
     hosts: Collection[str] = field(default_factory=tuple)
+    local: LocalKey | None = None
 
     def refused(self, path: str, headers: Headers) -> Refused | None:
         """The error of a refused request; None if it is allowed."""
@@ -87,7 +90,14 @@ class Access:
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer":
             given = headers.get("x-api-key", "")
-        return hmac.compare_digest(given.strip().encode(), self.api_key.encode())
+        keys = [self.api_key, *([self.local.key] if self.local else [])]
+        sent = given.strip().encode()
+        return any(hmac.compare_digest(sent, key.encode()) for key in keys)
+
+    def proof(self, headers: Headers) -> str | None:
+        """The proof that a request asks for, see `LocalKey`."""
+        nonce = headers.get(NONCE)
+        return self.local.proof(nonce) if self.local and nonce else None
 
 
 class Guard:
@@ -103,6 +113,9 @@ class Guard:
             return
         headers = Headers(scope=scope)
         origin = headers.get("origin")
+        proof = None if origin else self._access.proof(headers)
+        if proof is not None:
+            send = _with_header(send, PROOF, proof)
         if (
             scope["method"] == "OPTIONS" and origin is not None
         ):  # a preflight has no key
@@ -134,6 +147,15 @@ class Guard:
             await send(message)
 
         return sending
+
+
+def _with_header(send: Send, name: str, value: str) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)[name] = value
+        await send(message)
+
+    return sending
 
 
 def is_loopback(host: str) -> bool:

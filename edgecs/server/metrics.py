@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -13,6 +13,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from edgecs.server.engine import Engine
+from edgecs.server.scheduler import Scheduler
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _COUNTS = (
@@ -32,39 +33,49 @@ _COUNTS = (
 
 
 class _Counts(Collector):
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engines: Mapping[str, Engine]) -> None:
+        self._engines = engines
 
     def collect(self) -> Iterator[Metric]:
         """The current values."""
-        scheduler = self._engine.scheduler
-        totals = scheduler.totals
         for name, attribute, text in _COUNTS:
-            value = getattr(totals, attribute)
-            yield CounterMetricFamily(f"edgecs:{name}", text, value=value)
+            count = CounterMetricFamily(f"edgecs:{name}", text, labels=["model"])
+            for model, engine in self._engines.items():
+                count.add_metric([model], getattr(engine.scheduler.totals, attribute))
+            yield count
         by_position = CounterMetricFamily(
             "edgecs:spec_decode_num_accepted_tokens_per_pos",
             "Draft tokens in answers by their position in the draft.",
-            labels=["position"],
+            labels=["model", "position"],
         )
-        for position, count in enumerate(list(totals.by_position)):
-            by_position.add_metric([str(position)], count)
+        for model, engine in self._engines.items():
+            for at, number in enumerate(list(engine.scheduler.totals.by_position)):
+                by_position.add_metric([model, str(at)], number)
         yield by_position
-        states = [slot.state for slot in scheduler.slots()]
-        for name, value, text in (
-            (
-                "requests_processing",
-                len(states) - states.count("idle"),
-                "Answers now.",
-            ),
-            ("requests_deferred", scheduler.queued, "Requests that wait for a slot."),
-            ("slots", len(states), "Slots."),
-        ):
-            yield GaugeMetricFamily(f"edgecs:{name}", text, value=value)
+        for name, text, value in _GAUGES:
+            gauge = GaugeMetricFamily(f"edgecs:{name}", text, labels=["model"])
+            for model, engine in self._engines.items():
+                gauge.add_metric([model], value(engine.scheduler))
+            yield gauge
 
 
-def exposition(engine: Engine) -> bytes:
-    """All metrics in Prometheus's text format."""
+def _busy(scheduler: Scheduler) -> int:
+    return sum(slot.state != "idle" for slot in scheduler.slots())
+
+
+_GAUGES: Sequence[tuple[str, str, Callable[[Scheduler], int]]] = (
+    ("requests_processing", "Answers now.", _busy),
+    (
+        "requests_deferred",
+        "Requests that wait for a slot.",
+        lambda scheduler: scheduler.queued,
+    ),
+    ("slots", "Slots.", lambda scheduler: len(scheduler.slots())),
+)
+
+
+def exposition(engines: Mapping[str, Engine]) -> bytes:
+    """All metrics of some models, by their name, in Prometheus's text format."""
     registry = CollectorRegistry()
-    registry.register(_Counts(engine))
+    registry.register(_Counts(engines))
     return generate_latest(registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncGenerator
@@ -11,127 +12,150 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edgecs.server.endpoint import Endpoint
+from edgecs.errors import EdgecsError
+from edgecs.runtime.served_models import ServedModel, UnknownModel
+from edgecs.server.endpoint import AboutEndpoint
 from edgecs.server.engine import Engine
 from edgecs.server.ollama import FRAMING
 from edgecs.server.ollama_schemas import PullRequest, ShowRequest
-from edgecs.server.replies import Refused, event_stream
+from edgecs.server.pool import ModelPool, Resident
+from edgecs.server.replies import Refused, event_stream, refusal
+from edgecs.tuning.quantisations import quantisation
 
 # Clients ask for a version before they use what came with it; this API is that of 0.12.
 VERSION = "0.12.0"
 _NEVER = "2318-01-01T00:00:00Z"  # what Ollama says of a model that stays
 
 
-async def tags(
-    engine: Engine, request: Request, asked: None, seconds: float
-) -> Response:
+async def tags(pool: ModelPool, request: Request, asked: None) -> Response:
     """GET /api/tags."""
-    return JSONResponse({"models": [_entry(engine)]})
+    loaded = _loaded(pool)
+    models = await asyncio.to_thread(pool.models.all)
+    entries = [_entry(model, loaded.get(model.name)) for model in models]
+    return JSONResponse({"models": entries})
 
 
-async def running(
-    engine: Engine, request: Request, asked: None, seconds: float
-) -> Response:
+async def running(pool: ModelPool, request: Request, asked: None) -> Response:
     """GET /api/ps."""
-    model = engine.loaded.model
-    offload = model.offload
-    on_devices = model.size * offload.layers // max(1, offload.total)
-    entry = {
-        **_entry(engine),
-        "size": model.size,
-        "size_vram": on_devices,
-        "expires_at": _NEVER,
+    return JSONResponse(
+        {"models": [_running(one) for one in pool.residents() if one.engine]}
+    )
+
+
+def _running(resident: Resident) -> dict[str, Any]:
+    engine = resident.engine
+    assert engine is not None
+    offload = engine.loaded.model.offload
+    entry = _entry(resident.model, engine)
+    del entry["modified_at"]
+    return {
+        **entry,
+        "size_vram": entry["size"] * offload.layers // max(1, offload.total),
+        "expires_at": _time(resident.expires_at) if resident.expires_at else _NEVER,
         "context_length": engine.n_ctx,
     }
-    del entry["modified_at"]
-    return JSONResponse({"models": [entry]})
 
 
-async def show(
-    engine: Engine, request: Request, asked: ShowRequest, seconds: float
-) -> Response:
-    """POST /api/show."""
-    _check(engine, asked)
-    model = engine.loaded.model
-    found: dict[str, Any] = dict(sorted(model.metadata.items()))
-    found["general.parameter_count"] = model.parameters
-    capabilities = ["completion", *(["thinking"] if engine.can_think else [])]
+async def show(pool: ModelPool, request: Request, asked: ShowRequest) -> Response:
+    """POST /api/show: all that is known of a model in memory, else of its file."""
+    model = _meant(pool, asked)
+    engine = _loaded(pool).get(model.name)
+    found: dict[str, Any] = {}
+    if engine is not None:
+        found |= sorted(engine.loaded.model.metadata.items())
+        found["general.parameter_count"] = engine.loaded.model.parameters
+    can_think = engine is not None and engine.can_think
     return JSONResponse(
         {
-            "modelfile": f"FROM {engine.name}\n",
+            "modelfile": f"FROM {model.name}\n",
             "parameters": "",
-            "template": engine.chat_template or "",
+            "template": (engine and engine.chat_template) or "",
             "license": str(found.get("general.license", "")),
-            "modified_at": _modified(engine),
-            "details": _details(engine),
+            "modified_at": _modified(model),
+            "details": _details(model, engine),
             "model_info": found,
-            "capabilities": capabilities,
+            "capabilities": ["completion", *(["thinking"] if can_think else [])],
         }
     )
 
 
-async def pull(
-    engine: Engine, request: Request, asked: PullRequest, seconds: float
-) -> Response:
-    """POST /api/pull: only of the model that is here."""
-    _check(engine, asked)
+async def pull(pool: ModelPool, request: Request, asked: PullRequest) -> Response:
+    """POST /api/pull: of a model that is here, unless the server may download."""
+    model = _meant(pool, asked)
     if asked.stream is False:
+        await asyncio.to_thread(pool.models.path, model)
         return JSONResponse({"status": "success"})
 
     async def steps() -> AsyncGenerator[dict[str, str], None]:
-        for status in ("pulling manifest", "verifying sha256 digest", "success"):
-            yield {"status": status}
+        yield {"status": "pulling manifest"}
+        try:
+            await asyncio.to_thread(pool.models.path, model)
+        except EdgecsError as error:
+            raise refusal(error) from error
+        yield {"status": "verifying sha256 digest"}
+        yield {"status": "success"}
 
     return event_stream(steps(), lambda: None, FRAMING)
 
 
-async def api_version(
-    engine: Engine, request: Request, asked: None, seconds: float
-) -> Response:
+async def api_version(pool: ModelPool, request: Request, asked: None) -> Response:
     """GET /api/version."""
     return JSONResponse({"version": VERSION})
 
 
-def _check(engine: Engine, asked: ShowRequest | PullRequest) -> None:
-    """Raises Refused unless the model of the server is meant."""
+def _meant(pool: ModelPool, asked: ShowRequest | PullRequest) -> ServedModel:
+    """The model of a request. Raises Refused, UnknownModel."""
     name = asked.model or asked.name
     if not name:
         raise Refused(400, "model is required")
-    if name.removesuffix(":latest") != engine.name:
-        raise Refused(404, f"model {name!r:.200} not found: use {engine.name!r}")
+    try:
+        return pool.models.find(name)
+    except UnknownModel as error:
+        raise Refused(404, f"model {name!r:.200} not found: {error}") from error
 
 
-def _entry(engine: Engine) -> dict[str, Any]:
+def _loaded(pool: ModelPool) -> dict[str, Engine]:
+    return {one.name: one.engine for one in pool.residents() if one.engine is not None}
+
+
+def _entry(model: ServedModel, engine: Engine | None) -> dict[str, Any]:
     about = {
-        "name": engine.name,
-        "model": engine.name,
-        "modified_at": _modified(engine),
-        "size": engine.loaded.model.size,
-        "details": _details(engine),
+        "name": model.name,
+        "model": model.name,
+        "modified_at": _modified(model),
+        "size": model.size,
     }
     # Ollama's is the digest of what it keeps about a model, not of the weights.
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    return {**about, "digest": digest}
+    return {**about, "digest": digest, "details": _details(model, engine)}
 
 
-def _details(engine: Engine) -> dict[str, Any]:
-    model = engine.loaded.model
-    family = str(model.metadata.get("general.architecture", ""))
+def _details(model: ServedModel, engine: Engine | None) -> dict[str, Any]:
+    """What the file says of a model in memory; else what its name does."""
+    family, size = "", ""
+    type_ = quantisation(model.path.stem)[1] if model.path else ""
+    if engine is not None:
+        loaded = engine.loaded.model
+        family = str(loaded.metadata.get("general.architecture", ""))
+        size, type_ = _in_words(loaded.parameters), loaded.file_type
     return {
         "parent_model": "",
         "format": "gguf",
         "family": family,
-        "families": [family],
-        "parameter_size": _in_words(model.parameters),
-        "quantization_level": model.file_type,
+        "families": [family] if family else [],
+        "parameter_size": size,
+        "quantization_level": type_,
     }
 
 
-def _modified(engine: Engine) -> str:
+def _modified(model: ServedModel) -> str:
     try:
-        seconds = engine.loaded.model.path.stat().st_mtime
+        return _time(model.path.stat().st_mtime if model.path else 0.0)
     except OSError:  # it was deleted while it is in memory
-        seconds = engine.created
+        return _time(0.0)
+
+
+def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
@@ -149,23 +173,25 @@ def _in_words(count: int) -> str:
 
 
 ENDPOINTS = (
-    Endpoint("/api/tags", tags, None, "The models (Ollama).", "The models."),
-    Endpoint("/api/ps", running, None, "The models in memory (Ollama).", "The models."),
-    Endpoint(
+    AboutEndpoint("/api/tags", tags, None, "The models (Ollama).", "The models."),
+    AboutEndpoint(
+        "/api/ps", running, None, "The models in memory (Ollama).", "The models."
+    ),
+    AboutEndpoint(
         "/api/show",
         show,
         ShowRequest,
         "What is known about a model (Ollama).",
         "Its metadata, template and abilities.",
     ),
-    Endpoint(
+    AboutEndpoint(
         "/api/pull",
         pull,
         PullRequest,
-        "Fetch a model; only one that is here already (Ollama).",
+        "Fetch a model; others than those here only if that is allowed (Ollama).",
         "The steps, one JSON value a line.",
     ),
-    Endpoint(
+    AboutEndpoint(
         "/api/version", api_version, None, "The version of the API (Ollama).", "It."
     ),
 )

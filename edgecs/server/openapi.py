@@ -9,13 +9,15 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from edgecs.server.endpoint import Endpoint
+from edgecs.server.endpoint import AboutEndpoint, Endpoint
 from edgecs.server.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    LoadRequest,
     TemplateRequest,
     TokenizeRequest,
+    UnloadRequest,
 )
 
 PATH = "/openapi.json"
@@ -70,6 +72,8 @@ OWN = (
         "Messages to the text of a prompt.",
         "The text.",
     ),
+    Described("/models/load", "POST", LoadRequest, "Load a model.", "It is loaded."),
+    Described("/models/unload", "POST", UnloadRequest, "Unload one.", "It is gone."),
     Described("/props", "GET", None, "Settings of the server.", "The settings."),
     Described("/slots", "GET", None, "What every slot does.", "The slots."),
     Described(
@@ -111,7 +115,7 @@ class OllamaError(BaseModel):
     error: str
 
 
-def described(endpoints: Iterable[Endpoint]) -> list[Described]:
+def described(endpoints: Iterable[Endpoint | AboutEndpoint]) -> list[Described]:
     """All paths: those of endpoints, and the others."""
     listed = [
         Described(one.path, one.method, one.body, one.summary, one.answer)

@@ -17,6 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from edgecs.errors import ConfigError, ContextFull, EdgecsError
+from edgecs.runtime.served_models import UnknownModel
 from edgecs.server.job import Busy
 
 # pydantic's names of the alternatives of a field, which clients do not know.
@@ -58,6 +59,8 @@ def refusal(error: EdgecsError) -> Refused:
     text = str(error)
     if isinstance(error, Busy):
         return Refused(429, text, "rate_limit_error", headers={"retry-after": "1"})
+    if isinstance(error, UnknownModel):
+        return Refused(404, text, "not_found_error", param="model")
     if isinstance(error, ContextFull):
         return Refused(400, text, "exceed_context_size_error")
     if isinstance(error, ConfigError):
@@ -70,14 +73,7 @@ async def read_body(request: Request, kind: type[Body], most: int) -> Body:
 
     most: bytes; a body must arrive within BODY_SECONDS.
     """
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            data = await _read(request, most)
-    except TimeoutError:
-        text = f"the body did not arrive within {BODY_SECONDS:.0f} s: send it faster"
-        raise Refused(408, text) from None
-    except ClientDisconnect:
-        raise Refused(400, "the body is incomplete: send all of it") from None
+    data = await body_of(request, most)
     try:
         return kind.model_validate(_json(data))
     except ValidationError as error:
@@ -116,6 +112,21 @@ def refused_body(error: ValidationError) -> Refused:
     place = ".".join(part for part in parts if not _BRANCH.fullmatch(part))
     where = f"{place:.200}: " if place else ""
     return Refused(400, f"{where}{first['msg']:.300}", param=place[:200] or None)
+
+
+async def body_of(request: Request, most: int) -> bytes:
+    """The body of a request, which is read once. Raises Refused, see `read_body`."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            if not hasattr(request.state, "body"):
+                request.state.body = await _read(request, most)
+    except TimeoutError:
+        text = f"the body did not arrive within {BODY_SECONDS:.0f} s: send it faster"
+        raise Refused(408, text) from None
+    except ClientDisconnect:
+        raise Refused(400, "the body is incomplete: send all of it") from None
+    data: bytes = request.state.body
+    return data
 
 
 async def _read(request: Request, most: int) -> bytes:

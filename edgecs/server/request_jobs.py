@@ -28,6 +28,12 @@ _SAMPLED = (
     "repeat_last_n",
     "frequency_penalty",
     "presence_penalty",
+    "top_n_sigma",
+    "xtc_probability",
+    "xtc_threshold",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
 )
 
 
@@ -43,6 +49,10 @@ def sampling_of(asked: ChatRequest | CompletionRequest, usual: Sampling) -> Samp
         given["temperature"] = 0.0
     if asked.top_k is not None:
         given["top_k"] = max(0, asked.top_k)  # -1 means off
+    if asked.dry_penalty_last_n is not None:
+        given["dry_last_n"] = asked.dry_penalty_last_n
+    if asked.dry_sequence_breakers is not None:
+        given["dry_breakers"] = tuple(asked.dry_sequence_breakers)
     if asked.logit_bias:
         given["logit_bias"] = tuple(_biases(asked.logit_bias))
     seed = asked.seed if asked.seed is not None and asked.seed >= 0 else None

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -19,13 +19,11 @@ from edgecs.errors import Cancelled, ConfigError
 from edgecs.server.app import Serving, create_app
 from edgecs.server.engine import Engine
 from edgecs.server.guard import is_loopback
+from edgecs.server.pool import ModelPool
 
 HEADER_SECONDS = 10.0  # chosen: time limit for receiving the head of a request
 _CONNECTIONS = 1024  # chosen
 _BACKLOG = 128
-
-Loading = Callable[[threading.Event], AbstractContextManager[Engine]]
-"""Loads the model; setting the event stops it with Cancelled."""
 
 
 class _TimedProtocol(H11Protocol):
@@ -71,7 +69,9 @@ class _TimedProtocol(H11Protocol):
 def listening(host: str, port: int) -> socket.socket:
     """A listening socket; port 0: a free one. Raises ConfigError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sets TCP_NODELAY only where the protocol is named; without it the parts of
+    # a response wait for the client's delayed acknowledgements, 40 ms each.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
@@ -98,20 +98,61 @@ def check_access(host: str, api_key: str | None) -> None:
         )
 
 
+class _Server(uvicorn.Server):
+    """A server that loads its first model, and tells the pool of its end.
+
+    first: awaited once the server listens.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, pool: ModelPool, first: Callable[[], Any]
+    ) -> None:
+        super().__init__(config)
+        self._pool, self._first = pool, first
+        self._task: asyncio.Future[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._task = asyncio.ensure_future(self._first())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._pool.stop_loading()
+        await super().shutdown(sockets)
+
+
 def serve(
     serving: Serving,
     sock: socket.socket,
-    load: Loading,
     *,
+    first: str | None = None,
     drain: float = 30.0,
-    ready: Callable[[Engine], None] = lambda engine: None,
+    ready: Callable[[Engine | None], None] = lambda engine: None,
     started: Callable[[uvicorn.Server], None] = lambda server: None,
 ) -> None:
-    """Serves until SIGINT or SIGTERM; a thread loads the model meanwhile.
+    """Serves until SIGINT or SIGTERM; models are loaded meanwhile.
 
-    drain: seconds for current answers after the signal. ready: called once the
-    model is loaded. Raises what `load` raises.
+    first: the model that is loaded at the start. drain: seconds for current answers
+    after the signal. ready: called once that model is loaded, or the server listens.
+    Raises the error of loading the first model.
     """
+    pool, errors = serving.pool, list[BaseException]()
+    assert pool is not None
+    serving.is_starting = first is not None
+
+    async def begin() -> None:
+        try:
+            if first is None:
+                ready(None)
+                return
+            async with pool.acquire(first) as engine:
+                serving.is_starting = False
+                ready(engine)
+        except Cancelled:
+            server.should_exit = True  # by a signal
+        except Exception as error:
+            errors.append(error)
+            server.should_exit = True
+
     config = uvicorn.Config(
         create_app(serving),
         http=_TimedProtocol,
@@ -123,33 +164,13 @@ def serve(
         timeout_graceful_shutdown=int(drain),
         server_header=False,
     )
-    server, errors = uvicorn.Server(config), list[BaseException]()
-    stop, cancel = threading.Event(), threading.Event()
+    server = _Server(config, pool, begin)
     started(server)
-
-    def loading() -> None:
-        try:
-            with load(cancel) as engine:
-                serving.engine = engine
-                ready(engine)
-                stop.wait()
-        except Cancelled:
-            pass  # by a signal
-        except BaseException as error:
-            errors.append(error)
-        finally:
-            serving.engine = None
-            server.should_exit = True
-
-    loader = threading.Thread(target=loading, name="edgecs-load")
-    loader.start()
     try:
         with _terminates():
             server.run(sockets=[sock])
     finally:
-        stop.set()
-        cancel.set()
-        loader.join()
+        pool.join()
     if errors:
         raise errors[0]
 
@@ -172,6 +193,12 @@ def _terminates() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def local_address(sock: socket.socket) -> str:
+    """The URL of a listening socket for programs on this machine."""
+    url = address(sock)
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 def address(sock: socket.socket) -> str:

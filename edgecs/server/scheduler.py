@@ -93,6 +93,12 @@ class Scheduler:
             ticket.cancel()
         self._thread.join()
 
+    def cancel(self) -> None:
+        """End all answers, those in the queue too, within a round."""
+        with self._wake:
+            for ticket in self._open():
+                ticket.cancel()
+
     @property
     def queued(self) -> int:
         """Number of jobs that wait for a slot."""

@@ -95,6 +95,16 @@ class _Asked(_Body):
     typical_p: Finite | None = Field(default=None, gt=0, le=1)
     repeat_penalty: _Factor | None = None
     repeat_last_n: _Count | None = None
+    top_n_sigma: Finite | None = None
+    xtc_probability: Finite | None = Field(default=None, ge=0, le=1)
+    xtc_threshold: Finite | None = Field(default=None, ge=0, le=1)
+    dry_multiplier: Finite | None = Field(default=None, ge=0)
+    dry_base: Finite | None = Field(default=None, ge=0)
+    dry_allowed_length: int | None = Field(default=None, ge=0)
+    dry_penalty_last_n: int | None = Field(default=None, ge=-1)
+    dry_sequence_breakers: (
+        Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None
+    ) = None
     frequency_penalty: _Penalty | None = None
     presence_penalty: _Penalty | None = None
     logit_bias: dict[str, _Bias] | None = Field(default=None, max_length=MOST_BIASES)
@@ -150,6 +160,26 @@ class CompletionRequest(_Asked):
         return self.max_tokens
 
 
+class Named(_Body):
+    """The fields of every request that choose a model, and how long it stays."""
+
+    model: str | None = Field(default=None, max_length=1024)
+    keep_alive: str | float | None = None
+
+
+class LoadRequest(_Body):
+    """POST /models/load."""
+
+    model: str = Field(max_length=1024)
+
+
+class UnloadRequest(_Body):
+    """POST /models/unload. cancel: end current answers instead of finishing them."""
+
+    model: str = Field(max_length=1024)
+    cancel: StrictBool = False
+
+
 class TokenizeRequest(_Body):
     """POST /tokenize."""
 
@@ -165,6 +195,7 @@ class DetokenizeRequest(_Body):
 
 
 class TemplateRequest(_Body):
-    """POST /apply-template."""
+    """POST /apply-template. with_tokens: also return the ids of the prompt."""
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
+    with_tokens: StrictBool = False

@@ -22,8 +22,8 @@ from pathlib import Path
 from edgecs.core.context import Context
 from edgecs.core.draft import Choose
 from edgecs.decoding.cascade import Round
-from edgecs.decoding.exactness import Tier
 from edgecs.decoding.static_schedule import Plan
+from edgecs.decoding.tiers import Tier
 from edgecs.errors import ConfigError, EdgecsError
 from edgecs.sampling.settings import Sampling
 from edgecs.session.session import Session

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from edgecs.calibrate.profile import Key
 from edgecs.calibrate.speculation_profile import SpeculationProfile
-from edgecs.decoding.exactness import Exact, Limits
+from edgecs.decoding.exactness import Limits
+from edgecs.decoding.tiers import Exact
 from edgecs.tuning.comparison import PLAIN
 from edgecs.tuning.cost_sweep import DEEPEST, Curve, tiles
 from edgecs.tuning.quantisations import Quantisation, expected_rates

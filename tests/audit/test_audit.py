@@ -16,8 +16,9 @@ from edgecs.audit.runner import FORCED, Subject, audit
 from edgecs.calibrate.probe import QUICK, classify
 from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.core.draft import Request, Rows
-from edgecs.decoding.exactness import Classes, Exact, Finding, Limits
+from edgecs.decoding.exactness import Classes, Finding, Limits
 from edgecs.decoding.static_schedule import Schedule, StaticSchedule
+from edgecs.decoding.tiers import Exact
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.errors import BrokenPromise, Cancelled, ConfigError

@@ -18,7 +18,8 @@ from edgecs.calibrate.profile import Key, Profiles
 from edgecs.calibrate.speculation_profile import FIRST_WIDTHS, SpeculationProfile
 from edgecs.costs.cost_model import WIDEST, CostModel
 from edgecs.decoding.cascade import NamedModel
-from edgecs.decoding.exactness import EVERY, Classes, Exact, Finding
+from edgecs.decoding.exactness import EVERY, Classes, Finding
+from edgecs.decoding.tiers import Exact
 from edgecs.drafters.bigrams import Bigrams
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.errors import Cancelled

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from starlette.testclient import TestClient
 
 from edgecs.core.context import Tokens
 from edgecs.errors import EdgecsError
+from edgecs.runtime.served_models import ServedModel, ServedModels
 from edgecs.sampling.logprobs import Logprobs
 from edgecs.sampling.settings import Sampling
 from edgecs.server.app import Serving, create_app
 from edgecs.server.engine import Engine
 from edgecs.server.job import Ended, Event, Job, SlotState, Totals
+from edgecs.server.pool import Limits, ModelPool, Resident
 from edgecs.session.answer import FinishReason, Token
 from edgecs.session.stats import Stats
 from edgecs.testing.fakes import ByteTokenizer
@@ -142,10 +145,41 @@ class ScriptedEngine(Engine):
         return Token(65, text, "target", stated)
 
 
+class OneModel:
+    """A `ModelPool` with one model, in memory unless `engine` is None."""
+
+    only_default = True
+
+    def __init__(self, engine: Engine | None) -> None:
+        self.engine = engine
+        name = engine.name if engine else "tiny"
+        self.default, self.limits = name, Limits()
+        path = engine.loaded.model.path if engine else None
+        self.model = ServedModel(name, name, path)
+        self.models = ServedModels({name: self.model})
+
+    @asynccontextmanager
+    async def acquire(self, *_: object) -> AsyncIterator[Engine]:
+        assert self.engine is not None
+        yield self.engine
+
+    peek = acquire
+
+    def residents(self) -> list[Resident]:
+        if self.engine is None:
+            return []
+        return [Resident(self.model, "loaded", 0, None, self.engine)]
+
+
+def serving_of(engine: Engine | None, serving: Serving | None = None) -> Serving:
+    """A server with an engine; None: it is loading."""
+    serving = serving or Serving()
+    serving.pool = cast(ModelPool, OneModel(engine))
+    serving.is_starting = engine is None
+    return serving
+
+
 def client(engine: Engine | None, serving: Serving | None = None) -> TestClient:
     """A client of the application, without sockets."""
-    serving = serving or Serving()
-    serving.engine = engine
-    return TestClient(
-        create_app(serving), "http://localhost", raise_server_exceptions=False
-    )
+    app = create_app(serving_of(engine, serving))
+    return TestClient(app, "http://localhost", raise_server_exceptions=False)

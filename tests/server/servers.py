@@ -14,12 +14,46 @@ from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.builder import build, find_files
 from edgecs.runtime.folders import Folders
 from edgecs.runtime.recipe import Recipe
+from edgecs.runtime.served_models import ServedModel, ServedModels
 from edgecs.server import run as running
 from edgecs.server.app import Serving
 from edgecs.server.engine import Engine
+from edgecs.server.local_key import LocalKey
+from edgecs.server.pool import Limits, Load, ModelPool
 
 OPTIONS = LoadOptions(n_ctx=512, n_batch=64, threads=1, sequences=3)
 WAIT = 60.0  # seconds after which a test has failed
+
+
+def named(path: Path, *names: str) -> ServedModels:
+    """Names for a file."""
+    return ServedModels(
+        {name: ServedModel(name, str(path.resolve()), path) for name in names}
+    )
+
+
+def loading(
+    folder: Path,
+    options: LoadOptions = OPTIONS,
+    drafts: tuple[str, ...] = (),
+    matrix: KMatrix | None = None,
+    **engine: Any,
+) -> Load:
+    """Loads models as a server does, with the options of tests."""
+    folders = Folders(folder, offline=True)
+
+    @contextmanager
+    def load(model: ServedModel, cancel: threading.Event) -> Iterator[Engine]:
+        recipe = Recipe(str(model.path), options, drafts=drafts, matrix=matrix)
+        files = find_files(recipe, folders)
+        with build(recipe, files, folders, cancel=cancel) as runtime:
+            made = Engine(runtime, model.name, **{"waiting": 64, **engine})
+            try:
+                yield made
+            finally:
+                made.close()
+
+    return load
 
 
 @contextmanager
@@ -34,28 +68,33 @@ def serving(
 ) -> Iterator[str]:
     """A server with the model of a file; its address."""
     options = replace(OPTIONS, sequences=slots)
-    recipe = Recipe(str(path), options, drafts=drafts, matrix=matrix)
-    folders = Folders(folder, offline=True)
-    files = find_files(recipe, folders)
-    ready = threading.Event()
-
-    @contextmanager
-    def loading(cancel: threading.Event) -> Iterator[Engine]:
-        with build(recipe, files, folders, cancel=cancel) as runtime:
-            made = Engine(runtime, "tiny", **{"waiting": 64, **engine})
-            try:
-                yield made
-            finally:
-                made.close()
-
     state = serving or Serving()
-    servers: list[object] = []
+    state.pool = state.pool or ModelPool(
+        named(path, "tiny"),
+        loading(folder, options, drafts, matrix, **engine),
+        limits=Limits(keep_alive=None),
+        default="tiny",
+        only_default=True,
+    )
+    with running_server(state, "tiny") as url:
+        yield url
+
+
+@contextmanager
+def running_server(state: Serving, first: str | None) -> Iterator[str]:
+    """A server in a thread, once its first model is loaded; its address.
+
+    It has a local key.
+    """
+    ready, servers = threading.Event(), list[object]()
     with running.listening("127.0.0.1", 0) as sock:
+        local = LocalKey.new(running.local_address(sock))
+        state.access = replace(state.access, local=local)
         thread = threading.Thread(
             target=lambda: running.serve(
                 state,
                 sock,
-                loading,
+                first=first,
                 drain=5,
                 ready=lambda engine: ready.set(),
                 started=servers.append,

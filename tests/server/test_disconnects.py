@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from edgecs.server.app import Serving, create_app
+from edgecs.server.app import create_app
 from edgecs.server.job import Event
-from tests.server.scripted import Asked, ScriptedEngine
+from tests.server.scripted import Asked, ScriptedEngine, serving_of
 from tests.server.servers import WAIT
 
 CHAT = [{"role": "user", "content": "hello hello hello"}]
@@ -73,7 +73,7 @@ async def leave(path: str, body: dict[str, Any], engine: EndlessEngine) -> bytes
         "query_string": b"",
         "headers": [(b"host", b"localhost")],
     }
-    app: Any = create_app(Serving(engine=engine))
+    app: Any = create_app(serving_of(engine))
     await asyncio.wait_for(app(scope, receive, send), WAIT)
     return received
 

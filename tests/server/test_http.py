@@ -21,6 +21,7 @@ from edgecs.server import replies
 from edgecs.server import run as running
 from edgecs.server.app import Serving
 from edgecs.server.guard import Access
+from edgecs.server.local_key import NONCE, PROOF, new_nonce
 from tests.server.servers import WAIT, serving
 
 CHAT = [{"role": "user", "content": "hello hello hello"}]
@@ -396,6 +397,24 @@ class TestAccess:
                 right |= {"host": "any.example"}
                 assert http.get("/v1/models", headers=right).status_code == 200
 
+    def test_the_local_key_counts_and_is_proven_before_it_is_sent(
+        self, tiny_gguf: Path, folder: Path
+    ):
+        state = Serving(access=Access("secret"))
+        with (
+            serving(tiny_gguf, folder, state) as url,
+            httpx.Client(base_url=url, timeout=WAIT) as http,
+        ):
+            local, nonce = state.access.local, new_nonce()
+            assert local is not None
+            key = {"authorization": f"Bearer {local.key}"}
+            assert http.get("/props", headers=key).status_code == 200
+            for path in ("/health", "/props"):  # the latter is refused without a key
+                reply = http.get(path, headers={NONCE: nonce})
+                assert local.proves(nonce, reply.headers[PROOF])
+            for headers in ({}, {NONCE: "x"}, {NONCE: nonce, "origin": url}):
+                assert PROOF not in http.get("/health", headers=headers).headers
+
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "box"])
     def test_off_loopback_a_key_is_needed(self, host: str):
         with pytest.raises(ConfigError, match="give an --api-key"):
@@ -403,6 +422,11 @@ class TestAccess:
         running.check_access(host, "key")
         for own in ("127.0.0.1", "localhost", "::1", "127.1.2.3"):
             running.check_access(own, None)
+
+
+def test_parts_of_a_response_do_not_wait_for_acknowledgements():
+    with running.listening("127.0.0.1", 0) as sock:  # asyncio looks at the protocol
+        assert sock.proto == socket.IPPROTO_TCP
 
 
 def test_a_port_that_is_in_use_is_named():
@@ -456,8 +480,8 @@ def test_a_drafter_that_is_a_model_drafts_in_one_of_several_slots(
 
 
 def metrics(http: httpx.Client) -> dict[str, float]:
-    """All counts by name, without those that have labels."""
-    lines = http.get("/metrics").text.splitlines()
+    """The counts of the model by name, without those that have more labels."""
+    lines = http.get("/metrics").text.replace('{model="tiny"}', "").splitlines()
     pairs = (line.split() for line in lines if line and line[0] != "#")
     return {name: float(value) for name, value in pairs if "{" not in name}
 

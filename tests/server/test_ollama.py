@@ -208,7 +208,10 @@ class TestErrors:
         with client(ScriptedEngine("x"), Serving(access=Access("secret"))) as made:
             assert self.said(made.get("/api/tags"))[0] == 401
         with client(None) as made:
-            assert self.said(made.get("/api/tags")) == (503, "Loading model")
+            assert self.said(made.post("/api/chat", json=CHAT)) == (
+                503,
+                "Loading model",
+            )
 
     def test_in_a_stream(self):
         engine = ScriptedEngine("a", error=ModelError("the model is gone"))

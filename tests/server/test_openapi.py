@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from edgecs.server.app import Serving, create_app
 from edgecs.server.guard import Access
-from tests.server.scripted import ScriptedEngine, client
+from tests.server.scripted import ScriptedEngine, client, serving_of
 
 # A schema does not say which grammars, ids and names there are, so that positive data
 # may be refused; and numbers are also read from strings, so that negative data may be
@@ -29,7 +29,7 @@ def schema_of(serving: Serving) -> schemathesis.BaseSchema:
     return schemathesis.openapi.from_asgi("/openapi.json", create_app(with_hosts))
 
 
-SCHEMA = schema_of(Serving(engine=ScriptedEngine("<think>a</think>b", "c")))
+SCHEMA = schema_of(serving_of(ScriptedEngine("<think>a</think>b", "c")))
 OPERATIONS = {str(one.ok().label): one.ok() for one in SCHEMA.get_all_operations()}
 
 
@@ -58,7 +58,7 @@ def test_all_paths_are_described():
             "paths"
         ]
     described = {(path, method.upper()) for path in paths for method in paths[path]}
-    app, served = create_app(Serving()), set()
+    app, served = create_app(serving_of(None)), set()
     for route in app.routes:
         assert isinstance(route, Route)
         methods = route.methods or set()

@@ -28,9 +28,10 @@ from edgecs_cli.console import (
     to_clipboard,
     wrapped,
 )
-from edgecs_cli.loading.describe import answer_details, answer_line, details, start_line
+from edgecs_cli.loading.describe import answer_details, details, start_line
 from edgecs_cli.loading.explain import legend
 from edgecs_cli.options.texts import read_text
+from edgecs_cli.short_lines import answer_line
 
 _LARGEST = 4 << 20  # bytes of the files attached to a message
 _MOST_FILES, _MOST_PLACES = 100, 10_000  # that match a pattern, and that are visited

@@ -33,7 +33,7 @@ from edgecs_cli.console import (
     say,
 )
 from edgecs_cli.loading.contention import Contention
-from edgecs_cli.loading.describe import answer_details, answer_line, introduce
+from edgecs_cli.loading.describe import answer_details, introduce
 from edgecs_cli.loading.explain import painter
 from edgecs_cli.loading.opening import opened
 from edgecs_cli.options.common import (
@@ -46,6 +46,7 @@ from edgecs_cli.options.common import (
 from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.sampling import sampling_options
 from edgecs_cli.options.shared import Interrupt, reports_errors
+from edgecs_cli.short_lines import answer_line
 
 _LONG = 256  # tokens of a prompt that takes noticeable time
 # Signals that end a chat, where the system has them.

@@ -1,32 +1,20 @@
-"""`edgecs generate`: answers one prompt."""
+"""`edgecs generate`: answers one prompt.
+
+Little is imported before it is known that no running server can answer.
+"""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections import deque
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edgecs.core.context import Tokens
 from edgecs.errors import ConfigError
-from edgecs.runtime.builder import Runtime
-from edgecs.runtime.loader import Loaded
-from edgecs.session.answer import Token
-from edgecs.session.session import Session
-from edgecs.session.trace import TraceFile, follow, header
-from edgecs.text.chat_template import ChatTemplate
-from edgecs_cli.commands.compare import check, compare
-from edgecs_cli.console import echo, has_colours
-from edgecs_cli.loading.contention import Contention
-from edgecs_cli.loading.describe import answer_details, answer_line, introduce
-from edgecs_cli.loading.explain import Paint, legend, painter, plain
-from edgecs_cli.loading.opening import exactness, opened
+from edgecs_cli.client.choice import NotServed, has_servers
+from edgecs_cli.client.generate_served import answer_served
 from edgecs_cli.options.common import (
     Section,
     Sectioned,
@@ -38,7 +26,7 @@ from edgecs_cli.options.common import (
 )
 from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.sampling import sampling_options
-from edgecs_cli.options.shared import Interrupt, reports_errors
+from edgecs_cli.options.shared import reports_errors
 from edgecs_cli.options.texts import read_stdin, read_text
 
 
@@ -80,6 +68,14 @@ class Wishes:
 @click.option("--stop", multiple=True, help="Stop at this text; may be repeated.")
 @click.option("--raw", is_flag=True, help="Use no chat template.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--server",
+    default="auto",
+    show_default=True,
+    metavar="auto|off|URL",
+    help="auto: use a running `edgecs serve` of yours with this model and settings; "
+    "off: load the model; URL: use this server (its key is in EDGECS_API_KEY).",
+)
 @sampling_options
 @drafter_options
 @option(
@@ -118,53 +114,25 @@ def generate(**values: Any) -> int:
     edgecs generate -m ./model.gguf -f notes.txt --explain --trace rounds.jsonl
     edgecs generate -m ./model.gguf -f fix-this-code.txt --temp 0 --compare
     """
-    wishes, call, recipe = (
-        taken(Wishes, values),
-        taken(Call, values),
-        read_recipe(values),
-    )
+    wishes, call = taken(Wishes, values), taken(Call, values)
     if wishes.explain and wishes.as_json:
         raise click.UsageError(
             "--explain and --json are mutually exclusive: --trace FILE writes sources "
             "as JSON"
         )
-    if wishes.compare:
-        check(recipe)
-    text = read_prompt(wishes.prompt, wishes.file)
-    interrupt = Interrupt()
-    with (
-        _open_trace(wishes.trace) as trace,
-        opened(recipe, call, interrupt, wishes.log_answers) as runtime,
-        interrupt,
-    ):
-        introduce(runtime, quiet=call.quiet, verbose=call.verbose)
-        session = runtime.session
-        prompt = _encode(runtime.loaded, text, wishes)
-        if trace:
-            _follow(runtime, trace, prompt.size)
-        contention = Contention()
-        answer = _stream(session, prompt, wishes, _paint(session, wishes))
-        if wishes.as_json:
-            echo(json.dumps(_report(runtime, answer)))
-        reason = session.finish_reason
-        if wishes.explain and not call.quiet:
-            _explain(runtime)
-        call.say(_summary(runtime, drawn=wishes.seed < 0))
-        for line in answer_details(session) if call.verbose else ():
-            call.say(line)
-        if busy := contention.line():
-            call.say(busy)
-        if wishes.compare:
-            for line in compare(runtime, prompt, wishes.stop, call.say):
-                echo(line, err=True)
-    return 130 if reason == "cancelled" else 0
+    text: str | None = None
+    if has_servers(values, call):
+        text = read_prompt(wishes.prompt, wishes.file)
+        try:
+            return answer_served(values, text, call)
+        except NotServed as why:
+            call.note(str(why))
+    recipe = read_recipe(values)
+    if text is None:
+        text = read_prompt(wishes.prompt, wishes.file)
+    from edgecs_cli.commands.generate_here import answer_here
 
-
-def _summary(runtime: Runtime, *, drawn: bool) -> str:
-    """The answer in a line, with the seed if it was random and used."""
-    session, sampling = runtime.session, runtime.recipe.sampling
-    seed = sampling.seed if drawn and not sampling.is_greedy else None
-    return answer_line(session.stats, session.finish_reason, seed=seed)
+    return answer_here(recipe, call, wishes, text)
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
@@ -182,101 +150,3 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     if not text.strip():
         raise ConfigError("the prompt is empty: give some text to answer")
     return text
-
-
-def _encode(loaded: Loaded, text: str, wishes: Wishes) -> Tokens:
-    vocabulary = loaded.model.vocabulary
-    if wishes.raw:
-        return vocabulary.encode(text)
-    messages = [{"role": "user", "content": text}]
-    if wishes.system:
-        messages.insert(0, {"role": "system", "content": wishes.system})
-    return ChatTemplate(vocabulary).encode(messages)
-
-
-def _open_trace(name: str | None) -> AbstractContextManager[TraceFile | None]:
-    """Opens the file of --trace, before a model is loaded."""
-    if name is None:
-        return nullcontext()
-    if name == "-":
-        raise click.UsageError("--trace writes to a file: give its name, not -")
-    return TraceFile(Path(name))
-
-
-def _follow(runtime: Runtime, trace: TraceFile, prompt_tokens: int) -> None:
-    """Traces every round of the next answer."""
-    session, model = runtime.session, runtime.loaded.model.path.stem
-    sampling = runtime.recipe.sampling
-    trace.write(header(model, session.chain, runtime.tiers, sampling, prompt_tokens))
-    choose = session.rule(prompt_tokens).target
-    # A margin over the whole vocabulary takes as long as a round.
-    quick = sampling.top_k or not sampling.temperature
-    follow(session, trace.write, choose if quick else None)
-
-
-def _paint(session: Session, wishes: Wishes) -> Paint | None:
-    """How the answer is shown while it streams; None: not at all."""
-    if wishes.as_json:
-        return None
-    if wishes.explain:
-        return painter(session.chain, colours=has_colours(sys.stdout))
-    return plain
-
-
-def _explain(runtime: Runtime) -> None:
-    """Prints the legend of --explain to stderr."""
-    colours = has_colours(sys.stdout)
-    for line in legend(runtime.session, runtime.tiers, colours=colours):
-        echo(line, err=True)
-
-
-def _stream(
-    session: Session, prompt: Tokens, wishes: Wishes, paint: Paint | None
-) -> tuple[str, list[int]]:
-    """Generates the answer, shows it as it streams; returns its text and ids."""
-    limit, said = wishes.max_tokens, list[Token]()
-
-    def noted() -> Iterator[Token]:
-        most = None if limit < 0 else limit
-        for token in session.generate(prompt, max_tokens=most, stop=wishes.stop):
-            said.append(token)
-            yield token
-
-    if paint is None:
-        deque(noted(), maxlen=0)
-    else:
-        _show(paint(noted()))
-    return "".join(token.text for token in said), [token.id for token in said]
-
-
-def _show(pieces: Iterator[str]) -> None:
-    """Writes an answer as it streams, and a newline at its end."""
-    last = ""
-    for piece in filter(None, pieces):
-        echo(piece, nl=False)
-        last = piece
-    if not last.endswith("\n"):
-        echo()
-
-
-def _report(runtime: Runtime, answer: tuple[str, list[int]]) -> dict[str, object]:
-    session, sampling = runtime.session, runtime.recipe.sampling
-    stats, (text, ids) = session.stats, answer
-    return {
-        "text": text,
-        "tokens": ids,
-        "finish_reason": session.finish_reason,
-        "usage": {
-            "prompt_tokens": stats.prompt_tokens,
-            "completion_tokens": stats.tokens,
-            "total_tokens": stats.prompt_tokens + stats.tokens,
-            "prompt_tokens_details": {"cached_tokens": stats.cached_tokens},
-        },
-        "sampling": {"temperature": sampling.temperature, "seed": sampling.seed},
-        "kernels": runtime.loaded.options.kernels,
-        "timings": stats.timings(),
-        "speculative": stats.speculative(
-            session.chain, session.off_reason, runtime.parameters()
-        ),
-        "exact": exactness(runtime),
-    }

@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from edgecs import __version__
 from edgecs.errors import ConfigError
-from edgecs.runtime.builder import Runtime, build
 from edgecs.runtime.recipe import Recipe
+from edgecs_cli.client.state_file import published
 from edgecs_cli.console import show_log
-from edgecs_cli.loading.describe import introduce
 from edgecs_cli.options.common import (
     Sectioned,
     common_options,
     drafter_options,
-    model_options,
+    hardware_options,
     schedule_options,
 )
 from edgecs_cli.options.recipe import Call, read_recipe, taken
+from edgecs_cli.options.references import Reference
 from edgecs_cli.options.sampling import sampling_options
 from edgecs_cli.options.shared import reports_errors
 from edgecs_cli.options.texts import read_text
 from edgecs_cli.single_instance import single_instance
 from edgecs_cli.units import manage, unit_options
 
-if TYPE_CHECKING:
-    from edgecs.server.engine import Engine
-
 _CONTEXT = 8192  # chosen: default context of a conversation, in tokens
 _KEY_BYTES = 4096
+_MOST_MODELS = 1000
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,9 @@ class Wishes:
     queue: int
     timeout: float
     drain: float
+    max_models: int  # 0: as many as fit
+    keep_alive: str | None
+    allow_downloads: bool
     api_key: str | None
     api_key_file: Path | None
     allow_origin: tuple[str, ...]
@@ -55,8 +54,52 @@ class Wishes:
     prefix_cache_size: int
 
 
+class _Most(click.ParamType[int]):
+    """A number of models, or `auto`, which is 0."""
+
+    name = "N|auto"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Checks a value of --max-models."""
+        if value == "auto":
+            return 0
+        number: int = click.IntRange(1, _MOST_MODELS).convert(value, param, ctx)
+        return number
+
+
 @click.command(cls=Sectioned)
-@model_options
+@click.option(
+    "-m",
+    "--model",
+    "models",
+    multiple=True,
+    type=Reference(),
+    metavar="MODEL",
+    help="A name (`edgecs models search`), a .gguf file, or user/repo[:quant]. May be "
+    "repeated: requests then choose one. Without it all downloaded models are served.",
+)
+@click.option(
+    "--max-models",
+    type=_Most(),
+    default=1,
+    show_default=True,
+    help="Models in memory at once; auto: as many as fit into the available memory. "
+    "With one -m, more than 1 also serves the downloaded models.",
+)
+@click.option(
+    "--keep-alive",
+    metavar="TIME",
+    help="How long a model stays in memory after its last answer, as in 30s, 5m, 1h; "
+    "0: not at all, -1: for ever. Default: 5m, and for ever with one -m.",
+)
+@click.option(
+    "--allow-downloads",
+    is_flag=True,
+    help="Download models that requests name and that are not here.",
+)
+@hardware_options
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on."
 )
@@ -136,26 +179,28 @@ class Wishes:
 @common_options
 @reports_errors
 def serve(**values: Any) -> int:
-    """Serve a model over HTTP.
+    """Serve models over HTTP.
 
     The API is OpenAI's. Settings of a request take precedence over these options.
+    Without -m, or with several, the field `model` of a request chooses the model, which
+    is loaded on demand.
 
     \b
     edgecs serve -m smollm2-135m-instruct
+    edgecs serve --max-models auto --keep-alive 10m
     edgecs serve -m ./model.gguf --port 8000 -np 2 -c 16384
     edgecs serve -m qwen3:4b --install-unit
     curl http://127.0.0.1:8080/v1/chat/completions -d '{"messages": [{"role": "user",
       "content": "What is a llama?"}]}'
     """
-    wishes, call, recipe = (
-        taken(Wishes, values),
-        taken(Call, values),
-        _recipe(values),
-    )
+    wishes, call = taken(Wishes, values), taken(Call, values)
+    recipes = _recipes(values)
     try:
         from edgecs.server import run as running
         from edgecs.server.app import Serving
         from edgecs.server.guard import Access
+        from edgecs.server.local_key import LocalKey
+        from edgecs_cli.loading.serving import Offer, pool_of
     except ImportError as error:
         raise ConfigError(
             f"the server needs packages that are not installed ({error.name}): install "
@@ -170,42 +215,45 @@ def serve(**values: Any) -> int:
         single_instance(wishes.port, f"http://{wishes.host}:{wishes.port}"),
         running.listening(wishes.host, wishes.port) as sock,
     ):
-        files, where = call.find(recipe), running.address(sock)
-
-        @contextmanager
-        def load(cancel: threading.Event) -> Iterator[Engine]:
-            from edgecs.server.engine import Engine
-
-            with build(recipe, files, call.folders, call.reports, cancel) as runtime:
-                introduce(runtime, quiet=call.quiet, verbose=call.verbose)
-                if note := _context_note(recipe, runtime):
-                    call.say(note)
-                engine = Engine(
-                    runtime,
-                    _name(recipe),
-                    waiting=wishes.queue,
-                    prefix_cache=wishes.prefix_cache,
-                    prefix_bytes=wishes.prefix_cache_size << 20,
-                )
-                try:
-                    yield engine
-                finally:
-                    engine.close()
-
+        where = running.address(sock)
+        offer = Offer(
+            recipes,
+            most=wishes.max_models,
+            keep_alive=wishes.keep_alive,
+            downloads=wishes.allow_downloads,
+            queue=wishes.queue,
+            prefix_cache=wishes.prefix_cache,
+            prefix_bytes=wishes.prefix_cache_size << 20,
+        )
+        pool = pool_of(offer, call)
+        local = LocalKey.new(running.local_address(sock))
         serving = Serving(
-            access=Access(key, wishes.allow_origin, wishes.allow_host),
+            pool=pool,
+            access=Access(key, wishes.allow_origin, wishes.allow_host, local),
             most_seconds=wishes.timeout,
         )
-        running.serve(
-            serving,
-            sock,
-            load,
-            drain=wishes.drain,
-            ready=lambda engine: call.say(
-                f"listening on {where} ({engine.slots} slots of {engine.n_ctx} tokens)"
-            ),
-        )
+        names = [model.name for model in pool.models.all()]
+        with published(local, __version__, names):
+            running.serve(
+                serving,
+                sock,
+                first=pool.default,
+                drain=wishes.drain,
+                ready=lambda engine: call.say(
+                    f"listening on {where} {offer.about(engine)}"
+                ),
+            )
     return 0
+
+
+def _recipes(values: dict[str, Any]) -> list[Recipe]:
+    """A recipe for each -m, or one without a model for those of the store."""
+    names = values.pop("models") or ("",)
+    if values["drafts"] and (
+        len(names) > 1 or not names[0] or values["max_models"] != 1
+    ):
+        raise click.UsageError("--draft belongs to one model: give one -m")
+    return [_recipe({**values, "model": name}) for name in names]
 
 
 def _recipe(values: dict[str, Any]) -> Recipe:
@@ -217,15 +265,6 @@ def _recipe(values: dict[str, Any]) -> Recipe:
     return replace(recipe, options=options, drafts=drafts)
 
 
-def _context_note(recipe: Recipe, runtime: Runtime) -> str | None:
-    """What limits a context that is shorter than the default; None: nothing does."""
-    n_ctx, trained = runtime.loaded.target.n_ctx, runtime.loaded.model.trained_ctx
-    if recipe.options.n_ctx or n_ctx == _CONTEXT:
-        return None
-    why = "the model was trained for no more" if n_ctx == trained else "memory is short"
-    return f"the context is {n_ctx} tokens, as {why}: give another with -c"
-
-
 def _key(wishes: Wishes) -> str | None:
     if wishes.api_key is not None and wishes.api_key_file is not None:
         raise click.UsageError("--api-key and --api-key-file exclude each other")
@@ -235,9 +274,3 @@ def _key(wishes: Wishes) -> str | None:
     if key is not None and not key:
         raise ConfigError("the API key is empty: give a key")
     return key
-
-
-def _name(recipe: Recipe) -> str:
-    """The model's name for clients, without folders and suffix."""
-    name = recipe.model
-    return Path(name).stem if name.endswith(".gguf") else name

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast, get_args
 import click
 
 from edgecs.core.reading import regular_size
-from edgecs.decoding.exactness import Exact
+from edgecs.decoding.tiers import Exact
 from edgecs.drafters.copies import LONGEST
 from edgecs.engines.load_options import (
     MOST_CELLS,
@@ -171,15 +171,20 @@ class OutputFile(click.Path):
 
 def model_options(command: F) -> F:
     """Options for the model, and how it is loaded."""
+    model = click.option(
+        "-m",
+        "--model",
+        required=True,
+        type=Reference(),
+        metavar="MODEL",
+        help="A name (`edgecs models search`), a .gguf file, or user/repo[:quant].",
+    )
+    return model(hardware_options(command))
+
+
+def hardware_options(command: F) -> F:
+    """Options for how a model is loaded."""
     options = [
-        click.option(
-            "-m",
-            "--model",
-            required=True,
-            type=Reference(),
-            metavar="MODEL",
-            help="A name (`edgecs models search`), a .gguf file, or user/repo[:quant].",
-        ),
         _hardware(
             "-ngl",
             "--gpu-layers",

@@ -12,10 +12,6 @@ import click
 from click.core import ParameterSource
 
 from edgecs.decoding.kmatrix import KMatrix
-from edgecs.runtime.builder import Files, find_files
-from edgecs.runtime.folders import Folders
-from edgecs.runtime.recipe import Recipe
-from edgecs.runtime.target import Reports
 from edgecs.sampling.settings import Sampling
 from edgecs_cli.console import say
 from edgecs_cli.options.common import draft_load_options, load_options
@@ -23,7 +19,13 @@ from edgecs_cli.options.sampling import read_grammar, read_sampling
 from edgecs_cli.options.shared import progress_bars
 
 if TYPE_CHECKING:
+    # A command that uses a running server starts faster without these.
     from _typeshed import DataclassInstance
+
+    from edgecs.runtime.builder import Files
+    from edgecs.runtime.folders import Folders
+    from edgecs.runtime.recipe import Recipe
+    from edgecs.runtime.target import Reports
 
 _NO_DRAFTER = "none"  # value of --draft that disables the bundled drafter too
 T = TypeVar("T", bound="DataclassInstance")
@@ -45,25 +47,37 @@ class Call:
     @cached_property
     def folders(self) -> Folders:
         """The user's folders."""
+        from edgecs.runtime.folders import Folders
+
         return Folders(offline=self.offline)
 
     @property
     def reports(self) -> Reports:
         """Reporters that write to stderr; progress only on a terminal."""
+        from edgecs.runtime.target import Reports
+
         return Reports(self.say, self.say if sys.stderr.isatty() else lambda text: None)
 
     def say(self, text: str) -> None:
         """Prints a dim line to stderr, unless --quiet is given."""
         say(text, quiet=self.quiet)
 
+    def note(self, text: str) -> None:
+        """Prints a dim line to stderr if --verbose is given."""
+        say(text, quiet=self.quiet or not self.verbose)
+
     def find(self, recipe: Recipe) -> Files:
         """The files of a recipe; downloads missing ones with progress bars."""
+        from edgecs.runtime.builder import find_files
+
         with progress_bars() as progress:
             return find_files(recipe, self.folders, progress)
 
 
 def find_model(model: str, *, offline: bool) -> Path:
     """The file of a model; downloads it with a progress bar if missing."""
+    from edgecs.runtime.folders import Folders
+
     with progress_bars() as progress:
         return Folders(offline=offline).store.path(model, progress)
 
@@ -74,6 +88,8 @@ def read_recipe(values: dict[str, Any]) -> Recipe:
     Invalid settings are refused here, before a download that may take minutes. Raises
     ConfigError, UsageError.
     """
+    from edgecs.runtime.recipe import Recipe
+
     sampled = "temperature" in values
     names = tuple(name for name in values.get("drafts", ()) if name != _NO_DRAFTER)
     drafting = "threads_draft" in values

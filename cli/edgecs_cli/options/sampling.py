@@ -211,6 +211,20 @@ def _bias(text: str) -> tuple[int, float]:
 
 def read_grammar(values: dict[str, Any]) -> Any:
     """The grammar of the options, or None. Raises ConfigError."""
+    given = given_grammar(values)
+    if given is None:
+        return None
+    from edgecs.grammar.mask import Grammar
+
+    kind, text = given
+    return Grammar.gbnf(text) if kind == "grammar" else Grammar.json_schema(text)
+
+
+def given_grammar(values: dict[str, Any]) -> tuple[str, Any] | None:
+    """Whether a grammar or a JSON schema was given, and its text. Raises ConfigError.
+
+    The text is that of the option, or the data of its file.
+    """
     names = ("grammar", "grammar_file", "json_schema", "json_schema_file")
     given = [name for name in names if values[name] is not None]
     if not given:
@@ -218,12 +232,8 @@ def read_grammar(values: dict[str, Any]) -> Any:
     if len(given) > 1:
         flags = " and ".join("--" + name.replace("_", "-") for name in given)
         raise click.UsageError(f"{flags} are mutually exclusive: give one of them")
-    from edgecs.grammar.mask import Grammar
-
     (name,) = given
     text = values[name]
     if isinstance(text, Path):
         text = read_data(text)
-    if name.startswith("grammar"):
-        return Grammar.gbnf(text)
-    return Grammar.json_schema(text)
+    return ("grammar" if name.startswith("grammar") else "json_schema"), text

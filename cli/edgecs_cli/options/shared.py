@@ -10,13 +10,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
 
 from edgecs.errors import EdgecsError
-from edgecs.hub.download import Progress
 from edgecs_cli.console import abandon, harmless
+
+if TYPE_CHECKING:
+    from edgecs.hub.download import Progress
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 from edgecs.engines.llama import library
 from edgecs.engines.llama.model import check_file
 from edgecs.engines.load_options import LoadOptions
@@ -45,6 +47,15 @@ def automatic_layers(path: Path, options: LoadOptions) -> Choice:
     total = len(footprint.blocks) + 1
     names = ", ".join(f"{d.name} with {d.free >> 20} MiB free" for d in devices)
     return Choice(layers, n_ctx, f"{layers} of {total} layers fit {names}")
+
+
+def kv_cells(path: Path, options: LoadOptions) -> int:
+    """Bytes of the KV cells of all sequences; 0 if the header cannot be read."""
+    try:
+        footprint, _ = _footprint(path, options, psutil.virtual_memory().available)
+    except (OSError, ValueError, IndexError, KeyError, ArithmeticError):
+        return 0
+    return footprint.kv * len(footprint.blocks) * options.sequences
 
 
 def _footprint(path: Path, options: LoadOptions, free: int) -> tuple[Footprint, int]:

@@ -1,0 +1,189 @@
+"""Whether a running server can answer as the command itself would, and which one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import click
+from click.core import ParameterSource
+
+from edgecs.errors import ConfigError, EdgecsError
+from edgecs_cli.client.connection import (
+    Connection,
+    ServerLost,
+    ServerRefused,
+    own_servers,
+)
+from edgecs_cli.client.state_file import running_servers
+from edgecs_cli.options.common import load_options
+from edgecs_cli.options.recipe import Call
+
+KEY_VARIABLE = "EDGECS_API_KEY"
+# Options that a request can express, or that a server's settings are compared with.
+_SENT = frozenset(
+    (
+        *("model", "prompt", "file", "system", "max_tokens", "stop", "raw", "seed"),
+        *("temperature", "top_k", "top_p", "min_p", "typical_p", "top_n_sigma"),
+        *("repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"),
+        *("xtc_probability", "xtc_threshold", "dry_multiplier", "dry_base"),
+        *("dry_allowed_length", "dry_last_n", "dry_breakers", "logit_bias"),
+        *("grammar", "grammar_file", "json_schema", "json_schema_file", "mirostat"),
+        *("n_gpu_layers", "threads", "flash_attention", "type_k", "type_v", "repack"),
+        *("kernels", "exact", "no_spec", "n_ctx", "server"),
+        *("offline", "quiet", "verbose"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model of a running server. name: for requests. n_ctx: in tokens."""
+
+    connection: Connection
+    name: str
+    n_ctx: int
+
+
+class NotServed(Exception):
+    """Why a server cannot answer as the command itself would."""
+
+
+def not_sent(context: click.Context) -> str | None:
+    """The first given option that a server cannot follow, as it is written."""
+    for param in context.command.params:
+        source = context.get_parameter_source(param.name or "")
+        if source is not ParameterSource.DEFAULT and param.name not in _SENT:
+            return "/".join([param.opts[-1], *param.secondary_opts[-1:]])
+    return None
+
+
+def reference(model: str) -> str:
+    """What -m means everywhere on this machine: a name, or an absolute path."""
+    path = Path(model).expanduser()
+    is_file = path.is_absolute() or path.exists() or path.suffix in (".gguf", ".toml")
+    return str(path.resolve()) if is_file else model
+
+
+def has_servers(values: Mapping[str, Any], call: Call) -> bool:
+    """Whether a server may answer. Raises UsageError for options that it cannot follow.
+
+    Nothing is connected, so the prompt can be read first.
+    """
+    where = values["server"]
+    if where == "off":
+        return False
+    option = not_sent(click.get_current_context())
+    if where != "auto":
+        if option:
+            raise click.UsageError(f"{option} needs --server off, or no --server")
+        return True
+    found = bool(running_servers())
+    if found and option:
+        call.note(f"no server is used, as {option} is given")
+    return found and not option
+
+
+@contextmanager
+def served(values: Mapping[str, Any], note: Callable[[str], None]) -> Iterator[Served]:
+    """A server's model for the options of a command.
+
+    note: told why a server is not used. Raises NotServed; ServerLost, ServerRefused and
+    ConfigError for a server that was given by its URL.
+    """
+    where = values["server"]
+    if where == "auto":
+        model = _first(own_servers(), values, note)
+    else:
+        model = _given(Connection(where, os.environ.get(KEY_VARIABLE)), values)
+    try:
+        yield model
+    finally:
+        model.connection.close()
+
+
+def _given(connection: Connection, values: Mapping[str, Any]) -> Served:
+    try:
+        return _suitable(connection, values)
+    except NotServed as why:
+        connection.close()
+        raise ConfigError(f"{connection.url} cannot answer this: {why}") from why
+    except EdgecsError:
+        connection.close()
+        raise
+
+
+def _first(
+    connections: Iterable[Connection],
+    values: Mapping[str, Any],
+    note: Callable[[str], None],
+) -> Served:
+    for connection in connections:
+        try:
+            return _suitable(connection, values)
+        except (NotServed, ServerLost, ServerRefused) as why:
+            note(f"the server at {connection.url} is not used: {why}")
+            connection.close()
+    raise NotServed("the model is loaded here")
+
+
+def _suitable(connection: Connection, values: Mapping[str, Any]) -> Served:
+    """The model of the command on a server, loaded if it was not. Raises NotServed."""
+    wanted = reference(values["model"])
+    entries = connection.call("GET", "/v1/models").get("data")
+    name = next((n for n, ref in _references(entries) if ref == wanted), None)
+    if name is None:
+        raise NotServed(f"it does not serve {wanted}")
+    connection.call("POST", "/models/load", {"model": name})
+    props = connection.call("GET", f"/props?model={quote(name)}")
+    n_ctx = props.get("n_ctx")
+    if type(n_ctx) is not int or n_ctx < 1:
+        raise NotServed("it does not answer as edgecs does")
+    if values["n_ctx"] not in (0, n_ctx):
+        raise NotServed(f"its context has {n_ctx} tokens")
+    if difference := _difference(props.get("settings"), values):
+        raise NotServed(f"its {difference} is another one")
+    return Served(connection, name, n_ctx)
+
+
+def _references(entries: Any) -> Iterator[tuple[str, str]]:
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict):
+            name, found = entry.get("id"), entry.get("reference")
+            if isinstance(name, str) and isinstance(found, str):
+                yield name, found
+
+
+def _difference(settings: Any, values: Mapping[str, Any]) -> str | None:
+    """The first setting that texts depend on and that differs; None: there is none."""
+    if not isinstance(settings, dict):
+        return "version of edgecs"
+    ours = {**load_options(dict(values)).having("bits"), "exact": values["exact"]}
+    for name, value in ours.items():
+        if settings.get(name) != value:
+            return name
+    usual = settings.get("sampling")
+    if not isinstance(usual, dict) or usual.get("logit_bias") != []:
+        return "logit bias"
+    if values["exact"] == "strict":
+        return "type of cells"  # a strict command may change it
+    return None
+
+
+def request_of(values: Mapping[str, Any], sampling: Any) -> dict[str, Any]:
+    """The fields of a request that say how tokens are chosen.
+
+    sampling: `Sampling`, of which every setting is sent.
+    """
+    fields = asdict(sampling)
+    fields["dry_penalty_last_n"] = fields.pop("dry_last_n")
+    fields["dry_sequence_breakers"] = list(fields.pop("dry_breakers"))
+    fields["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+    if values["no_spec"]:
+        fields["speculative"] = False
+    return fields

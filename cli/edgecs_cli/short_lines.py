@@ -1,0 +1,94 @@
+"""Short lines about models and answers. Nothing here loads an engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+_QUANT = re.compile(
+    r"(?:^|[-._ ])((?:UD[-_])?(?:I?Q\d+(?:_\w+)*|TQ\d_\d|MXFP4\w*|BF16|F16|F32))$", re.I
+)
+_ENDS = {"length": "limit reached", "context": "context full", "cancelled": "stopped"}
+BETWEEN = " · "
+
+
+class Counts(Protocol):
+    """What a line about an answer needs of `Stats`."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the answer."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed after the first token; 0: unknown."""
+
+    @property
+    def prompt_seconds(self) -> float:
+        """Seconds until the first token."""
+
+    @property
+    def tested(self) -> int:
+        """Draft tokens that were verified."""
+
+    @property
+    def accepted(self) -> int:
+        """Draft tokens in the answer."""
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        """Drafters that failed, and why."""
+
+
+def answer_line(stats: Counts, reason: str | None, *, seed: int | None = None) -> str:
+    """One answer: tokens, speed, latency, share of drafts, and exceptions.
+
+    seed: of a sampled answer, where it was random.
+    """
+    return BETWEEN.join(_parts(stats, reason, seed))
+
+
+def _parts(stats: Counts, reason: str | None, seed: int | None) -> Iterator[str]:
+    yield f"{stats.tokens} token{'s' * (stats.tokens != 1)}"
+    if stats.tokens_per_second:
+        speed = stats.tokens_per_second
+        yield f"{speed:.3g} tok/s" if speed < 1000 else f"{speed:.0f} tok/s"
+    if stats.tokens:
+        yield f"first token {stats.prompt_seconds:.2f} s"
+        if stats.tested:
+            yield f"{stats.accepted / stats.tokens:.0%} drafted".replace("%", " %")
+    if stats.faults:
+        yield f"{', '.join(stats.faults)} failed"
+    if seed is not None:
+        yield f"seed {seed}"
+    if reason in _ENDS:
+        yield _ENDS[reason]
+
+
+def model_name(stem: str) -> str:
+    """A readable model name from a file's name.
+
+    >>> model_name("SmolLM2-135M-Instruct.Q4_1")
+    'SmolLM2 135M Q4_1'
+    >>> model_name("qwen2.5-coder-1.5b-instruct-q4_k_m")
+    'qwen2.5 coder 1.5b Q4_K_M'
+    """
+    found = _QUANT.search(stem)
+    quant = found[1].upper() if found else ""
+    name = stem[: found.start()] if found else stem
+    words = [w for w in re.split(r"[-_ ]+", name) if w.lower() != "instruct"]
+    return " ".join([*words, quant]).strip() or stem
+
+
+def thousands(tokens: int) -> str:
+    """A context size in thousands of tokens, as model cards give it.
+
+    >>> thousands(8192), thousands(500), thousands(10_000)
+    ('8k', '500', '10k')
+    """
+    if tokens < 1000:
+        return str(tokens)
+    if tokens % 1024 == 0:
+        return f"{tokens // 1024}k"
+    return f"{tokens / 1000:.3g}k"
