@@ -55,7 +55,6 @@ _HEALTH = (None, "Whether the model is loaded.", "It is loaded.", _JSON, False)
 OWN = (
     Described("/health", "GET", *_HEALTH),
     Described("/v1/health", "GET", *_HEALTH),
-    Described("/", "HEAD", None, "Whether the server runs.", "It runs.", ""),
     Described("/v1/chat/completions", "POST", *_CHAT),
     Described("/chat/completions", "POST", *_CHAT),
     Described("/v1/completions", "POST", *_TEXT),
@@ -81,7 +80,7 @@ OWN = (
     ),
     Described(PATH, "GET", None, "This document.", "The document."),
 )
-"""The paths that no list of endpoints has."""
+"""The paths that no list of endpoints has, without those of the web page."""
 
 
 class _OpenAIDetails(BaseModel):
@@ -163,8 +162,6 @@ def _operation(one: Described, body: Any, error: Any) -> dict[str, Any]:
         "description": "An error.",
         "content": {_JSON: {"schema": error}},
     }
-    if one.method == "HEAD":
-        failed = {"description": "An error."}
     made: dict[str, Any] = {
         "summary": one.summary,
         "operationId": f"{one.method.lower()}{one.path}",

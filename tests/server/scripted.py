@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from edgecs.core.context import Tokens
 from edgecs.errors import EdgecsError
+from edgecs.runtime.recipe import Recipe
 from edgecs.runtime.served_models import ServedModel, ServedModels
 from edgecs.sampling.logprobs import Logprobs
 from edgecs.sampling.settings import Sampling
@@ -75,7 +76,7 @@ class ScriptedEngine(Engine):
         self.n_ctx, self.slots = 512, 1
         self.tokenizer = ByteTokenizer()
         self.runtime: Any = SimpleNamespace(
-            recipe=SimpleNamespace(sampling=Sampling()),
+            recipe=Recipe("tiny"),
             session=SimpleNamespace(chain=["target"], off_reason=None),
             tiers=None,
         )
@@ -164,6 +165,9 @@ class OneModel:
         yield self.engine
 
     peek = acquire
+
+    async def unload(self, name: str, *, cancel: bool = False) -> bool:
+        return self.models.find(name) is not None
 
     def residents(self) -> list[Resident]:
         if self.engine is None:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgecs.server.app import Serving, create_app
+from edgecs.server.app import create_app
+from tests.server.scripted import serving_of
 from tests.server.servers import WAIT
 
 DEEP, DIGITS = 100_000, b"1" * 5000
@@ -51,6 +52,8 @@ VALID: dict[str, dict[str, Any]] = {
     "/api/generate": {"model": "tiny", "prompt": "hi", "options": {"num_predict": 1}},
     "/api/show": {"model": "tiny"},
     "/api/pull": {"model": "tiny"},
+    "/models/load": {"model": "tiny"},
+    "/models/unload": {"model": "tiny"},
     "/tokenize": {"content": "hi"},
     "/detokenize": {"tokens": [65]},
     "/apply-template": CHAT,
@@ -135,7 +138,7 @@ def check(path: str, reply: httpx.Response) -> None:
 def test_no_path_is_missing_here():
     posts = {
         getattr(route, "path", "")
-        for route in create_app(Serving()).routes
+        for route in create_app(serving_of(None)).routes
         if "POST" in getattr(route, "methods", ())
     }
     assert posts == VALID.keys()
