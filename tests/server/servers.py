@@ -28,7 +28,6 @@ def serving(
     recipe = Recipe(str(path), OPTIONS, drafts=())
     folders = Folders(folder, offline=True)
     files = find_files(recipe, folders)
-    ready = threading.Event()
 
     @contextmanager
     def loading(cancel: threading.Event) -> Iterator[Engine]:
@@ -39,7 +38,14 @@ def serving(
             finally:
                 made.close()
 
-    state = serving or Serving()
+    with listening(loading, serving or Serving()) as address:
+        yield address
+
+
+@contextmanager
+def listening(loading: running.Loading, state: Serving) -> Iterator[str]:
+    """A server with what `loading` gives; its address."""
+    ready = threading.Event()
     servers: list[object] = []
     with running.listening("127.0.0.1", 0) as sock:
         thread = threading.Thread(
