@@ -57,7 +57,7 @@ export function comparisonCard(found: Comparison): HTMLElement {
     "section",
     { class: "comparison", "aria-label": "Comparison" },
     bar("With speculation", found.withRate, top),
-    bar("Without", found.withoutRate, top),
+    bar("Without", found.withoutRate, top, "without"),
     h(
       "p",
       {},
@@ -68,8 +68,8 @@ export function comparisonCard(found: Comparison): HTMLElement {
   );
 }
 
-function bar(name: string, rate: number, top: number): HTMLElement {
+function bar(name: string, rate: number, top: number, look = ""): HTMLElement {
   const meter = h("meter", { min: 0, max: top, value: rate, "aria-label": name });
   const value = h("span", { class: "value" }, `${rate.toFixed(1)} tokens/s`);
-  return h("div", { class: "bar" }, h("span", {}, name), meter, value);
+  return h("div", { class: `bar ${look}` }, h("span", {}, name), meter, value);
 }

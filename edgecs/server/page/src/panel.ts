@@ -20,7 +20,7 @@ export function cascadePanel(told: Told): HTMLElement[] {
   if (told.reason) {
     parts.push(h("p", { class: "hint" }, `There are no drafts: ${told.reason}.`));
   }
-  parts.push(h("h3", {}, "Speed"), chart(told.samples));
+  if (told.message) parts.push(h("h3", {}, "Speed"), chart(told.samples));
   const counts = facts(told);
   if (counts.length) parts.push(h("dl", { class: "facts" }, ...counts));
   return parts;
@@ -51,11 +51,11 @@ function facts({ message, tokens }: Told): HTMLElement[] {
   const { rounds, tested, accepted, promptTokens, promptSeconds, reason } = measured;
   const rows: [string, string][] = [
     ["Tokens", String(measured.tokens)],
-    ["Tokens per second", measured.rate.toFixed(1)],
-    ["Calls of the target", String(rounds + 1)],
+    ["Average", `${measured.rate.toFixed(1)} tokens/s`],
+    ["Target calls", String(rounds + 1)],
     ["Prompt", `${promptTokens} tokens, ${promptSeconds.toFixed(2)} s`],
   ];
-  if (tested) rows.push(["Drafted tokens accepted", `${accepted} of ${tested}`]);
+  if (tested) rows.push(["Drafts accepted", `${accepted} of ${tested}`]);
   else if (reason) rows.push(["Drafts", reason]);
   if (message?.seed !== null && tokens.length) rows.push(["Seed", String(message?.seed)]);
   return rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]);
