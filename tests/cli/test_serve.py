@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,14 @@ from tests.commands import Edgecs
 def ready_and_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server ends as soon as it is ready."""
 
-    def serve(serving: Any, sock: Any, load: Any, *, ready: Any, **more: Any) -> None:
-        with load(threading.Event()) as engine:
+    real, servers = running.serve, list[Any]()
+
+    def serve(*given: Any, ready: Any, **more: Any) -> None:
+        def ready_and_stop(engine: Any) -> None:
             ready(engine)
+            servers[-1].should_exit = True
+
+        real(*given, ready=ready_and_stop, started=servers.append, **more)
 
     monkeypatch.setattr(running, "serve", serve)
 
