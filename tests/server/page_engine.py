@@ -37,7 +37,7 @@ class PageEngine(ScriptedEngine):
     def __init__(self) -> None:
         super().__init__()
         self.script: Callable[[str], Sequence[str]] = usual
-        self.pause = 0.0
+        self.pause, self.n_ctx = 0.0, 100_000
         model = SimpleNamespace(trained_ctx=512, parameters=1, size=1, vocabulary=None)
         self.loaded = SimpleNamespace(
             target=SimpleNamespace(vocab_size=257),

@@ -1,7 +1,6 @@
 /** The page: connects the controls of index.html with the conversations. */
 
-import { describe, healthy, key, type Server } from "./api.js";
-import { ApiError } from "./api.js";
+import { ApiError, describe, healthy, key, type Server } from "./api.js";
 import { Chat } from "./chat.js";
 import { byId } from "./dom.js";
 import { asks, asksText } from "./dialogs.js";
@@ -15,6 +14,7 @@ import { ImportError, MOST_BYTES } from "./transfer.js";
 import type { Conversation } from "./types.js";
 
 const RETRY = 1500; // milliseconds between questions whether the model is loaded
+const wide = matchMedia("(min-width: 1100px)"); // the panel is beside the text
 
 let server: Server = { models: [], chain: ["target"], reason: null };
 const store = await Store.open();
@@ -92,8 +92,14 @@ async function remove(conversation: Conversation): Promise<void> {
   }
 }
 
+let asking = false;
+
 async function askForKey(): Promise<void> {
-  const given = await asksText("This server needs an API key", "API key", "", true);
+  if (asking) return;
+  asking = true;
+  const title = key.get() ? "The API key is wrong" : "This server needs an API key";
+  const given = await asksText(title, "API key", "", true);
+  asking = false;
   if (!given) return;
   key.set(given.trim());
   await connect();
@@ -235,11 +241,11 @@ function connectPanels(): void {
   byId("panel-button").onclick = () => {
     const open = !document.body.classList.contains("panel-open");
     togglePanel(open);
-    keep("panel", open);
+    if (wide.matches) keep("panel", open);
   };
   byId("panel-close").onclick = () => {
     togglePanel(false);
-    keep("panel", false);
+    if (wide.matches) keep("panel", false);
     byId("panel-button").focus();
   };
   byId<HTMLInputElement>("colours").onchange = (event) => {
@@ -285,7 +291,8 @@ function shortcut(event: KeyboardEvent): void {
 
 setTheme(currentTheme());
 toggleColours(kept("colours", true));
-togglePanel(kept("panel", matchMedia("(min-width: 1100px)").matches));
+togglePanel(wide.matches && kept("panel", true));
+wide.onchange = () => togglePanel(wide.matches && kept("panel", true));
 connectControls();
 await chat.load();
 show();
