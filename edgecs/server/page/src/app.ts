@@ -26,6 +26,7 @@ const chat = new Chat(store, {
     showComposer();
   },
   announce,
+  warn: toast,
   needsKey: () => void askForKey(),
 });
 const thread = new Thread(chat, () => server, {

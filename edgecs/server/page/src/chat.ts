@@ -26,6 +26,7 @@ export interface Changes {
   thread(): void; // other messages are shown
   message(message: Message): void;
   announce(text: string): void;
+  warn(text: string): void;
   needsKey(): void;
 }
 
@@ -50,7 +51,6 @@ export class Chat {
 
   /** Loads all conversations; answers that were under way are interrupted. */
   async load(): Promise<void> {
-    const unsaved = takeUnsaved();
     const elsewhere = await answeringElsewhere();
     for (const conversation of await this.store.all()) {
       this.conversations.set(conversation.id, conversation);
@@ -58,7 +58,8 @@ export class Chat {
       const lost = open.filter((one) => !elsewhere.has(one.id));
       for (const message of lost) {
         message.state = "interrupted";
-        if (unsaved?.message !== message.id) continue;
+        const unsaved = takeUnsaved(message.id);
+        if (!unsaved) continue;
         message.content = longer(message.content, unsaved.content);
         message.thought = longer(message.thought, unsaved.thought);
       }
@@ -234,7 +235,7 @@ export class Chat {
       await this.save(conversation);
       this.changes.announce("The comparison is finished.");
     } catch (error) {
-      if (!abort.signal.aborted) this.changes.announce(sentence(error));
+      if (!abort.signal.aborted) this.changes.warn(sentence(error));
     }
     this.comparisons.delete(message.id);
     this.changes.message(message);
@@ -277,7 +278,7 @@ export class Chat {
     try {
       await this.store.save(conversation, tokens);
     } catch {
-      this.changes.announce(
+      this.changes.warn(
         "The browser could not save this conversation: export it to keep it.",
       );
     }

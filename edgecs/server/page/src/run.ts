@@ -30,8 +30,7 @@ export class Run {
   /** Keeps what has arrived, when the page is being closed. */
   keep(): void {
     const { content, thought } = this.message;
-    const conversation = this.conversation.id;
-    keepUnsaved({ conversation, message: this.message.id, content, thought });
+    keepUnsaved({ message: this.message.id, content, thought });
   }
 
   /** Asks for the answer and waits for its end, which is a state of the message. */
