@@ -85,20 +85,23 @@ class _Asked:
 
 
 @contextmanager
-def served(engine: PageEngine, serving: Serving | None = None) -> Iterator[str]:
-    """A server with this engine; its address."""
+def served(
+    engine: PageEngine, serving: Serving | None = None, names: Sequence[str] = ("tiny",)
+) -> Iterator[str]:
+    """A server with this engine under some names; its address."""
 
     @contextmanager
     def load(model: ServedModel, cancel: Flag) -> Iterator[PageEngine]:
+        engine.name = model.name
         yield engine
 
     state = serving or Serving()
     state.pool = ModelPool(
-        named(Path(__file__), "tiny"),
+        named(Path(__file__), *names),
         load,
         limits=Limits(keep_alive=None),
-        default="tiny",
-        only_default=True,
+        default="tiny" if len(names) == 1 else None,
+        only_default=len(names) == 1,
     )
-    with running_server(state, "tiny") as address:
+    with running_server(state, names[0]) as address:
         yield address

@@ -458,6 +458,23 @@ def test_the_key_is_asked_for_and_kept_for_the_tab(browser: Browser):
     context.close()
 
 
+def test_of_several_models_one_is_chosen(browser: Browser):
+    context, engine = browser.new_context(), PageEngine()
+    with served(engine, names=("one", "two")) as address:
+        page = context.new_page()
+        page.goto(address)
+        expect(page.locator("#model")).to_have_value("one")
+        page.locator("#model").select_option("two")
+        answered(page, "hello")
+        expect(answers(page).locator(".body")).to_contain_text("Heard: hello")
+        assert engine.name == "two"  # the last one that was loaded
+        expect(page.locator(".legend")).to_contain_text("bigram")
+        page.reload()
+        page.locator(".entry .title").click()
+        expect(page.locator("#model")).to_have_value("two")
+    context.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 390])
 def test_axe_finds_nothing_serious(

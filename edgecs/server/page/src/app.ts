@@ -1,9 +1,10 @@
 /** The page: connects the controls of index.html with the conversations. */
 
-import { ApiError, describe, healthy, key, type Server } from "./api.js";
+import { ApiError, healthy, key } from "./api.js";
 import { Chat } from "./chat.js";
 import { byId } from "./dom.js";
 import { asks, asksText } from "./dialogs.js";
+import { Models } from "./models.js";
 import { sentence } from "./run.js";
 import { editSettings } from "./settings.js";
 import { conversationList } from "./sidebar.js";
@@ -16,7 +17,7 @@ import type { Conversation } from "./types.js";
 const RETRY = 1500; // milliseconds between questions whether the model is loaded
 const wide = matchMedia("(min-width: 1100px)"); // the panel is beside the text
 
-let server: Server = { models: [], chain: ["target"], reason: null };
+const models = new Models();
 const store = await Store.open();
 const chat = new Chat(store, {
   list: () => showList(),
@@ -25,11 +26,13 @@ const chat = new Chat(store, {
     thread.update(message);
     showComposer();
   },
+  model: (settings) => models.of(settings),
+  ended: () => void learn().catch(() => undefined),
   announce,
   warn: toast,
   needsKey: () => void askForKey(),
 });
-const thread = new Thread(chat, () => server, {
+const thread = new Thread(chat, () => models.about(chat.current.settings), {
   edit: (message, text) => chat.edit(message, text),
   regenerate: (message) => chat.regenerate(message),
   compare: (message) => void chat.compare(message),
@@ -46,6 +49,7 @@ function show(): void {
   document.title = chat.shown.length ? `${chat.current.title} · edgecs` : "edgecs";
   showComposer();
   showSpeculation();
+  models.show(chat.current.settings);
 }
 
 function showList(): void {
@@ -63,6 +67,11 @@ function showList(): void {
     },
   );
   byId("conversations").replaceChildren(...entries);
+}
+
+/** Learns about the models, and shows what is new. Raises ApiError. */
+async function learn(): Promise<void> {
+  if (await models.learn(chat.current.settings)) show();
 }
 
 function showComposer(): void {
@@ -119,13 +128,12 @@ async function connect(): Promise<void> {
   }
   banner.hidden = true;
   try {
-    server = await describe();
+    await learn();
   } catch (error) {
     if (error instanceof ApiError && error.status === 401) return askForKey();
     banner.textContent = sentence(error);
     banner.hidden = false;
   }
-  byId("model-name").textContent = server.models[0] ?? "";
   show();
 }
 
@@ -222,9 +230,14 @@ function connectControls(): void {
     showSpeculation();
   };
   byId("settings-button").onclick = () => {
-    editSettings(chat.current.settings, server.models, (settings) => {
+    editSettings(chat.current.settings, (settings) => {
       chat.settings = settings;
     });
+  };
+  byId<HTMLSelectElement>("model").onchange = (event) => {
+    const model = (event.target as HTMLSelectElement).value;
+    chat.settings = { ...chat.current.settings, model };
+    thread.show();
   };
   search.addEventListener("input", showList);
   connectPanels();

@@ -25,6 +25,8 @@ export interface Changes {
   list(): void; // the conversations
   thread(): void; // other messages are shown
   message(message: Message): void;
+  model(settings: Settings): string | null; // the one that answers
+  ended(): void; // an answer
   announce(text: string): void;
   warn(text: string): void;
   needsKey(): void;
@@ -183,7 +185,7 @@ export class Chat {
     const { settings } = conversation;
     const message = newMessage("assistant", question.id);
     message.state = "answering";
-    message.model = settings.model;
+    message.model = this.changes.model(settings);
     message.seed = settings.seed ?? Math.floor(Math.random() * SEEDS);
     message.speculative = settings.speculative;
     this.add(message);
@@ -211,6 +213,7 @@ export class Chat {
     }
     this.changes.message(message);
     this.changes.list();
+    this.changes.ended();
     this.changes.announce(ending(message, run.tokens.length));
   }
 
@@ -222,11 +225,13 @@ export class Chat {
       this.changes.message(message);
     };
     progress("Waiting for the server");
+    const { settings } = conversation;
+    const model = this.changes.model({ ...settings, model: message.model });
     const most = this.tokensOf(message).length || COMPARED;
     try {
       message.comparison = await compare(
         pathTo(conversation, message.parent),
-        conversation.settings,
+        { ...settings, model },
         message.seed ?? 0,
         most,
         abort.signal,

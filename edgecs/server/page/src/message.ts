@@ -133,7 +133,7 @@ export class MessageView {
     const { message, comparing, tokens, looks } = this.shown;
     const parts: HTMLElement[] = [];
     if (message.state === "answering" && !message.content && !message.thought) {
-      parts.push(h("p", { class: "note waiting" }, "Reading the prompt"));
+      parts.push(h("p", { class: "note waiting" }, "Waiting for the first token"));
     }
     const note = message.error ?? STATES[message.state];
     if (note) parts.push(h("p", { class: `note ${message.state}` }, note));

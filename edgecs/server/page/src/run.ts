@@ -36,7 +36,8 @@ export class Run {
   /** Asks for the answer and waits for its end, which is a state of the message. */
   async follow(messages: readonly Message[]): Promise<void> {
     const { message } = this;
-    const settings = { ...this.conversation.settings, speculative: message.speculative };
+    const { model, speculative } = message;
+    const settings = { ...this.conversation.settings, model, speculative };
     try {
       const body = requestBody(messages, settings, message.seed ?? 0);
       for await (const part of answer(body, this.abort.signal)) {
