@@ -31,13 +31,14 @@ def usual(text: str) -> Sequence[str]:
 class PageEngine(ScriptedEngine):
     """Answers the last message with the rounds of `script`, `pause` seconds apart.
 
-    Every second token is drafted. An answer with drafts is twice as fast.
+    Ids count from `first` after a first token 0. Every second token is
+    drafted. An answer with drafts is twice as fast.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.script: Callable[[str], Sequence[str]] = usual
-        self.pause, self.n_ctx = 0.0, 100_000
+        self.pause, self.first, self.n_ctx = 0.0, 1, 100_000
         model = SimpleNamespace(trained_ctx=512, parameters=1, size=1, vocabulary=None)
         self.loaded = SimpleNamespace(
             target=SimpleNamespace(vocab_size=257),
@@ -51,15 +52,17 @@ class PageEngine(ScriptedEngine):
     def ask(self, job: Job) -> Any:
         self.jobs.append(job)
         text = bytes(job.prompt.astype("uint8")).decode().rpartition("user: ")[2]
-        return _Asked(job, self.script(text.rstrip("\n")), self.pause)
+        return _Asked(job, self.script(text.rstrip("\n")), self.pause, self.first)
 
 
 class _Asked:
     """A job and its answer."""
 
-    def __init__(self, job: Job, rounds: Sequence[str], pause: float) -> None:
+    def __init__(
+        self, job: Job, rounds: Sequence[str], pause: float, first: int
+    ) -> None:
         self.job, self.ticket = job, Ticket()
-        self._rounds, self._pause = rounds, pause
+        self._rounds, self._pause, self._first = rounds, pause, first
 
     async def events(self) -> AsyncGenerator[Event, None]:
         stats = Stats(int(self.job.prompt.size), 0, prompt_seconds=0.1)
@@ -81,7 +84,8 @@ class _Asked:
         rival = Rejected(65, "mag", 0.125) if i and not drafted else None
         detail = Detail(0.5, i, 2 if i else 1, rival)
         source = "mag" if drafted else "target"
-        return Token(i, text, source, detail=detail)
+        number = self._first + i - 1 if i else 0
+        return Token(number, text, source, detail=detail)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def served_engine() -> Iterator[tuple[PageEngine, str]]:
 def engine(served_engine: tuple[PageEngine, str]) -> PageEngine:
     """The engine behind the page, as at its start."""
     engine, _ = served_engine
-    engine.script, engine.pause = usual, 0.0
+    engine.script, engine.pause, engine.first = usual, 0.0, 1
     engine.jobs.clear()
     return engine
 
@@ -382,19 +382,25 @@ def test_a_comparison_shows_both_rates_and_whether_ids_are_equal(
     answered(page, "hello")
     answers(page).get_by_role("button", name="Compare").click()
     card = answers(page).locator(".comparison")
-    for text in (
-        "20.0 tokens/s",
-        "10.0 tokens/s",
-        "2.00",
-        "All 3 token ids are equal",
-    ):
+    for text in ("20.0 tokens/s", "10.0 tokens/s", "2.00", "All 3 token ids are equal"):
         expect(card).to_contain_text(text)
-    _, plain, drafted = engine.jobs
-    assert (plain.speculate, drafted.speculate) == (False, True)
+    drafted, plain = engine.jobs  # a repeated answer with drafts would be faster
+    assert (drafted.speculate, plain.speculate) == (True, False)
     assert plain.rule == drafted.rule  # settings and seed
     page.reload()
     page.locator(".entry .title").click()
     expect(card).to_contain_text("2.00")
+
+
+def test_a_comparison_says_where_ids_differ(page: Page, engine: PageEngine):
+    page.locator("#speculation").click()
+    answered(page, "hello")
+    engine.first = 7  # every id after the first one
+    answers(page).get_by_role("button", name="Compare").click()
+    card = answers(page).locator(".comparison")
+    expect(card).to_contain_text("The first 1 of 3 token ids are equal")
+    expect(card).to_contain_text("a first answer can be slower")
+    assert [job.speculate for job in engine.jobs] == [False, True]
 
 
 def test_settings_are_sent_and_kept(page: Page, engine: PageEngine):

@@ -18,7 +18,6 @@ import {
 } from "./types.js";
 
 const SEEDS = 2 ** 32;
-const COMPARED = 256; // tokens of an answer that has none to compare with
 
 /** What the view has to do. */
 export interface Changes {
@@ -227,13 +226,12 @@ export class Chat {
     progress("Waiting for the server");
     const { settings } = conversation;
     const model = this.changes.model({ ...settings, model: message.model });
-    const most = this.tokensOf(message).length || COMPARED;
     try {
       message.comparison = await compare(
         pathTo(conversation, message.parent),
+        message,
+        this.tokensOf(message),
         { ...settings, model },
-        message.seed ?? 0,
-        most,
         abort.signal,
         progress,
       );

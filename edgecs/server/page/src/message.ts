@@ -190,7 +190,9 @@ export class MessageView {
       () => this.actions.compare(message),
       true,
     );
-    compare.title = "Answer again with and without speculation, and measure both";
+    compare.title = message.speculative
+      ? "Answer again without speculation, and compare"
+      : "Answer again with speculation, and compare";
     compare.disabled = comparing !== null;
     return [regenerate, view, compare];
   }
