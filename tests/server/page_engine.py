@@ -31,13 +31,14 @@ def usual(text: str) -> Sequence[str]:
 class PageEngine(ScriptedEngine):
     """Answers the last message with the rounds of `script`, `pause` seconds apart.
 
-    Every second token is drafted. An answer with drafts is twice as fast.
+    Ids count from `first` after a first token 0. Every second token is
+    drafted. An answer with drafts is twice as fast.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.script: Callable[[str], Sequence[str]] = usual
-        self.pause = 0.0
+        self.pause, self.first, self.n_ctx = 0.0, 1, 100_000
         model = SimpleNamespace(trained_ctx=512, parameters=1, size=1, vocabulary=None)
         self.loaded = SimpleNamespace(
             target=SimpleNamespace(vocab_size=257),
@@ -51,15 +52,17 @@ class PageEngine(ScriptedEngine):
     def ask(self, job: Job) -> Any:
         self.jobs.append(job)
         text = bytes(job.prompt.astype("uint8")).decode().rpartition("user: ")[2]
-        return _Asked(job, self.script(text.rstrip("\n")), self.pause)
+        return _Asked(job, self.script(text.rstrip("\n")), self.pause, self.first)
 
 
 class _Asked:
     """A job and its answer."""
 
-    def __init__(self, job: Job, rounds: Sequence[str], pause: float) -> None:
+    def __init__(
+        self, job: Job, rounds: Sequence[str], pause: float, first: int
+    ) -> None:
         self.job, self.ticket = job, Ticket()
-        self._rounds, self._pause = rounds, pause
+        self._rounds, self._pause, self._first = rounds, pause, first
 
     async def events(self) -> AsyncGenerator[Event, None]:
         stats = Stats(int(self.job.prompt.size), 0, prompt_seconds=0.1)
@@ -81,24 +84,28 @@ class _Asked:
         rival = Rejected(65, "mag", 0.125) if i and not drafted else None
         detail = Detail(0.5, i, 2 if i else 1, rival)
         source = "mag" if drafted else "target"
-        return Token(i, text, source, detail=detail)
+        number = self._first + i - 1 if i else 0
+        return Token(number, text, source, detail=detail)
 
 
 @contextmanager
-def served(engine: PageEngine, serving: Serving | None = None) -> Iterator[str]:
-    """A server with this engine; its address."""
+def served(
+    engine: PageEngine, serving: Serving | None = None, names: Sequence[str] = ("tiny",)
+) -> Iterator[str]:
+    """A server with this engine under some names; its address."""
 
     @contextmanager
     def load(model: ServedModel, cancel: Flag) -> Iterator[PageEngine]:
+        engine.name = model.name
         yield engine
 
     state = serving or Serving()
     state.pool = ModelPool(
-        named(Path(__file__), "tiny"),
+        named(Path(__file__), *names),
         load,
         limits=Limits(keep_alive=None),
-        default="tiny",
-        only_default=True,
+        default="tiny" if len(names) == 1 else None,
+        only_default=len(names) == 1,
     )
-    with running_server(state, "tiny") as address:
+    with running_server(state, names[0]) as address:
         yield address

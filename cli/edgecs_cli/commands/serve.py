@@ -181,7 +181,8 @@ class _Most(click.ParamType[int]):
 def serve(**values: Any) -> int:
     """Serve models over HTTP.
 
-    The API is OpenAI's. Settings of a request take precedence over these options.
+    The API is OpenAI's, and / is a web page to chat. Settings of a request take
+    precedence over these options.
     Without -m, or with several, the field `model` of a request chooses the model, which
     is loaded on demand.
 

@@ -32,7 +32,12 @@ export interface Part {
 
 export interface Server {
   models: string[];
-  chain: string[]; // of the model, the target first
+  loaded: string[]; // those in memory
+}
+
+/** What is known of a model that is in memory. */
+export interface Model {
+  chain: string[]; // the target and its drafters
   reason: string | null; // why it has no drafters
 }
 
@@ -41,15 +46,20 @@ export async function healthy(): Promise<boolean> {
   return (await fetch("/health")).ok;
 }
 
-/** Models and drafters. Raises ApiError. */
+/** The models. Raises ApiError. */
 export async function describe(): Promise<Server> {
-  const [models, props] = await Promise.all([get("/v1/models"), get("/props")]);
-  const list = (models as { data?: { id: string }[] }).data ?? [];
-  const { chain, off_reason } = props as { chain?: string[]; off_reason?: string };
+  const { data } = (await get("/v1/models")) as { data: any[] };
+  const names = (list: any[]): string[] => list.map(({ id }) => String(id));
+  const loaded = data.filter(({ status }) => status?.value === "loaded");
+  return { models: names(data), loaded: names(loaded) };
+}
+
+/** A model that is in memory. Raises ApiError. */
+export async function describeModel(name: string): Promise<Model> {
+  const props = (await get(`/props?model=${encodeURIComponent(name)}`)) as any;
   return {
-    models: list.map((model) => String(model.id)),
-    chain: (chain ?? ["target"]).map(String),
-    reason: off_reason ?? null,
+    chain: (props.chain ?? ["target"]).map(String),
+    reason: props.off_reason ?? null,
   };
 }
 

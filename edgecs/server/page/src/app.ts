@@ -1,10 +1,10 @@
 /** The page: connects the controls of index.html with the conversations. */
 
-import { describe, healthy, key, type Server } from "./api.js";
-import { ApiError } from "./api.js";
+import { ApiError, healthy, key } from "./api.js";
 import { Chat } from "./chat.js";
 import { byId } from "./dom.js";
 import { asks, asksText } from "./dialogs.js";
+import { Models } from "./models.js";
 import { sentence } from "./run.js";
 import { editSettings } from "./settings.js";
 import { conversationList } from "./sidebar.js";
@@ -15,8 +15,9 @@ import { ImportError, MOST_BYTES } from "./transfer.js";
 import type { Conversation } from "./types.js";
 
 const RETRY = 1500; // milliseconds between questions whether the model is loaded
+const wide = matchMedia("(min-width: 1100px)"); // the panel is beside the text
 
-let server: Server = { models: [], chain: ["target"], reason: null };
+const models = new Models();
 const store = await Store.open();
 const chat = new Chat(store, {
   list: () => showList(),
@@ -25,10 +26,13 @@ const chat = new Chat(store, {
     thread.update(message);
     showComposer();
   },
+  model: (settings) => models.of(settings),
+  ended: () => void learn().catch(() => undefined),
   announce,
+  warn: toast,
   needsKey: () => void askForKey(),
 });
-const thread = new Thread(chat, () => server, {
+const thread = new Thread(chat, () => models.about(chat.current.settings), {
   edit: (message, text) => chat.edit(message, text),
   regenerate: (message) => chat.regenerate(message),
   compare: (message) => void chat.compare(message),
@@ -45,6 +49,7 @@ function show(): void {
   document.title = chat.shown.length ? `${chat.current.title} · edgecs` : "edgecs";
   showComposer();
   showSpeculation();
+  models.show(chat.current.settings);
 }
 
 function showList(): void {
@@ -62,6 +67,11 @@ function showList(): void {
     },
   );
   byId("conversations").replaceChildren(...entries);
+}
+
+/** Learns about the models, and shows what is new. Raises ApiError. */
+async function learn(): Promise<void> {
+  if (await models.learn(chat.current.settings)) show();
 }
 
 function showComposer(): void {
@@ -92,8 +102,14 @@ async function remove(conversation: Conversation): Promise<void> {
   }
 }
 
+let asking = false;
+
 async function askForKey(): Promise<void> {
-  const given = await asksText("This server needs an API key", "API key", "", true);
+  if (asking) return;
+  asking = true;
+  const title = key.get() ? "The API key is wrong" : "This server needs an API key";
+  const given = await asksText(title, "API key", "", true);
+  asking = false;
   if (!given) return;
   key.set(given.trim());
   await connect();
@@ -112,13 +128,12 @@ async function connect(): Promise<void> {
   }
   banner.hidden = true;
   try {
-    server = await describe();
+    await learn();
   } catch (error) {
     if (error instanceof ApiError && error.status === 401) return askForKey();
     banner.textContent = sentence(error);
     banner.hidden = false;
   }
-  byId("model-name").textContent = server.models[0] ?? "";
   show();
 }
 
@@ -215,9 +230,14 @@ function connectControls(): void {
     showSpeculation();
   };
   byId("settings-button").onclick = () => {
-    editSettings(chat.current.settings, server.models, (settings) => {
+    editSettings(chat.current.settings, (settings) => {
       chat.settings = settings;
     });
+  };
+  byId<HTMLSelectElement>("model").onchange = (event) => {
+    const model = (event.target as HTMLSelectElement).value;
+    chat.settings = { ...chat.current.settings, model };
+    thread.show();
   };
   search.addEventListener("input", showList);
   connectPanels();
@@ -235,11 +255,11 @@ function connectPanels(): void {
   byId("panel-button").onclick = () => {
     const open = !document.body.classList.contains("panel-open");
     togglePanel(open);
-    keep("panel", open);
+    if (wide.matches) keep("panel", open);
   };
   byId("panel-close").onclick = () => {
     togglePanel(false);
-    keep("panel", false);
+    if (wide.matches) keep("panel", false);
     byId("panel-button").focus();
   };
   byId<HTMLInputElement>("colours").onchange = (event) => {
@@ -285,7 +305,8 @@ function shortcut(event: KeyboardEvent): void {
 
 setTheme(currentTheme());
 toggleColours(kept("colours", true));
-togglePanel(kept("panel", matchMedia("(min-width: 1100px)").matches));
+togglePanel(wide.matches && kept("panel", true));
+wide.onchange = () => togglePanel(wide.matches && kept("panel", true));
 connectControls();
 await chat.load();
 show();

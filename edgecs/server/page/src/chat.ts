@@ -18,14 +18,16 @@ import {
 } from "./types.js";
 
 const SEEDS = 2 ** 32;
-const COMPARED = 256; // tokens of an answer that has none to compare with
 
 /** What the view has to do. */
 export interface Changes {
   list(): void; // the conversations
   thread(): void; // other messages are shown
   message(message: Message): void;
+  model(settings: Settings): string | null; // the one that answers
+  ended(): void; // an answer
   announce(text: string): void;
+  warn(text: string): void;
   needsKey(): void;
 }
 
@@ -50,7 +52,6 @@ export class Chat {
 
   /** Loads all conversations; answers that were under way are interrupted. */
   async load(): Promise<void> {
-    const unsaved = takeUnsaved();
     const elsewhere = await answeringElsewhere();
     for (const conversation of await this.store.all()) {
       this.conversations.set(conversation.id, conversation);
@@ -58,7 +59,8 @@ export class Chat {
       const lost = open.filter((one) => !elsewhere.has(one.id));
       for (const message of lost) {
         message.state = "interrupted";
-        if (unsaved?.message !== message.id) continue;
+        const unsaved = takeUnsaved(message.id);
+        if (!unsaved) continue;
         message.content = longer(message.content, unsaved.content);
         message.thought = longer(message.thought, unsaved.thought);
       }
@@ -182,7 +184,7 @@ export class Chat {
     const { settings } = conversation;
     const message = newMessage("assistant", question.id);
     message.state = "answering";
-    message.model = settings.model;
+    message.model = this.changes.model(settings);
     message.seed = settings.seed ?? Math.floor(Math.random() * SEEDS);
     message.speculative = settings.speculative;
     this.add(message);
@@ -210,6 +212,7 @@ export class Chat {
     }
     this.changes.message(message);
     this.changes.list();
+    this.changes.ended();
     this.changes.announce(ending(message, run.tokens.length));
   }
 
@@ -221,20 +224,21 @@ export class Chat {
       this.changes.message(message);
     };
     progress("Waiting for the server");
-    const most = this.tokensOf(message).length || COMPARED;
+    const { settings } = conversation;
+    const model = this.changes.model({ ...settings, model: message.model });
     try {
       message.comparison = await compare(
         pathTo(conversation, message.parent),
-        conversation.settings,
-        message.seed ?? 0,
-        most,
+        message,
+        this.tokensOf(message),
+        { ...settings, model },
         abort.signal,
         progress,
       );
       await this.save(conversation);
       this.changes.announce("The comparison is finished.");
     } catch (error) {
-      if (!abort.signal.aborted) this.changes.announce(sentence(error));
+      if (!abort.signal.aborted) this.changes.warn(sentence(error));
     }
     this.comparisons.delete(message.id);
     this.changes.message(message);
@@ -277,7 +281,7 @@ export class Chat {
     try {
       await this.store.save(conversation, tokens);
     } catch {
-      this.changes.announce(
+      this.changes.warn(
         "The browser could not save this conversation: export it to keep it.",
       );
     }

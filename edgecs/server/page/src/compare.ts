@@ -1,41 +1,56 @@
-/** The same prompt and seed answered with drafts and without. */
+/** The same prompt and seed answered with drafts and without.
+ *
+ * Drafters copy from earlier text, so an answer with drafts that is repeated is faster
+ * than it was at first. The answer that is there already is therefore one of the two
+ * wherever it was measured, and only the other one is computed.
+ */
 
 import { answer, requestBody } from "./api.js";
 import { h } from "./dom.js";
-import type { Comparison, Message, Settings } from "./types.js";
+import type { Comparison, Message, Settings, TokenDetail } from "./types.js";
+
+const MOST = 256; // tokens where there is no answer to compare with
 
 interface Answered {
   ids: number[];
-  rate: number;
+  rate: number; // tokens per second
 }
 
-/** Measures both, one after the other. most: tokens of an answer. */
+/** Measures what is missing. messages: those before the answer. */
 export async function compare(
   messages: readonly Message[],
+  message: Message,
+  tokens: readonly TokenDetail[],
   settings: Settings,
-  seed: number,
-  most: number,
   stop: AbortSignal,
   progress: (text: string) => void,
 ): Promise<Comparison> {
+  const most = tokens.length || MOST;
   const run = async (speculative: boolean): Promise<Answered> => {
     const changed = { ...settings, speculative, max_tokens: most };
+    const body = requestBody(messages, changed, message.seed ?? 0);
     const name = speculative ? "with" : "without";
     const found: Answered = { ids: [], rate: 0 };
-    for await (const part of answer(requestBody(messages, changed, seed), stop)) {
+    for await (const part of answer(body, stop)) {
       found.ids.push(...part.tokens.map((token) => token.id));
       found.rate = part.measured?.rate ?? found.rate;
       progress(`Answering ${name} speculation: ${found.ids.length} of ${most} tokens`);
     }
     return found;
   };
-  const plain = await run(false);
-  const drafted = await run(true);
+  const { measured, speculative } = message;
+  const here = measured && {
+    ids: tokens.map((token) => token.id),
+    rate: measured.rate,
+  };
+  const plain = here && !speculative ? here : await run(false);
+  const drafted = here && speculative ? here : await run(true);
   return {
     withRate: drafted.rate,
     withoutRate: plain.rate,
     tokens: Math.max(plain.ids.length, drafted.ids.length),
     equal: equalUpTo(plain.ids, drafted.ids),
+    repeated: drafted !== here,
   };
 }
 
@@ -53,6 +68,9 @@ export function comparisonCard(found: Comparison): HTMLElement {
   const ids = same
     ? `All ${found.tokens} token ids are equal.`
     : `The first ${found.equal} of ${found.tokens} token ids are equal, then they differ.`;
+  const note =
+    "The answer with speculation was the second one: drafters copy from earlier text, " +
+    "so a first answer can be slower.";
   return h(
     "section",
     { class: "comparison", "aria-label": "Comparison" },
@@ -65,6 +83,7 @@ export function comparisonCard(found: Comparison): HTMLElement {
       ` the speed with the same prompt and seed. `,
       h("span", { class: same ? "good" : "bad" }, ids),
     ),
+    found.repeated ? h("p", { class: "hint" }, note) : null,
   );
 }
 

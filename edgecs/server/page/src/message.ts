@@ -133,7 +133,7 @@ export class MessageView {
     const { message, comparing, tokens, looks } = this.shown;
     const parts: HTMLElement[] = [];
     if (message.state === "answering" && !message.content && !message.thought) {
-      parts.push(h("p", { class: "note waiting" }, "Reading the prompt"));
+      parts.push(h("p", { class: "note waiting" }, "Waiting for the first token"));
     }
     const note = message.error ?? STATES[message.state];
     if (note) parts.push(h("p", { class: `note ${message.state}` }, note));
@@ -190,7 +190,9 @@ export class MessageView {
       () => this.actions.compare(message),
       true,
     );
-    compare.title = "Answer again with and without speculation, and measure both";
+    compare.title = message.speculative
+      ? "Answer again without speculation, and compare"
+      : "Answer again with speculation, and compare";
     compare.disabled = comparing !== null;
     return [regenerate, view, compare];
   }

@@ -30,14 +30,14 @@ export class Run {
   /** Keeps what has arrived, when the page is being closed. */
   keep(): void {
     const { content, thought } = this.message;
-    const conversation = this.conversation.id;
-    keepUnsaved({ conversation, message: this.message.id, content, thought });
+    keepUnsaved({ message: this.message.id, content, thought });
   }
 
   /** Asks for the answer and waits for its end, which is a state of the message. */
   async follow(messages: readonly Message[]): Promise<void> {
     const { message } = this;
-    const settings = { ...this.conversation.settings, speculative: message.speculative };
+    const { model, speculative } = message;
+    const settings = { ...this.conversation.settings, model, speculative };
     try {
       const body = requestBody(messages, settings, message.seed ?? 0);
       for await (const part of answer(body, this.abort.signal)) {

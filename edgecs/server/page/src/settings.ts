@@ -8,22 +8,16 @@ const DEFAULTS = "edgecs.settings";
 /** Shows the dialog; `changed` gets the settings when it is closed with Save. */
 export function editSettings(
   settings: Settings,
-  models: readonly string[],
   changed: (settings: Settings) => void,
 ): void {
   const dialog = byId<HTMLDialogElement>("settings");
   const form = byId<HTMLFormElement>("settings-form");
-  const model = byId<HTMLSelectElement>("model");
-  const names = [...new Set([...models, ...(settings.model ? [settings.model] : [])])];
-  model.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
-  model.value = settings.model ?? names[0] ?? "";
   const system = byId<HTMLTextAreaElement>("system");
   system.value = settings.system;
   const fields = byId("sampling");
   fields.replaceChildren(...SAMPLING_NAMES.map((name) => field(name, settings[name])));
   form.onsubmit = () => {
     const next: Settings = { ...settings, system: system.value };
-    next.model = model.value && model.value !== models[0] ? model.value : null;
     for (const name of SAMPLING_NAMES) {
       const value = byId<HTMLInputElement>(`sampling-${name}`).value;
       next[name] = value === "" ? null : Number(value);

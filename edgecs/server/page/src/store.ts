@@ -7,11 +7,10 @@ import type { Conversation, TokenDetail } from "./types.js";
 
 const NAME = "edgecs";
 const VERSION = 1;
-const KEPT = "edgecs.unsaved";
+const KEPT = "edgecs.unsaved.";
 
 /** What an answer had when the page was closed; written synchronously. */
 export interface Unsaved {
-  conversation: string;
   message: string;
   content: string;
   thought: string;
@@ -83,16 +82,17 @@ export class Store {
 /** Keeps what IndexedDB may not get before the page is gone. */
 export function keepUnsaved(unsaved: Unsaved): void {
   try {
-    localStorage.setItem(KEPT, JSON.stringify(unsaved));
+    localStorage.setItem(KEPT + unsaved.message, JSON.stringify(unsaved));
   } catch {
     // It is full or forbidden: what was saved before is what remains.
   }
 }
 
-export function takeUnsaved(): Unsaved | null {
+/** What was kept of a message, once. */
+export function takeUnsaved(message: string): Unsaved | null {
   try {
-    const text = localStorage.getItem(KEPT);
-    localStorage.removeItem(KEPT);
+    const text = localStorage.getItem(KEPT + message);
+    localStorage.removeItem(KEPT + message);
     return text === null ? null : (JSON.parse(text) as Unsaved);
   } catch {
     return null;

@@ -1,7 +1,7 @@
 /** The messages of the current conversation, and the panel beside them. */
 
 import type { Chat } from "./chat.js";
-import type { Server } from "./api.js";
+import type { Model } from "./api.js";
 import { byId } from "./dom.js";
 import { Hover } from "./inspector.js";
 import { type Actions, MessageView, type Shown } from "./message.js";
@@ -21,7 +21,7 @@ export class Thread {
 
   constructor(
     private readonly chat: Chat,
-    private readonly server: () => Server,
+    private readonly model: () => Model,
     private readonly actions: Actions,
   ) {
     new Hover(this.box, (element) => this.tokensAt(element));
@@ -39,7 +39,7 @@ export class Thread {
     const { shown } = this.chat;
     const ids = new Set(shown.map(({ id }) => id));
     for (const id of [...this.views.keys()]) if (!ids.has(id)) this.views.delete(id);
-    const looks = new Looks(this.server().chain);
+    const looks = new Looks(this.model().chain);
     for (const message of shown) {
       const facts = this.facts(message, looks);
       const view = this.views.get(message.id);
@@ -56,7 +56,7 @@ export class Thread {
   update(message: Message): void {
     const view = this.views.get(message.id);
     if (!view) return;
-    view.update(this.facts(message, new Looks(this.server().chain)));
+    view.update(this.facts(message, new Looks(this.model().chain)));
     if (this.painting) return;
     this.painting = requestAnimationFrame(() => {
       this.painting = 0;
@@ -77,7 +77,7 @@ export class Thread {
 
   /** The panel tells about the last answer. */
   private panel(): void {
-    const { chain, reason } = this.server();
+    const { chain, reason } = this.model();
     const message = this.chat.shown.findLast(({ role }) => role === "assistant") ?? null;
     const samples = message && (this.chat.run(message)?.meter.samples ?? message.samples);
     const told = {

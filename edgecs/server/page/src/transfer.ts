@@ -184,6 +184,7 @@ function readComparison(fields: Fields | null): Comparison | null {
     withoutRate: fields.number("withoutRate"),
     tokens: fields.number("tokens"),
     equal: fields.number("equal"),
+    repeated: fields.value("repeated") === true,
   };
 }
 

@@ -46,6 +46,7 @@ export interface Comparison {
   withoutRate: number;
   tokens: number; // of the longer one
   equal: number; // leading tokens with the same ids
+  repeated: boolean; // the drafters had seen the text
 }
 
 export interface Message {
