@@ -298,9 +298,11 @@ class Store:
         return self._hub_manifest(manifest.source.repo, quant, fetch=fetch)
 
     def _named_manifest(self, name: str, *, fetch: bool = False) -> Manifest | None:
-        known = known_manifests()
-        if name in known:
-            return known[name]
+        if found := resolve(name, known_manifests()):
+            manifest, quant = found
+            if quant and not isinstance(manifest.source, HubSource):
+                return None
+            return self._quantized(name, manifest, quant, fetch=fetch)
         match = _HUB.fullmatch(name)
         if match is None or REPO.problem(match["repo"]):
             return None

@@ -77,15 +77,16 @@ class ServedModels:
     def all(self) -> list[ServedModel]:
         """The models that are here, in the order of their names."""
         found = dict(self._given)
-        for model in self._store.models() if self._store else ():
+        store = self._store
+        for model in (*store.models(), *store.others()) if store else ():
             if model.path and model.manifest.name not in found:
-                found[model.manifest.name] = _of_store(model.manifest.name, model)
+                found[model.manifest.name] = _of_store(model)
         return list(found.values())
 
     def find(self, name: str) -> ServedModel:
-        """The model of a name. No network. Raises UnknownModel.
+        """The model of a name, or of another name that it has. No network.
 
-        Ollama's clients end names with `:latest`.
+        Ollama's clients end names with `:latest`. Raises UnknownModel.
         """
         name = name.removesuffix(":latest")
         if name in self._given:
@@ -93,7 +94,7 @@ class ServedModels:
         model = self._store.named(name) if self._store else None
         if model is None or not (model.path or self._downloads):
             raise UnknownModel(self._unknown(name))
-        return _of_store(name, model)
+        return _of_store(model)
 
     def path(self, model: ServedModel) -> Path:
         """The file of a model, downloaded first if that is allowed and necessary.
@@ -125,7 +126,8 @@ class ServedModels:
         return f"there is no model {shown(name)} here{hint}: the models are {listed}"
 
 
-def _of_store(name: str, model: Model) -> ServedModel:
+def _of_store(model: Model) -> ServedModel:
+    name = model.manifest.name
     return ServedModel(name, name, model.path)
 
 

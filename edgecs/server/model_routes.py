@@ -6,6 +6,7 @@ Paths and fields are those of llama-server's router: /models, /models/load and
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from starlette.requests import Request
@@ -20,20 +21,23 @@ from edgecs.server.schemas import LoadRequest, UnloadRequest
 
 async def listed(request: Request, pool: ModelPool, most: int) -> Response:
     """GET /v1/models."""
-    return JSONResponse({"object": "list", "data": entries(pool)})
+    models = await asyncio.to_thread(pool.models.all)
+    residents = _residents(pool)
+    data = [_entry(model, residents.get(model.name)) for model in models]
+    return JSONResponse({"object": "list", "data": data})
 
 
 async def one(request: Request, pool: ModelPool, most: int) -> Response:
     """GET /v1/models/NAME. Raises UnknownModel."""
-    name = request.path_params["name"]
-    model = pool.models.find(name)
-    return JSONResponse(_entry(model, _residents(pool).get(name)))
+    model = await asyncio.to_thread(pool.models.find, request.path_params["name"])
+    return JSONResponse(_entry(model, _residents(pool).get(model.name)))
 
 
 async def load(request: Request, pool: ModelPool, most: int) -> Response:
     """POST /models/load: answers when the model is loaded. most: bytes of the body."""
     asked = await read_body(request, LoadRequest, most)
-    pool.models.find(asked.model)  # also where the pool has one model only
+    # A pool with one model ignores names, but it does not load another one.
+    await asyncio.to_thread(pool.models.find, asked.model)
     async with pool.acquire(asked.model):
         return JSONResponse({"success": True})
 
@@ -41,15 +45,8 @@ async def load(request: Request, pool: ModelPool, most: int) -> Response:
 async def unload(request: Request, pool: ModelPool, most: int) -> Response:
     """POST /models/unload: answers when the model is unloaded."""
     asked = await read_body(request, UnloadRequest, most)
-    if not await pool.unload(asked.model, cancel=asked.cancel):
-        pool.models.find(asked.model)
+    await pool.unload(asked.model, cancel=asked.cancel)
     return JSONResponse({"success": True})
-
-
-def entries(pool: ModelPool) -> list[dict[str, Any]]:
-    """All models, and the state of those in memory."""
-    residents = _residents(pool)
-    return [_entry(model, residents.get(model.name)) for model in pool.models.all()]
 
 
 def _residents(pool: ModelPool) -> dict[str, Resident]:

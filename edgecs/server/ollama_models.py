@@ -58,7 +58,7 @@ def _running(resident: Resident) -> dict[str, Any]:
 
 async def show(pool: ModelPool, request: Request, asked: ShowRequest) -> Response:
     """POST /api/show: all that is known of a model in memory, else of its file."""
-    model = _meant(pool, asked)
+    model = await _meant(pool, asked)
     engine = _loaded(pool).get(model.name)
     found: dict[str, Any] = {}
     if engine is not None:
@@ -81,7 +81,7 @@ async def show(pool: ModelPool, request: Request, asked: ShowRequest) -> Respons
 
 async def pull(pool: ModelPool, request: Request, asked: PullRequest) -> Response:
     """POST /api/pull: of a model that is here, unless the server may download."""
-    model = _meant(pool, asked)
+    model = await _meant(pool, asked)
     if asked.stream is False:
         await asyncio.to_thread(pool.models.path, model)
         return JSONResponse({"status": "success"})
@@ -103,13 +103,13 @@ async def api_version(pool: ModelPool, request: Request, asked: None) -> Respons
     return JSONResponse({"version": VERSION})
 
 
-def _meant(pool: ModelPool, asked: ShowRequest | PullRequest) -> ServedModel:
+async def _meant(pool: ModelPool, asked: ShowRequest | PullRequest) -> ServedModel:
     """The model of a request. Raises Refused, UnknownModel."""
     name = asked.model or asked.name
     if not name:
         raise Refused(400, "model is required")
     try:
-        return pool.models.find(name)
+        return await asyncio.to_thread(pool.models.find, name)
     except UnknownModel as error:
         raise Refused(404, f"model {name!r:.200} not found: {error}") from error
 

@@ -134,7 +134,7 @@ class ModelPool:
         differently; 0: not at all, None: for ever, ...: as before. Raises UnknownModel,
         the errors of loading, and ModelError while the server shuts down.
         """
-        place = await self._enter(self._chosen(name))
+        place = await self._enter(await self._chosen(name))
         try:
             place.stop_timer()
             if not isinstance(keep_alive, EllipsisType):
@@ -147,11 +147,11 @@ class ModelPool:
     async def peek(self, name: str | None = None) -> AsyncIterator[Engine]:
         """The engine of a model that is loaded; this does not prolong its stay.
 
-        Raises ConfigError if it is not loaded.
+        Raises UnknownModel, and ConfigError if it is not loaded.
         """
-        place = self._places.get(self._chosen(name))
+        place = await self._found(await self._chosen(name))
         if place is None or place.state != "loaded":
-            chosen = self._chosen(name)
+            chosen = await self._chosen(name)
             raise ConfigError(
                 f"the model {chosen!r:.80} is not loaded: POST /models/load loads it"
             )
@@ -168,9 +168,9 @@ class ModelPool:
     async def unload(self, name: str, *, cancel: bool = False) -> bool:
         """Unload a model, and wait for that; False: it was not in memory.
 
-        Current answers end first; cancel: within a round.
+        Current answers end first; cancel: within a round. Raises UnknownModel.
         """
-        place = self._places.get(name)
+        place = await self._found(name)
         if place is None:
             return False
         if place.state == "loading":
@@ -199,16 +199,23 @@ class ModelPool:
         for host in [*self._hosts]:
             host.join()
 
-    def _chosen(self, name: str | None) -> str:
+    async def _chosen(self, name: str | None) -> str:
         if self.only_default:
             name = self.default
         name = name or self.default
         if name is None:
-            names = ", ".join(model.name for model in self.models.all())
+            models = await asyncio.to_thread(self.models.all)
+            names = ", ".join(model.name for model in models)
             raise ConfigError(
                 f"the request names no model: give `model`, one of {names or 'none'}"
             )
         return name
+
+    async def _found(self, name: str) -> _Place | None:
+        """The place of a model by any of its names. Raises UnknownModel."""
+        if name not in self._places:
+            name = (await asyncio.to_thread(self.models.find, name)).name
+        return self._places.get(name)
 
     async def _enter(self, name: str) -> _Place:
         """The place of a model, with one more user; it may still be loading."""
@@ -218,8 +225,9 @@ class ModelPool:
             place = self._places.get(name)
             if place is None:
                 model = await asyncio.to_thread(self.models.find, name)
+                name = model.name
                 if name in self._places or self._closing:
-                    continue  # another request was faster
+                    continue  # it has several names, or another request was faster
                 place = self._places[name] = _Place(model, self.limits.keep_alive)
                 self._start(self._bring(place))
             elif place.state == "unloading" or place.unwanted:

@@ -72,6 +72,8 @@ def test_a_model_of_the_store_has_its_name(tmp_path: Path):
     assert found == ServedModel(KNOWN, KNOWN, path)
     assert found.size == manifest.size
     assert models.all() == [found]
+    for other in (f"{KNOWN}:latest", KNOWN.upper()):
+        assert models.find(other) == found
     with pytest.raises(UnknownModel, match=f"did you mean '{KNOWN}'"):
         models.find(KNOWN[:-1])
 

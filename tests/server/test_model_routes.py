@@ -77,7 +77,7 @@ def test_an_unknown_name_gets_404_with_the_names(http: httpx.Client, name: str):
     refused(ask(http, name), 404, "the models are a, b, broken")
     refused(http.post("/models/load", json={"model": name}), 404, "there is no model")
     refused(http.post("/models/unload", json={"model": name}), 404, "there is no model")
-    refused(http.get(f"/props?model={name}"), 400, "is not loaded")
+    refused(http.get(f"/props?model={name}"), 404, "there is no model")
 
 
 def test_a_request_without_a_name_gets_the_names(http: httpx.Client):

@@ -448,6 +448,21 @@ def test_when_a_model_is_unloaded_is_known():
     asyncio.run(go())
 
 
+def test_all_names_of_a_model_are_one_model():
+    async def go() -> None:
+        pool = pool_of(limits=Limits(2))
+        async with pool.acquire("a:latest") as one, pool.acquire("a") as same:
+            assert one is same
+        async with pool.peek("a:latest") as same:
+            assert one is same
+        assert [place.name for place in pool.residents()] == ["a"]
+        assert await pool.unload("a:latest")
+        assert pool.residents() == []
+        pool.join()
+
+    asyncio.run(go())
+
+
 def test_the_time_of_a_model_in_use_does_not_run():
     async def go() -> None:
         pool = pool_of(limits=Limits(1, 300.0))

@@ -134,11 +134,7 @@ def _first(
 
 def _suitable(connection: Connection, values: Mapping[str, Any]) -> Served:
     """The model of the command on a server, loaded if it was not. Raises NotServed."""
-    wanted = reference(values["model"])
-    entries = connection.call("GET", "/v1/models").get("data")
-    name = next((n for n, ref in _references(entries) if ref == wanted), None)
-    if name is None:
-        raise NotServed(f"it does not serve {wanted}")
+    name = _served_name(connection, reference(values["model"]))
     connection.call("POST", "/models/load", {"model": name})
     props = connection.call("GET", f"/props?model={quote(name)}")
     n_ctx = props.get("n_ctx")
@@ -149,6 +145,20 @@ def _suitable(connection: Connection, values: Mapping[str, Any]) -> Served:
     if difference := _difference(props.get("settings"), values):
         raise NotServed(f"its {difference} is another one")
     return Served(connection, name, n_ctx)
+
+
+def _served_name(connection: Connection, wanted: str) -> str:
+    """The server's name of the model that a reference means. Raises NotServed."""
+    if os.path.isabs(wanted):
+        entries = connection.call("GET", "/v1/models").get("data")
+        found = [name for name, ref in _references(entries) if ref == wanted]
+    else:  # the server knows other names of its models
+        entry = connection.call("GET", f"/v1/models/{quote(wanted, safe='')}")
+        pairs = _references([entry])
+        found = [name for name, ref in pairs if not os.path.isabs(ref)]
+    if not found:
+        raise NotServed(f"it does not serve {wanted}")
+    return found[0]
 
 
 def _references(entries: Any) -> Iterator[tuple[str, str]]:
