@@ -20,7 +20,6 @@ from edgecs.server.ollama import FRAMING
 from edgecs.server.ollama_schemas import PullRequest, ShowRequest
 from edgecs.server.pool import ModelPool, Resident
 from edgecs.server.replies import Refused, event_stream, refusal
-from edgecs.tuning.quantisations import quantisation
 
 # Clients ask for a version before they use what came with it; this API is that of 0.12.
 VERSION = "0.12.0"
@@ -72,7 +71,7 @@ async def show(pool: ModelPool, request: Request, asked: ShowRequest) -> Respons
             "template": (engine and engine.chat_template) or "",
             "license": str(found.get("general.license", "")),
             "modified_at": _modified(model),
-            "details": _details(model, engine),
+            "details": _details(engine),
             "model_info": found,
             "capabilities": ["completion", *(["thinking"] if can_think else [])],
         }
@@ -127,13 +126,12 @@ def _entry(model: ServedModel, engine: Engine | None) -> dict[str, Any]:
     }
     # Ollama's is the digest of what it keeps about a model, not of the weights.
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    return {**about, "digest": digest, "details": _details(model, engine)}
+    return {**about, "digest": digest, "details": _details(engine)}
 
 
-def _details(model: ServedModel, engine: Engine | None) -> dict[str, Any]:
-    """What the file says of a model in memory; else what its name does."""
-    family, size = "", ""
-    type_ = quantisation(model.path.stem)[1] if model.path else ""
+def _details(engine: Engine | None) -> dict[str, Any]:
+    """What the file says of a model in memory."""
+    family, size, type_ = "", "", ""
     if engine is not None:
         loaded = engine.loaded.model
         family = str(loaded.metadata.get("general.architecture", ""))
