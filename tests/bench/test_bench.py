@@ -381,7 +381,7 @@ def test_a_place_is_looked_at_and_not_touched(
     bench, tmp_path: Path, prompts: Path, monkeypatch, option: str
 ):
     """The file is there as it was until there is something to write."""
-    monkeypatch.setattr("edgecs_cli.options.recipe.find_files", missing)
+    monkeypatch.setattr("edgecs.runtime.builder.find_files", missing)
     new, old = tmp_path / "new.json", tmp_path / "old.json"
     before = PAGE.decode() if option == "--report" else '{"format": "edgecs-x"}\n'
     old.write_text(before)
