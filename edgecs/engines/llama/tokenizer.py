@@ -22,14 +22,18 @@ from edgecs.hub.compatibility import real_size
 if TYPE_CHECKING:
     from edgecs.grammar.mask import TokenTrie
 
+_USUAL = 256  # bytes that are enough for the text of most tokens
+
 
 class LlamaVocabulary:
-    """Converts text to ids and back with the vocabulary of a loaded model."""
+    """Converts text to ids and back with the vocabulary of a loaded model.
+
+    It may be used by several threads.
+    """
 
     def __init__(self, model: lib.llama_model_p) -> None:
         self._vocab = vocab = lib.llama_model_get_vocab(model)
         self.closed = False
-        self._buffer = ctypes.create_string_buffer(256)
         self.size: int = lib.llama_vocab_n_tokens(vocab)
         self.ends = frozenset(
             token for token in range(self.size) if lib.llama_vocab_is_eog(vocab, token)
@@ -119,14 +123,16 @@ class LlamaVocabulary:
 
     def _render(self, token: int, *, special: bool) -> bytes:
         self._refuse_if_closed()
+        size = _USUAL
         while True:
-            buffer = self._buffer
+            # One for each call: a server's threads render at the same time.
+            buffer = ctypes.create_string_buffer(size)
             count = lib.llama_token_to_piece(
-                self._vocab, token, buffer, len(buffer), 0, special
+                self._vocab, token, buffer, size, 0, special
             )
             if count >= 0:
                 return ctypes.string_at(buffer, count)
-            self._buffer = ctypes.create_string_buffer(-count)
+            size = -count
 
 
 def read_pieces(gguf: Path) -> list[bytes]:
