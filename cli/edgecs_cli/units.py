@@ -151,7 +151,7 @@ def _install(unit: Unit, arguments: list[str], drain: float) -> None:
 
 def _remove(unit: Unit) -> None:
     if not _is_ours(unit.path):
-        say(f"there is no unit {unit.path}: nothing to remove")
+        say(f"the unit {unit.path} does not exist, so there is nothing to remove")
         return
     wanted = unit.path.parent / "default.target.wants" / unit.name
     try:

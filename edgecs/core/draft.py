@@ -300,7 +300,7 @@ class OneSequence:
         return 0
 
     def copy(self, source: int, target: int, length: int) -> bool:
-        """Returns False: there is no other sequence."""
+        """Returns False, as it has one sequence."""
         return False
 
 

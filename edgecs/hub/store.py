@@ -110,7 +110,7 @@ class Store:
     def named(self, name: str) -> Model | None:
         """A model by its name or as user/repo[:quant], never by a path. No network.
 
-        None: there is no such name. This is for names from other machines.
+        None: the name is unknown. For names that come from other machines.
         """
         manifest = self._named_manifest(name)
         return Model(manifest, self._local(manifest)) if manifest else None

@@ -75,13 +75,13 @@ def load(
             exact=exact,
         )
     folders = Folders(folder, offline) if folder else Folders(offline=offline)
-    files = find_files(recipe, folders, progress or _nobody)
+    files = find_files(recipe, folders, progress or _silent)
     with ExitStack() as undo:
         runtime = undo.enter_context(build(recipe, files, folders))
         return Model(runtime, undo.pop_all())
 
 
-def _nobody(what: str, done: int, total: int) -> None:
+def _silent(what: str, done: int, total: int) -> None:
     """Ignore progress."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -111,7 +112,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
-class _Form:
+class _Form(ABC):
     """What the lines of chats and generations have in common."""
 
     nothing: Mapping[str, Any]  # an empty text
@@ -138,9 +139,9 @@ class _Form:
                     yield {**self._head(), **said, **found, "done": False}
         yield {**self._head(), **self.nothing, **self._end()}
 
+    @abstractmethod
     def _said(self, thought: str, text: str) -> dict[str, Any]:
         """The fields that have some text."""
-        raise NotImplementedError
 
     def _more(self, choice: Choice) -> dict[str, Any]:
         """More fields of the last line."""

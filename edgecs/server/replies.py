@@ -146,8 +146,8 @@ class Framing:
     """The bytes of a stream.
 
     event, error: of an event, and of the error that ends a stream. ping: keeps the
-    connection alive between events; None: there is no such line. end: closes a complete
-    stream.
+    connection alive between events; None: the form has no such line. end: closes a
+    complete stream.
     """
 
     event: Callable[[Any], bytes]

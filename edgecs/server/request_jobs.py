@@ -110,13 +110,13 @@ async def jobs_of(
         jobs.append(
             Job(
                 prompt,
-                asked.most,
-                asked.stops,
-                rule,
-                logprobs,
-                asked.token_details,
-                asked.speculative is not False,
-                time.monotonic() + seconds,
+                max_tokens=asked.most,
+                stop=asked.stops,
+                rule=rule,
+                logprobs=logprobs,
+                details=asked.token_details,
+                speculate=asked.speculative is not False,
+                deadline=time.monotonic() + seconds,
             )
         )
     return jobs

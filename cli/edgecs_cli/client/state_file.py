@@ -1,8 +1,8 @@
 """The files by which commands find the servers that their user runs on this machine.
 
 Each server has a file in the user's state folder, which it removes at its end. A file
-counts only if it is the user's and nobody else can read it. What it says is not
-believed: see `edgecs.server.local_key` for how a server proves itself.
+counts only if it belongs to the user and other users cannot read it. Its content is not
+trusted: `edgecs.server.local_key` says how a server proves itself.
 """
 
 from __future__ import annotations

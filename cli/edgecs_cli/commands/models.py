@@ -20,7 +20,7 @@ from edgecs_cli.options.shared import (
     reports_errors,
 )
 
-_NONE = "there is no model here: edgecs models search shows some, models pull gets one"
+_NONE = "there is no model here: edgecs models search lists some, edgecs pull gets one"
 
 
 @click.group()
