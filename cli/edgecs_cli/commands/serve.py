@@ -205,7 +205,7 @@ def serve(**values: Any) -> int:
     except ImportError as error:
         raise ConfigError(
             f"the server needs packages that are not installed ({error.name}): install "
-            "edgecs[serve]"
+            "edgecs[serve] (docs/install.md)"
         ) from error
     key = _key(wishes)
     running.check_access(wishes.host, key)
