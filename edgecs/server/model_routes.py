@@ -14,8 +14,9 @@ from starlette.responses import JSONResponse, Response
 
 from edgecs.runtime.served_models import ServedModel
 from edgecs.server import openai
-from edgecs.server.pool import ModelPool, Resident
+from edgecs.server.pool import ModelPool
 from edgecs.server.replies import read_body
+from edgecs.server.residency import Resident
 from edgecs.server.schemas import LoadRequest, UnloadRequest
 
 

@@ -18,8 +18,9 @@ from edgecs.server.endpoint import AboutEndpoint
 from edgecs.server.engine import Engine
 from edgecs.server.ollama import FRAMING
 from edgecs.server.ollama_schemas import PullRequest, ShowRequest
-from edgecs.server.pool import ModelPool, Resident
+from edgecs.server.pool import ModelPool
 from edgecs.server.replies import Refused, event_stream, refusal
+from edgecs.server.residency import Resident
 
 # Clients ask for a version before they use what came with it; this API is that of 0.12.
 VERSION = "0.12.0"

@@ -14,58 +14,24 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from types import EllipsisType
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from edgecs.errors import Cancelled, ConfigError, EdgecsError, ModelError
 from edgecs.runtime.served_models import ServedModel, ServedModels
 from edgecs.server.engine import Engine
 from edgecs.server.host_thread import HostThread
-from edgecs.server.keep_alive import USUAL
+from edgecs.server.residency import Limits, Resident, State
 
 logger = logging.getLogger("edgecs")
 
+_AGAIN = 0.1  # chosen: seconds between attempts to cancel answers
+
 Load = Callable[[ServedModel, threading.Event], AbstractContextManager[Engine]]
 """Loads a model; setting the event stops that with Cancelled, and later answers."""
-State = Literal["loading", "loaded", "unloading"]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How many models are in memory, and how long.
-
-    most: 0: as many as fit. keep_alive: seconds after the last answer; None: for ever.
-    """
-
-    most: int = 1
-    keep_alive: float | None = USUAL
-
-
-class Resident(NamedTuple):
-    """A snapshot of a model in memory.
-
-    users: requests that use it or wait for it. expires_at: `time.time` at which it is
-    unloaded if no request comes; None: never.
-    """
-
-    model: ServedModel
-    state: State
-    users: int
-    expires_at: float | None
-    engine: Engine | None  # None: not loaded yet, or being freed
-
-    @property
-    def name(self) -> str:
-        """The name that requests use."""
-        return self.model.name
-
-    @property
-    def size(self) -> int:
-        """Bytes of its files."""
-        return self.model.size
 
 
 class _Place:
@@ -177,11 +143,20 @@ class ModelPool:
             place.unwanted = True
             if place.host:
                 place.host.cancel()
-        elif cancel:
-            place.opened.result().cancel()
         self._retire(place)
+        if cancel and place.state == "unloading":
+            await self._cancel(place)
         await place.gone.wait()
         return True
+
+    async def _cancel(self, place: _Place) -> None:
+        """End the answers of a model, also those that are about to begin."""
+        engine = place.opened.result()
+        while place.users:
+            engine.cancel()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_AGAIN):
+                    await place.idle.wait()
 
     def stop_loading(self) -> None:
         """Begin the end of the server: no model is loaded any more."""

@@ -20,7 +20,8 @@ from edgecs.sampling.settings import Sampling
 from edgecs.server.app import Serving, create_app
 from edgecs.server.engine import Engine
 from edgecs.server.job import Ended, Event, Job, SlotState, Totals
-from edgecs.server.pool import Limits, ModelPool, Resident
+from edgecs.server.pool import ModelPool
+from edgecs.server.residency import Limits, Resident
 from edgecs.session.answer import FinishReason, Token
 from edgecs.session.stats import Stats
 from edgecs.testing.fakes import ByteTokenizer

@@ -19,7 +19,8 @@ from edgecs.server import run as running
 from edgecs.server.app import Serving
 from edgecs.server.engine import Engine
 from edgecs.server.local_key import LocalKey
-from edgecs.server.pool import Limits, Load, ModelPool
+from edgecs.server.pool import Load, ModelPool
+from edgecs.server.residency import Limits
 
 OPTIONS = LoadOptions(n_ctx=512, n_batch=64, threads=1, sequences=3)
 WAIT = 60.0  # seconds after which a test has failed

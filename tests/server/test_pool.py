@@ -27,7 +27,8 @@ from edgecs.runtime.served_models import ServedModel, ServedModels, UnknownModel
 from edgecs.server.engine import Engine
 from edgecs.server.host_thread import HostThread
 from edgecs.server.keep_alive import seconds_of
-from edgecs.server.pool import Limits, ModelPool
+from edgecs.server.pool import ModelPool
+from edgecs.server.residency import Limits
 
 NAMES = ["a", "b", "c"]
 
@@ -461,6 +462,23 @@ def test_all_names_of_a_model_are_one_model():
         pool.join()
 
     asyncio.run(go())
+
+
+def test_answers_that_begin_after_a_cancellation_are_cancelled_too():
+    async def go() -> None:
+        pool = pool_of()
+        async with pool.acquire("a") as found:
+            engine = cast(FakeEngine, found)
+            unloading = asyncio.create_task(pool.unload("a", cancel=True))
+            while engine.cancels < 3:  # an answer may begin between any two
+                loop.ahead += 1
+                await asyncio.sleep(0)
+        assert await unloading
+        pool.join()
+
+    loop = Clocked()
+    loop.run_until_complete(go())
+    loop.close()
 
 
 def test_the_time_of_a_model_in_use_does_not_run():

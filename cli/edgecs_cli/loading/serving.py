@@ -20,7 +20,8 @@ from edgecs.runtime.served_models import (
 )
 from edgecs.server.engine import Engine
 from edgecs.server.keep_alive import USUAL, seconds_of
-from edgecs.server.pool import Limits, ModelPool
+from edgecs.server.pool import ModelPool
+from edgecs.server.residency import Limits
 from edgecs_cli.loading.describe import introduce
 from edgecs_cli.options.recipe import Call
 
