@@ -266,6 +266,9 @@ class TestPsAndStop:
             usage: Any = told[0].get("usage")  # None: cancelled in the queue
             used = usage["completion_tokens"] if usage else 0
             assert (used < 400 * _ANSWERS) == cancel
+            choices: Any = told[0].get("choices", [])
+            assert {choice["finish_reason"] for choice in choices} <= {"length"}
+            assert cancel or len(choices) == _ANSWERS
 
 
 _ANSWERS = 10  # so many that they do not end before they are cancelled

@@ -45,6 +45,7 @@ class Shared(CachingModel):
         self.copies: list[tuple[int, int, int]] = []
         self.calls: list[list[int]] = []  # tokens of every request of every call
         self.gate: threading.Event | None = None
+        self.free = 0  # calls for which the gate is open
 
     def law(self, prefix):
         return super().law(prefix[-3:])
@@ -54,7 +55,7 @@ class Shared(CachingModel):
         return super().copy(source, target, length)
 
     def score(self, requests):
-        if self.gate is not None:
+        if self.gate is not None and len(self.calls) >= self.free:
             assert self.gate.wait(WAIT)
         rows = super().score(requests)
         self.calls.append([found.fed for found in rows])
@@ -223,10 +224,10 @@ SYSTEM = [1, 2, 3, 4] * 25  # a prefix of several conversations
 
 def test_a_shared_prefix_is_copied_and_not_read_again():
     target = Shared(3, copy_cost=10)
+    target.gate, target.free = threading.Event(), 1
     with scheduler(target) as made:
         first = Client(made, job([*SYSTEM, 1, 1], 200))
         assert isinstance(first.next(), list)  # it goes on while the others come
-        target.gate = threading.Event()
         others = [Client(made, job([*SYSTEM, 2, i], 20)) for i in range(2)]
         target.gate.set()
         for i, client in enumerate(others):
@@ -326,10 +327,10 @@ def test_a_conversation_stays_in_its_slot_though_its_last_answer_is_dropped():
 
 def test_a_client_that_leaves_frees_its_slot_within_a_round():
     target = Shared(1)
+    target.gate, target.free = threading.Event(), 1
     with scheduler(target, drafts=False) as made:
         first = Client(made, job([1], 390))
         assert isinstance(first.next(), list)
-        target.gate = threading.Event()
         second = Client(made, job([2], 5))
         first.ticket.cancel()
         target.gate.set()
