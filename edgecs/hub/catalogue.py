@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from edgecs.hub.manifest import Manifest
-from edgecs.hub.quantization import QUANT
+from edgecs.hub.quantisation import QUANT
 
 _TAGGED = re.compile(rf"(?P<name>.+?)[:-](?P<quant>{QUANT})", re.IGNORECASE)
 _LATEST = ":latest"

@@ -19,7 +19,7 @@ from edgecs.core.reading import reason
 from edgecs.errors import FetchError, ModelError
 from edgecs.hub.download import split_parts
 from edgecs.hub.manifest import HubSource, build
-from edgecs.hub.quantization import is_model
+from edgecs.hub.quantisation import is_model
 
 _HTTP_LIBRARIES = {"requests", "urllib3", "httpx", "httpcore"}
 

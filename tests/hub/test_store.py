@@ -10,7 +10,7 @@ import pytest
 
 from edgecs.errors import ModelError
 from edgecs.hub.manifest import HubSource
-from edgecs.hub.quantization import choose_file
+from edgecs.hub.quantisation import choose_file
 from edgecs.hub.store import Store
 
 FILES = [

@@ -1,4 +1,4 @@
-"""Which GGUF of a repository is meant, by its quantization."""
+"""Which GGUF of a repository is meant, by its quantisation."""
 
 from __future__ import annotations
 
