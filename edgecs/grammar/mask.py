@@ -194,32 +194,6 @@ class GrammarMask:
         )
 
 
-class DraftMask:
-    """A grammar's mask for drafters: not applied where they cannot match it.
-
-    After a path that the grammar refuses, or if a trimmed vocabulary has no token that
-    may follow, their drafts are rejected, which is not an error.
-    """
-
-    def __init__(self, mask: GrammarMask) -> None:
-        self._mask = mask
-
-    def allows(self, answer: Tokens, token: int) -> bool:
-        """See `GrammarMask.allows`."""
-        try:
-            return self._mask.allows(answer, token)
-        except ConfigError:
-            return True
-
-    def mask(self, row: Row, answer: Tokens) -> Row:
-        """See `GrammarMask.mask`."""
-        try:
-            masked = self._mask.mask(row, answer)
-        except ConfigError:
-            return row
-        return masked if masked.max() > -np.inf else row
-
-
 def _common(a: Tokens, b: Tokens) -> int:
     """Length of the longest common prefix."""
     length = min(a.size, b.size)

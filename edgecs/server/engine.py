@@ -7,12 +7,14 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from edgecs.core.context import Tokens
 from edgecs.errors import ConfigError, ContextFull
+from edgecs.grammar.lazy import LazyGrammar
 from edgecs.grammar.mask import Grammar
 from edgecs.runtime.builder import Runtime, session_of
 from edgecs.sampling.chain import Rule
@@ -21,7 +23,10 @@ from edgecs.server.job import Event, Job, Ticket
 from edgecs.server.prefix_store import PREFIX_BYTES, open_store
 from edgecs.server.scheduler import Scheduler
 from edgecs.text.chat_template import ChatTemplate
+from edgecs.text.detokenizer import Tokenizer
 from edgecs.text.thoughts import OPENS
+from edgecs.toolcalls.family import Family
+from edgecs.toolcalls.recognise import family_of
 
 
 class Engine:
@@ -78,6 +83,16 @@ class Engine:
         """The source of the model's template."""
         return self.loaded.model.vocabulary.chat_template
 
+    @cached_property
+    def family(self) -> Family:
+        """How the model writes tool calls."""
+        return family_of(self.chat_template or "")
+
+    @property
+    def vocabulary(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.loaded.model.vocabulary
+
     @property
     def can_think(self) -> bool:
         """Whether the model's template knows of thoughts."""
@@ -94,12 +109,14 @@ class Engine:
         beginning: str = "",
         *,
         thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> Tokens:
         """The prompt ids of a conversation. Raises ConfigError.
 
         See `ChatTemplate.encode`.
         """
-        return self._with_template().encode(messages, beginning, thinking=thinking)
+        template = self._with_template()
+        return template.encode(messages, beginning, thinking=thinking, tools=tools)
 
     def _with_template(self) -> ChatTemplate:
         if self._template is None:
@@ -141,7 +158,7 @@ class Engine:
         """The bytes of a token."""
         return self.loaded.model.vocabulary.piece(token)
 
-    def rule(self, sampling: Sampling, grammar: Grammar | None) -> Rule:
+    def rule(self, sampling: Sampling, grammar: Grammar | LazyGrammar | None) -> Rule:
         """How tokens are chosen. Raises ConfigError."""
         return self.loaded.rule(sampling, grammar)
 

@@ -131,7 +131,8 @@ class Source:
 def said(source: Source, triggers: Triggers, *, first: bool) -> Steps[bool]:
     """Text up to a trigger; returns whether there is one.
 
-    White space before a trigger is not returned, and belongs to the call. first: it is the start of the answer.
+    White space before a trigger is not returned, and belongs to the call. first: it is
+    the start of the answer.
     """
     source.keep()
     while True:

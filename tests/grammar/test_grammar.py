@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from edgecs.errors import ConfigError
 from edgecs.grammar import lark
+from edgecs.grammar.draft_mask import DraftMask
 from edgecs.grammar.gbnf import Alt, Chars, Node, Ref, Repeat, Seq, parse
-from edgecs.grammar.mask import DraftMask, Grammar, GrammarMask
+from edgecs.grammar.mask import Grammar, GrammarMask
 from edgecs.grammar.trie import TokenTrie
 from edgecs.testing.fakes import ByteTokenizer, TableModel
 
