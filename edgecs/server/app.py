@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -43,6 +44,7 @@ from edgecs.server.schemas import (
     TemplateRequest,
     TokenizeRequest,
 )
+from edgecs.server.tool_use import told, tool_use
 from edgecs.server.web import page_routes
 
 MOST_BODY = 16 << 20  # bytes
@@ -139,11 +141,13 @@ def create_app(serving: Serving) -> Starlette:
 
     async def apply_template(request: Request, engine: Engine) -> Response:
         asked = await read_body(request, TemplateRequest, serving.most_body)
-        messages = [message.plain() for message in asked.messages]
-        text = await asyncio.to_thread(engine.render, messages)
+        use = tool_use(engine.family, asked)
+        messages, tools = told(engine.family, asked.messages, use)
+        text = await asyncio.to_thread(engine.render, messages, tools)
         reply: dict[str, Any] = {"prompt": text}
         if asked.with_tokens:
-            ids = await asyncio.to_thread(engine.encode_chat, messages)
+            encode = partial(engine.encode_chat, messages, tools=tools)
+            ids = await asyncio.to_thread(encode)
             reply["tokens"] = ids.tolist()
         return JSONResponse(reply)
 

@@ -99,9 +99,13 @@ class Engine:
         source = self.chat_template or ""
         return OPENS in source or "enable_thinking" in source
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         """The prompt text of a conversation. Raises ConfigError."""
-        return self._with_template().render(messages)
+        return self._with_template().render(messages, tools=tools)
 
     def encode_chat(
         self,

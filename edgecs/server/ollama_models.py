@@ -64,6 +64,8 @@ async def show(pool: ModelPool, request: Request, asked: ShowRequest) -> Respons
     if engine is not None:
         found |= sorted(engine.loaded.model.metadata.items())
         found["general.parameter_count"] = engine.loaded.model.parameters
+    # Every model can that has a chat template, which is known once it is loaded.
+    can_call = engine is None or bool(engine.chat_template)
     can_think = engine is not None and engine.can_think
     return JSONResponse(
         {
@@ -74,7 +76,11 @@ async def show(pool: ModelPool, request: Request, asked: ShowRequest) -> Respons
             "modified_at": _modified(model),
             "details": _details(engine),
             "model_info": found,
-            "capabilities": ["completion", *(["thinking"] if can_think else [])],
+            "capabilities": [
+                "completion",
+                *(["tools"] if can_call else []),
+                *(["thinking"] if can_think else []),
+            ],
         }
     )
 

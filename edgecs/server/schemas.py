@@ -200,7 +200,7 @@ class DetokenizeRequest(_Body):
     tokens: list[int] = Field(max_length=MOST_TEXT)
 
 
-class TemplateRequest(_Body):
+class TemplateRequest(_Body, ToolFields):
     """POST /apply-template. with_tokens: also return the ids of the prompt."""
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgecs.errors import ConfigError
-from edgecs.server.schemas import ChatRequest, Message
-from edgecs.server.tool_schemas import CalledTool, NamedChoice
+from edgecs.server.schemas import Message
+from edgecs.server.tool_schemas import CalledTool, NamedChoice, ToolFields
 from edgecs.toolcalls.family import Family
 from edgecs.toolcalls.tool import Tool
 from edgecs.toolcalls.use import ToolUse
 
 
-def tool_use(family: Family, asked: ChatRequest) -> ToolUse | None:
+def tool_use(family: Family, asked: ToolFields) -> ToolUse | None:
     """The tools that an answer may call; None: there are none. Raises ConfigError."""
     choice, only = asked.tool_choice, None
     if isinstance(choice, NamedChoice):

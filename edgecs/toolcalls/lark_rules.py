@@ -9,7 +9,7 @@ from edgecs.grammar.mask import WHITESPACE
 from edgecs.toolcalls.tool import Schema, Tool
 
 COMMON = r"""
-WS: /[ \t\r\n]{1,8}/
+WS: /[ \t]|(\r?\n){1,2}[ \t]{0,8}/
 """
 
 

@@ -60,10 +60,10 @@ def _model() -> SimpleNamespace:
 class ScriptedEngine(Engine):
     """Says `rounds`, a text for each round, to whatever it is asked.
 
-    error: comes instead of an end. thinks: the prompt opens a block of thoughts. template:
-    source of the chat template, from which only the family of the model is taken.
-    `jobs` are the jobs so far, `prompts` the conversations with the beginnings of
-    answers, `tools` those of the last one.
+    error: comes instead of an end. thinks: the prompt opens a block of thoughts.
+    template: source of the chat template, from which only the family of the model is
+    taken. `jobs` are the jobs so far, `prompts` the conversations with the beginnings
+    of answers, `tools` those of the last one.
     """
 
     def __init__(
@@ -110,7 +110,11 @@ class ScriptedEngine(Engine):
         text = "".join(f"{m['role']}: {m['content']}\n" for m in messages)
         return self.encode(text + ("<think>" if self.thinks else "") + beginning)
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         return "".join(f"{m['role']}: {m['content']}\n" for m in messages)
 
     @property

@@ -63,12 +63,13 @@ def serving(
     folder: Path,
     serving: Serving | None = None,
     slots: int = OPTIONS.sequences,
+    n_ctx: int = OPTIONS.n_ctx,
     drafts: tuple[str, ...] = (),
     matrix: KMatrix | None = None,
     **engine: Any,
 ) -> Iterator[str]:
     """A server with the model of a file; its address."""
-    options = replace(OPTIONS, sequences=slots)
+    options = replace(OPTIONS, sequences=slots, n_ctx=n_ctx)
     state = serving or Serving()
     state.pool = state.pool or ModelPool(
         named(path, "tiny"),
