@@ -45,7 +45,8 @@ class Harmony:
     def rules(self, wanted: Wanted, marker: Markers) -> str:
         """See `Family`."""
         channel, message = marker(CHANNEL), marker(MESSAGE)
-        form = f'(" "? {marker(CONSTRAIN)}? "json")? {message}'
+        constrain = marker(CONSTRAIN)
+        form = f'((" " {constrain}? | {constrain}) "json")? {message}'
         made = rules_for(
             wanted.tools, lambda tool, args: f"{text(tool.name)} form {args}"
         )
