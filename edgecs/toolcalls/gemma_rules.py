@@ -89,7 +89,9 @@ class _Writer:
             return "object" if schema.get("additionalProperties", True) else '"{}"'
         required = {*schema.get("required", ())}
         first = rest = ""  # what may follow no member, and what may follow one
-        for key, one in reversed([*properties.items()]):
+        # The templates sort them, so this is the order that the model has seen.
+        for key in sorted(properties, key=str.lower, reverse=True):
+            one = properties[key]
             member = f"{text(f'{key}:')} {self.value(one)}"
             begun = self._rule(f"{member} {rest}".rstrip())
             then = self._rule(f'"," {begun}')

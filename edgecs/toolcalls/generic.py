@@ -31,9 +31,15 @@ For each function call, return a json object with function name and arguments wi
 
 
 class Generic(Hermes):
-    """Hermes' syntax, described by a system message."""
+    """Hermes' syntax, described by a system message.
+
+    system: whether the template takes one; if not, the user's message describes it.
+    """
 
     name = "generic"
+
+    def __init__(self, *, system: bool = True) -> None:
+        self._role = "system" if system else "user"
 
     def messages(
         self, messages: Sequence[Message], tools: Sequence[Tool]
@@ -41,7 +47,7 @@ class Generic(Hermes):
         """See `Family`. The template gets no tools."""
         made = list[dict[str, str]]()
         if tools:
-            made.append({"role": "system", "content": _ABOUT % _listed(tools)})
+            made.append({"role": self._role, "content": _ABOUT % _listed(tools)})
         for message in messages:
             role, text = str(message["role"]), str(message["content"])
             if role == "tool":
@@ -51,7 +57,7 @@ class Generic(Hermes):
             if made and made[-1]["role"] == role == "system":
                 made[-1]["content"] = f"{text}\n\n{made[-1]['content']}"
             elif made and made[-1]["role"] == role == "user":
-                made[-1]["content"] += f"\n{text}"
+                made[-1]["content"] += f"\n\n{text}"
             else:
                 made.append({"role": role, "content": text})
         return made, ()

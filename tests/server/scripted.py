@@ -73,7 +73,7 @@ class ScriptedEngine(Engine):
         stop: str | None = None,
         error: EdgecsError | None = None,
         thinks: bool = False,
-        template: str = "tools <tool_call>",
+        template: str = 'tools <tool_call> "arguments"',
     ) -> None:
         self.rounds, self.reason, self.stop, self.error = rounds, reason, stop, error
         self.template = template

@@ -222,7 +222,7 @@ class TestOpenAI:
         arguments = json.dumps(CITY, ensure_ascii=False)
         assert f'"arguments": {arguments}' in said["content"]
         assert result["role"] == "user"
-        assert result["content"] == "<tool_response>\nrain\n</tool_response>\nSo?"
+        assert result["content"] == "<tool_response>\nrain\n</tool_response>\n\nSo?"
 
     @pytest.mark.parametrize(
         ("more", "message"),

@@ -65,7 +65,7 @@ def _gemma(opens: str, closes: str, quote: str) -> Render:
         if isinstance(one, str):
             return f"{quote}{one}{quote}"
         if isinstance(one, dict):
-            return f"{{{','.join(f'{k}:{value(v)}' for k, v in one.items())}}}"
+            return f"{{{','.join(f'{k}:{value(v)}' for k, v in sorted(one.items()))}}}"
         if isinstance(one, list):
             return f"[{','.join(map(value, one))}]"
         return _json(one)

@@ -241,3 +241,31 @@ def test_thoughts_contain_no_calls():
 def test_tools_that_cannot_be_used_are_refused(tool: Tool, message: str):
     with pytest.raises(ConfigError, match=message):
         ToolUse(Hermes(), [NOW, tool]).grammar(ByteTokenizer(SIZE))
+
+
+_WORDS = st.sampled_from(["type", "properties", "required", "items", "enum", "const"])
+_WORDS |= st.sampled_from(["$ref", "$defs", "anyOf", "additionalProperties", "x"])
+_LEAVES = st.none() | st.booleans() | st.integers(-2, 2) | _WORDS
+_LEAVES |= st.sampled_from(["object", "string", "array", "#", "#/$defs/x", "#/x/y"])
+_SCHEMAS = st.recursive(
+    _LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(_WORDS, inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("kind", ["hermes", "qwen coder", "gemma 4"])
+@settings(deadline=None)
+@given(schema=st.dictionaries(_WORDS, _SCHEMAS, max_size=5))
+def test_any_schema_is_used_or_refused(kind: str, schema: dict[str, Any]):
+    made = ToolUse(FAMILIES[kind][0], [Tool("x", None, schema)], required=True)
+    vocabulary = ByteTokenizer(SIZE)
+    refused = False
+    try:
+        grammar, _ = made.grammar(vocabulary)
+    except ConfigError:
+        refused = True
+    if not refused:
+        grammar.over(TokenTrie.of(vocabulary, SIZE))
