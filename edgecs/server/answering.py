@@ -16,8 +16,8 @@ from edgecs.server.engine import Asked, Engine
 from edgecs.server.job import Event, Job
 from edgecs.server.replies import refusal, refused_body
 from edgecs.server.request_jobs import Constraint, grammar_of, jobs_of
+from edgecs.server.requested_tools import told, tool_use
 from edgecs.server.schemas import ChatRequest
-from edgecs.server.tool_use import told, tool_use
 from edgecs.text.thoughts import OPENS, Thoughts
 from edgecs.toolcalls.use import ToolUse
 

@@ -36,6 +36,7 @@ from edgecs.server.guard import Access, Guard
 from edgecs.server.keep_alive import seconds_of
 from edgecs.server.pool import ModelPool
 from edgecs.server.replies import Refused, body_of, read_body, refusal, unless_gone
+from edgecs.server.requested_tools import told, tool_use
 from edgecs.server.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -44,7 +45,6 @@ from edgecs.server.schemas import (
     TemplateRequest,
     TokenizeRequest,
 )
-from edgecs.server.tool_use import told, tool_use
 from edgecs.server.web import page_routes
 
 MOST_BODY = 16 << 20  # bytes

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from edgecs.text.triggers import Triggers
 from edgecs.toolcalls.events import Arguments, Begun, Finished
 from edgecs.toolcalls.family import Marked, Markers, Wanted
-from edgecs.toolcalls.gemma_rules import gemma_rules
+from edgecs.toolcalls.gemma_rules import calls_of
 from edgecs.toolcalls.source import Malformed, Source, Steps
 from edgecs.toolcalls.tool import Tool
 
@@ -32,7 +32,7 @@ class Gemma(Marked):
         return (
             f"calls: call{more}\n"
             f'call: {marker(self.opens)} "call:" one {marker(self.closes)}\n'
-            f"{gemma_rules(wanted.tools, self.quote, marker)}"
+            f"{calls_of(wanted.tools, self.quote, marker)}"
         )
 
     def call(self, source: Source, tools: Mapping[str, Tool]) -> Steps[None]:

@@ -35,7 +35,7 @@ _PLAIN = {
 }
 
 
-def gemma_rules(tools: Sequence[Tool], quote: str, marker: Markers) -> str:
+def calls_of(tools: Sequence[Tool], quote: str, marker: Markers) -> str:
     """`one`, a call of any of the tools. Raises ConfigError for too many rules."""
     writer = _Writer(quote, marker)
     options = []
