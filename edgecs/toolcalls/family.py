@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,12 +45,14 @@ class Family(Protocol):
     """The syntax of calls in one family.
 
     name: in messages. markers: its texts that may be control tokens; where they are,
-    an answer shows them. triggers: what begins a call.
+    an answer shows them.
     """
 
     name: str
     markers: Sequence[str]
-    triggers: Triggers
+
+    def begins(self, names: Iterable[str]) -> Triggers:
+        """What begins a call of one of the tools."""
 
     def rules(self, wanted: Wanted, marker: Markers) -> str:
         """The grammar from the first trigger on, in Lark, with the rule `calls`."""
@@ -71,14 +73,18 @@ class Marked(ABC):
     markers: Sequence[str]
     triggers: Triggers
 
+    def begins(self, names: Iterable[str]) -> Triggers:
+        """See `Family`."""
+        return self.triggers
+
     @abstractmethod
     def call(self, source: Source, tools: Mapping[str, Tool]) -> Steps[None]:
         """Parse the calls that begin here, with a trigger. Raises Malformed."""
 
     def parse(self, source: Source, tools: Mapping[str, Tool]) -> Steps[None]:
         """See `Family`."""
-        first = True
-        while (yield from said(source, self.triggers, first=first)):
+        triggers, first = self.begins(tools), True
+        while (yield from said(source, triggers, first=first)):
             first = False
             yield from attempt(source, self.call(source, tools))
 

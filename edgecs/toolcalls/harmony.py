@@ -10,7 +10,7 @@ for offline use cannot do, and its parser needs ids of that vocabulary.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from edgecs.text.triggers import Triggers
 from edgecs.toolcalls.events import Begun, Finished, Text, Thought
@@ -41,6 +41,10 @@ class Harmony:
         ),
         ((_TO,),),
     )
+
+    def begins(self, names: Iterable[str]) -> Triggers:
+        """See `Family`."""
+        return self.triggers
 
     def rules(self, wanted: Wanted, marker: Markers) -> str:
         """See `Family`."""

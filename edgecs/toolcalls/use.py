@@ -60,6 +60,10 @@ class ToolUse:
         """The tools that may be called."""
         return [t for t in self.tools if self.only in (None, t.name)]
 
+    @property
+    def _begins(self) -> Triggers:
+        return self.family.begins([tool.name for tool in self.callable])
+
     def parser(self) -> Parser:
         """A parser for one answer."""
         return Parser(self.family, self.callable)
@@ -87,6 +91,6 @@ class ToolUse:
         def piece(token: int) -> bytes:
             return spelled.shown.get(token) or vocabulary.piece(token)
 
-        triggers = Triggers((CLOSES,)) if after else self.family.triggers
+        triggers = Triggers((CLOSES,)) if after else self._begins
         thinks = None if after else thinks
         return LazyGrammar(grammar, triggers, piece, thinks), spelled.shown

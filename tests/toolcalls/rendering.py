@@ -28,6 +28,15 @@ def hermes(calls: Sequence[Call]) -> str:
     return "\n".join(f"<tool_call>\n{one}\n</tool_call>" for one in said)
 
 
+def bare(calls: Sequence[Call]) -> str:
+    ((name, args),) = calls
+    return _json({"name": name, "arguments": args})
+
+
+def fenced(calls: Sequence[Call]) -> str:
+    return f"```json\n{bare(calls)}\n```"
+
+
 def llama3(calls: Sequence[Call]) -> str:
     ((name, args),) = calls
     return _json({"name": name, "parameters": args})
@@ -91,6 +100,8 @@ def harmony_before(calls: Sequence[Call]) -> str:
 
 FAMILIES: dict[str, tuple[Family, Render, bool]] = {
     "hermes": (Hermes(), hermes, True),
+    "hermes without tags": (Hermes(), bare, False),
+    "hermes in a fence": (Hermes(), fenced, False),
     "generic": (Generic(), hermes, True),
     "llama3": (Llama3(), llama3, False),
     "llama3 with a tag": (Llama3(), tagged, False),
@@ -109,4 +120,5 @@ FAMILIES: dict[str, tuple[Family, Render, bool]] = {
 }
 """A family, how its calls are written, and whether an answer may have several."""
 
-NO_TEXT_BEFORE = {"llama3", "harmony", "harmony, channel last"}
+WITHOUT_TAGS = {"hermes without tags", "hermes in a fence"}
+NO_TEXT_BEFORE = {"llama3", "harmony", "harmony, channel last", *WITHOUT_TAGS}
