@@ -10,6 +10,7 @@ from threading import Event as Flag
 from types import SimpleNamespace
 from typing import Any
 
+from edgecs.chat.archive import Owner
 from edgecs.runtime.served_models import ServedModel
 from edgecs.server.app import Serving
 from edgecs.server.job import Ended, Event, Job
@@ -48,7 +49,14 @@ class PageEngine(ScriptedEngine):
         )
         session = SimpleNamespace(chain=CHAIN, off_reason=None)
         recipe = self.runtime.recipe
-        self.runtime = SimpleNamespace(recipe=recipe, session=session, tiers="all")
+        self.runtime = SimpleNamespace(
+            recipe=recipe,
+            session=session,
+            tiers="all",
+            exactness=dict,
+            parameters=lambda: None,
+        )
+        self.owner = Owner("tiny", "", "", 257)
 
     def ask(self, job: Job) -> Any:
         self.jobs.append(job)

@@ -80,6 +80,7 @@ class ScriptedEngine(Engine):
             recipe=Recipe("tiny"),
             session=SimpleNamespace(chain=["target"], off_reason=None),
             tiers=None,
+            parameters=lambda: None,
         )
         self.loaded: Any = SimpleNamespace(
             model=_model(),
