@@ -6,7 +6,6 @@ and a value of another type is `ServerLost`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -160,9 +159,9 @@ def _pairs(table: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
 
 def _number(table: Any, name: str) -> float:
     value = table.get(name) if isinstance(table, dict) else None
-    if not isinstance(value, int | float) or not -_MOST < value < _MOST:
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return 0.0
-    return max(0.0, value) if math.isfinite(value) else 0.0
+    return value if 0 <= value < _MOST else 0.0
 
 
 def _count(table: Any, name: str) -> int:

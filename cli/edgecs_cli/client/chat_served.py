@@ -151,12 +151,18 @@ class ServedSession:
                     self._bytes[piece.id] = piece.data
                     self.finish_reason = _reason(piece.ends)
                     yield Token(piece.id, piece.text, piece.source)
-        except ServerLost:
+        except ServerLost as error:
             if not self._stopped.is_set():
-                raise
+                raise _kept(error) if self._bytes else error
         if self.finish_reason is None:
             ended = _reason(stream.reason)
             self.finish_reason = "cancelled" if self._stopped.is_set() else ended
+
+
+def _kept(error: ServerLost) -> ServerLost:
+    return ServerLost(
+        f"{error}; what has arrived is kept, and the next question tries again"
+    )
 
 
 def _reason(stated: str | None) -> FinishReason | None:

@@ -33,7 +33,7 @@ class Stream:
         self.answered = Answered(chain=model.chain)
         self.reason: str | None = None
         self._model, self._url, self._detailed = model, model.connection.url, detailed
-        self._max_tokens, self._seen = max_tokens, 0
+        self._max_tokens, self._seen = max_tokens, 0  # tokens
         self._body = {**body, "model": model.name, "stream": True}
         self._body["token_details"] = detailed
         if max_tokens is not None:
@@ -71,6 +71,8 @@ class Stream:
                     raise lost(self._url)
                 if choice.get("finish_reason") is not None:
                     self.answered = answered_of(event)
+                    if self._detailed:  # then all of them were counted here
+                        self.answered.tokens = self._seen
                     self.reason = self.reason or self._reason(choice["finish_reason"])
                     yield choice
                     return
