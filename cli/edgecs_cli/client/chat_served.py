@@ -153,16 +153,14 @@ class ServedSession:
                     yield Token(piece.id, piece.text, piece.source)
         except ServerLost as error:
             if not self._stopped.is_set():
-                raise _kept(error) if self._bytes else error
+                raise self._told(error) from error
         if self.finish_reason is None:
             ended = _reason(stream.reason)
             self.finish_reason = "cancelled" if self._stopped.is_set() else ended
 
-
-def _kept(error: ServerLost) -> ServerLost:
-    return ServerLost(
-        f"{error}; what has arrived is kept, and the next question tries again"
-    )
+    def _told(self, error: ServerLost) -> ServerLost:
+        kept = "what has arrived is kept, and " if self._bytes else ""
+        return ServerLost(f"{error}; {kept}the next question tries again")
 
 
 def _reason(stated: str | None) -> FinishReason | None:
@@ -216,7 +214,9 @@ class ServedTalk(Talk[Fields]):
 
     def _served_line(self) -> str:
         model = self._link.model
-        return served_line(model.name, model.connection.url, model.n_ctx)
+        return served_line(
+            model.weights.model, model.connection.url, model.n_ctx
+        )
 
     def details(self) -> list[str]:
         """Kernels, sampling, drafters, exactness."""

@@ -190,6 +190,8 @@ class Connection:
 
 def _why(error: Exception) -> str:
     """An error in a few words; some have no text."""
+    if isinstance(error, http.client.IncompleteRead):
+        return "the connection ended"
     return f"{error!s:.200}" or type(error).__name__
 
 

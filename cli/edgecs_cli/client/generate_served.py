@@ -52,7 +52,7 @@ def _answer(model: Served, values: Mapping[str, Any], text: str, call: Call) -> 
     try:
         with closing(stream.pieces()) as pieces:
             first = next(pieces, None)
-            call.say(served_line(model.name, url, model.n_ctx))
+            call.say(served_line(model.weights.model, url, model.n_ctx))
             _show(_noted([first] if first else [], pieces, said), model, values)
     except (ServerLost, ServerRefused) as error:
         if stream.answered.tokens:
