@@ -214,9 +214,7 @@ class ServedTalk(Talk[Fields]):
 
     def _served_line(self) -> str:
         model = self._link.model
-        return served_line(
-            model.weights.model, model.connection.url, model.n_ctx
-        )
+        return served_line(model.weights.model, model.connection.url, model.n_ctx)
 
     def details(self) -> list[str]:
         """Kernels, sampling, drafters, exactness."""
