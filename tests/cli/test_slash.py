@@ -365,7 +365,9 @@ def test_stats_keep_their_colours(deck: Deck, monkeypatch: pytest.MonkeyPatch):
         "edgecs_cli.chat.setting_commands.has_colours", lambda stream: True
     )
     monkeypatch.setattr("edgecs_cli.chat.setting_commands.columns", lambda stream: 40)
-    monkeypatch.setattr(f"{shown}.echo", lambda line, err: told.append(line))
+    monkeypatch.setattr(
+        "edgecs_cli.chat.setting_commands.echo", lambda line, err: told.append(line)
+    )
     ask(deck, "a b a b a b")
     for line in ("/stats", "/explain on"):
         told.clear()
