@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from edgecs.chat.conversation import Message
 from edgecs.errors import EdgecsError
 from edgecs.server import (
     anthropic,
@@ -44,6 +45,7 @@ from edgecs.server.schemas import (
     Named,
     TemplateRequest,
     TokenizeRequest,
+    Turn,
 )
 from edgecs.server.web import page_routes
 
@@ -146,9 +148,13 @@ def create_app(serving: Serving) -> Starlette:
         text = await asyncio.to_thread(engine.render, messages, tools)
         reply: dict[str, Any] = {"prompt": text}
         if asked.with_tokens:
-            encode = partial(engine.encode_chat, messages, tools=tools)
-            ids = await asyncio.to_thread(encode)
-            reply["tokens"] = ids.tolist()
+            if use is not None:
+                encode = partial(engine.encode_chat, messages, tools=tools)
+                reply |= {"tokens": (await asyncio.to_thread(encode)).tolist()}
+                return JSONResponse(reply)
+            turns = [_turn_of(message) for message in asked.messages]
+            prompt = await asyncio.to_thread(engine.encode_turns, turns, asked.partial)
+            reply |= {"tokens": prompt.tokens.tolist(), "again": prompt.again}
         return JSONResponse(reply)
 
     async def description(request: Request) -> Response:
@@ -210,6 +216,11 @@ class _Answering:
         keep = seconds_of(named.keep_alive) if named.keep_alive is not None else ...
         acquired = self._pool.acquire(named.model, keep)
         return await unless_gone(request, stack.enter_async_context(acquired))
+
+
+def _turn_of(message: Turn) -> Message:
+    plain, ids = message.plain(), message.ids
+    return Message(plain["role"], plain["content"], tuple(ids) if ids else None)
 
 
 def _named(body: bytes) -> Named:

@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from edgecs.chat.archive import Owner
+from edgecs.chat.conversation import Conversation, Message, Prompt
 from edgecs.core.context import Tokens
 from edgecs.errors import ConfigError, ContextFull
 from edgecs.grammar.lazy import LazyGrammar
@@ -78,6 +80,11 @@ class Engine:
             )
             self._closing = undo.pop_all()
 
+    @cached_property
+    def owner(self) -> Owner:
+        """The model that saved conversations belong to; reads samples of its file."""
+        return self.loaded.owner()
+
     @property
     def chat_template(self) -> str | None:
         """The source of the model's template."""
@@ -121,6 +128,19 @@ class Engine:
         """
         template = self._with_template()
         return template.encode(messages, beginning, thinking=thinking, tools=tools)
+
+    def encode_turns(
+        self, messages: Sequence[Message], partial: Sequence[int] = ()
+    ) -> Prompt:
+        """The prompt ids of a conversation whose answers may have ids.
+
+        partial: ids of an unfinished answer. Raises ConfigError.
+        """
+        for ids in (partial, *(one.ids or () for one in messages)):
+            self.check_ids(ids)
+        talk = Conversation(self._with_template(), self.loaded.model.vocabulary)
+        talk.messages = [*messages]
+        return talk.prompt(partial)
 
     def _with_template(self) -> ChatTemplate:
         if self._template is None:

@@ -132,6 +132,17 @@ class _Form:
         names = partial(named, self._engine)
         return {"token_details": [token_detail(one, names) for one in tokens]}
 
+    def _measured(self, choice: Choice) -> dict[str, Any]:
+        """Times and counts of an answer that has ended."""
+        ended = choice.ended
+        if ended is None:
+            return {}
+        stats, weights = ended.stats, self._engine.runtime.parameters()
+        speculative = stats.speculative(ended.chain, ended.why_plain, weights)
+        if inside := drafts_in_calls(choice, stats):
+            speculative["in_tool_calls"] = inside
+        return {"timings": stats.timings(), "speculative": speculative}
+
 
 class _ChatForm(_Form):
     """Chat completions."""
@@ -159,7 +170,7 @@ class _ChatForm(_Form):
                 for choice in choices
             ],
             "usage": _usage(choices),
-            **_measured(choices[0]),
+            **self._measured(choices[0]),
         }
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -179,7 +190,7 @@ class _ChatForm(_Form):
                     yield {**head, "choices": [_delta(choice, delta, stated) | more]}
                 if choice.ended:
                     last = _delta(choice, {}) | incomplete_calls(choice)
-                    yield {**head, "choices": [last], **_measured(choice)}
+                    yield {**head, "choices": [last], **self._measured(choice)}
         for usage in self._usage_chunk(head):
             yield usage
 
@@ -225,7 +236,7 @@ class _TextForm(_Form):
                 for choice in choices
             ],
             "usage": _usage(choices),
-            **_measured(choices[0]),
+            **self._measured(choices[0]),
         }
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -241,7 +252,7 @@ class _TextForm(_Form):
                     text = self._echo + text
                 chunk = self._choice(choice, text, part.tokens)
                 if choice.ended:
-                    yield {**head, "choices": [chunk], **_measured(choice)}
+                    yield {**head, "choices": [chunk], **self._measured(choice)}
                 elif text or (part.tokens and each):
                     yield {**head, "choices": [chunk]}
         for usage in self._usage_chunk(head):
@@ -288,16 +299,6 @@ def _usage(choices: Sequence[Choice]) -> dict[str, Any]:
             "rejected_prediction_tokens": usage.rejected,
         },
     }
-
-
-def _measured(choice: Choice) -> dict[str, Any]:
-    ended = choice.ended
-    if ended is None:
-        return {}
-    speculative = ended.stats.speculative(ended.chain, ended.why_plain)
-    if inside := drafts_in_calls(choice, ended.stats):
-        speculative["in_tool_calls"] = inside
-    return {"timings": ended.stats.timings(), "speculative": speculative}
 
 
 def _delta(
