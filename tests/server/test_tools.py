@@ -508,6 +508,7 @@ class TestResponses:
 def test_apply_template_takes_tools():
     engine = ScriptedEngine("a", template=GENERIC)
     with client(engine) as made:
-        body = {"messages": ASKED, "tools": TOOLS}
-        prompt = made.post("/apply-template", json=body).json()["prompt"]
-    assert json.dumps(TOOLS[0]) in prompt
+        body = {"messages": ASKED, "tools": TOOLS, "with_tokens": True}
+        reply = made.post("/apply-template", json=body).json()
+    assert json.dumps(TOOLS[0]) in reply["prompt"]
+    assert bytes(reply["tokens"]).decode() == reply["prompt"]
