@@ -32,6 +32,7 @@ from edgecs.server.endpoint import AboutEndpoint, Endpoint
 from edgecs.server.engine import Engine
 from edgecs.server.error_forms import error_response
 from edgecs.server.guard import Access, Guard
+from edgecs.server.incident import incident
 from edgecs.server.keep_alive import seconds_of
 from edgecs.server.pool import ModelPool
 from edgecs.server.replies import Refused, body_of, read_body, refusal, unless_gone
@@ -231,5 +232,5 @@ def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _bug(request: Request, error: Exception) -> Response:
-    text = "internal error: see the server's log"
-    return error_response(Refused(500, text, "server_error"), request.url.path)
+    told = incident(f"{request.method} {request.url.path!r:.120} failed", error)
+    return error_response(refusal(told), request.url.path)

@@ -10,7 +10,6 @@ no further requests until it was freed, so that a busy model cannot keep others 
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -24,9 +23,8 @@ from edgecs.errors import Cancelled, ConfigError, EdgecsError, ModelError
 from edgecs.runtime.served_models import ServedModel, ServedModels
 from edgecs.server.engine import Engine
 from edgecs.server.host_thread import HostThread
+from edgecs.server.incident import incident
 from edgecs.server.residency import Limits, Resident, State
-
-logger = logging.getLogger("edgecs")
 
 _AGAIN = 0.1  # chosen: seconds between attempts to cancel answers
 
@@ -318,5 +316,4 @@ def _order(place: _Place) -> tuple[bool, bool, float]:
 def _sentence(place: _Place, error: BaseException) -> EdgecsError:
     if isinstance(error, EdgecsError):
         return error
-    logger.error("%s could not be loaded", place.model.name, exc_info=error)
-    return ModelError(f"internal error while {place.model.name} was loaded: {error!r}")
+    return incident(f"{place.model.name} could not be loaded", error)

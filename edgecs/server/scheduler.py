@@ -20,6 +20,7 @@ from edgecs.core.context import Context
 from edgecs.core.draft import NOTHING, Request, Rows
 from edgecs.costs.cost_model import CostModel
 from edgecs.errors import Cancelled, EdgecsError, ModelError
+from edgecs.server.incident import incident
 from edgecs.server.job import Busy, Ended, Event, Job, SlotState, Ticket, Totals
 from edgecs.server.joint import joint_width, most_drafted
 from edgecs.server.prefix_store import PrefixStore
@@ -118,8 +119,7 @@ class Scheduler:
                 self._admit()
                 self._step()
             except Exception as error:  # a bug must not leave clients waiting
-                logger.exception("the scheduler failed")
-                self._fail(self._slots, ModelError(f"internal error: {error!r}"))
+                self._fail(self._slots, incident("the scheduler failed", error))
         if self._store:
             for slot in sorted(self._slots, key=lambda slot: slot.used):
                 self._store.save(slot.sequence)
