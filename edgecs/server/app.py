@@ -32,7 +32,7 @@ from edgecs.server.endpoint import AboutEndpoint, Endpoint
 from edgecs.server.engine import Engine
 from edgecs.server.error_forms import error_response
 from edgecs.server.guard import Access, Guard
-from edgecs.server.incident import incident
+from edgecs.server.incidents import incident
 from edgecs.server.keep_alive import seconds_of
 from edgecs.server.pool import ModelPool
 from edgecs.server.replies import Refused, body_of, read_body, refusal, unless_gone

@@ -52,11 +52,21 @@ class _Counts(Collector):
             for at, number in enumerate(list(engine.scheduler.totals.by_position)):
                 by_position.add_metric([model, str(at)], number)
         yield by_position
+        refused = CounterMetricFamily(*_REFUSED, labels=["model"])
+        for model, engine in self._engines.items():
+            refused.add_metric([model], engine.scheduler.refused_files)
+        yield refused
         for name, text, value in _GAUGES:
             gauge = GaugeMetricFamily(f"edgecs:{name}", text, labels=["model"])
             for model, engine in self._engines.items():
                 gauge.add_metric([model], value(engine.scheduler))
             yield gauge
+
+
+_REFUSED = (
+    "edgecs:prefix_cache_refused",
+    "Files of the prefix cache that were damaged or forged, and removed.",
+)
 
 
 def _busy(scheduler: Scheduler) -> int:

@@ -23,7 +23,7 @@ from edgecs.errors import Cancelled, ConfigError, EdgecsError, ModelError
 from edgecs.runtime.served_models import ServedModel, ServedModels
 from edgecs.server.engine import Engine
 from edgecs.server.host_thread import HostThread
-from edgecs.server.incident import incident
+from edgecs.server.incidents import incident
 from edgecs.server.residency import Limits, Resident, State
 
 _AGAIN = 0.1  # chosen: seconds between attempts to cancel answers

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from edgecs.errors import ConfigError, ContextFull, EdgecsError
 from edgecs.runtime.served_models import UnknownModel
-from edgecs.server.incident import InternalError, incident
+from edgecs.server.incidents import InternalError, incident
 from edgecs.server.job import Busy
 
 # pydantic's names of the alternatives of a field, which clients do not know.

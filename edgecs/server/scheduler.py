@@ -20,7 +20,7 @@ from edgecs.core.context import Context
 from edgecs.core.draft import NOTHING, Request, Rows
 from edgecs.costs.cost_model import CostModel
 from edgecs.errors import Cancelled, EdgecsError, ModelError
-from edgecs.server.incident import incident
+from edgecs.server.incidents import incident
 from edgecs.server.job import Busy, Ended, Event, Job, SlotState, Ticket, Totals
 from edgecs.server.joint import joint_width, most_drafted
 from edgecs.server.prefix_store import PrefixStore
@@ -104,6 +104,11 @@ class Scheduler:
     def queued(self) -> int:
         """Number of jobs that wait for a slot."""
         return len(self._waiting)
+
+    @property
+    def refused_files(self) -> int:
+        """Number of files of the prefix cache that were removed unused."""
+        return self._store.refused if self._store else 0
 
     def slots(self) -> list[SlotState]:
         """The state of every slot."""

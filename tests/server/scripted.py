@@ -87,7 +87,10 @@ class ScriptedEngine(Engine):
             options=SimpleNamespace(kernels="own"),
         )
         self.scheduler: Any = SimpleNamespace(
-            totals=Totals(), queued=0, slots=lambda: [SlotState(0, "idle", 0, 0, 0)]
+            totals=Totals(),
+            queued=0,
+            refused_files=0,
+            slots=lambda: [SlotState(0, "idle", 0, 0, 0)],
         )
         self.jobs = list[Job]()
         self.prompts = list[tuple[Sequence[Mapping[str, Any]], str, bool | None]]()

@@ -17,7 +17,7 @@ from edgecs.errors import EdgecsError
 from edgecs.runtime.served_models import ServedModel
 from edgecs.server.answering import Choice, Part
 from edgecs.server.engine import Engine
-from edgecs.server.incident import InternalError
+from edgecs.server.incidents import InternalError
 from tests.server.scripted import ScriptedEngine, client
 from tests.server.test_disconnects import BODIES
 from tests.server.test_pool import pool_of
