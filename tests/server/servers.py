@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecs.decoding.kmatrix import KMatrix
+from edgecs.decoding.tiers import Exact
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.builder import build, find_files
 from edgecs.runtime.folders import Folders
@@ -38,6 +39,7 @@ def loading(
     options: LoadOptions = OPTIONS,
     drafts: tuple[str, ...] = (),
     matrix: KMatrix | None = None,
+    exact: Exact = "auto",
     **engine: Any,
 ) -> Load:
     """Loads models as a server does, with the options of tests."""
@@ -45,7 +47,9 @@ def loading(
 
     @contextmanager
     def load(model: ServedModel, cancel: threading.Event) -> Iterator[Engine]:
-        recipe = Recipe(str(model.path), options, drafts=drafts, matrix=matrix)
+        recipe = Recipe(
+            str(model.path), options, drafts=drafts, matrix=matrix, exact=exact
+        )
         files = find_files(recipe, folders)
         with build(recipe, files, folders, cancel=cancel) as runtime:
             made = Engine(runtime, model.name, **{"waiting": 64, **engine})
@@ -65,10 +69,14 @@ def serving(
     slots: int = OPTIONS.sequences,
     drafts: tuple[str, ...] = (),
     matrix: KMatrix | None = None,
+    options: LoadOptions = OPTIONS,
     **engine: Any,
 ) -> Iterator[str]:
-    """A server with the model of a file; its address."""
-    options = replace(OPTIONS, sequences=slots)
+    """A server with the model of a file; its address.
+
+    engine: `exact`, and arguments of `Engine`.
+    """
+    options = replace(options, sequences=slots)
     state = serving or Serving()
     state.pool = state.pool or ModelPool(
         named(path, "tiny"),
