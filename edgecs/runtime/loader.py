@@ -232,7 +232,7 @@ def load(
             opened.no_kernels,
         )
 
-    return _with_layers_that_fit(path, options, open_with)
+    return with_layers_that_fit(path, options, open_with)
 
 
 def load_drafter(
@@ -284,7 +284,7 @@ def load_drafter(
             path.stem, scorer, about, model.parameters, close, fingerprint(path)
         )
 
-    return _with_layers_that_fit(path, options, open_with)
+    return with_layers_that_fit(path, options, open_with)
 
 
 def _load_onnx(folder: Path, target: Loaded, threads: int) -> LoadedDrafter:
@@ -322,7 +322,7 @@ def _load_onnx(folder: Path, target: Loaded, threads: int) -> LoadedDrafter:
     )
 
 
-def _that_compute(
+def options_that_compute(
     options: LoadOptions, findings: Path | None
 ) -> tuple[LoadOptions, str | None]:
     """Options that do not crash this build, and a warning if they were changed."""
@@ -351,7 +351,7 @@ def _no_gpu(layers: GpuLayers) -> str | None:
     )
 
 
-def _with_layers_that_fit(
+def with_layers_that_fit(
     path: Path, options: LoadOptions, open_with: Callable[[LoadOptions, str | None], T]
 ) -> T:
     """Open with the requested number of GPU layers, or as many as memory allows."""
@@ -419,7 +419,7 @@ def _open(
             if options.kernels != "auto":
                 raise
             why = str(error)
-    options, warning = _that_compute(options, findings)
+    options, warning = options_that_compute(options, findings)
     return opened(replace(options, kernels="llama"), None, warning, why)
 
 

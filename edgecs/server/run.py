@@ -17,9 +17,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgecs.errors import Cancelled, ConfigError
 from edgecs.server.app import Serving, create_app
-from edgecs.server.engine import Engine
 from edgecs.server.guard import is_loopback
 from edgecs.server.pool import ModelPool
+from edgecs.server.served import Served
 
 HEADER_SECONDS = 10.0  # chosen: time limit for receiving the head of a request
 _CONNECTIONS = 1024  # chosen
@@ -126,7 +126,7 @@ def serve(
     *,
     first: str | None = None,
     drain: float = 30.0,
-    ready: Callable[[Engine | None], None] = lambda engine: None,
+    ready: Callable[[Served | None], None] = lambda engine: None,
     started: Callable[[uvicorn.Server], None] = lambda server: None,
 ) -> None:
     """Serves until SIGINT or SIGTERM; models are loaded meanwhile.

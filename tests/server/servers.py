@@ -12,16 +12,18 @@ from typing import Any
 from edgecs.decoding.kmatrix import KMatrix
 from edgecs.decoding.tiers import Exact
 from edgecs.engines.load_options import LoadOptions
-from edgecs.runtime.builder import build, find_files
+from edgecs.runtime.builder import find_files
+from edgecs.runtime.embedding import build_or_embed
 from edgecs.runtime.folders import Folders
 from edgecs.runtime.recipe import Recipe
 from edgecs.runtime.served_models import ServedModel, ServedModels
 from edgecs.server import run as running
 from edgecs.server.app import Serving
-from edgecs.server.engine import Engine
+from edgecs.server.engines import engine_of
 from edgecs.server.local_key import LocalKey
 from edgecs.server.pool import Load, ModelPool
 from edgecs.server.residency import Limits
+from edgecs.server.served import Served
 
 OPTIONS = LoadOptions(n_ctx=512, n_batch=64, threads=1, sequences=3)
 WAIT = 60.0  # seconds after which a test has failed
@@ -46,13 +48,13 @@ def loading(
     folders = Folders(folder, offline=True)
 
     @contextmanager
-    def load(model: ServedModel, cancel: threading.Event) -> Iterator[Engine]:
+    def load(model: ServedModel, cancel: threading.Event) -> Iterator[Served]:
         recipe = Recipe(
             str(model.path), options, drafts=drafts, matrix=matrix, exact=exact
         )
         files = find_files(recipe, folders)
-        with build(recipe, files, folders, cancel=cancel) as runtime:
-            made = Engine(runtime, model.name, **{"waiting": 64, **engine})
+        with build_or_embed(recipe, files, folders, cancel=cancel) as found:
+            made = engine_of(found, model.name, **{"waiting": 64, **engine})
             try:
                 yield made
             finally:
