@@ -150,13 +150,14 @@ class Scheduler:
                 ticket.notify(Cancelled("it was cancelled or timed out in the queue"))
                 self.totals.cancelled += 1
                 continue
-            slot = choose(free, ticket.job.prompt)
+            slot = choose(free, ticket.job)
             if self._begin(slot, ticket):
                 free.remove(slot)
 
     def _begin(self, slot: Slot, ticket: Ticket) -> bool:
         job = ticket.job
-        lost = max(0, slot.asked - slot.saves(job.prompt))
+        kept = slot.saves(job.prompt) if job.caches else 0
+        lost = max(0, slot.asked - kept)
         try:
             answer = slot.session.begin(
                 job.prompt,
@@ -284,9 +285,8 @@ class Scheduler:
         ticket, answer, session = slot.ticket, slot.answer, slot.session
         assert ticket is not None
         assert answer is not None
-        slot.ticket = slot.answer = None
         try:
-            session.ended(answer, reason)
+            self._free(slot, answer, reason)
         except EdgecsError as error:
             self.totals.errors += 1
             ticket.notify(error)
@@ -300,15 +300,24 @@ class Scheduler:
         why_ended = answer.finish_reason or "cancelled"
         ticket.notify(Ended(why_ended, stats, session.chain, why, answer.stop))
 
+    def _free(self, slot: Slot, answer: Answer, reason: FinishReason | None) -> None:
+        """Free a slot; a private answer leaves no cells."""
+        forgets = slot.is_private and slot.read is not None
+        slot.ticket = slot.answer = None
+        try:
+            slot.session.ended(answer, reason)
+        finally:
+            if forgets:
+                self.target.forget(slot.sequence)
+
     def _fail(self, group: Sequence[Slot], error: EdgecsError) -> None:
         """End the answers of some slots with an error."""
         for slot in group:
             ticket, answer = slot.ticket, slot.answer
             if ticket is None or answer is None:
                 continue
-            slot.ticket = slot.answer = None
             try:
-                slot.session.ended(answer, "cancelled")
+                self._free(slot, answer, "cancelled")
             except Exception:
                 logger.exception("a session could not be ended")
             self.totals.errors += 1

@@ -111,6 +111,7 @@ class _Asked(_Body):
     grammar: Text | None = None
     json_schema: dict[str, Any] | bool | None = None
     speculative: StrictBool | None = None
+    cache_prompt: StrictBool | None = None
     token_details: StrictBool = False
 
     @property

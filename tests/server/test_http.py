@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -471,7 +472,10 @@ def test_a_drafter_that_is_a_model_drafts_in_one_of_several_slots(
         httpx.Client(base_url=url, timeout=WAIT) as http,
         ThreadPoolExecutor(6) as pool,
     ):
-        replies_ = [*pool.map(lambda i: chat(http), range(9))]
+        # Without a cache a request takes the least recently used slot, also if it comes
+        # after the answer before.
+        ask = partial(chat, http, cache_prompt=False)
+        replies_ = [*pool.map(lambda i: ask(), range(9))]
     assert {*map(text_of, replies_)} == {alone}
     chains = [reply.json()["speculative"]["chain"] for reply in replies_]
     with_it = [tiny_gguf.stem in chain for chain in chains]
@@ -529,6 +533,21 @@ def test_tokens_of_a_client_that_left_are_counted(http: httpx.Client):
     assert new["edgecs:cancelled_total"] == new["edgecs:answers_total"] == 1
     assert 2 <= new["edgecs:tokens_predicted_total"] < 400
     assert new["edgecs:prompt_tokens_total"] > 0
+
+
+def test_without_cache_prompt_nothing_is_reused_or_kept(http: httpx.Client, alone: str):
+    def cached(content: str, **more: object) -> int:
+        said = [{"role": "user", "content": content}]
+        reply = chat(http, messages=said, max_tokens=2, **more).json()
+        count: int = reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+        return count
+
+    text = "a text that only this test has"
+    assert cached(text, cache_prompt=False) < 5  # the template's beginning
+    assert cached(text) < 5
+    assert cached(text) > 20
+    assert cached(text, cache_prompt=False) == 0
+    assert text_of(chat(http, cache_prompt=False)) == alone
 
 
 def test_token_details_say_how_each_token_came_about(http: httpx.Client):

@@ -53,9 +53,9 @@ def stored(
         store.close()
 
 
-def answer(made: Scheduler, prompt: list[int], most: int = 5) -> int:
+def answer(made: Scheduler, prompt: list[int], most: int = 5, **more: object) -> int:
     """Checks an answer; returns the number of cached tokens."""
-    client = Client(made, job(prompt, most))
+    client = Client(made, job(prompt, most, **more))
     ended = client.end()
     assert isinstance(ended, Ended)
     assert client.tokens == alone(prompt, most)
@@ -91,6 +91,17 @@ def test_a_longer_conversation_replaces_its_beginning(tmp_path: Path):
             answer(made, talk)
         talk = [*talk, *alone(talk, 5), 1, 2]
     assert len(files(tmp_path)) == 1
+
+
+def test_private_conversations_are_neither_saved_nor_restored(tmp_path: Path):
+    private = {"caches": False}
+    with stored(tmp_path) as made:
+        answer(made, LONG)
+        answer(made, OTHER, **private)  # it takes the slot: LONG is saved
+    assert len(files(tmp_path)) == 1
+    with stored(tmp_path) as made:
+        assert answer(made, [*LONG, 1], **private) == 0
+        assert answer(made, [*LONG, 1]) >= len(LONG)
 
 
 def test_short_conversations_are_not_saved(tmp_path: Path):

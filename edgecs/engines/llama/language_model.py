@@ -253,6 +253,10 @@ class LlamaLM:
             if one.prompt_row is None or one.prompt_row[0] < len(context):
                 one.cache.mark()  # a prompt without an answer is not a turn
 
+    def forget(self, sequence: int) -> None:
+        """Drop all cells of a sequence, see `LanguageModel`."""
+        self._sequences[sequence].reset(self._ctx is not None)
+
     def reset(self) -> None:
         """Drop all cells, as if just loaded."""
         for one in self._sequences:
