@@ -35,6 +35,7 @@ from edgecs.server.engine import Engine
 from edgecs.server.error_forms import error_response
 from edgecs.server.guard import Access, Guard
 from edgecs.server.incidents import incident
+from edgecs.server.intake import Intake, Releasing
 from edgecs.server.keep_alive import seconds_of
 from edgecs.server.pool import ModelPool
 from edgecs.server.replies import Refused, body_of, read_body, refusal, unless_gone
@@ -75,6 +76,7 @@ class Serving:
     is_starting: bool = False
     access: Access = field(default_factory=Access)
     most_body: int = MOST_BODY
+    intake: Intake = field(default_factory=Intake)
     most_seconds: float = MOST_SECONDS
 
 
@@ -167,7 +169,7 @@ def create_app(serving: Serving) -> Starlette:
             )
         )
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route(openapi.PATH, description),
             Route("/health", health),
@@ -192,9 +194,14 @@ def create_app(serving: Serving) -> Starlette:
             *map(embeds, embeddings.ENDPOINTS),
             *map(listed_about, ABOUT),
         ],
-        middleware=[Middleware(Guard, access=serving.access)],
+        middleware=[
+            Middleware(Guard, access=serving.access),
+            Middleware(Releasing, intake=serving.intake),
+        ],
         exception_handlers={HTTPException: _http_error, Exception: _bug},
     )
+    app.state.intake = serving.intake  # for `read_body`
+    return app
 
 
 class _Answering:

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from edgecs.errors import ConfigError, ContextFull, EdgecsError
 from edgecs.runtime.served_models import UnknownModel
 from edgecs.server.incidents import InternalError, incident
+from edgecs.server.intake import Intake
 from edgecs.server.job import Busy
 
 # pydantic's names of the alternatives of a field, which clients do not know.
@@ -134,7 +135,11 @@ async def body_of(request: Request, most: int) -> bytes:
 
 async def _read(request: Request, most: int) -> bytes:
     parts, size = [], 0
+    intake: Intake = request.app.state.intake
     async for part in request.stream():
+        if not intake.take(request.scope, len(part)):
+            text = "the bodies of other requests take all memory for them: retry later"
+            raise Refused(503, text, "unavailable_error", headers={"retry-after": "1"})
         size += len(part)
         if size > most:
             raise Refused(

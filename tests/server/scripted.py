@@ -173,6 +173,12 @@ class OneModel:
     async def unload(self, name: str, *, cancel: bool = False) -> bool:
         return self.models.find(name) is not None
 
+    def stop_loading(self) -> None:
+        pass
+
+    def join(self) -> None:
+        pass
+
     def residents(self) -> list[Resident]:
         if self.engine is None:
             return []

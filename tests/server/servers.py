@@ -92,12 +92,14 @@ def serving(
 
 
 @contextmanager
-def running_server(state: Serving, first: str | None) -> Iterator[str]:
+def running_server(
+    state: Serving, first: str | None, servers: list[Any] | None = None
+) -> Iterator[str]:
     """A server in a thread, once its first model is loaded; its address.
 
-    It has a local key.
+    It has a local key. servers: gets uvicorn's server.
     """
-    ready, servers = threading.Event(), list[object]()
+    ready, servers = threading.Event(), [] if servers is None else servers
     with running.listening("127.0.0.1", 0) as sock:
         local = LocalKey.new(running.local_address(sock))
         state.access = replace(state.access, local=local)
@@ -116,6 +118,6 @@ def running_server(state: Serving, first: str | None) -> Iterator[str]:
             assert ready.wait(WAIT)
             yield running.address(sock)
         finally:
-            servers[0].should_exit = True  # type: ignore[attr-defined]
+            servers[0].should_exit = True
             thread.join(WAIT)
             assert not thread.is_alive()

@@ -18,7 +18,7 @@ from edgecs.drafters.maxgram import MaxGram
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ConfigError
 from edgecs.runtime.model import load
-from edgecs.server import replies
+from edgecs.server import connections, replies
 from edgecs.server import run as running
 from edgecs.server.app import Serving
 from edgecs.server.guard import Access
@@ -291,7 +291,7 @@ def slow_request(url: str, data: bytes) -> bytes:
 def test_a_request_that_does_not_come_is_not_waited_for(
     tiny_gguf: Path, folder: Path, monkeypatch
 ):
-    monkeypatch.setattr(running, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.3)
     with serving(tiny_gguf, folder) as url:
         assert slow_request(url, b"GET /hea") == b""
         assert slow_request(url, b"") == b""
