@@ -153,7 +153,7 @@ class SpeculationProfile:
         began, budget = time.perf_counter(), PROBE_SECONDS
         if self.exact != "numeric":
             if not self.classes.inside or self.exact == "strict":
-                progress("checking which widths are bit-exact")
+                progress("measuring this model, once: which calls are bit-exact")
                 until = began + budget * (1 - _FOR_DEPTH)
                 until = np.inf if self.exact == "strict" else until
                 uniform = getattr(self.target, "uniform", False)

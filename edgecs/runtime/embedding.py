@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.builder import Files, Runtime, build
 from edgecs.runtime.folders import Folders
-from edgecs.runtime.loader import options_that_compute, with_layers_that_fit
+from edgecs.runtime.opening import options_that_compute, with_layers_that_fit
 from edgecs.runtime.recipe import Recipe
 from edgecs.runtime.target import Reports
 

@@ -23,6 +23,7 @@ from edgecs.errors import Cancelled, EdgecsError, ModelError
 from edgecs.server.incidents import incident
 from edgecs.server.job import Busy, Ended, Event, Job, SlotState, Ticket, Totals
 from edgecs.server.joint import joint_width, most_drafted
+from edgecs.server.parts import PromptParts
 from edgecs.server.prefix_store import PrefixStore
 from edgecs.server.slots import Slot, choose, fill
 from edgecs.session.answer import Answer, FinishReason
@@ -30,8 +31,6 @@ from edgecs.session.session import Session
 
 logger = logging.getLogger("edgecs")
 
-# chosen: tokens of a prompt chunk between two rounds of other answers.
-_PART = 128
 MOST_WAITING = 64
 
 
@@ -60,6 +59,7 @@ class Scheduler:
         self._slots = [Slot(i, session) for i, session in enumerate(sessions)]
         self._jobs = 0  # begun so far
         self._costs, self._chunk, self._most_waiting = costs, reads, waiting
+        self._parts = PromptParts(reads)
         self._strict, self._store = strict, store
         self._waiting: deque[Ticket] = deque()
         self._wake = threading.Condition()
@@ -233,17 +233,20 @@ class Scheduler:
                 slot.session.cascade.sequence,
                 slot.session.cascade.cancel,
             )
-            answer.read += self.target.score([part])[0].fed
+            rows, seconds = slot.session.cascade.call(part)
+            self._parts.read(rows.fed, seconds)
+            answer.read += rows.fed
             slot.read = end
             return
         rows, seconds = slot.session.cascade.call(answer.request(0))
+        self._parts.read(rows.fed, seconds)
         self._take(slot, answer, rows, seconds)
 
     def _part_end(self, read: int, alone: bool) -> int:
         """End of the next chunk of a prompt of which `read` tokens have KV cells."""
         uniform = getattr(self.target, "uniform", False)
         if uniform:
-            return read + (self._chunk if alone else min(_PART, self._chunk))
+            return read + (self._chunk if alone else self._parts.tokens)
         # Its cells depend on the chunks, so these are the ones of a single session.
         return (read // self._chunk + 1) * self._chunk
 
@@ -263,6 +266,7 @@ class Scheduler:
         began = time.perf_counter()
         rows = self.target.score(requests)
         seconds = time.perf_counter() - began
+        self._parts.decoded(seconds)
         self.totals.calls += 1
         self.totals.requests += len(pairs)
         for (slot, answer), found in zip(pairs, rows, strict=True):

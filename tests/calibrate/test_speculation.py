@@ -375,7 +375,7 @@ class TestProbing:
     def test_what_is_being_done_is_said(self, profiles):
         told: list[str] = []
         opened(profiles)[0].prepare(1.0, told.append)
-        assert told == ["checking which widths are bit-exact"]
+        assert told == ["measuring this model, once: which calls are bit-exact"]
 
 
 class TestDrafters:
