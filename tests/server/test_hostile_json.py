@@ -87,6 +87,7 @@ FIELDS = {
         "json_schema",
         "seed",
         "max_tokens",
+        "n_predict",
         "top_k",
         "temperature",
         "logit_bias",

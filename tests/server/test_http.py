@@ -193,6 +193,15 @@ def test_completions_feed_a_text_as_it_is(http: httpx.Client):
     ids = http.post("/tokenize", json={"content": "hello", "add_special": True}).json()
     same = http.post("/v1/completions", json={**body, "prompt": ids["tokens"]}).json()
     assert same["choices"] == whole["choices"]
+    for one in (["hello"], [ids["tokens"]]):  # a list of one prompt
+        same = http.post("/v1/completions", json={**body, "prompt": one}).json()
+        assert same["choices"] == whole["choices"]
+    named = {**body, "max_tokens": None, "n_predict": 6}
+    same = http.post("/v1/completions", json=named).json()
+    assert same["choices"] == whole["choices"]
+    assert text_of(chat(http, max_tokens=None, n_predict=3)) == text_of(
+        chat(http, max_tokens=3)
+    )
     echo = http.post("/v1/completions", json={**body, "echo": True}).json()
     assert echo["choices"][0]["text"].endswith("hello" + whole["choices"][0]["text"])
     chunks = events(http, "/v1/completions", {**body, "stream": True})
@@ -244,6 +253,8 @@ def test_what_a_client_may_want_to_know(http: httpx.Client, url: str):
         ),
         ("/v1/completions", {"prompt": []}, 400, "prompt is empty"),
         ("/v1/completions", {"prompt": [1, -5]}, 400, "token -5 does not exist"),
+        ("/v1/completions", {"prompt": ["a", "b"]}, 400, "has one prompt, this one"),
+        ("/v1/completions", {"prompt": [[1], "b"]}, 400, "has one prompt, this one"),
         ("/detokenize", {"tokens": [10**9]}, 400, "token 1000000000 does not exist"),
         ("/nothing", {}, 404, "Not Found"),
         ("/health", {}, 405, "Method Not Allowed"),
