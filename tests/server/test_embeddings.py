@@ -173,6 +173,14 @@ def test_unmodified_clients(url: str, http: httpx.Client):
         assert len(client.embeddings(model="x", prompt="hello").embedding) == WIDTH
 
 
+def test_commands_do_not_ask_a_server_with_it_for_text(
+    edgecs: Any, model: Path, url: str
+):
+    done = edgecs("generate", "-m", model, "-p", "hello", "--server", url)
+    assert done.code == 2
+    assert "the model there gives embeddings and writes no text" in done.err
+
+
 def test_it_writes_no_text(edgecs: Any, model: Path):
     done = edgecs("generate", "-m", model, "-p", "hello", "-n", 3)
     assert done.code == 3

@@ -137,6 +137,8 @@ def _suitable(connection: Connection, values: Mapping[str, Any]) -> Served:
     name = _served_name(connection, reference(values["model"]))
     connection.call("POST", "/models/load", {"model": name})
     props = connection.call("GET", f"/props?model={quote(name)}")
+    if "embedding_length" in props:
+        raise NotServed("the model there gives embeddings and writes no text")
     n_ctx = props.get("n_ctx")
     if type(n_ctx) is not int or n_ctx < 1:
         raise NotServed("it does not answer as edgecs does")
