@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecs.calibrate.profile import Key, fingerprint
+from edgecs.chat.archive import Owner
 from edgecs.core.draft import Drafter, LanguageModel
 from edgecs.decoding.cascade import NamedModel
 from edgecs.decoding.exactness import Limits
@@ -70,6 +71,11 @@ class Loaded:
             options=used,
             kernels=kernels.key if kernels else "llama",
         )
+
+    def owner(self) -> Owner:
+        """The model that saved conversations belong to; reads samples of the file."""
+        key = self.key()
+        return Owner(key.model, key.fingerprint, key.bits, self.target.vocab_size)
 
     def session(
         self,

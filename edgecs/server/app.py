@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from edgecs.chat.conversation import Message
 from edgecs.errors import EdgecsError
 from edgecs.server import (
     anthropic,
@@ -46,6 +47,7 @@ from edgecs.server.schemas import (
     Named,
     TemplateRequest,
     TokenizeRequest,
+    Turn,
 )
 from edgecs.server.served import Served
 from edgecs.server.web import page_routes
@@ -158,8 +160,9 @@ def create_app(serving: Serving) -> Starlette:
         text = await asyncio.to_thread(engine.render, messages)
         reply: dict[str, Any] = {"prompt": text}
         if asked.with_tokens:
-            ids = await asyncio.to_thread(engine.encode_chat, messages)
-            reply["tokens"] = ids.tolist()
+            turns = [_turn_of(message) for message in asked.messages]
+            prompt = await asyncio.to_thread(engine.encode_turns, turns, asked.partial)
+            reply |= {"tokens": prompt.tokens.tolist(), "again": prompt.again}
         return JSONResponse(reply)
 
     async def description(request: Request) -> Response:
@@ -243,6 +246,11 @@ class _Answering:
         keep = seconds_of(named.keep_alive) if named.keep_alive is not None else ...
         acquired = self._pool.acquire(named.model, keep)
         return await unless_gone(request, stack.enter_async_context(acquired))
+
+
+def _turn_of(message: Turn) -> Message:
+    plain, ids = message.plain(), message.ids
+    return Message(plain["role"], plain["content"], tuple(ids) if ids else None)
 
 
 def _named(body: bytes) -> Named:

@@ -7,10 +7,13 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from edgecs.chat.archive import Owner
+from edgecs.chat.conversation import Conversation, Message, Prompt
 from edgecs.core.context import Tokens
 from edgecs.errors import ConfigError, ContextFull
 from edgecs.grammar.mask import Grammar
@@ -77,6 +80,11 @@ class Engine(Served):
             )
             self._closing = undo.pop_all()
 
+    @cached_property
+    def owner(self) -> Owner:
+        """The model that saved conversations belong to; reads samples of its file."""
+        return self.loaded.owner()
+
     @property
     def vocab_size(self) -> int:
         """Ids of tokens go from 0 to one less."""
@@ -104,6 +112,19 @@ class Engine(Served):
         See `ChatTemplate.encode`.
         """
         return self._with_template().encode(messages, beginning, thinking=thinking)
+
+    def encode_turns(
+        self, messages: Sequence[Message], partial: Sequence[int] = ()
+    ) -> Prompt:
+        """The prompt ids of a conversation whose answers may have ids.
+
+        partial: ids of an unfinished answer. Raises ConfigError.
+        """
+        for ids in (partial, *(one.ids or () for one in messages)):
+            self.check_ids(ids)
+        talk = Conversation(self._with_template(), self.loaded.model.vocabulary)
+        talk.messages = [*messages]
+        return talk.prompt(partial)
 
     def _with_template(self) -> ChatTemplate:
         if self._template is None:

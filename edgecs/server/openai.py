@@ -129,6 +129,17 @@ class _Form:
         names = partial(named, self._engine)
         return {"token_details": [token_detail(one, names) for one in tokens]}
 
+    def _measured(self, choice: Choice) -> dict[str, Any]:
+        """Times and counts of an answer that has ended."""
+        ended = choice.ended
+        if ended is None:
+            return {}
+        stats, weights = ended.stats, self._engine.runtime.parameters()
+        return {
+            "timings": stats.timings(),
+            "speculative": stats.speculative(ended.chain, ended.why_plain, weights),
+        }
+
 
 class _ChatForm(_Form):
     """Chat completions."""
@@ -155,7 +166,7 @@ class _ChatForm(_Form):
                 for choice in choices
             ],
             "usage": _usage(choices),
-            **_measured(choices[0]),
+            **self._measured(choices[0]),
         }
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -175,7 +186,7 @@ class _ChatForm(_Form):
                     yield {**head, "choices": [_delta(choice, delta, stated) | more]}
                 if choice.ended:
                     last = _delta(choice, {})
-                    yield {**head, "choices": [last], **_measured(choice)}
+                    yield {**head, "choices": [last], **self._measured(choice)}
         for usage in self._usage_chunk(head):
             yield usage
 
@@ -219,7 +230,7 @@ class _TextForm(_Form):
                 for choice in choices
             ],
             "usage": _usage(choices),
-            **_measured(choices[0]),
+            **self._measured(choices[0]),
         }
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -235,7 +246,7 @@ class _TextForm(_Form):
                     text = self._echo + text
                 chunk = self._choice(choice, text, part.tokens)
                 if choice.ended:
-                    yield {**head, "choices": [chunk], **_measured(choice)}
+                    yield {**head, "choices": [chunk], **self._measured(choice)}
                 elif text or (part.tokens and each):
                     yield {**head, "choices": [chunk]}
         for usage in self._usage_chunk(head):
@@ -281,16 +292,6 @@ def _usage(choices: Sequence[Choice]) -> dict[str, Any]:
             "accepted_prediction_tokens": usage.accepted,
             "rejected_prediction_tokens": usage.rejected,
         },
-    }
-
-
-def _measured(choice: Choice) -> dict[str, Any]:
-    ended = choice.ended
-    if ended is None:
-        return {}
-    return {
-        "timings": ended.stats.timings(),
-        "speculative": ended.stats.speculative(ended.chain, ended.why_plain),
     }
 
 

@@ -222,8 +222,19 @@ class DetokenizeRequest(_Body):
     tokens: list[int] = Field(max_length=MOST_TEXT)
 
 
-class TemplateRequest(_Body):
-    """POST /apply-template. with_tokens: also return the ids of the prompt."""
+class Turn(Message):
+    """A message; an answer's ids are taken as they are, and not tokenised again."""
 
-    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
+    ids: list[int] | None = Field(default=None, max_length=MOST_TEXT)
+
+
+class TemplateRequest(_Body):
+    """POST /apply-template.
+
+    with_tokens: also return the ids of the prompt. partial: ids of an unfinished answer
+    that they end with.
+    """
+
+    messages: list[Turn] = Field(min_length=1, max_length=MOST_MESSAGES)
     with_tokens: StrictBool = False
+    partial: list[int] = Field(default=[], max_length=MOST_TEXT)

@@ -5,6 +5,7 @@ None of them loads a model or prolongs its stay.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -27,7 +28,11 @@ async def props(request: Request, pool: ModelPool, most: int) -> Response:
         return JSONResponse(_server(pool))
     async with pool.peek(name) as engine:
         (model,) = (one.model for one in pool.residents() if one.name == engine.name)
-        return JSONResponse({**properties(engine), "reference": model.reference})
+        found = {**properties(engine), "reference": model.reference}
+        if isinstance(engine, Engine):
+            owner = await asyncio.to_thread(getattr, engine, "owner")
+            found["weights"] = asdict(owner)
+        return JSONResponse(found)
 
 
 async def slots(request: Request, pool: ModelPool, most: int) -> Response:
@@ -84,6 +89,7 @@ def _drafting(engine: Engine) -> dict[str, Any]:
         "kernels": engine.loaded.options.kernels,
         "chain": session.chain,
         "tiers": runtime.tiers,
+        "exact": runtime.exactness(),
         "off_reason": session.off_reason,
         "settings": settings(runtime.recipe),
     }

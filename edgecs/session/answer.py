@@ -196,7 +196,7 @@ class Answer:
                     piece,
                     source,
                     stated[at] if stated else None,
-                    details[at] if details else None,
+                    details[at]._replace(ends=self.finish_reason) if details else None,
                 )
                 if self.finish_reason:
                     break

@@ -104,6 +104,15 @@ class Session:
         return self._last.finish_reason if self._last else None
 
     @property
+    def n_ctx(self) -> int:
+        """Tokens that the context holds."""
+        return self.target.n_ctx
+
+    def piece(self, token: int) -> bytes:
+        """The text of a token in an answer."""
+        return self.tokenizer.piece(token)
+
+    @property
     def chain(self) -> list[str]:
         """Names of the target and its drafters, Max-Gram last."""
         return [self.cascade.name, *(d.name for d in self.cascade.drafters)]

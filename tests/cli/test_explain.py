@@ -30,7 +30,8 @@ from edgecs.session.answer import Token
 from edgecs.session.session import Session
 from edgecs.session.trace import TraceFile, follow, header
 from edgecs.testing.fakes import CachingModel, Endless, ScriptedDrafter, TableModel
-from edgecs_cli.loading.explain import COLOURS, coloured, legend, marked, plain
+from edgecs_cli.loading.explain import legend
+from edgecs_cli.origins import COLOURS, coloured, marked, plain
 from tests.commands import one_line
 from tests.conftest import Outcome
 

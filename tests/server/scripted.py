@@ -11,6 +11,8 @@ from typing import Any, cast
 import numpy as np
 from starlette.testclient import TestClient
 
+from edgecs.chat.archive import Owner
+from edgecs.chat.conversation import Message, Prompt
 from edgecs.core.context import Tokens
 from edgecs.errors import EdgecsError
 from edgecs.runtime.recipe import Recipe
@@ -80,7 +82,10 @@ class ScriptedEngine(Engine):
             recipe=Recipe("tiny"),
             session=SimpleNamespace(chain=["target"], off_reason=None),
             tiers=None,
+            exactness=dict,
+            parameters=lambda: None,
         )
+        self.owner = Owner("tiny", "", "", 257)
         self.loaded: Any = SimpleNamespace(
             model=_model(),
             target=SimpleNamespace(vocab_size=257),
@@ -105,6 +110,15 @@ class ScriptedEngine(Engine):
         self.prompts.append((messages, beginning, thinking))
         text = "".join(f"{m['role']}: {m['content']}\n" for m in messages)
         return self.encode(text + ("<think>" if self.thinks else "") + beginning)
+
+    def encode_turns(
+        self, messages: Sequence[Message], partial: Sequence[int] = ()
+    ) -> Prompt:
+        for ids in (partial, *(one.ids or () for one in messages)):
+            self.check_ids(ids)
+        text = "".join(f"{m.role}: {m.content}\n" for m in messages)
+        ids = np.array(partial, dtype=np.int32)
+        return Prompt(np.concatenate([self.encode(text), ids]), 0)
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         return "".join(f"{m['role']}: {m['content']}\n" for m in messages)

@@ -24,6 +24,7 @@ from edgecs.server.local_key import LocalKey
 from edgecs.server.pool import Load, ModelPool
 from edgecs.server.residency import Limits
 from edgecs.server.served import Served
+from edgecs_cli.client.state_file import published
 
 OPTIONS = LoadOptions(n_ctx=512, n_batch=64, threads=1, sequences=3)
 WAIT = 60.0  # seconds after which a test has failed
@@ -121,3 +122,22 @@ def running_server(
             servers[0].should_exit = True
             thread.join(WAIT)
             assert not thread.is_alive()
+
+
+@contextmanager
+def published_server(
+    path: Path, folder: Path, options: LoadOptions
+) -> Iterator[Serving]:
+    """A server with the model of a file that commands of this user find."""
+    state = Serving(
+        ModelPool(
+            named(path, "tiny"),
+            loading(folder, options),
+            limits=Limits(keep_alive=None),
+            default="tiny",
+        )
+    )
+    with running_server(state, "tiny"):
+        assert state.access.local is not None
+        with published(state.access.local, "1", ["tiny"]):
+            yield state

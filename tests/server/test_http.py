@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -578,7 +579,45 @@ def test_token_details_say_how_each_token_came_about(http: httpx.Client):
             assert one["source"] == "target"
             assert rejected["id"] != one["id"]
             assert rejected["source"] in whole["speculative"]["chain"]
+    assert [one["ends"] for one in details[:-1]] == [None] * (len(details) - 1)
+    assert details[-1]["ends"] == choice["finish_reason"]
+    joined = b"".join(bytes(one["bytes"]) for one in details)
+    assert joined.decode("utf-8", "replace") == choice["message"]["content"]
     assert "token_details" not in chat(http).json()["choices"][0]
+
+
+def test_the_ids_of_earlier_answers_are_taken_as_they_are(http: httpx.Client):
+    def prompt(*turns: dict[str, object], **more: object) -> dict[str, Any]:
+        body = {"messages": [*CHAT, *turns], "with_tokens": True, **more}
+        reply = http.post("/apply-template", json=body)
+        assert reply.status_code == 200, reply.text
+        found: dict[str, Any] = reply.json()
+        return found
+
+    first = prompt()
+    said = chat(http, token_details=True, max_tokens=12, temperature=1.5, seed=4)
+    details = said.json()["choices"][0]["token_details"]
+    ids = [one["id"] for one in details]
+    assert first["again"] == 0
+    assert prompt(partial=ids)["tokens"] == [*first["tokens"], *ids]
+    turn = {"role": "assistant", "content": "another text", "ids": ids}
+    more = {"role": "user", "content": "and?"}
+    second = prompt(turn, more)
+    assert second["again"] == 0
+    assert second["tokens"][: len(first["tokens"]) + len(ids)] == [
+        *first["tokens"],
+        *ids,
+    ]
+    for wrong in ([-1], [1 << 40], ["a"], [0.5], "ab"):
+        for field in ({"partial": wrong}, {"messages": [{**turn, "ids": wrong}]}):
+            body = {"messages": [*CHAT], "with_tokens": True, **field}
+            assert http.post("/apply-template", json=body).status_code == 400
+
+
+def test_the_properties_name_the_weights(http: httpx.Client):
+    props = http.get("/props").json()
+    assert props["weights"].keys() == {"model", "fingerprint", "loading", "tokens"}
+    assert props["exact"].keys() == {"asked", "tiers", "classes"}
 
 
 def test_streamed_token_details_are_those_of_the_whole_answer(http: httpx.Client):

@@ -14,7 +14,6 @@ from edgecs.runtime.recipe import Recipe
 from edgecs_cli.client.state_file import published
 from edgecs_cli.console import show_log
 from edgecs_cli.options.common import (
-    Sectioned,
     common_options,
     drafter_options,
     hardware_options,
@@ -23,6 +22,7 @@ from edgecs_cli.options.common import (
 from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.references import Reference
 from edgecs_cli.options.sampling import sampling_options
+from edgecs_cli.options.sections import Sectioned
 from edgecs_cli.options.shared import reports_errors
 from edgecs_cli.options.texts import read_text
 from edgecs_cli.single_instance import single_instance

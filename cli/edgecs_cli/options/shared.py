@@ -154,17 +154,21 @@ def in_words(seconds: float) -> str:
 class Interrupt:
     """While entered, the first Ctrl-C sets `event`; the next one raises if `insists`.
 
-    An exception cannot pass through llama.cpp, which polls the event instead.
+    An exception cannot pass through llama.cpp, which polls the event instead. on_stop:
+    called when the event is set, for work that does not poll it.
     """
 
     def __init__(self, *, insists: bool = True) -> None:
         self.event = threading.Event()
+        self.on_stop: Callable[[], None] | None = None
         self._insists = insists
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._insists and self.event.is_set():
             raise KeyboardInterrupt
         self.event.set()
+        if self.on_stop:
+            self.on_stop()
 
     def __enter__(self) -> threading.Event:
         self._before = signal.getsignal(signal.SIGINT)
