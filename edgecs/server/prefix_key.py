@@ -14,13 +14,16 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock
+
 from edgecs.chat.archive import Seal
-from edgecs.core.files import part_of
+from edgecs.core.files import write_whole
 
 logger = logging.getLogger("edgecs")
 
 NAME = ".key"
 _SIZE = 32  # bytes
+_PATIENCE = 10.0  # seconds for another server that makes one
 
 
 def seal_of(folder: Path) -> Seal:
@@ -43,10 +46,7 @@ def _secret(folder: Path) -> bytes:
     path = folder / NAME
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        known = _read(path)
-        if known is None:
-            _store(path)
-            known = _read(path)
+        known = _read(path) or _made(path)
         if known is not None:
             return known
         why = "it is not a file that only its owner can read"
@@ -70,19 +70,13 @@ def _read(path: Path) -> bytes | None:
     return None
 
 
-def _store(path: Path) -> None:
-    """Make a secret, unless another server has just made one. Raises OSError."""
-    if path.is_symlink() or path.exists():
-        logger.warning("prefix cache: %s is damaged or not private: replaced", path)
-        path.unlink()
-    part = part_of(path)
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
-    try:
-        with open(os.open(part, flags, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(_SIZE))
-            file.flush()
-            os.fsync(file.fileno())
-        with suppress(FileExistsError):
-            os.link(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def _made(path: Path) -> bytes | None:
+    """A new secret, or that of a server that has just made one. Raises OSError."""
+    with FileLock(path.with_name(f"{NAME}.lock"), timeout=_PATIENCE):
+        known = _read(path)
+        if known is None:
+            if path.is_symlink() or path.exists():
+                logger.warning("prefix cache: %s is not private: replaced", path)
+            write_whole(path, secrets.token_bytes(_SIZE), private=True)
+            known = _read(path)
+    return known

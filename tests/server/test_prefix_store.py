@@ -246,7 +246,7 @@ def test_a_disk_that_is_full_when_the_secret_is_made_is_a_warning(
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("edgecs.server.prefix_key.os.fsync", full)
+    monkeypatch.setattr("edgecs.core.files.os.fsync", full)
     with stored(tmp_path) as made:
         assert answer(made, LONG) == 0
     assert "No space left on device" in caplog.text
@@ -361,7 +361,7 @@ def test_a_secret_that_others_may_know_is_replaced(tmp_path: Path, caplog):
         spoil()
         with stored(tmp_path) as made:
             assert answer(made, [*LONG, 1]) == 0
-        assert "damaged or not private" in caplog.text
+        assert "is not private: replaced" in caplog.text
         assert not key.is_symlink()
         assert key.stat().st_mode & 0o777 == 0o600
         assert key.read_bytes() != before
@@ -372,7 +372,12 @@ def test_servers_with_one_folder_have_one_secret(tmp_path: Path):
     with ThreadPoolExecutor(8) as pool:
         seals = [*pool.map(lambda _: seal_of(tmp_path), range(32))]
     assert len({seal(b"x") for seal in seals}) == 1
-    assert [path.name for path in tmp_path.iterdir()] == [".key"]
+    assert {path.name for path in tmp_path.iterdir()} <= {".key", ".key.lock"}
+    (tmp_path / ".key").chmod(0o644)
+    with ThreadPoolExecutor(8) as pool:
+        others = [*pool.map(lambda _: seal_of(tmp_path), range(32))]
+    assert len({seal(b"x") for seal in others}) == 1
+    assert others[0](b"x") != seals[0](b"x")
 
 
 @pytest.fixture(scope="module")
