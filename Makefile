@@ -78,7 +78,7 @@ export CMAKE_ARGS ?= -DCMAKE_CXX_FLAGS='-fno-dse -fno-tree-dse'
 endif
 endif
 
-# llama-cpp-python is compiled here: several minutes, once. Then the kernels: seconds.
+# llama-cpp-python is compiled here: 4 to 10 minutes, once. Then the kernels: one or two.
 .venv/base: .venv/bin/python pyproject.toml $(NATIVE)
 	$(BIN)/python -m pip install -e .
 	$(BIN)/python -m edgecs.engines.llama.kernels

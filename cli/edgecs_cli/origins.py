@@ -19,6 +19,10 @@ from edgecs_bench.text_tables import Row, aligned
 from edgecs_cli.console import joined, paint
 from edgecs_cli.short_lines import Report
 
+_ABOUT = {
+    "mag": "mag is Max-Gram, which copies from the text so far",
+    "bigram": "bigram is the token that usually follows",
+}
 COLOURS = (32, 136, 161, 93)  # of 256: blue, gold, crimson, violet
 
 
@@ -97,12 +101,10 @@ def origins_legend(origins: Origins, *, colours: bool) -> list[str]:
     """Lines on an answer: tokens by source, and why drafts were not used."""
     chain, stats = origins.chain, origins.stats
     lines = _table(origins, colours=colours)
-    if not colours and len(chain) > 1:
-        lines.append(f"marks: text of a drafter is in [{chain[-1]}:...]")
-    elif colours and len(chain) > 1:
-        lines.append(
-            "colours: the drafter of a text; mag is Max-Gram, from the text so far"
-        )
+    if len(chain) > 1:
+        shown = "colours: the drafter" if colours else "[name:...]: the drafter"
+        about = [_ABOUT[name] for name in chain[1:] if name in _ABOUT]
+        lines.append("; ".join([f"{shown} of a text", *about]))
     lines += origins.planned
     lines += [
         f"{name}: disabled for this session because it failed: {reason}"
@@ -118,7 +120,7 @@ def origins_legend(origins: Origins, *, colours: bool) -> list[str]:
 
 
 def _styles(chain: Sequence[str]) -> dict[str, Style]:
-    """The style of every drafter; Max-Gram, which is always last, is blue."""
+    """The style of every drafter; Max-Gram is blue."""
     styles = {}
     # Max-Gram looks the same in every chain.
     names = sorted(chain[:0:-1], key=lambda name: name != "mag")

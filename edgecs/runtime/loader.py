@@ -20,7 +20,12 @@ from edgecs.engines.host import cpu_name
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ModelError
 from edgecs.hub.compatibility import check_same, vocabulary_hash
-from edgecs.runtime.opening import no_gpu, open_model, with_layers_that_fit
+from edgecs.runtime.opening import (
+    many_threads,
+    no_gpu,
+    open_model,
+    with_layers_that_fit,
+)
 from edgecs.sampling.chain import Choices, Rule, always, chooser, greedy
 from edgecs.sampling.penalties import Breakers, sequence_breakers
 from edgecs.sampling.settings import Sampling
@@ -223,7 +228,8 @@ def load(
         began = time.perf_counter()
         opened = open_model(path, options, cancel, findings, say=say)
         took = time.perf_counter() - began
-        warnings = [text for text in (without_gpu, opened.warning) if text]
+        said = without_gpu, many_threads(options.threads), opened.warning
+        warnings = [text for text in said if text]
         return Loaded(
             opened.model,
             opened.scorer,

@@ -205,8 +205,8 @@ def serve(**values: Any) -> int:
         from edgecs_cli.loading.serving import Offer, pool_of
     except ImportError as error:
         raise ConfigError(
-            f"the server needs packages that are not installed ({error.name}): install "
-            "edgecs[serve] (docs/install.md)"
+            f"the server needs packages that are not installed ({error.name}): pip "
+            'install "edgecs[serve]", or -e ".[serve]" in a checkout'
         ) from error
     key = _key(wishes)
     running.check_access(wishes.host, key)

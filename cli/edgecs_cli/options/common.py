@@ -163,7 +163,7 @@ def drafter_options(command: F) -> F:
             metavar="MODEL",
             help="A drafter: a model as for -m, or the folder of an ONNX drafter. May "
             "be repeated, largest first: each drafter reviews those after it. Max-Gram "
-            "is always last. none: do not use the model's bundled drafter either.",
+            "and bigrams come last. none: not even the model's bundled drafter.",
         ),
         _hardware(
             "-td",

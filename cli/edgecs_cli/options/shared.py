@@ -67,10 +67,12 @@ class _Bars:
     def __init__(self) -> None:
         from rich import progress
         from rich.console import Console
+        from rich.table import Column
 
+        name = Column(no_wrap=True)  # cut off where the terminal has too few columns
         self._bars = progress.Progress(
-            progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(),
+            progress.TextColumn("{task.description}", markup=False, table_column=name),
+            progress.BarColumn(10),
             progress.DownloadColumn(),
             progress.TransferSpeedColumn(),
             progress.TimeRemainingColumn(),

@@ -277,7 +277,7 @@ def check_file(path: Path) -> None:
         raise ModelError(f"{path} is empty: fetch the model again")
     if magic != _MAGIC:
         raise ModelError(
-            f"{path} is not a GGUF file (it starts with {magic!r}, not {_MAGIC!r}): "
+            f"{path} is not a GGUF file (it starts with the bytes {magic.hex(' ')}, not with GGUF): "
             "give a model converted for llama.cpp"
         )
 
