@@ -29,6 +29,7 @@ class Job:
     logprobs: int | None = None
     details: bool = False
     speculate: bool = True
+    caches: bool = True  # False: it uses no cells of others, and leaves none
     deadline: float | None = None  # `time.monotonic` at which the answer ends
 
 

@@ -20,6 +20,7 @@ from edgecs.server.error_forms import openai_error
 from edgecs.server.replies import Framing, event_stream, unless_gone, unnamed_event
 from edgecs.server.request_jobs import grammar_of, jobs_of
 from edgecs.server.schemas import ChatRequest, CompletionRequest
+from edgecs.server.served import Served
 from edgecs.server.token_details import token_detail
 from edgecs.server.token_names import named, stated
 from edgecs.session.answer import FinishReason, Token
@@ -68,11 +69,11 @@ async def complete(
     return JSONResponse(await unless_gone(request, form.whole()))
 
 
-def models(engine: Engine) -> dict[str, Any]:
+def models(engine: Served) -> dict[str, Any]:
     """GET /v1/models."""
     model = engine.loaded.model
     meta = {
-        "n_vocab": engine.loaded.target.vocab_size,
+        "n_vocab": engine.vocab_size,
         "n_ctx": engine.n_ctx,
         "n_ctx_train": model.trained_ctx,
         "n_params": model.parameters,

@@ -116,6 +116,7 @@ async def jobs_of(
                 logprobs=logprobs,
                 details=asked.token_details,
                 speculate=asked.speculative is not False,
+                caches=asked.cache_prompt is not False,
                 deadline=time.monotonic() + seconds,
             )
         )
