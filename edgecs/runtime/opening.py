@@ -24,7 +24,7 @@ _LARGE = 2 << 30  # bytes of weights that take more than a second to lay out
 T = TypeVar("T")
 
 
-def _that_compute(
+def options_that_compute(
     options: LoadOptions, findings: Path | None
 ) -> tuple[LoadOptions, str | None]:
     """Options that do not crash this build, and a warning if they were changed."""
@@ -138,7 +138,7 @@ def open_model(
             if options.kernels != "auto":
                 raise
             why = str(error)
-    options, warning = _that_compute(options, findings)
+    options, warning = options_that_compute(options, findings)
     return opened(replace(options, kernels="llama"), None, warning, why)
 
 

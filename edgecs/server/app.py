@@ -22,6 +22,7 @@ from edgecs.chat.conversation import Message
 from edgecs.errors import EdgecsError
 from edgecs.server import (
     anthropic,
+    embeddings,
     model_routes,
     ollama,
     ollama_models,
@@ -30,10 +31,13 @@ from edgecs.server import (
     responses,
     state_routes,
 )
-from edgecs.server.endpoint import AboutEndpoint, Endpoint
+from edgecs.server.embedding_engine import EmbeddingEngine
+from edgecs.server.endpoint import AboutEndpoint, EmbeddingEndpoint, Endpoint
 from edgecs.server.engine import Engine
 from edgecs.server.error_forms import error_response
 from edgecs.server.guard import Access, Guard
+from edgecs.server.incidents import incident
+from edgecs.server.intake import Intake, Releasing
 from edgecs.server.keep_alive import seconds_of
 from edgecs.server.pool import ModelPool
 from edgecs.server.replies import Refused, body_of, read_body, refusal, unless_gone
@@ -47,6 +51,7 @@ from edgecs.server.schemas import (
     TokenizeRequest,
     Turn,
 )
+from edgecs.server.served import Served
 from edgecs.server.web import page_routes
 
 MOST_BODY = 16 << 20  # bytes
@@ -59,7 +64,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 )
 ABOUT: tuple[AboutEndpoint, ...] = ollama_models.ENDPOINTS
 
-Answer = Callable[[Request, Engine], Awaitable[Response]]
+Answer = Callable[[Request, Any], Awaitable[Response]]
 About = Callable[[Request, ModelPool, int], Awaitable[Response]]
 
 
@@ -75,6 +80,7 @@ class Serving:
     is_starting: bool = False
     access: Access = field(default_factory=Access)
     most_body: int = MOST_BODY
+    intake: Intake = field(default_factory=Intake)
     most_seconds: float = MOST_SECONDS
 
 
@@ -84,8 +90,10 @@ def create_app(serving: Serving) -> Starlette:
     assert serving.pool is not None
     pool = serving.pool
 
-    def route(path: str, answer: Answer) -> Route:
-        return Route(path, _Answering(serving, pool, answer), methods=["POST"])
+    def route(
+        path: str, answer: Answer, kind: type[Engine | EmbeddingEngine] | None = Engine
+    ) -> Route:
+        return Route(path, _Answering(serving, pool, answer, kind), methods=["POST"])
 
     def about(path: str, answer: About, method: str = "GET") -> Route:
         async def endpoint(request: Request) -> Response:
@@ -105,6 +113,13 @@ def create_app(serving: Serving) -> Starlette:
             return await one.handler(engine, request, asked, serving.most_seconds)
 
         return route(one.path, answer)
+
+    def embeds(one: EmbeddingEndpoint) -> Route:
+        async def answer(request: Request, engine: EmbeddingEngine) -> Response:
+            asked = await read_body(request, one.body, serving.most_body)
+            return await one.handler(engine, request, asked, serving.most_seconds)
+
+        return route(one.path, answer, EmbeddingEngine)
 
     def listed_about(one: AboutEndpoint) -> Route:
         async def answer(request: Request, pool: ModelPool, most: int) -> Response:
@@ -126,7 +141,7 @@ def create_app(serving: Serving) -> Starlette:
         asked = await read_body(request, CompletionRequest, serving.most_body)
         return await openai.complete(engine, request, asked, serving.most_seconds)
 
-    async def tokenize(request: Request, engine: Engine) -> Response:
+    async def tokenize(request: Request, engine: Served) -> Response:
         asked = await read_body(request, TokenizeRequest, serving.most_body)
         ids = await asyncio.to_thread(
             engine.encode, asked.content, document=asked.add_special
@@ -136,7 +151,7 @@ def create_app(serving: Serving) -> Starlette:
             tokens = [{"id": one, "piece": engine.decode([one])} for one in tokens]
         return JSONResponse({"tokens": tokens})
 
-    async def detokenize(request: Request, engine: Engine) -> Response:
+    async def detokenize(request: Request, engine: Served) -> Response:
         asked = await read_body(request, DetokenizeRequest, serving.most_body)
         text = await asyncio.to_thread(engine.decode, asked.tokens)
         return JSONResponse({"content": text})
@@ -158,9 +173,13 @@ def create_app(serving: Serving) -> Starlette:
         return JSONResponse(reply)
 
     async def description(request: Request) -> Response:
-        return JSONResponse(openapi.document(openapi.described((*ENDPOINTS, *ABOUT))))
+        return JSONResponse(
+            openapi.document(
+                openapi.described((*ENDPOINTS, *embeddings.ENDPOINTS, *ABOUT))
+            )
+        )
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route(openapi.PATH, description),
             Route("/health", health),
@@ -175,25 +194,41 @@ def create_app(serving: Serving) -> Starlette:
             about("/v1/models/{name:path}", model_routes.one),
             about("/models/load", model_routes.load, "POST"),
             about("/models/unload", model_routes.unload, "POST"),
-            route("/tokenize", tokenize),
-            route("/detokenize", detokenize),
+            route("/tokenize", tokenize, None),
+            route("/detokenize", detokenize, None),
             route("/apply-template", apply_template),
             about("/props", state_routes.props),
             about("/slots", state_routes.slots),
             about("/metrics", state_routes.counts),
             *map(listed, ENDPOINTS),
+            *map(embeds, embeddings.ENDPOINTS),
             *map(listed_about, ABOUT),
         ],
-        middleware=[Middleware(Guard, access=serving.access)],
+        middleware=[
+            Middleware(Guard, access=serving.access),
+            Middleware(Releasing, intake=serving.intake),
+        ],
         exception_handlers={HTTPException: _http_error, Exception: _bug},
     )
+    app.state.intake = serving.intake  # for `read_body`
+    return app
 
 
 class _Answering:
-    """A route whose answers need an engine, which stays until they are sent."""
+    """A route whose answers need an engine, which stays until they are sent.
 
-    def __init__(self, serving: Serving, pool: ModelPool, answer: Answer) -> None:
+    kind: of the engine; None: any.
+    """
+
+    def __init__(
+        self,
+        serving: Serving,
+        pool: ModelPool,
+        answer: Answer,
+        kind: type[Engine | EmbeddingEngine] | None,
+    ) -> None:
         self._serving, self._pool, self._answer = serving, pool, answer
+        self._kind = kind
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -201,6 +236,8 @@ class _Answering:
         async with AsyncExitStack() as stack:
             try:
                 engine = await self._engine(request, stack)
+                if self._kind is not None and not isinstance(engine, self._kind):
+                    raise _other_kind(engine)
                 response = await self._answer(request, engine)
             except Refused as error:
                 response = error_response(error, request.url.path)
@@ -208,7 +245,7 @@ class _Answering:
                 response = error_response(refusal(error), request.url.path)
             await response(scope, receive, send)
 
-    async def _engine(self, request: Request, stack: AsyncExitStack) -> Engine:
+    async def _engine(self, request: Request, stack: AsyncExitStack) -> Served:
         """The engine that a request names; it is not loaded for a client that left."""
         if self._serving.is_starting and self._pool.only_default:
             raise _starting()
@@ -231,6 +268,16 @@ def _named(body: bytes) -> Named:
         return Named()
 
 
+def _other_kind(engine: Served) -> Refused:
+    """The response of a model that is not for what was asked."""
+    if isinstance(engine, EmbeddingEngine):
+        does, instead = "gives embeddings and writes no text", "use /v1/embeddings"
+    else:
+        does = "writes text and gives no embeddings: its file states no pooling"
+        instead = "embedding models do, such as nomic-embed-text or qwen3-embedding"
+    return Refused(400, f"the model {engine.name!r:.200} {does}; {instead}")
+
+
 def _starting() -> Refused:
     return Refused(503, "Loading model", "unavailable_error")
 
@@ -246,5 +293,5 @@ def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _bug(request: Request, error: Exception) -> Response:
-    text = "internal error: see the server's log"
-    return error_response(Refused(500, text, "server_error"), request.url.path)
+    told = incident(f"{request.method} {request.url.path!r:.120} failed", error)
+    return error_response(refusal(told), request.url.path)

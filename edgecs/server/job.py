@@ -30,6 +30,7 @@ class Job:
     details: bool = False
     shown: Mapping[int, bytes] | None = None
     speculate: bool = True
+    caches: bool = True  # False: it uses no cells of others, and leaves none
     deadline: float | None = None  # `time.monotonic` at which the answer ends
 
 

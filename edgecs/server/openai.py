@@ -22,6 +22,7 @@ from edgecs.server.openai_calls import calls_in, incomplete_calls, message_of
 from edgecs.server.replies import Framing, event_stream, unless_gone, unnamed_event
 from edgecs.server.request_jobs import Constraint, grammar_of, jobs_of
 from edgecs.server.schemas import ChatRequest, CompletionRequest
+from edgecs.server.served import Served
 from edgecs.server.token_details import token_detail
 from edgecs.server.token_names import named, stated
 from edgecs.session.answer import Token
@@ -72,11 +73,11 @@ async def complete(
     return JSONResponse(await unless_gone(request, form.whole()))
 
 
-def models(engine: Engine) -> dict[str, Any]:
+def models(engine: Served) -> dict[str, Any]:
     """GET /v1/models."""
     model = engine.loaded.model
     meta = {
-        "n_vocab": engine.loaded.target.vocab_size,
+        "n_vocab": engine.vocab_size,
         "n_ctx": engine.n_ctx,
         "n_ctx_train": model.trained_ctx,
         "n_params": model.parameters,

@@ -125,6 +125,7 @@ async def jobs_of(
                 details=asked.token_details,
                 shown=limits.shown,
                 speculate=asked.speculative is not False,
+                caches=asked.cache_prompt is not False,
                 deadline=time.monotonic() + seconds,
             )
         )

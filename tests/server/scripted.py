@@ -96,7 +96,10 @@ class ScriptedEngine(Engine):
             options=SimpleNamespace(kernels="own"),
         )
         self.scheduler: Any = SimpleNamespace(
-            totals=Totals(), queued=0, slots=lambda: [SlotState(0, "idle", 0, 0, 0)]
+            totals=Totals(),
+            queued=0,
+            refused_files=0,
+            slots=lambda: [SlotState(0, "idle", 0, 0, 0)],
         )
         self.jobs = list[Job]()
         self.tools: Sequence[Mapping[str, Any]] = ()
@@ -198,6 +201,12 @@ class OneModel:
 
     async def unload(self, name: str, *, cancel: bool = False) -> bool:
         return self.models.find(name) is not None
+
+    def stop_loading(self) -> None:
+        pass
+
+    def join(self) -> None:
+        pass
 
     def residents(self) -> list[Resident]:
         if self.engine is None:

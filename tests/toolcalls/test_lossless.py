@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from edgecs.sampling.settings import Sampling
 from edgecs.session.session import Session
 from edgecs.testing.fakes import ByteTokenizer, ScriptedDrafter, TableModel
 from edgecs.text.triggers import Triggers
-from tests.server.servers import WAIT, serving
+from tests.server.servers import OPTIONS, WAIT, serving
 
 SIZE = 257
 TRIE = TokenTrie.of(ByteTokenizer(SIZE), SIZE)
@@ -75,7 +76,8 @@ def test_on_fakes(temperature: float, seed: int):
 @pytest.fixture(scope="module")
 def url(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("tools")
-    with serving(tiny_gguf, folder, slots=1, n_ctx=2048) as address:
+    options = replace(OPTIONS, n_ctx=2048)
+    with serving(tiny_gguf, folder, slots=1, options=options) as address:
         yield address
 
 

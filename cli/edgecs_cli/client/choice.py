@@ -168,6 +168,8 @@ def _suitable(connection: Connection, values: Mapping[str, Any]) -> Served:
 
 def _described(connection: Connection, name: str, props: Mapping[str, Any]) -> Served:
     """Raises NotServed for what edgecs does not say."""
+    if "embedding_length" in props:
+        raise NotServed("the model there gives embeddings and writes no text")
     exact, weights = props.get("exact"), props.get("weights")
     if not isinstance(exact, dict) or not isinstance(weights, dict):
         raise NotServed("it is another version of edgecs, or another program")

@@ -199,6 +199,7 @@ def serve(**values: Any) -> int:
     try:
         from edgecs.server import run as running
         from edgecs.server.app import Serving
+        from edgecs.server.connections import allow_connections
         from edgecs.server.guard import Access
         from edgecs.server.local_key import LocalKey
         from edgecs_cli.loading.serving import Offer, pool_of
@@ -212,6 +213,7 @@ def serve(**values: Any) -> int:
     if manage(click.get_current_context(), wishes.port, wishes.drain):
         return 0
     show_log(call.verbose)
+    allow_connections()
     with (
         single_instance(wishes.port, f"http://{wishes.host}:{wishes.port}"),
         running.listening(wishes.host, wishes.port) as sock,

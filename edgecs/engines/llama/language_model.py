@@ -27,7 +27,7 @@ from edgecs.engines.llama.batch import Batch
 from edgecs.engines.llama.feed import NO_ROWS, Feed, Logits, groups
 from edgecs.engines.llama.huge_pages import HugePages
 from edgecs.engines.llama.kernels import Nodes
-from edgecs.engines.llama.model import KV_TYPES, LlamaModel
+from edgecs.engines.llama.model import FLASH_TYPES, KV_TYPES, LlamaModel
 from edgecs.engines.llama.scratch_kv import repeated
 from edgecs.engines.llama.sequence import LlamaSequence
 from edgecs.engines.llama.threads import thread_pool
@@ -40,11 +40,6 @@ _LARGEST_STATE = 1 << 29  # bytes
 _TOKENS_A_PASS = 32  # prompt tokens that are read in the time of one pass over weights
 _WRAPS = 4096  # chosen: numpy views that are kept
 _ALONE = (0,)  # no padding
-_FLASH = {
-    "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
-    "on": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
-    "off": lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
-}
 
 
 class LlamaLM:
@@ -201,7 +196,7 @@ class LlamaLM:
         params.kv_unified = self.max_leaves > 1  # cells are shared only in this mode
         params.n_batch = params.n_ubatch = options.n_batch
         params.n_threads = params.n_threads_batch = self.threads
-        params.flash_attn_type = _FLASH[options.flash_attention]
+        params.flash_attn_type = FLASH_TYPES[options.flash_attention]
         params.type_k = KV_TYPES[options.type_k]
         params.type_v = KV_TYPES[options.type_v]
         library.clear_log()
@@ -257,6 +252,10 @@ class LlamaLM:
             one.cache.keep(context, len(context) - 1)
             if one.prompt_row is None or one.prompt_row[0] < len(context):
                 one.cache.mark()  # a prompt without an answer is not a turn
+
+    def forget(self, sequence: int) -> None:
+        """Drop all cells of a sequence, see `LanguageModel`."""
+        self._sequences[sequence].reset(self._ctx is not None)
 
     def reset(self) -> None:
         """Drop all cells, as if just loaded."""
