@@ -34,6 +34,7 @@ from edgecs.session.session import Session
 if TYPE_CHECKING:
     from edgecs.engines.llama.language_model import LlamaLM
     from edgecs.engines.llama.model import LlamaModel
+    from edgecs.grammar.lazy import LazyGrammar
     from edgecs.grammar.mask import Grammar
 
 _GREEDY = always(greedy)
@@ -104,7 +105,9 @@ class Loaded:
             sequence=sequence,
         )
 
-    def rule(self, sampling: Sampling, grammar: Grammar | None = None) -> Rule:
+    def rule(
+        self, sampling: Sampling, grammar: Grammar | LazyGrammar | None = None
+    ) -> Rule:
         """How tokens are chosen with this target's vocabulary.
 
         Raises ConfigError for settings that do not fit the vocabulary.
@@ -113,7 +116,7 @@ class Loaded:
         size = self.target.vocab_size
         if grammar is None:
             return always(chooser(sampling, size, breakers=breakers))
-        from edgecs.grammar.mask import DraftMask
+        from edgecs.grammar.draft_mask import DraftMask
 
         trie = self.model.vocabulary.trie
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -40,6 +41,7 @@ from edgecs.server.intake import Intake, Releasing
 from edgecs.server.keep_alive import seconds_of
 from edgecs.server.pool import ModelPool
 from edgecs.server.replies import Refused, body_of, read_body, refusal, unless_gone
+from edgecs.server.requested_tools import told, tool_use
 from edgecs.server.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -156,10 +158,15 @@ def create_app(serving: Serving) -> Starlette:
 
     async def apply_template(request: Request, engine: Engine) -> Response:
         asked = await read_body(request, TemplateRequest, serving.most_body)
-        messages = [message.plain() for message in asked.messages]
-        text = await asyncio.to_thread(engine.render, messages)
+        use = tool_use(engine.family, asked)
+        messages, tools = told(engine.family, asked.messages, use)
+        text = await asyncio.to_thread(engine.render, messages, tools)
         reply: dict[str, Any] = {"prompt": text}
         if asked.with_tokens:
+            if use is not None:
+                encode = partial(engine.encode_chat, messages, tools=tools)
+                reply |= {"tokens": (await asyncio.to_thread(encode)).tolist()}
+                return JSONResponse(reply)
             turns = [_turn_of(message) for message in asked.messages]
             prompt = await asyncio.to_thread(engine.encode_turns, turns, asked.partial)
             reply |= {"tokens": prompt.tokens.tolist(), "again": prompt.again}

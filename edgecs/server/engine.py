@@ -16,6 +16,7 @@ from edgecs.chat.archive import Owner
 from edgecs.chat.conversation import Conversation, Message, Prompt
 from edgecs.core.context import Tokens
 from edgecs.errors import ConfigError, ContextFull
+from edgecs.grammar.lazy import LazyGrammar
 from edgecs.grammar.mask import Grammar
 from edgecs.runtime.builder import Runtime, session_of
 from edgecs.runtime.loader import Loaded
@@ -26,7 +27,10 @@ from edgecs.server.prefix_store import PREFIX_BYTES, open_store
 from edgecs.server.scheduler import Scheduler
 from edgecs.server.served import Served
 from edgecs.text.chat_template import ChatTemplate
+from edgecs.text.detokenizer import Tokenizer
 from edgecs.text.thoughts import OPENS
+from edgecs.toolcalls.family import Family
+from edgecs.toolcalls.recognise import family_of
 
 
 class Engine(Served):
@@ -90,15 +94,29 @@ class Engine(Served):
         """Ids of tokens go from 0 to one less."""
         return self.loaded.target.vocab_size
 
+    @cached_property
+    def family(self) -> Family:
+        """How the model writes tool calls."""
+        return family_of(self.chat_template or "")
+
+    @property
+    def vocabulary(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.loaded.model.vocabulary
+
     @property
     def can_think(self) -> bool:
         """Whether the model's template knows of thoughts."""
         source = self.chat_template or ""
         return OPENS in source or "enable_thinking" in source
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         """The prompt text of a conversation. Raises ConfigError."""
-        return self._with_template().render(messages)
+        return self._with_template().render(messages, tools=tools)
 
     def encode_chat(
         self,
@@ -106,12 +124,14 @@ class Engine(Served):
         beginning: str = "",
         *,
         thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> Tokens:
         """The prompt ids of a conversation. Raises ConfigError.
 
         See `ChatTemplate.encode`.
         """
-        return self._with_template().encode(messages, beginning, thinking=thinking)
+        template = self._with_template()
+        return template.encode(messages, beginning, thinking=thinking, tools=tools)
 
     def encode_turns(
         self, messages: Sequence[Message], partial: Sequence[int] = ()
@@ -138,7 +158,7 @@ class Engine(Served):
         """OpenAI's system_fingerprint: the version and the kernels."""
         return f"edgecs-{version('edgecs')}-{self.loaded.options.kernels}"
 
-    def rule(self, sampling: Sampling, grammar: Grammar | None) -> Rule:
+    def rule(self, sampling: Sampling, grammar: Grammar | LazyGrammar | None) -> Rule:
         """How tokens are chosen. Raises ConfigError."""
         return self.loaded.rule(sampling, grammar)
 

@@ -84,7 +84,10 @@ def _abilities(engine: Served | None) -> list[str]:
     if isinstance(engine, EmbeddingEngine):
         return ["embedding"]
     can_think = isinstance(engine, Engine) and engine.can_think
-    return ["completion", *(["thinking"] if can_think else [])]
+    # Every model can call that has a chat template, which is known once it is loaded.
+    can_call = engine is None or bool(engine.chat_template)
+    named = {"completion": True, "tools": can_call, "thinking": can_think}
+    return [name for name, can in named.items() if can]
 
 
 async def pull(pool: ModelPool, request: Request, asked: PullRequest) -> Response:

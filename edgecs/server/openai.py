@@ -14,20 +14,23 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edgecs.server.answering import Answers, Choice, Part, Usage, chat_answers
+from edgecs.server.answering import Answers, Usage, chat_answers
+from edgecs.server.choice import Choice, Part, Reason, drafts_in_calls
 from edgecs.server.engine import Engine
 from edgecs.server.error_forms import openai_error
+from edgecs.server.openai_calls import calls_in, incomplete_calls, message_of
 from edgecs.server.replies import Framing, event_stream, unless_gone, unnamed_event
-from edgecs.server.request_jobs import grammar_of, jobs_of
+from edgecs.server.request_jobs import Constraint, grammar_of, jobs_of
 from edgecs.server.schemas import ChatRequest, CompletionRequest
 from edgecs.server.served import Served
 from edgecs.server.token_details import token_detail
 from edgecs.server.token_names import named, stated
-from edgecs.session.answer import FinishReason, Token
+from edgecs.session.answer import Token
 
-_REASONS: Mapping[FinishReason | None, str | None] = {
+_REASONS: Mapping[Reason | None, str | None] = {
     None: None,
     "stop": "stop",
+    "tool_calls": "tool_calls",
     "length": "length",
     "context": "length",
     "cancelled": "length",  # it timed out; OpenAI has no other reason for that
@@ -60,7 +63,8 @@ async def complete(
         engine.check_ids(asked.prompt)
         prompt = np.array(asked.prompt, dtype=np.int32)
     grammar = await asyncio.to_thread(grammar_of, asked, None)
-    jobs = await jobs_of(engine, asked, prompt, asked.logprobs, grammar, seconds)
+    limits = Constraint(grammar)
+    jobs = await jobs_of(engine, asked, prompt, asked.logprobs, limits, seconds)
     answers = Answers(engine, jobs)
     echo = engine.decode(prompt.tolist()) if asked.echo else ""
     form = _TextForm(engine, asked, answers, echo)
@@ -135,10 +139,10 @@ class _Form:
         if ended is None:
             return {}
         stats, weights = ended.stats, self._engine.runtime.parameters()
-        return {
-            "timings": stats.timings(),
-            "speculative": stats.speculative(ended.chain, ended.why_plain, weights),
-        }
+        speculative = stats.speculative(ended.chain, ended.why_plain, weights)
+        if inside := drafts_in_calls(choice, stats):
+            speculative["in_tool_calls"] = inside
+        return {"timings": stats.timings(), "speculative": speculative}
 
 
 class _ChatForm(_Form):
@@ -158,9 +162,10 @@ class _ChatForm(_Form):
             "choices": [
                 {
                     "index": choice.index,
-                    "message": _message(choice),
+                    "message": message_of(choice),
                     "logprobs": self._stated(choice.tokens),
                     "finish_reason": _REASONS[choice.reason],
+                    **incomplete_calls(choice),
                     **self._detailed(choice.tokens),
                 }
                 for choice in choices
@@ -185,19 +190,21 @@ class _ChatForm(_Form):
                     more = self._detailed(part.tokens)
                     yield {**head, "choices": [_delta(choice, delta, stated) | more]}
                 if choice.ended:
-                    last = _delta(choice, {})
+                    last = _delta(choice, {}) | incomplete_calls(choice)
                     yield {**head, "choices": [last], **self._measured(choice)}
         for usage in self._usage_chunk(head):
             yield usage
 
     def _new(self, part: Part) -> dict[str, Any]:
         """The delta of a part."""
-        delta = {}
+        delta = dict[str, Any]()
         if part.thought:
             delta["reasoning_content"] = part.thought
         each = self._with_logprobs or self._with_details
         if part.text or (part.tokens and each):
             delta["content"] = part.text
+        if calls := calls_in(part):
+            delta["tool_calls"] = calls
         return delta
 
     def _stated(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
@@ -293,13 +300,6 @@ def _usage(choices: Sequence[Choice]) -> dict[str, Any]:
             "rejected_prediction_tokens": usage.rejected,
         },
     }
-
-
-def _message(choice: Choice) -> dict[str, Any]:
-    message = {"role": "assistant", "content": choice.text, "refusal": None}
-    if choice.thought:
-        message["reasoning_content"] = choice.thought
-    return message
 
 
 def _delta(

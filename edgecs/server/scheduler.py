@@ -166,6 +166,7 @@ class Scheduler:
                 rule=job.rule,
                 logprobs=job.logprobs,
                 details=job.details,
+                shown=job.shown,
             )
         except EdgecsError as error:
             self.totals.errors += 1

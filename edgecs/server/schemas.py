@@ -16,6 +16,8 @@ from pydantic import (
     model_validator,
 )
 
+from edgecs.server.tool_schemas import MOST_ID, MOST_TOOLS, CalledTool, ToolFields
+
 MOST_STOPS, MOST_TEXT = 16, 1 << 22  # characters
 MOST_MESSAGES, MOST_CHOICES, MOST_LOGPROBS = 4096, 16, 20
 MOST_BIASES = 4096
@@ -47,9 +49,13 @@ class Message(_Body):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[TextPart] | None = None
+    name: str | None = Field(default=None, max_length=MOST_ID)
+    reasoning_content: Text | None = None
+    tool_calls: list[CalledTool] | None = Field(default=None, max_length=MOST_TOOLS)
+    tool_call_id: str | None = Field(default=None, max_length=MOST_ID)
 
     def plain(self) -> dict[str, Any]:
-        """The message in the form of chat templates."""
+        """The role and the text of the message, in the form of chat templates."""
         content = self.content
         if isinstance(content, list):
             content = "".join(part.text for part in content)
@@ -142,7 +148,7 @@ class TemplateOptions(_Body):
     enable_thinking: StrictBool | None = None
 
 
-class ChatRequest(_Asked):
+class ChatRequest(_Asked, ToolFields):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
@@ -228,7 +234,7 @@ class Turn(Message):
     ids: list[int] | None = Field(default=None, max_length=MOST_TEXT)
 
 
-class TemplateRequest(_Body):
+class TemplateRequest(_Body, ToolFields):
     """POST /apply-template.
 
     with_tokens: also return the ids of the prompt. partial: ids of an unfinished answer

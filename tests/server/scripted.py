@@ -62,8 +62,10 @@ def _model() -> SimpleNamespace:
 class ScriptedEngine(Engine):
     """Says `rounds`, a text for each round, to whatever it is asked.
 
-    error: comes instead of an end. thinks: the prompt opens a block of thoughts. `jobs`
-    are the jobs so far, `prompts` the conversations with the beginnings of answers.
+    error: comes instead of an end. thinks: the prompt opens a block of thoughts.
+    template: source of the chat template, from which only the family of the model is
+    taken. `jobs` are the jobs so far, `prompts` the conversations with the beginnings
+    of answers, `tools` those of the last one.
     """
 
     def __init__(
@@ -73,8 +75,10 @@ class ScriptedEngine(Engine):
         stop: str | None = None,
         error: EdgecsError | None = None,
         thinks: bool = False,
+        template: str = 'tools <tool_call> "arguments"',
     ) -> None:
         self.rounds, self.reason, self.stop, self.error = rounds, reason, stop, error
+        self.template = template
         self.thinks, self.name, self.created = thinks, "tiny", 1_700_000_000
         self.n_ctx, self.slots = 512, 1
         self.tokenizer = ByteTokenizer()
@@ -98,6 +102,7 @@ class ScriptedEngine(Engine):
             slots=lambda: [SlotState(0, "idle", 0, 0, 0)],
         )
         self.jobs = list[Job]()
+        self.tools: Sequence[Mapping[str, Any]] = ()
         self.prompts = list[tuple[Sequence[Mapping[str, Any]], str, bool | None]]()
 
     def encode_chat(
@@ -106,7 +111,9 @@ class ScriptedEngine(Engine):
         beginning: str = "",
         *,
         thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> Tokens:
+        self.tools = tools
         self.prompts.append((messages, beginning, thinking))
         text = "".join(f"{m['role']}: {m['content']}\n" for m in messages)
         return self.encode(text + ("<think>" if self.thinks else "") + beginning)
@@ -120,12 +127,20 @@ class ScriptedEngine(Engine):
         ids = np.array(partial, dtype=np.int32)
         return Prompt(np.concatenate([self.encode(text), ids]), 0)
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         return "".join(f"{m['role']}: {m['content']}\n" for m in messages)
 
     @property
     def chat_template(self) -> str | None:
-        return "<think>" if self.thinks else ""
+        return self.template + ("<think>" if self.thinks else "")
+
+    @property
+    def vocabulary(self) -> ByteTokenizer:
+        return self.tokenizer
 
     def encode(self, text: str, *, document: bool = True) -> Tokens:
         data = text.encode("utf-8", "replace")
