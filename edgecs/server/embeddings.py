@@ -10,12 +10,13 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import Field, StrictBool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edgecs.core.context import Tokens
 from edgecs.errors import ConfigError, ContextFull
+from edgecs.server.body import Body
 from edgecs.server.embedding_engine import Embedded, EmbeddingEngine
 from edgecs.server.endpoint import EmbeddingEndpoint
 from edgecs.server.replies import unless_gone
@@ -27,14 +28,12 @@ _Ids = Annotated[list[int], Field(max_length=MOST_TEXT)]
 _Texts = Annotated[list[Text], Field(max_length=MOST_INPUTS)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
+class _Fields(Body):
     model: str | None = Field(default=None, max_length=1024)
     dimensions: int | None = Field(default=None, ge=1, lt=1 << 31)
 
 
-class EmbeddingsRequest(_Body):
+class EmbeddingsRequest(_Fields):
     """POST /v1/embeddings. truncate: shorten texts that are too long."""
 
     input: Text | _Ids | _Texts | Annotated[list[_Ids], Field(max_length=MOST_INPUTS)]
@@ -42,14 +41,14 @@ class EmbeddingsRequest(_Body):
     truncate: StrictBool = False
 
 
-class EmbedRequest(_Body):
+class EmbedRequest(_Fields):
     """POST /api/embed. truncate: as in Ollama, it is the default."""
 
     input: Text | _Texts
     truncate: StrictBool | None = None
 
 
-class OldEmbeddingsRequest(_Body):
+class OldEmbeddingsRequest(_Fields):
     """POST /api/embeddings, which Ollama had before /api/embed."""
 
     prompt: Text
@@ -126,7 +125,7 @@ def _several(
 async def _embedded(
     engine: EmbeddingEngine,
     request: Request,
-    asked: _Body,
+    asked: _Fields,
     texts: Sequence[str | list[int]],
     truncate: bool,
     seconds: float,

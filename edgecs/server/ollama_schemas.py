@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import Field, StrictBool
 
+from edgecs.server.body import Body
 from edgecs.server.schemas import (
     MOST_LOGPROBS,
     MOST_MESSAGES,
@@ -24,11 +25,7 @@ KeepAlive = Annotated[str, Field(max_length=64)] | Finite
 _Stop = Annotated[str, Field(max_length=1024)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class Options(_Body):
+class Options(Body):
     """Settings of an answer."""
 
     num_predict: int | None = None
@@ -51,21 +48,21 @@ class Options(_Body):
         return [stop for stop in given if stop]
 
 
-class Function(_Body):
+class Function(Body):
     """The function of a call."""
 
     name: str = Field(max_length=256)
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
-class ToolCall(_Body):
+class ToolCall(Body):
     """A call of a tool in an earlier answer."""
 
     id: str | None = Field(default=None, max_length=256)
     function: Function
 
 
-class Message(_Body):
+class Message(Body):
     """One message of a conversation."""
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -77,7 +74,7 @@ class Message(_Body):
     tool_call_id: str | None = Field(default=None, max_length=256)
 
 
-class _Asked(_Body):
+class _AnswerFields(Body):
     """Fields of chats and generations."""
 
     model: Name
@@ -95,14 +92,14 @@ class _Asked(_Body):
         return self.stream is not False
 
 
-class ChatRequest(_Asked):
+class ChatRequest(_AnswerFields):
     """POST /api/chat. No messages: the model is only loaded."""
 
     messages: list[Message] = Field(default_factory=list, max_length=MOST_MESSAGES)
     tools: list[dict[str, Any]] | None = Field(default=None, max_length=1024)
 
 
-class GenerateRequest(_Asked):
+class GenerateRequest(_AnswerFields):
     """POST /api/generate. No prompt: the model is only loaded.
 
     context: what an earlier answer returned. raw: the prompt is fed as it is.
@@ -117,7 +114,7 @@ class GenerateRequest(_Asked):
     raw: StrictBool = False
 
 
-class ShowRequest(_Body):
+class ShowRequest(Body):
     """POST /api/show; `name` is an older name of `model`."""
 
     model: str = Field(default="", max_length=1024)
@@ -125,7 +122,7 @@ class ShowRequest(_Body):
     verbose: StrictBool = False
 
 
-class PullRequest(_Body):
+class PullRequest(Body):
     """POST /api/pull."""
 
     model: str = Field(default="", max_length=1024)
