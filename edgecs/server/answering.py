@@ -113,6 +113,11 @@ class Usage(NamedTuple):
         )
 
 
+def incomplete_calls(choice: Choice) -> dict[str, int]:
+    """How many calls were cut off or malformed, if any."""
+    return {"incomplete_tool_calls": choice.incomplete} if choice.incomplete else {}
+
+
 def chat_request(fields: Mapping[str, Any]) -> ChatRequest:
     """The chat request that a request of another API amounts to. Raises Refused."""
     try:

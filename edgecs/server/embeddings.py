@@ -18,7 +18,7 @@ from edgecs.core.context import Tokens
 from edgecs.errors import ConfigError, ContextFull
 from edgecs.server.body import Body
 from edgecs.server.embedding_engine import Embedded, EmbeddingEngine
-from edgecs.server.endpoint import EmbeddingEndpoint
+from edgecs.server.endpoint import Endpoint
 from edgecs.server.replies import unless_gone
 from edgecs.server.schemas import MOST_TEXT, Text
 
@@ -177,32 +177,36 @@ def _base64(row: NDArray[np.float32]) -> str:
 
 
 ENDPOINTS = (
-    EmbeddingEndpoint(
+    Endpoint(
         "/v1/embeddings",
         create,
         EmbeddingsRequest,
         "Embed texts (OpenAI).",
         "The embeddings, each of length 1.",
+        EmbeddingEngine,
     ),
-    EmbeddingEndpoint(
+    Endpoint(
         "/embeddings",
         create,
         EmbeddingsRequest,
         "Embed texts (OpenAI).",
         "The embeddings, each of length 1.",
+        EmbeddingEngine,
     ),
-    EmbeddingEndpoint(
+    Endpoint(
         "/api/embed",
         embed,
         EmbedRequest,
         "Embed texts (Ollama).",
         "The embeddings, each of length 1.",
+        EmbeddingEngine,
     ),
-    EmbeddingEndpoint(
+    Endpoint(
         "/api/embeddings",
         embed_one,
         OldEmbeddingsRequest,
         "Embed a text (Ollama's older form).",
         "The embedding, as the model gives it.",
+        EmbeddingEngine,
     ),
 )

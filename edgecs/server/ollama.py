@@ -16,14 +16,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edgecs.core.context import Tokens
-from edgecs.server.answering import Answers, chat_answers, prompt_answers
+from edgecs.server.answering import (
+    Answers,
+    chat_answers,
+    incomplete_calls,
+    prompt_answers,
+)
 from edgecs.server.choice import Call, Called, Choice, Part, Reason
 from edgecs.server.endpoint import Endpoint
 from edgecs.server.engine import Engine
 from edgecs.server.error_forms import ollama_error
 from edgecs.server.ollama_input import chat_of, generation_of
 from edgecs.server.ollama_schemas import ChatRequest, GenerateRequest
-from edgecs.server.openai_calls import incomplete_calls
 from edgecs.server.replies import Framing, event_stream, unless_gone
 from edgecs.server.schemas import ChatRequest as Chat
 from edgecs.server.token_names import stated

@@ -5,20 +5,27 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edgecs.server.answering import Answers, Usage, chat_answers
+from edgecs.server.answering import (
+    Answers,
+    Usage,
+    chat_answers,
+    incomplete_calls,
+)
 from edgecs.server.choice import Choice, Part, Reason, drafts_in_calls
+from edgecs.server.endpoint import Endpoint, Handler
 from edgecs.server.engine import Engine
 from edgecs.server.error_forms import openai_error
-from edgecs.server.openai_calls import calls_in, incomplete_calls, message_of
+from edgecs.server.openai_calls import calls_in, message_of
 from edgecs.server.replies import Framing, event_stream, unless_gone, unnamed_event
 from edgecs.server.request_jobs import Constraint, grammar_of, jobs_of
 from edgecs.server.schemas import ChatRequest, CompletionRequest
@@ -313,3 +320,29 @@ def _delta(
         "logprobs": logprobs,
         "finish_reason": None if delta else _REASONS[choice.reason],
     }
+
+
+def _paths(
+    path: str, handler: Handler, body: type[BaseModel], summary: str, answer: str
+) -> Iterator[Endpoint]:
+    """An endpoint, also without the version in its path, as llama-server has it."""
+    for beginning in ("/v1", ""):
+        yield Endpoint(f"{beginning}{path}", handler, body, summary, answer)
+
+
+ENDPOINTS = (
+    *_paths(
+        "/chat/completions",
+        chat,
+        ChatRequest,
+        "Answer a conversation (OpenAI).",
+        "A chat completion, or with `stream` its chunks as server-sent events.",
+    ),
+    *_paths(
+        "/completions",
+        complete,
+        CompletionRequest,
+        "Continue a text (OpenAI).",
+        "A completion, or with `stream` its chunks as server-sent events.",
+    ),
+)

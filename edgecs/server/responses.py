@@ -12,12 +12,16 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edgecs.server.answering import Answers, Usage, chat_answers
+from edgecs.server.answering import (
+    Answers,
+    Usage,
+    chat_answers,
+    incomplete_calls,
+)
 from edgecs.server.choice import Called, Choice, Part
 from edgecs.server.endpoint import Endpoint
 from edgecs.server.engine import Engine
 from edgecs.server.error_forms import openai_error
-from edgecs.server.openai_calls import incomplete_calls
 from edgecs.server.replies import (
     Framing,
     Refused,
