@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StrictBool
 
 from edgecs.server.body import Body
+from edgecs.server.keep_alive import seconds_of
 from edgecs.server.schemas import (
     MOST_LOGPROBS,
     MOST_MESSAGES,
@@ -87,6 +88,11 @@ class _AnswerFields(Body):
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
 
     @property
+    def unloads(self) -> bool:
+        """Whether the model is not kept in memory. Raises ConfigError."""
+        return self.keep_alive is not None and seconds_of(self.keep_alive) == 0
+
+    @property
     def streams(self) -> bool:
         """Whether the answer is a stream, as it is unless the client says no."""
         return self.stream is not False
@@ -97,6 +103,11 @@ class ChatRequest(_AnswerFields):
 
     messages: list[Message] = Field(default_factory=list, max_length=MOST_MESSAGES)
     tools: list[dict[str, Any]] | None = Field(default=None, max_length=1024)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to answer."""
+        return not self.messages
 
 
 class GenerateRequest(_AnswerFields):
@@ -112,6 +123,11 @@ class GenerateRequest(_AnswerFields):
     context: list[int] | None = Field(default=None, max_length=MOST_TEXT)
     images: list[Any] | None = None
     raw: StrictBool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to answer."""
+        return not self.prompt and not self.context
 
 
 class ShowRequest(Body):
