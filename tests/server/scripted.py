@@ -36,7 +36,7 @@ class Ticket:
         self.cancelled = True
 
 
-class Asked:
+class SubmittedJob:
     """A job, and the events of its answer."""
 
     def __init__(self, job: Job, events: Sequence[Event]) -> None:
@@ -167,10 +167,10 @@ class ScriptedEngine(Engine):
         self.jobs.append(job)
         events: list[Event] = [[self._token(job, text)] for text in self.rounds]
         if self.error is not None:
-            return Asked(job, [*events, self.error])
+            return SubmittedJob(job, [*events, self.error])
         stats = Stats(int(job.prompt.size), 3, len(self.rounds), 0.25, 0.5)
         ended = Ended(self.reason, stats, ["target"], None, self.stop)
-        return Asked(job, [*events, ended])
+        return SubmittedJob(job, [*events, ended])
 
     def _token(self, job: Job, text: str) -> Token:
         stated = None
