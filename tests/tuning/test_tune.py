@@ -143,6 +143,7 @@ def test_what_a_busy_machine_says_is_not_kept(
     edgecs: Edgecs, tiny_gguf: Path, cache: Path, monkeypatch
 ):
     monkeypatch.setattr(speculation_profile, "BUSY", -1.0)
+    monkeypatch.setattr(speculation_profile, "busiest", lambda: None)
     for options in ((), ("--json",), ("-q",)):
         outcome = tune_cli(edgecs, tiny_gguf, *options)
         one_line(outcome, 1, "other programs took", "nothing was kept", "end these")
