@@ -184,10 +184,9 @@ def test_the_snapshot_of_an_earlier_call_is_not_used(
 
     with opened_family(name, tmp_path) as pair:
         target = pair.drafting.target
-        assert target.snapshots == 7
+        assert target.snapshots == OPTIONS.max_draft
         expected = fresh(pair, [*LONG[:20], 7, 9, 200, 42])
-        # The second draft is as long as there are snapshots.
-        drafts = [NOTHING, Draft.chain([5, 6], "x"), Draft.chain([5] * 6, "x")]
+        drafts = [NOTHING, Draft.chain([5, 6], "x"), Draft.chain([5] * 11, "x")]
         for draft in drafts:
             assert not differ(replaced(target, draft), expected)
         monkeypatch.setattr(Rollback, "_may_remove", lambda self, n, removed: True)

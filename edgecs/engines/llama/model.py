@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +19,8 @@ import llama_cpp as lib
 import psutil
 
 from edgecs.core.reading import check_model
+from edgecs.engines.cell_memory import CellMemory, cell_memory, most_snapshots
+from edgecs.engines.gguf_header import Numbers, read_numbers
 from edgecs.engines.host import usable_cores
 from edgecs.engines.llama import library
 from edgecs.engines.llama.huge_pages import HugePages
@@ -24,7 +28,7 @@ from edgecs.engines.llama.kernels import KernelSet, PackedWeights
 from edgecs.engines.llama.metadata import Value, file_type, read_metadata
 from edgecs.engines.llama.tokenizer import LlamaVocabulary
 from edgecs.engines.load_options import LoadOptions
-from edgecs.engines.offload import context_that_fits, kv_bytes
+from edgecs.engines.offload import context_that_fits
 from edgecs.errors import Cancelled, ModelError, OutOfMemory
 from edgecs.hub.download import split_parts
 
@@ -132,42 +136,51 @@ class LlamaModel:
         """The name of the types of its weights, such as Q4_K_M."""
         return file_type(self.handle)
 
+    def memory(self, options: LoadOptions) -> CellMemory:
+        """What its layers need for the tokens of a context."""
+        blocks = int(max(self._numbers("block_count"), default=0))
+        return cell_memory(self.architecture, blocks, self._numbers, options)
+
+    def _numbers(self, key: str) -> Sequence[float]:
+        """The values of a key of the architecture; llama.cpp gives no arrays."""
+        return self._header.get(f"{self.architecture}.{key}", [])
+
+    @cached_property
+    def _header(self) -> Numbers:
+        with suppress(OSError, ValueError):  # replaced since it was loaded
+            return read_numbers(self.path)
+        return {}
+
+    def snapshots(self, options: LoadOptions) -> int:
+        """How many states of recurrent layers are kept for removing tokens."""
+        memory = self.memory(options)
+        return most_snapshots(self.architecture, memory, options, self.size)
+
     def default_ctx(self, options: LoadOptions) -> int:
         """Context size for n_ctx = 0: the longest one, as far as memory allows."""
         host, on_devices = self._free()
-        free = on_devices if self.offload.layers else host
-        each = self._kv_per_token(options) * options.sequences
-        return context_that_fits(options.longest_ctx(self.trained_ctx), each, free)
+        free = (on_devices if self.offload.layers else host) // options.sequences
+        fitting = self.memory(options).fits(free // 2, options, self.snapshots(options))
+        return context_that_fits(options.longest_ctx(self.trained_ctx), fitting)
 
     def kv_fits(self, n_ctx: int, options: LoadOptions) -> bool:
-        """Whether the KV cache of a context fits the free memory.
+        """Whether the cells and states of all sequences fit the free memory.
 
-        This is checked before llama.cpp allocates: with memory overcommit, a process
-        that uses too much is killed.
+        n_ctx: tokens of each. This is checked before llama.cpp allocates: with memory
+        overcommit, a process that uses too much is killed.
         """
         return self.kv_bytes(n_ctx, options) <= sum(self._free())
 
     def kv_bytes(self, n_ctx: int, options: LoadOptions) -> int:
-        """Bytes of the KV cache of a context."""
-        return n_ctx * self._kv_per_token(options)
+        """Bytes of the cells and states of all sequences, of `n_ctx` tokens each."""
+        kept = self.snapshots(options)
+        return self.memory(options).size(n_ctx, options, kept) * options.sequences
 
     def _free(self) -> tuple[int, int]:
         """Free bytes in the host's memory, and on the devices in use."""
         devices = library.devices() if self.offload.layers else []
         on_devices = sum(device.free for device in devices)
         return int(psutil.virtual_memory().available), on_devices
-
-    def _kv_per_token(self, options: LoadOptions) -> int:
-        """Bytes of KV cache per token in all blocks."""
-        handle = self.handle
-        width = lib.llama_model_n_embd(handle) // (lib.llama_model_n_head(handle) or 1)
-        block = kv_bytes(
-            lib.llama_model_n_head_kv(handle),
-            self._number("attention.key_length", width),
-            self._number("attention.value_length", width),
-            options,
-        )
-        return int(block * lib.llama_model_n_layer(handle))
 
     def close(self) -> None:
         """Frees the weights; may be called again."""
@@ -178,11 +191,10 @@ class LlamaModel:
             if self.packed:
                 self.packed.close()
 
-    def _number(self, key: str, default: int) -> int:
-        """A number of the architecture from the file's metadata."""
-        architecture = self._metadata("general.architecture")
-        text = self._metadata(f"{architecture}.{key}")
-        return int(text) if text.isdigit() else default
+    @cached_property
+    def architecture(self) -> str:
+        """The family as llama.cpp names it, such as qwen35."""
+        return self._metadata("general.architecture")
 
     def _metadata(self, key: str) -> str:
         buffer = bytes(128)
