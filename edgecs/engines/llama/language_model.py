@@ -31,7 +31,7 @@ from edgecs.engines.llama.feed import NO_ROWS, Feed, Logits, groups
 from edgecs.engines.llama.huge_pages import HugePages
 from edgecs.engines.llama.kernels import Nodes
 from edgecs.engines.llama.model import KV_TYPES, LlamaModel
-from edgecs.engines.llama.scratch_kv import repeated
+from edgecs.engines.llama.scratch_kv import Layout, repeated
 from edgecs.engines.llama.sequence import LlamaSequence
 from edgecs.engines.llama.threads import thread_pool
 from edgecs.engines.load_options import LoadOptions
@@ -239,7 +239,10 @@ class LlamaLM:
         snapshots = int(lib.llama_n_rs_seq(self._ctx))
         windows = map(_WINDOW_CELLS.search, library.logged())
         cells = [int(found[1]) for found in windows if found]
-        small = bool(cells) and min(cells) < self.n_ctx
+        self._windowed = bool(cells)
+        small = self._windowed and min(cells) < self.n_ctx
+        # Beyond that, cells are reused in an order that depends on the calls.
+        self.steady = min(cells) if small else None
         window = self._model.window if small else 0
         return Keeps(not self._model.rewindable, snapshots, window)
 
@@ -373,11 +376,30 @@ class LlamaLM:
             return True
         if one.state_size * len(context) / _REAL <= _LARGEST_STATE:
             with suppress(ValueError):  # unknown layout
-                if one.put(repeated(one.state(), len(context)), len(context)):
+                state = repeated(one.state(), len(context), self._layout())
+                if one.put(state, len(context)):
                     one.cache.reset_to(context.tokens.tolist())
+                    one.rollback.save(len(context))
                     return True
         self.reset()
         return False
+
+    @property
+    def restoring(self) -> float:
+        """Seconds that restoring a state of the first sequence takes; 0: not known."""
+        return self._sequences[0].rollback.restoring
+
+    def rewind(self, context: Context) -> None:
+        """Drop the cells that a call for this context cannot use, ahead of the call."""
+        one = self._sequences[0]
+        one.cache.keep(context, len(context) - 1)
+
+    def _layout(self) -> Layout:
+        """The parts of a sequence's state."""
+        model = self._model
+        windows = (model.window,) if self._windowed else ()
+        caches = (0, *windows) if model.attends else ()
+        return Layout(caches, model.has_places, recurrent=not model.rewindable)
 
     def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
         """Claim a sequence; raises ModelError for a second holder."""

@@ -33,6 +33,7 @@ from edgecs.errors import Cancelled, ModelError, OutOfMemory
 from edgecs.hub.download import split_parts
 
 _MAGIC = b"GGUF"
+_WITH_PLACES = (8, 40)  # llama_rope_type: M-RoPE and its interleaved variant
 _ALLOCATION = re.compile(r"(unable|failed) to alloc|out of memory|cannot meet", re.I)
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
 _BUFFER = re.compile(r"load_tensors:\s+(\S+) model buffer size =\s+([\d.]+) MiB")
@@ -110,6 +111,16 @@ class LlamaModel:
         """Whether the last tokens can be removed (not in recurrent models)."""
         recurrent = lib.llama_model_is_recurrent(self.handle)
         return not (recurrent or lib.llama_model_is_hybrid(self.handle))
+
+    @property
+    def attends(self) -> bool:
+        """Whether some of its layers have a cell for every token."""
+        return not lib.llama_model_is_recurrent(self.handle)
+
+    @property
+    def has_places(self) -> bool:
+        """Whether a cell has also a place in an image."""
+        return int(lib.llama_model_rope_type(self.handle)) in _WITH_PLACES
 
     @property
     def window(self) -> int:
