@@ -123,9 +123,13 @@ class SpeculationProfile:
         return Known(CostModel(), Classes(), Calibration())
 
     def _limits(self) -> Limits:
+        return self.limits_of(self.exact)
+
+    def limits_of(self, exact: Exact) -> Limits:
+        """Permitted widths with a tier, as far as they are known."""
         return Limits(
             self.classes,
-            self.exact,
+            exact,
             keeps=self.keeps,
             removable=self._removable,
             steady=self._steady,

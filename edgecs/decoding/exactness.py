@@ -237,7 +237,7 @@ class Limits:
             words: str = tier
             found = self.classes.inside.get(start)
             if tier == "strict":
-                words += f" ({_widths(found)})"
+                words += f" ({_widths(self._strict(start))})"
             elif self.exact != "numeric" and not found:
                 words += " (not probed)"
             if told and told[-1][0] == words:
@@ -248,9 +248,9 @@ class Limits:
         return ", then ".join([*ends, told[-1][0]]) if told else self.exact
 
 
-def _widths(found: Finding | None) -> str:
+def _widths(allowed: Allowed) -> str:
     """Widths as text: 2-4, 8."""
-    same = sorted(found.same) if found else []
+    same = (np.flatnonzero(allowed[1:]) + 2).tolist()
     if not same:
         return "width 1 only"
     parts: list[list[int]] = []

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from edgecs.engines.gguf_header import Header
 from edgecs.engines.load_options import LoadOptions
 
 KV_BYTES = {  # per value in the KV cache: blocks of 32 values with their scales
@@ -29,6 +30,7 @@ Read = Callable[[str], Sequence[float]]
 
 _STATE_BYTES = 4  # per value of a recurrent state: always 32 bits
 _MOST_BLOCKS = 512  # that llama.cpp loads
+_MIB = 1 << 20
 _PADDED = 256  # llama.cpp rounds up a context and a window to a multiple of this
 _RECURRENT = ("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7")
 # A recurrent layer in between attention layers, unless a key says otherwise.
@@ -132,6 +134,22 @@ class CellMemory:
         """Bytes of a sequence of `n_ctx` tokens."""
         return int(sum(self.layer_bytes(n_ctx, options, snapshots)))
 
+    def describe(self, n_ctx: int, options: LoadOptions, snapshots: int = 0) -> str:
+        """The memory of a context of this size in words."""
+        whole = self.size(n_ctx, options, snapshots)
+        parts = [f"{self.per_token / 1024:.1f} KiB for each token"]
+        windowed = [one for one in self.layers if one.windowed]
+        cells = self.window_cells(n_ctx, options)
+        if windowed and cells < _padded(n_ctx):
+            parts.append(f"{len(windowed)} layers keep {cells} tokens")
+        if self.state:
+            kept = f" and {snapshots} snapshots" if snapshots else ""
+            parts.append(f"{self.state / _MIB:.1f} MiB for each state{kept}")
+        said = f"{whole / _MIB:.1f} MiB for {n_ctx} tokens ({'; '.join(parts)})"
+        if options.sequences > 1:
+            said += f", {options.sequences} times"
+        return said
+
     def fits(self, free: int, options: LoadOptions, snapshots: int = 0) -> int:
         """The most tokens whose cells have this many bytes together."""
         least, most = 0, 1 << 30
@@ -142,6 +160,17 @@ class CellMemory:
             else:
                 most = middle - 1
         return least
+
+
+def memory_of(header: Header, options: LoadOptions) -> CellMemory:
+    """The memory needs of a file. Raises ValueError for impossible numbers."""
+    name = header.architecture
+
+    def read(key: str) -> Sequence[float]:
+        return header.numbers.get(f"{name}.{key}", [])
+
+    blocks = int(max(read("block_count"), default=0))
+    return cell_memory(name, blocks, read, options)
 
 
 def cell_memory(

@@ -10,6 +10,7 @@ import math
 import mmap
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 _MAGIC = b"GGUF"
 _KINDS = "BbHhIif?"  # formats of the types 0 to 7
@@ -18,11 +19,18 @@ _WIDE = {10: "Q", 11: "q", 12: "d"}
 _MOST = 1 << 20  # keys of a header
 _LONGEST = 1024  # numbers of an array that is kept; a number for each layer is shorter
 
-Numbers = dict[str, list[float]]
+_ARCHITECTURE = b"general.architecture"
 
 
-def read_numbers(path: Path) -> Numbers:
-    """Numbers and short arrays of numbers by key.
+class Header(NamedTuple):
+    """The family of a model, and its numbers and short arrays of numbers by key."""
+
+    architecture: str
+    numbers: dict[str, list[float]]
+
+
+def read_header(path: Path) -> Header:
+    """The header of a file.
 
     Raises OSError, or ValueError if this is not a valid header.
     """
@@ -33,16 +41,16 @@ def read_numbers(path: Path) -> Numbers:
             raise ValueError(f"{path} is empty") from error
         with mapped:
             try:
-                return _Header(mapped).numbers()
+                return _Reader(mapped).header()
             except struct.error as error:
                 raise ValueError(f"the header of {path} ends early") from error
 
 
-class _Header:
+class _Reader:
     def __init__(self, data: mmap.mmap) -> None:
         self._data, self._at = data, 0
 
-    def numbers(self) -> Numbers:
+    def header(self) -> Header:
         if self._data[:4] != _MAGIC:
             raise ValueError("this is not a GGUF file")
         self._at = 4
@@ -53,13 +61,16 @@ class _Header:
         count = self._number("Q")
         if count > _MOST:
             raise ValueError(f"{count} keys are too many")
-        found: Numbers = {}
+        found, architecture = dict[str, list[float]](), ""
         for _ in range(int(count)):
-            key = self._text()
-            values = self._value(int(self._number("I")))
+            key, kind = self._text(), int(self._number("I"))
+            if key == _ARCHITECTURE and kind == _STRING:
+                architecture = self._text().decode(errors="replace")
+                continue
+            values = self._value(kind)
             if values and all(map(math.isfinite, values)):
                 found[key.decode(errors="replace")] = values
-        return found
+        return Header(architecture, found)
 
     def _value(self, kind: int) -> list[float]:
         """The numbers of a value; empty: they are none, or too many."""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecs.engines.cell_memory import CellMemory, cell_memory, most_snapshots
-from edgecs.engines.gguf_header import read_numbers
+from edgecs.engines.gguf_header import read_header
 from edgecs.engines.llama import library
 from edgecs.engines.llama.layers import kv_cells
 from edgecs.engines.load_options import LoadOptions
@@ -170,7 +170,9 @@ def test_the_window_of_the_tiny_model_is_smaller_than_its_contexts():
 
 class TestHeader:
     def test_arrays_are_read_too(self, tmp_path: Path):
-        numbers = read_numbers(WRITERS["granite"](tmp_path / "model.gguf"))
+        header = read_header(WRITERS["granite"](tmp_path / "model.gguf"))
+        numbers = header.numbers
+        assert header.architecture == "granitehybrid"
         assert numbers["granitehybrid.attention.head_count_kv"] == [0, 2, 0]
         assert numbers["granitehybrid.block_count"] == [3]
         assert numbers["granitehybrid.attention.scale"] == [0.25]
@@ -186,4 +188,4 @@ class TestHeader:
         damaged = folder / "damaged.gguf"
         damaged.write_bytes(whole[:end])
         with suppress(ValueError):
-            assert all(read_numbers(damaged).values())
+            assert all(read_header(damaged).numbers.values())

@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +18,8 @@ import llama_cpp as lib
 import psutil
 
 from edgecs.core.reading import check_model
-from edgecs.engines.cell_memory import CellMemory, cell_memory, most_snapshots
-from edgecs.engines.gguf_header import Numbers, read_numbers
+from edgecs.engines.cell_memory import CellMemory, memory_of, most_snapshots
+from edgecs.engines.gguf_header import Header, read_header
 from edgecs.engines.host import usable_cores
 from edgecs.engines.llama import library
 from edgecs.engines.llama.huge_pages import HugePages
@@ -149,18 +148,14 @@ class LlamaModel:
 
     def memory(self, options: LoadOptions) -> CellMemory:
         """What its layers need for the tokens of a context."""
-        blocks = int(max(self._numbers("block_count"), default=0))
-        return cell_memory(self.architecture, blocks, self._numbers, options)
-
-    def _numbers(self, key: str) -> Sequence[float]:
-        """The values of a key of the architecture; llama.cpp gives no arrays."""
-        return self._header.get(f"{self.architecture}.{key}", [])
+        try:
+            return memory_of(self._header, options)
+        except (OSError, ValueError):  # replaced since it was loaded
+            return CellMemory(())
 
     @cached_property
-    def _header(self) -> Numbers:
-        with suppress(OSError, ValueError):  # replaced since it was loaded
-            return read_numbers(self.path)
-        return {}
+    def _header(self) -> Header:
+        return read_header(self.path)
 
     def snapshots(self, options: LoadOptions) -> int:
         """How many states of recurrent layers are kept for removing tokens."""
