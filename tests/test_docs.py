@@ -12,7 +12,7 @@ import pytest
 
 from edgecs import errors
 from edgecs_cli.app import COMMANDS, cli
-from edgecs_cli.options.common import Section
+from edgecs_cli.options.sections import Section
 from edgecs_cli.options.shared import READER_GONE
 from edgecs_cli.running import EXIT_CODES
 
@@ -85,3 +85,15 @@ def test_links_lead_somewhere():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), (page, target)
+
+
+def test_the_modules_that_the_architecture_names_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = re.findall(r"`([a-z_]+(?:/[a-z_]+)+)(?:: (\w+))?`", text)
+    assert len(named) > 10
+    for path, name in named:
+        module = ROOT / "edgecs" / f"{path}.py"
+        assert module.exists() or (not name and module.with_suffix("").is_dir()), path
+        assert not name or re.search(
+            rf"^(class|def) {name}\b", module.read_text(), re.M
+        )

@@ -8,35 +8,38 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING
 
 from edgecs.calibrate.profile import Key, fingerprint
+from edgecs.chat.archive import Owner
 from edgecs.core.draft import Drafter, LanguageModel
 from edgecs.decoding.cascade import NamedModel
 from edgecs.decoding.exactness import Limits
 from edgecs.decoding.static_schedule import Schedule
 from edgecs.engines.host import cpu_name
-from edgecs.engines.load_options import GpuLayers, LoadOptions
-from edgecs.engines.offload import fewer_layers
-from edgecs.errors import ConfigError, ModelError, OutOfMemory
+from edgecs.engines.load_options import LoadOptions
+from edgecs.errors import ModelError
 from edgecs.hub.compatibility import check_same, vocabulary_hash
+from edgecs.runtime.opening import (
+    many_threads,
+    no_gpu,
+    open_model,
+    with_layers_that_fit,
+)
 from edgecs.sampling.chain import Choices, Rule, always, chooser, greedy
 from edgecs.sampling.penalties import Breakers, sequence_breakers
 from edgecs.sampling.settings import Sampling
 from edgecs.session.session import Session
 
 if TYPE_CHECKING:
-    from edgecs.engines.llama.kernels import KernelSet
     from edgecs.engines.llama.language_model import LlamaLM
     from edgecs.engines.llama.model import LlamaModel
+    from edgecs.grammar.lazy import LazyGrammar
     from edgecs.grammar.mask import Grammar
 
 _GREEDY = always(greedy)
 # Options that affect the layout of weights in memory.
 _WEIGHTS = ("repack", "mmap", "huge_pages", "kernels")
-# measured: about a second for each GB on two cores (docs/concepts.md).
-_LARGE = 2 << 30  # bytes of weights that take more than a second to lay out
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ class Loaded:
             kernels=kernels.key if kernels else "llama",
         )
 
+    def owner(self) -> Owner:
+        """The model that saved conversations belong to; reads samples of the file."""
+        key = self.key()
+        return Owner(key.model, key.fingerprint, key.bits, self.target.vocab_size)
+
     def session(
         self,
         drafters: Sequence[Drafter] = (),
@@ -97,7 +105,9 @@ class Loaded:
             sequence=sequence,
         )
 
-    def rule(self, sampling: Sampling, grammar: Grammar | None = None) -> Rule:
+    def rule(
+        self, sampling: Sampling, grammar: Grammar | LazyGrammar | None = None
+    ) -> Rule:
         """How tokens are chosen with this target's vocabulary.
 
         Raises ConfigError for settings that do not fit the vocabulary.
@@ -106,7 +116,7 @@ class Loaded:
         size = self.target.vocab_size
         if grammar is None:
             return always(chooser(sampling, size, breakers=breakers))
-        from edgecs.grammar.mask import DraftMask
+        from edgecs.grammar.draft_mask import DraftMask
 
         trie = self.model.vocabulary.trie
 
@@ -143,7 +153,9 @@ class Loaded:
             if all(getattr(options, n) == getattr(self.options, n) for n in _WEIGHTS):
                 target = LlamaLM(self.model, options, self.cancel)
             else:
-                opened = _open(self.model.path, options, self.cancel, self.findings)
+                opened = open_model(
+                    self.model.path, options, self.cancel, self.findings
+                )
                 closing.callback(opened.model.close)
                 target = opened.scorer
             closing.callback(target.close)
@@ -213,13 +225,14 @@ def load(
     ModelError, OutOfMemory, Cancelled, and ConfigError for unavailable kernels.
     """
     cancel = cancel or threading.Event()
-    no_gpu = _no_gpu(options.n_gpu_layers)
+    without_gpu = no_gpu(options.n_gpu_layers)
 
     def open_with(options: LoadOptions, note: str | None) -> Loaded:
         began = time.perf_counter()
-        opened = _open(path, options, cancel, findings, say=say)
+        opened = open_model(path, options, cancel, findings, say=say)
         took = time.perf_counter() - began
-        warnings = [text for text in (no_gpu, opened.warning) if text]
+        said = without_gpu, many_threads(options.threads), opened.warning
+        warnings = [text for text in said if text]
         return Loaded(
             opened.model,
             opened.scorer,
@@ -232,7 +245,7 @@ def load(
             opened.no_kernels,
         )
 
-    return _with_layers_that_fit(path, options, open_with)
+    return with_layers_that_fit(path, options, open_with)
 
 
 def load_drafter(
@@ -252,7 +265,7 @@ def load_drafter(
     size = target.target.vocab_size
 
     def open_with(options: LoadOptions, note: str | None) -> LoadedDrafter:
-        opened = _open(path, options, target.cancel, target.findings, size)
+        opened = open_model(path, options, target.cancel, target.findings, size)
         model, scorer = opened.model, opened.scorer
 
         def close() -> None:
@@ -284,7 +297,7 @@ def load_drafter(
             path.stem, scorer, about, model.parameters, close, fingerprint(path)
         )
 
-    return _with_layers_that_fit(path, options, open_with)
+    return with_layers_that_fit(path, options, open_with)
 
 
 def _load_onnx(folder: Path, target: Loaded, threads: int) -> LoadedDrafter:
@@ -319,129 +332,4 @@ def _load_onnx(folder: Path, target: Loaded, threads: int) -> LoadedDrafter:
         model.close,
         fingerprint(folder),
         manifest.right,
-    )
-
-
-def _that_compute(
-    options: LoadOptions, findings: Path | None
-) -> tuple[LoadOptions, str | None]:
-    """Options that do not crash this build, and a warning if they were changed."""
-    from edgecs.engines.llama import library
-
-    if not (options.repack and library.has_amx()):
-        return options, None
-    from edgecs.engines import trial
-    from edgecs.engines.llama import amx
-
-    found = amx.finding(findings)
-    if found == trial.WORKS:
-        return options, None
-    return replace(options, repack=False), amx.warning(found)
-
-
-def _no_gpu(layers: GpuLayers) -> str | None:
-    """A warning if GPU layers were requested and there is no GPU."""
-    from edgecs.engines.llama import library
-
-    if layers in ("auto", 0) or library.supports_offload():
-        return None
-    return (
-        f"no layer is offloaded (-ngl {layers}): this build of llama.cpp finds no GPU; "
-        "`edgecs doctor` lists the devices"
-    )
-
-
-def _with_layers_that_fit(
-    path: Path, options: LoadOptions, open_with: Callable[[LoadOptions, str | None], T]
-) -> T:
-    """Open with the requested number of GPU layers, or as many as memory allows."""
-    from edgecs.engines.llama.layers import automatic_layers
-
-    if options.n_gpu_layers != "auto":
-        return open_with(options, None)
-    layers, n_ctx, note = automatic_layers(path, options)
-    while True:
-        try:
-            return open_with(replace(options, n_gpu_layers=layers, n_ctx=n_ctx), note)
-        except OutOfMemory:
-            if not layers:
-                raise
-            layers = fewer_layers(layers)
-            note = f"{layers} GPU layers, as an allocation failed with more"
-
-
-class _Opened(NamedTuple):
-    """A loaded model, and the options that worked."""
-
-    model: LlamaModel
-    scorer: LlamaLM
-    options: LoadOptions  # the options in use
-    warning: str | None
-    no_kernels: str | None  # why edgecs' kernels are not used by default
-
-
-def _open(
-    path: Path,
-    options: LoadOptions,
-    cancel: threading.Event,
-    findings: Path | None,
-    drafts_for: int | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> _Opened:
-    from edgecs.engines.llama.language_model import LlamaLM
-    from edgecs.engines.llama.model import LlamaModel, check_file
-    from edgecs.engines.llama.model_trial import refuse_fatal
-
-    check_file(path)
-    refuse_fatal(path, findings, cancel)
-
-    def opened(
-        options: LoadOptions,
-        kernels: KernelSet | None,
-        warning: str | None,
-        why: str | None,
-    ) -> _Opened:
-        with ExitStack() as undo:
-            model = LlamaModel(path, options, cancel, kernels)
-            undo.callback(model.close)
-            scorer = LlamaLM(model, options, cancel, drafts_for=drafts_for)
-            undo.pop_all()
-        return _Opened(model, scorer, options, warning, why)
-
-    kernels, why = _kernels(options, findings, say)
-    if kernels:
-        if path.stat().st_size > _LARGE:
-            say(f"laying out weights for {kernels.name}")
-        ours = replace(options, kernels=kernels.name)
-        try:
-            return opened(ours, kernels, None, None)
-        except OutOfMemory as error:
-            if options.kernels != "auto":
-                raise
-            why = str(error)
-    options, warning = _that_compute(options, findings)
-    return opened(replace(options, kernels="llama"), None, warning, why)
-
-
-def _kernels(
-    options: LoadOptions, findings: Path | None, say: Callable[[str], None]
-) -> tuple[KernelSet | None, str | None]:
-    """The chosen kernels, see `choose`; none together with a GPU or BLAS.
-
-    With layers on a GPU they would cost more than they gain. BLAS computes parts of a
-    graph by itself, and cannot compute edgecs' nodes in them.
-    """
-    from edgecs.engines.llama import library
-    from edgecs.engines.llama.kernel_choice import choose
-
-    if options.n_gpu_layers != 0 and library.supports_offload():
-        why, remedy = "layers are on the GPU", "give -ngl 0, or --kernels auto"
-    elif beside := library.accelerators():
-        why, remedy = f"{beside[0]} computes parts of the graph", "use --kernels auto"
-    else:
-        return choose(options.kernels, findings, say)
-    if options.kernels in ("auto", "llama"):
-        return None, why
-    raise ConfigError(
-        f"--kernels {options.kernels} computes on the CPU, and {why}: {remedy}"
     )

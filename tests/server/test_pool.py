@@ -244,6 +244,9 @@ class Pools(RuleBasedStateMachine):
                 host.close()
             self.settle()
         assert all(one.task.done() for one in self.asked), "a request waits for ever"
+        # This also retrieves their errors. asyncio would log the others when a task is
+        # freed, and Python 3.11 fails when that happens within an ast.parse.
+        self.requests_have_what_they_use()
         assert all(task.done() for task in self.others)
         kept = [one for one in self.pool.residents() if one.expires_at is not None]
         self.loop.ahead += 100
@@ -341,22 +344,6 @@ def test_a_failed_load_is_told_to_all_that_waited_and_may_be_tried_again():
         "answered"
     ]
     assert loads == ["a", "a"]
-
-
-def test_a_bug_while_loading_does_not_end_the_server(caplog: Any):
-    @contextmanager
-    def load(model: ServedModel, cancel: threading.Event) -> Iterator[Engine]:
-        raise ZeroDivisionError("a bug")
-        yield
-
-    async def go() -> None:
-        pool = pool_of(load)
-        with pytest.raises(ModelError, match="internal error while a was loaded"):
-            async with pool.acquire("a"):
-                pass
-        assert pool.residents() == []
-
-    asyncio.run(go())
 
 
 def test_the_end_of_the_server_stops_a_load():

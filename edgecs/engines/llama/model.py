@@ -37,6 +37,16 @@ _ALLOCATION = re.compile(r"(unable|failed) to alloc|out of memory|cannot meet", 
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
 _BUFFER = re.compile(r"load_tensors:\s+(\S+) model buffer size =\s+([\d.]+) MiB")
 
+_POOLINGS = {
+    lib.LLAMA_POOLING_TYPE_MEAN: "mean",
+    lib.LLAMA_POOLING_TYPE_CLS: "cls",
+    lib.LLAMA_POOLING_TYPE_LAST: "last",
+}
+FLASH_TYPES: dict[str, int] = {
+    "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
 KV_TYPES: dict[str, int] = {
     "f32": lib.GGML_TYPE_F32,
     "f16": lib.GGML_TYPE_F16,
@@ -59,14 +69,20 @@ class Offload:
     buffers: dict[str, float]  # MiB by buffer name, as logged (CPU_Mapped, CUDA0, ...)
 
 
+class EmbeddingModel(ModelError):
+    """A model for embeddings, where one that writes text is needed."""
+
+
 class LlamaModel:
     """A GGUF loaded by llama.cpp. Close it after everything that uses it.
 
     options: n_gpu_layers must be a number or "all"; "auto" is resolved in `layers`.
-    kernels: the kernels to use, regardless of the options; None: llama.cpp's.
+    kernels: the kernels to use, regardless of the options; None: llama.cpp's. embeds:
+    whether it is opened for embeddings.
 
-    Raises ModelError for a missing or broken file, OutOfMemory if the weights do not
-    fit, Cancelled if `cancel` is set while loading.
+    Raises ModelError for a missing or broken file, EmbeddingModel for a file of the
+    other kind, OutOfMemory if the weights do not fit, Cancelled if `cancel` is set
+    while loading.
     """
 
     def __init__(
@@ -75,6 +91,8 @@ class LlamaModel:
         options: LoadOptions,
         cancel: threading.Event,
         kernels: KernelSet | None = None,
+        *,
+        embeds: bool = False,
     ) -> None:
         self.path = path
         self.kernels, self.packed = kernels, cast(PackedWeights | None, None)
@@ -87,7 +105,7 @@ class LlamaModel:
         self.offload = _reported_offload(lib.llama_model_n_layer(self.handle))
         self.vocabulary = LlamaVocabulary(self.handle)
         self.description = self._describe()
-        self._refuse_what_cannot_decode()
+        self._refuse_what_cannot_decode(embeds)
         if kernels:
             threads = options.threads or usable_cores()
             self.packed = PackedWeights(kernels, threads, self._goes_on)
@@ -162,6 +180,11 @@ class LlamaModel:
         memory = self.memory(options)
         return most_snapshots(self.architecture, memory, options, self.size)
 
+    @property
+    def pooling(self) -> str | None:
+        """How an embedding model pools the states of a text; None: it writes text."""
+        return _POOLINGS.get(self._number("pooling_type", 0))
+
     def default_ctx(self, options: LoadOptions) -> int:
         """Context size for n_ctx = 0: the longest one, as far as memory allows."""
         host, on_devices = self._free()
@@ -202,6 +225,11 @@ class LlamaModel:
         """The family as llama.cpp names it, such as qwen35."""
         return self._metadata("general.architecture")
 
+    def _number(self, key: str, default: int) -> int:
+        """A number of the architecture from the file's metadata."""
+        text = self._metadata(f"{self.architecture}.{key}")
+        return int(text) if text.isdigit() else default
+
     def _metadata(self, key: str) -> str:
         buffer = bytes(128)
         lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
@@ -238,7 +266,7 @@ class LlamaModel:
         lib.llama_model_desc(self.handle, buffer, len(buffer))
         return buffer.split(b"\0", 1)[0].decode(errors="replace")
 
-    def _refuse_what_cannot_decode(self) -> None:
+    def _refuse_what_cannot_decode(self, embeds: bool) -> None:
         handle, problem = self.handle, None
         if lib.llama_model_has_encoder(handle):
             problem = "is an encoder-decoder model"
@@ -251,6 +279,16 @@ class LlamaModel:
             raise ModelError(
                 f"{self.path} {problem}: edgecs runs decoder-only language models"
             )
+        pooling = self.pooling
+        if embeds == (pooling is not None):
+            return
+        self.close()
+        if embeds:
+            raise ModelError(f"{self.path} is no embedding model: it states no pooling")
+        raise EmbeddingModel(
+            f"{self.path} is an embedding model (pooling: {pooling}), which writes no "
+            "text: `edgecs serve` answers /v1/embeddings with it"
+        )
 
 
 def check_file(path: Path) -> None:
@@ -267,8 +305,8 @@ def check_file(path: Path) -> None:
         raise ModelError(f"{path} is empty: fetch the model again")
     if magic != _MAGIC:
         raise ModelError(
-            f"{path} is not a GGUF file (it starts with {magic!r}, not {_MAGIC!r}): "
-            "give a model converted for llama.cpp"
+            f"{path} is not a GGUF file (it starts with the bytes {magic.hex(' ')}, "
+            "not with GGUF): give a model converted for llama.cpp"
         )
 
 
