@@ -124,7 +124,7 @@ class OnnxHead(OneSequence):
         """Frees weights and cells; may be called again."""
         self._engine.close()
         self._cells = None
-        self._cache = PrefixCache(lambda length: True)
+        self._cache = PrefixCache(lambda length: length)
 
     def _prepare(
         self, session: ort.InferenceSession, provider: str
@@ -243,10 +243,10 @@ class _Cells:
         self._used = used + n
         return logits, state
 
-    def drop(self, length: int) -> bool:
-        """Drop the cells from `length` on."""
+    def drop(self, length: int) -> int:
+        """Drop the cells from `length` on; returns how many are left."""
         self._used = length
-        return True
+        return length
 
     def _mask(self, n: int, used: int) -> NDArray[np.float32]:
         """0 for what a token attends to, [n, used + n]: all but later tokens."""
