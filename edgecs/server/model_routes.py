@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edgecs.runtime.served_models import ServedModel
-from edgecs.server import openai
 from edgecs.server.endpoint import AboutEndpoint
 from edgecs.server.engine import Engine
 from edgecs.server.pool import ModelPool
 from edgecs.server.residency import Resident
 from edgecs.server.schemas import LoadRequest, UnloadRequest
+from edgecs.server.served import Served
 
 
 async def listed(pool: ModelPool, request: Request, asked: None) -> Response:
@@ -69,13 +69,25 @@ def _entry(model: ServedModel, resident: Resident | None) -> dict[str, Any]:
     entry |= {"users": resident.users, "expires_at": resident.expires_at}
     engine = resident.engine
     if engine is not None:
-        (about,) = openai.models(engine)["data"]
-        entry |= about
+        entry |= _about(engine)
     if isinstance(engine, Engine):
         states = [slot.state for slot in engine.scheduler.slots()]
         entry["slots"] = len(states)
         entry["slots_busy"] = len(states) - states.count("idle")
     return entry
+
+
+def _about(engine: Served) -> dict[str, Any]:
+    """What is known of a model in memory, in the form of OpenAI's API."""
+    model = engine.loaded.model
+    meta = {
+        "n_vocab": engine.vocab_size,
+        "n_ctx": engine.n_ctx,
+        "n_ctx_train": model.trained_ctx,
+        "n_params": model.parameters,
+        "size": model.size,
+    }
+    return {"id": engine.name, "created": engine.created, "meta": meta}
 
 
 ENDPOINTS = (

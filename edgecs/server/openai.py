@@ -1,4 +1,4 @@
-"""OpenAI's API: chat completions, completions, models."""
+"""OpenAI's API: chat completions and completions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ from edgecs.server.request_jobs import (
     jobs_of,
 )
 from edgecs.server.schemas import ChatRequest, CompletionRequest
-from edgecs.server.served import Served
 from edgecs.server.token_details import token_detail
 from edgecs.server.token_names import named, stated
 from edgecs.session.answer import Token
@@ -84,26 +83,6 @@ async def complete(
     if asked.stream:
         return event_stream(form.chunks(), answers.cancel, _FRAMING)
     return JSONResponse(await unless_gone(request, form.whole()))
-
-
-def models(engine: Served) -> dict[str, Any]:
-    """GET /v1/models."""
-    model = engine.loaded.model
-    meta = {
-        "n_vocab": engine.vocab_size,
-        "n_ctx": engine.n_ctx,
-        "n_ctx_train": model.trained_ctx,
-        "n_params": model.parameters,
-        "size": model.size,
-    }
-    entry = {
-        "id": engine.name,
-        "object": "model",
-        "created": engine.created,
-        "owned_by": "edgecs",
-        "meta": meta,
-    }
-    return {"object": "list", "data": [entry]}
 
 
 class _Form:
