@@ -76,7 +76,10 @@ class Access:
             return True
         # A page that reached this server by another name needs the key, too.
         is_own = self.api_key is not None or self._is_own(host)
-        return urlsplit(origin).netloc == host and is_own
+        try:
+            return urlsplit(origin).netloc == host and is_own
+        except ValueError:
+            return False
 
     def _is_own(self, host: str) -> bool:
         try:

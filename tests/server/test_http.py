@@ -366,6 +366,7 @@ class TestAccess:
             ({"host": ""}, 403),
             ({"origin": "https://evil.example"}, 403),
             ({"origin": "null"}, 403),
+            ({"origin": "http://["}, 403),
             ({"host": "localhost:1", "origin": "http://localhost:1"}, 200),
             ({"host": "localhost:1", "origin": "http://localhost:2"}, 403),
         ],
