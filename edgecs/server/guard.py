@@ -43,6 +43,13 @@ class Access:
 
     def refused(self, path: str, headers: Headers) -> Refused | None:
         """The error of a refused request; None if it is allowed."""
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # A proxy in front may see another end of this request (RFC 9112, 6.3).
+            return Refused(
+                400,
+                "the request has content-length and transfer-encoding: send one",
+                headers={"connection": "close"},
+            )
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.api_key is None and not self._is_own(host):
             return Refused(
