@@ -1,0 +1,208 @@
+"""Tiny GGUFs of targets that have heads, and of heads, with random or wired weights.
+
+A *bigram target* has layers that add nothing, so the next token is a function of the
+last one, and a head that is wired right predicts it. Shapes are in ggml's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.engines.llama.random_gguf import add_byte_vocabulary
+
+VOCABULARY, WIDTH, INNER, HEADS, KV_HEADS, HEAD = 272, 64, 128, 4, 2, 16
+Shapes = dict[str, tuple[int, ...]]
+Array = NDArray[np.float32] | NDArray[np.int64]
+Value = int | float | bool | str | Sequence[int]
+Fixed = Callable[[str, tuple[int, ...]], Array | None]
+"""A tensor of a name and numpy shape; None: a random one."""
+
+_SILENT = ("attn_output.weight", "ffn_down.weight", "ssm_out.weight")
+_SIZES: dict[str, Value] = {
+    "feed_forward_length": INNER,
+    "attention.head_count": HEADS,
+    "attention.head_count_kv": KV_HEADS,
+    "attention.key_length": HEAD,
+    "attention.value_length": HEAD,
+    "rope.dimension_count": HEAD,
+}
+
+
+def silent(name: str, shape: tuple[int, ...]) -> Array | None:
+    """Zeros for what a layer adds: with it, a target is a bigram target."""
+    return np.zeros(shape, np.float32) if name.endswith(_SILENT) else None
+
+
+def write(
+    path: Path,
+    architecture: str,
+    keys: Mapping[str, Value],
+    shapes: Shapes,
+    *,
+    seed: int = 0,
+    fixed: Fixed = lambda name, shape: None,
+    vocabulary: int = VOCABULARY,
+    width: int = WIDTH,
+    n_ctx: int = 2048,
+    mask: int | None = None,
+) -> Path:
+    """A GGUF with a byte vocabulary."""
+    random = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name(f"random tiny {architecture}")
+    writer.add_context_length(n_ctx)
+    writer.add_embedding_length(width)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(vocabulary)
+    add_byte_vocabulary(writer, vocabulary, 0)
+    if mask is not None:
+        writer.add_mask_token_id(mask)
+    for key, value in keys.items():
+        _add(writer, f"{architecture}.{key}", value)
+    for name, shape in shapes.items():
+        given = fixed(name, shape[::-1])
+        writer.add_tensor(name, _tensor(name, shape, random) if given is None else given)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Value) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, list(value))
+
+
+def _tensor(name: str, shape: tuple[int, ...], random: np.random.Generator) -> Array:
+    if name == "d2t":
+        return np.arange(shape[0], dtype=np.int64)
+    if "norm" in name:
+        return np.ones(shape[::-1], np.float32)
+    if name.endswith("ssm_a"):
+        return -np.abs(random.standard_normal(shape[::-1], dtype=np.float32))
+    scale = 1.0 if name in ("token_embd.weight", "output.weight") else shape[0] ** -0.5
+    return random.standard_normal(shape[::-1], dtype=np.float32) * np.float32(scale)
+
+
+def _ends(vocabulary: int = VOCABULARY, width: int = WIDTH) -> Shapes:
+    return {
+        "token_embd.weight": (width, vocabulary),
+        "output_norm.weight": (width,),
+        "output.weight": (width, vocabulary),
+    }
+
+
+def _dense(layer: int) -> Shapes:
+    return {
+        f"blk.{layer}.ffn_gate.weight": (WIDTH, INNER),
+        f"blk.{layer}.ffn_up.weight": (WIDTH, INNER),
+        f"blk.{layer}.ffn_down.weight": (INNER, WIDTH),
+    }
+
+
+def _attention(
+    layer: int, *, norms: bool = True, gated: bool = False, takes: int = WIDTH
+) -> Shapes:
+    rows = HEADS * HEAD
+    found: Shapes = {
+        f"blk.{layer}.attn_q.weight": (takes, rows * (1 + gated)),
+        f"blk.{layer}.attn_k.weight": (takes, KV_HEADS * HEAD),
+        f"blk.{layer}.attn_v.weight": (takes, KV_HEADS * HEAD),
+        f"blk.{layer}.attn_output.weight": (rows, WIDTH),
+    }
+    if norms:
+        found[f"blk.{layer}.attn_q_norm.weight"] = (HEAD,)
+        found[f"blk.{layer}.attn_k_norm.weight"] = (HEAD,)
+    return found
+
+
+def target(
+    path: Path,
+    architecture: str = "qwen3",
+    *,
+    layers: int = 4,
+    seed: int = 0,
+    fixed: Fixed = lambda name, shape: None,
+    n_ctx: int = 2048,
+) -> Path:
+    """A dense transformer: llama, qwen2 or qwen3."""
+    shapes = _ends()
+    for layer in range(layers):
+        for norm in ("attn_norm", "ffn_norm"):
+            shapes[f"blk.{layer}.{norm}.weight"] = (WIDTH,)
+        shapes |= _dense(layer) | _attention(layer, norms=architecture == "qwen3")
+        if architecture == "qwen2":
+            for name, size in ("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS):
+                shapes[f"blk.{layer}.attn_{name}.bias"] = (size * HEAD,)
+    keys = {**_SIZES, "block_count": layers}
+    return write(path, architecture, keys, shapes, seed=seed, fixed=fixed, n_ctx=n_ctx)
+
+
+def eagle3(
+    path: Path,
+    *,
+    layers: Sequence[int] = (1, 2, 3),
+    own: bool = False,
+    reduced: int = 0,
+    seed: int = 1,
+    fixed: Fixed = lambda name, shape: None,
+    changes: Mapping[str, Value] | None = None,
+    without: str = "",
+    target_width: int = WIDTH,
+) -> Path:
+    """An EAGLE-3 drafter.
+
+    own: with embeddings and an output matrix. reduced: size of its own vocabulary, 0:
+    the target's. changes: metadata keys. without: a tensor to leave out.
+    """
+    keys: dict[str, Value] = {
+        **_SIZES,
+        "block_count": 1,
+        "target_layers": list(layers),
+        "target_hidden_size": target_width,
+        "norm_before_residual": False,
+    }
+    shapes: Shapes = {
+        "fc.weight": (3 * target_width, WIDTH),
+        "output_norm.weight": (WIDTH,),
+        "blk.0.attn_norm.weight": (WIDTH,),
+        "blk.0.attn_norm_2.weight": (WIDTH,),
+        "blk.0.ffn_norm.weight": (WIDTH,),
+    }
+    shapes |= _dense(0) | _attention(0, norms=False, takes=2 * WIDTH)
+    if own or reduced:
+        shapes["output.weight"] = (WIDTH, reduced or VOCABULARY)
+    if own:
+        shapes["token_embd.weight"] = (WIDTH, VOCABULARY)
+    if reduced:
+        shapes["d2t"] = (reduced,)
+    shapes.pop(without, None)
+    keys |= changes or {}
+    return write(path, "eagle3", keys, shapes, seed=seed, fixed=fixed)
+
+
+def wired(name: str, shape: tuple[int, ...]) -> Array | None:
+    """An EAGLE-3 head that continues a bigram target of the same embeddings.
+
+    Its layer adds nothing either, and its state is the embedding of the next token's
+    predecessor, which the first of the three layers gives.
+    """
+    if name == "fc.weight":
+        matrix = np.zeros(shape, np.float32)
+        matrix[:, :WIDTH] = np.eye(WIDTH)
+        return matrix
+    return silent(name, shape)
