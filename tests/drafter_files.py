@@ -66,7 +66,9 @@ def write(
         _add(writer, f"{architecture}.{key}", value)
     for name, shape in shapes.items():
         given = fixed(name, shape[::-1])
-        writer.add_tensor(name, _tensor(name, shape, random) if given is None else given)
+        writer.add_tensor(
+            name, _tensor(name, shape, random) if given is None else given
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -163,6 +165,7 @@ def eagle3(
     changes: Mapping[str, Value] | None = None,
     without: str = "",
     target_width: int = WIDTH,
+    n_ctx: int = 2048,
 ) -> Path:
     """An EAGLE-3 drafter.
 
@@ -192,7 +195,7 @@ def eagle3(
         shapes["d2t"] = (reduced,)
     shapes.pop(without, None)
     keys |= changes or {}
-    return write(path, "eagle3", keys, shapes, seed=seed, fixed=fixed)
+    return write(path, "eagle3", keys, shapes, seed=seed, fixed=fixed, n_ctx=n_ctx)
 
 
 def wired(name: str, shape: tuple[int, ...]) -> Array | None:

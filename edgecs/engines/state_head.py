@@ -62,6 +62,8 @@ class StateHead(OneSequence):
         self.cancel = cancel
         self.window = window
         self._states, self._before, self._least = states, before, least
+        # Tokens that are read at once, so that there is room for an answer.
+        self._most = window // 2 if before >= 0 else window
         self._cache = PrefixCache(self._drop)
         self._holder = ExclusiveUse(f"the drafter {name}")
         self._closed = False
@@ -171,7 +173,7 @@ class StateHead(OneSequence):
             kept = cache.keep(context, min(self._sure, committed - 1 - cache.first))
         self._sure = min(self._sure, kept)
         seen, begin = len(context) - cache.first, self._window_begin(context, committed)
-        full = seen > window or seen - kept > window // 2
+        full = seen > window or seen - kept > self._most
         better = begin < cache.first or cache.first < min(self._least, committed - 1)
         if kept <= 0 or full or better or self._lacks(context, kept):
             cache.reset(begin)
@@ -185,8 +187,9 @@ class StateHead(OneSequence):
             begin = committed - 1 if first == end else first + (first > 0)
         else:
             begin = min(first, committed - 1) - self._before
-        begin = max(begin, self._least, committed - self.window // 2)
-        return min(begin, committed - 1)
+        if committed - begin > self._most:
+            begin = committed - self.window // 2
+        return min(max(begin, self._least), committed - 1)
 
     def _lacks(self, context: Context, kept: int) -> bool:
         """Whether states are missing after the kept cells, before known ones."""

@@ -238,7 +238,7 @@ def load_drafter(
 ) -> LoadedDrafter:
     """Load a drafter for `target`: a GGUF file, or the folder of an ONNX export.
 
-    options: a GGUF uses all of them, ONNX only `threads`, where 0 means one. The
+    A GGUF is another model, or a head, as its metadata says. options: a GGUF uses all of them, ONNX only `threads`, where 0 means one. The
     context size of a GGUF drafter defaults to the target's. Raises ModelError if the
     vocabularies differ or the drafter cannot remove tokens from its cache, OutOfMemory,
     Cancelled.
@@ -246,6 +246,10 @@ def load_drafter(
     options = options or LoadOptions()
     if path.is_dir():
         return _load_onnx(path, target, options.threads)
+    if kind := _head_kind(path):
+        from edgecs.runtime.heads import load_head
+
+        return load_head(kind, path, target, options)
     options = replace(options, n_ctx=options.n_ctx or target.target.n_ctx)
     size = target.target.vocab_size
 
@@ -283,6 +287,15 @@ def load_drafter(
         )
 
     return with_layers_that_fit(path, options, open_with)
+
+
+def _head_kind(path: Path) -> str | None:
+    """The architecture of a file that is a head; None: it is another model."""
+    from edgecs.engines.llama.gguf_header import architecture
+    from edgecs.engines.llama.model import HEADS
+
+    found = architecture(path)
+    return found if found in HEADS else None
 
 
 def _load_onnx(folder: Path, target: Loaded, threads: int) -> LoadedDrafter:

@@ -23,7 +23,7 @@ _LARGE = 2 << 30  # bytes of weights that take more than a second to lay out
 T = TypeVar("T")
 
 
-def _that_compute(
+def that_compute(
     options: LoadOptions, findings: Path | None
 ) -> tuple[LoadOptions, str | None]:
     """Options that do not crash this build, and a warning if they were changed."""
@@ -115,7 +115,7 @@ def open_model(
             undo.pop_all()
         return Opened(model, scorer, options, warning, why)
 
-    kernels, why = _kernels(options, findings, say)
+    kernels, why = kernels_for(options, findings, say)
     if kernels:
         if path.stat().st_size > _LARGE:
             say(f"laying out weights for {kernels.name}")
@@ -126,11 +126,11 @@ def open_model(
             if options.kernels != "auto":
                 raise
             why = str(error)
-    options, warning = _that_compute(options, findings)
+    options, warning = that_compute(options, findings)
     return opened(replace(options, kernels="llama"), None, warning, why)
 
 
-def _kernels(
+def kernels_for(
     options: LoadOptions, findings: Path | None, say: Callable[[str], None]
 ) -> tuple[KernelSet | None, str | None]:
     """The chosen kernels, see `choose`; none together with a GPU or BLAS.

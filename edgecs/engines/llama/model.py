@@ -33,6 +33,13 @@ _ALLOCATION = re.compile(r"(unable|failed) to alloc|out of memory|cannot meet", 
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
 _BUFFER = re.compile(r"load_tensors:\s+(\S+) model buffer size =\s+([\d.]+) MiB")
 
+HEADS = {
+    "eagle3": "an EAGLE-3 drafter",
+    "dflash": "a DFlash drafter",
+    "gemma4-assistant": "a drafter for Gemma 4",
+}
+"""Architectures of files that only draft, and what they are called."""
+
 KV_TYPES: dict[str, int] = {
     "f32": lib.GGML_TYPE_F32,
     "f16": lib.GGML_TYPE_F16,
@@ -59,7 +66,8 @@ class LlamaModel:
     """A GGUF loaded by llama.cpp. Close it after everything that uses it.
 
     options: n_gpu_layers must be a number or "all"; "auto" is resolved in `layers`.
-    kernels: the kernels to use, regardless of the options; None: llama.cpp's.
+    kernels: the kernels to use, regardless of the options; None: llama.cpp's. head:
+    whether it is a head, which needs a target.
 
     Raises ModelError for a missing or broken file, OutOfMemory if the weights do not
     fit, Cancelled if `cancel` is set while loading.
@@ -71,6 +79,8 @@ class LlamaModel:
         options: LoadOptions,
         cancel: threading.Event,
         kernels: KernelSet | None = None,
+        *,
+        head: bool = False,
     ) -> None:
         self.path = path
         self.kernels, self.packed = kernels, cast(PackedWeights | None, None)
@@ -83,7 +93,8 @@ class LlamaModel:
         self.offload = _reported_offload(lib.llama_model_n_layer(self.handle))
         self.vocabulary = LlamaVocabulary(self.handle)
         self.description = self._describe()
-        self._refuse_what_cannot_decode()
+        if not head:
+            self._refuse_what_cannot_decode()
         if kernels:
             threads = options.threads or usable_cores()
             self.packed = PackedWeights(kernels, threads, self._goes_on)
@@ -100,6 +111,11 @@ class LlamaModel:
     def trained_ctx(self) -> int:
         """Context length of the model's training, in tokens."""
         return int(lib.llama_model_n_ctx_train(self.handle))
+
+    @property
+    def architecture(self) -> str:
+        """llama.cpp's name of its graph, such as qwen3."""
+        return self._metadata("general.architecture")
 
     @property
     def rewindable(self) -> bool:
@@ -175,8 +191,7 @@ class LlamaModel:
 
     def _number(self, key: str, default: int) -> int:
         """A number of the architecture from the file's metadata."""
-        architecture = self._metadata("general.architecture")
-        text = self._metadata(f"{architecture}.{key}")
+        text = self._metadata(f"{self.architecture}.{key}")
         return int(text) if text.isdigit() else default
 
     def _metadata(self, key: str) -> str:
@@ -217,6 +232,12 @@ class LlamaModel:
 
     def _refuse_what_cannot_decode(self) -> None:
         handle, problem = self.handle, None
+        if kind := HEADS.get(self.architecture):
+            self.close()
+            raise ModelError(
+                f"{self.path.name} is {kind}, which cannot answer by itself: give the "
+                "model that it was made for with -m, and this file with --draft"
+            )
         if lib.llama_model_has_encoder(handle):
             problem = "is an encoder-decoder model"
         elif not lib.llama_model_has_decoder(handle):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import llama_cpp as lib
 import numpy as np
@@ -13,6 +13,7 @@ from edgecs.core.draft import Draft
 from edgecs.engines.hidden_states import States
 from edgecs.engines.kv_prefix import PrefixCache
 from edgecs.engines.lease import ExclusiveUse
+from edgecs.engines.llama.heads.features import Features
 
 
 class LlamaSequence:
@@ -37,6 +38,7 @@ class LlamaSequence:
         self.cache = PrefixCache(self._drop, select=self._select, marks=marks)
         self.prompt_row: tuple[int, NDArray[np.float32]] | None = None
         self.states: States | None = None
+        self.recorded: list[tuple[Features, States]] = []
         self.holder = ExclusiveUse(name)
         self._ctx, self._memory = context, lib.llama_get_memory(context)
         self._sole = sole
@@ -114,8 +116,8 @@ class LlamaSequence:
     def _select(self, path: Sequence[int]) -> None:
         """Move the path's cells to the first id, see `PrefixCache`."""
         start, end = len(self.cache), len(self.cache) + len(path)
-        if self.states is not None:
-            self.states.select(path)
+        for states in self._noted():
+            states.select(path)
         leaf = self._leaf[path[-1]] if path else self.id
         if leaf != self.id:
             lib.llama_memory_seq_rm(self._memory, self.id, start, -1)
@@ -124,8 +126,8 @@ class LlamaSequence:
         self._free_leaves()
 
     def _drop(self, length: int) -> bool:
-        if self.states is not None:
-            self.states.cut(length)
+        for states in self._noted():
+            states.cut(length)
         self._free_leaves()
         if length:
             return bool(lib.llama_memory_seq_rm(self._memory, self.id, length, -1))
@@ -134,6 +136,13 @@ class LlamaSequence:
         else:
             lib.llama_memory_seq_rm(self._memory, self.id, -1, -1)
         return True
+
+    def _noted(self) -> Iterator[States]:
+        """All states that are kept of its cells."""
+        if self.states is not None:
+            yield self.states
+        for _, states in self.recorded:
+            yield states
 
     def _free_leaves(self) -> None:
         for own in self._used:

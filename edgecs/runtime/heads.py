@@ -1,0 +1,68 @@
+"""Load heads: drafters of llama.cpp that read the hidden states of their target."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from edgecs.calibrate.profile import fingerprint
+from edgecs.engines.load_options import LoadOptions
+from edgecs.errors import ModelError
+from edgecs.hub.compatibility import check_same, vocabulary_hash
+from edgecs.runtime.loader import Loaded, LoadedDrafter
+from edgecs.runtime.opening import kernels_for, that_compute, with_layers_that_fit
+
+
+def load_head(
+    kind: str, path: Path, target: Loaded, options: LoadOptions
+) -> LoadedDrafter:
+    """Load a head for `target` from a file of its own.
+
+    kind: its architecture. Raises ModelError if it does not fit the target or edgecs
+    does not run its kind, OutOfMemory, Cancelled.
+    """
+    from edgecs.engines.llama.heads.eagle3 import Eagle3
+    from edgecs.engines.llama.model import HEADS, LlamaModel, check_file
+    from edgecs.engines.llama.model_trial import refuse_fatal
+
+    if kind != "eagle3":
+        raise ModelError(
+            f"{path.name} is {HEADS[kind]}, which edgecs does not run yet: use an "
+            "EAGLE-3 drafter, a small model of the same family, or --draft none"
+        )
+    check_file(path)
+    refuse_fatal(path, target.findings, target.cancel, target.model.path)
+
+    def open_with(options: LoadOptions, note: str | None) -> LoadedDrafter:
+        kernels, _ = kernels_for(options, target.findings, lambda text: None)
+        if kernels is None:
+            options, _ = that_compute(options, target.findings)
+        with ExitStack() as undo:
+            model = LlamaModel(path, options, target.cancel, kernels, head=True)
+            undo.callback(model.close)
+            theirs = model.vocabulary.pieces()
+            check_same(
+                target.model.vocabulary.pieces(),
+                vocabulary_hash(theirs),
+                theirs,
+                target_name=target.model.path.name,
+                drafter_name=path.name,
+            )
+            threads = options.threads or target.target.threads
+            head = Eagle3(
+                model,
+                target.target,
+                target.cancel,
+                threads=threads,
+                strict=options.cpu_strict,
+            )
+            undo.pop_all()
+        layers = model.offload.layers
+        where = f"{layers}/{model.offload.total} layers on GPU, " if layers else ""
+        about = f"EAGLE-3, {model.file_type}, {where}{threads} CPU threads"
+        return LoadedDrafter(
+            path.stem, head, about, model.parameters, head.close, fingerprint(path)
+        )
+
+    return with_layers_that_fit(path, replace(options, n_ctx=0), open_with)
