@@ -186,7 +186,12 @@ def eagle3(
         "blk.0.attn_norm_2.weight": (WIDTH,),
         "blk.0.ffn_norm.weight": (WIDTH,),
     }
+    keys |= changes or {}
     shapes |= _dense(0) | _attention(0, norms=False, takes=2 * WIDTH)
+    wide = keys["attention.head_count_kv"]
+    assert isinstance(wide, int)
+    for name in ("attn_k", "attn_v"):
+        shapes[f"blk.0.{name}.weight"] = (2 * WIDTH, wide * HEAD)
     if own or reduced:
         shapes["output.weight"] = (WIDTH, reduced or VOCABULARY)
     if own:
@@ -194,18 +199,77 @@ def eagle3(
     if reduced:
         shapes["d2t"] = (reduced,)
     shapes.pop(without, None)
-    keys |= changes or {}
     return write(path, "eagle3", keys, shapes, seed=seed, fixed=fixed, n_ctx=n_ctx)
 
 
-def wired(name: str, shape: tuple[int, ...]) -> Array | None:
-    """An EAGLE-3 head that continues a bigram target of the same embeddings.
+CYCLE = np.random.default_rng(5).permutation(256)
+"""A bigram target continues CYCLE[i] with CYCLE[i + 1], and the last with the first."""
 
-    Its layer adds nothing either, and its state is the embedding of the next token's
-    predecessor, which the first of the three layers gives.
+
+def _next(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The tokens that a bigram target says next; itself for others than bytes."""
+    said = np.arange(VOCABULARY)
+    said[CYCLE] = np.roll(CYCLE, -1)
+    return said[tokens]
+
+
+def _signs() -> NDArray[np.float32]:
+    """Embeddings of equal length, no two of them alike, [vocabulary, width]."""
+    random = np.random.default_rng(6)
+    return random.choice(np.array([-1, 1], np.float32), (VOCABULARY, WIDTH))
+
+
+def bigram(name: str, shape: tuple[int, ...]) -> Array | None:
+    """Weights of a bigram target, see `CYCLE`."""
+    if name == "token_embd.weight":
+        return _signs()
+    if name == "output.weight":
+        rows = np.empty(shape, np.float32)
+        rows[_next(np.arange(VOCABULARY))] = _signs()
+        return rows
+    return silent(name, shape)
+
+
+def by_token(name: str, shape: tuple[int, ...]) -> Array | None:
+    """A head that is right at every depth if it gets the right tokens.
+
+    Its attention takes the embedding of the token itself, times 1,000. It needs a key
+    head for every head, and a normalised residual.
     """
     if name == "fc.weight":
-        matrix = np.zeros(shape, np.float32)
-        matrix[:, :WIDTH] = np.eye(WIDTH)
-        return matrix
+        return _left(shape)
+    if name.endswith(("attn_q.weight", "attn_k.weight")):
+        return _left(shape) * np.float32(10)  # equal tokens attend to each other only
+    if name.endswith("attn_v.weight"):
+        return _left(shape)
+    if name.endswith("attn_output.weight"):
+        return np.eye(*shape, dtype=np.float32) * np.float32(1000)
     return silent(name, shape)
+
+
+BY_TOKEN: dict[str, Value] = {
+    "attention.head_count_kv": HEADS,
+    "norm_before_residual": True,
+}
+
+
+def by_state(name: str, shape: tuple[int, ...]) -> Array | None:
+    """A head whose first draft token is right if it gets the right states.
+
+    A state is the embedding of the token before the last one, so its output matrix
+    says what comes two tokens after that.
+    """
+    if name == "fc.weight":
+        return _left(shape)
+    if name == "token_embd.weight":
+        return _signs()
+    if name == "output.weight":
+        rows = np.empty(shape, np.float32)
+        rows[_next(_next(np.arange(VOCABULARY)))] = _signs()
+        return rows
+    return silent(name, shape)
+
+
+def _left(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A matrix that gives the first inputs."""
+    return np.eye(*shape, dtype=np.float32)

@@ -238,9 +238,10 @@ def load_drafter(
 ) -> LoadedDrafter:
     """Load a drafter for `target`: a GGUF file, or the folder of an ONNX export.
 
-    A GGUF is another model, or a head, as its metadata says. options: a GGUF uses all of them, ONNX only `threads`, where 0 means one. The
-    context size of a GGUF drafter defaults to the target's. Raises ModelError if the
-    vocabularies differ or the drafter cannot remove tokens from its cache, OutOfMemory,
+    A GGUF is another model or a head, as its metadata says. options: a GGUF uses all of
+    them, ONNX only `threads`, where 0 means one. The context size of a GGUF drafter
+    defaults to the target's. Raises ModelError if the vocabularies differ, the drafter
+    cannot remove tokens from its cache or does not fit the target, OutOfMemory,
     Cancelled.
     """
     options = options or LoadOptions()
