@@ -50,19 +50,21 @@ def write(
     width: int = WIDTH,
     n_ctx: int = 2048,
     mask: int | None = None,
+    padding: int = 0,
 ) -> Path:
-    """A GGUF with a byte vocabulary."""
+    """A GGUF with a byte vocabulary, and unused tokens after it."""
     random = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(f"random tiny {architecture}")
     writer.add_context_length(n_ctx)
     writer.add_embedding_length(width)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(vocabulary)
-    add_byte_vocabulary(writer, vocabulary, 0)
+    writer.add_vocab_size(vocabulary + padding)
+    add_byte_vocabulary(writer, vocabulary, padding)
     if mask is not None:
         writer.add_mask_token_id(mask)
     for key, value in keys.items():
+        writer.kv_data[0].pop(f"{architecture}.{key}", None)
         _add(writer, f"{architecture}.{key}", value)
     for name, shape in shapes.items():
         given = fixed(name, shape[::-1])
@@ -166,11 +168,15 @@ def eagle3(
     without: str = "",
     target_width: int = WIDTH,
     n_ctx: int = 2048,
+    vocabulary: int = VOCABULARY,
+    embeddings: int = VOCABULARY,
+    padding: int = 0,
 ) -> Path:
     """An EAGLE-3 drafter.
 
     own: with embeddings and an output matrix. reduced: size of its own vocabulary, 0:
-    the target's. changes: metadata keys. without: a tensor to leave out.
+    the target's. changes: metadata keys. without: a tensor to leave out. embeddings:
+    number of its own ones.
     """
     keys: dict[str, Value] = {
         **_SIZES,
@@ -193,13 +199,43 @@ def eagle3(
     for name in ("attn_k", "attn_v"):
         shapes[f"blk.0.{name}.weight"] = (2 * WIDTH, wide * HEAD)
     if own or reduced:
-        shapes["output.weight"] = (WIDTH, reduced or VOCABULARY)
+        shapes["output.weight"] = (WIDTH, reduced or vocabulary)
     if own:
-        shapes["token_embd.weight"] = (WIDTH, VOCABULARY)
+        shapes["token_embd.weight"] = (WIDTH, embeddings)
     if reduced:
         shapes["d2t"] = (reduced,)
     shapes.pop(without, None)
-    return write(path, "eagle3", keys, shapes, seed=seed, fixed=fixed, n_ctx=n_ctx)
+    return write(
+        path,
+        "eagle3",
+        keys,
+        shapes,
+        seed=seed,
+        fixed=fixed,
+        n_ctx=n_ctx,
+        vocabulary=vocabulary,
+        padding=padding,
+    )
+
+
+def dflash(path: Path, *, layers: Sequence[int] = (1, 3), block: int = 8) -> Path:
+    """A DFlash drafter of two layers with random weights."""
+    keys = {
+        **_SIZES,
+        "block_count": 2,
+        "target_layers": list(layers),
+        "block_size": block,
+    }
+    shapes: Shapes = {
+        "fc.weight": (len(layers) * WIDTH, WIDTH),
+        "enc.output_norm.weight": (WIDTH,),
+        "output_norm.weight": (WIDTH,),
+    }
+    for layer in range(2):
+        for norm in ("attn_norm", "ffn_norm"):
+            shapes[f"blk.{layer}.{norm}.weight"] = (WIDTH,)
+        shapes |= _dense(layer) | _attention(layer)
+    return write(path, "dflash", keys, shapes, seed=2, mask=VOCABULARY - 5)
 
 
 CYCLE = np.random.default_rng(5).permutation(256)

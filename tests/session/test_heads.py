@@ -161,9 +161,7 @@ def test_the_planner_uses_a_head_and_continues_it(edgecs: Edgecs, tmp_path: Path
     """A text without repetition, then one with: `head <- mag` in one chain."""
     target = files.target(tmp_path / "target.gguf", fixed=files.bigram, layers=12)
     head = tmp_path / "head.gguf"
-    files.eagle3(
-        head, fixed=files.by_token, changes=files.BY_TOKEN, layers=(1, 5, 9)
-    )
+    files.eagle3(head, fixed=files.by_token, changes=files.BY_TOKEN, layers=(1, 5, 9))
     fixed = ("-m", target, "-c", 1024, "-p", "hello", "-n", 400, "--temp", 0, "-q")
     plain = edgecs("generate", *fixed, "--no-spec", "--json")
     trace = tmp_path / "trace.jsonl"

@@ -12,8 +12,8 @@ import numpy as np
 from edgecs.core.context import Tokens
 from edgecs.engines.hidden_states import State
 from edgecs.engines.llama import library
+from edgecs.engines.llama.heads.experimental import symbols
 from edgecs.engines.llama.heads.features import view
-from edgecs.engines.llama.heads.symbols import symbols
 from edgecs.engines.llama.kernels import Nodes
 from edgecs.engines.llama.model import LlamaModel
 from edgecs.engines.llama.threads import thread_pool

@@ -15,11 +15,11 @@ import llama_cpp as lib
 import numpy as np
 
 from edgecs.core.context import Tokens
-from edgecs.engines.hidden_states import State, States
+from edgecs.engines.hidden_states import State
 from edgecs.engines.llama.gguf_header import Header, read_header
 from edgecs.engines.llama.heads.cells import CHUNK, HeadCells
+from edgecs.engines.llama.heads.experimental import symbols
 from edgecs.engines.llama.heads.features import LayerInputs
-from edgecs.engines.llama.heads.symbols import symbols
 from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.engines.llama.model import LlamaModel
 from edgecs.engines.state_head import Output, StateHead
@@ -28,9 +28,12 @@ from edgecs.errors import Cancelled, ModelError
 # Architectures whose graphs in llama.cpp 0.3.36's sources give the inputs of layers
 # (`t_layer_inp` in src/models); for any other one it aborts the process.
 HOOKED = frozenset(
-    "bailingmoe3 deepseek4 gemma4 gpt-oss hunyuan_vl lfm2 lfm2moe llama mimo2 "
-    "minimax-01 minimax-m2 muse-glimmer nanbeige nemotron_h nemotron_h_moe qwen3 "
-    "qwen35 qwen35moe qwen3moe qwen3next qwen4exp".split()
+    (
+        *("bailingmoe3", "deepseek4", "gemma4", "gpt-oss", "hunyuan_vl", "lfm2"),
+        *("lfm2moe", "llama", "mimo2", "minimax-01", "minimax-m2", "muse-glimmer"),
+        *("nanbeige", "nemotron_h", "nemotron_h_moe", "qwen3", "qwen35", "qwen35moe"),
+        *("qwen3moe", "qwen3next", "qwen4exp"),
+    )
 )
 # chosen: more rows of logits than a round needs cost more than a second call.
 _FEW = 16  # tokens that are read in one call with the last one
@@ -168,7 +171,14 @@ def fitting_layers(drafter: LlamaModel, target: LlamaLM) -> tuple[list[int], int
             f"{needs if needs != hidden else width}, and the target's have width "
             f"{hidden}; use the target that it was made for"
         )
-    _check_tensors(drafter.path, header, drafter.vocabulary.size)
+    size, rows = drafter.vocabulary.size, model.vocabulary.size
+    if "output.weight" not in header.tensors and size != rows:
+        raise ModelError(
+            f"{name} cannot draft for {theirs}: it has {size} tokens and uses the "
+            f"output matrix of its target, which has {rows} rows; use the target that "
+            "it was made for"
+        )
+    _check_tensors(drafter.path, header, size)
     return layers, width
 
 
@@ -181,7 +191,7 @@ def _check_tensors(path: Path, header: Header, vocabulary: int) -> None:
         raise _damaged(path.name, "it has too few embeddings for its target's tokens")
     ids = header.integers(path, "d2t")
     if ids is not None:
-        inside = ids.size and 0 <= ids.min() and ids.max() < vocabulary
+        inside = ids.size and ids.min() >= 0 and ids.max() < vocabulary
         if not inside or np.unique(ids).size < ids.size:
             raise _damaged(path.name, "its tokens are not those of its target")
 

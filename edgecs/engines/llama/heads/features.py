@@ -10,7 +10,7 @@ import llama_cpp as lib
 import numpy as np
 
 from edgecs.engines.hidden_states import State
-from edgecs.engines.llama.heads.symbols import symbols
+from edgecs.engines.llama.heads.experimental import symbols
 
 # chosen: 2,700 tokens of an EAGLE-3 head for states of width 4096.
 _MOST_BYTES = 128 << 20  # of recorded states
