@@ -88,7 +88,7 @@ class StateHead(OneSequence):
         """Compute one cell with a state of the head, [1, width]."""
 
     @abstractmethod
-    def _drop(self, length: int) -> bool:
+    def _drop(self, length: int) -> int:
         """Drop the cells from `length` on, see `PrefixCache`."""
 
     @abstractmethod

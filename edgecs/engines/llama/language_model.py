@@ -24,6 +24,7 @@ from edgecs.engines.host import usable_cores
 from edgecs.engines.kv_snapshot import KVSnapshot
 from edgecs.engines.llama import library
 from edgecs.engines.llama.batch import Batch
+from edgecs.engines.llama.checkpoints import Keeps
 from edgecs.engines.llama.feed import NO_ROWS, Feed, Logits, groups
 from edgecs.engines.llama.heads.features import Features, states_kept
 from edgecs.engines.llama.huge_pages import HugePages
@@ -39,6 +40,12 @@ _REAL = 32  # cells that are computed, and then repeated for measuring
 _LARGEST_STATE = 1 << 29  # bytes
 # chosen: high, so that a copy is made only where it clearly pays.
 _TOKENS_A_PASS = 32  # prompt tokens that are read in the time of one pass over weights
+# chosen: the copy takes a hundredth of the time of the tokens between.
+_EVERY = 4  # prefill chunks between two checkpoints
+# chosen: several of a small model; those of larger ones have an eighth of its weights.
+_CHECKPOINTS = 512 << 20  # bytes of all checkpoints
+# chosen: drafts of more tokens than this are seldom accepted completely.
+_SNAPSHOTS = 7  # states that llama.cpp keeps for removing tokens
 _WRAPS = 4096  # chosen: numpy views that are kept
 _ALONE = (0,)  # no padding
 _FLASH = {
@@ -80,14 +87,18 @@ class LlamaLM:
         if not self.exact:  # beyond that a drafter's proposals are useless
             self.n_ctx = min(self.n_ctx, model.trained_ctx)
         self.max_draft = min(options.max_draft, self.n_ctx - 1)
-        self.rewindable = model.rewindable
+        # A drafter would have to remove single tokens, see `checkpoints`.
+        self.rewindable = model.rewindable or self.exact
         self.copy_cost = self._copy_cost(options)
         self.cancel = cancel
         self.threads = options.threads or usable_cores()
         packed = model.packed
         self._nodes = Nodes(packed, self.threads) if packed else None
         self._chunk = options.n_batch
+        self._window = self._ring(options)
         self._ctx: lib.llama_context_p | None = self._open(options)
+        self._keeps = self._kept()
+        self.snapshots = self._keeps.snapshots if self._keeps.recurrent else None
         strict = options.cpu_strict
         self._pool = thread_pool(self._ctx, self.threads, strict=strict)
         self._on_cores = self._pool or nullcontext()
@@ -115,6 +126,8 @@ class LlamaLM:
             range(first, first + self.max_leaves),
             sole=self.sequences == 1,
             marks=marks,
+            keeps=self._keeps,
+            room=max(_CHECKPOINTS, self._model.size // 8) // self.sequences,
             name=name if self.sequences == 1 else f"sequence {number} of {name}",
         )
 
@@ -125,15 +138,17 @@ class LlamaLM:
         They are if edgecs' kernels compute every product and all attention, because
         their arithmetic is the same for any number of rows.
         """
-        if self._nodes is None or not self._model.rewindable:
-            return False  # recurrences are computed by llama.cpp
+        if self._nodes is None or not self._keeps.all:
+            # llama.cpp computes recurrences, and reuses cells of a window in an order
+            # that depends on how many tokens the calls had.
+            return False
         if self.max_leaves > 1:
             return False  # the cells of an accepted path may not be contiguous
         return not self._nodes.counts.left
 
     @property
     def _pads(self) -> bool:
-        return self.pads and self.max_leaves == 1 and self.rewindable
+        return self.pads and self.max_leaves == 1 and self._keeps.all
 
     def _copy_cost(self, options: LoadOptions) -> int | None:
         """How many prompt tokens are read in the time of a copy.
@@ -232,6 +247,9 @@ class LlamaLM:
         params.flash_attn_type = _FLASH[options.flash_attention]
         params.type_k = KV_TYPES[options.type_k]
         params.type_v = KV_TYPES[options.type_v]
+        params.swa_full = not self._window
+        if not self._model.rewindable and self.exact:
+            params.n_rs_seq = min(_SNAPSHOTS, self.max_draft)
         library.clear_log()
         if not self._model.kv_fits(cells, options):
             raise self._does_not_fit()
@@ -241,6 +259,21 @@ class LlamaLM:
             raise self._open_error()
         pages.collapse()  # llama.cpp has already written to the cells, to clear them
         return cast(lib.llama_context_p, context)
+
+    def _ring(self, options: LoadOptions) -> int:
+        """Size of the window, if windowed layers keep only its cells; 0: they keep all.
+
+        llama.cpp says nothing of the windows of hybrid models (`seq_pos_min`).
+        """
+        model = self._model
+        small = model.swa and model.rewindable and not options.swa_full
+        fits = self.n_ctx <= model.window + options.n_batch
+        return model.window if small and not fits and self.max_leaves == 1 else 0
+
+    def _kept(self) -> Keeps:
+        """What the context keeps of earlier tokens."""
+        snapshots = int(lib.llama_n_rs_seq(self._ctx))
+        return Keeps(not self._model.rewindable, snapshots, self._window)
 
     def _open_error(self) -> EdgecsError:
         said = library.logged_errors()
@@ -282,7 +315,10 @@ class LlamaLM:
         """Cut the cells to one token less than the context, see `LanguageModel`."""
         if len(context) and self._ctx is not None:
             one = self._sequences[sequence]
-            one.cache.keep(context, len(context) - 1)
+            kept = one.cache.keep(context, len(context) - 1)
+            with suppress(Cancelled):
+                self._compute_again(Request(context, NOTHING, sequence), one, kept)
+            one.rollback.save(len(one.cache))
             if one.prompt_row is None or one.prompt_row[0] < len(context):
                 one.cache.mark()  # a prompt without an answer is not a turn
 
@@ -309,7 +345,7 @@ class LlamaLM:
     @property
     def keeps_prefixes(self) -> bool:
         """Whether a prefix of a snapshot can be used after `restore`."""
-        return self.rewindable and not self._model.swa
+        return self._model.rewindable and not self._model.swa
 
     def snapshot(self, sequence: int = 0) -> KVSnapshot | None:
         """The cells of a sequence, for `restore`; None if it has none."""
@@ -337,7 +373,8 @@ class LlamaLM:
         if not one.put(cells.data, len(cells.tokens)):
             one.reset(self._ctx is not None)
             return False
-        one.cache.reset_to(cells.tokens, whole=self._model.swa)
+        one.cache.reset_to(cells.tokens, whole=not self.keeps_prefixes)
+        one.rollback.save(len(one.cache))
         if cells.row and cells.row[1].shape == (self.vocab_size,):
             one.prompt_row = cells.row
         return True
@@ -428,6 +465,10 @@ class LlamaLM:
             saved = one.prompt_row = None
         if 0 < kept == len(context) - 1:  # most calls
             return Feed(request, one, [context.last], 1)
+        computed = self._compute_again(request, one, kept) if saved else 0
+        kept += computed
+        if computed and kept == len(context) - 1:
+            return Feed(request, one, [context.last], 1 + computed)
         pending = context.tokens[kept:].tolist()
         if not self.exact:
             room = self._chunk - len(request.draft)
@@ -439,6 +480,22 @@ class LlamaLM:
             saved = one.prompt_row = len(context), row
         assert saved is not None
         return Feed(request, one, [], len(pending), saved[1])
+
+    def _compute_again(self, request: Request, one: LlamaSequence, kept: int) -> int:
+        """Compute the cells of an answer that were lost with a rejected draft.
+
+        Returns how many. They are not those of a prompt, so no text continues there.
+        """
+        lost = one.cache.lost
+        for start in range(kept, kept + lost, self._chunk):
+            if self._cancelled(request):
+                raise Cancelled("stopped while computing rejected cells again")
+            end = min(start + self._chunk, kept + lost)
+            pending = request.context.tokens[start:end].tolist()
+            self._decode(
+                [Feed(request._replace(draft=NOTHING), one, pending, 0)], reads=True
+            )
+        return lost
 
     def _prefill(
         self, request: Request, one: LlamaSequence, pending: list[int]
@@ -455,7 +512,10 @@ class LlamaLM:
             rows, _ = self._decode([Feed(request, one, chunk, 0)], reads=True)[0]
             if len(chunk) == size:
                 one.cache.mark(size)
+                if not len(one.cache) % (_EVERY * self._chunk):
+                    one.rollback.save(len(one.cache))
             start += size
+        one.rollback.save(len(one.cache))
         if self.on_read:
             self.on_read(len(pending), len(pending))
         return np.array(rows[0])
@@ -491,6 +551,8 @@ class LlamaLM:
         firsts = self._fill(group, paddings)
         for feed in group:
             feed.sequence.cache.expect()
+            drafted = len(feed.request.draft)
+            feed.sequence.rollback.begin(len(feed.sequence.cache), drafted)
         code, address = self._call(firsts[0])
         if code:
             raise self._decode_error(code)
@@ -506,6 +568,7 @@ class LlamaLM:
             if feed.sequence.recorded:
                 feed.record(first)
             feed.computed(states)
+            feed.sequence.rollback.done(len(feed))
             if padding:
                 feed.sequence.drop_padding()
             found.append((logits, states))

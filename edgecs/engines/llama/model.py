@@ -124,9 +124,14 @@ class LlamaModel:
         return not (recurrent or lib.llama_model_is_hybrid(self.handle))
 
     @property
+    def window(self) -> int:
+        """Tokens that some of its layers attend to; 0: all attend to all tokens."""
+        return int(lib.llama_model_n_swa(self.handle))
+
+    @property
     def swa(self) -> bool:
         """Whether some of its layers attend to a window of the context only."""
-        return int(lib.llama_model_n_swa(self.handle)) > 0
+        return self.window > 0
 
     @property
     def parameters(self) -> int:

@@ -88,8 +88,8 @@ class OnnxHead(StateHead):
     def _step(self, token: int, state: State) -> Output:
         return self._read(np.array([token], dtype=np.int32), state, None)
 
-    def _drop(self, length: int) -> bool:
-        return self._cells is None or self._cells.drop(length)
+    def _drop(self, length: int) -> int:
+        return self._cells.drop(length) if self._cells else 0
 
     def _free(self) -> None:
         self._engine.close()
@@ -172,10 +172,10 @@ class _Cells:
         self._used = used + n
         return logits, state
 
-    def drop(self, length: int) -> bool:
-        """Drop the cells from `length` on."""
+    def drop(self, length: int) -> int:
+        """Drop the cells from `length` on; returns how many are left."""
         self._used = length
-        return True
+        return length
 
     def _mask(self, n: int, used: int) -> NDArray[np.float32]:
         """0 for what a token attends to, [n, used + n]: all but later tokens."""

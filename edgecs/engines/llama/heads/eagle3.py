@@ -119,8 +119,11 @@ class Eagle3(StateHead):
         logits, state = found
         return Output(resized(logits, self.vocab_size), state)
 
-    def _drop(self, length: int) -> bool:
-        return self._cells.drop(self._cache.first + length if length else -1)
+    def _drop(self, length: int) -> int:
+        if length and self._cells.drop(self._cache.first + length):
+            return length
+        self._cells.drop(-1)
+        return 0
 
     def _free(self) -> None:
         self._cells.close()
