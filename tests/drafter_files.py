@@ -309,3 +309,54 @@ def by_state(name: str, shape: tuple[int, ...]) -> Array | None:
 def _left(shape: tuple[int, ...]) -> NDArray[np.float32]:
     """A matrix that gives the first inputs."""
     return np.eye(*shape, dtype=np.float32)
+
+
+def with_heads(
+    path: Path,
+    *,
+    heads: int = 1,
+    layers: int = 3,
+    seed: int = 0,
+    fixed: Fixed = lambda name, shape: None,
+    own_output: bool = False,
+    n_ctx: int = 2048,
+) -> Path:
+    """A dense target with MTP heads in its file (hy_v3, which may have several).
+
+    own_output: whether its heads have an output matrix of their own.
+    """
+    keys: dict[str, Value] = {
+        **_SIZES,
+        "block_count": layers + heads,
+        "nextn_predict_layers": heads,
+        "expert_feed_forward_length": INNER,
+    }
+    shapes = _ends()
+    for layer in range(layers + heads):
+        for norm in ("attn_norm", "ffn_norm"):
+            shapes[f"blk.{layer}.{norm}.weight"] = (WIDTH,)
+        shapes |= _dense(layer) | _attention(layer)
+    for layer in range(layers, layers + heads):
+        shapes[f"blk.{layer}.nextn.eh_proj.weight"] = (2 * WIDTH, WIDTH)
+        for norm in ("enorm", "hnorm", "shared_head_norm"):
+            shapes[f"blk.{layer}.nextn.{norm}.weight"] = (WIDTH,)
+        if own_output:
+            head = f"blk.{layer}.nextn.shared_head_head.weight"
+            shapes[head] = (WIDTH, VOCABULARY)
+    return write(path, "hy_v3", keys, shapes, seed=seed, fixed=fixed, n_ctx=n_ctx)
+
+
+def mtp_by_token(name: str, shape: tuple[int, ...]) -> Array | None:
+    """A bigram target and heads that are right if they get the right tokens."""
+    if name.endswith("eh_proj.weight"):
+        return _left(shape)
+    return bigram(name, shape)
+
+
+def mtp_by_state(name: str, shape: tuple[int, ...]) -> Array | None:
+    """The same with heads that are right if they get the right states of the target."""
+    if name.endswith("eh_proj.weight"):
+        return np.eye(*shape, k=WIDTH, dtype=np.float32)
+    if name.endswith("shared_head_head.weight"):
+        return by_state("output.weight", shape)
+    return bigram(name, shape)

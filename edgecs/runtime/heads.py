@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import math
+import re
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgecs.calibrate.profile import fingerprint
 from edgecs.engines.load_options import LoadOptions
@@ -12,6 +15,45 @@ from edgecs.errors import ModelError
 from edgecs.hub.compatibility import check_same, vocabulary_hash
 from edgecs.runtime.loader import Loaded, LoadedDrafter
 from edgecs.runtime.opening import kernels_for, that_compute, with_layers_that_fit
+from edgecs.runtime.recipe import HEAD
+
+if TYPE_CHECKING:
+    from edgecs.engines.llama.model import LlamaModel
+
+
+def load_own_head(target: Loaded, options: LoadOptions) -> LoadedDrafter:
+    """The MTP head in the target's own file, under the name `head`.
+
+    Raises ModelError if there is none, or llama.cpp cannot compute it, OutOfMemory,
+    Cancelled.
+    """
+    from edgecs.engines.llama.heads.mtp import MtpHead, own_heads
+    from edgecs.engines.llama.model_trial import refuse_fatal
+
+    model, path = target.model, target.model.path
+    if own_heads(model):
+        refuse_fatal(path, target.findings, target.cancel, path)
+    threads = options.threads or target.target.threads
+    strict = options.cpu_strict
+    head = MtpHead(target.target, target.cancel, threads=threads, strict=strict)
+    count = f"{head.heads} MTP heads" if head.heads > 1 else "MTP head"
+    about = f"{count} in the model's file, {threads} CPU threads"
+    mark = f"{fingerprint(path)}-{HEAD}"
+    return LoadedDrafter(HEAD, head, about, _weights(path, model), head.close, mark)
+
+
+def _weights(path: Path, model: LlamaModel) -> int | None:
+    """The number of weights of the MTP heads; None: not known."""
+    from edgecs.engines.llama.gguf_header import read_header
+
+    with suppress(ModelError):
+        return sum(
+            math.prod(tensor.shape)
+            for name, tensor in read_header(path).tensors.items()
+            if (block := re.match(r"blk\.(\d{1,9})\.", name))
+            and int(block[1]) >= model.layers
+        )
+    return None
 
 
 def load_head(

@@ -85,6 +85,7 @@ class LlamaModel:
         self.path = path
         self.kernels, self.packed = kernels, cast(PackedWeights | None, None)
         self._cancel = cancel
+        self._has_heads = options.heads
         check_file(path)
         library.clear_log()
         self.handle = self._open(options)
@@ -116,6 +117,16 @@ class LlamaModel:
     def architecture(self) -> str:
         """llama.cpp's name of its graph, such as qwen3."""
         return self._metadata("general.architecture")
+
+    @property
+    def layers(self) -> int:
+        """Number of its layers, without MTP heads."""
+        return int(lib.llama_model_n_layer(self.handle))
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether the MTP heads of its file are loaded, if it has some."""
+        return self._has_heads and int(lib.llama_model_n_layer_nextn(self.handle)) > 0
 
     @property
     def rewindable(self) -> bool:
@@ -208,6 +219,7 @@ class LlamaModel:
         params = lib.llama_model_default_params()
         # edgecs' kernels read the weights in the layout of the file.
         params.use_extra_bufts = options.repack and not self.kernels
+        params.load_mtp = self._has_heads
         layers = options.n_gpu_layers
         params.n_gpu_layers = -1 if layers == "all" else int(layers)
         params.load_mode = (

@@ -27,7 +27,8 @@ class HeadCells:
     """Computes cells from tokens and states, for one sequence.
 
     other: the context of the target, whose embeddings and output matrix a head may use;
-    it must outlive this one. width: of a state. Raises ModelError, OutOfMemory.
+    it must outlive this one. width: of a state. mtp: use the MTP heads of the model.
+    Raises ModelError, OutOfMemory.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class HeadCells:
         threads: int,
         width: int,
         strict: bool = True,
-        kind: int = 0,
+        mtp: bool = False,
     ) -> None:
         self.width = width
         self._model, self._vocabulary = model, model.vocabulary.size
@@ -50,7 +51,9 @@ class HeadCells:
             self._nodes.enter(params)
         params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, CHUNK, CHUNK
         params.n_threads = params.n_threads_batch = threads
-        params.ctx_other, params.ctx_type = other, kind
+        params.ctx_other = other
+        if mtp:
+            params.ctx_type = lib.LLAMA_CONTEXT_TYPE_MTP
         library.clear_log()
         self._context = cast(
             lib.llama_context_p | None,
@@ -95,6 +98,10 @@ class HeadCells:
         logits = view(at, 1, self._vocabulary)
         states = view(symbols().next(self._context), last + 1, self.width)
         return logits, states[last:].copy()
+
+    def choose(self, head: int) -> None:
+        """Use one of several MTP heads, each of which has its own cells."""
+        symbols().set_head(self._context, head)
 
     def drop(self, position: int) -> bool:
         """Remove the cells from a position on."""

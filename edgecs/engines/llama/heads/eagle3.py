@@ -8,7 +8,6 @@ A reduced vocabulary is mapped to the target's by llama.cpp, with -inf elsewhere
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack
 from pathlib import Path
 
 import llama_cpp as lib
@@ -17,13 +16,12 @@ import numpy as np
 from edgecs.core.context import Tokens
 from edgecs.engines.hidden_states import State
 from edgecs.engines.llama.gguf_header import Header, read_header
-from edgecs.engines.llama.heads.cells import CHUNK, HeadCells
 from edgecs.engines.llama.heads.experimental import symbols
 from edgecs.engines.llama.heads.features import LayerInputs
+from edgecs.engines.llama.heads.llama_head import LlamaHead
 from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.engines.llama.model import LlamaModel
-from edgecs.engines.state_head import Output, StateHead
-from edgecs.errors import Cancelled, ModelError
+from edgecs.errors import ModelError
 
 # Architectures whose graphs in llama.cpp 0.3.36's sources give the inputs of layers
 # (`t_layer_inp` in src/models); for any other one it aborts the process.
@@ -35,11 +33,9 @@ HOOKED = frozenset(
         *("qwen3moe", "qwen3next", "qwen4exp"),
     )
 )
-# chosen: more rows of logits than a round needs cost more than a second call.
-_FEW = 16  # tokens that are read in one call with the last one
 
 
-class Eagle3(StateHead):
+class Eagle3(LlamaHead):
     """Proposes tokens from the inputs of three layers of a target.
 
     model: of the head, which is closed with it. target: must outlive it. Raises
@@ -56,88 +52,26 @@ class Eagle3(StateHead):
         strict: bool = True,
     ) -> None:
         layers, width = fitting_layers(model, target)
-        self.model, self._target = model, target
-        window = min(target.n_ctx, model.trained_ctx)
+        self.model = model
         theirs = int(lib.llama_model_n_embd(target.model.handle))
-        features = LayerInputs(target.handle, layers, theirs)
-        with ExitStack() as undo:
-            states = target.record(features)
-            undo.callback(target.stop_recording, states)
-            super().__init__(
-                model.path.name,
-                states,
-                target.vocab_size,
-                cancel,
-                window=window,
-                least=1,
-            )
-            self._cells = HeadCells(
-                model,
-                target.handle,
-                n_ctx=window,
-                threads=threads,
-                width=width,
-                strict=strict,
-            )
-            undo.pop_all()
+        super().__init__(
+            model,
+            target,
+            LayerInputs(target.handle, layers, theirs),
+            cancel,
+            n_ctx=min(target.n_ctx, model.trained_ctx),
+            width=width,
+            threads=threads,
+            strict=strict,
+            least=1,
+        )
 
-    def _read(
-        self, tokens: Tokens, states: State, cancel: threading.Event | None
-    ) -> Output:
-        start, count = 0, tokens.size
-        while count - start > _FEW:
-            end = min(start + CHUNK, count - 1)
-            self._decode(tokens[start:end], self._encoded(states[start:end]))
-            start = end
-            if self.cancel.is_set() or (cancel and cancel.is_set()):
-                raise Cancelled("stopped while the drafter was reading")
-        found = self._decode(tokens[start:], self._encoded(states[start:]), output=True)
-        assert found is not None
-        return found
-
-    def _step(self, token: int, state: State) -> Output:
-        found = self._decode(np.array([token], dtype=np.int32), state, output=True)
-        assert found is not None
-        return found
-
-    def _encoded(self, states: State) -> State:
+    def _lifted(self, states: State) -> State:
         return self._cells.encode(states, self._position)
 
-    @property
-    def _position(self) -> int:
-        """That of the next cell."""
-        return self._cache.first + len(self._cache)
-
-    def _decode(
-        self, tokens: Tokens, states: State, *, output: bool = False
-    ) -> Output | None:
-        self._cache.expect()
-        found = self._cells.decode(tokens, states, self._position, output=output)
-        self._computed(tokens)
-        if found is None:
-            return None
-        logits, state = found
-        return Output(resized(logits, self.vocab_size), state)
-
-    def _drop(self, length: int) -> int:
-        if length and self._cells.drop(self._cache.first + length):
-            return length
-        self._cells.drop(-1)
-        return 0
-
     def _free(self) -> None:
-        self._cells.close()
-        self._target.stop_recording(self._states)
+        super()._free()
         self.model.close()
-
-
-def resized(logits: State, size: int) -> State:
-    """Rows in the size of the target's vocabulary; -inf for tokens without a logit."""
-    if logits.shape[1] >= size:
-        return logits[:, :size]
-    rows = np.full((len(logits), size), -np.inf, dtype=np.float32)
-    rows[:, : logits.shape[1]] = logits
-    return rows
 
 
 def fitting_layers(drafter: LlamaModel, target: LlamaLM) -> tuple[list[int], int]:

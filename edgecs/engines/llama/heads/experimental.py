@@ -45,6 +45,12 @@ _FUNCTIONS: dict[str, tuple[list[Any], Any, str, str]] = {
         "P13llama_context",
         "YAPEAMPEAUllama_context@@@Z",
     ),
+    "llama_set_nextn_layer_offset": (
+        [_Context, _Int],
+        None,
+        "P13llama_contexti",
+        "YAXPEAUllama_context@@H@Z",
+    ),
 }
 
 
@@ -55,6 +61,7 @@ class Symbols(NamedTuple):
     layer: Callable[[Any, int], int | None]  # context, layer: address of its rows
     set_next: Callable[[Any, bool, bool], None]  # context, on, of output rows only
     next: Callable[[Any], int | None]  # context: address of its rows
+    set_head: Callable[[Any, int], None]  # context, which of several MTP heads
 
 
 @cache

@@ -67,6 +67,31 @@ class LayerInputs:
         return found
 
 
+class NextStates:
+    """The states that MTP heads read; the final ones, of most architectures.
+
+    width: of a state. With rows of output tokens only, llama.cpp would compute the last
+    layer for these alone, and other bits.
+    """
+
+    def __init__(self, context: lib.llama_context_p, width: int) -> None:
+        self.width = width
+        self._context = context
+
+    def start(self) -> None:
+        """Have llama.cpp compute them in the next calls."""
+        symbols().set_next(self._context, True, False)
+
+    def stop(self) -> None:
+        """Have llama.cpp leave them out."""
+        symbols().set_next(self._context, False, False)
+
+    def rows(self, first: int, count: int) -> State:
+        """Those of tokens of the last call, [count, width]."""
+        at = symbols().next(self._context)
+        return view(at, first + count, self.width)[first:]
+
+
 def view(address: int | None, rows: int, width: int) -> State:
     """Rows in llama.cpp's memory, [rows, width], valid until the next call."""
     if not address:
