@@ -320,10 +320,12 @@ def with_heads(
     fixed: Fixed = lambda name, shape: None,
     own_output: bool = False,
     n_ctx: int = 2048,
+    without: str = "",
 ) -> Path:
     """A dense target with MTP heads in its file (hy_v3, which may have several).
 
-    own_output: whether its heads have an output matrix of their own.
+    own_output: whether its heads have an output matrix of their own. without: a tensor
+    to leave out.
     """
     keys: dict[str, Value] = {
         **_SIZES,
@@ -343,6 +345,7 @@ def with_heads(
         if own_output:
             head = f"blk.{layer}.nextn.shared_head_head.weight"
             shapes[head] = (WIDTH, VOCABULARY)
+    shapes.pop(without, None)
     return write(path, "hy_v3", keys, shapes, seed=seed, fixed=fixed, n_ctx=n_ctx)
 
 

@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -16,12 +16,13 @@ from edgecs.decoding.cascade import stack
 from edgecs.decoding.kmatrix import KMatrix
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.engines.load_options import LoadOptions
-from edgecs.runtime.loader import Loaded, LoadedDrafter, load, load_drafter
+from edgecs.runtime.loader import OWN_HEAD, Loaded, LoadedDrafter, load, load_drafter
 from edgecs.sampling.chain import Rule
 from edgecs.sampling.settings import Sampling
 from edgecs.session.session import Session
 from tests import drafter_files as files
-from tests.commands import Edgecs
+from tests import families
+from tests.commands import Edgecs, one_line
 
 ROOM = 192
 OPTIONS = LoadOptions(n_ctx=ROOM, n_batch=32, max_draft=15, threads=1, n_gpu_layers=0)
@@ -42,19 +43,26 @@ class Both(NamedTuple):
         return self.target.session(chain, grid.counts(0), rule=rule)
 
 
-@pytest.fixture(scope="module", params=["qwen3", "llama"])
+def made(folder: Path, kind: str) -> tuple[Path, Path]:
+    """A target and its drafter, with random weights."""
+    path, head = folder / "target.gguf", folder / "head.gguf"
+    if kind in ("qwen3", "llama"):  # EAGLE-3
+        return files.target(path, kind), files.eagle3(head)
+    if kind == "recurrent":
+        return families.qwen35(path, head=True), OWN_HEAD
+    return files.with_heads(path, heads=int(kind)), OWN_HEAD
+
+
+@pytest.fixture(scope="module", params=["qwen3", "llama", "1", "3", "recurrent"])
 def both(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Both]:
-    folder = tmp_path_factory.mktemp("heads")
-    path = files.target(folder / "target.gguf", request.param)
-    head = files.eagle3(folder / "head.gguf")
+    path, head = made(tmp_path_factory.mktemp("heads"), request.param)
     with (
         load(path, OPTIONS) as plain,
         load(path, OPTIONS) as target,
         load_drafter(head, target, OPTIONS) as drafter,
     ):
-        assert target.target.uniform == (target.model.kernels is not None)
         yield Both(plain, target, drafter)
 
 
@@ -127,9 +135,11 @@ def test_the_context_is_used_to_its_last_cell(both: Both):
         assert not drafting.stats.faults
 
 
-def share(tmp_path: Path, head: Path, matrix: str) -> tuple[float, int]:
-    """The share of a head's draft tokens that are right, and their number."""
-    target = files.target(tmp_path / "target.gguf", fixed=files.bigram)
+def share(target: Path, head: Path, matrix: str) -> tuple[float, int]:
+    """The share of a head's draft tokens that are right, and their number.
+
+    target: a bigram target.
+    """
     prompt = [int(token) for token in files.CYCLE[:20]]
     with (
         load(target, OPTIONS) as loaded,
@@ -143,16 +153,35 @@ def share(tmp_path: Path, head: Path, matrix: str) -> tuple[float, int]:
 
 
 def test_a_head_wired_by_tokens_is_right_at_every_depth(tmp_path: Path):
+    target = files.target(tmp_path / "target.gguf", fixed=files.bigram)
     head = tmp_path / "head.gguf"
     files.eagle3(head, fixed=files.by_token, changes=files.BY_TOKEN)
-    right, tested = share(tmp_path, head, "6,0;0,0")
+    right, tested = share(target, head, "6,0;0,0")
     assert tested > 100
     assert right >= 0.95
 
 
 def test_a_head_wired_by_states_is_right(tmp_path: Path):
+    target = files.target(tmp_path / "target.gguf", fixed=files.bigram)
     head = files.eagle3(tmp_path / "head.gguf", own=True, fixed=files.by_state)
-    right, tested = share(tmp_path, head, "1,0;0,0")
+    right, tested = share(target, head, "1,0;0,0")
+    assert tested > 60
+    assert right >= 0.95
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_mtp_heads_wired_by_tokens_are_right_at_every_depth(tmp_path: Path, heads: int):
+    path = tmp_path / "target.gguf"
+    files.with_heads(path, heads=heads, fixed=files.mtp_by_token)
+    right, tested = share(path, OWN_HEAD, "6,0;0,0")
+    assert tested > 100
+    assert right >= 0.95
+
+
+def test_an_mtp_head_wired_by_states_is_right(tmp_path: Path):
+    path = tmp_path / "target.gguf"
+    files.with_heads(path, fixed=files.mtp_by_state, own_output=True)
+    right, tested = share(path, OWN_HEAD, "1,0;0,0")
     assert tested > 60
     assert right >= 0.95
 
@@ -171,3 +200,54 @@ def test_the_planner_uses_a_head_and_continues_it(edgecs: Edgecs, tmp_path: Path
     assert report["tokens"] == json.loads(plain.out)["tokens"]
     assert not report["speculative"]["faults"]
     assert '"head"' in trace.read_text()
+
+
+def answer(edgecs: Edgecs, model: Path, *options: object) -> dict[str, Any]:
+    fixed = ("-c", 512, "-p", "hello, hello", "-n", 80, "--json", "-q")
+    outcome = edgecs("generate", "-m", model, *fixed, *options)
+    assert outcome.code == 0, outcome.err
+    report: dict[str, Any] = json.loads(outcome.out)
+    return report
+
+
+@pytest.mark.parametrize("options", [("--temp", 0), ("--temp", 0.8, "-s", 7)])
+def test_a_head_in_the_file_is_found_without_a_flag(
+    edgecs: Edgecs, tmp_path: Path, options: tuple[object, ...]
+):
+    path = files.with_heads(tmp_path / "target.gguf", fixed=files.mtp_by_token)
+    plain = answer(edgecs, path, *options, "--no-spec")
+    drafted = answer(edgecs, path, *options)
+    assert drafted["tokens"] == plain["tokens"]
+    assert drafted["speculative"]["chain"][:2] == ["target", "head"]
+    assert not drafted["speculative"]["faults"]
+    without = answer(edgecs, path, *options, "--draft", "none")
+    assert without["tokens"] == plain["tokens"]
+    assert "head" not in without["speculative"]["chain"]
+
+
+def test_a_head_is_named_in_a_matrix(edgecs: Edgecs, tmp_path: Path):
+    path = files.with_heads(tmp_path / "target.gguf", fixed=files.mtp_by_token)
+    plain = answer(edgecs, path, "--temp", 0, "--no-spec")
+    fixed = ("--draft", "head", "--k-matrix", "4,2;0,0", "--temp", 0)
+    drafted = answer(edgecs, path, *fixed)
+    assert drafted["tokens"] == plain["tokens"]
+    assert drafted["speculative"]["by_level"]["head"]["accepted"] > 20
+
+
+def test_a_model_without_a_head(edgecs: Edgecs, tiny_gguf: Path):
+    outcome = edgecs(
+        "generate", "-m", tiny_gguf, "-p", "x", "-c", 64, "--draft", "head"
+    )
+    one_line(outcome, 3, "tiny.gguf has no MTP head", "--draft none")
+
+
+def test_a_head_that_crashes_llama_cpp_is_left_out(edgecs: Edgecs, tmp_path: Path):
+    """Plain decoding and Max-Gram remain; asked for, it is refused."""
+    path = tmp_path / "target.gguf"
+    files.with_heads(path, without="blk.3.ffn_up.weight")
+    fixed = ("-m", path, "-c", 128, "-p", "hello", "-n", 8)
+    outcome = edgecs("generate", *fixed, "-v")
+    assert outcome.code == 0, outcome.err
+    assert "drafter head: left out, " in outcome.err
+    outcome = edgecs("generate", *fixed, "--draft", "head")
+    one_line(outcome, 3, "target.gguf crashes llama.cpp")

@@ -13,7 +13,6 @@ from pathlib import Path
 import llama_cpp as lib
 import numpy as np
 
-from edgecs.core.context import Tokens
 from edgecs.engines.hidden_states import State
 from edgecs.engines.llama.gguf_header import Header, read_header
 from edgecs.engines.llama.heads.experimental import symbols
