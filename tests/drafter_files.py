@@ -6,6 +6,7 @@ last one, and a head that is wired right predicts it. Shapes are in ggml's order
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -218,9 +219,19 @@ def eagle3(
     )
 
 
-def dflash(path: Path, *, layers: Sequence[int] = (1, 3), block: int = 8) -> Path:
-    """A DFlash drafter of two layers with random weights."""
-    keys = {
+def dflash(
+    path: Path,
+    *,
+    layers: Sequence[int] = (1, 3),
+    block: int = 8,
+    markov: int = 0,
+    seed: int = 2,
+    fixed: Fixed = lambda name, shape: None,
+    changes: Mapping[str, Value] | None = None,
+    mask: int | None = VOCABULARY - 5,
+) -> Path:
+    """A DFlash drafter of two layers; markov: the rank of a DSpark one's chain."""
+    keys: dict[str, Value] = {
         **_SIZES,
         "block_count": 2,
         "target_layers": list(layers),
@@ -235,7 +246,15 @@ def dflash(path: Path, *, layers: Sequence[int] = (1, 3), block: int = 8) -> Pat
         for norm in ("attn_norm", "ffn_norm"):
             shapes[f"blk.{layer}.{norm}.weight"] = (WIDTH,)
         shapes |= _dense(layer) | _attention(layer)
-    return write(path, "dflash", keys, shapes, seed=2, mask=VOCABULARY - 5)
+    keys |= changes or {}
+    wide = keys["attention.head_count_kv"]
+    assert isinstance(wide, int)
+    for layer, name in itertools.product(range(2), ("attn_k", "attn_v")):
+        shapes[f"blk.{layer}.{name}.weight"] = (WIDTH, wide * HEAD)
+    if markov:
+        for name in ("markov_w1", "markov_w2"):
+            shapes[f"{name}.weight"] = (markov, VOCABULARY)
+    return write(path, "dflash", keys, shapes, seed=seed, fixed=fixed, mask=mask)
 
 
 CYCLE = np.random.default_rng(5).permutation(256)
@@ -309,6 +328,28 @@ def by_state(name: str, shape: tuple[int, ...]) -> Array | None:
 def _left(shape: tuple[int, ...]) -> NDArray[np.float32]:
     """A matrix that gives the first inputs."""
     return np.eye(*shape, dtype=np.float32)
+
+
+def repeating(name: str, shape: tuple[int, ...]) -> Array | None:
+    """Weights of a target that repeats the last token."""
+    return _signs() if name == "output.weight" else bigram(name, shape)
+
+
+def by_features(name: str, shape: tuple[int, ...]) -> Array | None:
+    """A DFlash drafter that says the token that most cells and the last token are.
+
+    It attends to all cells alike. It needs a key head for every head.
+    """
+    if name.endswith("attn_q.weight"):
+        return np.zeros(shape, np.float32)
+    if name in ("fc.weight", "blk.0.attn_v.weight", "blk.1.attn_v.weight"):
+        return _left(shape)
+    if name.endswith("attn_output.weight"):
+        return _left(shape) * np.float32(1000)
+    return silent(name, shape)
+
+
+BY_FEATURES: dict[str, Value] = {"attention.head_count_kv": HEADS}
 
 
 def with_heads(

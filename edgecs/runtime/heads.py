@@ -64,14 +64,14 @@ def load_head(
     kind: its architecture. Raises ModelError if it does not fit the target or edgecs
     does not run its kind, OutOfMemory, Cancelled.
     """
-    from edgecs.engines.llama.heads.eagle3 import Eagle3
+    from edgecs.engines.llama.heads.files import HEAD_FILES
     from edgecs.engines.llama.model import HEADS, LlamaModel, check_file
     from edgecs.engines.llama.model_trial import refuse_fatal
 
-    if kind != "eagle3":
+    if kind not in HEAD_FILES:
         raise ModelError(
-            f"{path.name} is {HEADS[kind]}, which edgecs does not run yet: use an "
-            "EAGLE-3 drafter, a small model of the same family, or --draft none"
+            f"{path.name} is {HEADS[kind]}, which edgecs does not run yet: use another "
+            "drafter, or --draft none"
         )
     check_file(path)
     refuse_fatal(path, target.findings, target.cancel, target.model.path)
@@ -92,7 +92,7 @@ def load_head(
                 drafter_name=path.name,
             )
             threads = options.threads or target.target.threads
-            head = Eagle3(
+            head = HEAD_FILES[kind](
                 model,
                 target.target,
                 target.cancel,
@@ -102,7 +102,7 @@ def load_head(
             undo.pop_all()
         layers = model.offload.layers
         where = f"{layers}/{model.offload.total} layers on GPU, " if layers else ""
-        about = f"EAGLE-3, {model.file_type}, {where}{threads} CPU threads"
+        about = f"{head.kind}, {model.file_type}, {where}{threads} CPU threads"
         return LoadedDrafter(
             path.stem, head, about, model.parameters, head.close, fingerprint(path)
         )

@@ -65,7 +65,7 @@ class HeadCells:
         self._memory = lib.llama_get_memory(self._context)
         self._pool = thread_pool(self._context, threads, strict=strict)
         self._on_cores = self._pool or nullcontext()
-        self._positions = np.zeros(CHUNK, dtype=np.int32)
+        self._positions = np.zeros(4 * CHUNK, dtype=np.int32)
         self._flags = np.zeros(CHUNK, dtype=np.int8)
 
     def encode(self, states: State, position: int) -> State:
@@ -99,6 +99,22 @@ class HeadCells:
         states = view(symbols().next(self._context), last + 1, self.width)
         return logits, states[last:].copy()
 
+    def fill(self, states: State, position: int) -> None:
+        """Compute cells from states of the target alone, [n, width]; n <= CHUNK."""
+        rows = np.ascontiguousarray(states, dtype=np.float32)
+        self._call(lib.llama_decode, self._batch(None, rows, position, output=False))
+
+    def block(self, tokens: Tokens, position: int) -> State:
+        """Logits of all tokens, [n, vocabulary], which have no states; n <= CHUNK."""
+        ids = np.ascontiguousarray(tokens, dtype=np.int32)
+        self._call(lib.llama_decode, self._batch(ids, None, position, output=True))
+        at = library.logits_address(self._context, 0)
+        return view(at, ids.size, self._vocabulary).copy()
+
+    def attend_to_all(self, value: bool) -> None:
+        """Whether a token attends to later ones of its call."""
+        lib.llama_set_causal_attn(self._context, not value)
+
     def choose(self, head: int) -> None:
         """Use one of several MTP heads, each of which has its own cells."""
         symbols().set_head(self._context, head)
@@ -120,17 +136,22 @@ class HeadCells:
                 self._nodes.free()
 
     def _batch(
-        self, ids: Tokens | None, rows: State, position: int, *, output: bool
+        self, ids: Tokens | None, rows: State | None, position: int, *, output: bool
     ) -> Any:
         """A batch of one sequence; its arrays must outlive the call."""
-        count = len(rows)
-        self._positions[:count] = np.arange(position, position + count)
+        count = next(len(given) for given in (rows, ids) if given is not None)
+        numbers = np.arange(position, position + count)
+        # Without tokens, positions of rotations in sections (M-RoPE) have four parts.
+        for part in range(1 if ids is not None else 3):
+            self._positions[part * count : (part + 1) * count] = numbers
+        self._positions[3 * count : 4 * count] = 0
         self._flags[:count] = output
         batch: Any = lib.llama_batch()
         batch.n_tokens = count
         if ids is not None:
             batch.token = _pointer(ids, ctypes.c_int32)
-        batch.embd = _pointer(rows, ctypes.c_float)
+        if rows is not None:
+            batch.embd = _pointer(rows, ctypes.c_float)
         batch.pos = _pointer(self._positions, ctypes.c_int32)
         batch.logits = _pointer(self._flags, ctypes.c_int8)
         batch.keeps = ids, rows

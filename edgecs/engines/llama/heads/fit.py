@@ -1,0 +1,103 @@
+"""Whether a head's file fits a target, checked where llama.cpp would abort instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import llama_cpp as lib
+import numpy as np
+
+from edgecs.engines.llama.gguf_header import Header, Value
+from edgecs.engines.llama.heads.experimental import symbols
+from edgecs.engines.llama.language_model import LlamaLM
+from edgecs.engines.llama.model import LlamaModel
+from edgecs.errors import ModelError
+
+# Architectures whose graphs in llama.cpp 0.3.36's sources give the inputs of layers
+# (`t_layer_inp` in src/models); for any other one it aborts the process.
+HOOKED = frozenset(
+    (
+        *("bailingmoe3", "deepseek4", "gemma4", "gpt-oss", "hunyuan_vl", "lfm2"),
+        *("lfm2moe", "llama", "mimo2", "minimax-01", "minimax-m2", "muse-glimmer"),
+        *("nanbeige", "nemotron_h", "nemotron_h_moe", "qwen3", "qwen35", "qwen35moe"),
+        *("qwen3moe", "qwen3next", "qwen4exp"),
+    )
+)
+# chosen: more than any drafter reads.
+_MOST_LAYERS = 64
+
+
+class Fit(NamedTuple):
+    """The layers whose inputs a head reads, and widths of states."""
+
+    layers: list[int]
+    hidden: int  # of the target
+    width: int  # of the head
+
+
+def check_fit(
+    kind: str, header: Header, drafter: LlamaModel, target: LlamaLM, needs: Value | None
+) -> Fit:
+    """Raise ModelError if a file does not fit the target.
+
+    llama.cpp would abort, or read and write outside of its memory. needs: the width of
+    the target's states that it was made for.
+    """
+    symbols()
+    model, name = target.model, drafter.path.name
+    unfit = f"{name} cannot draft for {model.path.name}"
+    if model.architecture not in HOOKED:
+        raise ModelError(
+            f"{unfit}: llama.cpp does not give the states of the layers of "
+            f"{model.architecture or 'this'} models; use another drafter"
+        )
+    layers, width = header.own("target_layers"), header.own("embedding_length")
+    if not (isinstance(layers, list) and 0 < len(layers) <= _MOST_LAYERS):
+        raise damaged(name, kind, "it does not name layers of its target")
+    if not all(0 <= layer < model.layers for layer in layers):
+        raise ModelError(
+            f"{unfit}: it reads the layers {', '.join(map(str, layers))}, and the "
+            f"target has {model.layers}; use the target that it was made for"
+        )
+    if not isinstance(width, int) or not 0 < width <= 1 << 20:
+        raise damaged(name, kind, "its width is not a number")
+    hidden = int(lib.llama_model_n_embd(model.handle))
+    own = {"token_embd.weight", "output.weight"} <= header.tensors.keys()
+    if needs != hidden or not (own or width == hidden):
+        raise ModelError(
+            f"{unfit}: it needs hidden states of width "
+            f"{needs if needs != hidden else width}, and the target's have width "
+            f"{hidden}; use the target that it was made for"
+        )
+    size, rows = drafter.vocabulary.size, model.vocabulary.size
+    if "output.weight" not in header.tensors and size != rows:
+        raise ModelError(
+            f"{unfit}: it has {size} tokens and uses the output matrix of its target, "
+            f"which has {rows} rows; use the target that it was made for"
+        )
+    _check_tokens(kind, drafter.path, header, size)
+    return Fit(layers, hidden, width)
+
+
+def _check_tokens(kind: str, path: Path, header: Header, vocabulary: int) -> None:
+    """Raise ModelError for sizes that llama.cpp does not check."""
+    embeddings = header.tensors.get("token_embd.weight")
+    if embeddings and (len(embeddings.shape) != 2 or embeddings.shape[1] < vocabulary):
+        raise damaged(
+            path.name, kind, "it has too few embeddings for its target's tokens"
+        )
+    ids = header.integers(path, "d2t")
+    if ids is not None:
+        inside = ids.size and ids.min() >= 0 and ids.max() < vocabulary
+        if not inside or np.unique(ids).size < ids.size:
+            raise damaged(path.name, kind, "its tokens are not those of its target")
+
+
+def damaged(name: str, kind: str, why: str) -> ModelError:
+    """The error for a file that no target fits."""
+    article = "an" if kind[0] in "AEIOU" else "a"
+    return ModelError(
+        f"{name} is not usable as {article} {kind} drafter ({why}): fetch or convert "
+        "it again"
+    )
