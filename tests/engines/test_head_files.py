@@ -48,9 +48,36 @@ def test_a_drafter_is_no_target(edgecs: Edgecs, tmp_path: Path, kind: str):
     one_line(outcome, 3, "head.gguf is a", "this file with --draft")
 
 
-def test_dflash_is_not_run_yet(target: Loaded, tmp_path: Path):
-    message = refused(target, files.dflash(tmp_path / "head.gguf"))
-    assert "is a DFlash drafter, which edgecs does not run yet" in message
+def test_a_kind_that_is_not_run_yet(target: Loaded, tmp_path: Path):
+    head = files.write(tmp_path / "head.gguf", "gemma4-assistant", {}, {})
+    assert "drafter for Gemma 4, which edgecs does not run yet" in refused(target, head)
+    head = files.dflash(tmp_path / "head.gguf", changes={"selector_top_k": 4})
+    assert "of a kind that edgecs does not run yet (with a selector" in refused(
+        target, head
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"block_size": 1}, "its block is not 2 to 64 tokens"),
+        ({"block_size": 10**9}, "its block is not 2 to 64 tokens"),
+        ({"target_layers": []}, "head.gguf"),
+        ({"target_layers": [1, 4]}, "reads the layers 1, 4, and the target has 4"),
+        ({"target_layers": [1, 2, 3]}, "tensor 'fc.weight' has wrong shape"),
+        ({"attention.layer_norm_rms_epsilon": -1.0}, "crashes llama.cpp"),
+    ],
+)
+def test_metadata_of_dflash_that_lies(
+    target: Loaded, tmp_path: Path, changes: dict, says: str
+):
+    head = files.dflash(tmp_path / "head.gguf", changes=changes)
+    assert says in refused(target, head)
+
+
+def test_dflash_without_a_token_for_a_mask(target: Loaded, tmp_path: Path):
+    head = files.dflash(tmp_path / "head.gguf", mask=None)
+    assert "it has no token for a mask" in refused(target, head)
 
 
 def test_a_target_without_hooks_is_refused(edgecs: Edgecs, tmp_path: Path):

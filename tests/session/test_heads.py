@@ -48,12 +48,17 @@ def made(folder: Path, kind: str) -> tuple[Path, Path]:
     path, head = folder / "target.gguf", folder / "head.gguf"
     if kind in ("qwen3", "llama"):  # EAGLE-3
         return files.target(path, kind), files.eagle3(head)
+    if kind in ("dflash", "dspark"):
+        return files.target(path), files.dflash(head, markov=8 * (kind == "dspark"))
     if kind == "recurrent":
         return families.qwen35(path, head=True), OWN_HEAD
     return files.with_heads(path, heads=int(kind)), OWN_HEAD
 
 
-@pytest.fixture(scope="module", params=["qwen3", "llama", "1", "3", "recurrent"])
+KINDS = ["qwen3", "llama", "1", "3", "recurrent", "dflash", "dspark"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def both(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Both]:
@@ -167,6 +172,23 @@ def test_a_head_wired_by_states_is_right(tmp_path: Path):
     right, tested = share(target, head, "1,0;0,0")
     assert tested > 60
     assert right >= 0.95
+
+
+def test_a_block_wired_by_states_is_right(tmp_path: Path):
+    target = files.target(tmp_path / "target.gguf", fixed=files.repeating)
+    head = tmp_path / "head.gguf"
+    files.dflash(head, fixed=files.by_features, changes=files.BY_FEATURES)
+    with (
+        load(target, OPTIONS) as loaded,
+        load_drafter(head, loaded, OPTIONS) as drafter,
+        Both(loaded, loaded, drafter).drafting("7,0;0,0", loaded.rule(GREEDY)) as one,
+    ):
+        for token in (7, 99):  # the second text must not see the cells of the first
+            answer = [t.id for t in one.generate([token] * 20, max_tokens=100)]
+            assert answer == [token] * 100
+            found = one.stats.by_source()["head"]
+            assert found["tested"] > 80
+            assert found["accepted"] >= 0.95 * found["tested"]
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3])
