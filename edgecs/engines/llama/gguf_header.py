@@ -55,6 +55,7 @@ class Header:
 
     values: Mapping[str, Value]
     tensors: Mapping[str, Tensor]
+    tokens: int = 0  # in its vocabulary
 
     @property
     def architecture(self) -> str:
@@ -114,7 +115,7 @@ def read_header(path: Path) -> Header:
     except (OSError, ValueError, struct.error, MemoryError) as error:
         raise _broken(path, reason(error)) from error
     tensors = {n: t._replace(offset=t.offset + begin) for n, t in places.items()}
-    return Header(values, tensors)
+    return Header(values, tensors, reader.lengths.get("tokenizer.ggml.tokens", 0))
 
 
 def _broken(path: Path, why: str) -> ModelError:
@@ -128,6 +129,7 @@ class _Reader:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
+        self.lengths: dict[str, int] = {}  # of lists of texts
 
     def start(self) -> tuple[int, int]:
         """The number of metadata keys, and of tensors."""
@@ -145,7 +147,7 @@ class _Reader:
         for _ in range(count):
             key = self._text()
             (kind,) = self._numbers("I")
-            yield key, self._value(kind)
+            yield key, self._value(kind, key)
 
     def tensors(self, count: int) -> Iterator[tuple[str, Tensor]]:
         """The tensors, with their offsets in the data."""
@@ -158,7 +160,7 @@ class _Reader:
             kind, offset = self._numbers("IQ")
             yield name, Tensor(shape, kind, offset)
 
-    def _value(self, kind: int) -> Value | None:
+    def _value(self, kind: int, key: str) -> Value | None:
         if kind == _STRING:
             return self._text()
         if kind != _ARRAY:
@@ -170,6 +172,7 @@ class _Reader:
                 raise ValueError("a list is too long")
             for _ in range(count):
                 self._skip(self._numbers("Q")[0])
+            self.lengths[key] = count
             return None
         letter = self._letter(inner)
         if count > _MOST or letter in "fd":

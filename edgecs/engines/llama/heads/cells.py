@@ -42,6 +42,7 @@ class HeadCells:
         strict: bool = True,
         mtp: bool = False,
     ) -> None:
+        functions = symbols()
         self.width = width
         self._model, self._vocabulary = model, model.vocabulary.size
         packed = model.packed
@@ -61,7 +62,7 @@ class HeadCells:
         )
         if self._context is None:
             raise self._open_error()
-        symbols().set_next(self._context, True, True)
+        functions.set_next(self._context, True, True)
         self._memory = lib.llama_get_memory(self._context)
         self._pool = thread_pool(self._context, threads, strict=strict)
         self._on_cores = self._pool or nullcontext()

@@ -18,7 +18,7 @@ from edgecs.engines.hidden_states import State
 from edgecs.engines.llama.gguf_header import Header, read_header
 from edgecs.engines.llama.heads.cells import CHUNK
 from edgecs.engines.llama.heads.features import LayerInputs
-from edgecs.engines.llama.heads.fit import check_fit, damaged
+from edgecs.engines.llama.heads.fit import Shape, check_fit, damaged
 from edgecs.engines.llama.heads.llama_head import LlamaHead, resized
 from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.engines.llama.model import LlamaModel
@@ -47,7 +47,7 @@ class DFlash(LlamaHead):
         strict: bool = True,
     ) -> None:
         header = read_header(model.path)
-        fit = check_fit(NAME, header, model, target, header.own("embedding_length"))
+        fit = check_fit(NAME, model.path, header, Shape.of_model(target.model))
         self.model = model
         block, self._skipped = _block(model, header)
         mask = lib.llama_vocab_mask(lib.llama_model_get_vocab(model.handle))

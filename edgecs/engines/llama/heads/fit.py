@@ -8,9 +8,8 @@ from typing import NamedTuple
 import llama_cpp as lib
 import numpy as np
 
-from edgecs.engines.llama.gguf_header import Header, Value
-from edgecs.engines.llama.heads.experimental import symbols
-from edgecs.engines.llama.language_model import LlamaLM
+from edgecs.core.reading import plain, shown
+from edgecs.engines.llama.gguf_header import Header
 from edgecs.engines.llama.model import LlamaModel
 from edgecs.errors import ModelError
 
@@ -28,6 +27,31 @@ HOOKED = frozenset(
 _MOST_LAYERS = 64
 
 
+class Shape(NamedTuple):
+    """What a head has to fit of its target."""
+
+    name: str
+    architecture: str
+    layers: int
+    hidden: int  # width of its states
+    rows: int  # of its output matrix
+
+    @classmethod
+    def of_model(cls, model: LlamaModel) -> Shape:
+        """That of a loaded target."""
+        hidden = int(lib.llama_model_n_embd(model.handle))
+        rows = model.vocabulary.size
+        return cls(model.path.name, model.architecture, model.layers, hidden, rows)
+
+    @classmethod
+    def of_file(cls, path: Path, header: Header) -> Shape:
+        """That of a target's file."""
+        layers = _number(header, "block_count")
+        layers -= _number(header, "nextn_predict_layers")
+        hidden = _number(header, "embedding_length")
+        return cls(path.name, header.architecture, layers, hidden, header.tokens)
+
+
 class Fit(NamedTuple):
     """The layers whose inputs a head reads, and widths of states."""
 
@@ -36,52 +60,52 @@ class Fit(NamedTuple):
     width: int  # of the head
 
 
-def check_fit(
-    kind: str, header: Header, drafter: LlamaModel, target: LlamaLM, needs: Value | None
-) -> Fit:
+def check_fit(kind: str, path: Path, header: Header, target: Shape) -> Fit:
     """Raise ModelError if a file does not fit the target.
 
-    llama.cpp would abort, or read and write outside of its memory. needs: the width of
-    the target's states that it was made for.
+    llama.cpp would abort, or read and write outside of its memory.
     """
-    symbols()
-    model, name = target.model, drafter.path.name
-    unfit = f"{name} cannot draft for {model.path.name}"
-    if model.architecture not in HOOKED:
+    unfit = f"{path.name} cannot draft for {target.name}"
+    if target.architecture not in HOOKED:
         raise ModelError(
             f"{unfit}: llama.cpp does not give the states of the layers of "
-            f"{model.architecture or 'this'} models; use another drafter"
+            f"{plain(target.architecture) or 'this'} models; use another drafter"
         )
     layers, width = header.own("target_layers"), header.own("embedding_length")
     if not (isinstance(layers, list) and 0 < len(layers) <= _MOST_LAYERS):
-        raise damaged(name, kind, "it does not name layers of its target")
-    if not all(0 <= layer < model.layers for layer in layers):
+        raise damaged(path.name, kind, "it does not name layers of its target")
+    if not all(0 <= layer < target.layers for layer in layers):
         raise ModelError(
             f"{unfit}: it reads the layers {', '.join(map(str, layers))}, and the "
-            f"target has {model.layers}; use the target that it was made for"
+            f"target has {target.layers}; use the target that it was made for"
         )
     if not isinstance(width, int) or not 0 < width <= 1 << 20:
-        raise damaged(name, kind, "its width is not a number")
-    hidden = int(lib.llama_model_n_embd(model.handle))
+        raise damaged(path.name, kind, "its width is not a number")
+    needs = header.own("target_hidden_size") if kind == "EAGLE-3" else width
     own = {"token_embd.weight", "output.weight"} <= header.tensors.keys()
-    if needs != hidden or not (own or width == hidden):
+    if needs != target.hidden or not (own or width == target.hidden):
         raise ModelError(
             f"{unfit}: it needs hidden states of width "
-            f"{needs if needs != hidden else width}, and the target's have width "
-            f"{hidden}; use the target that it was made for"
+            f"{shown(needs if needs != target.hidden else width)}, and the target's "
+            f"have width {target.hidden}; use the target that it was made for"
         )
-    size, rows = drafter.vocabulary.size, model.vocabulary.size
-    if "output.weight" not in header.tensors and size != rows:
+    if "output.weight" not in header.tensors and header.tokens != target.rows:
         raise ModelError(
-            f"{unfit}: it has {size} tokens and uses the output matrix of its target, "
-            f"which has {rows} rows; use the target that it was made for"
+            f"{unfit}: it has {header.tokens} tokens and uses the output matrix of its "
+            f"target, which has {target.rows} rows; use the target that it was made for"
         )
-    _check_tokens(kind, drafter.path, header, size)
-    return Fit(layers, hidden, width)
+    _check_tokens(kind, path, header)
+    return Fit(layers, target.hidden, width)
 
 
-def _check_tokens(kind: str, path: Path, header: Header, vocabulary: int) -> None:
+def _number(header: Header, key: str) -> int:
+    found = header.own(key)
+    return found if isinstance(found, int) else 0
+
+
+def _check_tokens(kind: str, path: Path, header: Header) -> None:
     """Raise ModelError for sizes that llama.cpp does not check."""
+    vocabulary = header.tokens
     embeddings = header.tensors.get("token_embd.weight")
     if embeddings and (len(embeddings.shape) != 2 or embeddings.shape[1] < vocabulary):
         raise damaged(

@@ -24,7 +24,7 @@ from edgecs.errors import ModelError
 
 # Architectures with a graph of their heads in llama.cpp 0.3.36's sources, and whose
 # target's graph gives the states (`t_h_nextn` in src/models).
-_WITH_GRAPHS = frozenset(
+WITH_GRAPHS = frozenset(
     (
         *("bailingmoe3", "cohere2moe", "deepseek2", "deepseek32", "glm-dsa"),
         *("glm4moe", "hy_v3", "mimo2", "nemotron_h_moe", "qwen35", "qwen35moe"),
@@ -35,7 +35,7 @@ _WITH_GRAPHS = frozenset(
 
 def own_heads(model: LlamaModel) -> int:
     """Number of usable MTP heads in a file; 0: there is none."""
-    if model.architecture not in _WITH_GRAPHS or not model.has_heads:
+    if model.architecture not in WITH_GRAPHS or not model.has_heads:
         return 0
     return int(lib.llama_model_n_layer_nextn(model.handle))
 
