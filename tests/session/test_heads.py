@@ -16,6 +16,7 @@ from edgecs.decoding.cascade import stack
 from edgecs.decoding.kmatrix import KMatrix
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.engines.load_options import LoadOptions
+from edgecs.engines.state_head import StateHead
 from edgecs.runtime.loader import OWN_HEAD, Loaded, LoadedDrafter, load, load_drafter
 from edgecs.sampling.chain import Rule
 from edgecs.sampling.settings import Sampling
@@ -138,6 +139,33 @@ def test_the_context_is_used_to_its_last_cell(both: Both):
     with both.drafting("4,2;0,0", rule) as drafting:
         assert [token.id for token in drafting.generate(prompt)] == expected
         assert not drafting.stats.faults
+
+
+@settings(max_examples=12)
+@given(
+    st.lists(tokens, min_size=1, max_size=60),
+    st.sampled_from(["2,2,1;0,3,0;0,0,0", "3,0,2;0,2,2;0,0,0"]),
+    st.sampled_from([GREEDY, WARM]),
+)
+def test_a_small_model_reviews_a_head(
+    both: Both, sibling: Path, prompt: list[int], matrix: str, sampling: Sampling
+):
+    rule, grid = both.plain.rule(sampling), KMatrix.parse(matrix)
+    with both.plain.session(rule=rule) as plain:
+        expected = taken(plain, prompt, 40)
+    with load_drafter(sibling, both.target, OPTIONS) as small:
+        chain = stack([small.named, both.drafter.named], MaxGram(), grid)
+        with both.target.session(chain, grid.counts(0), rule=rule) as drafting:
+            assert taken(drafting, prompt, 40) == expected
+            assert not drafting.stats.faults
+            head = both.drafter.model
+            assert isinstance(head, StateHead)
+            assert len(head._cache) > len(prompt) // 2 or len(expected) < 4
+
+
+@pytest.fixture(scope="module")
+def sibling(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return files.target(tmp_path_factory.mktemp("sibling") / "small.gguf", seed=9)
 
 
 def share(target: Path, head: Path, matrix: str) -> tuple[float, int]:
