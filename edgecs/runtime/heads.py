@@ -44,12 +44,12 @@ def load_own_head(target: Loaded, options: LoadOptions) -> LoadedDrafter:
 
 def _weights(path: Path, model: LlamaModel) -> int | None:
     """The number of weights of the MTP heads; None: not known."""
-    from edgecs.engines.llama.gguf_header import read_header
+    from edgecs.engines.llama.heads.fit import header_of
 
     with suppress(ModelError):
         return sum(
             math.prod(tensor.shape)
-            for name, tensor in read_header(path).tensors.items()
+            for name, tensor in header_of(path).tensors.items()
             if (block := re.match(r"blk\.(\d{1,9})\.", name))
             and int(block[1]) >= model.layers
         )

@@ -299,7 +299,7 @@ def load_drafter(
 
 def _head_kind(path: Path) -> str | None:
     """The architecture of a file that is a head; None: it is another model."""
-    from edgecs.engines.llama.gguf_header import architecture
+    from edgecs.engines.gguf_header import architecture
     from edgecs.engines.llama.model import HEADS
 
     found = architecture(path)

@@ -28,7 +28,7 @@ ids = st.lists(st.integers(0, 2), max_size=12)
 @given(ids, ids, ids)
 def test_replaced_cells_are_compared_anew(before, after, asked):
     """Also for a context that had been found to agree with those before."""
-    cache, context = PrefixCache(lambda length: True), Context(asked)
+    cache, context = PrefixCache(lambda length: length), Context(asked)
     cache.extend(before)
     cache.keep(context, len(asked))
     cache.reset_to(after)

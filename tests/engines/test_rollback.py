@@ -14,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING, Draft, score_one
+from edgecs.core.draft import NOTHING, Draft, Request, score_one
+from edgecs.decoding.verification import verify
 from edgecs.engines.llama.checkpoints import LEAST, MOST, Checkpoints, Rollback
 from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.loader import Loaded, load
+from edgecs.sampling.chain import greedy
 from edgecs.sampling.settings import Sampling
 from edgecs.testing.fakes import ScriptedDrafter
 from tests.engines.calls import watched
@@ -184,10 +186,9 @@ def test_the_snapshot_of_an_earlier_call_is_not_used(
 
     with opened_family(name, tmp_path) as pair:
         target = pair.drafting.target
-        assert target.snapshots == 7
+        assert target.snapshots == OPTIONS.max_draft
         expected = fresh(pair, [*LONG[:20], 7, 9, 200, 42])
-        # The second draft is as long as there are snapshots.
-        drafts = [NOTHING, Draft.chain([5, 6], "x"), Draft.chain([5] * 6, "x")]
+        drafts = [NOTHING, Draft.chain([5, 6], "x"), Draft.chain([5] * 11, "x")]
         for draft in drafts:
             assert not differ(replaced(target, draft), expected)
         monkeypatch.setattr(Rollback, "_may_remove", lambda self, n, removed: True)
@@ -315,3 +316,120 @@ def test_the_memory_of_checkpoints_is_bounded(tmp_path: Path):
         for start in range(40):
             row(pair.drafting.target, [*LONG[:200], start, *LONG[:100]])
         assert len(points.lengths) <= MOST
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_saved_state_continues(name: str, tmp_path: Path):
+    with opened_family(name, tmp_path) as pair:
+        target = pair.drafting.target
+        context = spoken(target, LONG, [7, 9, 31])
+        target.end_turn(context)
+        saved = target.snapshot()
+        assert saved is not None
+        row(target, LONG[200:])  # something else
+        assert target.restore(saved)
+        calls = watched(target)
+        longer = [*context.tokens.tolist(), 42]
+        for _ in range(2):  # the second time from the checkpoint of the loaded state
+            assert not differ(row(target, longer), fresh(pair, longer))
+            longer[-1] += 1
+        assert sum(tokens for tokens, _ in calls) == 4
+
+
+# One call: for every sequence that takes part, the length of its draft and how much of
+# it is right.
+shared = st.lists(
+    st.dictionaries(
+        st.integers(0, 2),
+        st.tuples(st.integers(0, 12), st.integers(0, 12)),
+        min_size=1,
+    ),
+    min_size=1,
+    max_size=10,
+)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+@given(calls=shared)
+@settings(max_examples=15)
+def test_sequences_do_not_disturb_each_other(
+    name: str, tmp_path_factory: pytest.TempPathFactory, calls: Any
+):
+    with trio(name, tmp_path_factory) as (target, plain):
+        contexts = [Context(LONG[i : 50 + 20 * i]) for i in range(3)]
+        target.reset()
+        for number, context in enumerate(contexts):
+            target.score([Request(context, sequence=number)])
+            context.append([number])
+        for call in calls:
+            requests, texts = [], {}
+            for number, (size, right) in call.items():
+                context = contexts[number]
+                texts[number] = continued(plain, context, size + 1)
+                draft = [*texts[number][:right], *range(1, 13)][:size]
+                requests.append(Request(context, Draft.chain(draft, "x"), number))
+            found = target.score(requests)
+            for request, rows in zip(requests, found, strict=True):
+                context, text = request.context, texts[request.sequence]
+                verdict = verify(request.draft, rows, greedy, context)
+                said = [*request.draft.tokens[list(verdict.path)].tolist()]
+                said.append(verdict.token)
+                assert said == text[: len(said)]
+                context.append(said)
+
+
+def continued(plain: LlamaLM, context: Context, size: int) -> list[int]:
+    """The next tokens, decoded one by one in another model."""
+    plain.reset()
+    alone = Context(context.tokens)
+    for _ in range(size):
+        alone.append([int(score_one(plain, alone).logits[0].argmax())])
+    return alone.tokens[len(context) :].tolist()
+
+
+@contextmanager
+def trio(
+    name: str, folders: pytest.TempPathFactory
+) -> Iterator[tuple[LlamaLM, LlamaLM]]:
+    """A model with three sequences, and one with one."""
+    path = FAMILIES[name](folders.mktemp("trio") / f"{name}.gguf")
+    three = replace(OPTIONS, sequences=3, n_ctx=512)
+    with load(path, three) as several, load(path, OPTIONS) as plain:
+        yield several.target, plain.target
+
+
+@pytest.mark.parametrize("draft_max", [3, 12])
+def test_up_to_the_end_of_the_context(pair: Pair, draft_max: int):
+    n_ctx = pair.plain.target.n_ctx
+    prompt = [*LONG, *LONG]
+    answer = pair.truth(prompt, 100)
+    drafter = ScriptedDrafter(
+        [*prompt, *answer], wrong=0.3, vocab_size=VOCABULARY, seed=1
+    )
+    with pair.drafting.session([drafter], draft_max) as session:
+        assert [t.id for t in session.generate(prompt)] == answer
+        full = len(answer) == n_ctx - len(prompt) + 1
+        assert session.finish_reason == ("context" if full else "stop")
+
+
+def test_a_prompt_that_was_cancelled_is_read_on(pair: Pair):
+    target = pair.drafting.target
+    target.reset()
+    answer = pair.truth(LONG, 20)
+    drafter = ScriptedDrafter([*LONG, *answer], wrong=0.3, vocab_size=VOCABULARY)
+
+    def cancel(read: int, size: int) -> None:
+        if read > 150:
+            target.cancel.set()
+
+    with pair.drafting.session([drafter], 4) as session:
+        target.on_read = cancel
+        assert list(session.generate(LONG, max_tokens=20)) == []
+        assert session.finish_reason == "cancelled"
+        target.on_read = None
+        target.cancel.clear()
+        calls = watched(target)
+        said = [t.id for t in session.generate(LONG, max_tokens=20)]
+        assert said == answer
+        assert calls[0][0] == CHUNK  # the rest of the prompt, from a whole chunk on
+        assert sum(tokens for tokens, _ in calls) < len(LONG)

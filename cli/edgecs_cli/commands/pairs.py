@@ -85,7 +85,7 @@ def find_pairs(
 
 
 def _read(path: Path) -> _One:
-    from edgecs.engines.llama.gguf_header import architecture
+    from edgecs.engines.gguf_header import architecture
     from edgecs.engines.llama.model import HEADS
     from edgecs.engines.llama.tokenizer import read_pieces
 

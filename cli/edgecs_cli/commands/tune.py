@@ -56,8 +56,6 @@ from edgecs_cli.options.shared import (
     reports_errors,
 )
 
-_PLAINLY = "it cannot remove rejected tokens from its cache, so drafts are not possible"
-
 
 @dataclass(frozen=True)
 class Wishes:
@@ -127,9 +125,6 @@ def tune(**values: Any) -> int:
     interrupt = Interrupt()
     with ExitStack() as closing:
         loaded = closing.enter_context(_open(files.model, recipe, call, interrupt))
-        if not loaded.target.rewindable:
-            _decodes_plainly(loaded, as_json=wishes.as_json)
-            return 0
         with interrupt:
             drafts = files.drafts
             if drafts is None:
@@ -192,15 +187,6 @@ def _open(
         yield loaded
 
 
-def _decodes_plainly(loaded: Loaded, *, as_json: bool) -> None:
-    name = loaded.model.path.stem
-    if as_json:
-        fields = {"model": loaded.key().named(), "chosen": [], "reason": _PLAINLY}
-        echo(json.dumps(fields))
-    else:
-        echo(f"{name} decodes without drafts: {_PLAINLY}. There is nothing to tune.")
-
-
 def _measure(
     loaded: Loaded,
     drafters: list[LoadedDrafter],
@@ -245,7 +231,10 @@ def _measure(
     here += [model.path for model in Folders(offline=True).store.models() if model.path]
     files = expected_quantisations(path, here, key, profiles)
     given = list(recipe.drafts or ())
-    return Report(recipe.model, given, key, known, tuned, files, others, kept)
+    kept_states = loaded.model.snapshots(loaded.options)
+    memory = loaded.model.memory(loaded.options)
+    takes = memory.describe(target.n_ctx, loaded.options, kept_states)
+    return Report(recipe.model, given, key, known, takes, tuned, files, others, kept)
 
 
 @contextmanager

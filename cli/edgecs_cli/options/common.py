@@ -229,6 +229,12 @@ def hardware_options(command: F) -> F:
             help="Type of the V cache; quantised types need flash attention.",
         ),
         _hardware(
+            "--swa-full/--no-swa-full",
+            default=False,
+            help="Keep all cells of sliding-window layers: more memory, but every "
+            "prefix can be continued and drafts can be bit-exact.",
+        ),
+        _hardware(
             "--repack/--no-repack",
             default=True,
             help="Repack weights for llama.cpp's faster CPU kernels.",

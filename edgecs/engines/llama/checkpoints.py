@@ -19,6 +19,7 @@ of `Rollback` decide what is removed:
 from __future__ import annotations
 
 import ctypes
+from time import perf_counter
 from typing import NamedTuple
 
 import llama_cpp as lib
@@ -30,6 +31,8 @@ _PARTIAL = lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 MOST = 16  # checkpoints of a sequence
 # chosen: the end of the prompt and that of the last turn.
 LEAST = 2  # checkpoints that are kept, however large they are
+# chosen: about the last ten count.
+_LATELY = 0.1  # weight of a restore in the time of one
 
 
 class Keeps(NamedTuple):
@@ -153,6 +156,7 @@ class Rollback:
         self.keeps = keeps
         self.points = Checkpoints(context, sequence, room)
         self._draft = Checkpoints(context, sequence)
+        self.restoring = 0.0  # seconds that a restore takes; 0: there was none
         self._memory, self._sequence = lib.llama_get_memory(context), sequence
         self._called: int | None = 0  # tokens of the last call that can be removed one
         #                               by one; None: it did not complete
@@ -239,10 +243,18 @@ class Rollback:
             (self.points, self._draft), key=lambda one: -one.newest(length)
         ):
             found = points.newest(length)
-            if found and points.restore(found) and self._remove(found):
+            if found and self._timed(points, found) and self._remove(found):
                 self.points.cut(found)
                 self._draft.cut(found)
                 self._called = 0
                 return found
         self.forget()
         return 0
+
+    def _timed(self, points: Checkpoints, length: int) -> bool:
+        began = perf_counter()
+        restored = points.restore(length)
+        took = perf_counter() - began
+        known = self.restoring or took
+        self.restoring = known + _LATELY * (took - known)
+        return restored

@@ -7,9 +7,11 @@ requested rows, and cells beyond the common prefix are removed before a call.
 from __future__ import annotations
 
 import ctypes
+import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from typing import cast
 
 import llama_cpp as lib
@@ -30,7 +32,7 @@ from edgecs.engines.llama.heads.features import Features, states_kept
 from edgecs.engines.llama.huge_pages import HugePages
 from edgecs.engines.llama.kernels import Nodes
 from edgecs.engines.llama.model import KV_TYPES, LlamaModel
-from edgecs.engines.llama.scratch_kv import repeated
+from edgecs.engines.llama.scratch_kv import Layout, repeated
 from edgecs.engines.llama.sequence import LlamaSequence
 from edgecs.engines.llama.threads import thread_pool
 from edgecs.engines.load_options import LoadOptions
@@ -44,9 +46,8 @@ _TOKENS_A_PASS = 32  # prompt tokens that are read in the time of one pass over 
 _EVERY = 4  # prefill chunks between two checkpoints
 # chosen: several of a small model; those of larger ones have an eighth of its weights.
 _CHECKPOINTS = 512 << 20  # bytes of all checkpoints
-# chosen: drafts of more tokens than this are seldom accepted completely.
-_SNAPSHOTS = 7  # states that llama.cpp keeps for removing tokens
 _WRAPS = 4096  # chosen: numpy views that are kept
+_WINDOW_CELLS = re.compile(r"creating\s+SWA KV cache, size = (\d+) cells")
 _ALONE = (0,)  # no padding
 _FLASH = {
     "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
@@ -95,7 +96,6 @@ class LlamaLM:
         packed = model.packed
         self._nodes = Nodes(packed, self.threads) if packed else None
         self._chunk = options.n_batch
-        self._window = self._ring(options)
         self._ctx: lib.llama_context_p | None = self._open(options)
         self._keeps = self._kept()
         self.snapshots = self._keeps.snapshots if self._keeps.recurrent else None
@@ -160,7 +160,7 @@ class LlamaLM:
             return None
         if not model.rewindable or model.swa:
             return None  # cells of a prefix may have been replaced by later ones
-        moved = 2 * model.kv_bytes(self.n_ctx, options)
+        moved = 2 * model.kv_bytes(self.n_ctx, replace(options, sequences=1))
         return 1 + int(moved * _TOKENS_A_PASS / model.size)
 
     def note_states(self, sequence: int = 0) -> States:
@@ -239,7 +239,7 @@ class LlamaLM:
         params = lib.llama_context_default_params()
         if self._nodes:
             self._nodes.enter(params)
-        params.n_ctx = cells = self.n_ctx * self.sequences
+        params.n_ctx = self.n_ctx * self.sequences
         params.n_seq_max = self.sequences * self.max_leaves
         params.kv_unified = self.max_leaves > 1  # cells are shared only in this mode
         params.n_batch = params.n_ubatch = options.n_batch
@@ -247,11 +247,13 @@ class LlamaLM:
         params.flash_attn_type = _FLASH[options.flash_attention]
         params.type_k = KV_TYPES[options.type_k]
         params.type_v = KV_TYPES[options.type_v]
-        params.swa_full = not self._window
+        # llama.cpp says nothing of the windows of hybrid models (`seq_pos_min`).
+        small = self._model.rewindable and self.max_leaves == 1
+        params.swa_full = options.swa_full or not small
         if not self._model.rewindable and self.exact:
-            params.n_rs_seq = min(_SNAPSHOTS, self.max_draft)
+            params.n_rs_seq = self._model.snapshots(options)
         library.clear_log()
-        if not self._model.kv_fits(cells, options):
+        if not self._model.kv_fits(self.n_ctx, options):
             raise self._does_not_fit()
         pages = HugePages(options.huge_pages)
         context = lib.llama_init_from_model(self._model.handle, params)
@@ -260,20 +262,17 @@ class LlamaLM:
         pages.collapse()  # llama.cpp has already written to the cells, to clear them
         return cast(lib.llama_context_p, context)
 
-    def _ring(self, options: LoadOptions) -> int:
-        """Size of the window, if windowed layers keep only its cells; 0: they keep all.
-
-        llama.cpp says nothing of the windows of hybrid models (`seq_pos_min`).
-        """
-        model = self._model
-        small = model.swa and model.rewindable and not options.swa_full
-        fits = self.n_ctx <= model.window + options.n_batch
-        return model.window if small and not fits and self.max_leaves == 1 else 0
-
     def _kept(self) -> Keeps:
-        """What the context keeps of earlier tokens."""
+        """What the context keeps of earlier tokens; called when it has been opened."""
         snapshots = int(lib.llama_n_rs_seq(self._ctx))
-        return Keeps(not self._model.rewindable, snapshots, self._window)
+        windows = map(_WINDOW_CELLS.search, library.logged())
+        cells = [int(found[1]) for found in windows if found]
+        self._windowed = bool(cells)
+        small = self._windowed and min(cells) < self.n_ctx
+        # Beyond that, cells are reused in an order that depends on the calls.
+        self.steady = min(cells) if small else None
+        window = self._model.window if small else 0
+        return Keeps(not self._model.rewindable, snapshots, window)
 
     def _open_error(self) -> EdgecsError:
         said = library.logged_errors()
@@ -405,11 +404,30 @@ class LlamaLM:
             return True
         if one.state_size * len(context) / _REAL <= _LARGEST_STATE:
             with suppress(ValueError):  # unknown layout
-                if one.put(repeated(one.state(), len(context)), len(context)):
+                state = repeated(one.state(), len(context), self._layout())
+                if one.put(state, len(context)):
                     one.cache.reset_to(context.tokens.tolist())
+                    one.rollback.save(len(context))
                     return True
         self.reset()
         return False
+
+    @property
+    def restoring(self) -> float:
+        """Seconds that restoring a state of the first sequence takes; 0: not known."""
+        return self._sequences[0].rollback.restoring
+
+    def rewind(self, context: Context) -> None:
+        """Drop the cells that a call for this context cannot use, ahead of the call."""
+        one = self._sequences[0]
+        one.cache.keep(context, len(context) - 1)
+
+    def _layout(self) -> Layout:
+        """The parts of a sequence's state."""
+        model = self._model
+        windows = (model.window,) if self._windowed else ()
+        caches = (0, *windows) if model.attends else ()
+        return Layout(caches, model.has_places, recurrent=not model.rewindable)
 
     def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
         """Claim a sequence; raises ModelError for a second holder."""

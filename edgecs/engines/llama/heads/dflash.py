@@ -14,11 +14,11 @@ import llama_cpp as lib
 import numpy as np
 
 from edgecs.core.context import Tokens
+from edgecs.engines.gguf_header import Header
 from edgecs.engines.hidden_states import State
-from edgecs.engines.llama.gguf_header import Header, read_header
 from edgecs.engines.llama.heads.cells import CHUNK
 from edgecs.engines.llama.heads.features import LayerInputs
-from edgecs.engines.llama.heads.fit import Shape, check_fit, damaged
+from edgecs.engines.llama.heads.fit import Shape, check_fit, damaged, header_of
 from edgecs.engines.llama.heads.llama_head import LlamaHead, resized
 from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.engines.llama.model import LlamaModel
@@ -46,7 +46,7 @@ class DFlash(LlamaHead):
         threads: int,
         strict: bool = True,
     ) -> None:
-        header = read_header(model.path)
+        header = header_of(model.path)
         fit = check_fit(NAME, model.path, header, Shape.of_model(target.model))
         self.model = model
         block, self._skipped = _block(model, header)

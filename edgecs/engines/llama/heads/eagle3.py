@@ -10,9 +10,8 @@ from __future__ import annotations
 import threading
 
 from edgecs.engines.hidden_states import State
-from edgecs.engines.llama.gguf_header import read_header
 from edgecs.engines.llama.heads.features import LayerInputs
-from edgecs.engines.llama.heads.fit import Shape, check_fit, damaged
+from edgecs.engines.llama.heads.fit import Shape, check_fit, damaged, header_of
 from edgecs.engines.llama.heads.llama_head import LlamaHead
 from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.engines.llama.model import LlamaModel
@@ -36,7 +35,7 @@ class Eagle3(LlamaHead):
         threads: int,
         strict: bool = True,
     ) -> None:
-        header = read_header(model.path)
+        header = header_of(model.path)
         fit = check_fit(NAME, model.path, header, Shape.of_model(target.model))
         if len(fit.layers) != 3 or header.own("block_count") != 1:
             raise damaged(model.path.name, NAME, "it does not read three layers in one")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgecs.engines.llama.gguf_header import read_header
 from edgecs.engines.llama.heads.dflash import DFlash
 from edgecs.engines.llama.heads.eagle3 import Eagle3
-from edgecs.engines.llama.heads.fit import Shape, check_fit
+from edgecs.engines.llama.heads.fit import Shape, check_fit, header_of
 from edgecs.engines.llama.heads.mtp import WITH_GRAPHS
 from edgecs.engines.llama.model import HEADS
 from edgecs.errors import ModelError
@@ -21,7 +20,7 @@ HEAD_FILES: dict[str, type[Eagle3] | type[DFlash]] = {
 
 def check_files(drafter: Path, target: Path) -> None:
     """Raise ModelError if a head's file does not fit a target's; loads nothing."""
-    header, theirs = read_header(drafter), read_header(target)
+    header, theirs = header_of(drafter), header_of(target)
     if header.architecture not in HEAD_FILES:
         raise ModelError(not_run_yet(drafter, header.architecture))
     kind = "EAGLE-3" if header.architecture == "eagle3" else "DFlash"
@@ -38,6 +37,6 @@ def not_run_yet(path: Path, architecture: str) -> str:
 
 def has_own_head(target: Path) -> bool:
     """Whether a model's file has an MTP head that can be run; loads nothing."""
-    header = read_header(target)
+    header = header_of(target)
     count = header.own("nextn_predict_layers")
     return bool(count) and header.architecture in WITH_GRAPHS

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
 import llama_cpp as lib
 import numpy as np
 
-from edgecs.core.reading import plain, shown
-from edgecs.engines.llama.gguf_header import Header
+from edgecs.core.reading import plain, reason, shown
+from edgecs.engines.gguf_header import Header, read_header
 from edgecs.engines.llama.model import LlamaModel
 from edgecs.errors import ModelError
 
@@ -60,6 +61,17 @@ class Fit(NamedTuple):
     width: int  # of the head
 
 
+def header_of(path: Path) -> Header:
+    """The header of a file; raises ModelError if it cannot be read."""
+    try:
+        return read_header(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path.name} has a header that cannot be used ({reason(error)}): fetch "
+            "the file again"
+        ) from error
+
+
 def check_fit(kind: str, path: Path, header: Header, target: Shape) -> Fit:
     """Raise ModelError if a file does not fit the target.
 
@@ -72,8 +84,9 @@ def check_fit(kind: str, path: Path, header: Header, target: Shape) -> Fit:
             f"{plain(target.architecture) or 'this'} models; use another drafter"
         )
     layers, width = header.own("target_layers"), header.own("embedding_length")
-    if not (isinstance(layers, list) and 0 < len(layers) <= _MOST_LAYERS):
+    if not isinstance(layers, list) or not 0 < len(layers) <= _MOST_LAYERS:
         raise damaged(path.name, kind, "it does not name layers of its target")
+    layers = [int(layer) for layer in layers if math.isfinite(layer)]
     if not all(0 <= layer < target.layers for layer in layers):
         raise ModelError(
             f"{unfit}: it reads the layers {', '.join(map(str, layers))}, and the "
@@ -111,7 +124,10 @@ def _check_tokens(kind: str, path: Path, header: Header) -> None:
         raise damaged(
             path.name, kind, "it has too few embeddings for its target's tokens"
         )
-    ids = header.integers(path, "d2t")
+    try:
+        ids = header.integers(path, "d2t")
+    except (OSError, ValueError) as error:
+        raise damaged(path.name, kind, reason(error)) from error
     if ids is not None:
         inside = ids.size and ids.min() >= 0 and ids.max() < vocabulary
         if not inside or np.unique(ids).size < ids.size:

@@ -1,10 +1,13 @@
 """The header of a GGUF, read without llama.cpp, which aborts on some broken ones.
 
-Only numbers, short texts and short lists of numbers are kept.
+llama.cpp also gives no lists of numbers, and nothing of a file that is not loaded. Only
+numbers, short texts and short lists of numbers are kept. A header may be damaged or
+malicious, so every length is checked.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,10 +17,9 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecs.core.reading import reason, regular_size
-from edgecs.errors import ModelError
+from edgecs.core.reading import regular_size
 
-Value = int | float | bool | str | list[int]
+Value = int | float | bool | str | list[int] | list[float]
 
 _NUMBERS = {  # GGUF value types, in struct's letters
     0: "B",
@@ -63,6 +65,17 @@ class Header:
         found = self.values.get("general.architecture")
         return found if isinstance(found, str) else ""
 
+    @property
+    def numbers(self) -> Mapping[str, list[float]]:
+        """The finite numbers of all keys, each as a list."""
+        found = {}
+        for key, value in self.values.items():
+            if not isinstance(value, str):
+                many = value if isinstance(value, list) else [value]
+                if all(map(math.isfinite, many)):
+                    found[key] = [float(number) for number in many]
+        return found
+
     def own(self, key: str) -> Value | None:
         """A value of the architecture's own keys."""
         return self.values.get(f"{self.architecture}.{key}")
@@ -70,20 +83,18 @@ class Header:
     def integers(self, path: Path, name: str) -> NDArray[np.int64] | None:
         """A list of 64-bit integers among the tensors; None: there is none.
 
-        Raises ModelError for a tensor of another type, or outside of the file.
+        Raises OSError, or ValueError for a tensor of another type, or outside of the
+        file.
         """
         tensor = self.tensors.get(name)
         if tensor is None:
             return None
         if tensor.kind != _I64 or len(tensor.shape) != 1:
-            raise _broken(path, f"{name} is not a list of 64-bit integers")
+            raise ValueError(f"{name} is not a list of 64-bit integers")
         (size,) = tensor.shape
-        try:
-            if tensor.offset + 8 * size > regular_size(path):
-                raise _broken(path, f"{name} ends after the file")
-            return np.fromfile(path, "<i8", size, offset=tensor.offset)
-        except OSError as error:
-            raise _broken(path, reason(error)) from error
+        if tensor.offset + 8 * size > regular_size(path):
+            raise ValueError(f"{name} ends after the file")
+        return np.fromfile(path, "<i8", size, offset=tensor.offset)
 
 
 def architecture(path: Path) -> str:
@@ -101,7 +112,7 @@ def architecture(path: Path) -> str:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a GGUF; raises ModelError for one that cannot be read."""
+    """The header of a GGUF; raises OSError, or ValueError for an invalid one."""
     try:
         with path.open("rb") as file:
             reader = _Reader(file)
@@ -112,16 +123,10 @@ def read_header(path: Path) -> Header:
             if not isinstance(align, int) or not 0 < align <= 1 << 20:
                 raise ValueError(f"its alignment is {align}")
             begin = -(-file.tell() // align) * align
-    except (OSError, ValueError, struct.error, MemoryError) as error:
-        raise _broken(path, reason(error)) from error
+    except (struct.error, MemoryError) as error:
+        raise ValueError(f"the header of {path.name} ends early") from error
     tensors = {n: t._replace(offset=t.offset + begin) for n, t in places.items()}
     return Header(values, tensors, reader.lengths.get("tokenizer.ggml.tokens", 0))
-
-
-def _broken(path: Path, why: str) -> ModelError:
-    return ModelError(
-        f"{path.name} has a header that cannot be used ({why}): fetch the file again"
-    )
 
 
 class _Reader:
@@ -175,10 +180,10 @@ class _Reader:
             self.lengths[key] = count
             return None
         letter = self._letter(inner)
-        if count > _MOST or letter in "fd":
+        if count > _MOST:
             self._skip(count * struct.calcsize("<" + letter))
             return None
-        return [int(value) for value in self._numbers(letter * count)]
+        return list(self._numbers(letter * count))
 
     def _letter(self, kind: int) -> str:
         if kind not in _NUMBERS:
