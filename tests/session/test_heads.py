@@ -275,6 +275,14 @@ def test_a_head_in_the_file_is_found_without_a_flag(
     assert "head" not in without["speculative"]["chain"]
 
 
+def test_the_start_line_names_a_head_that_was_found(edgecs: Edgecs, tmp_path: Path):
+    path = files.with_heads(tmp_path / "target.gguf")
+    fixed = ("-m", path, "-c", 128, "-p", "hello", "-n", 4)
+    assert " · speculation on (head <- " in edgecs("generate", *fixed).err
+    plain = edgecs("generate", *fixed, "--draft", "none").err
+    assert " · speculation on\n" in plain
+
+
 def test_a_head_is_named_in_a_matrix(edgecs: Edgecs, tmp_path: Path):
     path = files.with_heads(tmp_path / "target.gguf", fixed=files.mtp_by_token)
     plain = answer(edgecs, path, "--temp", 0, "--no-spec")
