@@ -404,3 +404,118 @@ def mtp_by_state(name: str, shape: tuple[int, ...]) -> Array | None:
     if name.endswith("shared_head_head.weight"):
         return by_state("output.weight", shape)
     return bigram(name, shape)
+
+
+_WINDOWED: dict[str, Value] = {
+    "attention.key_length_swa": HEAD,
+    "attention.value_length_swa": HEAD,
+    "attention.sliding_window": 32,
+    "rope.freq_base_swa": 10000.0,
+    "rope.dimension_count_swa": HEAD,
+}
+ASSISTANT = 32  # width of an assistant
+
+
+def gemma4(
+    path: Path,
+    *,
+    layers: int = 4,
+    seed: int = 0,
+    fixed: Fixed = lambda name, shape: None,
+) -> Path:
+    """A target of Gemma 4's family, every other layer with a sliding window."""
+    keys = {
+        **_SIZES,
+        **_WINDOWED,
+        "block_count": layers,
+        "embedding_length_per_layer_input": 0,
+        "attention.sliding_window_pattern": [not i % 2 for i in range(layers)],
+    }
+    shapes = {**_ends(), "rope_freqs.weight": (HEAD // 2,)}
+    for layer in range(layers):
+        for norm in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
+            shapes[f"blk.{layer}.{norm}.weight"] = (WIDTH,)
+        shapes |= _dense(layer) | _attention(layer)
+
+    def given(name: str, shape: tuple[int, ...]) -> Array | None:
+        if name == "rope_freqs.weight":
+            return np.ones(shape, np.float32)
+        return fixed(name, shape)
+
+    return write(path, "gemma4", keys, shapes, seed=seed, fixed=given)
+
+
+def assistant(
+    path: Path,
+    *,
+    seed: int = 1,
+    fixed: Fixed = lambda name, shape: None,
+    changes: Mapping[str, Value] | None = None,
+) -> Path:
+    """The drafter of such a target, which reads its cells."""
+    keys: dict[str, Value] = {
+        **_SIZES,
+        **_WINDOWED,
+        "block_count": 2,
+        "nextn_predict_layers": 2,
+        "embedding_length_out": WIDTH,
+        "attention.sliding_window_pattern": [True, False],
+    }
+    shapes: Shapes = {
+        "token_embd.weight": (ASSISTANT, VOCABULARY),
+        "output_norm.weight": (ASSISTANT,),
+        "rope_freqs.weight": (HEAD // 2,),
+        "nextn.pre_projection.weight": (2 * WIDTH, ASSISTANT),
+        "nextn.post_projection.weight": (ASSISTANT, WIDTH),
+    }
+    for layer in range(2):
+        at = f"blk.{layer}"
+        for norm in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
+            shapes[f"{at}.{norm}.weight"] = (ASSISTANT,)
+        shapes |= {
+            f"{at}.attn_q.weight": (ASSISTANT, HEADS * HEAD),
+            f"{at}.attn_output.weight": (HEADS * HEAD, ASSISTANT),
+            f"{at}.attn_q_norm.weight": (HEAD,),
+            f"{at}.layer_output_scale.weight": (1,),
+            f"{at}.ffn_gate.weight": (ASSISTANT, INNER),
+            f"{at}.ffn_up.weight": (ASSISTANT, INNER),
+            f"{at}.ffn_down.weight": (INNER, ASSISTANT),
+        }
+
+    def given(name: str, shape: tuple[int, ...]) -> Array | None:
+        if name == "rope_freqs.weight" or name.endswith("scale.weight"):
+            return np.ones(shape, np.float32)
+        return fixed(name, shape)
+
+    keys |= changes or {}
+    return write(
+        path,
+        "gemma4-assistant",
+        keys,
+        shapes,
+        seed=seed,
+        fixed=given,
+        width=ASSISTANT,
+    )
+
+
+def assistant_by_token(name: str, shape: tuple[int, ...]) -> Array | None:
+    """The assistant of a bigram target that is right if it gets the right tokens."""
+    if name == "token_embd.weight":
+        rows = np.empty(shape, np.float32)
+        rows[_next(np.arange(VOCABULARY))] = _signs()[:, :ASSISTANT]
+        return rows
+    if name == "nextn.pre_projection.weight":
+        return _left(shape)
+    return silent(name, shape)
+
+
+def assistant_by_state(name: str, shape: tuple[int, ...]) -> Array | None:
+    """One whose first draft token is right if it gets the right states."""
+    if name == "token_embd.weight":
+        rows = np.empty(shape, np.float32)
+        rows[_next(_next(np.arange(VOCABULARY)))] = _signs()[:, :ASSISTANT]
+        return rows
+    if name == "nextn.pre_projection.weight":
+        return np.eye(*shape, k=WIDTH, dtype=np.float32)
+    return silent(name, shape)

@@ -49,12 +49,34 @@ def test_a_drafter_is_no_target(edgecs: Edgecs, tmp_path: Path, kind: str):
 
 
 def test_a_kind_that_is_not_run_yet(target: Loaded, tmp_path: Path):
-    head = files.write(tmp_path / "head.gguf", "gemma4-assistant", {}, {})
-    assert "drafter for Gemma 4, which edgecs does not run yet" in refused(target, head)
     head = files.dflash(tmp_path / "head.gguf", changes={"selector_top_k": 4})
     assert "of a kind that edgecs does not run yet (with a selector" in refused(
         target, head
     )
+
+
+def test_an_assistant_of_gemma_4_for_another_model(target: Loaded, tmp_path: Path):
+    head = files.assistant(tmp_path / "head.gguf")
+    assert "it reads the cells of Gemma 4 models, and this is a qwen3 model" in refused(
+        target, head
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"embedding_length_out": 128}, "head.gguf"),
+        ({"attention.head_count_kv": 1}, "head.gguf"),
+        ({"attention.key_length": 32, "attention.value_length": 32}, "head.gguf"),
+        ({"attention.sliding_window_pattern": [False, False]}, "head.gguf"),
+        ({"nextn_predict_layers": 0}, "head.gguf"),
+    ],
+)
+def test_an_assistant_that_lies(tmp_path: Path, changes: dict, says: str):
+    path = files.gemma4(tmp_path / "target.gguf")
+    head = files.assistant(tmp_path / "head.gguf", changes=changes)
+    with load(path, OPTIONS) as loaded:
+        assert says in refused(loaded, head)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,12 +52,14 @@ def made(folder: Path, kind: str) -> tuple[Path, Path]:
         return files.target(path, kind), files.eagle3(head)
     if kind in ("dflash", "dspark"):
         return files.target(path), files.dflash(head, markov=8 * (kind == "dspark"))
+    if kind == "gemma4":
+        return files.gemma4(path), files.assistant(head)
     if kind == "recurrent":
         return families.qwen35(path, head=True), OWN_HEAD
     return files.with_heads(path, heads=int(kind)), OWN_HEAD
 
 
-KINDS = ["qwen3", "llama", "1", "3", "recurrent", "dflash", "dspark"]
+KINDS = ["qwen3", "llama", "1", "3", "recurrent", "dflash", "dspark", "gemma4"]
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -168,15 +171,17 @@ def sibling(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return files.target(tmp_path_factory.mktemp("sibling") / "small.gguf", seed=9)
 
 
-def share(target: Path, head: Path, matrix: str) -> tuple[float, int]:
+def share(
+    target: Path, head: Path, matrix: str, options: LoadOptions = OPTIONS
+) -> tuple[float, int]:
     """The share of a head's draft tokens that are right, and their number.
 
     target: a bigram target.
     """
     prompt = [int(token) for token in files.CYCLE[:20]]
     with (
-        load(target, OPTIONS) as loaded,
-        load_drafter(head, loaded, OPTIONS) as drafter,
+        load(target, options) as loaded,
+        load_drafter(head, loaded, options) as drafter,
         Both(loaded, loaded, drafter).drafting(matrix, loaded.rule(GREEDY)) as session,
     ):
         answer = [t.id for t in session.generate(prompt, max_tokens=150)]
@@ -198,6 +203,26 @@ def test_a_head_wired_by_states_is_right(tmp_path: Path):
     target = files.target(tmp_path / "target.gguf", fixed=files.bigram)
     head = files.eagle3(tmp_path / "head.gguf", own=True, fixed=files.by_state)
     right, tested = share(target, head, "1,0;0,0")
+    assert tested > 60
+    assert right >= 0.95
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"flash_attention": "off"}, {"type_k": "f32", "type_v": "bf16"}],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    ("wiring", "matrix"),
+    [(files.assistant_by_token, "6,0;0,0"), (files.assistant_by_state, "1,0;0,0")],
+)
+def test_an_assistant_that_is_wired_is_right(
+    tmp_path: Path, wiring: files.Fixed, matrix: str, changes: dict[str, Any]
+):
+    target = files.gemma4(tmp_path / "target.gguf", fixed=files.bigram)
+    head = files.assistant(tmp_path / "head.gguf", fixed=wiring)
+    options = replace(OPTIONS, **changes)
+    right, tested = share(target, head, matrix, options)
     assert tested > 60
     assert right >= 0.95
 

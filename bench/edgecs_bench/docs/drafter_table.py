@@ -8,7 +8,6 @@ from edgecs.hub.manifest import Card, Head, Manifest, known_manifests
 from edgecs_bench.text_tables import markdown
 
 _NAMES = {"mtp": "MTP", "eagle3": "EAGLE-3", "dflash": "DFlash", "dspark": "DSpark"}
-_RUN = ("eagle3", "dflash", "dspark")  # kinds of files that edgecs runs
 
 
 def published_drafters() -> str:
@@ -35,8 +34,7 @@ def _head(head: Head) -> str:
     link = f"[{name}](https://huggingface.co/{head.repo})"
     if head.in_model:
         return f"{link} in the file"
-    runs = head.kind in _RUN
-    return f"{link} `{head.file}`" + ("" if runs else " (not run yet)")
+    return f"{link} `{head.file}`"
 
 
 def _siblings(card: Card, manifest: Manifest) -> str:

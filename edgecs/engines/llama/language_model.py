@@ -31,7 +31,7 @@ from edgecs.engines.llama.feed import NO_ROWS, Feed, Logits, groups
 from edgecs.engines.llama.heads.features import Features, states_kept
 from edgecs.engines.llama.huge_pages import HugePages
 from edgecs.engines.llama.kernels import Nodes
-from edgecs.engines.llama.model import KV_TYPES, LlamaModel
+from edgecs.engines.llama.model import FLASH, KV_TYPES, LlamaModel
 from edgecs.engines.llama.scratch_kv import Layout, repeated
 from edgecs.engines.llama.sequence import LlamaSequence
 from edgecs.engines.llama.threads import thread_pool
@@ -49,11 +49,6 @@ _CHECKPOINTS = 512 << 20  # bytes of all checkpoints
 _WRAPS = 4096  # chosen: numpy views that are kept
 _WINDOW_CELLS = re.compile(r"creating\s+SWA KV cache, size = (\d+) cells")
 _ALONE = (0,)  # no padding
-_FLASH = {
-    "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
-    "on": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
-    "off": lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
-}
 
 
 class LlamaLM:
@@ -80,7 +75,7 @@ class LlamaLM:
         drafts_for: int | None = None,
         exact: bool = True,
     ) -> None:
-        self._model = model
+        self._model, self.options = model, options
         self.vocab_size = drafts_for or model.vocabulary.size
         self.exact = exact and drafts_for is None
         self.sequences, self.max_leaves = options.sequences, options.leaves
@@ -192,6 +187,18 @@ class LlamaLM:
         for features, _ in one.recorded if self._ctx is not None else ():
             features.start()
 
+    def settle(self, context: Context, sequence: int = 0) -> None:
+        """Remove cells after a committed context, for a head that reads cells.
+
+        They are those of a rejected draft, and would be removed in the next call.
+        """
+        if self._ctx is not None and len(context):
+            one = self._sequences[sequence]
+            kept = one.cache.keep(context, len(context) - 1)
+            for _, states in one.recorded:
+                states.adopt(context, kept)
+            self._compute_again(Request(context, NOTHING, sequence), one, kept)
+
     @property
     def handle(self) -> lib.llama_context_p:
         """The llama.cpp context, for a head that shares its weights."""
@@ -244,7 +251,7 @@ class LlamaLM:
         params.kv_unified = self.max_leaves > 1  # cells are shared only in this mode
         params.n_batch = params.n_ubatch = options.n_batch
         params.n_threads = params.n_threads_batch = self.threads
-        params.flash_attn_type = _FLASH[options.flash_attention]
+        params.flash_attn_type = FLASH[options.flash_attention]
         params.type_k = KV_TYPES[options.type_k]
         params.type_v = KV_TYPES[options.type_v]
         # llama.cpp says nothing of the windows of hybrid models (`seq_pos_min`).

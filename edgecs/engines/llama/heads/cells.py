@@ -15,8 +15,9 @@ from edgecs.engines.llama import library
 from edgecs.engines.llama.heads.experimental import symbols
 from edgecs.engines.llama.heads.features import view
 from edgecs.engines.llama.kernels import Nodes
-from edgecs.engines.llama.model import LlamaModel
+from edgecs.engines.llama.model import FLASH, KV_TYPES, LlamaModel
 from edgecs.engines.llama.threads import thread_pool
+from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import EdgecsError, ModelError, OutOfMemory
 
 # chosen: llama.cpp makes a row of logits for each, and for each token that it encodes.
@@ -28,7 +29,8 @@ class HeadCells:
 
     other: the context of the target, whose embeddings and output matrix a head may use;
     it must outlive this one. width: of a state. mtp: use the MTP heads of the model.
-    Raises ModelError, OutOfMemory.
+    like: options of the target, for a head that attends to its cells: they are laid out
+    alike. Raises ModelError, OutOfMemory.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class HeadCells:
         width: int,
         strict: bool = True,
         mtp: bool = False,
+        like: LoadOptions | None = None,
     ) -> None:
         functions = symbols()
         self.width = width
@@ -53,6 +56,9 @@ class HeadCells:
         params.n_ctx, params.n_batch, params.n_ubatch = n_ctx, CHUNK, CHUNK
         params.n_threads = params.n_threads_batch = threads
         params.ctx_other = other
+        if like:
+            params.flash_attn_type = FLASH[like.flash_attention]
+            params.type_k, params.type_v = KV_TYPES[like.type_k], KV_TYPES[like.type_v]
         if mtp:
             params.ctx_type = lib.LLAMA_CONTEXT_TYPE_MTP
         library.clear_log()

@@ -111,6 +111,50 @@ def check_fit(kind: str, path: Path, header: Header, target: Shape) -> Fit:
     return Fit(layers, target.hidden, width)
 
 
+def check_assistant(path: Path, header: Header, target: Shape, theirs: Header) -> None:
+    """Raise ModelError if a drafter of Gemma 4 does not fit the target.
+
+    It attends to the keys and values of the target's last two layers, one with a
+    sliding window and one without, so their sizes have to be equal. theirs: the header
+    of the target.
+    """
+    unfit = f"{path.name} cannot draft for {target.name}"
+    if target.architecture != "gemma4":
+        raise ModelError(
+            f"{unfit}: it reads the cells of Gemma 4 models, and this is a "
+            f"{plain(target.architecture) or 'nameless'} model; use another drafter"
+        )
+    hidden = header.own("embedding_length_out")
+    if hidden != target.hidden:
+        raise ModelError(
+            f"{unfit}: it needs hidden states of width {shown(hidden)}, and the "
+            f"target's have width {target.hidden}; use the target that it was made for"
+        )
+    if _cells(header, -1) != _cells(theirs, target.layers - 1):
+        raise ModelError(
+            f"{unfit}: the cells that it reads have other sizes; use the target that "
+            "it was made for"
+        )
+
+
+def _cells(header: Header, last: int) -> list[object]:
+    """Sizes of the cells of a layer with a sliding window, and of one without.
+
+    last: index of the latter, -1: the file has the same number for all such layers.
+    """
+    names = ("key_length", "value_length", "key_length_swa", "value_length_swa")
+    found: list[object] = [header.own(f"attention.{name}") for name in names]
+    heads = header.own("attention.head_count_kv")
+    if not isinstance(heads, list):
+        return [*found, heads, heads]
+    pattern = header.own("attention.sliding_window_pattern")
+    windowed = pattern if isinstance(pattern, list) else []
+    if last >= 0:
+        return [*found, *heads[max(0, last - 1) : last + 1]]
+    by_kind = {bool(w): n for w, n in zip(windowed, heads, strict=False)}
+    return [*found, by_kind.get(True), by_kind.get(False)]
+
+
 def _number(header: Header, key: str) -> int:
     found = header.own(key)
     return found if isinstance(found, int) else 0

@@ -13,6 +13,7 @@ from edgecs.engines.llama.heads.cells import CHUNK, HeadCells
 from edgecs.engines.llama.heads.features import Features
 from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.engines.llama.model import LlamaModel
+from edgecs.engines.load_options import LoadOptions
 from edgecs.engines.state_head import Output, StateHead
 from edgecs.errors import Cancelled
 
@@ -40,6 +41,7 @@ class LlamaHead(StateHead):
         strict: bool,
         least: int = 0,
         mtp: bool = False,
+        like: LoadOptions | None = None,
     ) -> None:
         self._target = target
         with ExitStack() as undo:
@@ -61,6 +63,7 @@ class LlamaHead(StateHead):
                 width=width,
                 strict=strict,
                 mtp=mtp,
+                like=like,
             )
             undo.pop_all()
 
