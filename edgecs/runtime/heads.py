@@ -61,15 +61,13 @@ def load_head(
 ) -> LoadedDrafter:
     """Load a head for `target` from a file of its own.
 
-    kind: its architecture. Raises ModelError if it does not fit the target or edgecs
-    does not run its kind, OutOfMemory, Cancelled.
+    kind: its architecture, one of `model.HEADS`. Raises ModelError if it does not fit
+    the target, OutOfMemory, Cancelled.
     """
-    from edgecs.engines.llama.heads.files import HEAD_FILES, not_run_yet
+    from edgecs.engines.llama.heads.files import HEAD_FILES
     from edgecs.engines.llama.model import LlamaModel, check_file
     from edgecs.engines.llama.model_trial import refuse_fatal
 
-    if kind not in HEAD_FILES:
-        raise ModelError(not_run_yet(path, kind))
     check_file(path)
     refuse_fatal(path, target.findings, target.cancel, target.model.path)
 

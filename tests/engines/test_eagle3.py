@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgecs.core.context import Context
-from edgecs.core.draft import Draft, score_one
+from edgecs.core.draft import Draft, Request, score_one
 from edgecs.engines.hidden_states import States
 from edgecs.engines.llama.heads.eagle3 import Eagle3
 from edgecs.engines.load_options import LoadOptions
@@ -178,6 +179,35 @@ def test_its_states_are_the_inputs_of_the_layers(made: Made):
     same = made.states.of(again, 0, 70).reshape(70, 3, files.WIDTH)
     assert np.abs(states - same).max() < 0.01 * states.std()
     assert np.abs(states[:, 0] - states[:, 1]).max() > 0.1
+
+
+@pytest.mark.parametrize("widths", [(0, 3), (5, 0), (2, 2)])
+def test_states_of_a_call_with_another_conversation(
+    tmp_path: Path, widths: tuple[int, int]
+):
+    """Tokens of both, and padding, are in one batch."""
+    target = files.target(tmp_path / "target.gguf")
+    head = files.eagle3(tmp_path / "head.gguf", layers=LAYERS)
+    options = replace(OPTIONS, n_ctx=256, sequences=2)
+    with load(target, options) as loaded, load_drafter(head, loaded, options) as d:
+        assert isinstance(d.model, Eagle3)
+        first, second = Context(TOKENS[:50]), Context(TOKENS[200:230])
+        drafts = [Draft.chain(TOKENS[300 : 300 + w], "test") for w in widths]
+        loaded.target.score([Request(second, sequence=1), Request(first)])
+        for context in (first, second):
+            context.append([9])
+        loaded.target.score(
+            [Request(second, drafts[1], 1), Request(first, drafts[0], 0)]
+        )
+        together = d.model._states.of(first, 0, 51 + widths[0])
+        assert d.model._states.known(first) == (0, 51 + widths[0])
+        loaded.target.reset()
+        alone = Context(TOKENS[:50])
+        score_one(loaded.target, alone)
+        alone.append([9])
+        score_one(loaded.target, alone, drafts[0])
+        expected = d.model._states.of(alone, 0, 51 + widths[0])
+    assert np.abs(together - expected).max() < 0.01 * expected.std()
 
 
 def test_recording_changes_no_bit_of_the_logits(tmp_path: Path):

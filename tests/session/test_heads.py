@@ -285,13 +285,17 @@ def answer(edgecs: Edgecs, model: Path, *options: object) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.parametrize("usual", [(), ("--draft", "auto")])
 @pytest.mark.parametrize("options", [("--temp", 0), ("--temp", 0.8, "-s", 7)])
 def test_a_head_in_the_file_is_found_without_a_flag(
-    edgecs: Edgecs, tmp_path: Path, options: tuple[object, ...]
+    edgecs: Edgecs,
+    tmp_path: Path,
+    options: tuple[object, ...],
+    usual: tuple[object, ...],
 ):
     path = files.with_heads(tmp_path / "target.gguf", fixed=files.mtp_by_token)
     plain = answer(edgecs, path, *options, "--no-spec")
-    drafted = answer(edgecs, path, *options)
+    drafted = answer(edgecs, path, *options, *usual)
     assert drafted["tokens"] == plain["tokens"]
     assert drafted["speculative"]["chain"][:2] == ["target", "head"]
     assert not drafted["speculative"]["faults"]
