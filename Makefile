@@ -10,7 +10,7 @@ NATIVE := $(wildcard edgecs/native/*.cpp edgecs/native/*.h tests/native/*.cpp)
 CASES ?= 2000
 KILLS ?= 200
 
-.PHONY: demo test fuzz kills lint fix docs site dist bench clean
+.PHONY: demo test fuzz kills lint page fix docs site dist bench clean
 
 demo: .venv/base  ## install, fetch the default model, correct a text, say how fast
 	@printf '\n'; cat "$(TEXT)"; printf '\n'
@@ -31,13 +31,17 @@ kills: .venv/dev  ## kills commands KILLS times and counts what is lost; SEED=n 
 	echo "this is repeated by: make kills SEED=$$seed KILLS=$(KILLS)"; \
 	$(BIN)/python -m tests.kills --kills $(KILLS) --seed $$seed
 
-lint: .venv/dev  ## formatting, style, types, generated documents
+lint: .venv/dev page  ## formatting, style, types, generated documents
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/cog --check README.md docs/*.md docs/images/curve.svg docs/images/rooms.svg
 	$(BIN)/mkdocs build --quiet --strict
+
+page:  ## whether the built web page is what its sources give; needs npm
+	@cd edgecs/server/page && if npm ci --silent --no-audit --no-fund --ignore-scripts; \
+	then npm run check; else echo "not checked: the web page, as npm failed" >&2; fi
 
 fix: .venv/dev  ## let the tools mend what they can
 	$(BIN)/ruff check --fix .
@@ -74,7 +78,7 @@ export CMAKE_ARGS ?= -DCMAKE_CXX_FLAGS='-fno-dse -fno-tree-dse'
 endif
 endif
 
-# llama-cpp-python is compiled here: several minutes, once. Then the kernels: seconds.
+# llama-cpp-python is compiled here: 4 to 10 minutes, once. Then the kernels: one or two.
 .venv/base: .venv/bin/python pyproject.toml $(NATIVE)
 	$(BIN)/python -m pip install -e .
 	$(BIN)/python -m edgecs.engines.llama.kernels

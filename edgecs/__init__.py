@@ -1,4 +1,4 @@
-"""edgecs: faster local LLM inference with identical output.
+"""edgecs: faster local LLM inference, with drafts that do not change the output.
 
 The target runs in llama.cpp and verifies, in one batched call, tokens that cheaper
 drafters propose (Cascade Speculative Drafting, arXiv 2312.11462). Importing this

@@ -12,7 +12,7 @@ import pytest
 
 from edgecs import errors
 from edgecs_cli.app import COMMANDS, cli
-from edgecs_cli.options.common import Section
+from edgecs_cli.options.sections import Section
 from edgecs_cli.options.shared import READER_GONE
 from edgecs_cli.running import EXIT_CODES
 

@@ -32,6 +32,7 @@ ROOMS = {
     "drafters hub sampling text": "core",
     "decoding": "core costs sampling",
     "grammar": "core text",
+    "toolcalls": "grammar text",
     "planning": "core costs sampling drafters decoding",
     "engines": "core hub grammar native",
     "session": "core sampling text decoding theory",
@@ -41,7 +42,7 @@ ROOMS = {
     "audit": "core sampling text drafters decoding session testing",
     "runtime": "core hub sampling text grammar drafters decoding engines session chat "
     "calibrate",
-    "server": "core costs text grammar sampling engines session chat runtime",
+    "server": "core costs text grammar toolcalls sampling engines session chat runtime",
     "tuning": "core costs text drafters decoding planning engines session calibrate "
     "runtime",
 }

@@ -119,7 +119,7 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="edgecs", prog_name="edgecs")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Faster local LLM inference with identical output.
+    """Faster local LLM inference, with drafts that do not change the output.
 
     \b
     edgecs generate -m smollm2-135m-instruct -p "What is a llama?"

@@ -214,14 +214,14 @@ class _Lines(logging.Formatter):
 def show_log(verbose: bool) -> None:
     """Writes the log of the library and of llama.cpp to stderr, if verbose.
 
+    Otherwise only warnings about downloads, without which waiting is not explained.
     This ends with the current command.
     """
-    if not verbose:
-        return
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines("%(message)s"))
-    logger = logging.getLogger("edgecs")
+    logger = logging.getLogger("edgecs" if verbose else "edgecs.hub")
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    if verbose:
+        logger.setLevel(logging.INFO)
     if context := click.get_current_context(silent=True):
         context.call_on_close(lambda: logger.removeHandler(handler))

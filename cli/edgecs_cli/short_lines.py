@@ -41,12 +41,56 @@ class Counts(Protocol):
         """Drafters that failed, and why."""
 
 
+class Report(Counts, Protocol):
+    """What details of an answer need of `Stats`."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+
+    @property
+    def cached_tokens(self) -> int:
+        """Those of them that had KV cells."""
+
+    @property
+    def rounds(self) -> int:
+        """Target calls after the prompt."""
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens per round."""
+
+    @property
+    def rounds_by_width(self) -> Mapping[int, int]:
+        """How many rounds there were with each number of tokens in the call."""
+
+    def by_source(self) -> Mapping[str, Mapping[str, int]]:
+        """Proposed, tested and accepted tokens of each drafter."""
+
+
 def answer_line(stats: Counts, reason: str | None, *, seed: int | None = None) -> str:
     """One answer: tokens, speed, latency, share of drafts, and exceptions.
 
     seed: of a sampled answer, where it was random.
     """
     return BETWEEN.join(_parts(stats, reason, seed))
+
+
+def answer_details(stats: Report) -> list[str]:
+    """An answer's prompt, rounds and failed drafters."""
+    lines = [
+        f"prompt: {stats.prompt_tokens} tokens, {stats.cached_tokens} of them cached, "
+        f"in {stats.prompt_seconds:.2f} s",
+        f"rounds: {stats.rounds}",
+    ]
+    if stats.tested:
+        lines[-1] += (
+            f", {stats.accepted} of {stats.tested} draft tokens accepted, "
+            f"{stats.mean_acceptance_length:.2f} tokens a round"
+        )
+    for name, why in stats.faults.items():
+        lines.append(f"{name} failed and is disabled for this session: {why}")
+    return lines
 
 
 def _parts(stats: Counts, reason: str | None, seed: int | None) -> Iterator[str]:
@@ -64,6 +108,12 @@ def _parts(stats: Counts, reason: str | None, seed: int | None) -> Iterator[str]
         yield f"seed {seed}"
     if reason in _ENDS:
         yield _ENDS[reason]
+
+
+def served_line(name: str, url: str, n_ctx: int) -> str:
+    """A model, its server and its context size."""
+    parts = [model_name(name), f"served by {url}", f"{thousands(n_ctx)} context"]
+    return BETWEEN.join(parts)
 
 
 def model_name(stem: str) -> str:

@@ -28,7 +28,7 @@ from edgecs.decoding.tiers import Exact
 from edgecs.drafters.priors import packaged
 from edgecs.drafters.registry import usual_sources
 from edgecs.drafters.source import Keeper, Source
-from edgecs.engines.host import Others
+from edgecs.engines.host import Others, busiest
 from edgecs.errors import Cancelled
 from edgecs.planning.acceptance import Calibration
 from edgecs.planning.neural_source import NeuralSource
@@ -180,7 +180,7 @@ class SpeculationProfile:
         began, budget = time.perf_counter(), PROBE_SECONDS
         if self.exact != "numeric":
             if not self.classes.inside or self.exact == "strict":
-                progress("checking which widths are bit-exact")
+                progress("measuring this model, once: which calls are bit-exact")
                 until = began + budget * (1 - _FOR_DEPTH)
                 until = np.inf if self.exact == "strict" else until
                 uniform = getattr(self.target, "uniform", False)
@@ -352,8 +352,10 @@ def busy(others: Others) -> str | None:
     share = others.share
     if share <= BUSY:
         return None
+    name = busiest()
+    most = f" (mostly {name})" if name else ""
     return (
-        f"other programs took {share:.0%} of the processors while the model was "
+        f"other programs{most} took {share:.0%} of the processors while the model was "
         "measured"
     )
 

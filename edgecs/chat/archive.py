@@ -7,16 +7,19 @@ conversation is computed again; with other weights it is refused.
 
 Entries are not compressed, so that they cannot unpack to more than the file's size.
 Every entry has a checksum: `conversation.json` has those of the others, the comment of
-the archive has that of `conversation.json`.
+the archive has that of `conversation.json`. A seal is a checksum with a secret, for the
+last one: a file with it was written by someone who knows the secret.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
+import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +49,21 @@ _NONSENSE = (
     RuntimeError,  # encrypted
     RecursionError,
     AttributeError,
+    IndexError,
+    struct.error,
 )
+Seal = Callable[[bytes], str]
+"""A checksum in hexadecimal digits."""
 _STAMP = (1980, 1, 1, 0, 0, 0)  # of all entries, so that equal contents are equal files
+
+
+class Damaged(ConfigError):
+    """A file that `save` did not write, or not with this seal, or that has changed."""
+
+
+def checksum(data: bytes) -> str:
+    """SHA-256, which shows damage but no forgery."""
+    return hashlib.sha256(data).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,8 @@ def save(
     owner: Owner,
     cells: KVSnapshot | None,
     settings: Mapping[str, str] | None = None,
+    *,
+    seal: Seal = checksum,
 ) -> None:
     """Writes a conversation (`Conversation.state`) atomically.
 
@@ -103,7 +121,7 @@ def save(
             "tokens": cells.tokens,
             "row": cells.row[0] if cells.row else None,
         }
-        text["sha256"] = {name: _hash(blob) for name, blob in blobs.items()}
+        text["sha256"] = {name: checksum(blob) for name, blob in blobs.items()}
     blobs[_TEXT] = json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +130,7 @@ def save(
         with replacing(path, private=True) as file, zipfile.ZipFile(file, "w") as whole:
             for entry, blob in blobs.items():
                 whole.writestr(zipfile.ZipInfo(entry, _STAMP), blob)
-            whole.comment = _hash(blobs[_TEXT]).encode()
+            whole.comment = seal(blobs[_TEXT]).encode()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         why = getattr(error, "strerror", None) or error
         raise ConfigError(
@@ -136,12 +154,13 @@ def _refuse_others(path: Path) -> None:
         ) from error
 
 
-def read(path: Path, owner: Owner | None) -> Saved:
+def read(path: Path, owner: Owner | None, *, seal: Seal = checksum) -> Saved:
     """Reads what `save` wrote. owner: the model to continue with; None: text only.
 
-    Raises ConfigError for an invalid file, ModelError for another model's.
+    Raises ConfigError for an unreadable file, Damaged for an invalid one, ModelError
+    for another model's.
     """
-    with _opened(path) as (archive, text):
+    with _opened(path, seal) as (archive, text):
         if owner:
             _check_weights(path, text, owner)
         messages = restored(text["messages"], owner.tokens if owner else None)
@@ -157,12 +176,13 @@ def read(path: Path, owner: Owner | None) -> Saved:
     return Saved(messages, settings, cells, None)
 
 
-def read_tokens(path: Path, owner: Owner) -> list[int] | None:
+def read_tokens(path: Path, owner: Owner, *, seal: Seal = checksum) -> list[int] | None:
     """The tokens of the cells in a file; None if `owner` cannot use them.
 
-    The cells are not read. Raises ConfigError for an invalid file.
+    The cells are not read. Raises ConfigError for an unreadable file, Damaged for an
+    invalid one.
     """
-    with _opened(path) as (_, text):
+    with _opened(path, seal) as (_, text):
         ours = owner.fingerprint, owner.loading
         if "cells" not in text or (text["fingerprint"], text["loading"]) != ours:
             return None
@@ -170,25 +190,25 @@ def read_tokens(path: Path, owner: Owner) -> list[int] | None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
+def _opened(path: Path, seal: Seal) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
     """The archive and its text; raises ConfigError for an invalid one."""
     try:
         regular_size(path)
         with zipfile.ZipFile(path) as archive:
-            yield archive, _checked_text(archive, path)
+            yield archive, _checked_text(archive, path, seal)
     except (OSError, zipfile.LargeZipFile) as error:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path} cannot be read: {why}") from error
     except _NONSENSE as error:
-        raise ConfigError(
+        raise Damaged(
             f"{path} is not a conversation that edgecs saved, or it is damaged "
             f"({type(error).__name__}: {str(error)[:200]})"
         ) from error
 
 
-def _checked_text(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
+def _checked_text(archive: zipfile.ZipFile, path: Path, seal: Seal) -> dict[str, Any]:
     data = _entry(archive, _TEXT, min(_LARGEST_TEXT, path.stat().st_size))
-    if _hash(data).encode() != archive.comment:
+    if not hmac.compare_digest(seal(data).encode(), archive.comment):
         raise ValueError(f"{_TEXT} does not match its checksum")
     text: dict[str, Any] = json.loads(data)
     if text["format"] != FORMAT:
@@ -230,7 +250,7 @@ def _cells(
 
     def blob(name: str) -> bytes:
         data = _entry(archive, name, size)
-        if _hash(data) != text["sha256"][name]:
+        if checksum(data) != text["sha256"][name]:
             raise ValueError(f"{name} does not match its checksum")
         return data
 
@@ -241,7 +261,3 @@ def _cells(
         (at,) = checked_ids([at], len(tokens) + 2)
         row = at, np.frombuffer(blob(_ROW), dtype="<f4").astype(np.float32)
     return KVSnapshot(list(tokens), blob(_CELLS), row)
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -78,7 +78,7 @@ class EngineThread:
 class AsyncChat:
     """A `Chat` for an event loop, see `Model.achat`."""
 
-    def __init__(self, chat: Chat, thread: EngineThread) -> None:
+    def __init__(self, chat: Chat[Rule], thread: EngineThread) -> None:
         self._chat, self._thread = chat, thread
 
     def ask(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from edgecs.chat.conversation import Conversation, Message
+from edgecs.chat.conversation import Message, Turns
 from edgecs.chat.overflow import Overflow, fit
 from edgecs.errors import ConfigError, ContextFull
-from edgecs.sampling.chain import Rule
 from edgecs.session.answer import FinishReason, Token
-from edgecs.session.session import Session
 from edgecs.text.detokenizer import TextStream
+
+Law = TypeVar("Law", contravariant=True)
+"""How a session is told to choose tokens; of a `Session` a `Rule`."""
 
 
 class Asked(NamedTuple):
@@ -22,7 +23,32 @@ class Asked(NamedTuple):
     again: int  # tokens of earlier answers that the template changed
 
 
-class Chat:
+class Answering(Protocol[Law]):
+    """What a chat needs of a `Session`; see there."""
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that the context holds."""
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the last answer ended; set before its last token is yielded."""
+
+    def piece(self, token: int) -> bytes:
+        """The text of a token of the current answer."""
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        rule: Law | None = None,
+        logprobs: int | None = None,
+    ) -> Generator[Token]:
+        """The tokens of the answer to a prompt."""
+
+
+class Chat(Generic[Law]):
     """Answers turn after turn, and reuses the KV cells of earlier turns.
 
     overflow: what to do if the conversation does not fit the context, see `overflow`.
@@ -37,13 +63,13 @@ class Chat:
 
     def __init__(
         self,
-        session: Session,
-        conversation: Conversation,
+        session: Answering[Law],
+        conversation: Turns,
         *,
         overflow: Overflow = "stop",
         stop: Sequence[str] = (),
         max_tokens: int | None = None,
-        rule: Rule | None = None,
+        rule: Law | None = None,
         logprobs: int | None = None,
     ) -> None:
         self.session, self.conversation = session, conversation
@@ -57,7 +83,7 @@ class Chat:
         """All messages, including those left out of the context."""
         return self.conversation.messages
 
-    def ask(self, content: str, *, rule: Rule | None = None) -> Generator[Token]:
+    def ask(self, content: str, *, rule: Law | None = None) -> Generator[Token]:
         """Streams the answer to a user's message.
 
         Both are in the conversation when it ends, also if it ends early; a message
@@ -70,7 +96,7 @@ class Chat:
         self.conversation.add("user", content)
         yield from self._turn(rule)
 
-    def again(self, *, rule: Rule | None = None) -> Generator[Token]:
+    def again(self, *, rule: Law | None = None) -> Generator[Token]:
         """Another answer to the last message, which replaces the previous one.
 
         With the same rule it is the same answer, bit for bit. Raises ConfigError if
@@ -89,7 +115,7 @@ class Chat:
         return self.conversation.pop_turn()
 
     def _turn(
-        self, rule: Rule | None, before: Sequence[Message] = ()
+        self, rule: Law | None, before: Sequence[Message] = ()
     ) -> Iterator[Token]:
         """The answer to the last message; if it has no token, restores `before`."""
         talk = self.conversation
@@ -97,7 +123,7 @@ class Chat:
         seen: list[str] = []
         self.finish_reason = None
         try:
-            prompt, gone = fit(talk, self.session.target.n_ctx, self.overflow)
+            prompt, gone = fit(talk, self.session.n_ctx, self.overflow)
             self.asked = Asked(gone, prompt.again)
             for token in self._tokens(prompt.tokens.tolist(), ids, rule):
                 seen.append(token.text)
@@ -110,7 +136,7 @@ class Chat:
                 talk.messages.extend(before)
 
     def _tokens(
-        self, prompt: list[int], ids: list[int], rule: Rule | None
+        self, prompt: list[int], ids: list[int], rule: Law | None
     ) -> Iterator[Token]:
         """One answer, over as many prompts as the context makes necessary.
 
@@ -130,7 +156,7 @@ class Chat:
             with closing(answer):
                 for token in answer:
                     ids.append(token.id)
-                    piece = text.push(session.tokenizer.piece(token.id))
+                    piece = text.push(session.piece(token.id))
                     reason = "stop" if text.stopped else session.finish_reason
                     if reason == "context":
                         more = self._make_room(ids)
@@ -147,7 +173,7 @@ class Chat:
 
     def _make_room(self, ids: Sequence[int]) -> list[int] | None:
         """The prompt that continues an unfinished answer; None: there is no room."""
-        room = self.session.target.n_ctx
+        room = self.session.n_ctx
         try:
             prompt, gone = fit(self.conversation, room, self.overflow, ids, full=True)
         except ContextFull:

@@ -8,6 +8,7 @@ the template's text is tokenised.
 from __future__ import annotations
 
 import codecs
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -35,6 +36,11 @@ class Message:
     shortened: str | None = None
     left_out: bool = False
 
+    @property
+    def fed(self) -> str:
+        """Its text in the prompt, where no ids are."""
+        return self.content if self.shortened is None else self.shortened
+
 
 class Prompt(NamedTuple):
     """A prompt. again: tokens of answers that had to be tokenised again."""
@@ -43,17 +49,18 @@ class Prompt(NamedTuple):
     again: int
 
 
-class Conversation:
-    """Converts messages to ids. Where the template allows, each turn extends the last.
+class Turns(ABC):
+    """Messages in their order; a subclass knows the prompt that they make."""
 
-    A template may rewrite earlier answers, for example to strip their reasoning. Then
-    the ids of those answers are not valid, and the text after the common prefix is
-    tokenised again; `Prompt.again` counts its tokens.
-    """
-
-    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
-        self._template, self._tokenizer = template, tokenizer
+    def __init__(self) -> None:
         self.messages: list[Message] = []
+
+    @abstractmethod
+    def prompt(self, partial: Sequence[int] = ()) -> Prompt:
+        """The ids of the prompt, ending where the answer begins.
+
+        partial: tokens of an unfinished answer, appended to it.
+        """
 
     def add(self, role: str, content: str) -> None:
         """Appends a message that was not generated."""
@@ -92,11 +99,32 @@ class Conversation:
         for i in places:
             self.messages[i] = replace(self.messages[i], left_out=True)
 
-    def prompt(self, partial: Sequence[int] = ()) -> Prompt:
-        """The ids of the prompt, ending where the answer begins.
+    def state(self) -> list[dict[str, Any]]:
+        """The messages as plain values, see `restored`."""
+        return [
+            {
+                key: list(value) if isinstance(value, tuple) else value
+                for key, value in vars(message).items()
+                if value not in (None, False)
+            }
+            for message in self.messages
+        ]
 
-        partial: tokens of an unfinished answer, appended to it.
-        """
+
+class Conversation(Turns):
+    """Converts messages to ids. Where the template allows, each turn extends the last.
+
+    A template may rewrite earlier answers, for example to strip their reasoning. Then
+    the ids of those answers are not valid, and the text after the common prefix is
+    tokenised again; `Prompt.again` counts its tokens.
+    """
+
+    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self._template, self._tokenizer = template, tokenizer
+
+    def prompt(self, partial: Sequence[int] = ()) -> Prompt:
+        """The ids of the prompt, see `Turns.prompt`."""
         fed = [message for message in self.messages if not message.left_out]
         whole = self._render(fed)
         parts: list[Tokens] = []
@@ -129,7 +157,7 @@ class Conversation:
     def _prompt_text(self, message: Message) -> str:
         """A message's text in the prompt, protected; an answer's may be longer."""
         if message.ids is None:
-            text = message.content if message.shortened is None else message.shortened
+            text = message.fed
         else:
             pieces = map(self._tokenizer.piece, self._without_end(message.ids))
             text = codecs.decode(b"".join(pieces), "utf-8", "replace")
@@ -148,17 +176,6 @@ class Conversation:
         if not text and not first:
             return np.empty(0, dtype=np.int32)
         return self._template.encode_text(text, first=first)
-
-    def state(self) -> list[dict[str, Any]]:
-        """The messages as plain values, see `restored`."""
-        return [
-            {
-                key: list(value) if isinstance(value, tuple) else value
-                for key, value in vars(message).items()
-                if value not in (None, False)
-            }
-            for message in self.messages
-        ]
 
 
 def restored(

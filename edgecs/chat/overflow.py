@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from edgecs.chat.conversation import Conversation, Message, Prompt
+from edgecs.chat.conversation import Message, Prompt, Turns
 from edgecs.errors import ContextFull
 
 Overflow = Literal["stop", "shift", "truncate-middle"]
@@ -25,7 +25,7 @@ Tell = Callable[[str], None]
 
 
 def fit(
-    talk: Conversation,
+    talk: Turns,
     room: int,
     policy: Overflow,
     partial: Sequence[int] = (),
@@ -59,7 +59,7 @@ def fit(
 
 
 def _leave_out(
-    talk: Conversation, wanted: int, policy: Overflow, partial: Sequence[int]
+    talk: Turns, wanted: int, policy: Overflow, partial: Sequence[int]
 ) -> None:
     """Leaves turns out, the oldest first, until the rest has `wanted` tokens."""
     turns = _turns(talk.messages)
@@ -72,7 +72,7 @@ def _leave_out(
         talk.leave_out(turn)
 
 
-def _shorten(talk: Conversation, wanted: int, partial: Sequence[int]) -> None:
+def _shorten(talk: Turns, wanted: int, partial: Sequence[int]) -> None:
     """Cuts the middle out of the last user message until `wanted` tokens remain."""
     at = max(i for i, m in enumerate(talk.messages) if m.role == "user")
     content = talk.messages[at].content

@@ -283,6 +283,9 @@ class LanguageModel(Protocol):
         engine fails; the target then has no cells.
         """
 
+    def forget(self, sequence: int) -> None:
+        """Drops all cells of a sequence, and what else it has of its tokens."""
+
     def reset(self) -> None:
         """Clears all state, as if just loaded."""
 
@@ -305,6 +308,9 @@ class OneSequence:
     def copy(self, source: int, target: int, length: int) -> bool:
         """Returns False, as it has one sequence."""
         return False
+
+    def forget(self, sequence: int) -> None:
+        """Does nothing: no scheduler asks for a model with one sequence."""
 
 
 def sole_request(requests: Sequence[Request]) -> Request:

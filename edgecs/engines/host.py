@@ -101,10 +101,14 @@ def _has_nvidia() -> bool:
 
 def usable_cores() -> int:
     """Physical cores that this process may use."""
-    physical = psutil.cpu_count(logical=False) or 1
+    return min(psutil.cpu_count(logical=False) or 1, usable_processors())
+
+
+def usable_processors() -> int:
+    """Logical processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return min(physical, len(os.sched_getaffinity(0)))
-    return physical
+        return len(os.sched_getaffinity(0))
+    return psutil.cpu_count() or 1
 
 
 def cpu_name() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -22,15 +22,16 @@ from edgecs.core.draft import Row
 from edgecs.errors import ConfigError
 from edgecs.grammar.gbnf import parse
 from edgecs.grammar.lark import as_lark
-from edgecs.text.detokenizer import Tokenizer
+from edgecs.grammar.trie import TokenTrie
 
 MOST_LETTERS = 1 << 18  # of a grammar or a schema
 MOST_NESTED = 1000  # levels of a schema with its $ref, over which llguidance recurses
-LONGEST = 512  # bytes: longer tokens, such as runs of spaces, are not needed
 
 # White space between two parts of a JSON text, as in llama.cpp: without a limit small
 # models write blanks for ever.
 WHITESPACE = r" |\n{1,2}[ \t]{0,20}"
+
+_HEAD = '%llguidance {"no_forcing": true}'
 
 # An answer that exceeds a limit ends in the middle, so the limits only stop what would
 # take seconds. The defaults allow less than 10 ms per mask.
@@ -79,65 +80,20 @@ class Grammar:
             ) from error
         _check_size(text, "JSON schema")
         _check_depth(text)
-        head = '%llguidance {"no_forcing": true}'
-        return _checked("JSON schema", f"{head}\nstart: %json {text}\n")
+        return _checked("JSON schema", f"{_HEAD}\nstart: %json {text}\n")
+
+    @staticmethod
+    def of_lark(source: str, rules: str) -> Grammar:
+        """A grammar in llguidance's notation that starts at `start`.
+
+        source: its name in messages.
+        """
+        _check_size(rules, source)
+        return _checked(source, f"{_HEAD}\n{rules}")
 
     def over(self, trie: TokenTrie) -> GrammarMask:
         """The mask for one answer in a vocabulary."""
         return GrammarMask(self, trie)
-
-
-class TokenTrie:
-    """The texts of the tokens of a vocabulary, as llguidance's search tree.
-
-    It takes 0.2 s for 49,000 tokens and 0.5 s for 152,000, so it is made once per
-    model. pieces: [size], the text of each token, b"" for one without text, such as a
-    control token, which then matches no part of a grammar. ends: tokens that end an
-    answer, whatever their text.
-    """
-
-    def __init__(self, pieces: Sequence[bytes], ends: Collection[int]) -> None:
-        if not ends:
-            raise ConfigError(
-                "this model has no token that ends an answer, so no answer can match "
-                "a grammar: use another model"
-            )
-        self.size = len(pieces)
-        self.ends = frozenset(ends)
-        # No character begins with 0xFF, and to llguidance it marks a special token.
-        texts = [
-            b"" if len(text) > LONGEST or text[:1] == b"\xff" else text
-            for text in pieces
-        ]
-        for end in self.ends:
-            texts[end] = b""
-        self.spells = np.fromiter(map(bool, texts), np.bool_, self.size)  # [size]
-        # llguidance's own end of text comes after the vocabulary: a grammar may end
-        # with any token of `ends`.
-        self._tokens = [*texts, b""]
-        self.tokenizer = llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(_Words(self._tokens))
-        )
-
-    @staticmethod
-    def of(tokenizer: Tokenizer, size: int) -> TokenTrie:
-        """The trie of a tokenizer with the ids below `size`."""
-        return TokenTrie(
-            [tokenizer.piece(token) for token in range(size)], tokenizer.ends
-        )
-
-
-class _Words:
-    """A tokenizer for llguidance, which never tokenises with it: no_forcing."""
-
-    bos_token_id = None
-
-    def __init__(self, tokens: list[bytes]) -> None:
-        self.tokens = tokens
-        self.eos_token_id = len(tokens) - 1
-
-    def __call__(self, text: bytes) -> list[int]:
-        return []
 
 
 class GrammarMask:
@@ -167,6 +123,8 @@ class GrammarMask:
         bits = np.unpackbits(packed, count=size + 1, bitorder="little").view(np.bool_)
         found = bits[:size]
         found[self._ends] = bits[size]
+        if not found.any():  # only single bytes fit, which are no tokens
+            raise self._stuck("no token fits")
         return found
 
     def allows(self, answer: Tokens, token: int) -> bool:
@@ -175,7 +133,7 @@ class GrammarMask:
         if ended or token in self._trie.ends:
             accepted = ended or self._matcher.is_accepting()
             return token in self._trie.ends and accepted
-        if not self._spells(token) or self._matcher.is_stopped():
+        if token < 0 or not self._trie.may_match(token) or self._matcher.is_stopped():
             return False
         fits = self._matcher.validate_tokens([token]) == 1
         self._refuse_if_stuck()
@@ -201,7 +159,7 @@ class GrammarMask:
             self._restart()
             common = 0
         new = answer[common:].tolist()
-        texts = list(takewhile(self._spells, new))
+        texts = [*map(self._trie.inner, takewhile(self._trie.may_match, new))]
         taken = self._matcher.try_consume_tokens(texts) if texts else 0
         self._at = np.array(answer[: common + taken])
         if taken == len(new):
@@ -224,43 +182,16 @@ class GrammarMask:
         if self._matcher.is_error():
             raise _refusal(self._grammar.source, self._matcher.get_error())
 
-    def _spells(self, token: int) -> bool:
-        return 0 <= token < self._trie.size and bool(self._trie.spells[token])
-
     def _refuse_if_stuck(self) -> None:
         if self._matcher.is_error():
-            why = _sentence(self._matcher.get_error())
-            raise ConfigError(
-                f"no token of this model matches the {self._grammar.source}"
-                f" after {self._at.size} tokens of the answer ({why}): make the "
-                f"{self._grammar.source} less strict or simpler"
-            )
+            raise self._stuck(_sentence(self._matcher.get_error()))
 
-
-class DraftMask:
-    """A grammar's mask for drafters: not applied where they cannot match it.
-
-    After a path that the grammar refuses, or if a trimmed vocabulary has no token that
-    may follow, their drafts are rejected, which is not an error.
-    """
-
-    def __init__(self, mask: GrammarMask) -> None:
-        self._mask = mask
-
-    def allows(self, answer: Tokens, token: int) -> bool:
-        """See `GrammarMask.allows`."""
-        try:
-            return self._mask.allows(answer, token)
-        except ConfigError:
-            return True
-
-    def mask(self, row: Row, answer: Tokens) -> Row:
-        """See `GrammarMask.mask`."""
-        try:
-            masked = self._mask.mask(row, answer)
-        except ConfigError:
-            return row
-        return masked if masked.max() > -np.inf else row
+    def _stuck(self, why: str) -> ConfigError:
+        return ConfigError(
+            f"no token of this model matches the {self._grammar.source}"
+            f" after {self._at.size} tokens of the answer ({why}): make the "
+            f"{self._grammar.source} less strict or simpler"
+        )
 
 
 def _common(a: Tokens, b: Tokens) -> int:

@@ -21,7 +21,9 @@ from edgecs.hub.download import split_parts
 from edgecs.hub.manifest import HubSource, build
 from edgecs.hub.quantisation import is_model
 
-_HTTP_LIBRARIES = {"requests", "urllib3", "httpx", "httpcore"}
+logger = logging.getLogger("edgecs.hub")
+# huggingface_hub 2 has forks of httpx and httpcore with a number in their names.
+_HTTP_LIBRARIES = re.compile(r"requests|urllib3|httpx\d*|httpcore\d*")
 
 
 def fetch_from_hub(source: HubSource) -> Path:
@@ -33,7 +35,7 @@ def fetch_from_hub(source: HubSource) -> Path:
 
     parts = split_parts(source.file)
     try:
-        with _retries_silenced():
+        with _retries_told_once():
             paths = [
                 hub.hf_hub_download(source.repo, part, revision=source.revision)
                 for part in parts
@@ -49,7 +51,7 @@ def hub_files(repo: str) -> list[str]:
     import huggingface_hub as hub
 
     try:
-        with _retries_silenced():
+        with _retries_told_once():
             return hub.list_repo_files(repo)
     except Exception as error:
         raise _failure(f"{repo} could not be looked up", error) from error
@@ -137,16 +139,32 @@ def remove_cached(source: HubSource) -> list[Path]:
     return sorted(gone)
 
 
+class _Retries(logging.Handler):
+    """Replaces the raw errors that huggingface_hub logs for each retry by one line."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._told = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell of the first retry."""
+        if not self._told and "retry" in record.getMessage().lower():
+            self._told = True
+            logger.warning("Hugging Face does not answer, trying again")
+
+
 @contextmanager
-def _retries_silenced() -> Iterator[None]:
+def _retries_told_once() -> Iterator[None]:
     """Keeps huggingface_hub from logging a raw error for each request it retries."""
-    logger = logging.getLogger("huggingface_hub")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    from huggingface_hub.utils import logging as hub_logging
+
+    theirs = hub_logging.get_logger("huggingface_hub")  # adds the hub's own handler
+    before = theirs.handlers, theirs.propagate
+    theirs.handlers, theirs.propagate = [_Retries()], False
     try:
         yield
     finally:
-        logger.setLevel(before)
+        theirs.handlers, theirs.propagate = before
 
 
 def _failure(failed: str, error: Exception) -> FetchError:
@@ -176,7 +194,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_of_the_network(error: BaseException) -> bool:
-    if type(error).__module__.partition(".")[0] in _HTTP_LIBRARIES:
+    if _HTTP_LIBRARIES.fullmatch(type(error).__module__.partition(".")[0]):
         return True
     return isinstance(
         error, ConnectionError | TimeoutError | socket.gaierror | ssl.SSLError

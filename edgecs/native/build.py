@@ -84,7 +84,7 @@ def compile_library(
 ) -> Path:
     """Compile the library into a folder, unless it exists; raises BuildError.
 
-    say: called before compiling, which takes some seconds.
+    say: called before compiling, which takes one or two minutes.
     """
     wanted = name(include)
     if sys.platform != "linux" or machine() not in SETS:
@@ -95,7 +95,7 @@ def compile_library(
         with FileLock(folder / "build.lock"):
             library = folder / wanted
             if not library.is_file():
-                say("compiling kernels for this llama.cpp, once")
+                say("compiling kernels for this llama.cpp, once: one or two minutes")
                 with tempfile.TemporaryDirectory(dir=folder) as scratch:
                     made = compile_into(Path(scratch), include, compiler)
                     made.replace(library)

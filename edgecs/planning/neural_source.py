@@ -342,10 +342,7 @@ class NeuralSource:
         if not self.costs.known:
             return "parked: its times are not known yet"
         depth, times, better = self.parked
-        step, acceptance_rate = (
-            float(self.costs.seconds(depth)[0]),
-            self.acceptance_rate,
-        )
+        step, share = float(self.costs.seconds(depth)[0]), self.acceptance_rate
         rates = ((a, self._at(a / 100, step, times)) for a in range(101))
         needed = next((a for a, rate in rates if rate > better), None)
         says = (
@@ -355,9 +352,9 @@ class NeuralSource:
         )
         if better > 1 / times[0]:  # the rate of plain decoding
             says += " to beat another drafter"
-        has = (
-            f"it has {acceptance_rate:.0%}" if self.known else "it was hardly tried yet"
-        )
+        has = f"it has {share:.0%}" if self.known else "it was hardly tried yet"
+        if self.known and needed is not None and needed <= 100 * share:
+            has += " now and will be tried again"
         return f"parked: {step * 1e3:.1f} ms a token, {says}, {has}"
 
     def _at(self, a: float, step: float, times: NDArray[np.float64]) -> float:

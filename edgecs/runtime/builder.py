@@ -53,6 +53,12 @@ class Runtime:
         limits, n_ctx = self.session.cascade.limits, self.loaded.target.n_ctx
         return limits.describe_up_to(n_ctx)
 
+    def exactness(self) -> dict[str, object]:
+        """The requested tier, and the tiers along the context, as JSON values."""
+        limits = self.session.cascade.limits
+        classes = limits.classes.state()
+        return {"asked": limits.exact, "tiers": self.tiers, "classes": classes}
+
     def parameters(self) -> dict[str, int] | None:
         """Number of weights of every model by name; None if one is not known."""
         known = {"target": self.loaded.model.parameters}

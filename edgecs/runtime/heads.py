@@ -14,7 +14,11 @@ from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ModelError
 from edgecs.hub.compatibility import check_same, vocabulary_hash
 from edgecs.runtime.loader import Loaded, LoadedDrafter
-from edgecs.runtime.opening import kernels_for, that_compute, with_layers_that_fit
+from edgecs.runtime.opening import (
+    kernels_for,
+    options_that_compute,
+    with_layers_that_fit,
+)
 from edgecs.runtime.recipe import HEAD
 
 if TYPE_CHECKING:
@@ -74,7 +78,7 @@ def load_head(
     def open_with(options: LoadOptions, note: str | None) -> LoadedDrafter:
         kernels, _ = kernels_for(options, target.findings, lambda text: None)
         if kernels is None:
-            options, _ = that_compute(options, target.findings)
+            options, _ = options_that_compute(options, target.findings)
         with ExitStack() as undo:
             model = LlamaModel(path, options, target.cancel, kernels, head=True)
             undo.callback(model.close)

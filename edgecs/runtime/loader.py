@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecs.calibrate.profile import Key, fingerprint
+from edgecs.chat.archive import Owner
 from edgecs.core.draft import Drafter, LanguageModel
 from edgecs.decoding.cascade import NamedModel
 from edgecs.decoding.exactness import Limits
@@ -19,7 +20,12 @@ from edgecs.engines.host import cpu_name
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ModelError
 from edgecs.hub.compatibility import check_same, vocabulary_hash
-from edgecs.runtime.opening import no_gpu, open_model, with_layers_that_fit
+from edgecs.runtime.opening import (
+    many_threads,
+    no_gpu,
+    open_model,
+    with_layers_that_fit,
+)
 from edgecs.sampling.chain import Choices, Rule, always, chooser, greedy
 from edgecs.sampling.penalties import Breakers, sequence_breakers
 from edgecs.sampling.settings import Sampling
@@ -28,6 +34,7 @@ from edgecs.session.session import Session
 if TYPE_CHECKING:
     from edgecs.engines.llama.language_model import LlamaLM
     from edgecs.engines.llama.model import LlamaModel
+    from edgecs.grammar.lazy import LazyGrammar
     from edgecs.grammar.mask import Grammar
 
 _GREEDY = always(greedy)
@@ -73,6 +80,11 @@ class Loaded:
             kernels=kernels.key if kernels else "llama",
         )
 
+    def owner(self) -> Owner:
+        """The model that saved conversations belong to; reads samples of the file."""
+        key = self.key()
+        return Owner(key.model, key.fingerprint, key.bits, self.target.vocab_size)
+
     def session(
         self,
         drafters: Sequence[Drafter] = (),
@@ -95,7 +107,9 @@ class Loaded:
             sequence=sequence,
         )
 
-    def rule(self, sampling: Sampling, grammar: Grammar | None = None) -> Rule:
+    def rule(
+        self, sampling: Sampling, grammar: Grammar | LazyGrammar | None = None
+    ) -> Rule:
         """How tokens are chosen with this target's vocabulary.
 
         Raises ConfigError for settings that do not fit the vocabulary.
@@ -104,7 +118,7 @@ class Loaded:
         size = self.target.vocab_size
         if grammar is None:
             return always(chooser(sampling, size, breakers=breakers))
-        from edgecs.grammar.mask import DraftMask
+        from edgecs.grammar.draft_mask import DraftMask
 
         trie = self.model.vocabulary.trie
 
@@ -219,7 +233,8 @@ def load(
         began = time.perf_counter()
         opened = open_model(path, options, cancel, findings, say=say)
         took = time.perf_counter() - began
-        warnings = [text for text in (without_gpu, opened.warning) if text]
+        said = without_gpu, many_threads(options.threads), opened.warning
+        warnings = [text for text in said if text]
         return Loaded(
             opened.model,
             opened.scorer,

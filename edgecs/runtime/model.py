@@ -194,7 +194,7 @@ class Model:
         schema: Schema | None = None,
         logprobs: int | None = None,
         **settings: Unpack[Settings],
-    ) -> Chat:
+    ) -> Chat[Rule]:
         """A conversation whose turns compute only new tokens, see `Chat`.
 
         messages: the conversation so far, up to an answer. The other arguments are

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from edgecs.engines.host import usable_cores, usable_processors
 from edgecs.engines.load_options import GpuLayers, LoadOptions
 from edgecs.engines.offload import fewer_layers
 from edgecs.errors import ConfigError, OutOfMemory
@@ -23,7 +24,7 @@ _LARGE = 2 << 30  # bytes of weights that take more than a second to lay out
 T = TypeVar("T")
 
 
-def that_compute(
+def options_that_compute(
     options: LoadOptions, findings: Path | None
 ) -> tuple[LoadOptions, str | None]:
     """Options that do not crash this build, and a warning if they were changed."""
@@ -49,6 +50,17 @@ def no_gpu(layers: GpuLayers) -> str | None:
     return (
         f"no layer is offloaded (-ngl {layers}): this build of llama.cpp finds no GPU; "
         "`edgecs doctor` lists the devices"
+    )
+
+
+def many_threads(threads: int) -> str | None:
+    """A warning if there are more threads than processors, else None."""
+    processors = usable_processors()
+    if threads <= processors:
+        return None
+    return (
+        f"{threads} threads on {processors} processors wait for each other: "
+        f"-t {usable_cores()} is faster"
     )
 
 
@@ -126,7 +138,7 @@ def open_model(
             if options.kernels != "auto":
                 raise
             why = str(error)
-    options, warning = that_compute(options, findings)
+    options, warning = options_that_compute(options, findings)
     return opened(replace(options, kernels="llama"), None, warning, why)
 
 

@@ -5,93 +5,44 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from edgecs.core.context import Tokens
-from edgecs.errors import EdgecsError
+from edgecs.errors import ConfigError, EdgecsError
+from edgecs.server.choice import Choice, Part
 from edgecs.server.engine import Asked, Engine
-from edgecs.server.job import Ended, Event, Job
+from edgecs.server.job import Event, Job
 from edgecs.server.replies import refusal, refused_body
-from edgecs.server.request_jobs import grammar_of, jobs_of
+from edgecs.server.request_jobs import Constraint, grammar_of, jobs_of
+from edgecs.server.requested_tools import told, tool_use
 from edgecs.server.schemas import ChatRequest
-from edgecs.session.answer import FinishReason, Token
 from edgecs.text.thoughts import OPENS, Thoughts
-
-
-@dataclass(eq=False)
-class Choice:
-    """One of the `n` answers to a request, as far as it is known.
-
-    thoughts: separates thoughts from the answer; None: the text is not separated.
-    thought_tokens: those of the block of thoughts, its delimiters included.
-    """
-
-    index: int
-    thoughts: Thoughts | None = None
-    thought: str = ""
-    text: str = ""
-    tokens: list[Token] = field(default_factory=list)
-    ended: Ended | None = None
-    thought_tokens: int = 0
-
-    @property
-    def reason(self) -> FinishReason | None:
-        """Why it ended; None: it has not ended."""
-        return self.ended.reason if self.ended else None
-
-    def add(self, event: list[Token] | Ended) -> Part:
-        """Add an event, and return what is new."""
-        if isinstance(event, Ended):
-            self.ended, tokens = event, list[Token]()
-        else:
-            tokens = event
-        thought, text = self._separated(tokens)
-        self.thought += thought
-        self.text += text
-        self.tokens += tokens
-        return Part(self, thought, text, tokens)
-
-    def _separated(self, tokens: Sequence[Token]) -> tuple[str, str]:
-        """The new thoughts and the new text of the answer."""
-        if self.thoughts is None:
-            return "", "".join(token.text for token in tokens)
-        thought, text = "", ""
-        for token in tokens:
-            was_open = self.thoughts.open
-            new = self.thoughts.feed(token.text)
-            self.thought_tokens += was_open or self.thoughts.open
-            thought, text = thought + new.thought, text + new.answer
-        if self.ended:
-            rest = self.thoughts.flush()
-            thought, text = thought + rest.thought, text + rest.answer
-        return thought, text
-
-
-class Part(NamedTuple):
-    """The news of an answer: a round, or its end, when `choice.ended` is set."""
-
-    choice: Choice
-    thought: str
-    text: str
-    tokens: Sequence[Token]
+from edgecs.toolcalls.use import ToolUse
 
 
 class Answers:
     """The answers to one request, one for each job.
 
     thinks: whether they begin inside a thought; None: thoughts are not separated from
-    the text. Raises Busy.
+    the text. tools: those that they may call. Raises Busy.
     """
 
     def __init__(
-        self, engine: Engine, jobs: Sequence[Job], thinks: bool | None = None
+        self,
+        engine: Engine,
+        jobs: Sequence[Job],
+        thinks: bool | None = None,
+        tools: ToolUse | None = None,
     ) -> None:
         self.prompt = jobs[0].prompt
         self.choices = [
-            Choice(i, None if thinks is None else Thoughts(open=thinks))
+            Choice(
+                i,
+                None if thinks is None else Thoughts(open=thinks),
+                tools.parser() if tools else None,
+            )
             for i in range(len(jobs))
         ]
         self._started: list[Asked] = []
@@ -178,8 +129,9 @@ async def chat_answers(
     seconds: time limit of an answer. beginning: text with which every answer begins;
     it is part of the prompt and not of the answers.
     """
+    tools = tool_use(engine.family, asked)
     prompt = await asyncio.to_thread(chat_prompt, engine, asked, beginning)
-    return await prompt_answers(engine, asked, prompt, seconds)
+    return await prompt_answers(engine, asked, prompt, seconds, tools=tools)
 
 
 async def prompt_answers(
@@ -189,22 +141,40 @@ async def prompt_answers(
     seconds: float,
     *,
     separated: bool = True,
+    tools: ToolUse | None = None,
 ) -> Answers:
     """The answers to a prompt, with the settings of a chat request.
 
-    separated: whether thoughts are separated from the text. Raises EdgecsError.
+    separated: whether thoughts are separated from the text. tools: those that may be
+    called. Raises EdgecsError.
     """
     ending = "".join(map(engine.spelling, prompt[-8:].tolist()))
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-    grammar = await asyncio.to_thread(grammar_of, asked, asked.response_format)
-    jobs = await jobs_of(engine, asked, prompt, logprobs, grammar, seconds)
     thinks = ending.rstrip().endswith(OPENS) if separated else None
-    return Answers(engine, jobs, thinks)
+    limits = await asyncio.to_thread(_constraint, engine, asked, tools, thinks)
+    jobs = await jobs_of(engine, asked, prompt, logprobs, limits, seconds)
+    return Answers(engine, jobs, thinks, tools)
+
+
+def _constraint(
+    engine: Engine, asked: ChatRequest, tools: ToolUse | None, thinks: bool | None
+) -> Constraint:
+    """What constrains the answers. Raises ConfigError."""
+    grammar = grammar_of(asked, asked.response_format)
+    if tools is None:
+        return Constraint(grammar)
+    if grammar is not None:
+        raise ConfigError(
+            "tools cannot be combined with a response format or a grammar: leave one "
+            'of them out, or use tool_choice "none"'
+        )
+    return Constraint(*tools.grammar(engine.vocabulary, thinks=thinks))
 
 
 def chat_prompt(engine: Engine, asked: ChatRequest, beginning: str = "") -> Tokens:
     """The ids of a conversation, see `chat_answers`. Raises EdgecsError."""
-    messages = [message.plain() for message in asked.messages]
+    family = engine.family
+    messages, tools = told(family, asked.messages, tool_use(family, asked))
     options = asked.chat_template_kwargs
     thinking = options.enable_thinking if options else None
-    return engine.encode_chat(messages, beginning, thinking=thinking)
+    return engine.encode_chat(messages, beginning, thinking=thinking, tools=tools)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -11,18 +12,20 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edgecs.server.answering import Answers, Choice, Part, Usage, chat_answers
+from edgecs.server.answering import Answers, Usage, chat_answers
 from edgecs.server.answering import chat_prompt as prompt_of
 from edgecs.server.anthropic_input import as_chat
 from edgecs.server.anthropic_schemas import CountRequest, MessagesRequest
+from edgecs.server.choice import Call, Called, Choice, Part, Reason
 from edgecs.server.endpoint import Endpoint
 from edgecs.server.engine import Engine
 from edgecs.server.error_forms import anthropic_error
 from edgecs.server.replies import Framing, event_stream, named_event, unless_gone
-from edgecs.session.answer import FinishReason
+from edgecs.toolcalls.events import Arguments, Begun, Thought
 
-_REASONS: Mapping[FinishReason, str] = {
+_REASONS: Mapping[Reason, str] = {
     "stop": "end_turn",
+    "tool_calls": "tool_use",
     "length": "max_tokens",
     "context": "model_context_window_exceeded",
     "cancelled": "max_tokens",  # it timed out; there is no other reason for that
@@ -72,6 +75,8 @@ class _Form:
             content.append({**_OPENED["thinking"], "thinking": thought})
         if choice.text:
             content.append({**_OPENED["text"], "text": choice.text})
+        for call in choice.calls:
+            content.append({**_tool_use(call), "input": json.loads(call.arguments)})
         usage = self._usage(choice)
         return {**self._head(), "content": content, **_ending(choice), "usage": usage}
 
@@ -119,18 +124,30 @@ class _Blocks:
         self._omits, self._index, self._kind = omits, -1, ""
 
     def of(self, part: Part) -> list[dict[str, Any]]:
-        """The events of new text."""
+        """The events of what is new."""
         events = list[dict[str, Any]]()
-        if part.thought:
-            events += self._open("thinking")
-            if not self._omits:
-                events.append(
-                    self._delta({"type": "thinking_delta", "thinking": part.thought})
-                )
-        if part.text:
-            events += self._open("text")
-            events.append(self._delta({"type": "text_delta", "text": part.text}))
+        for piece in part.pieces:
+            if isinstance(piece, Called):
+                events += self._call(piece)
+            elif isinstance(piece, Thought):
+                events += self._open("thinking", _OPENED["thinking"])
+                if not self._omits:
+                    delta = {"type": "thinking_delta", "thinking": piece.text}
+                    events.append(self._delta(delta))
+            else:
+                events += self._open("text", _OPENED["text"])
+                delta = {"type": "text_delta", "text": piece.text}
+                events.append(self._delta(delta))
         return events
+
+    def _call(self, piece: Called) -> list[dict[str, Any]]:
+        call, event = piece
+        if isinstance(event, Begun):
+            return self._open(call.id, _tool_use(call))
+        if isinstance(event, Arguments):
+            delta = {"type": "input_json_delta", "partial_json": event.text}
+            return [self._delta(delta)]
+        return self.close()
 
     def close(self) -> list[dict[str, Any]]:
         """The events that end the current block, if any."""
@@ -142,14 +159,17 @@ class _Blocks:
         self._kind = ""
         return [*events, {"type": "content_block_stop", "index": self._index}]
 
-    def _open(self, kind: str) -> list[dict[str, Any]]:
-        """The events before a block, unless it is the current one."""
+    def _open(self, kind: str, block: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The events before a block, unless it is the current one.
+
+        kind: its type, or the id of its call.
+        """
         if kind == self._kind:
             return []
         events = self.close()
         self._kind, self._index = kind, self._index + 1
         start = {"type": "content_block_start", "index": self._index}
-        events.append({**start, "content_block": _OPENED[kind]})
+        events.append({**start, "content_block": block})
         return events if self._index else [*events, _PING]
 
     def _delta(self, delta: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,13 +182,26 @@ _OPENED: Mapping[str, dict[str, Any]] = {
 }
 
 
+def _tool_use(call: Call) -> dict[str, Any]:
+    """The block of a call, without its arguments."""
+    return {
+        "type": "tool_use",
+        "id": f"toolu_{call.id}",
+        "name": call.name,
+        "input": {},
+    }
+
+
 def _ending(choice: Choice | None) -> dict[str, Any]:
     """Why an answer ended; None: it has not begun."""
-    ended = choice.ended if choice else None
-    if ended is None:
+    if choice is None or choice.ended is None or choice.reason is None:
         return {"stop_reason": None, "stop_sequence": None}
-    reason = "stop_sequence" if ended.stop is not None else _REASONS[ended.reason]
-    return {"stop_reason": reason, "stop_sequence": ended.stop}
+    stop = choice.ended.stop
+    reason = "stop_sequence" if stop is not None else _REASONS[choice.reason]
+    found: dict[str, Any] = {"stop_reason": reason, "stop_sequence": stop}
+    if choice.incomplete:
+        found["incomplete_tool_calls"] = choice.incomplete
+    return found
 
 
 ENDPOINTS = (

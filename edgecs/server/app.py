@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,9 +18,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from edgecs.chat.conversation import Message
 from edgecs.errors import EdgecsError
 from edgecs.server import (
     anthropic,
+    embeddings,
     model_routes,
     ollama,
     ollama_models,
@@ -28,13 +31,17 @@ from edgecs.server import (
     responses,
     state_routes,
 )
-from edgecs.server.endpoint import AboutEndpoint, Endpoint
+from edgecs.server.embedding_engine import EmbeddingEngine
+from edgecs.server.endpoint import AboutEndpoint, EmbeddingEndpoint, Endpoint
 from edgecs.server.engine import Engine
 from edgecs.server.error_forms import error_response
 from edgecs.server.guard import Access, Guard
+from edgecs.server.incidents import incident
+from edgecs.server.intake import Intake, Releasing
 from edgecs.server.keep_alive import seconds_of
 from edgecs.server.pool import ModelPool
 from edgecs.server.replies import Refused, body_of, read_body, refusal, unless_gone
+from edgecs.server.requested_tools import told, tool_use
 from edgecs.server.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -42,7 +49,9 @@ from edgecs.server.schemas import (
     Named,
     TemplateRequest,
     TokenizeRequest,
+    Turn,
 )
+from edgecs.server.served import Served
 from edgecs.server.web import page_routes
 
 MOST_BODY = 16 << 20  # bytes
@@ -55,7 +64,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 )
 ABOUT: tuple[AboutEndpoint, ...] = ollama_models.ENDPOINTS
 
-Answer = Callable[[Request, Engine], Awaitable[Response]]
+Answer = Callable[[Request, Any], Awaitable[Response]]
 About = Callable[[Request, ModelPool, int], Awaitable[Response]]
 
 
@@ -71,6 +80,7 @@ class Serving:
     is_starting: bool = False
     access: Access = field(default_factory=Access)
     most_body: int = MOST_BODY
+    intake: Intake = field(default_factory=Intake)
     most_seconds: float = MOST_SECONDS
 
 
@@ -80,8 +90,10 @@ def create_app(serving: Serving) -> Starlette:
     assert serving.pool is not None
     pool = serving.pool
 
-    def route(path: str, answer: Answer) -> Route:
-        return Route(path, _Answering(serving, pool, answer), methods=["POST"])
+    def route(
+        path: str, answer: Answer, kind: type[Engine | EmbeddingEngine] | None = Engine
+    ) -> Route:
+        return Route(path, _Answering(serving, pool, answer, kind), methods=["POST"])
 
     def about(path: str, answer: About, method: str = "GET") -> Route:
         async def endpoint(request: Request) -> Response:
@@ -101,6 +113,13 @@ def create_app(serving: Serving) -> Starlette:
             return await one.handler(engine, request, asked, serving.most_seconds)
 
         return route(one.path, answer)
+
+    def embeds(one: EmbeddingEndpoint) -> Route:
+        async def answer(request: Request, engine: EmbeddingEngine) -> Response:
+            asked = await read_body(request, one.body, serving.most_body)
+            return await one.handler(engine, request, asked, serving.most_seconds)
+
+        return route(one.path, answer, EmbeddingEngine)
 
     def listed_about(one: AboutEndpoint) -> Route:
         async def answer(request: Request, pool: ModelPool, most: int) -> Response:
@@ -122,7 +141,7 @@ def create_app(serving: Serving) -> Starlette:
         asked = await read_body(request, CompletionRequest, serving.most_body)
         return await openai.complete(engine, request, asked, serving.most_seconds)
 
-    async def tokenize(request: Request, engine: Engine) -> Response:
+    async def tokenize(request: Request, engine: Served) -> Response:
         asked = await read_body(request, TokenizeRequest, serving.most_body)
         ids = await asyncio.to_thread(
             engine.encode, asked.content, document=asked.add_special
@@ -132,25 +151,35 @@ def create_app(serving: Serving) -> Starlette:
             tokens = [{"id": one, "piece": engine.decode([one])} for one in tokens]
         return JSONResponse({"tokens": tokens})
 
-    async def detokenize(request: Request, engine: Engine) -> Response:
+    async def detokenize(request: Request, engine: Served) -> Response:
         asked = await read_body(request, DetokenizeRequest, serving.most_body)
         text = await asyncio.to_thread(engine.decode, asked.tokens)
         return JSONResponse({"content": text})
 
     async def apply_template(request: Request, engine: Engine) -> Response:
         asked = await read_body(request, TemplateRequest, serving.most_body)
-        messages = [message.plain() for message in asked.messages]
-        text = await asyncio.to_thread(engine.render, messages)
+        use = tool_use(engine.family, asked)
+        messages, tools = told(engine.family, asked.messages, use)
+        text = await asyncio.to_thread(engine.render, messages, tools)
         reply: dict[str, Any] = {"prompt": text}
         if asked.with_tokens:
-            ids = await asyncio.to_thread(engine.encode_chat, messages)
-            reply["tokens"] = ids.tolist()
+            if use is not None:
+                encode = partial(engine.encode_chat, messages, tools=tools)
+                reply |= {"tokens": (await asyncio.to_thread(encode)).tolist()}
+                return JSONResponse(reply)
+            turns = [_turn_of(message) for message in asked.messages]
+            prompt = await asyncio.to_thread(engine.encode_turns, turns, asked.partial)
+            reply |= {"tokens": prompt.tokens.tolist(), "again": prompt.again}
         return JSONResponse(reply)
 
     async def description(request: Request) -> Response:
-        return JSONResponse(openapi.document(openapi.described((*ENDPOINTS, *ABOUT))))
+        return JSONResponse(
+            openapi.document(
+                openapi.described((*ENDPOINTS, *embeddings.ENDPOINTS, *ABOUT))
+            )
+        )
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route(openapi.PATH, description),
             Route("/health", health),
@@ -165,25 +194,41 @@ def create_app(serving: Serving) -> Starlette:
             about("/v1/models/{name:path}", model_routes.one),
             about("/models/load", model_routes.load, "POST"),
             about("/models/unload", model_routes.unload, "POST"),
-            route("/tokenize", tokenize),
-            route("/detokenize", detokenize),
+            route("/tokenize", tokenize, None),
+            route("/detokenize", detokenize, None),
             route("/apply-template", apply_template),
             about("/props", state_routes.props),
             about("/slots", state_routes.slots),
             about("/metrics", state_routes.counts),
             *map(listed, ENDPOINTS),
+            *map(embeds, embeddings.ENDPOINTS),
             *map(listed_about, ABOUT),
         ],
-        middleware=[Middleware(Guard, access=serving.access)],
+        middleware=[
+            Middleware(Guard, access=serving.access),
+            Middleware(Releasing, intake=serving.intake),
+        ],
         exception_handlers={HTTPException: _http_error, Exception: _bug},
     )
+    app.state.intake = serving.intake  # for `read_body`
+    return app
 
 
 class _Answering:
-    """A route whose answers need an engine, which stays until they are sent."""
+    """A route whose answers need an engine, which stays until they are sent.
 
-    def __init__(self, serving: Serving, pool: ModelPool, answer: Answer) -> None:
+    kind: of the engine; None: any.
+    """
+
+    def __init__(
+        self,
+        serving: Serving,
+        pool: ModelPool,
+        answer: Answer,
+        kind: type[Engine | EmbeddingEngine] | None,
+    ) -> None:
         self._serving, self._pool, self._answer = serving, pool, answer
+        self._kind = kind
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -191,6 +236,8 @@ class _Answering:
         async with AsyncExitStack() as stack:
             try:
                 engine = await self._engine(request, stack)
+                if self._kind is not None and not isinstance(engine, self._kind):
+                    raise _other_kind(engine)
                 response = await self._answer(request, engine)
             except Refused as error:
                 response = error_response(error, request.url.path)
@@ -198,7 +245,7 @@ class _Answering:
                 response = error_response(refusal(error), request.url.path)
             await response(scope, receive, send)
 
-    async def _engine(self, request: Request, stack: AsyncExitStack) -> Engine:
+    async def _engine(self, request: Request, stack: AsyncExitStack) -> Served:
         """The engine that a request names; it is not loaded for a client that left."""
         if self._serving.is_starting and self._pool.only_default:
             raise _starting()
@@ -208,12 +255,27 @@ class _Answering:
         return await unless_gone(request, stack.enter_async_context(acquired))
 
 
+def _turn_of(message: Turn) -> Message:
+    plain, ids = message.plain(), message.ids
+    return Message(plain["role"], plain["content"], tuple(ids) if ids else None)
+
+
 def _named(body: bytes) -> Named:
     """The model of a body; a malformed body is refused by the route, with details."""
     try:
         return Named.model_validate_json(body)
     except ValidationError:
         return Named()
+
+
+def _other_kind(engine: Served) -> Refused:
+    """The response of a model that is not for what was asked."""
+    if isinstance(engine, EmbeddingEngine):
+        does, instead = "gives embeddings and writes no text", "use /v1/embeddings"
+    else:
+        does = "writes text and gives no embeddings: its file states no pooling"
+        instead = "embedding models do, such as nomic-embed-text or qwen3-embedding"
+    return Refused(400, f"the model {engine.name!r:.200} {does}; {instead}")
 
 
 def _starting() -> Refused:
@@ -231,5 +293,5 @@ def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _bug(request: Request, error: Exception) -> Response:
-    text = "internal error: see the server's log"
-    return error_response(Refused(500, text, "server_error"), request.url.path)
+    told = incident(f"{request.method} {request.url.path!r:.120} failed", error)
+    return error_response(refusal(told), request.url.path)

@@ -9,12 +9,15 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from edgecs.server.embedding_engine import EmbeddingEngine
 from edgecs.server.engine import Engine
 from edgecs.server.pool import ModelPool
 
 Handler = Callable[[Engine, Request, Any, float], Awaitable[Response]]
 """Gets the engine, the request, its validated body, and the time limit of an answer in
 seconds. Raises Refused and EdgecsError."""
+EmbeddingHandler = Callable[[EmbeddingEngine, Request, Any, float], Awaitable[Response]]
+"""Gets the engine of an embedding model instead, and a time limit in seconds."""
 AboutHandler = Callable[[ModelPool, Request, Any], Awaitable[Response]]
 """Gets the pool, the request, and its validated body (None: it has none)."""
 
@@ -30,6 +33,17 @@ class Endpoint(NamedTuple):
     body: type[BaseModel]
     summary: str
     answer: str = "The result."
+    method: str = "POST"
+
+
+class EmbeddingEndpoint(NamedTuple):
+    """A path that an embedding model answers; fields as in `Endpoint`."""
+
+    path: str
+    handler: EmbeddingHandler
+    body: type[BaseModel]
+    summary: str
+    answer: str
     method: str = "POST"
 
 

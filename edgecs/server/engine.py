@@ -7,30 +7,41 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from edgecs.chat.archive import Owner
+from edgecs.chat.conversation import Conversation, Message, Prompt
 from edgecs.core.context import Tokens
 from edgecs.errors import ConfigError, ContextFull
+from edgecs.grammar.lazy import LazyGrammar
 from edgecs.grammar.mask import Grammar
 from edgecs.runtime.builder import Runtime, session_of
+from edgecs.runtime.loader import Loaded
 from edgecs.sampling.chain import Rule
 from edgecs.sampling.settings import Sampling
 from edgecs.server.job import Event, Job, Ticket
 from edgecs.server.prefix_store import PREFIX_BYTES, open_store
 from edgecs.server.scheduler import Scheduler
+from edgecs.server.served import Served
 from edgecs.text.chat_template import ChatTemplate
+from edgecs.text.detokenizer import Tokenizer
 from edgecs.text.thoughts import OPENS
+from edgecs.toolcalls.family import Family
+from edgecs.toolcalls.recognise import family_of
 
 
-class Engine:
+class Engine(Served):
     """Answers jobs with the target of a runtime.
 
     There is one slot for each sequence of the target. Drafters that are models support
     one conversation: they draft in slot 0. prefix_cache: folder for
     the cells of conversations that lose their slots, of `prefix_bytes` at most.
     """
+
+    loaded: Loaded
 
     def __init__(
         self,
@@ -73,10 +84,25 @@ class Engine:
             )
             self._closing = undo.pop_all()
 
+    @cached_property
+    def owner(self) -> Owner:
+        """The model that saved conversations belong to; reads samples of its file."""
+        return self.loaded.owner()
+
     @property
-    def chat_template(self) -> str | None:
-        """The source of the model's template."""
-        return self.loaded.model.vocabulary.chat_template
+    def vocab_size(self) -> int:
+        """Ids of tokens go from 0 to one less."""
+        return self.loaded.target.vocab_size
+
+    @cached_property
+    def family(self) -> Family:
+        """How the model writes tool calls."""
+        return family_of(self.chat_template or "")
+
+    @property
+    def vocabulary(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.loaded.model.vocabulary
 
     @property
     def can_think(self) -> bool:
@@ -84,9 +110,13 @@ class Engine:
         source = self.chat_template or ""
         return OPENS in source or "enable_thinking" in source
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         """The prompt text of a conversation. Raises ConfigError."""
-        return self._with_template().render(messages)
+        return self._with_template().render(messages, tools=tools)
 
     def encode_chat(
         self,
@@ -94,12 +124,27 @@ class Engine:
         beginning: str = "",
         *,
         thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> Tokens:
         """The prompt ids of a conversation. Raises ConfigError.
 
         See `ChatTemplate.encode`.
         """
-        return self._with_template().encode(messages, beginning, thinking=thinking)
+        template = self._with_template()
+        return template.encode(messages, beginning, thinking=thinking, tools=tools)
+
+    def encode_turns(
+        self, messages: Sequence[Message], partial: Sequence[int] = ()
+    ) -> Prompt:
+        """The prompt ids of a conversation whose answers may have ids.
+
+        partial: ids of an unfinished answer. Raises ConfigError.
+        """
+        for ids in (partial, *(one.ids or () for one in messages)):
+            self.check_ids(ids)
+        talk = Conversation(self._with_template(), self.loaded.model.vocabulary)
+        talk.messages = [*messages]
+        return talk.prompt(partial)
 
     def _with_template(self) -> ChatTemplate:
         if self._template is None:
@@ -108,40 +153,12 @@ class Engine:
             )
         return self._template
 
-    def encode(self, text: str, *, document: bool = True) -> Tokens:
-        """The ids of a text; document: with the tokens that begin a document."""
-        return self.loaded.model.vocabulary.encode(text, document=document)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of some ids. Raises ConfigError for one that does not exist."""
-        self.check_ids(tokens)
-        data = b"".join(map(self.loaded.model.vocabulary.piece, tokens))
-        return data.decode("utf-8", "replace")
-
-    def check_ids(self, tokens: Sequence[int]) -> None:
-        """Raises ConfigError for an id that does not exist."""
-        size = self.loaded.target.vocab_size
-        for token in tokens:
-            if not 0 <= token < size:
-                shown = str(token)[:24]
-                raise ConfigError(
-                    f"token {shown} does not exist: ids go from 0 to {size - 1}"
-                )
-
     @property
     def fingerprint(self) -> str:
         """OpenAI's system_fingerprint: the version and the kernels."""
         return f"edgecs-{version('edgecs')}-{self.loaded.options.kernels}"
 
-    def spelling(self, token: int) -> str:
-        """The spelling of a token, also of a control token."""
-        return self.loaded.model.vocabulary.spelling(token)
-
-    def piece(self, token: int) -> bytes:
-        """The bytes of a token."""
-        return self.loaded.model.vocabulary.piece(token)
-
-    def rule(self, sampling: Sampling, grammar: Grammar | None) -> Rule:
+    def rule(self, sampling: Sampling, grammar: Grammar | LazyGrammar | None) -> Rule:
         """How tokens are chosen. Raises ConfigError."""
         return self.loaded.rule(sampling, grammar)
 

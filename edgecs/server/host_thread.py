@@ -9,11 +9,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
-from edgecs.server.engine import Engine
+from edgecs.server.served import Served
 
 logger = logging.getLogger("edgecs")
 
-Opening = Callable[[threading.Event], AbstractContextManager[Engine]]
+Opening = Callable[[threading.Event], AbstractContextManager[Served]]
 """Loads a model; setting the event stops that with Cancelled, and later answers."""
 
 
@@ -26,7 +26,7 @@ class HostThread:
 
     def __init__(self, opening: Opening) -> None:
         self._loop = asyncio.get_running_loop()
-        self.opened: asyncio.Future[Engine] = self._loop.create_future()
+        self.opened: asyncio.Future[Served] = self._loop.create_future()
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self._opening = opening
         self._cancel, self._stop = threading.Event(), threading.Event()

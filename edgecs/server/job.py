@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -28,7 +28,9 @@ class Job:
     rule: Rule | None = None
     logprobs: int | None = None
     details: bool = False
+    shown: Mapping[int, bytes] | None = None
     speculate: bool = True
+    caches: bool = True  # False: it uses no cells of others, and leaves none
     deadline: float | None = None  # `time.monotonic` at which the answer ends
 
 

@@ -12,8 +12,10 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from edgecs.server.embedding_engine import EmbeddingEngine
 from edgecs.server.engine import Engine
 from edgecs.server.scheduler import Scheduler
+from edgecs.server.served import Served
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _COUNTS = (
@@ -33,8 +35,11 @@ _COUNTS = (
 
 
 class _Counts(Collector):
-    def __init__(self, engines: Mapping[str, Engine]) -> None:
-        self._engines = engines
+    def __init__(self, models: Mapping[str, Served]) -> None:
+        self._engines = {n: one for n, one in models.items() if isinstance(one, Engine)}
+        self._embedding = {
+            n: one for n, one in models.items() if isinstance(one, EmbeddingEngine)
+        }
 
     def collect(self) -> Iterator[Metric]:
         """The current values."""
@@ -52,11 +57,33 @@ class _Counts(Collector):
             for at, number in enumerate(list(engine.scheduler.totals.by_position)):
                 by_position.add_metric([model, str(at)], number)
         yield by_position
+        refused = CounterMetricFamily(*_REFUSED, labels=["model"])
+        for model, engine in self._engines.items():
+            refused.add_metric([model], engine.scheduler.refused_files)
+        yield refused
+        for name, text in _EMBEDDED.items():
+            count = CounterMetricFamily(
+                f"edgecs:embedding_{name}", text, labels=["model"]
+            )
+            for model, embedding in self._embedding.items():
+                count.add_metric([model], getattr(embedding, name))
+            yield count
         for name, text, value in _GAUGES:
             gauge = GaugeMetricFamily(f"edgecs:{name}", text, labels=["model"])
             for model, engine in self._engines.items():
                 gauge.add_metric([model], value(engine.scheduler))
             yield gauge
+
+
+_EMBEDDED = {
+    "requests": "Finished requests for embeddings.",
+    "texts": "Texts in these requests.",
+    "tokens": "Tokens of these texts.",
+}
+_REFUSED = (
+    "edgecs:prefix_cache_refused",
+    "Files of the prefix cache that were damaged or forged, and removed.",
+)
 
 
 def _busy(scheduler: Scheduler) -> int:
@@ -74,8 +101,8 @@ _GAUGES: Sequence[tuple[str, str, Callable[[Scheduler], int]]] = (
 )
 
 
-def exposition(engines: Mapping[str, Engine]) -> bytes:
+def exposition(models: Mapping[str, Served]) -> bytes:
     """All metrics of some models, by their name, in Prometheus's text format."""
     registry = CollectorRegistry()
-    registry.register(_Counts(engines))
+    registry.register(_Counts(models))
     return generate_latest(registry)

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from edgecs.runtime.served_models import ServedModel
 from edgecs.server import openai
+from edgecs.server.engine import Engine
 from edgecs.server.pool import ModelPool
 from edgecs.server.replies import read_body
 from edgecs.server.residency import Resident
@@ -71,8 +72,9 @@ def _entry(model: ServedModel, resident: Resident | None) -> dict[str, Any]:
     engine = resident.engine
     if engine is not None:
         (about,) = openai.models(engine)["data"]
-        states = [slot.state for slot in engine.scheduler.slots()]
         entry |= about
+    if isinstance(engine, Engine):
+        states = [slot.state for slot in engine.scheduler.slots()]
         entry["slots"] = len(states)
         entry["slots_busy"] = len(states) - states.count("idle")
     return entry

@@ -16,19 +16,23 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edgecs.core.context import Tokens
-from edgecs.server.answering import Answers, Choice, chat_answers, prompt_answers
+from edgecs.server.answering import Answers, chat_answers, prompt_answers
+from edgecs.server.choice import Call, Called, Choice, Part, Reason
 from edgecs.server.endpoint import Endpoint
 from edgecs.server.engine import Engine
 from edgecs.server.error_forms import ollama_error
 from edgecs.server.ollama_input import chat_of, generation_of
 from edgecs.server.ollama_schemas import ChatRequest, GenerateRequest
+from edgecs.server.openai_calls import incomplete_calls
 from edgecs.server.replies import Framing, event_stream, unless_gone
 from edgecs.server.schemas import ChatRequest as Chat
 from edgecs.server.token_names import stated
-from edgecs.session.answer import FinishReason, Token
+from edgecs.session.answer import Token
+from edgecs.toolcalls.events import Finished
 
-_REASONS: Mapping[FinishReason, str] = {
+_REASONS: Mapping[Reason, str] = {
     "stop": "stop",
+    "tool_calls": "stop",
     "length": "length",
     "context": "length",
     "cancelled": "length",  # it timed out; there is no other reason for that
@@ -126,7 +130,7 @@ class _Form(ABC):
     async def whole(self) -> dict[str, Any]:
         """A whole answer."""
         (choice,) = await self._answers.whole()
-        said = self._said(choice.thought, choice.text)
+        said = self._said(choice.thought, choice.text, choice.calls)
         return {**self._head(), **said, **self._stated(choice.tokens), **self._end()}
 
     async def lines(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -134,14 +138,15 @@ class _Form(ABC):
         async with aclosing(self._answers.parts()) as parts:
             async for part in parts:
                 found = self._stated(part.tokens)
-                if part.thought or part.text or found:
-                    said = self._said(part.thought, part.text)
+                calls = _finished(part)
+                if part.thought or part.text or found or calls:
+                    said = self._said(part.thought, part.text, calls)
                     yield {**self._head(), **said, **found, "done": False}
         yield {**self._head(), **self.nothing, **self._end()}
 
     @abstractmethod
-    def _said(self, thought: str, text: str) -> dict[str, Any]:
-        """The fields that have some text."""
+    def _said(self, thought: str, text: str, calls: Sequence[Call]) -> dict[str, Any]:
+        """The fields that have some text, and calls."""
 
     def _more(self, choice: Choice) -> dict[str, Any]:
         """More fields of the last line."""
@@ -156,7 +161,8 @@ class _Form(ABC):
         stats = choice.ended.stats
         return {
             "done": True,
-            "done_reason": _REASONS[choice.ended.reason],
+            "done_reason": _REASONS[choice.reason or "stop"],
+            **incomplete_calls(choice),
             **self._more(choice),
             "total_duration": _nanoseconds(time.perf_counter() - self._began),
             "load_duration": 0,
@@ -172,6 +178,21 @@ class _Form(ABC):
         return {"logprobs": found} if found else {}
 
 
+def _finished(part: Part) -> list[Call]:
+    """The calls that are complete with this part: Ollama streams whole calls."""
+    return [
+        piece.call
+        for piece in part.pieces
+        if isinstance(piece, Called) and isinstance(piece.event, Finished)
+    ]
+
+
+def _call(call: Call) -> dict[str, Any]:
+    function = {"index": call.index, "name": call.name}
+    arguments = json.loads(call.arguments)
+    return {"id": f"call_{call.id}", "function": {**function, "arguments": arguments}}
+
+
 def _without_ids(one: dict[str, Any]) -> dict[str, Any]:
     """A log-probability in Ollama's form, which has no ids."""
     kept = {name: value for name, value in one.items() if name != "id"}
@@ -185,9 +206,13 @@ class _Chat(_Form):
 
     nothing: Mapping[str, Any] = {"message": {"role": "assistant", "content": ""}}
 
-    def _said(self, thought: str, text: str) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text}
-        return {"message": {**message, **({"thinking": thought} if thought else {})}}
+    def _said(self, thought: str, text: str, calls: Sequence[Call]) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if thought:
+            message["thinking"] = thought
+        if calls:
+            message["tool_calls"] = [*map(_call, calls)]
+        return {"message": message}
 
 
 class _Generation(_Form):
@@ -195,7 +220,7 @@ class _Generation(_Form):
 
     nothing: Mapping[str, Any] = {"response": ""}
 
-    def _said(self, thought: str, text: str) -> dict[str, Any]:
+    def _said(self, thought: str, text: str, calls: Sequence[Call]) -> dict[str, Any]:
         return {"response": text, **({"thinking": thought} if thought else {})}
 
     def _more(self, choice: Choice) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from edgecs.errors import EdgecsError
 from edgecs.runtime.served_models import ServedModel, UnknownModel
+from edgecs.server.embedding_engine import EmbeddingEngine
 from edgecs.server.endpoint import AboutEndpoint
 from edgecs.server.engine import Engine
 from edgecs.server.ollama import FRAMING
@@ -21,6 +22,7 @@ from edgecs.server.ollama_schemas import PullRequest, ShowRequest
 from edgecs.server.pool import ModelPool
 from edgecs.server.replies import Refused, event_stream, refusal
 from edgecs.server.residency import Resident
+from edgecs.server.served import Served
 
 # Clients ask for a version before they use what came with it; this API is that of 0.12.
 VERSION = "0.12.0"
@@ -64,7 +66,6 @@ async def show(pool: ModelPool, request: Request, asked: ShowRequest) -> Respons
     if engine is not None:
         found |= sorted(engine.loaded.model.metadata.items())
         found["general.parameter_count"] = engine.loaded.model.parameters
-    can_think = engine is not None and engine.can_think
     return JSONResponse(
         {
             "modelfile": f"FROM {model.name}\n",
@@ -74,9 +75,19 @@ async def show(pool: ModelPool, request: Request, asked: ShowRequest) -> Respons
             "modified_at": _modified(model),
             "details": _details(engine),
             "model_info": found,
-            "capabilities": ["completion", *(["thinking"] if can_think else [])],
+            "capabilities": _abilities(engine),
         }
     )
+
+
+def _abilities(engine: Served | None) -> list[str]:
+    if isinstance(engine, EmbeddingEngine):
+        return ["embedding"]
+    can_think = isinstance(engine, Engine) and engine.can_think
+    # Every model can call that has a chat template, which is known once it is loaded.
+    can_call = engine is None or bool(engine.chat_template)
+    named = {"completion": True, "tools": can_call, "thinking": can_think}
+    return [name for name, can in named.items() if can]
 
 
 async def pull(pool: ModelPool, request: Request, asked: PullRequest) -> Response:
@@ -114,11 +125,11 @@ async def _meant(pool: ModelPool, asked: ShowRequest | PullRequest) -> ServedMod
         raise Refused(404, f"model {name!r:.200} not found: {error}") from error
 
 
-def _loaded(pool: ModelPool) -> dict[str, Engine]:
+def _loaded(pool: ModelPool) -> dict[str, Served]:
     return {one.name: one.engine for one in pool.residents() if one.engine is not None}
 
 
-def _entry(model: ServedModel, engine: Engine | None) -> dict[str, Any]:
+def _entry(model: ServedModel, engine: Served | None) -> dict[str, Any]:
     about = {
         "name": model.name,
         "model": model.name,
@@ -130,7 +141,7 @@ def _entry(model: ServedModel, engine: Engine | None) -> dict[str, Any]:
     return {**about, "digest": digest, "details": _details(engine)}
 
 
-def _details(engine: Engine | None) -> dict[str, Any]:
+def _details(engine: Served | None) -> dict[str, Any]:
     """What the file says of a model in memory."""
     family, size, type_ = "", "", ""
     if engine is not None:

@@ -14,19 +14,23 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edgecs.server.answering import Answers, Choice, Part, Usage, chat_answers
+from edgecs.server.answering import Answers, Usage, chat_answers
+from edgecs.server.choice import Choice, Part, Reason, drafts_in_calls
 from edgecs.server.engine import Engine
 from edgecs.server.error_forms import openai_error
+from edgecs.server.openai_calls import calls_in, incomplete_calls, message_of
 from edgecs.server.replies import Framing, event_stream, unless_gone, unnamed_event
-from edgecs.server.request_jobs import grammar_of, jobs_of
+from edgecs.server.request_jobs import Constraint, grammar_of, jobs_of
 from edgecs.server.schemas import ChatRequest, CompletionRequest
+from edgecs.server.served import Served
 from edgecs.server.token_details import token_detail
 from edgecs.server.token_names import named, stated
-from edgecs.session.answer import FinishReason, Token
+from edgecs.session.answer import Token
 
-_REASONS: Mapping[FinishReason | None, str | None] = {
+_REASONS: Mapping[Reason | None, str | None] = {
     None: None,
     "stop": "stop",
+    "tool_calls": "tool_calls",
     "length": "length",
     "context": "length",
     "cancelled": "length",  # it timed out; OpenAI has no other reason for that
@@ -59,7 +63,8 @@ async def complete(
         engine.check_ids(asked.prompt)
         prompt = np.array(asked.prompt, dtype=np.int32)
     grammar = await asyncio.to_thread(grammar_of, asked, None)
-    jobs = await jobs_of(engine, asked, prompt, asked.logprobs, grammar, seconds)
+    limits = Constraint(grammar)
+    jobs = await jobs_of(engine, asked, prompt, asked.logprobs, limits, seconds)
     answers = Answers(engine, jobs)
     echo = engine.decode(prompt.tolist()) if asked.echo else ""
     form = _TextForm(engine, asked, answers, echo)
@@ -68,11 +73,11 @@ async def complete(
     return JSONResponse(await unless_gone(request, form.whole()))
 
 
-def models(engine: Engine) -> dict[str, Any]:
+def models(engine: Served) -> dict[str, Any]:
     """GET /v1/models."""
     model = engine.loaded.model
     meta = {
-        "n_vocab": engine.loaded.target.vocab_size,
+        "n_vocab": engine.vocab_size,
         "n_ctx": engine.n_ctx,
         "n_ctx_train": model.trained_ctx,
         "n_params": model.parameters,
@@ -128,6 +133,17 @@ class _Form:
         names = partial(named, self._engine)
         return {"token_details": [token_detail(one, names) for one in tokens]}
 
+    def _measured(self, choice: Choice) -> dict[str, Any]:
+        """Times and counts of an answer that has ended."""
+        ended = choice.ended
+        if ended is None:
+            return {}
+        stats, weights = ended.stats, self._engine.runtime.parameters()
+        speculative = stats.speculative(ended.chain, ended.why_plain, weights)
+        if inside := drafts_in_calls(choice, stats):
+            speculative["in_tool_calls"] = inside
+        return {"timings": stats.timings(), "speculative": speculative}
+
 
 class _ChatForm(_Form):
     """Chat completions."""
@@ -146,15 +162,16 @@ class _ChatForm(_Form):
             "choices": [
                 {
                     "index": choice.index,
-                    "message": _message(choice),
+                    "message": message_of(choice),
                     "logprobs": self._stated(choice.tokens),
                     "finish_reason": _REASONS[choice.reason],
+                    **incomplete_calls(choice),
                     **self._detailed(choice.tokens),
                 }
                 for choice in choices
             ],
             "usage": _usage(choices),
-            **_measured(choices[0]),
+            **self._measured(choices[0]),
         }
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -173,19 +190,21 @@ class _ChatForm(_Form):
                     more = self._detailed(part.tokens)
                     yield {**head, "choices": [_delta(choice, delta, stated) | more]}
                 if choice.ended:
-                    last = _delta(choice, {})
-                    yield {**head, "choices": [last], **_measured(choice)}
+                    last = _delta(choice, {}) | incomplete_calls(choice)
+                    yield {**head, "choices": [last], **self._measured(choice)}
         for usage in self._usage_chunk(head):
             yield usage
 
     def _new(self, part: Part) -> dict[str, Any]:
         """The delta of a part."""
-        delta = {}
+        delta = dict[str, Any]()
         if part.thought:
             delta["reasoning_content"] = part.thought
         each = self._with_logprobs or self._with_details
         if part.text or (part.tokens and each):
             delta["content"] = part.text
+        if calls := calls_in(part):
+            delta["tool_calls"] = calls
         return delta
 
     def _stated(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
@@ -218,7 +237,7 @@ class _TextForm(_Form):
                 for choice in choices
             ],
             "usage": _usage(choices),
-            **_measured(choices[0]),
+            **self._measured(choices[0]),
         }
 
     async def chunks(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -234,7 +253,7 @@ class _TextForm(_Form):
                     text = self._echo + text
                 chunk = self._choice(choice, text, part.tokens)
                 if choice.ended:
-                    yield {**head, "choices": [chunk], **_measured(choice)}
+                    yield {**head, "choices": [chunk], **self._measured(choice)}
                 elif text or (part.tokens and each):
                     yield {**head, "choices": [chunk]}
         for usage in self._usage_chunk(head):
@@ -281,23 +300,6 @@ def _usage(choices: Sequence[Choice]) -> dict[str, Any]:
             "rejected_prediction_tokens": usage.rejected,
         },
     }
-
-
-def _measured(choice: Choice) -> dict[str, Any]:
-    ended = choice.ended
-    if ended is None:
-        return {}
-    return {
-        "timings": ended.stats.timings(),
-        "speculative": ended.stats.speculative(ended.chain, ended.why_plain),
-    }
-
-
-def _message(choice: Choice) -> dict[str, Any]:
-    message = {"role": "assistant", "content": choice.text, "refusal": None}
-    if choice.thought:
-        message["reasoning_content"] = choice.thought
-    return message
 
 
 def _delta(

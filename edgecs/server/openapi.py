@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from edgecs.server.endpoint import AboutEndpoint, Endpoint
+from edgecs.server.endpoint import AboutEndpoint, EmbeddingEndpoint, Endpoint
 from edgecs.server.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -114,7 +114,9 @@ class OllamaError(BaseModel):
     error: str
 
 
-def described(endpoints: Iterable[Endpoint | AboutEndpoint]) -> list[Described]:
+def described(
+    endpoints: Iterable[Endpoint | EmbeddingEndpoint | AboutEndpoint],
+) -> list[Described]:
     """All paths: those of endpoints, and the others."""
     listed = [
         Described(one.path, one.method, one.body, one.summary, one.answer)

@@ -10,7 +10,6 @@ no further requests until it was freed, so that a busy model cannot keep others 
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -22,15 +21,14 @@ from typing import Any
 
 from edgecs.errors import Cancelled, ConfigError, EdgecsError, ModelError
 from edgecs.runtime.served_models import ServedModel, ServedModels
-from edgecs.server.engine import Engine
 from edgecs.server.host_thread import HostThread
+from edgecs.server.incidents import incident
 from edgecs.server.residency import Limits, Resident, State
-
-logger = logging.getLogger("edgecs")
+from edgecs.server.served import Served
 
 _AGAIN = 0.1  # chosen: seconds between attempts to cancel answers
 
-Load = Callable[[ServedModel, threading.Event], AbstractContextManager[Engine]]
+Load = Callable[[ServedModel, threading.Event], AbstractContextManager[Served]]
 """Loads a model; setting the event stops that with Cancelled, and later answers."""
 
 
@@ -45,7 +43,7 @@ class _Place:
         self.host: HostThread | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.expires_at: float | None = None  # `time.time`, while `timer` runs
-        self.opened: asyncio.Future[Engine] = asyncio.get_running_loop().create_future()
+        self.opened: asyncio.Future[Served] = asyncio.get_running_loop().create_future()
         self.idle, self.gone = asyncio.Event(), asyncio.Event()
 
     def stop_timer(self) -> None:
@@ -93,7 +91,7 @@ class ModelPool:
     @asynccontextmanager
     async def acquire(
         self, name: str | None = None, keep_alive: float | EllipsisType | None = ...
-    ) -> AsyncIterator[Engine]:
+    ) -> AsyncIterator[Served]:
         """The engine of a model, loaded first if necessary; it stays meanwhile.
 
         keep_alive: how long it stays afterwards, in seconds, until another request says
@@ -110,7 +108,7 @@ class ModelPool:
             self._leave(place)
 
     @asynccontextmanager
-    async def peek(self, name: str | None = None) -> AsyncIterator[Engine]:
+    async def peek(self, name: str | None = None) -> AsyncIterator[Served]:
         """The engine of a model that is loaded; this does not prolong its stay.
 
         Raises UnknownModel, and ConfigError if it is not loaded.
@@ -246,7 +244,7 @@ class ModelPool:
         if not place.users:
             self._rest(place)
 
-    async def _opened(self, place: _Place) -> Engine:
+    async def _opened(self, place: _Place) -> Served:
         await self._make_room(place)
         if place.unwanted or self._closing or not place.users:
             raise Cancelled("loading was stopped")
@@ -318,5 +316,4 @@ def _order(place: _Place) -> tuple[bool, bool, float]:
 def _sentence(place: _Place, error: BaseException) -> EdgecsError:
     if isinstance(error, EdgecsError):
         return error
-    logger.error("%s could not be loaded", place.model.name, exc_info=error)
-    return ModelError(f"internal error while {place.model.name} was loaded: {error!r}")
+    return incident(f"{place.model.name} could not be loaded", error)

@@ -2,7 +2,9 @@
 
 Every conversation is a file in the format of saved chats (`chat.archive`), in a folder
 for the model and its load options. Several servers may use one folder: each file is
-complete or absent, and a file that another server has removed is a miss.
+complete or absent, and a file that another server has removed is a miss. A file that no
+server with this folder's secret wrote (`prefix_key`), or that has changed since, is
+removed: llama.cpp gets no state that was not written by itself.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from edgecs.chat.archive import Owner, read, read_tokens, save
+from edgecs.chat.archive import Damaged, Owner, read, read_tokens, save
 from edgecs.core.context import Tokens
 from edgecs.core.files import sweep
 from edgecs.engines.kv_snapshot import KVSnapshot
-from edgecs.errors import ConfigError, EdgecsError
+from edgecs.errors import ConfigError, EdgecsError, ModelError
 from edgecs.runtime.loader import Loaded
+from edgecs.server.prefix_key import seal_of
 
 logger = logging.getLogger("edgecs")
 
@@ -63,7 +66,8 @@ class PrefixStore:
     from a part of a saved conversation, and not only from its end.
 
     Files are written by a thread of its own. Those that cannot be used or written are
-    logged.
+    logged. `refused` counts those that were removed because they were damaged, forged
+    or rejected by the engine.
     """
 
     def __init__(
@@ -79,6 +83,8 @@ class PrefixStore:
         self._model = model
         self._root, self._folder = root, root / name
         self._owner, self._most, self._any_prefix = owner, most, any_prefix
+        self.refused = 0
+        self._seal = seal_of(root)
         self._known: dict[Path, Tokens] = {}
         self._lock = threading.Lock()  # over the one above
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="edgecs-prefixes")
@@ -101,10 +107,14 @@ class PrefixStore:
         cells = self._read(path)
         if cells is None:
             return False
-        if self._model.restore(cells, sequence):
-            return True
-        self._forget(path)
-        logger.warning("prefix cache: the engine rejects the cells in %s", path)
+        try:
+            if self._model.restore(cells, sequence):
+                return True
+        except (EdgecsError, MemoryError) as error:  # not because of the file
+            self._forget(path)
+            logger.warning("prefix cache: %s is not restored: %r", path, error)
+            return False
+        self._refuse(path, f"the engine rejects the cells in {path}")
         return False
 
     def save(self, sequence: int) -> None:
@@ -140,14 +150,19 @@ class PrefixStore:
     def _read(self, path: Path) -> KVSnapshot | None:
         self._wait()
         try:
-            cells = read(path, self._owner).cells
+            saved = read(path, self._owner, seal=self._seal)
             os.utime(path)
-        except (EdgecsError, OSError) as error:
+        except (Damaged, ModelError) as error:
+            self._refuse(path, error)
+            return None
+        except (EdgecsError, OSError, MemoryError) as error:
             self._forget(path)
             if path.exists():
-                logger.warning("prefix cache: %s", error)
+                logger.warning("prefix cache: %s", str(error) or repr(error))
             return None
-        return cells
+        if saved.cells is None:  # it has been replaced since it was found
+            self._refuse(path, f"{path} has no cells for this model: {saved.reason}")
+        return saved.cells
 
     def _wait(self) -> None:
         if self._writing is not None:
@@ -166,9 +181,12 @@ class PrefixStore:
         with suppress(OSError):
             for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
                 try:
-                    tokens = read_tokens(path, self._owner)
-                except EdgecsError as error:
-                    logger.warning("prefix cache: %s", error)
+                    tokens = read_tokens(path, self._owner, seal=self._seal)
+                except Damaged as error:
+                    self._refuse(path, error)
+                    continue
+                except (EdgecsError, MemoryError) as error:
+                    logger.warning("prefix cache: %s", str(error) or repr(error))
                     continue
                 if tokens is not None:
                     self._known[path] = np.array(tokens, dtype=np.int32)
@@ -185,7 +203,7 @@ class PrefixStore:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._make_room(size)
             path.unlink(missing_ok=True)  # a damaged one would not be replaced
-            save(path, [], self._owner, cells)
+            save(path, [], self._owner, cells, seal=self._seal)
         except Exception as error:
             self._forget(path)
             logger.warning("prefix cache: %s", error)
@@ -213,6 +231,12 @@ class PrefixStore:
             with suppress(OSError):
                 found = path.lstat()
                 yield path, found.st_mtime, found.st_size
+
+    def _refuse(self, path: Path, why: object) -> None:
+        """Remove a file that must not be used."""
+        self.refused += 1
+        self._remove(path)
+        logger.warning("prefix cache: removed: %s", why)
 
     def _remove(self, path: Path) -> None:
         self._forget(path)

@@ -18,6 +18,8 @@ from starlette.types import Receive, Scope, Send
 
 from edgecs.errors import ConfigError, ContextFull, EdgecsError
 from edgecs.runtime.served_models import UnknownModel
+from edgecs.server.incidents import InternalError, incident
+from edgecs.server.intake import Intake
 from edgecs.server.job import Busy
 
 # pydantic's names of the alternatives of a field, which clients do not know.
@@ -65,6 +67,8 @@ def refusal(error: EdgecsError) -> Refused:
         return Refused(400, text, "exceed_context_size_error")
     if isinstance(error, ConfigError):
         return Refused(400, text)
+    if isinstance(error, InternalError):
+        return Refused(500, text, "server_error")
     return Refused(503, text, "unavailable_error")
 
 
@@ -131,7 +135,11 @@ async def body_of(request: Request, most: int) -> bytes:
 
 async def _read(request: Request, most: int) -> bytes:
     parts, size = [], 0
+    intake: Intake = request.app.state.intake
     async for part in request.stream():
+        if not intake.take(request.scope, len(part)):
+            text = "the bodies of other requests take all memory for them: retry later"
+            raise Refused(503, text, "unavailable_error", headers={"retry-after": "1"})
         size += len(part)
         if size > most:
             raise Refused(
@@ -190,8 +198,8 @@ def event_stream(
 ) -> Response:
     """The response that streams events.
 
-    over: called when the stream ends or the client disconnects. A `Refused` is sent as
-    the last event.
+    over: called when the stream ends or the client disconnects. A `Refused`, or a bug
+    without its details, is sent as the last event.
     """
 
     async def lines() -> AsyncIterator[bytes]:
@@ -203,6 +211,8 @@ def event_stream(
                     yield framing.ping
         except Refused as error:
             yield framing.error(error)
+        except Exception as error:  # the response has begun: its status is 200
+            yield framing.error(refusal(incident("a stream failed", error)))
         if framing.end:
             yield framing.end
 

@@ -7,10 +7,11 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgecs.core.context import Tokens
 from edgecs.errors import ConfigError
+from edgecs.grammar.lazy import LazyGrammar
 from edgecs.grammar.mask import Grammar
 from edgecs.sampling.settings import Sampling
 from edgecs.server.engine import Engine
@@ -35,6 +36,13 @@ _SAMPLED = (
     "dry_base",
     "dry_allowed_length",
 )
+
+
+class Constraint(NamedTuple):
+    """What constrains an answer. shown: control tokens that are part of its text."""
+
+    grammar: Grammar | LazyGrammar | None
+    shown: Mapping[int, bytes] | None = None
 
 
 def sampling_of(asked: ChatRequest | CompletionRequest, usual: Sampling) -> Sampling:
@@ -92,7 +100,7 @@ async def jobs_of(
     asked: ChatRequest | CompletionRequest,
     prompt: Tokens,
     logprobs: int | None,
-    grammar: Grammar | None,
+    limits: Constraint,
     seconds: float,
 ) -> list[Job]:
     """A job for each of the `n` answers of a request. Raises EdgecsError.
@@ -106,7 +114,7 @@ async def jobs_of(
     jobs = []
     for i in range(asked.n):
         sampling = replace(first, seed=(first.seed + i) % (1 << 64))
-        rule = await asyncio.to_thread(engine.rule, sampling, grammar)
+        rule = await asyncio.to_thread(engine.rule, sampling, limits.grammar)
         jobs.append(
             Job(
                 prompt,
@@ -115,7 +123,9 @@ async def jobs_of(
                 rule=rule,
                 logprobs=logprobs,
                 details=asked.token_details,
+                shown=limits.shown,
                 speculate=asked.speculative is not False,
+                caches=asked.cache_prompt is not False,
                 deadline=time.monotonic() + seconds,
             )
         )

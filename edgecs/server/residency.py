@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from edgecs.runtime.served_models import ServedModel
-from edgecs.server.engine import Engine
 from edgecs.server.keep_alive import USUAL
+from edgecs.server.served import Served
 
 State = Literal["loading", "loaded", "unloading"]
 
@@ -34,7 +34,7 @@ class Resident(NamedTuple):
     state: State
     users: int
     expires_at: float | None
-    engine: Engine | None  # None: not loaded yet, or being freed
+    engine: Served | None  # None: not loaded yet, or being freed
 
     @property
     def name(self) -> str:

@@ -12,10 +12,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edgecs.server.answering import Answers, Choice, Part, Usage, chat_answers
+from edgecs.server.answering import Answers, Usage, chat_answers
+from edgecs.server.choice import Called, Choice, Part
 from edgecs.server.endpoint import Endpoint
 from edgecs.server.engine import Engine
 from edgecs.server.error_forms import openai_error
+from edgecs.server.openai_calls import incomplete_calls
 from edgecs.server.replies import (
     Framing,
     Refused,
@@ -27,11 +29,14 @@ from edgecs.server.responses_input import as_chat
 from edgecs.server.responses_schemas import ResponsesRequest
 from edgecs.server.token_names import stated
 from edgecs.session.answer import Token
+from edgecs.toolcalls.events import Arguments, Begun, Finished, Thought
 
 _FRAMING = Framing(
     named_event,
     lambda error: named_event({**openai_error(error)["error"], "type": "error"}),
 )
+_CUT_OFF = ("function_call", "incomplete")
+_PREFIXES = {"reasoning": "rs", "message": "msg", "function_call": "fc"}
 Event = dict[str, Any]
 
 
@@ -48,18 +53,18 @@ async def respond(
 
 @dataclass
 class _Item:
-    """An item of a response: the thoughts or the text of an answer."""
+    """An item of a response: thoughts, text, or a call, whose text is its arguments."""
 
-    kind: str  # "reasoning" or "message"
+    kind: str  # "reasoning", "message" or "function_call"
     index: int
     text: str = ""
+    name: str = ""
+    call: str = ""  # the id of a call
     tokens: list[Token] = field(default_factory=list)
     status: str = "in_progress"
 
     def __post_init__(self) -> None:
-        self.id = (
-            f"{'rs' if self.kind == 'reasoning' else 'msg'}_{secrets.token_hex(12)}"
-        )
+        self.id = f"{_PREFIXES[self.kind]}_{secrets.token_hex(12)}"
 
 
 class _Form:
@@ -100,25 +105,46 @@ class _Form:
         yield self._whole_event(self._final)
 
     def _new(self, part: Part) -> Iterator[Event]:
-        """The events of new text."""
-        if part.thought:
-            yield from self._open("reasoning")
+        """The events of what is new."""
+        tokens = part.tokens
+        for piece in part.pieces:
+            if isinstance(piece, Called):
+                yield from self._called(piece)
+            elif isinstance(piece, Thought):
+                yield from self._open("reasoning")
+                item = self._items[-1]
+                item.text += piece.text
+                yield self._part_event(item, "reasoning_text.delta", delta=piece.text)
+            else:
+                yield from self._open("message")
+                item = self._items[-1]
+                item.text += piece.text
+                item.tokens += tokens
+                found, tokens = self._logprobs(tokens), ()
+                yield self._part_event(
+                    item, "output_text.delta", delta=piece.text, logprobs=found
+                )
+
+    def _called(self, piece: Called) -> Iterator[Event]:
+        call, event = piece
+        if isinstance(event, Begun):
+            yield from self._close("completed")
+            index = len(self._items)
+            item = _Item("function_call", index, name=call.name, call=call.id)
+            self._items.append(item)
+            yield self._item_event(item, "added", self._item(item))
+        elif isinstance(event, Arguments):
             item = self._items[-1]
-            item.text += part.thought
-            yield self._part_event(item, "reasoning_text.delta", delta=part.thought)
-        if part.text:
-            yield from self._open("message")
-            item = self._items[-1]
-            item.text += part.text
-            item.tokens += part.tokens
-            found = self._logprobs(part.tokens)
-            yield self._part_event(
-                item, "output_text.delta", delta=part.text, logprobs=found
-            )
+            item.text += event.text
+            yield self._call_event(item, "delta", delta=event.text)
+        else:
+            done = isinstance(event, Finished)
+            yield from self._close("completed" if done else "incomplete")
 
     def _open(self, kind: str) -> Iterator[Event]:
         """The events before an item, unless it is the current one."""
-        if self._items and self._items[-1].kind == kind:
+        last = self._items[-1] if self._items else None
+        if last and last.kind == kind and last.status == "in_progress":
             return
         yield from self._close("completed")
         item = _Item(kind, len(self._items))
@@ -130,10 +156,16 @@ class _Form:
 
     def _close(self, status: str) -> Iterator[Event]:
         """The events that end the current item, if any."""
-        if not self._items:
+        item = self._items[-1] if self._items else None
+        if item is None or item.status != "in_progress":
             return
-        item = self._items[-1]
         item.status = status
+        if item.kind == "function_call":
+            if status == "completed":
+                done = {"arguments": item.text, "name": item.name}
+                yield self._call_event(item, "done", **done)
+            yield self._item_event(item, "done", self._item(item))
+            return
         if item.kind == "reasoning":
             yield self._part_event(item, "reasoning_text.done", text=item.text)
         else:
@@ -160,6 +192,11 @@ class _Form:
         place = {"item_id": item.id, "output_index": item.index, "content_index": 0}
         return self._event(f"response.{kind}", **place, **more)
 
+    def _call_event(self, item: _Item, what: str, **more: Any) -> Event:
+        place = {"item_id": item.id, "output_index": item.index}
+        kind = f"response.function_call_arguments.{what}"
+        return self._event(kind, **place, **more)
+
     def _part(self, item: _Item) -> dict[str, Any]:
         if item.kind == "reasoning":
             return {"type": "reasoning_text", "text": item.text}
@@ -171,8 +208,11 @@ class _Form:
         }
 
     def _item(self, item: _Item, *, empty: bool = False) -> dict[str, Any]:
-        content = [] if empty else [self._part(item)]
         made = {"id": item.id, "type": item.kind, "status": item.status}
+        if item.kind == "function_call":
+            call = {"call_id": f"call_{item.call}", "name": item.name}
+            return {**made, **call, "arguments": item.text}
+        content = [] if empty else [self._part(item)]
         if item.kind == "reasoning":
             return {**made, "summary": [], "content": content}
         return {**made, "role": "assistant", "content": content}
@@ -189,12 +229,21 @@ class _Form:
     @property
     def _final(self) -> str:
         """The status of a response whose answer has ended."""
-        return "completed" if self._choice.reason == "stop" else "incomplete"
+        done = self._choice.reason in ("stop", "tool_calls")
+        return "completed" if done else "incomplete"
 
     def _failed(self, error: Refused) -> dict[str, Any]:
         code = "rate_limit_exceeded" if error.status == 429 else "server_error"
         told = {"code": code, "message": str(error)}
         return {**self._response(), "status": "failed", "error": told}
+
+    def _output(self) -> list[dict[str, Any]]:
+        """The items; a stream has announced those of calls that were cut off, too."""
+        return [
+            self._item(item)
+            for item in self._items
+            if self._asked.stream or (item.kind, item.status) != _CUT_OFF
+        ]
 
     def _response(self) -> dict[str, Any]:
         """The response as it is now."""
@@ -214,7 +263,7 @@ class _Form:
             "max_output_tokens": asked.max_output_tokens,
             "metadata": asked.metadata or {},
             "model": asked.model or self._engine.name,
-            "output": [self._item(item) for item in self._items] if ended else [],
+            "output": self._output() if ended else [],
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": None,
             "reasoning": _reasoning(asked),
@@ -228,6 +277,7 @@ class _Form:
             "truncation": "disabled",
             "usage": _usage(self._choice) if ended else None,
             "user": asked.user,
+            **incomplete_calls(self._choice),
         }
 
 

@@ -13,57 +13,13 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgecs.errors import Cancelled, ConfigError
 from edgecs.server.app import Serving, create_app
-from edgecs.server.engine import Engine
+from edgecs.server.connections import BACKLOG, limited, most_connections
 from edgecs.server.guard import is_loopback
 from edgecs.server.pool import ModelPool
-
-HEADER_SECONDS = 10.0  # chosen: time limit for receiving the head of a request
-_CONNECTIONS = 1024  # chosen
-_BACKLOG = 128
-
-
-class _TimedProtocol(H11Protocol):
-    """Closes connections that do not send a request in time (slow loris)."""
-
-    _timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._wait()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._is_answering and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if not self._is_answering:
-            self._wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        super().connection_lost(exc)
-
-    @property
-    def _is_answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
-
-    def _wait(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self.loop.call_later(HEADER_SECONDS, self._give_up)
-
-    def _give_up(self) -> None:
-        self._timer = None
-        if not self._is_answering:
-            self.transport.close()
+from edgecs.server.served import Served
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -75,7 +31,7 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
-        sock.listen(_BACKLOG)
+        sock.listen(BACKLOG)
     except (OSError, OverflowError, UnicodeError) as error:
         sock.close()
         code = getattr(error, "errno", None)
@@ -126,7 +82,7 @@ def serve(
     *,
     first: str | None = None,
     drain: float = 30.0,
-    ready: Callable[[Engine | None], None] = lambda engine: None,
+    ready: Callable[[Served | None], None] = lambda engine: None,
     started: Callable[[uvicorn.Server], None] = lambda server: None,
 ) -> None:
     """Serves until SIGINT or SIGTERM; models are loaded meanwhile.
@@ -155,12 +111,12 @@ def serve(
 
     config = uvicorn.Config(
         create_app(serving),
-        http=_TimedProtocol,
+        http=limited(most_connections()),
+        backlog=BACKLOG,
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
-        limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=int(drain),
         server_header=False,
     )

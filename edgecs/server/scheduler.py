@@ -20,8 +20,10 @@ from edgecs.core.context import Context
 from edgecs.core.draft import NOTHING, Request, Rows
 from edgecs.costs.cost_model import CostModel
 from edgecs.errors import Cancelled, EdgecsError, ModelError
+from edgecs.server.incidents import incident
 from edgecs.server.job import Busy, Ended, Event, Job, SlotState, Ticket, Totals
 from edgecs.server.joint import joint_width, most_drafted
+from edgecs.server.parts import PromptParts
 from edgecs.server.prefix_store import PrefixStore
 from edgecs.server.slots import Slot, choose, fill
 from edgecs.session.answer import Answer, FinishReason
@@ -29,8 +31,6 @@ from edgecs.session.session import Session
 
 logger = logging.getLogger("edgecs")
 
-# chosen: tokens of a prompt chunk between two rounds of other answers.
-_PART = 128
 MOST_WAITING = 64
 
 
@@ -59,6 +59,7 @@ class Scheduler:
         self._slots = [Slot(i, session) for i, session in enumerate(sessions)]
         self._jobs = 0  # begun so far
         self._costs, self._chunk, self._most_waiting = costs, reads, waiting
+        self._parts = PromptParts(reads)
         self._strict, self._store = strict, store
         self._waiting: deque[Ticket] = deque()
         self._wake = threading.Condition()
@@ -104,6 +105,11 @@ class Scheduler:
         """Number of jobs that wait for a slot."""
         return len(self._waiting)
 
+    @property
+    def refused_files(self) -> int:
+        """Number of files of the prefix cache that were removed unused."""
+        return self._store.refused if self._store else 0
+
     def slots(self) -> list[SlotState]:
         """The state of every slot."""
         return [slot.state for slot in self._slots]
@@ -118,8 +124,7 @@ class Scheduler:
                 self._admit()
                 self._step()
             except Exception as error:  # a bug must not leave clients waiting
-                logger.exception("the scheduler failed")
-                self._fail(self._slots, ModelError(f"internal error: {error!r}"))
+                self._fail(self._slots, incident("the scheduler failed", error))
         if self._store:
             for slot in sorted(self._slots, key=lambda slot: slot.used):
                 self._store.save(slot.sequence)
@@ -145,13 +150,14 @@ class Scheduler:
                 ticket.notify(Cancelled("it was cancelled or timed out in the queue"))
                 self.totals.cancelled += 1
                 continue
-            slot = choose(free, ticket.job.prompt)
+            slot = choose(free, ticket.job)
             if self._begin(slot, ticket):
                 free.remove(slot)
 
     def _begin(self, slot: Slot, ticket: Ticket) -> bool:
         job = ticket.job
-        lost = max(0, slot.asked - slot.saves(job.prompt))
+        kept = slot.saves(job.prompt) if job.caches else 0
+        lost = max(0, slot.asked - kept)
         try:
             answer = slot.session.begin(
                 job.prompt,
@@ -160,6 +166,7 @@ class Scheduler:
                 rule=job.rule,
                 logprobs=job.logprobs,
                 details=job.details,
+                shown=job.shown,
             )
         except EdgecsError as error:
             self.totals.errors += 1
@@ -227,17 +234,20 @@ class Scheduler:
                 slot.session.cascade.sequence,
                 slot.session.cascade.cancel,
             )
-            answer.read += self.target.score([part])[0].fed
+            rows, seconds = slot.session.cascade.call(part)
+            self._parts.read(rows.fed, seconds)
+            answer.read += rows.fed
             slot.read = end
             return
         rows, seconds = slot.session.cascade.call(answer.request(0))
+        self._parts.read(rows.fed, seconds)
         self._take(slot, answer, rows, seconds)
 
     def _part_end(self, read: int, alone: bool) -> int:
         """End of the next chunk of a prompt of which `read` tokens have KV cells."""
         uniform = getattr(self.target, "uniform", False)
         if uniform:
-            return read + (self._chunk if alone else min(_PART, self._chunk))
+            return read + (self._chunk if alone else self._parts.tokens)
         # Its cells depend on the chunks, so these are the ones of a single session.
         return (read // self._chunk + 1) * self._chunk
 
@@ -257,6 +267,7 @@ class Scheduler:
         began = time.perf_counter()
         rows = self.target.score(requests)
         seconds = time.perf_counter() - began
+        self._parts.decoded(seconds)
         self.totals.calls += 1
         self.totals.requests += len(pairs)
         for (slot, answer), found in zip(pairs, rows, strict=True):
@@ -279,9 +290,8 @@ class Scheduler:
         ticket, answer, session = slot.ticket, slot.answer, slot.session
         assert ticket is not None
         assert answer is not None
-        slot.ticket = slot.answer = None
         try:
-            session.ended(answer, reason)
+            self._free(slot, answer, reason)
         except EdgecsError as error:
             self.totals.errors += 1
             ticket.notify(error)
@@ -295,15 +305,24 @@ class Scheduler:
         why_ended = answer.finish_reason or "cancelled"
         ticket.notify(Ended(why_ended, stats, session.chain, why, answer.stop))
 
+    def _free(self, slot: Slot, answer: Answer, reason: FinishReason | None) -> None:
+        """Free a slot; a private answer leaves no cells."""
+        forgets = slot.is_private and slot.read is not None
+        slot.ticket = slot.answer = None
+        try:
+            slot.session.ended(answer, reason)
+        finally:
+            if forgets:
+                self.target.forget(slot.sequence)
+
     def _fail(self, group: Sequence[Slot], error: EdgecsError) -> None:
         """End the answers of some slots with an error."""
         for slot in group:
             ticket, answer = slot.ticket, slot.answer
             if ticket is None or answer is None:
                 continue
-            slot.ticket = slot.answer = None
             try:
-                slot.session.ended(answer, "cancelled")
+                self._free(slot, answer, "cancelled")
             except Exception:
                 logger.exception("a session could not be ended")
             self.totals.errors += 1

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    field_validator,
+    model_validator,
+)
+
+from edgecs.server.tool_schemas import MOST_ID, MOST_TOOLS, CalledTool, ToolFields
 
 MOST_STOPS, MOST_TEXT = 16, 1 << 22  # characters
 MOST_MESSAGES, MOST_CHOICES, MOST_LOGPROBS = 4096, 16, 20
@@ -40,9 +49,13 @@ class Message(_Body):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[TextPart] | None = None
+    name: str | None = Field(default=None, max_length=MOST_ID)
+    reasoning_content: Text | None = None
+    tool_calls: list[CalledTool] | None = Field(default=None, max_length=MOST_TOOLS)
+    tool_call_id: str | None = Field(default=None, max_length=MOST_ID)
 
     def plain(self) -> dict[str, Any]:
-        """The message in the form of chat templates."""
+        """The role and the text of the message, in the form of chat templates."""
         content = self.content
         if isinstance(content, list):
             content = "".join(part.text for part in content)
@@ -111,6 +124,7 @@ class _Asked(_Body):
     grammar: Text | None = None
     json_schema: dict[str, Any] | bool | None = None
     speculative: StrictBool | None = None
+    cache_prompt: StrictBool | None = None
     token_details: StrictBool = False
 
     @property
@@ -121,18 +135,26 @@ class _Asked(_Body):
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
 
+def _most(max_tokens: int | None, n_predict: int | None) -> int | None:
+    """The most tokens of an answer. n_predict: llama-server's name; -1: no limit."""
+    if max_tokens is not None or n_predict is None or n_predict < 0:
+        return max_tokens
+    return n_predict
+
+
 class TemplateOptions(_Body):
     """Values for a model's chat template."""
 
     enable_thinking: StrictBool | None = None
 
 
-class ChatRequest(_Asked):
+class ChatRequest(_Asked, ToolFields):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
     max_tokens: int | None = Field(default=None, ge=0)
     max_completion_tokens: int | None = Field(default=None, ge=0)
+    n_predict: int | None = Field(default=None, ge=-1)
     logprobs: StrictBool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
     response_format: ResponseFormat | None = None
@@ -143,7 +165,7 @@ class ChatRequest(_Asked):
         """The most tokens of an answer."""
         if self.max_completion_tokens is not None:
             return self.max_completion_tokens
-        return self.max_tokens
+        return _most(self.max_tokens, self.n_predict)
 
 
 class CompletionRequest(_Asked):
@@ -151,13 +173,25 @@ class CompletionRequest(_Asked):
 
     prompt: Text | list[int]
     max_tokens: int | None = Field(default=None, ge=0)
+    n_predict: int | None = Field(default=None, ge=-1)
     logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
     echo: StrictBool = False
 
     @property
     def most(self) -> int | None:
         """The most tokens of an answer; None means no limit, as for llama-server."""
-        return self.max_tokens
+        return _most(self.max_tokens, self.n_predict)
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _sole(cls, given: Any) -> Any:
+        """OpenAI's clients send lists of prompts, also of one."""
+        several = isinstance(given, list) and given
+        if not several or not all(isinstance(one, str | list) for one in given):
+            return given
+        if len(given) > 1:
+            raise ValueError(f"a request has one prompt, this one has {len(given)}")
+        return given[0]
 
 
 class Named(_Body):
@@ -194,8 +228,19 @@ class DetokenizeRequest(_Body):
     tokens: list[int] = Field(max_length=MOST_TEXT)
 
 
-class TemplateRequest(_Body):
-    """POST /apply-template. with_tokens: also return the ids of the prompt."""
+class Turn(Message):
+    """A message; an answer's ids are taken as they are, and not tokenised again."""
 
-    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
+    ids: list[int] | None = Field(default=None, max_length=MOST_TEXT)
+
+
+class TemplateRequest(_Body, ToolFields):
+    """POST /apply-template.
+
+    with_tokens: also return the ids of the prompt. partial: ids of an unfinished answer
+    that they end with.
+    """
+
+    messages: list[Turn] = Field(min_length=1, max_length=MOST_MESSAGES)
     with_tokens: StrictBool = False
+    partial: list[int] = Field(default=[], max_length=MOST_TEXT)

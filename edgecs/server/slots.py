@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from edgecs.core.context import Tokens
 from edgecs.core.draft import LanguageModel
-from edgecs.server.job import SlotState, Ticket
+from edgecs.server.job import Job, SlotState, Ticket
 from edgecs.server.prefix_store import LEAST, PrefixStore
 from edgecs.session.answer import Answer
 from edgecs.session.session import Session
@@ -62,6 +62,11 @@ class Slot:
         """Whether its answer was cancelled or is late."""
         return self.ticket is not None and self.ticket.is_unwanted
 
+    @property
+    def is_private(self) -> bool:
+        """Whether its answer leaves no cells."""
+        return self.ticket is not None and not self.ticket.job.caches
+
     def saves(self, prompt: Tokens, *, copied: bool = False) -> int:
         """How many tokens of a prompt its cells save, see `LanguageModel.reusable`."""
         return self.target.reusable(prompt, self.sequence, copied=copied)
@@ -83,14 +88,17 @@ class Slot:
         return SlotState(self.number, state, stats.prompt_tokens, stats.tokens, context)
 
 
-def choose(free: Sequence[Slot], prompt: Tokens) -> Slot:
+def choose(free: Sequence[Slot], job: Job) -> Slot:
     """The slot that answers a prompt.
 
     That is the slot whose cells save most of it, if its conversation goes on with this
     prompt: if fewer tokens of its last prompt are lost than are saved, and than a copy
     costs. Where cells cannot be copied it must save a tenth of the prompt. Otherwise it
-    is the least recently used slot.
+    is the least recently used slot, as for a private answer.
     """
+    prompt = job.prompt
+    if not job.caches:
+        return min(free, key=lambda slot: slot.used)
     saved = {slot.number: slot.saves(prompt) for slot in free}
     best = max(free, key=lambda slot: (saved[slot.number], -slot.used))
     if _goes_on(best, prompt, saved[best.number]):
@@ -118,11 +126,14 @@ def fill(
     """Fetch the cells of a prompt's prefix from another slot or from disk, if it pays.
 
     It pays if it saves more tokens of the prompt than are read in that time. Cells that
-    a conversation loses here are saved on disk. Returns how many tokens of the prompt
-    have cells now.
+    a conversation loses here are saved on disk. A private answer gets none. Returns how
+    many tokens of the prompt have cells now.
     """
     if store and slot.lost >= LEAST:
         store.save(slot.sequence)
+    if slot.is_private:
+        slot.target.forget(slot.sequence)
+        return 0
     kept = slot.saves(prompt)
     sources = [*_copies(slot, slots, prompt), *_files(slot, prompt, store)]
     best = max(sources, key=lambda source: source.gain, default=None)
@@ -137,7 +148,7 @@ def _copies(slot: Slot, slots: Sequence[Slot], prompt: Tokens) -> Iterator[Sourc
     if target.copy_cost is None:
         return
     for other in slots:
-        if other is not slot:
+        if other is not slot and not other.is_private:
             saved = other.saves(prompt, copied=True)
             fetch = partial(target.copy, other.sequence, to, saved)
             yield Source(saved - target.copy_cost, fetch)

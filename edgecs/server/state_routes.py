@@ -5,6 +5,7 @@ None of them loads a model or prolongs its stay.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -14,8 +15,10 @@ from starlette.responses import JSONResponse, Response
 
 from edgecs.runtime.recipe import Recipe
 from edgecs.server import metrics
+from edgecs.server.embedding_engine import EmbeddingEngine
 from edgecs.server.engine import Engine
 from edgecs.server.pool import ModelPool
+from edgecs.server.served import Served
 
 
 async def props(request: Request, pool: ModelPool, most: int) -> Response:
@@ -25,7 +28,11 @@ async def props(request: Request, pool: ModelPool, most: int) -> Response:
         return JSONResponse(_server(pool))
     async with pool.peek(name) as engine:
         (model,) = (one.model for one in pool.residents() if one.name == engine.name)
-        return JSONResponse({**properties(engine), "reference": model.reference})
+        found = {**properties(engine), "reference": model.reference}
+        if isinstance(engine, Engine):
+            owner = await asyncio.to_thread(getattr, engine, "owner")
+            found["weights"] = asdict(owner)
+        return JSONResponse(found)
 
 
 async def slots(request: Request, pool: ModelPool, most: int) -> Response:
@@ -35,6 +42,7 @@ async def slots(request: Request, pool: ModelPool, most: int) -> Response:
         {"model": loaded, **slot._asdict()}
         for loaded, engine in _loaded(pool).items()
         if name in (None, loaded) or pool.only_default
+        if isinstance(engine, Engine)
         for slot in engine.scheduler.slots()
     ]
     return JSONResponse(found)
@@ -46,7 +54,7 @@ async def counts(request: Request, pool: ModelPool, most: int) -> Response:
     return Response(text, media_type=metrics.CONTENT_TYPE)
 
 
-def _loaded(pool: ModelPool) -> dict[str, Engine]:
+def _loaded(pool: ModelPool) -> dict[str, Served]:
     """The engines that are loaded. They may be read until the next `await`."""
     return {one.name: one.engine for one in pool.residents() if one.engine is not None}
 
@@ -60,19 +68,28 @@ def _server(pool: ModelPool) -> dict[str, Any]:
     }
 
 
-def properties(engine: Engine) -> dict[str, Any]:
+def properties(engine: Served) -> dict[str, Any]:
     """The settings of a loaded model."""
-    runtime = engine.runtime
-    session = runtime.session
-    return {
+    about = {
         "model": engine.name,
         "n_ctx": engine.n_ctx,
         "total_slots": engine.slots,
         "chat_template": engine.chat_template,
         "build_info": f"edgecs {version('edgecs')}",
+    }
+    if isinstance(engine, EmbeddingEngine):
+        return {**about, "embedding_length": engine.width}
+    return {**about, **_drafting(engine)} if isinstance(engine, Engine) else about
+
+
+def _drafting(engine: Engine) -> dict[str, Any]:
+    runtime = engine.runtime
+    session = runtime.session
+    return {
         "kernels": engine.loaded.options.kernels,
         "chain": session.chain,
         "tiers": runtime.tiers,
+        "exact": runtime.exactness(),
         "off_reason": session.off_reason,
         "settings": settings(runtime.recipe),
     }

@@ -8,12 +8,17 @@ from typing import Any
 from edgecs.session.answer import Token
 
 Named = Callable[[int], Mapping[str, Any]]
-"""An id -> a mapping with its text under "token"."""
+"""An id -> a mapping with its text under "token", and the bytes of that."""
 
 
 def token_detail(token: Token, named: Named) -> dict[str, Any]:
     """One token; `text` is what became certain with it, all texts make the answer."""
-    found: dict[str, Any] = {"id": token.id, "text": token.text, "source": token.source}
+    found: dict[str, Any] = {
+        "id": token.id,
+        "text": token.text,
+        "bytes": named(token.id)["bytes"],
+        "source": token.source,
+    }
     if (detail := token.detail) is None:
         return found
     rejected = None
@@ -30,6 +35,7 @@ def token_detail(token: Token, named: Named) -> dict[str, Any]:
         "round": detail.round,
         "width": detail.width,
         "rejected": rejected,
+        "ends": detail.ends,
     }
 
 

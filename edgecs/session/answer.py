@@ -6,7 +6,7 @@ It makes no calls itself, so that several answers can share one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from edgecs.core.context import Context
@@ -45,8 +45,9 @@ class Answer:
 
     limit: the most tokens. logprobs: report those of every token and of this many of
     the most likely ones; None: report none. details: say how every token came about.
-    cancelled: checked once per round. on_round: returns the function to call with the
-    context and the outcome of every round, before anything is committed.
+    shown: texts of control tokens that are part of the answer. cancelled: checked once
+    per round. on_round: returns the function to call with the context and the outcome
+    of every round, before anything is committed.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Answer:
         stop: Sequence[str] = (),
         logprobs: int | None = None,
         details: bool = False,
+        shown: Mapping[int, bytes] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
         on_round: Callable[[], OnRound | None] = lambda: None,
     ) -> None:
@@ -70,7 +72,7 @@ class Answer:
         self._cascade, self._tokenizer = cascade, tokenizer
         self._choices, self._limit = choices, limit
         self._text, self._logprobs = TextStream(stop), logprobs
-        self._details = details
+        self._details, self._shown = details, shown or {}
         self._cancelled, self._on_round = cancelled, on_round
         self._pending: PendingRound | None = None
         self._began = time.perf_counter()
@@ -186,7 +188,7 @@ class Answer:
             ):
                 self.context.append((token,))
                 stats.tokens += 1
-                piece = self._text.push(self._tokenizer.piece(token))
+                piece = self._text.push(self._piece(token))
                 last = stats.tokens - before == len(tokens)
                 self.finish_reason = self._ends(token, last)
                 if self.finish_reason:
@@ -196,13 +198,16 @@ class Answer:
                     piece,
                     source,
                     stated[at] if stated else None,
-                    details[at] if details else None,
+                    details[at]._replace(ends=self.finish_reason) if details else None,
                 )
                 if self.finish_reason:
                     break
         finally:
             if not reads_prompt:
                 stats.observe(done, stats.tokens - before)
+
+    def _piece(self, token: int) -> bytes:
+        return self._shown.get(token) or self._tokenizer.piece(token)
 
     def _ends(self, token: int, last: bool) -> FinishReason | None:
         """The reason to end the answer after this token, if any.

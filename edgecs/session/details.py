@@ -21,13 +21,15 @@ class Rejected(NamedTuple):
 class Detail(NamedTuple):
     """The round that emitted a token.
 
-    rejected: what was drafted in its place; None: nothing, or the token itself.
+    rejected: what was drafted in its place; None: nothing, or the token itself. ends:
+    why the answer ends with this token (`FinishReason`); None: it does not.
     """
 
     p: float  # probability by the target's unmodified row
     round: int  # 0: the call that read the prompt
     width: int  # tokens in the call: the last known one and the draft
     rejected: Rejected | None = None
+    ends: str | None = None
 
 
 def details_of(done: Round, number: int) -> list[Detail]:

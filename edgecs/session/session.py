@@ -7,7 +7,7 @@ be, what is committed, what is counted. It is independent of engines.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -104,6 +104,15 @@ class Session:
         return self._last.finish_reason if self._last else None
 
     @property
+    def n_ctx(self) -> int:
+        """Tokens that the context holds."""
+        return self.target.n_ctx
+
+    def piece(self, token: int) -> bytes:
+        """The text of a token in an answer."""
+        return self.tokenizer.piece(token)
+
+    @property
     def chain(self) -> list[str]:
         """Names of the target and its drafters, Max-Gram last."""
         return [self.cascade.name, *(d.name for d in self.cascade.drafters)]
@@ -154,11 +163,12 @@ class Session:
         rule: Rule | None = None,
         logprobs: int | None = None,
         details: bool = False,
+        shown: Mapping[int, bytes] | None = None,
     ) -> Answer:
         """An answer whose calls are made by the caller, see `generate`.
 
         `ended` must be called after the last one. details: say how every token came
-        about.
+        about. shown: texts of control tokens that are part of the answer.
         """
         if logprobs is not None and logprobs < 0:
             raise ConfigError(f"logprobs must be 0 or more, got {logprobs}")
@@ -177,6 +187,7 @@ class Session:
             stop=stop,
             logprobs=logprobs,
             details=details,
+            shown=shown,
             cancelled=lambda: self._cancel.is_set() or self.target.cancel.is_set(),
             on_round=lambda: self.on_round,
         )

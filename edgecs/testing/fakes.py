@@ -157,6 +157,9 @@ class TableModel:
         """Returns False: there are no cells."""
         return False
 
+    def forget(self, sequence: int) -> None:
+        """Does nothing: there are no cells."""
+
     def reset(self) -> None:
         """Does nothing: there is no state."""
 
@@ -254,6 +257,10 @@ class CachingModel(TableModel):
         own.ids.extend(np.frombuffer(cells.data, "<i4").tolist())
         own.cache.reset_to(cells.tokens)
         return True
+
+    def forget(self, sequence: int) -> None:
+        """Empties the cells of a sequence."""
+        self._cells[sequence].cache.reset()
 
     def reset(self) -> None:
         """Empties the cells."""

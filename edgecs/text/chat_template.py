@@ -17,7 +17,11 @@ from edgecs.text.template_process import RAW, Renderer
 _SOURCE = 1 << 20  # characters of a template
 
 Message = Mapping[str, Any]
-"""{"role": "system" | "user" | "assistant", "content": text}; JSON values."""
+"""{"role": "system" | "user" | "assistant" | "tool", "content": text}; JSON values.
+
+An assistant's message may have `tool_calls`, in OpenAI's form but with arguments as
+objects, and a tool's has the `tool_call_id` and the `name`.
+"""
 
 
 class ChatTemplate:
@@ -44,12 +48,16 @@ class ChatTemplate:
         return MessageGuard(self._tokenizer.controls)
 
     def render(
-        self, messages: Sequence[Message], *, thinking: bool | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
         """The conversation as text, ending where the answer begins.
 
         thinking: whether the model is to think first, for templates that ask; None:
-        the template decides.
+        the template decides. tools: in OpenAI's form, for templates that know them.
 
         Raises ConfigError if the template refuses the conversation, ModelError if
         it takes too much time or memory.
@@ -60,7 +68,7 @@ class ChatTemplate:
                 "add_generation_prompt": True,
                 "bos_token": self._tokenizer.bos,
                 "eos_token": self._tokenizer.eos,
-                "tools": None,
+                "tools": [dict(tool) for tool in tools] or None,
                 **({} if thinking is None else {"enable_thinking": thinking}),
             }
         )
@@ -75,13 +83,15 @@ class ChatTemplate:
         beginning: str = "",
         *,
         thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> Tokens:
         """The conversation as ids; see `render`.
 
         beginning: text of the answer that follows.
         """
         protected = [self.guard.protect_values(dict(one)) for one in messages]
-        text = self.render(protected, thinking=thinking)
+        known = self.guard.protect_values([dict(tool) for tool in tools])
+        text = self.render(protected, thinking=thinking, tools=known)
         return self.encode_text(text + self.guard.protect(beginning))
 
     def encode_text(self, text: str, *, first: bool = True) -> Tokens:

@@ -27,8 +27,9 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError
-from jinja2.ext import loopcontrols
+from jinja2 import Template, TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 _TEXT = 16 << 20  # characters that a template may write
@@ -42,12 +43,23 @@ _LIMITS = {
 }
 
 
+class Generation(Extension):
+    """{% generation %}, with which transformers marks answers for training."""
+
+    tags = {"generation"}  # noqa: RUF012  as in its base class
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The nodes inside."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 class Sandbox:
     """Compiles a template, then renders it."""
 
     def __init__(self) -> None:
         self._environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
         )
         self._environment.globals["raise_exception"] = _raise
         self._environment.globals["strftime_now"] = _now
@@ -102,8 +114,20 @@ def _now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-def _json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _limit() -> None:

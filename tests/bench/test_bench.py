@@ -24,7 +24,7 @@ from edgecs_bench.run.journal import Journal
 from edgecs_bench.run.result import FORMAT, read, schema, tables
 from edgecs_bench.run.throughput import measure, row
 from edgecs_cli.commands.bench import FORMS
-from edgecs_cli.options.common import PAGE
+from edgecs_cli.options.kinds import PAGE
 from tests.commands import one_line
 from tests.conftest import Outcome, before_calls
 

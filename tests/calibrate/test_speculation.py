@@ -130,11 +130,12 @@ class TestKeeping:
         monkeypatch.setattr(speculation_profile.Others, "share", 0.1)
         with monkeypatch.context() as busy:
             busy.setattr(speculation_profile.Others, "share", 0.4)
+            busy.setattr(speculation_profile, "busiest", lambda: "make")
             first = prepared(profiles, exact)
         assert first.costs.known
         assert first.notes == [
-            "other programs took 40% of the processors while the model was measured: "
-            "it will be measured again at the next start"
+            "other programs (mostly make) took 40% of the processors while the model "
+            "was measured: it will be measured again at the next start"
         ]
         assert first.save()
         again, target = opened(profiles, exact)
@@ -375,7 +376,7 @@ class TestProbing:
     def test_what_is_being_done_is_said(self, profiles):
         told: list[str] = []
         opened(profiles)[0].prepare(1.0, told.append)
-        assert told == ["checking which widths are bit-exact"]
+        assert told == ["measuring this model, once: which calls are bit-exact"]
 
 
 class TestDrafters:

@@ -29,9 +29,10 @@ def test_it_says_how_fast_each_was_and_that_tokens_are_the_same(
     assert done.code == 0, done.err
     said = json.loads(done.out)["tokens"]
     line = next(line for line in done.err.splitlines() if line.startswith("tok/s"))
-    speeds = r"llama\.cpp [\d.]+ · edgecs without drafts [\d.]+ · with drafts [\d.]+ "
+    speeds = r"llama\.cpp [\d.]+ · plain edgecs [\d.]+ · with drafts [\d.]+ "
+    gains = r"\([\d.]+x llama\.cpp, [\d.]+x plain\)"
     assert re.fullmatch(
-        rf"tok/s: {speeds}\([\d.]+x\) · the same {len(said)} tokens with and without "
+        rf"tok/s: {speeds}{gains} · the same {len(said)} tokens with and without "
         "drafts",
         line,
     )

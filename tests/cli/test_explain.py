@@ -30,7 +30,8 @@ from edgecs.session.answer import Token
 from edgecs.session.session import Session
 from edgecs.session.trace import TraceFile, follow, header
 from edgecs.testing.fakes import CachingModel, Endless, ScriptedDrafter, TableModel
-from edgecs_cli.loading.explain import COLOURS, coloured, legend, marked, plain
+from edgecs_cli.loading.explain import legend
+from edgecs_cli.origins import COLOURS, coloured, marked, plain
 from tests.commands import one_line
 from tests.conftest import Outcome
 
@@ -379,7 +380,7 @@ def test_a_legend_counts_every_token_once():
         "target       5    38%",
         "good         8    62%         8       8         8",
         "bad          0     0%         6       6         0",
-        "marks: text of a drafter is in [bad:...]",
+        "[name:...]: the drafter of a text",
         "rounds by tokens in the call: 1 of 3, 3 of 5",
         "exactness: numeric",
     ]
@@ -391,7 +392,7 @@ def test_a_legend_shows_the_colours_of_the_answer():
         lines = legend(session, "numeric", colours=True)
         assert lines[2].startswith(click.style("mag", fg=COLOURS[0]) + " ")
         marks = legend(session, "numeric", colours=False)
-    own = ("marks:", "colours:")
+    own = ("[name:", "colours:")
     plain = [click.unstyle(line) for line in lines if not line.startswith(own)]
     assert plain == [line for line in marks if not line.startswith(own)]
     assert sum(line.startswith(own) for line in lines) == 1
@@ -514,7 +515,15 @@ def test_explained_text_is_the_answer(
     assert re.sub(r"\[mag:|\]", "", marks.out) == answer
     assert "\x1b" not in marks.out + marks.err
     shown = [line.split()[0] for line in marks.err.splitlines()[-7:]]
-    assert shown == ["source", "target", "mag", "marks:", "rounds", "exactness:", "90"]
+    assert shown == [
+        "source",
+        "target",
+        "mag",
+        "[name:...]:",
+        "rounds",
+        "exactness:",
+        "90",
+    ]
     monkeypatch.setenv("FORCE_COLOR", "1")
     colours = generate(edgecs, tiny_gguf, *fixed, "--explain")
     assert f"\x1b[38;5;{COLOURS[0]}m" in colours.out

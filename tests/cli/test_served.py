@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +19,13 @@ import pytest
 
 from edgecs.engines.load_options import LoadOptions
 from edgecs.server.app import Serving
-from edgecs.server.pool import ModelPool
-from edgecs.server.residency import Limits
 from edgecs_cli.client import generate_served
-from edgecs_cli.client.state_file import published, servers_folder
+from edgecs_cli.client.state_file import servers_folder
 from tests.commands import Edgecs, one_line
-from tests.server.servers import WAIT, loading, named, running_server
+from tests.server.servers import WAIT, published_server
 
 OPTIONS = LoadOptions(n_ctx=512, threads=1, sequences=2)
 FIXED = ("-t", 1, "-p", "hello, hello")
-
-
-@contextmanager
-def served(path: Path, folder: Path, options: LoadOptions) -> Iterator[Serving]:
-    """A server that commands find."""
-    state = Serving(
-        ModelPool(
-            named(path, "tiny"),
-            loading(folder, options),
-            limits=Limits(keep_alive=None),
-            default="tiny",
-        )
-    )
-    with running_server(state, "tiny"):
-        assert state.access.local is not None
-        with published(state.access.local, "1", ["tiny"]):
-            yield state
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +36,7 @@ def server(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(platformdirs, "user_state_dir", lambda name: str(root / name))
         patch.setenv("XDG_STATE_HOME", str(root))
-        with served(tiny_gguf, root, OPTIONS) as state:
+        with published_server(tiny_gguf, root, OPTIONS) as state:
             yield state
 
 
@@ -98,6 +79,48 @@ def test_a_server_says_the_same(server: Serving, generate: Edgecs, options: obje
     assert counts[0] == counts[1]
 
 
+_TIMED = ("timings", "usage", "speculative", "sampling")
+
+
+@pytest.mark.parametrize(
+    "options", [("--temp", 0, "-n", 30), (*SAMPLED, "--stop", "e"), SAMPLED]
+)
+def test_a_server_gives_the_same_json(
+    server: Serving, generate: Edgecs, options: tuple[object, ...]
+):
+    done = generate(*options, "--json")
+    assert "served by" in done.err
+    theirs = json.loads(done.out)
+    ours = json.loads(generate(*options, "--json", "--server", "off").out)
+    assert theirs.keys() == ours.keys()
+    assert theirs["tokens"]
+    for name in theirs.keys() - {*_TIMED, "exact"}:
+        assert theirs[name] == ours[name], name
+    assert theirs["sampling"]["temperature"] == ours["sampling"]["temperature"]
+    for name in ("timings", "speculative", "usage", "exact"):
+        assert theirs[name].keys() == ours[name].keys()
+    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
+    for name in counts:
+        assert theirs["usage"][name] == ours["usage"][name]
+    assert theirs["speculative"]["parameters"] == ours["speculative"]["parameters"]
+
+
+def test_a_server_explains_the_same_text(server: Serving, generate: Edgecs):
+    options = ("--temp", 0, "-n", 60, "--explain")
+    theirs, ours = generate(*options), generate(*options, "--server", "off")
+    assert "served by" in theirs.err
+    told = [
+        re.sub(r"\[\w+:|\]", "", done.out) for done in (theirs, ours)
+    ]  # what is drafted depends on times
+    assert told[0] == told[1]
+    for part in ("source", "target", "exactness: "):
+        assert part in theirs.err
+    off = generate(*options, "--no-spec")
+    assert "served by" in off.err
+    assert "speculation: off (not asked for)" in off.err
+    assert "[" not in off.out
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
@@ -106,8 +129,7 @@ def test_a_server_says_the_same(server: Serving, generate: Edgecs, options: obje
         (("-c", 256), "its context has 512 tokens"),
         (("--exact", "strict"), "its exact is another one"),
         (("--draft-max", 3), "no server is used, as --draft-max is given"),
-        (("--explain",), "no server is used, as --explain is given"),
-        (("--json",), "no server is used, as --json is given"),
+        (("--lenience", 2), "no server is used, as --lenience is given"),
         (("--no-mmap",), "no server is used, as --mmap/--no-mmap is given"),
     ],
 )
@@ -193,7 +215,7 @@ def test_a_url_that_is_given_must_answer(generate: Edgecs):
     url = ("--server", "http://127.0.0.1:9")
     one_line(generate(*url), 1, "http://127.0.0.1:9 cannot be reached")
     one_line(generate("--server", "somewhere"), 2, "is not a server's URL")
-    one_line(generate(*url, "--explain"), 2, "--explain needs --server off")
+    one_line(generate(*url, "--draft-max", 2), 2, "--draft-max needs --server off")
 
 
 def test_a_given_url_is_used_and_its_refusals_are_told(
@@ -292,7 +314,7 @@ def test_the_default_model_says_the_same(
     monkeypatch.setattr(platformdirs, "user_state_dir", lambda name: str(tmp_path))
     options = LoadOptions(n_ctx=1024, sequences=4)
     base = ("generate", "-m", model_path, "-c", 1024, "-n", 48)
-    with served(model_path, tmp_path, options):
+    with published_server(model_path, tmp_path, options):
         for more in (
             ("-p", "What is a llama?", "--temp", 0),
             ("-p", "Tell me a story.", "-s", 5, "-sys", "Be brief."),

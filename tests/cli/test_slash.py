@@ -20,14 +20,16 @@ from edgecs.errors import ConfigError, ModelError
 from edgecs.session.answer import Token
 from edgecs.text.chat_template import ChatTemplate
 from edgecs.text.thoughts import Thoughts
-from edgecs_cli.chat.commands import COMMANDS, Deck, Leave
-from edgecs_cli.chat.model import Start, Talk
+from edgecs_cli.chat.commands import COMMANDS, run
+from edgecs_cli.chat.deck import Deck, Leave
+from edgecs_cli.chat.local import LocalTalk
 from edgecs_cli.chat.render import Markdown, WordWrap, shown
+from edgecs_cli.chat.talk import Start
 from edgecs_cli.console import Painted, harmless
-from edgecs_cli.loading.explain import COLOURS
 from edgecs_cli.loading.opening import opened
 from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.shared import Interrupt
+from edgecs_cli.origins import COLOURS
 from tests.conftest import Outcome
 
 Edgecs = Callable[..., Outcome]
@@ -132,7 +134,7 @@ def deck(tiny_gguf: Path, edgecs: Edgecs) -> Iterator[Deck]:
     with chat.make_context("chat", options) as context, ExitStack() as closing:
         recipe, call = read_recipe(context.params), taken(Call, context.params)
         runtime = closing.enter_context(opened(recipe, call, Interrupt()))
-        talk = Talk(runtime, taken(Start, context.params), closing)
+        talk = LocalTalk(runtime, taken(Start, context.params), closing)
         yield Deck(talk, lambda tokens: [*tokens()])
 
 
@@ -147,7 +149,7 @@ def last(deck: Deck) -> tuple[int, ...]:
 
 
 def test_every_command_has_a_line_of_help(deck: Deck, capfd):
-    deck.run("/help")
+    run(deck, "/help")
     told = capfd.readouterr().err
     for command in COMMANDS:
         assert command.help
@@ -156,16 +158,16 @@ def test_every_command_has_a_line_of_help(deck: Deck, capfd):
 
 def test_an_answer_given_again_is_another_one_and_the_first_comes_back(deck: Deck):
     first = tuple(ask(deck, "hello"))
-    deck.run("/regen")
+    run(deck, "/regen")
     second = last(deck)
-    deck.run("/regen")
+    run(deck, "/regen")
     assert len({first, second, last(deck)}) == 3
-    deck.run("/undo")
+    run(deck, "/undo")
     assert tuple(ask(deck, "hello")) == first
-    deck.run("/set temp 0")
-    deck.run("/regen")
+    run(deck, "/set temp 0")
+    run(deck, "/regen")
     greedy = last(deck)
-    deck.run("/regen")
+    run(deck, "/regen")
     assert last(deck) == greedy
     assert len(deck.talk.chat.messages) == 2
 
@@ -173,8 +175,8 @@ def test_an_answer_given_again_is_another_one_and_the_first_comes_back(deck: Dec
 def test_speculation_changes_nothing_whatever_it_is_set_to(deck: Deck):
     answers = []
     for spec in ("auto", "off", "on"):
-        deck.run(f"/spec {spec}")
-        deck.run("/clear")
+        run(deck, f"/spec {spec}")
+        run(deck, "/clear")
         answers.append([ask(deck, "abc abc abc"), ask(deck, "abc abc")])
     assert answers[0] == answers[1] == answers[2]
     assert deck.talk.session.stats.proposed
@@ -182,14 +184,14 @@ def test_speculation_changes_nothing_whatever_it_is_set_to(deck: Deck):
 
 def test_a_conversation_goes_on_from_a_file(deck: Deck, tmp_path: Path, capfd):
     file = tmp_path / "my talk.edgecs"
-    deck.run("/system Be brief.")
+    run(deck, "/system Be brief.")
     ask(deck, "hello")
-    deck.run(f'/save "{file}"')
+    run(deck, f'/save "{file}"')
     before = list(deck.talk.chat.messages)
     after = ask(deck, "and?")
-    deck.run("/clear")
+    run(deck, "/clear")
     ask(deck, "something else")
-    deck.run(f"/load {file}")
+    run(deck, f"/load {file}")
     assert list(deck.talk.chat.messages) == before
     assert "recomputed" not in capfd.readouterr().err
     assert ask(deck, "and?") == after
@@ -199,11 +201,11 @@ def test_a_conversation_goes_on_from_a_file(deck: Deck, tmp_path: Path, capfd):
 def test_files_go_in_front_of_the_next_message(deck: Deck, tmp_path: Path):
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(f"text of {name}\n")
-    deck.run(f"/read {tmp_path / 'a.txt'}")
-    deck.run(f"/glob {tmp_path}/*.txt")
+    run(deck, f"/read {tmp_path / 'a.txt'}")
+    run(deck, f"/glob {tmp_path}/*.txt")
     assert [text.split(":")[0] for text in deck.attached] == ["a.txt", "a.txt", "b.txt"]
     assert "text of b.txt" in deck.attached[2]
-    deck.run("/clear")
+    run(deck, "/clear")
     assert not deck.attached
 
 
@@ -216,38 +218,38 @@ def test_the_last_message_is_edited(deck: Deck, monkeypatch: pytest.MonkeyPatch)
         return "hello\n"
 
     monkeypatch.setattr(click, "edit", edit)
-    deck.run("/edit")
+    run(deck, "/edit")
     assert shown == ["helo"]
     assert [m.content for m in deck.talk.chat.messages if m.role == "user"] == ["hello"]
     monkeypatch.setattr(click, "edit", lambda *a, **k: None)
-    deck.run("/edit")
+    run(deck, "/edit")
     assert len(deck.talk.chat.messages) == 2
 
 
 def test_the_clipboard_gets_the_last_code_block(deck: Deck, capfd):
     ask(deck, "hello")
     deck.talk.chat.conversation.add_answer("say\n```py\nx = 1\n```\nend", [1])
-    deck.run("/copy")
+    run(deck, "/copy")
     assert "eCA9IDEK" in capfd.readouterr().err  # "x = 1\n"
 
 
 def test_settings_are_shown_and_changed(deck: Deck, capfd):
-    deck.run("/set top-k 3")
-    deck.run("/set parameter overflow shift")
-    deck.run("/set max_tokens -1")
-    deck.run("/set temp 0")
-    deck.run("/show")
+    run(deck, "/set top-k 3")
+    run(deck, "/set parameter overflow shift")
+    run(deck, "/set max_tokens -1")
+    run(deck, "/set temp 0")
+    run(deck, "/show")
     told = capfd.readouterr().err
     assert "sampling: greedy" in told
     assert "top_k 3" in told
     assert "overflow: shift" in told
     assert "max_tokens: none" in told
     assert deck.talk.chat.max_tokens is None
-    deck.run("/stats")
+    run(deck, "/stats")
     assert "no answer yet" in capfd.readouterr().err
     ask(deck, "hello")
-    deck.run("/stats")
-    deck.run("/explain on")
+    run(deck, "/stats")
+    run(deck, "/explain on")
     assert capfd.readouterr().err.count("source") == 2
 
 
@@ -275,7 +277,7 @@ def test_settings_are_shown_and_changed(deck: Deck, capfd):
 )
 def test_what_cannot_be_done_is_said_in_one_sentence(deck: Deck, line: str, says: str):
     with pytest.raises(ConfigError) as caught:
-        deck.run(line)
+        run(deck, line)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not deck.talk.chat.messages
@@ -285,23 +287,23 @@ def test_leaving_and_changing_the_model(deck: Deck, tiny_gguf: Path):
     path = str(tiny_gguf)
     for line, model in (("/bye", None), ("/exit", None), (f"/model {path}", path)):
         with pytest.raises(Leave) as caught:
-            deck.run(line)
+            run(deck, line)
         assert caught.value.model == model
 
 
 def test_a_model_that_is_not_there_does_not_cost_the_one_that_is(deck: Deck):
     for name in ("nonesuch", "/nowhere.gguf"):
         with pytest.raises(ModelError, match=name):
-            deck.run(f"/model {name}")
+            run(deck, f"/model {name}")
 
 
 def test_another_model_goes_on_with_text_and_settings(deck: Deck):
-    deck.run("/system Be brief.")
+    run(deck, "/system Be brief.")
     ask(deck, "hello")
-    deck.run("/set temp 0")
-    deck.run("/set overflow shift")
-    deck.run("/spec off")
-    other = Talk(deck.talk.runtime, START, ExitStack())
+    run(deck, "/set temp 0")
+    run(deck, "/set overflow shift")
+    run(deck, "/spec off")
+    other = LocalTalk(deck.talk.runtime, START, ExitStack())
     deck.talk.session.close()
     other.take_over(deck.talk)
     texts = [(m.role, m.content) for m in deck.talk.chat.messages]
@@ -314,9 +316,9 @@ def test_another_model_goes_on_with_text_and_settings(deck: Deck):
 
 
 def test_the_system_message(deck: Deck, capfd):
-    deck.run("/system")
-    deck.run("/system Be brief.")
-    deck.run("/system none")
+    run(deck, "/system")
+    run(deck, "/system Be brief.")
+    run(deck, "/system none")
     told = capfd.readouterr().err.splitlines()
     assert told == ["system: none", "system: Be brief.", "system: none"]
 
@@ -342,32 +344,34 @@ def test_a_pattern_that_matches_without_end_is_refused(deck: Deck, tmp_path: Pat
     for i in range(101):
         (tmp_path / f"{i}.txt").write_text("x")
     with pytest.raises(ConfigError, match="more than 100 files"):
-        deck.run(f"/glob {tmp_path}/*.txt")
+        run(deck, f"/glob {tmp_path}/*.txt")
     assert not deck.attached
     (tmp_path / "large").mkdir()
     for i in range(2):
         (tmp_path / "large" / f"{i}.md").write_text("x" * (3 << 20))
     with pytest.raises(ConfigError, match="6 MiB, more than 4"):
-        deck.run(f"/glob {tmp_path}/large/*.md")
+        run(deck, f"/glob {tmp_path}/large/*.md")
     assert not deck.attached
 
 
 def test_what_is_a_command_is_no_setting(deck: Deck):
     with pytest.raises(ConfigError, match=r"stats is a command: /stats \[on\|off\]"):
-        deck.run("/set stats on")
+        run(deck, "/set stats on")
 
 
 def test_stats_keep_their_colours(deck: Deck, monkeypatch: pytest.MonkeyPatch):
     told: list[str] = []
-    monkeypatch.setattr("edgecs_cli.chat.commands.has_colours", lambda stream: True)
-    monkeypatch.setattr("edgecs_cli.chat.commands.columns", lambda stream: 40)
     monkeypatch.setattr(
-        "edgecs_cli.chat.commands.echo", lambda line, err: told.append(line)
+        "edgecs_cli.chat.setting_commands.has_colours", lambda stream: True
+    )
+    monkeypatch.setattr("edgecs_cli.chat.setting_commands.columns", lambda stream: 40)
+    monkeypatch.setattr(
+        "edgecs_cli.chat.setting_commands.echo", lambda line, err: told.append(line)
     )
     ask(deck, "a b a b a b")
     for line in ("/stats", "/explain on"):
         told.clear()
-        deck.run(line)
+        run(deck, line)
         (row,) = [line for line in told if click.style("mag", fg=COLOURS[0]) in line]
         assert isinstance(row, Painted)
         plain = [line for line in told if not isinstance(line, Painted)]

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from edgecs.errors import ConfigError
 from edgecs.grammar import lark
+from edgecs.grammar.draft_mask import DraftMask
 from edgecs.grammar.gbnf import Alt, Chars, Node, Ref, Repeat, Seq, parse
-from edgecs.grammar.mask import DraftMask, Grammar, GrammarMask, TokenTrie
+from edgecs.grammar.mask import Grammar, GrammarMask
+from edgecs.grammar.trie import TokenTrie
 from edgecs.testing.fakes import ByteTokenizer, TableModel
 
 SIZE = 320
@@ -450,7 +452,7 @@ def test_the_vocabulary_of_a_gguf_spells_what_it_prints(tiny_gguf):
         assert trie.size == vocabulary.size
         assert trie.ends == vocabulary.ends
         ids = vocabulary.encode('{"a": 1}', document=False)
-    fillers = [i for i in range(trie.size) if trie.spells[i] != same.spells[i]]
+    fillers = [i for i in range(trie.size) if trie.texts[i] != same.texts[i]]
     assert fillers == []
     mask = Grammar.json_schema({"type": "object"}).over(trie)
     assert all(mask.allows(ids[:i], int(ids[i])) for i in range(ids.size))

@@ -49,6 +49,11 @@ POOL = "HTTPSConnectionPool(host='huggingface.co'): Max retries (Caused by ...)"
         raised(foreign("requests.exceptions", POOL), foreign("urllib3", POOL), NO_NAME),
         raised(foreign("httpx", "[Errno -2]"), foreign("httpcore", "[...]"), NO_NAME),
         raised(FileNotFoundError("not in the cache"), foreign("httpx", "x"), NO_NAME),
+        raised(
+            FileNotFoundError("not in the cache"),
+            foreign("httpx2", "[Errno -2]"),
+            foreign("httpcore2", "Name or service not known"),
+        ),
     ],
 )
 def test_a_hub_that_is_not_reached_is_one_sentence(
@@ -71,23 +76,29 @@ def test_a_hub_that_is_not_reached_is_one_sentence(
     assert str(caught.value) == f"user/repo could not be looked up {ending}"
 
 
-def test_what_the_hub_retries_is_not_logged(monkeypatch: pytest.MonkeyPatch):
+def test_what_the_hub_retries_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     records: list[logging.LogRecord] = []
     logger = logging.getLogger("huggingface_hub")
     handler = logging.Handler()
     monkeypatch.setattr(handler, "emit", records.append)
     monkeypatch.setattr(logger, "handlers", [handler])
-    before = logger.level
 
     def fail(*arguments: object, **more: object) -> None:
-        logging.getLogger("huggingface_hub.utils").warning("MaxRetryError(...)")
+        for n in range(3):
+            hub = logging.getLogger("huggingface_hub.utils")
+            hub.warning("MaxRetryError(...)")
+            hub.warning("Retrying in 1s [Retry %d/5].", n)
         raise ConnectionError("refused")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
     with pytest.raises(FetchError, match=r"not reached .refused.: check the conn"):
         fetch_from_hub(HubSource("user/repo", "m.gguf"))
     assert not records
-    assert logger.level == before
+    assert caplog.messages == ["Hugging Face does not answer, trying again"]
+    assert logger.handlers == [handler]
+    assert logger.propagate
 
 
 def test_what_the_hub_answers_and_what_the_disk_says_is_kept(

@@ -104,3 +104,15 @@ def test_a_key_has_the_options_as_they_were_used(tiny_gguf: Path):
     with load(tiny_gguf, LoadOptions(n_ctx=512, max_draft=3)) as other:
         assert other.key() == key
     assert json.loads(json.dumps(key.named())) == key.named()
+
+
+def test_more_threads_than_processors_are_warned_of(
+    tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("edgecs.runtime.opening.usable_processors", lambda: 2)
+    monkeypatch.setattr("edgecs.runtime.opening.usable_cores", lambda: 1)
+    for threads, warned in ((0, False), (2, False), (3, True)):
+        with load(tiny_gguf, LoadOptions(n_ctx=64, threads=threads)) as loaded:
+            found = [text for text in loaded.warnings if "processors" in text]
+            assert bool(found) == warned
+    assert found == ["3 threads on 2 processors wait for each other: -t 1 is faster"]

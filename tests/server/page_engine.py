@@ -48,7 +48,13 @@ class PageEngine(ScriptedEngine):
         )
         session = SimpleNamespace(chain=CHAIN, off_reason=None)
         recipe = self.runtime.recipe
-        self.runtime = SimpleNamespace(recipe=recipe, session=session, tiers="all")
+        self.runtime = SimpleNamespace(
+            recipe=recipe,
+            session=session,
+            tiers="all",
+            exactness=dict,
+            parameters=lambda: None,
+        )
 
     def ask(self, job: Job) -> Any:
         self.jobs.append(job)

@@ -11,6 +11,8 @@ from typing import Any, cast
 import numpy as np
 from starlette.testclient import TestClient
 
+from edgecs.chat.archive import Owner
+from edgecs.chat.conversation import Message, Prompt
 from edgecs.core.context import Tokens
 from edgecs.errors import EdgecsError
 from edgecs.runtime.recipe import Recipe
@@ -60,8 +62,10 @@ def _model() -> SimpleNamespace:
 class ScriptedEngine(Engine):
     """Says `rounds`, a text for each round, to whatever it is asked.
 
-    error: comes instead of an end. thinks: the prompt opens a block of thoughts. `jobs`
-    are the jobs so far, `prompts` the conversations with the beginnings of answers.
+    error: comes instead of an end. thinks: the prompt opens a block of thoughts.
+    template: source of the chat template, from which only the family of the model is
+    taken. `jobs` are the jobs so far, `prompts` the conversations with the beginnings
+    of answers, `tools` those of the last one.
     """
 
     def __init__(
@@ -71,8 +75,10 @@ class ScriptedEngine(Engine):
         stop: str | None = None,
         error: EdgecsError | None = None,
         thinks: bool = False,
+        template: str = 'tools <tool_call> "arguments"',
     ) -> None:
         self.rounds, self.reason, self.stop, self.error = rounds, reason, stop, error
+        self.template = template
         self.thinks, self.name, self.created = thinks, "tiny", 1_700_000_000
         self.n_ctx, self.slots = 512, 1
         self.tokenizer = ByteTokenizer()
@@ -80,16 +86,23 @@ class ScriptedEngine(Engine):
             recipe=Recipe("tiny"),
             session=SimpleNamespace(chain=["target"], off_reason=None),
             tiers=None,
+            exactness=dict,
+            parameters=lambda: None,
         )
+        self.owner = Owner("tiny", "", "", 257)
         self.loaded: Any = SimpleNamespace(
             model=_model(),
             target=SimpleNamespace(vocab_size=257),
             options=SimpleNamespace(kernels="own"),
         )
         self.scheduler: Any = SimpleNamespace(
-            totals=Totals(), queued=0, slots=lambda: [SlotState(0, "idle", 0, 0, 0)]
+            totals=Totals(),
+            queued=0,
+            refused_files=0,
+            slots=lambda: [SlotState(0, "idle", 0, 0, 0)],
         )
         self.jobs = list[Job]()
+        self.tools: Sequence[Mapping[str, Any]] = ()
         self.prompts = list[tuple[Sequence[Mapping[str, Any]], str, bool | None]]()
 
     def encode_chat(
@@ -98,17 +111,36 @@ class ScriptedEngine(Engine):
         beginning: str = "",
         *,
         thinking: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> Tokens:
+        self.tools = tools
         self.prompts.append((messages, beginning, thinking))
         text = "".join(f"{m['role']}: {m['content']}\n" for m in messages)
         return self.encode(text + ("<think>" if self.thinks else "") + beginning)
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def encode_turns(
+        self, messages: Sequence[Message], partial: Sequence[int] = ()
+    ) -> Prompt:
+        for ids in (partial, *(one.ids or () for one in messages)):
+            self.check_ids(ids)
+        text = "".join(f"{m.role}: {m.content}\n" for m in messages)
+        ids = np.array(partial, dtype=np.int32)
+        return Prompt(np.concatenate([self.encode(text), ids]), 0)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         return "".join(f"{m['role']}: {m['content']}\n" for m in messages)
 
     @property
     def chat_template(self) -> str | None:
-        return "<think>" if self.thinks else ""
+        return self.template + ("<think>" if self.thinks else "")
+
+    @property
+    def vocabulary(self) -> ByteTokenizer:
+        return self.tokenizer
 
     def encode(self, text: str, *, document: bool = True) -> Tokens:
         data = text.encode("utf-8", "replace")
@@ -169,6 +201,12 @@ class OneModel:
 
     async def unload(self, name: str, *, cancel: bool = False) -> bool:
         return self.models.find(name) is not None
+
+    def stop_loading(self) -> None:
+        pass
+
+    def join(self) -> None:
+        pass
 
     def residents(self) -> list[Resident]:
         if self.engine is None:

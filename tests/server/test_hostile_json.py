@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecs.server.app import create_app
+from tests.embedding_models import bert
 from tests.server.scripted import serving_of
-from tests.server.servers import WAIT
+from tests.server.servers import WAIT, serving
 
 DEEP, DIGITS = 100_000, b"1" * 5000
 BROKEN = {
@@ -58,6 +60,13 @@ VALID: dict[str, dict[str, Any]] = {
     "/detokenize": {"tokens": [65]},
     "/apply-template": CHAT,
 }
+EMBEDDING: dict[str, dict[str, Any]] = {
+    "/v1/embeddings": {"input": "hi"},
+    "/embeddings": {"input": ["hi", "you"]},
+    "/api/embed": {"model": "tiny", "input": "hi"},
+    "/api/embeddings": {"model": "tiny", "prompt": "hi"},
+}
+VALID |= EMBEDDING
 NESTED: Any = 1
 for _ in range(150):
     NESTED = {"properties": {"a": NESTED}}
@@ -78,6 +87,7 @@ FIELDS = {
         "json_schema",
         "seed",
         "max_tokens",
+        "n_predict",
         "top_k",
         "temperature",
         "logit_bias",
@@ -100,14 +110,29 @@ FIELDS = {
     ),
     "/api/chat": ("format", "options", "tools", "keep_alive"),
     "/api/generate": ("context", "format", "prompt"),
+    "/v1/embeddings": ("input", "dimensions", "encoding_format", "truncate"),
+    "/api/embed": ("input", "dimensions", "truncate"),
     "/tokenize": ("content",),
     "/detokenize": ("tokens",),
 }
 
 
+@pytest.fixture(scope="module")
+def embedding_url(
+    tmp_path_factory: pytest.TempPathFactory, folder: Path
+) -> Iterator[str]:
+    with serving(bert(tmp_path_factory.mktemp("bert") / "bert.gguf"), folder) as made:
+        yield made
+
+
 @pytest.fixture
-def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=WAIT) as client:
+def http(
+    url: str, embedding_url: str, request: pytest.FixtureRequest
+) -> Iterator[httpx.Client]:
+    """A client of a server whose model is for the path of a test."""
+    embeds = request.node.callspec.params["path"] in EMBEDDING
+    base = embedding_url if embeds else url
+    with httpx.Client(base_url=base, timeout=WAIT) as client:
         yield client
 
 

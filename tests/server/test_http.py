@@ -7,7 +7,9 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +19,7 @@ from edgecs.drafters.maxgram import MaxGram
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ConfigError
 from edgecs.runtime.model import load
-from edgecs.server import replies
+from edgecs.server import connections, replies
 from edgecs.server import run as running
 from edgecs.server.app import Serving
 from edgecs.server.guard import Access
@@ -192,6 +194,15 @@ def test_completions_feed_a_text_as_it_is(http: httpx.Client):
     ids = http.post("/tokenize", json={"content": "hello", "add_special": True}).json()
     same = http.post("/v1/completions", json={**body, "prompt": ids["tokens"]}).json()
     assert same["choices"] == whole["choices"]
+    for one in (["hello"], [ids["tokens"]]):  # a list of one prompt
+        same = http.post("/v1/completions", json={**body, "prompt": one}).json()
+        assert same["choices"] == whole["choices"]
+    named = {**body, "max_tokens": None, "n_predict": 6}
+    same = http.post("/v1/completions", json=named).json()
+    assert same["choices"] == whole["choices"]
+    assert text_of(chat(http, max_tokens=None, n_predict=3)) == text_of(
+        chat(http, max_tokens=3)
+    )
     echo = http.post("/v1/completions", json={**body, "echo": True}).json()
     assert echo["choices"][0]["text"].endswith("hello" + whole["choices"][0]["text"])
     chunks = events(http, "/v1/completions", {**body, "stream": True})
@@ -243,6 +254,8 @@ def test_what_a_client_may_want_to_know(http: httpx.Client, url: str):
         ),
         ("/v1/completions", {"prompt": []}, 400, "prompt is empty"),
         ("/v1/completions", {"prompt": [1, -5]}, 400, "token -5 does not exist"),
+        ("/v1/completions", {"prompt": ["a", "b"]}, 400, "has one prompt, this one"),
+        ("/v1/completions", {"prompt": [[1], "b"]}, 400, "has one prompt, this one"),
         ("/detokenize", {"tokens": [10**9]}, 400, "token 1000000000 does not exist"),
         ("/nothing", {}, 404, "Not Found"),
         ("/health", {}, 405, "Method Not Allowed"),
@@ -290,7 +303,7 @@ def slow_request(url: str, data: bytes) -> bytes:
 def test_a_request_that_does_not_come_is_not_waited_for(
     tiny_gguf: Path, folder: Path, monkeypatch
 ):
-    monkeypatch.setattr(running, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.3)
     with serving(tiny_gguf, folder) as url:
         assert slow_request(url, b"GET /hea") == b""
         assert slow_request(url, b"") == b""
@@ -471,7 +484,10 @@ def test_a_drafter_that_is_a_model_drafts_in_one_of_several_slots(
         httpx.Client(base_url=url, timeout=WAIT) as http,
         ThreadPoolExecutor(6) as pool,
     ):
-        replies_ = [*pool.map(lambda i: chat(http), range(9))]
+        # Without a cache a request takes the least recently used slot, also if it comes
+        # after the answer before.
+        ask = partial(chat, http, cache_prompt=False)
+        replies_ = [*pool.map(lambda i: ask(), range(9))]
     assert {*map(text_of, replies_)} == {alone}
     chains = [reply.json()["speculative"]["chain"] for reply in replies_]
     with_it = [tiny_gguf.stem in chain for chain in chains]
@@ -531,6 +547,21 @@ def test_tokens_of_a_client_that_left_are_counted(http: httpx.Client):
     assert new["edgecs:prompt_tokens_total"] > 0
 
 
+def test_without_cache_prompt_nothing_is_reused_or_kept(http: httpx.Client, alone: str):
+    def cached(content: str, **more: object) -> int:
+        said = [{"role": "user", "content": content}]
+        reply = chat(http, messages=said, max_tokens=2, **more).json()
+        count: int = reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+        return count
+
+    text = "a text that only this test has"
+    assert cached(text, cache_prompt=False) < 5  # the template's beginning
+    assert cached(text) < 5
+    assert cached(text) > 20
+    assert cached(text, cache_prompt=False) == 0
+    assert text_of(chat(http, cache_prompt=False)) == alone
+
+
 def test_token_details_say_how_each_token_came_about(http: httpx.Client):
     whole = chat(http, token_details=True).json()
     (choice,) = whole["choices"]
@@ -548,7 +579,45 @@ def test_token_details_say_how_each_token_came_about(http: httpx.Client):
             assert one["source"] == "target"
             assert rejected["id"] != one["id"]
             assert rejected["source"] in whole["speculative"]["chain"]
+    assert [one["ends"] for one in details[:-1]] == [None] * (len(details) - 1)
+    assert details[-1]["ends"] == choice["finish_reason"]
+    joined = b"".join(bytes(one["bytes"]) for one in details)
+    assert joined.decode("utf-8", "replace") == choice["message"]["content"]
     assert "token_details" not in chat(http).json()["choices"][0]
+
+
+def test_the_ids_of_earlier_answers_are_taken_as_they_are(http: httpx.Client):
+    def prompt(*turns: dict[str, object], **more: object) -> dict[str, Any]:
+        body = {"messages": [*CHAT, *turns], "with_tokens": True, **more}
+        reply = http.post("/apply-template", json=body)
+        assert reply.status_code == 200, reply.text
+        found: dict[str, Any] = reply.json()
+        return found
+
+    first = prompt()
+    said = chat(http, token_details=True, max_tokens=12, temperature=1.5, seed=4)
+    details = said.json()["choices"][0]["token_details"]
+    ids = [one["id"] for one in details]
+    assert first["again"] == 0
+    assert prompt(partial=ids)["tokens"] == [*first["tokens"], *ids]
+    turn = {"role": "assistant", "content": "another text", "ids": ids}
+    more = {"role": "user", "content": "and?"}
+    second = prompt(turn, more)
+    assert second["again"] == 0
+    assert second["tokens"][: len(first["tokens"]) + len(ids)] == [
+        *first["tokens"],
+        *ids,
+    ]
+    for wrong in ([-1], [1 << 40], ["a"], [0.5], "ab"):
+        for field in ({"partial": wrong}, {"messages": [{**turn, "ids": wrong}]}):
+            body = {"messages": [*CHAT], "with_tokens": True, **field}
+            assert http.post("/apply-template", json=body).status_code == 400
+
+
+def test_the_properties_name_the_weights(http: httpx.Client):
+    props = http.get("/props").json()
+    assert props["weights"].keys() == {"model", "fingerprint", "loading", "tokens"}
+    assert props["exact"].keys() == {"asked", "tiers", "classes"}
 
 
 def test_streamed_token_details_are_those_of_the_whole_answer(http: httpx.Client):

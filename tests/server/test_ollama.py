@@ -268,7 +268,7 @@ class TestItsClient:
         assert running.context_length == 512
         assert running.digest == model.digest
         shown = made.show("tiny:latest")
-        assert shown.capabilities == ["completion"]
+        assert shown.capabilities == ["completion", "tools"]
         assert shown.modelinfo
         assert shown.modelinfo["llama.context_length"] == 65536
         assert [p.status for p in made.pull("tiny", stream=True)][-1] == "success"

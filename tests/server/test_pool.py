@@ -346,22 +346,6 @@ def test_a_failed_load_is_told_to_all_that_waited_and_may_be_tried_again():
     assert loads == ["a", "a"]
 
 
-def test_a_bug_while_loading_does_not_end_the_server(caplog: Any):
-    @contextmanager
-    def load(model: ServedModel, cancel: threading.Event) -> Iterator[Engine]:
-        raise ZeroDivisionError("a bug")
-        yield
-
-    async def go() -> None:
-        pool = pool_of(load)
-        with pytest.raises(ModelError, match="internal error while a was loaded"):
-            async with pool.acquire("a"):
-                pass
-        assert pool.residents() == []
-
-    asyncio.run(go())
-
-
 def test_the_end_of_the_server_stops_a_load():
     began = threading.Event()
 

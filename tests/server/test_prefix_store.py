@@ -6,18 +6,25 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from edgecs.chat.archive import Owner
+from edgecs.chat.archive import Owner, checksum, read, save
+from edgecs.engines.llama.random_gguf import write_random_gguf
+from edgecs.runtime.loader import load
 from edgecs.server.job import Ended
-from edgecs.server.prefix_store import LEAST, PrefixStore
+from edgecs.server.prefix_key import seal_of
+from edgecs.server.prefix_store import LEAST, PrefixStore, open_store
 from edgecs.server.scheduler import Scheduler
+from tests.server.servers import OPTIONS
 from tests.server.test_scheduler import VOCAB, Client, Shared, alone, job, scheduler
 
 OWNER = Owner("fake", "f" * 32, "{}", VOCAB)
@@ -46,9 +53,9 @@ def stored(
         store.close()
 
 
-def answer(made: Scheduler, prompt: list[int], most: int = 5) -> int:
+def answer(made: Scheduler, prompt: list[int], most: int = 5, **more: object) -> int:
     """Checks an answer; returns the number of cached tokens."""
-    client = Client(made, job(prompt, most))
+    client = Client(made, job(prompt, most, **more))
     ended = client.end()
     assert isinstance(ended, Ended)
     assert client.tokens == alone(prompt, most)
@@ -84,6 +91,17 @@ def test_a_longer_conversation_replaces_its_beginning(tmp_path: Path):
             answer(made, talk)
         talk = [*talk, *alone(talk, 5), 1, 2]
     assert len(files(tmp_path)) == 1
+
+
+def test_private_conversations_are_neither_saved_nor_restored(tmp_path: Path):
+    private = {"caches": False}
+    with stored(tmp_path) as made:
+        answer(made, LONG)
+        answer(made, OTHER, **private)  # it takes the slot: LONG is saved
+    assert len(files(tmp_path)) == 1
+    with stored(tmp_path) as made:
+        assert answer(made, [*LONG, 1], **private) == 0
+        assert answer(made, [*LONG, 1]) >= len(LONG)
 
 
 def test_short_conversations_are_not_saved(tmp_path: Path):
@@ -136,9 +154,9 @@ def test_a_conversation_larger_than_the_cache_is_not_saved(tmp_path: Path, caplo
     assert len(files(tmp_path)) == 1
 
 
-def flipped(data: bytes) -> bytes:
-    middle = len(data) // 3
-    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+def flipped(data: bytes, at: int | None = None, bit: int = 0) -> bytes:
+    at = len(data) // 3 if at is None else at
+    return data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +184,7 @@ def test_a_damaged_file_is_a_miss(tmp_path: Path, caplog, spoil, late: bool):
         lines = [r for r in caplog.records if r.levelno >= logging.WARNING]
         assert len(lines) == 1
         assert path.name in lines[0].getMessage()
+        assert made.refused_files == 1
 
 
 def test_a_file_that_has_gone_is_a_miss(tmp_path: Path, caplog):
@@ -209,13 +228,29 @@ def test_a_full_disk_is_a_warning(tmp_path: Path, caplog, monkeypatch):
     def full(*args: object, **more: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("edgecs.chat.archive.zipfile.ZipFile", full)
+    monkeypatch.setattr("edgecs.chat.archive.zipfile.ZipFile.writestr", full)
     with stored(tmp_path) as made:
         assert answer(made, LONG) == 0
         assert answer(made, OTHER) < 5
         assert answer(made, [*LONG, 1]) < 5
-    assert "No space left on device" in caplog.text
+    lines = [one.getMessage() for one in caplog.records]
+    assert len(lines) == 3  # one a conversation that lost its cells
+    assert all("No space left on device" in line for line in lines)
     assert not files(tmp_path)
+    assert not [*(tmp_path / "fake").iterdir()], "a part of a file is left"
+
+
+def test_a_disk_that_is_full_when_the_secret_is_made_is_a_warning(
+    tmp_path: Path, caplog, monkeypatch
+):
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("edgecs.core.files.os.fsync", full)
+    with stored(tmp_path) as made:
+        assert answer(made, LONG) == 0
+    assert "No space left on device" in caplog.text
+    assert not (tmp_path / ".key").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_a_warning(tmp_path: Path, caplog):
@@ -231,6 +266,189 @@ def test_the_files_are_private(tmp_path: Path):
     (path,) = files(tmp_path)
     assert path.stat().st_mode & 0o077 == 0
     assert path.parent.stat().st_mode & 0o077 == 0
+    assert (tmp_path / ".key").stat().st_mode & 0o777 == 0o600
+
+
+class Trusting(Shared):
+    """Takes any state, and counts how often it is given one."""
+
+    given = 0
+
+    def restore(self, cells, sequence=0):
+        self.given += 1
+        return super().restore(cells, sequence)
+
+
+def spoilt(how: tuple[str, int, int], data: bytes, other: bytes) -> bytes:
+    kind, at, bit = how
+    if kind == "flip":
+        return flipped(data, at % len(data), bit)
+    if kind == "cut":
+        return data[: at % len(data)]
+    if kind == "random":
+        return np.random.default_rng(at).bytes(at % 5000)
+    at %= len(data)
+    return data[:at] + other[at:]  # two files of one server
+
+
+@given(
+    st.tuples(
+        st.sampled_from(["flip", "cut", "random", "mix"]),
+        st.integers(0, 1 << 20),
+        st.integers(0, 7),
+    ),
+    st.booleans(),
+)
+@settings(max_examples=150)
+def test_no_change_of_a_file_changes_an_answer(how, late):
+    """It is used only if what is read of it has not changed."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        with stored(folder) as made:
+            answer(made, OTHER)
+            answer(made, LONG)
+        data = {path: path.read_bytes() for path in files(folder)}
+        path, other = sorted(data, key=lambda path: len(data[path]), reverse=True)
+        other.unlink()
+        new = spoilt(how, data[path], data[other])
+        assume(new != data[path])
+        if not late:
+            path.write_bytes(new)
+        target = Trusting(1)
+        with stored(folder, target) as made:
+            if late:
+                path.write_bytes(new)
+            cached = answer(made, [*LONG, 1])
+            if how[0] == "mix":  # it may be the other file, in another place
+                return
+            assert (cached >= len(LONG)) == (target.given > 0)
+            assert made.refused_files == (not cached)
+            assert path.exists() == (cached > 0)
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["plain", "another secret"])
+def test_a_forged_file_is_not_given_to_the_engine(tmp_path: Path, caplog, signed: bool):
+    """It is in the right form, for the right model, by someone without the secret."""
+    with stored(tmp_path / "theirs") as made:
+        answer(made, LONG)
+    (path,) = files(tmp_path / "theirs")
+    read_of = seal_of(tmp_path / "theirs")
+    cells = read(path, OWNER, seal=read_of).cells
+    assert cells is not None
+    forged = cells._replace(data=cells.data[::-1])
+    place = tmp_path / "ours" / "fake" / path.name
+    save(place, [], OWNER, forged, seal=read_of if signed else checksum)
+    target = Trusting(1)
+    with stored(tmp_path / "ours", target) as made:
+        assert not place.exists()
+        assert answer(made, [*LONG, 1]) == 0
+        assert made.refused_files == 1
+    assert target.given == 0
+    assert len(caplog.records) == 1
+
+
+def test_a_secret_that_others_may_know_is_replaced(tmp_path: Path, caplog):
+    with stored(tmp_path) as made:
+        answer(made, LONG)
+    key = tmp_path / ".key"
+    before = key.read_bytes()
+    for spoil in (
+        lambda: key.chmod(0o640),
+        lambda: key.write_bytes(b"x" * 31),
+        lambda: (key.unlink(), key.symlink_to(tmp_path / "elsewhere")),
+    ):
+        caplog.clear()
+        spoil()
+        with stored(tmp_path) as made:
+            assert answer(made, [*LONG, 1]) == 0
+        assert "is not private: replaced" in caplog.text
+        assert not key.is_symlink()
+        assert key.stat().st_mode & 0o777 == 0o600
+        assert key.read_bytes() != before
+        before = key.read_bytes()
+
+
+def test_servers_with_one_folder_have_one_secret(tmp_path: Path):
+    with ThreadPoolExecutor(8) as pool:
+        seals = [*pool.map(lambda _: seal_of(tmp_path), range(32))]
+    assert len({seal(b"x") for seal in seals}) == 1
+    assert {path.name for path in tmp_path.iterdir()} <= {".key", ".key.lock"}
+    (tmp_path / ".key").chmod(0o644)
+    with ThreadPoolExecutor(8) as pool:
+        others = [*pool.map(lambda _: seal_of(tmp_path), range(32))]
+    assert len({seal(b"x") for seal in others}) == 1
+    assert others[0](b"x") != seals[0](b"x")
+
+
+@pytest.fixture(scope="module")
+def two_models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return [write_random_gguf(folder / f"{i}.gguf", seed=i) for i in range(2)]
+
+
+@contextmanager
+def served(path: Path, folder: Path | None) -> Iterator[Scheduler]:
+    """A slot of llama.cpp with a store; None: without."""
+    with load(path, replace(OPTIONS, sequences=1)) as loaded, ExitStack() as closing:
+        session = closing.enter_context(loaded.session())
+        store = open_store(loaded, folder, MOST << 4) if folder else None
+        made = Scheduler([session], store=store, reads=64)
+        try:
+            yield made
+        finally:
+            made.close()
+            if store:
+                store.close()
+
+
+def said(made: Scheduler, prompt: list[int]) -> tuple[list[int], int]:
+    """The ids of an answer, and how many tokens of the prompt were cached."""
+    client = Client(made, job(prompt, 8))
+    ended = client.end()
+    assert isinstance(ended, Ended)
+    return client.tokens, ended.stats.cached_tokens
+
+
+def test_llama_cpp_gets_no_state_of_another_model(
+    two_models: list[Path], tmp_path: Path
+):
+    prompt = [i * 7 % 256 for i in range(180)]
+    expected = []
+    for path in two_models:
+        with served(path, None) as made:
+            expected.append(said(made, [*prompt, 3])[0])
+        with served(path, tmp_path) as made:
+            said(made, prompt)
+    one, two = (next(tmp_path.glob(f"{i}-*/*.cells")) for i in range(2))
+    first, second = one.read_bytes(), two.read_bytes()
+    with served(two_models[0], tmp_path) as made:  # found before they are swapped
+        one.write_bytes(second)
+        assert said(made, [*prompt, 3]) == (expected[0], 0)
+        assert made.refused_files == 1
+    two.write_bytes(first)
+    with served(two_models[1], tmp_path) as made:  # found afterwards: not its own
+        assert said(made, [*prompt, 3]) == (expected[1], 0)
+
+
+def test_damaged_states_of_llama_cpp_change_no_answer(
+    two_models: list[Path], tmp_path: Path
+):
+    prompt = [i * 7 % 256 for i in range(180)]
+    with served(two_models[0], tmp_path) as made:
+        said(made, prompt)
+    (path,) = files(tmp_path)
+    data = path.read_bytes()
+    with served(two_models[0], None) as made:
+        expected = said(made, [*prompt, 3])[0]
+    with served(two_models[0], tmp_path) as made:
+        assert said(made, [*prompt, 3]) == (expected, len(prompt))
+    random = np.random.default_rng(1)
+    for i in range(12):
+        path = files(tmp_path)[0]
+        with served(two_models[0], tmp_path) as made:
+            at = int(random.integers(len(data)))
+            path.write_bytes(flipped(data, at, i % 8) if i % 3 else data[:at])
+            assert said(made, [*prompt, 3])[0] == expected
 
 
 @given(

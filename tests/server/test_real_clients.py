@@ -32,6 +32,26 @@ SCHEMA = {
 }
 
 
+WEATHER = {
+    "name": "get_weather",
+    "description": "The weather in a city",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "maxLength": 20},
+            "unit": {"enum": ["celsius", "fahrenheit"]},
+        },
+        "required": ["city", "unit"],
+    },
+}
+QUESTION: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
+
+
+def checked(arguments: Any) -> None:
+    assert arguments.keys() == {"city", "unit"}
+    assert arguments["unit"] in ("celsius", "fahrenheit")
+
+
 @pytest.fixture(scope="module")
 def url(model_path: Path, folder: Path) -> Iterator[str]:
     with serving(model_path, folder) as address:
@@ -84,6 +104,42 @@ class TestOpenAI:
             deltas = [e.delta for e in stream if e.type == "response.output_text.delta"]
         assert "".join(deltas).startswith(said)
 
+    def test_tools(self, made: openai.OpenAI):
+        """Its result is written down, and the conversation goes on."""
+        tool: Any = {"type": "function", "function": WEATHER}
+        body = {"model": "tiny", "messages": QUESTION, "tools": [tool]}
+        must = {**body, "tool_choice": "required", "temperature": 0}
+        whole = made.chat.completions.create(**must, parallel_tool_calls=False)
+        (choice,) = whole.choices
+        assert choice.finish_reason == "tool_calls"
+        (call,) = choice.message.tool_calls or ()
+        assert call.type == "function"
+        checked(json.loads(call.function.arguments))
+        with made.chat.completions.stream(**must, parallel_tool_calls=False) as stream:
+            (same,) = stream.get_final_completion().choices
+        (one,) = same.message.tool_calls or ()
+        assert one.function.arguments == call.function.arguments
+        result = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
+        turns: Any = [*QUESTION, choice.message, result]
+        more = made.chat.completions.create(
+            **{**body, "messages": turns}, tool_choice="none", max_tokens=8
+        )
+        assert more.choices[0].message.content
+
+    def test_tools_in_responses(self, made: openai.OpenAI):
+        tool: Any = {"type": "function", **WEATHER, "strict": True}
+        body = {"model": "tiny", "input": QUESTION, "tools": [tool]}
+        must: Any = {**body, "tool_choice": "required", "parallel_tool_calls": False}
+        reply = made.responses.create(**must, temperature=0)
+        (call,) = reply.output
+        assert call.type == "function_call"
+        checked(json.loads(call.arguments))
+        with made.responses.stream(**must, temperature=0) as stream:
+            kinds = {event.type for event in stream}
+            (same,) = stream.get_final_response().output
+        assert "response.function_call_arguments.delta" in kinds
+        assert same.arguments == call.arguments
+
     def test_errors(self, made: openai.OpenAI):
         long: Any = [{"role": "user", "content": "llama " * 600}]
         with pytest.raises(openai.BadRequestError, match="context holds 512"):
@@ -117,6 +173,34 @@ def test_anthropic(url: str, said: str):
         usage = whole.usage
         read = usage.input_tokens + (usage.cache_read_input_tokens or 0)
         assert counted.input_tokens == read
+
+
+def test_anthropics_tools(url: str):
+    schema = WEATHER["parameters"]
+    tool: Any = {"name": "get_weather", "input_schema": schema}
+    body: dict[str, Any] = {"model": "tiny", "messages": QUESTION, "tools": [tool]}
+    body |= {"max_tokens": 200, "extra_body": {"temperature": 0}}
+    body["tool_choice"] = {"type": "any", "disable_parallel_tool_use": True}
+    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as made:
+        whole = made.messages.create(**body)
+        (call,) = whole.content
+        assert whole.stop_reason == "tool_use"
+        assert call.type == "tool_use"
+        checked(call.input)
+        with made.messages.stream(**body) as stream:
+            (same,) = stream.get_final_message().content
+        assert same.input == call.input
+
+
+def test_ollamas_tools(url: str):
+    """Ollama has no tool_choice, so the model may also answer with text."""
+    tool = {"type": "function", "function": WEATHER}
+    with ollama.Client(url) as made:
+        options = {"temperature": 0, "num_predict": 200}
+        reply = made.chat("tiny", QUESTION, tools=[tool], options=options)
+        for call in reply.message.tool_calls or ():
+            checked(call.function.arguments)
+        assert reply.message.tool_calls or reply.message.content
 
 
 def test_ollama(url: str, said: str):

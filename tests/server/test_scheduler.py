@@ -202,10 +202,8 @@ def test_a_long_prompt_is_read_between_the_rounds_of_others():
         target.gate.set()
         assert isinstance(reader.end(), Ended)
         assert isinstance(talker.end(), Ended)
-    parts = [call for call in target.calls if max(call) > 1]
-    assert max(map(max, parts)) <= 128
-    first = target.calls.index(next(c for c in target.calls if max(c) > 100))
-    last = max(i for i, c in enumerate(target.calls) if max(c) > 2)
+    first, *_, last = (i for i, c in enumerate(target.calls) if max(c) > 2)
+    assert max(target.calls[first]) <= 64
     assert [1] in target.calls[first:last]
 
 
@@ -294,6 +292,70 @@ def test_a_short_match_does_not_cost_a_long_conversation(copy_cost):
         again = Client(made, job([*long, 1], 3)).end()
         assert isinstance(again, Ended)
         assert again.stats.cached_tokens >= len(long)
+
+
+@given(
+    st.lists(st.tuples(prompts, st.booleans(), st.booleans()), min_size=1, max_size=10),
+    st.integers(1, 3),
+    costs_of_copies,
+)
+@settings(max_examples=60)
+def test_a_private_answer_uses_no_cells_and_leaves_none(jobs, slots, copy_cost):
+    """Nobody can tell from the counts what others have asked in private."""
+    target = Shared(slots, copy_cost=copy_cost)
+    seen = list[list[int]]()  # prompts and answers of those that are not private
+    with scheduler(target, reads=64) as made:
+        for prompt, private, cancels in jobs:
+            client = Client(made, job(prompt, 12, caches=not private))
+            if cancels:
+                client.next()
+                client.ticket.cancel()
+            ended = client.end()
+            assert isinstance(ended, Ended)
+            assert client.tokens == alone(prompt, 12)[: len(client.tokens)]
+            longest = max((common(prompt, text) for text in seen), default=0)
+            assert ended.stats.cached_tokens <= (0 if private else longest)
+            if not private:
+                seen.append([*prompt, *client.tokens])
+        held = [cells.ids for cells in target._cells]
+    for ids in held:
+        assert not ids or any(common(ids, text) == len(ids) for text in seen)
+
+
+def common(some: list[int], others: list[int]) -> int:
+    pairs = enumerate(zip(some, others, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(some), len(others)))
+
+
+def test_a_private_answer_under_way_is_not_copied_from():
+    target = Shared(2, copy_cost=10)
+    target.gate, target.free = threading.Event(), 1
+    with scheduler(target) as made:
+        first = Client(made, job([*SYSTEM, 1], 50, caches=False))
+        assert isinstance(first.next(), list)
+        second = Client(made, job([*SYSTEM, 2], 5))
+        target.gate.set()
+        ended = second.end()
+        assert isinstance(ended, Ended)
+        assert ended.stats.cached_tokens == 0
+        assert isinstance(first.end(), Ended)
+        assert first.tokens == alone([*SYSTEM, 1], 50)
+    assert not target.copies
+
+
+@pytest.mark.parametrize("error", [ModelError("broken"), RuntimeError("a bug")])
+def test_a_private_answer_that_fails_leaves_no_cells(error):
+    class Failing(Shared):
+        def rows(self, request: Request) -> Rows:
+            if len(request.context) > 20:
+                raise error
+            return super().rows(request)
+
+    target = Failing(1)
+    with scheduler(target) as made:
+        failed = Client(made, job([1, 2, 3], 100, caches=False))
+        assert isinstance(failed.end(), ModelError)
+        assert target._cells[0].ids == []
 
 
 def test_a_common_prefix_does_not_cost_a_conversation():

@@ -7,6 +7,7 @@ other benchmarks; cog inserts the tables into the documents.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
@@ -209,7 +210,7 @@ def over_llama(files: Iterable[Path], temperature: float = 0.0) -> str:
         low, high = mean["interval"]
         lines.append(
             [
-                result["model"]["name"],
+                _with_quantisation(result["model"]["name"]),
                 _speeds(llama.values()),
                 f"{1 / scale:.2f}",
                 f"**{mean['geomean'] / scale:.2f}**",
@@ -220,6 +221,16 @@ def over_llama(files: Iterable[Path], temperature: float = 0.0) -> str:
     heads = ["model", "llama.cpp, tok/s", "plain", "planned"]
     names = [name.replace("_", " ") for name in categories]
     return markdown([[*heads, *names, "planned over plain (90 %)"], *lines])
+
+
+def _with_quantisation(name: str) -> str:
+    """The name of a GGUF file as that of a model and its quantisation.
+
+    >>> _with_quantisation("SmolLM2-135M-Instruct.Q4_1")
+    'smollm2-135m-instruct Q4_1'
+    """
+    *parts, last = re.split(r"[-.](?=[^-.]+$)", name.lower())
+    return f"{'-'.join(parts)} {last.upper()}" if parts else name
 
 
 def busy(file: Path) -> str:

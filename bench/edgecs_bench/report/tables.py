@@ -90,8 +90,9 @@ def number(value: float | None, form: str = ".2f") -> str:
 
 
 def interval(ends: Sequence[float | None] | None) -> str:
-    """An interval as text, or a dash."""
-    return "-".join(map(number, ends)) if ends and None not in ends else NOTHING
+    """An interval as text, or a dash; equal ends are those of a single answer."""
+    known = ends and None not in ends and ends[0] != ends[-1]
+    return "-".join(map(number, ends)) if ends and known else NOTHING
 
 
 def _modes(result: Fields) -> Table:

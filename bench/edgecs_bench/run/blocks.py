@@ -156,6 +156,7 @@ class Bench:
                 continue
             began = monotonic()
             if (found or again) and began + self._longest > self.until:
+                self.say(f"the time is up after {i} of {len(wanted)} blocks")
                 break
             number = len(self.journal.done)
             found.append(self._block(block, number, backwards=i % 2 == 1))

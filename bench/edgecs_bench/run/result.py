@@ -201,9 +201,10 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
             continue
         low, high = row["interval"]
         worst = row["worst"]
+        between = f" ({low:.2f}-{high:.2f})" if low < high else ""  # one answer: none
         lines.append(
             f"{row['mode']}, temp {row['temperature']:g}: {row['geomean']:.2f} x plain "
-            f"decoding ({low:.2f}-{high:.2f}), worst {worst['speedup']:.2f} "
+            f"decoding{between}, worst {worst['speedup']:.2f} "
             f"({worst['category']}), end to end {row['end_to_end']:.2f}"
         )
     for row in result.get("pass_at_1") or []:

@@ -13,8 +13,8 @@ from click.core import ParameterSource
 
 from edgecs_cli.commands.chat import chat
 from edgecs_cli.commands.generate import generate
-from edgecs_cli.options.common import Sectioned
 from edgecs_cli.options.references import Reference
+from edgecs_cli.options.sections import Sectioned
 from edgecs_cli.options.shared import reports_errors
 from edgecs_cli.options.texts import read_stdin
 

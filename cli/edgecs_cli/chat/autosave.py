@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import click
 import platformdirs
@@ -14,7 +15,7 @@ import platformdirs
 from edgecs.chat.archive import read, save
 from edgecs.core.files import sweep
 from edgecs.errors import ConfigError
-from edgecs_cli.chat.model import Talk
+from edgecs_cli.chat.talk import Talk
 from edgecs_cli.console import say
 
 _KEPT = 8  # conversations
@@ -32,14 +33,14 @@ class Autosave:
         self._written: object = None  # the messages of the last file
 
     @contextmanager
-    def at_end(self, talk: Talk, model: str) -> Iterator[None]:
+    def at_end(self, talk: Talk[Any], model: str) -> Iterator[None]:
         """Also saves a chat that ends by an exception, up to there."""
         try:
             yield
         finally:
             self.write(talk, model)
 
-    def write(self, talk: Talk, model: str) -> None:
+    def write(self, talk: Talk[Any], model: str) -> None:
         """Saves a conversation that has changed; reports a failure once."""
         messages = list(talk.chat.messages)
         said = any(message.role == "assistant" for message in messages)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import platformdirs
 
 from edgecs.core.reading import regular_size
-from edgecs_cli.chat.commands import COMMANDS, settings
+from edgecs_cli.chat.commands import COMMANDS
+from edgecs_cli.chat.setting_commands import settings
 from edgecs_cli.console import say
 from edgecs_cli.options.shared import Interrupt
 from edgecs_cli.options.texts import decode

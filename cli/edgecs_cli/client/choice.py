@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ from urllib.parse import quote
 import click
 from click.core import ParameterSource
 
+from edgecs.engines.load_options import MOST_CELLS
 from edgecs.errors import ConfigError, EdgecsError
+from edgecs.sampling.settings import Sampling
+from edgecs_cli.client.answered import names
 from edgecs_cli.client.connection import (
     Connection,
     ServerLost,
@@ -23,8 +26,10 @@ from edgecs_cli.client.connection import (
 from edgecs_cli.client.state_file import running_servers
 from edgecs_cli.options.common import load_options
 from edgecs_cli.options.recipe import Call
+from edgecs_cli.options.sampling import given_grammar
 
 KEY_VARIABLE = "EDGECS_API_KEY"
+_LONGEST = 4096  # characters of a text in /props
 # Options that a request can express, or that a server's settings are compared with.
 _SENT = frozenset(
     (
@@ -36,22 +41,48 @@ _SENT = frozenset(
         *("grammar", "grammar_file", "json_schema", "json_schema_file", "mirostat"),
         *("n_gpu_layers", "threads", "flash_attention", "type_k", "type_v", "repack"),
         *("kernels", "exact", "no_spec", "n_ctx", "server"),
-        *("offline", "quiet", "verbose"),
+        *("offline", "quiet", "verbose", "as_json", "explain"),
+        *("overflow", "loads", "resume", "no_history"),  # of `edgecs chat`
     )
 )
 
 
 @dataclass(frozen=True)
 class Served:
-    """A model of a running server. name: for requests. n_ctx: in tokens."""
+    """A model of a running server, and what the server says of it.
+
+    name: for requests. n_ctx: in tokens. chain: names of the target and its drafters,
+    where a conversation has all of them. exact: as `Runtime.exactness`. weights: see
+    `Owner`.
+    """
 
     connection: Connection
     name: str
     n_ctx: int
+    chain: tuple[str, ...]
+    tiers: str
+    off_reason: str | None
+    kernels: str
+    exact: Mapping[str, Any]
+    weights: Weights
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What `Owner` says of a model."""
+
+    model: str
+    fingerprint: str
+    loading: str
+    tokens: int
 
 
 class NotServed(Exception):
     """Why a server cannot answer as the command itself would."""
+
+
+class OtherModels(NotServed):
+    """The server does not have the model of the command."""
 
 
 def not_sent(context: click.Context) -> str | None:
@@ -70,10 +101,11 @@ def reference(model: str) -> str:
     return str(path.resolve()) if is_file else model
 
 
-def has_servers(values: Mapping[str, Any], call: Call) -> bool:
+def has_servers(values: Mapping[str, Any], tell: Callable[[str], None]) -> bool:
     """Whether a server may answer. Raises UsageError for options that it cannot follow.
 
-    Nothing is connected, so the prompt can be read first.
+    Nothing is connected, so the prompt can be read first. tell: told the option for
+    which no server is used.
     """
     where = values["server"]
     if where == "off":
@@ -85,26 +117,29 @@ def has_servers(values: Mapping[str, Any], call: Call) -> bool:
         return True
     found = bool(running_servers())
     if found and option:
-        call.note(f"no server is used, as {option} is given")
+        tell(f"no server is used, as {option} is given")
     return found and not option
 
 
-@contextmanager
-def served(values: Mapping[str, Any], note: Callable[[str], None]) -> Iterator[Served]:
-    """A server's model for the options of a command.
+def connected(values: Mapping[str, Any], call: Call, *, loud: bool = False) -> Served:
+    """A server's model for the options of a command, loaded if it was not.
 
-    note: told why a server is not used. Raises NotServed; ServerLost, ServerRefused and
-    ConfigError for a server that was given by its URL.
+    loud: say for which option a server is not used, also without --verbose. Raises
+    NotServed; ServerLost, ServerRefused and ConfigError for a server that was given by
+    its URL.
     """
     where = values["server"]
-    if where == "auto":
-        model = _first(own_servers(), values, note)
-    else:
-        model = _given(Connection(where, os.environ.get(KEY_VARIABLE)), values)
-    try:
-        yield model
-    finally:
-        model.connection.close()
+    if where != "auto":
+        return _given(Connection(where, os.environ.get(KEY_VARIABLE)), values)
+    for connection in own_servers():
+        try:
+            return _suitable(connection, values)
+        except (NotServed, ServerLost, ServerRefused) as why:
+            differs = isinstance(why, NotServed) and not isinstance(why, OtherModels)
+            tell = call.say if loud and differs else call.note
+            tell(f"the server at {connection.url} is not used: {why}")
+            connection.close()
+    raise NotServed("the model is loaded here")
 
 
 def _given(connection: Connection, values: Mapping[str, Any]) -> Served:
@@ -118,33 +153,57 @@ def _given(connection: Connection, values: Mapping[str, Any]) -> Served:
         raise
 
 
-def _first(
-    connections: Iterable[Connection],
-    values: Mapping[str, Any],
-    note: Callable[[str], None],
-) -> Served:
-    for connection in connections:
-        try:
-            return _suitable(connection, values)
-        except (NotServed, ServerLost, ServerRefused) as why:
-            note(f"the server at {connection.url} is not used: {why}")
-            connection.close()
-    raise NotServed("the model is loaded here")
-
-
 def _suitable(connection: Connection, values: Mapping[str, Any]) -> Served:
-    """The model of the command on a server, loaded if it was not. Raises NotServed."""
+    """The model of the command on a server. Raises NotServed."""
     name = _served_name(connection, reference(values["model"]))
     connection.call("POST", "/models/load", {"model": name})
-    props = connection.call("GET", f"/props?model={quote(name)}")
-    n_ctx = props.get("n_ctx")
-    if type(n_ctx) is not int or n_ctx < 1:
-        raise NotServed("it does not answer as edgecs does")
-    if values["n_ctx"] not in (0, n_ctx):
-        raise NotServed(f"its context has {n_ctx} tokens")
+    props = connection.call("GET", f"/props?model={quote(name, safe='')}")
+    model = _described(connection, name, props)
+    if values["n_ctx"] not in (0, model.n_ctx):
+        raise NotServed(f"its context has {model.n_ctx} tokens")
     if difference := _difference(props.get("settings"), values):
         raise NotServed(f"its {difference} is another one")
-    return Served(connection, name, n_ctx)
+    return model
+
+
+def _described(connection: Connection, name: str, props: Mapping[str, Any]) -> Served:
+    """Raises NotServed for what edgecs does not say."""
+    if "embedding_length" in props:
+        raise NotServed("the model there gives embeddings and writes no text")
+    exact, weights = props.get("exact"), props.get("weights")
+    if not isinstance(exact, dict) or not isinstance(weights, dict):
+        raise NotServed("it is another version of edgecs, or another program")
+    reason = props.get("off_reason")
+    return Served(
+        connection,
+        name,
+        _size(props, "n_ctx"),
+        chain=names(props.get("chain")),
+        tiers=f"{props.get('tiers')!s:.200}",
+        off_reason=None if reason is None else f"{reason!s:.200}",
+        kernels=f"{props.get('kernels')!s:.200}",
+        exact=exact,
+        weights=Weights(
+            _text(weights, "model"),
+            _text(weights, "fingerprint"),
+            _text(weights, "loading"),
+            _size(weights, "tokens"),
+        ),
+    )
+
+
+def _size(table: Mapping[str, Any], name: str) -> int:
+    value = table.get(name)
+    if type(value) is not int or not 0 < value <= MOST_CELLS:
+        raise NotServed("it does not answer as edgecs does")
+    return value
+
+
+def _text(table: Mapping[str, Any], name: str) -> str:
+    value = table.get(name)
+    if not isinstance(value, str) or len(value) > _LONGEST:
+        raise NotServed("it does not answer as edgecs does")
+    return value
 
 
 def _served_name(connection: Connection, wanted: str) -> str:
@@ -153,11 +212,16 @@ def _served_name(connection: Connection, wanted: str) -> str:
         entries = connection.call("GET", "/v1/models").get("data")
         found = [name for name, ref in _references(entries) if ref == wanted]
     else:  # the server knows other names of its models
-        entry = connection.call("GET", f"/v1/models/{quote(wanted, safe='')}")
+        try:
+            entry = connection.call("GET", f"/v1/models/{quote(wanted, safe='')}")
+        except ServerRefused as refusal:
+            if refusal.status != 404:
+                raise
+            raise OtherModels(str(refusal)) from refusal
         pairs = _references([entry])
         found = [name for name, ref in pairs if not os.path.isabs(ref)]
     if not found:
-        raise NotServed(f"it does not serve {wanted}")
+        raise OtherModels(f"it does not serve {wanted}")
     return found[0]
 
 
@@ -185,15 +249,28 @@ def _difference(settings: Any, values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def request_of(values: Mapping[str, Any], sampling: Any) -> dict[str, Any]:
-    """The fields of a request that say how tokens are chosen.
-
-    sampling: `Sampling`, of which every setting is sent.
-    """
+def request_of(
+    values: Mapping[str, Any], sampling: Sampling, *, speculative: bool
+) -> dict[str, Any]:
+    """The fields of a request that say how tokens are chosen. Raises ConfigError."""
     fields = asdict(sampling)
     fields["dry_penalty_last_n"] = fields.pop("dry_last_n")
     fields["dry_sequence_breakers"] = list(fields.pop("dry_breakers"))
     fields["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
-    if values["no_spec"]:
+    if not speculative:
         fields["speculative"] = False
-    return fields
+    return {**fields, **_grammar(values)}
+
+
+def _grammar(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises NotServed."""
+    given = given_grammar(dict(values))
+    if given is None:
+        return {}
+    kind, text = given
+    if kind == "grammar":
+        return {"grammar": text}
+    try:
+        return {"json_schema": json.loads(text)}
+    except (ValueError, RecursionError) as error:
+        raise NotServed("the schema is not JSON") from error

@@ -9,7 +9,8 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,8 +21,12 @@ from edgecs_cli.client.state_file import RunningServer, running_servers
 
 _ANSWERS = 5.0  # seconds in which a server has to prove itself
 _LOADS = 600.0  # seconds in which it has to load a model
-_LONGEST_LINE = 16 << 20  # bytes of an event
+_READS = 7200.0  # seconds in which it has to send an event, with pings meanwhile
+_LONGEST_LINE = 1 << 20  # bytes of an event
+_IDLE = 1 << 16  # bytes between two events, such as pings
 _LARGEST = 64 << 20  # bytes of a response
+_LARGEST_STREAM = 1 << 30
+_PART = 1 << 16  # bytes that are received at once
 _LOST = (OSError, http.client.HTTPException)
 
 
@@ -71,16 +76,16 @@ class Connection:
             raise ServerLost(f"the program at {self.url} is another server")
         self._key = server.key
 
-    def call(self, method: str, path: str, body: Any = None) -> Any:
+    def call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """The JSON of a response. Raises ServerLost, ServerRefused."""
         self._wait_for(_LOADS)
         response = self._send(method, path, body, self._headers())
         return self._checked(response)
 
-    def events(self, path: str, body: Any) -> Iterator[Any]:
+    def events(self, path: str, body: Any) -> Generator[dict[str, Any]]:
         """The JSON events of a stream, up to [DONE]. Raises as `call`.
 
-        Closing the iterator closes the connection, which ends the answer.
+        Closing the generator closes the connection, which ends the answer.
         """
         self._wait_for(_LOADS)
         response = self._send("POST", path, body, self._headers())
@@ -91,20 +96,30 @@ class Connection:
         finally:
             self.close()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be used, as far as is known here."""
+        return self._http.sock is not None
+
+    def abort(self) -> None:
+        """Ends what it waits for with ServerLost; may be called in a signal handler."""
+        sock = self._http.sock
+        if sock is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Close it; may be called again."""
         with suppress(OSError):
             self._http.close()
 
-    def _events(self, response: http.client.HTTPResponse) -> Iterator[Any]:
-        while True:
-            try:
-                line = response.readline(_LONGEST_LINE)
-            except _LOST as error:
-                raise ServerLost(f"{self.url} was lost: {error!r}") from error
-            if not line:
-                raise ServerLost(f"{self.url} ended before its answer did")
+    def _events(self, response: http.client.HTTPResponse) -> Generator[dict[str, Any]]:
+        idle, until = 0, time.monotonic() + _READS
+        for line in self._lines(response):
             if not line.startswith(b"data: "):
+                idle += len(line) + 1
+                if idle > _IDLE or time.monotonic() > until:
+                    raise ServerLost(f"{self.url} does not answer as edgecs does")
                 continue
             if line.strip() == b"data: [DONE]":
                 return
@@ -112,6 +127,24 @@ class Connection:
             if "error" in event:
                 raise _refused(response.status, event)
             yield event
+            idle, until = 0, time.monotonic() + _READS
+        raise ServerLost(f"{self.url} ended before its answer did")
+
+    def _lines(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+        rest, size = b"", 0
+        while data := self._part(response):
+            size += len(data)
+            *lines, rest = (rest + data).split(b"\n")
+            if len(rest) > _LONGEST_LINE or size > _LARGEST_STREAM:
+                raise ServerLost(f"{self.url} sends too much")
+            yield from lines
+
+    def _part(self, response: http.client.HTTPResponse, most: int = _PART) -> bytes:
+        """What has arrived; empty: the response has ended."""
+        try:
+            return response.read1(min(most, _PART))
+        except _LOST as error:
+            raise ServerLost(f"{self.url} was lost: {_why(error)}") from error
 
     def _wait_for(self, seconds: float) -> None:
         if self._http.sock is None:
@@ -130,22 +163,36 @@ class Connection:
             self._http.request(method, self._base + path, data, {**headers, **more})
             return self._http.getresponse()
         except _LOST as error:
-            raise ServerLost(f"{self.url} does not answer: {error!r}") from error
+            raise ServerLost(f"{self.url} does not answer: {_why(error)}") from error
 
-    def _checked(self, response: http.client.HTTPResponse) -> Any:
+    def _checked(self, response: http.client.HTTPResponse) -> dict[str, Any]:
         found = _json(self._body(response), self.url)
         if response.status != 200:
             raise _refused(response.status, found)
         return found
 
     def _body(self, response: http.client.HTTPResponse) -> bytes:
-        try:
-            data = response.read(_LARGEST + 1)
-        except _LOST as error:
-            raise ServerLost(f"{self.url} was lost: {error!r}") from error
-        if len(data) > _LARGEST:
-            raise ServerLost(f"{self.url} sends too much")
-        return data
+        left = response.length  # None: it says where it ends
+        parts, size, until = list[bytes](), 0, time.monotonic() + _LOADS
+        while left is None or size < left:
+            data = self._part(response, _PART if left is None else left - size)
+            if not data:
+                break
+            parts.append(data)
+            size += len(data)
+            if size > _LARGEST or time.monotonic() > until:
+                raise ServerLost(f"{self.url} sends too much, or too slowly")
+        response.close()  # the connection stays
+        if left is not None and size < left:
+            raise ServerLost(f"{self.url} ended in the middle of an answer")
+        return b"".join(parts)
+
+
+def _why(error: Exception) -> str:
+    """An error in a few words; some have no text."""
+    if isinstance(error, http.client.IncompleteRead):
+        return "the connection ended"
+    return f"{error!s:.200}" or type(error).__name__
 
 
 def _json(data: bytes, url: str) -> dict[str, Any]:
@@ -161,7 +208,7 @@ def _json(data: bytes, url: str) -> dict[str, Any]:
 def _refused(status: int, body: Mapping[str, Any]) -> ServerRefused:
     error = body.get("error")
     text = error.get("message") if isinstance(error, dict) else None
-    return ServerRefused(status, str(text or f"status {status}"))
+    return ServerRefused(status, f"{text or f'status {status}'!s:.1000}")
 
 
 def own_servers() -> Iterator[Connection]:

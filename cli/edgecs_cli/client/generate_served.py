@@ -3,51 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import closing
 from typing import Any
 
-from edgecs_cli.client.choice import NotServed, Served, request_of, served
+from edgecs.sampling.settings import Sampling
+from edgecs_cli.client.answered import Piece
+from edgecs_cli.client.choice import NotServed, Served, connected, request_of
 from edgecs_cli.client.connection import ServerLost, ServerRefused
-from edgecs_cli.console import echo, say
+from edgecs_cli.client.stream import Stream
+from edgecs_cli.console import echo, has_colours, say
 from edgecs_cli.options.recipe import Call
-from edgecs_cli.options.sampling import given_grammar, read_sampling
-from edgecs_cli.short_lines import BETWEEN, answer_line, model_name, thousands
-
-
-@dataclass
-class Answered:
-    """What is known of an answer; `Counts` for its line."""
-
-    tokens: int = 0
-    tokens_per_second: float = 0.0
-    prompt_seconds: float = 0.0
-    tested: int = 0
-    accepted: int = 0
-    faults: Mapping[str, str] = field(default_factory=dict)
-    context: int = 0  # tokens of the prompt and of the answer
-    reason: str | None = None
-
-    def take(self, event: Mapping[str, Any]) -> None:
-        """Notes the counts of the last event."""
-        timings, speculative = event.get("timings"), event.get("speculative")
-        self.tokens = int(_number(timings, "predicted_n"))
-        prompt = _number(timings, "cache_n") + _number(timings, "prompt_n")
-        self.context = int(prompt) + self.tokens
-        self.prompt_seconds = _number(timings, "prompt_ms") / 1e3
-        seconds = _number(timings, "predicted_ms") / 1e3
-        if seconds > 0 and self.tokens > 1:
-            self.tokens_per_second = (self.tokens - 1) / seconds
-        self.tested = int(_number(timings, "draft_n"))
-        self.accepted = int(_number(timings, "draft_n_accepted"))
-        faults = speculative.get("faults") if isinstance(speculative, dict) else None
-        self.faults = faults if isinstance(faults, dict) else {}
-
-
-def _number(table: Any, name: str) -> float:
-    value = table.get(name) if isinstance(table, dict) else None
-    return value if isinstance(value, int | float) and math.isfinite(value) else 0.0
+from edgecs_cli.options.sampling import read_sampling
+from edgecs_cli.origins import Paint, origins_legend, painter, plain
+from edgecs_cli.short_lines import answer_details, answer_line, served_line
 
 
 def answer_served(values: Mapping[str, Any], text: str, call: Call) -> int:
@@ -56,39 +26,68 @@ def answer_served(values: Mapping[str, Any], text: str, call: Call) -> int:
     Raises NotServed, then nothing was written; ServerLost and ServerRefused in the
     middle of an answer, or for a server given by its URL.
     """
-    with served(values, call.note) as model:
-        return _answer(model, values, text, quiet=call.quiet)
-
-
-def _answer(model: Served, values: Mapping[str, Any], text: str, *, quiet: bool) -> int:
-    sampling = read_sampling(dict(values))
-    body = {**request_of(values, sampling), **_grammar(values)}
-    body |= {"model": model.name, "stream": True, "stop": list(values["stop"]) or None}
-    if values["max_tokens"] >= 0:
-        body["max_tokens"] = values["max_tokens"]
-    about = Answered()
-    pieces = _pieces(model, {**body, "prompt": _prompt(model, values, text)}, about)
-    parts = [model_name(model.name), f"served by {model.connection.url}"]
+    model = connected(values, call)
     try:
-        first = next(pieces, "")
-        say(BETWEEN.join([*parts, f"{thousands(model.n_ctx)} context"]), quiet=quiet)
-        _show(first, pieces)
+        return _answer(model, values, text, call)
+    finally:
+        model.connection.close()
+
+
+def _answer(model: Served, values: Mapping[str, Any], text: str, call: Call) -> int:
+    sampling = read_sampling(dict(values))
+    url = model.connection.url
+    fields = request_of(values, sampling, speculative=not values["no_spec"])
+    most = values["max_tokens"]
+    stream = Stream(
+        model,
+        {
+            **fields,
+            "prompt": _prompt(model, values, text),
+            "stop": list(values["stop"]) or None,
+        },
+        max_tokens=most if most >= 0 else None,
+        detailed=values["as_json"] or values["explain"],
+    )
+    said = list[Piece]()
+    try:
+        with closing(stream.pieces()) as pieces:
+            first = next(pieces, None)
+            call.say(served_line(model.weights.model, url, model.n_ctx))
+            _show(_noted([first] if first else [], pieces, said), model, values)
     except (ServerLost, ServerRefused) as error:
-        if about.tokens:
+        if stream.answered.tokens:
             raise
         raise NotServed(str(error)) from error
     except KeyboardInterrupt:
-        model.connection.close()
-        about.reason = "cancelled"
-        echo()
-    if about.reason == "length" and not 0 <= values["max_tokens"] <= about.tokens:
-        about.reason = "context" if about.context >= model.n_ctx else "cancelled"
+        stream.reason = "cancelled"
+        if not values["as_json"]:
+            echo()
+    if values["as_json"]:
+        echo(json.dumps(_report(model, stream, said, sampling)))
+    _tell(model, stream, values, call, sampling)
+    return 130 if stream.reason == "cancelled" else 0
+
+
+def _tell(
+    model: Served,
+    stream: Stream,
+    values: Mapping[str, Any],
+    call: Call,
+    sampling: Sampling,
+) -> None:
+    """Prints notes on the answer to stderr."""
+    about = stream.answered
+    if values["explain"] and not call.quiet:
+        origins, colours = about.origins(model.tiers), has_colours(sys.stdout)
+        for line in origins_legend(origins, colours=colours):
+            echo(line, err=True)
     drawn = values["seed"] < 0 and not sampling.is_greedy
     say(
-        answer_line(about, about.reason, seed=sampling.seed if drawn else None),
-        quiet=quiet,
+        answer_line(about, stream.reason, seed=sampling.seed if drawn else None),
+        quiet=call.quiet,
     )
-    return 130 if about.reason == "cancelled" else 0
+    for line in answer_details(about) if call.verbose else ():
+        call.say(line)
 
 
 def _prompt(model: Served, values: Mapping[str, Any], text: str) -> Any:
@@ -105,39 +104,52 @@ def _prompt(model: Served, values: Mapping[str, Any], text: str) -> Any:
         raise NotServed(str(error)) from error
 
 
-def _grammar(values: Mapping[str, Any]) -> dict[str, Any]:
-    given = given_grammar(dict(values))
-    if given is None:
-        return {}
-    kind, text = given
-    if kind == "grammar":
-        return {"grammar": text}
-    try:
-        return {"json_schema": json.loads(text)}
-    except (ValueError, RecursionError) as error:
-        raise NotServed("the schema is not JSON") from error
+def _noted(
+    first: list[Piece], pieces: Iterator[Piece], said: list[Piece]
+) -> Iterator[Piece]:
+    """All pieces; for --json they are kept."""
+    for some in (first, pieces):
+        for piece in some:
+            said.append(piece)
+            yield piece
 
 
-def _pieces(model: Served, body: Mapping[str, Any], about: Answered) -> Iterator[str]:
-    """The texts of an answer as they arrive; `about` is filled."""
-    for event in model.connection.events("/v1/completions", body):
-        choices = event.get("choices")
-        if not (isinstance(choices, list) and choices):
-            continue
-        about.tokens += 1  # at least one in each event, should none follow
-        if choices[0].get("finish_reason") is not None:
-            about.take(event)
-            about.reason = str(choices[0]["finish_reason"])
-        if text := choices[0].get("text"):
-            yield str(text)
-
-
-def _show(first: str, pieces: Iterator[str]) -> None:
-    """Writes an answer as it streams, and a newline at its end."""
-    last = first
-    echo(first, nl=False)
-    for piece in pieces:
-        echo(piece, nl=False)
-        last = piece
+def _show(pieces: Iterator[Piece], model: Served, values: Mapping[str, Any]) -> None:
+    """Writes an answer as it streams, and a newline at its end; not for --json."""
+    if values["as_json"]:
+        for _ in pieces:
+            pass
+        return
+    paint: Paint = plain
+    if values["explain"]:
+        paint = painter(model.chain, colours=has_colours(sys.stdout))
+    last = ""
+    for text in filter(None, paint(pieces)):
+        echo(text, nl=False)
+        last = text
     if not last.endswith("\n"):
         echo()
+
+
+def _report(
+    model: Served, stream: Stream, said: list[Piece], sampling: Sampling
+) -> dict[str, object]:
+    """The JSON object of --json; an answer that was cut off has fewer fields."""
+    about = stream.answered
+    usage = {
+        "prompt_tokens": about.prompt_tokens,
+        "completion_tokens": about.tokens,
+        "total_tokens": about.prompt_tokens + about.tokens,
+        "prompt_tokens_details": {"cached_tokens": about.cached_tokens},
+    }
+    stated = {"timings": about.timings, "speculative": about.speculative}
+    return {
+        "text": "".join(piece.text for piece in said),
+        "tokens": [piece.id for piece in said],
+        "finish_reason": stream.reason,
+        **({"usage": usage} if about.timings else {}),
+        "sampling": {"temperature": sampling.temperature, "seed": sampling.seed},
+        "kernels": model.kernels,
+        **{name: value for name, value in stated.items() if value},
+        "exact": model.exact,
+    }

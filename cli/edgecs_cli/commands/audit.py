@@ -23,7 +23,6 @@ from edgecs_cli.console import echo, echo_table
 from edgecs_cli.loading.describe import introduce
 from edgecs_cli.loading.opening import opened
 from edgecs_cli.options.common import (
-    Sectioned,
     common_options,
     drafter_options,
     model_options,
@@ -31,6 +30,7 @@ from edgecs_cli.options.common import (
 )
 from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.sampling import sampling_options
+from edgecs_cli.options.sections import Sectioned
 from edgecs_cli.options.shared import Interrupt, reports_errors
 
 

@@ -19,19 +19,10 @@ from edgecs.runtime.recipe import Recipe
 from edgecs.runtime.target import open_target
 from edgecs_cli.commands.bench_files import COMMANDS, write_page
 from edgecs_cli.console import echo, show_log
-from edgecs_cli.options.common import (
-    PAGE,
-    RESULT,
-    Finite,
-    OutputFile,
-    Section,
-    SectionedGroup,
-    common_options,
-    drafter_options,
-    model_options,
-    option,
-)
+from edgecs_cli.options.common import common_options, drafter_options, model_options
+from edgecs_cli.options.kinds import PAGE, RESULT, Finite, OutputFile
 from edgecs_cli.options.recipe import Call, read_recipe, taken
+from edgecs_cli.options.sections import Section, SectionedGroup, option
 from edgecs_cli.options.shared import Interrupt, reports_errors
 
 if TYPE_CHECKING:

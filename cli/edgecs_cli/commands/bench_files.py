@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from edgecs_cli.console import echo, say
-from edgecs_cli.options.common import PAGE, RESULT, OutputFile
+from edgecs_cli.options.kinds import PAGE, RESULT, OutputFile
 from edgecs_cli.options.shared import reports_errors
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -17,38 +16,27 @@ import click
 
 from edgecs.chat.overflow import Overflow
 from edgecs.errors import ConfigError, EdgecsError
-from edgecs.session.answer import Token
 from edgecs_cli.chat.autosave import Autosave, last_chat
-from edgecs_cli.chat.commands import Deck, Leave
+from edgecs_cli.chat.commands import run
+from edgecs_cli.chat.deck import Deck, Leave
 from edgecs_cli.chat.input import Reader, reader
-from edgecs_cli.chat.model import Start, Talk
-from edgecs_cli.chat.render import WordWrap, shown
-from edgecs_cli.console import (
-    Status,
-    StreamLost,
-    columns,
-    complain,
-    echo,
-    has_colours,
-    say,
-)
-from edgecs_cli.loading.contention import Contention
-from edgecs_cli.loading.describe import answer_details, introduce
-from edgecs_cli.loading.explain import painter
-from edgecs_cli.loading.opening import opened
+from edgecs_cli.chat.showing import deck_of
+from edgecs_cli.chat.talk import Start, Talk
+from edgecs_cli.client.chat_served import open_served
+from edgecs_cli.client.choice import NotServed, has_servers
+from edgecs_cli.console import StreamLost, complain, say
 from edgecs_cli.options.common import (
-    Sectioned,
     common_options,
     drafter_options,
     model_options,
     schedule_options,
+    server_option,
 )
-from edgecs_cli.options.recipe import Call, read_recipe, taken
+from edgecs_cli.options.recipe import Call, taken
 from edgecs_cli.options.sampling import sampling_options
+from edgecs_cli.options.sections import Sectioned
 from edgecs_cli.options.shared import Interrupt, reports_errors
-from edgecs_cli.short_lines import answer_line
 
-_LONG = 256  # tokens of a prompt that takes noticeable time
 # Signals that end a chat, where the system has them.
 _ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT")
 logger = logging.getLogger("edgecs.chat")
@@ -63,7 +51,6 @@ class Wishes:
     resume: bool
     prompt_cache: Path | None
     no_history: bool
-    log_answers: Path | None
 
 
 @click.command(cls=Sectioned)
@@ -113,6 +100,7 @@ class Wishes:
     is_flag=True,
     help="Save neither the input history nor the conversation for --resume.",
 )
+@server_option
 @sampling_options
 @drafter_options
 @schedule_options
@@ -135,35 +123,56 @@ def chat(**values: Any) -> None:
     loads, model = _resumed(wishes) if wishes.resume else (wishes.loads, wishes.model)
     if not model:
         raise click.UsageError("Missing option '-m' / '--model'.")
-    recipe, start = read_recipe({**values, "model": model}), taken(Start, values)
+    start, interrupt = taken(Start, values), Interrupt()
     keep = Autosave(wanted=not wishes.no_history)
     ask = reader(history=not wishes.no_history)
-    interrupt = Interrupt()
     deck: Deck | None = None
-    before = recipe.model  # known to load once there is a deck
+    before = model  # known to work once there is a deck
     while True:
         try:
             with ExitStack() as stack:
-                opening = opened(recipe, call, interrupt, wishes.log_answers)
-                talk = Talk(stack.enter_context(opening), start, stack)
-                introduce(talk.runtime, quiet=call.quiet, verbose=call.verbose)
+                talk = _open(stack, {**values, "model": model}, start, call, interrupt)
                 if deck is None:
-                    deck = _deck(talk, ask, interrupt, call)
+                    deck = deck_of(talk, ask, interrupt, call)
                     _begin(talk, loads, wishes, call)
                 else:
                     talk.take_over(deck.talk)
                     deck.talk = talk
-                before = recipe.model
+                before = model
                 with _ending(), keep.at_end(talk, before):
                     wanted = _converse(deck, ask, partial(keep.write, talk, before))
         except EdgecsError as error:
-            if deck is None or before == recipe.model:
+            if deck is None or before == model:
                 raise
             complain("edgecs chat", error)
             wanted = before
         if wanted is None:
             return
-        recipe = replace(recipe, model=wanted, sampling=deck.talk.sampling)
+        model = wanted
+
+
+def _open(
+    stack: ExitStack,
+    values: dict[str, Any],
+    start: Start,
+    call: Call,
+    interrupt: Interrupt,
+) -> Talk[Any]:
+    """A conversation with the model of the options: a server's, or one loaded here."""
+    talk: Talk[Any] | None = None
+    if has_servers(values, call.say):
+        try:
+            talk = stack.enter_context(open_served(values, start, call, interrupt))
+        except NotServed as why:
+            call.note(str(why))
+    if talk is None:
+        from edgecs_cli.chat.local import open_here
+
+        talk = stack.enter_context(open_here(values, start, call, interrupt))
+    say(talk.start_line(), quiet=call.quiet)
+    for line in talk.details() if call.verbose else ():
+        say(line, quiet=call.quiet)
+    return talk
 
 
 # With --resume the saved conversation names the model.
@@ -179,7 +188,7 @@ def _resumed(wishes: Wishes) -> tuple[Path, str]:
     return path, wishes.model or model
 
 
-def _begin(talk: Talk, loads: Path | None, wishes: Wishes, call: Call) -> None:
+def _begin(talk: Talk[Any], loads: Path | None, wishes: Wishes, call: Call) -> None:
     """Loads the conversation and the prompt cache of the options."""
     if loads:
         reason = talk.load(loads)
@@ -210,25 +219,6 @@ def _ending() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _deck(talk: Talk, ask: Reader, interrupt: Interrupt, call: Call) -> Deck:
-    """Commands and settings, which outlive a change of the model."""
-
-    contention = Contention()
-
-    def answer(tokens: Callable[[], Generator[Token]]) -> None:
-        contention.answer_begins()
-        try:
-            _turn(deck, tokens(), interrupt)
-        finally:
-            ask.answered(stopped=deck.talk.chat.finish_reason == "cancelled")
-        _report(deck, quiet=call.quiet, verbose=call.verbose)
-        if line := contention.line():
-            call.say(line)
-
-    deck = Deck(talk, answer, ask.usual)
-    return deck
 
 
 def _converse(deck: Deck, ask: Reader, keep: Callable[[], None]) -> str | None:
@@ -275,86 +265,9 @@ def _line(deck: Deck, text: str, *, commands: bool) -> None:
     if commands and text.lstrip().startswith("/"):
         text = text.lstrip()
         if not text.startswith("//"):
-            deck.run(text)
+            run(deck, text)
             return
         text = text[1:]
     message = "\n\n".join([*deck.attached, text])
     deck.answer(partial(deck.talk.ask, message))
     deck.attached.clear()
-
-
-def _turn(deck: Deck, tokens: Generator[Token], interrupt: Interrupt) -> None:
-    """Shows an answer as it streams; Ctrl-C ends it and keeps the text so far."""
-    session, last = deck.talk.session, ""
-    interrupt.event.clear()
-    try:
-        with interrupt, _reading(deck.talk), closing(tokens):
-            for piece in filter(None, _pieces(deck, tokens)):
-                echo(piece, nl=False)
-                last = piece
-    finally:
-        interrupt.event.clear()
-    if session.stats.tokens and not last.endswith("\n"):
-        echo()
-
-
-def _pieces(deck: Deck, tokens: Iterator[Token]) -> Iterator[str]:
-    colours, wrap = has_colours(sys.stdout), WordWrap(lambda: columns(sys.stdout))
-    if deck.explain:
-        return painter(deck.talk.session.chain, colours=colours)(wrap(tokens))
-    return shown(
-        tokens,
-        wrap,
-        looks=colours and deck.markdown,
-        folds=deck.folds,
-        thinks=deck.talk.thinks_at_once,
-    )
-
-
-@contextmanager
-def _reading(talk: Talk) -> Iterator[None]:
-    """Shows the progress of prefill for a long prompt."""
-    target, status = talk.runtime.loaded.target, Status()
-
-    def tell(done: int, total: int) -> None:
-        if done == total:
-            status.wipe()
-        elif total >= _LONG:
-            status.show(f"{done} of {total} prompt tokens processed")
-
-    target.on_read = tell
-    try:
-        yield
-    finally:
-        target.on_read = None
-        status.wipe()  # it may have been stopped before the end
-
-
-def _report(deck: Deck, *, quiet: bool, verbose: bool) -> None:
-    """Prints notes on an answer to stderr."""
-    chat, stats = deck.talk.chat, deck.talk.session.stats
-    if chat.finish_reason == "cancelled" and not stats.tokens:
-        say("stopped before the first token: the message was removed", quiet=quiet)
-        return
-    if chat.asked.left_out:
-        say(
-            f"{chat.asked.left_out} older messages no longer fit the context and are "
-            "left out (--overflow)",
-            quiet=quiet,
-        )
-    if chat.asked.again:
-        say(
-            f"the template rewrites earlier answers: {chat.asked.again} tokens of them "
-            "were processed again",
-            quiet=quiet,
-        )
-    if deck.stats:
-        say(answer_line(stats, chat.finish_reason), quiet=quiet)
-        for line in answer_details(deck.talk.session) if verbose else ():
-            say(line, quiet=quiet)
-    if chat.finish_reason == "context":
-        say(
-            "the context is full: use /clear to start over, /set overflow shift to "
-            "drop old turns, or a larger -c",
-            quiet=quiet,
-        )

@@ -82,14 +82,15 @@ def lines(ours: Answer, plain: Answer, theirs: Answer | None) -> list[str]:
     >>> answer = [5, 6, 7]
     >>> for line in lines(Answer(answer, 90), Answer(answer, 45.0), Answer([5, 6], 30)):
     ...     print(line)
-    tok/s: llama.cpp 30.0 · edgecs without drafts 45.0 · with drafts 90.0 (3.0x) · \
-the same 3 tokens with and without drafts
+    tok/s: llama.cpp 30.0 · plain edgecs 45.0 · with drafts 90.0 (3.00x llama.cpp, \
+2.00x plain) · the same 3 tokens with and without drafts
     llama.cpp's kernels round differently: another token after 2
     """
     speeds = [] if theirs is None else [f"llama.cpp {theirs.speed:.1f}"]
-    speeds.append(f"edgecs without drafts {plain.speed:.1f}")
-    base = theirs.speed if theirs else plain.speed
-    gain = f" ({ours.speed / base:.1f}x)" if base else ""
+    speeds.append(f"plain edgecs {plain.speed:.1f}")
+    bases = [("llama.cpp", theirs.speed if theirs else 0), ("plain", plain.speed)]
+    gains = [f"{ours.speed / base:.2f}x {name}" for name, base in bases if base]
+    gain = f" ({', '.join(gains)})" if gains else ""
     speeds.append(f"with drafts {ours.speed:.1f}{gain}")
     same = _shared(ours.tokens, plain.tokens)
     if same == len(ours.tokens) == len(plain.tokens):

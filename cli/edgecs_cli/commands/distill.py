@@ -13,15 +13,10 @@ import platformdirs
 from edgecs.errors import ConfigError
 from edgecs.runtime.target import load_target
 from edgecs_cli.console import echo, show_log
-from edgecs_cli.options.common import (
-    Finite,
-    Section,
-    Sectioned,
-    common_options,
-    model_options,
-    option,
-)
+from edgecs_cli.options.common import common_options, model_options
+from edgecs_cli.options.kinds import Finite
 from edgecs_cli.options.recipe import Call, find_model, read_recipe, taken
+from edgecs_cli.options.sections import Section, Sectioned, option
 from edgecs_cli.options.shared import Interrupt, reports_errors
 
 

@@ -16,16 +16,15 @@ from edgecs.errors import ConfigError
 from edgecs_cli.client.choice import NotServed, has_servers
 from edgecs_cli.client.generate_served import answer_served
 from edgecs_cli.options.common import (
-    Section,
-    Sectioned,
     common_options,
     drafter_options,
     model_options,
-    option,
     schedule_options,
+    server_option,
 )
 from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.sampling import sampling_options
+from edgecs_cli.options.sections import Section, Sectioned, option
 from edgecs_cli.options.shared import reports_errors
 from edgecs_cli.options.texts import read_stdin, read_text
 
@@ -68,14 +67,7 @@ class Wishes:
 @click.option("--stop", multiple=True, help="Stop at this text; may be repeated.")
 @click.option("--raw", is_flag=True, help="Use no chat template.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option(
-    "--server",
-    default="auto",
-    show_default=True,
-    metavar="auto|off|URL",
-    help="auto: use a running `edgecs serve` of yours with this model and settings; "
-    "off: load the model; URL: use this server (its key is in EDGECS_API_KEY).",
-)
+@server_option
 @sampling_options
 @drafter_options
 @option(
@@ -121,11 +113,13 @@ def generate(**values: Any) -> int:
             "as JSON"
         )
     text: str | None = None
-    if has_servers(values, call):
+    if has_servers(values, call.note):
         text = read_prompt(wishes.prompt, wishes.file)
         try:
             return answer_served(values, text, call)
         except NotServed as why:
+            if values["server"] != "auto":
+                raise ConfigError(f"{values['server']}: {why}") from why
             call.note(str(why))
     recipe = read_recipe(values)
     if text is None:

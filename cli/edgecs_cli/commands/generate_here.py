@@ -23,12 +23,13 @@ from edgecs.text.chat_template import ChatTemplate
 from edgecs_cli.commands.compare import check, compare
 from edgecs_cli.console import echo, has_colours
 from edgecs_cli.loading.contention import Contention
-from edgecs_cli.loading.describe import answer_details, introduce
-from edgecs_cli.loading.explain import Paint, legend, painter, plain
-from edgecs_cli.loading.opening import exactness, opened
+from edgecs_cli.loading.describe import introduce
+from edgecs_cli.loading.explain import legend
+from edgecs_cli.loading.opening import opened
 from edgecs_cli.options.recipe import Call
 from edgecs_cli.options.shared import Interrupt
-from edgecs_cli.short_lines import answer_line
+from edgecs_cli.origins import Paint, painter, plain
+from edgecs_cli.short_lines import answer_details, answer_line
 
 if TYPE_CHECKING:
     from edgecs_cli.commands.generate import Wishes
@@ -57,7 +58,7 @@ def answer_here(recipe: Recipe, call: Call, wishes: Wishes, text: str) -> int:
         if wishes.explain and not call.quiet:
             _explain(runtime)
         call.say(_summary(runtime, drawn=wishes.seed < 0))
-        for line in answer_details(session) if call.verbose else ():
+        for line in answer_details(session.stats) if call.verbose else ():
             call.say(line)
         if busy := contention.line():
             call.say(busy)
@@ -168,5 +169,5 @@ def _report(runtime: Runtime, answer: tuple[str, list[int]]) -> dict[str, object
         "speculative": stats.speculative(
             session.chain, session.off_reason, runtime.parameters()
         ),
-        "exact": exactness(runtime),
+        "exact": runtime.exactness(),
     }

@@ -31,7 +31,7 @@ _UNITS = {
 _HEADER = ("name", "size", "memory", "license", "context", "drafters", "")
 _NOTE = (
     "~: approximate size. memory: what the model needs with a short context; too "
-    "large: more than this machine's {total}. ?: not confirmed by a second record."
+    "large: more than this machine's {total}. ?: from one source only."
 )
 
 
@@ -100,7 +100,7 @@ def search(
 
 def _nothing(words: tuple[str, ...], known: Mapping[str, Manifest]) -> str:
     near = " or ".join(similar("-".join(words), known)) if words else ""
-    hint = f"did you mean {near}?" if near else "give fewer words or a larger size"
+    hint = f"did you mean {near}?" if near else "give other words or a larger size"
     return f"no model of the catalogue fits: {hint}"
 
 

@@ -14,7 +14,6 @@ from edgecs.runtime.recipe import Recipe
 from edgecs_cli.client.state_file import published
 from edgecs_cli.console import show_log
 from edgecs_cli.options.common import (
-    Sectioned,
     common_options,
     drafter_options,
     hardware_options,
@@ -23,6 +22,7 @@ from edgecs_cli.options.common import (
 from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.references import Reference
 from edgecs_cli.options.sampling import sampling_options
+from edgecs_cli.options.sections import Sectioned
 from edgecs_cli.options.shared import reports_errors
 from edgecs_cli.options.texts import read_text
 from edgecs_cli.single_instance import single_instance
@@ -199,19 +199,21 @@ def serve(**values: Any) -> int:
     try:
         from edgecs.server import run as running
         from edgecs.server.app import Serving
+        from edgecs.server.connections import allow_connections
         from edgecs.server.guard import Access
         from edgecs.server.local_key import LocalKey
         from edgecs_cli.loading.serving import Offer, pool_of
     except ImportError as error:
         raise ConfigError(
-            f"the server needs packages that are not installed ({error.name}): install "
-            "edgecs[serve] (docs/install.md)"
+            f"the server needs packages that are not installed ({error.name}): pip "
+            'install "edgecs[serve]", or -e ".[serve]" in a checkout'
         ) from error
     key = _key(wishes)
     running.check_access(wishes.host, key)
     if manage(click.get_current_context(), wishes.port, wishes.drain):
         return 0
     show_log(call.verbose)
+    allow_connections()
     with (
         single_instance(wishes.port, f"http://{wishes.host}:{wishes.port}"),
         running.listening(wishes.host, wishes.port) as sock,

@@ -42,14 +42,10 @@ from edgecs_bench.report import canvas
 from edgecs_bench.text_tables import aligned
 from edgecs_cli.commands.tuning_plot import draw
 from edgecs_cli.console import columns, echo, moves, say, show_log, wrapped
-from edgecs_cli.options.common import (
-    OutputFile,
-    Sectioned,
-    common_options,
-    drafter_options,
-    model_options,
-)
+from edgecs_cli.options.common import common_options, drafter_options, model_options
+from edgecs_cli.options.kinds import OutputFile
 from edgecs_cli.options.recipe import Call, read_recipe, taken
+from edgecs_cli.options.sections import Sectioned
 from edgecs_cli.options.shared import (
     Interrupt,
     pace_bar,

@@ -1,11 +1,10 @@
-"""Describes models, sessions and answers: a short line of each, and details."""
+"""Describes models and sessions: a short line of each, and details."""
 
 from __future__ import annotations
 
 from edgecs.runtime.builder import Runtime
 from edgecs.runtime.loader import Loaded
 from edgecs.runtime.recipe import HEAD
-from edgecs.session.session import Session
 from edgecs_cli.console import say
 from edgecs_cli.short_lines import BETWEEN, model_name, thousands
 
@@ -72,24 +71,6 @@ def kernels(loaded: Loaded) -> str:
         return f"edgecs's for {loaded.model.kernels.name}"
     why = f" ({loaded.no_kernels})" if loaded.no_kernels else ""
     return f"llama.cpp's{why}"
-
-
-def answer_details(session: Session) -> list[str]:
-    """The last answer's prompt, rounds and failed drafters."""
-    stats = session.stats
-    lines = [
-        f"prompt: {stats.prompt_tokens} tokens, {stats.cached_tokens} of them cached, "
-        f"in {stats.prompt_seconds:.2f} s",
-        f"rounds: {stats.rounds}",
-    ]
-    if stats.tested:
-        lines[-1] += (
-            f", {stats.accepted} of {stats.tested} draft tokens accepted, "
-            f"{stats.mean_acceptance_length:.2f} tokens a round"
-        )
-    for name, why in stats.faults.items():
-        lines.append(f"{name} failed and is disabled for this session: {why}")
-    return lines
 
 
 def _place(runtime: Runtime) -> str:

@@ -51,13 +51,3 @@ def _can_keep_answers(folder: Path) -> None:
         raise ConfigError(
             f"answers cannot be saved in {folder}: {error.strerror}; use another one"
         ) from error
-
-
-def exactness(runtime: Runtime) -> dict[str, object]:
-    """The requested tier, and the tiers along the context."""
-    limits = runtime.session.cascade.limits
-    return {
-        "asked": limits.exact,
-        "tiers": runtime.tiers,
-        "classes": limits.classes.state(),
-    }

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from edgecs.errors import ConfigError
 from edgecs.hub.store import quiet
-from edgecs.runtime.builder import Files, Runtime, build
+from edgecs.runtime.builder import Files, Runtime
+from edgecs.runtime.embedding import build_or_embed
 from edgecs.runtime.recipe import Recipe
 from edgecs.runtime.served_models import (
     ServedModel,
@@ -18,10 +19,12 @@ from edgecs.runtime.served_models import (
     fits_memory,
     model_of_path,
 )
-from edgecs.server.engine import Engine
+from edgecs.server.embedding_engine import EmbeddingEngine
+from edgecs.server.engines import engine_of
 from edgecs.server.keep_alive import USUAL, seconds_of
 from edgecs.server.pool import ModelPool
 from edgecs.server.residency import Limits
+from edgecs.server.served import Served
 from edgecs_cli.loading.describe import introduce
 from edgecs_cli.options.recipe import Call
 
@@ -62,11 +65,13 @@ class Offer:
             return None if self.is_single else USUAL
         return seconds_of(self.keep_alive)
 
-    def about(self, engine: Engine | None) -> str:
+    def about(self, engine: Served | None) -> str:
         """What is served, in words. engine: of the model loaded at the start."""
         if engine is not None:
-            slots = f"({engine.slots} slots of {engine.n_ctx} tokens)"
-            return slots if self.is_single else f"{slots}, and more models on demand"
+            what = f"({engine.slots} slots of {engine.n_ctx} tokens)"
+            if isinstance(engine, EmbeddingEngine):
+                what = f"(embeddings of texts of up to {engine.n_ctx} tokens)"
+            return what if self.is_single else f"{what}, and more models on demand"
         most = f"at most {self.most}" if self.most else "as many as fit"
         return f"(models are loaded on demand, {most} at once)"
 
@@ -77,14 +82,15 @@ def pool_of(offer: Offer, call: Call) -> ModelPool:
     usual = replace(offer.recipes[0], model="")
 
     @contextmanager
-    def load(model: ServedModel, cancel: threading.Event) -> Iterator[Engine]:
+    def load(model: ServedModel, cancel: threading.Event) -> Iterator[Served]:
         recipe, files = recipes.get(model.name) or _named(usual, model)
-        with build(recipe, files, call.folders, call.reports, cancel) as runtime:
-            introduce(runtime, quiet=call.quiet, verbose=call.verbose)
-            if note := _context_note(recipe, runtime):
-                call.say(note)
-            engine = Engine(
-                runtime,
+        with build_or_embed(recipe, files, call.folders, call.reports, cancel) as found:
+            if isinstance(found, Runtime):
+                introduce(found, quiet=call.quiet, verbose=call.verbose)
+                if note := _context_note(recipe, found):
+                    call.say(note)
+            engine = engine_of(
+                found,
                 model.name,
                 waiting=offer.queue,
                 prefix_cache=offer.prefix_cache,

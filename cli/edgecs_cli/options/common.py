@@ -1,172 +1,29 @@
-"""Options shared by several commands, grouped into sections of the help text."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
-import errno
-import math
-import os
-from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, get_args
 
 import click
 
-from edgecs.core.reading import regular_size
 from edgecs.decoding.tiers import Exact
 from edgecs.drafters.copies import LONGEST
 from edgecs.engines.load_options import (
     MOST_CELLS,
     MOST_THREADS,
-    GpuLayers,
     KernelChoice,
     KVType,
     LoadOptions,
 )
+from edgecs_cli.options.kinds import Finite, GpuLayersType
 from edgecs_cli.options.references import Reference
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Section(StrEnum):
-    """Headings of a help text, in order."""
-
-    BASICS = "Basics"
-    RESULTS = "Results"
-    TRAINING = "Training"
-    SAMPLING = "Sampling"
-    SPECULATION = "Speculation"
-    HARDWARE = "Hardware"
-
-
-class _Option(click.Option):
-    """An option with a section of the help text."""
-
-    def __init__(self, *args: Any, section: Section, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.section = section
-
-
-def option(section: Section, *flags: str, **settings: Any) -> Callable[[F], F]:
-    """`click.option` with a section of the help text."""
-    return click.option(*flags, cls=_Option, section=section, **settings)
-
+from edgecs_cli.options.sections import F, Section, option, with_options
 
 _hardware = partial(option, Section.HARDWARE)
 _speculation = partial(option, Section.SPECULATION)
-
-
-class Sectioned(click.Command):
-    """A command whose help has sections; options without one go into the first."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Adds a hint to use -m where a model is given as an argument."""
-        try:
-            return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            if "unexpected extra argument" in error.message and any(
-                "-m" in param.opts for param in self.params
-            ):
-                text = f"{error.message}; give the model with -m"
-                raise click.UsageError(text, ctx) from error
-            raise
-
-    def format_options(
-        self, ctx: click.Context, formatter: click.HelpFormatter
-    ) -> None:
-        """Writes the sections, and the commands of a group."""
-        rows: dict[Section, list[tuple[str, str]]] = {name: [] for name in Section}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record and isinstance(param, click.Option):
-                rows[getattr(param, "section", Section.BASICS)].append(record)
-        for section, records in rows.items():
-            if records:
-                with formatter.section(section):
-                    formatter.write_dl(records)
-        if isinstance(self, click.Group):
-            self.format_commands(ctx, formatter)
-
-
-class SectionedGroup(Sectioned, click.Group):
-    """A command group with options of its own."""
-
-
-class GpuLayersType(click.ParamType[GpuLayers]):
-    """A number of layers, `auto` or `all`."""
-
-    name = "N|auto|all"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> GpuLayers:
-        """Checks a value of -ngl."""
-        if value in ("auto", "all") or isinstance(value, int):
-            return value  # type: ignore[no-any-return]
-        text = str(value)
-        if not (text.isascii() and text.isdigit()):
-            self.fail(f"{value!r} is not a number >= 0, 'auto' or 'all'", param, ctx)
-        return int(text)
-
-
-class Finite(click.FloatRange):
-    """A finite number in a range; click alone accepts `nan` in every range."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Checks a value."""
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number", param, ctx)
-        return number
-
-
-RESULT, PAGE = (b'{"format": "edgecs', b'{\n  "format": "edgecs'), b"<!DOCTYPE html>"
-"""First bytes of the files that `edgecs bench` writes."""
-_HEAD = 64  # bytes read to recognise a file
-_OTHERS = "the file exists, and edgecs did not write it"
-
-
-class OutputFile(click.Path):
-    """An output file, checked before the work starts.
-
-    in_place: an existing file is written to, not replaced by a new one. begins: first
-    bytes of files that may be replaced; any other file is refused. The check creates
-    nothing.
-    """
-
-    def __init__(self, *begins: bytes, in_place: bool = False) -> None:
-        super().__init__(path_type=Path, readable=False)
-        self.name = "file"
-        self._begins, self._in_place = begins, in_place
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Path:
-        """Checks a path."""
-        path = cast(Path, super().convert(value, param, ctx))
-        try:
-            self._check(path)
-        except OSError as error:
-            why = f"{path} cannot be written: {error.strerror}"
-            self.fail(f"{why}; give another path", param, ctx)
-        return path
-
-    def _check(self, path: Path) -> None:
-        """Raises OSError."""
-        folder, there = path.parent, path.exists()
-        folder.stat()
-        if not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if there and regular_size(path) and self._begins:
-            with path.open("rb") as file:
-                if not file.read(_HEAD).startswith(self._begins):
-                    raise FileExistsError(errno.EEXIST, _OTHERS)
-        if not os.access(path if there and self._in_place else folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def model_options(command: F) -> F:
@@ -265,6 +122,20 @@ def hardware_options(command: F) -> F:
     return with_options(command, options)
 
 
+def server_option(command: F) -> F:
+    """The option for a running server."""
+    decorate = click.option(
+        "--server",
+        default="auto",
+        show_default=True,
+        metavar="auto|off|URL",
+        help="auto: use a running `edgecs serve` of yours with this model and "
+        "settings; off: load the model; URL: use this server (its key is in "
+        "EDGECS_API_KEY).",
+    )
+    return decorate(command)
+
+
 def common_options(command: F) -> F:
     """Context, network and output options; they follow a command's own options."""
     options = [
@@ -298,9 +169,9 @@ def drafter_options(command: F) -> F:
             metavar="MODEL",
             help="A drafter: a model as for -m, a GGUF made for it (EAGLE-3, DFlash), "
             "or the folder of an ONNX drafter. May be repeated, largest first: each "
-            "drafter reviews those after it. Max-Gram is always last. head: the MTP "
-            "head in the model's own file. auto, the default: that head if there is "
-            "one, else the model's bundled drafter if it pays. none: neither.",
+            "drafter reviews those after it. Max-Gram and bigrams come last. head: the "
+            "MTP head in the model's own file. auto, the default: that head if there "
+            "is one, else the model's bundled drafter if it pays. none: neither.",
         ),
         _hardware(
             "-td",
@@ -380,13 +251,6 @@ def schedule_options(command: F) -> F:
         ),
     ]
     return with_options(command, options)
-
-
-def with_options(command: F, options: Sequence[Callable[[F], F]]) -> F:
-    """Adds options to a command, in the order of its help."""
-    for decorate in reversed(options):
-        command = decorate(command)
-    return command
 
 
 def load_options(values: dict[str, Any]) -> LoadOptions:

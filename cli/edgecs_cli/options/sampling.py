@@ -12,7 +12,7 @@ import click
 
 from edgecs.errors import ConfigError
 from edgecs.sampling.settings import Sampling
-from edgecs_cli.options.common import Section, option, with_options
+from edgecs_cli.options.sections import Section, option, with_options
 from edgecs_cli.options.texts import read_data
 
 _sampling = partial(option, Section.SAMPLING)

@@ -67,10 +67,12 @@ class _Bars:
     def __init__(self) -> None:
         from rich import progress
         from rich.console import Console
+        from rich.table import Column
 
+        name = Column(no_wrap=True)  # cut off where the terminal has too few columns
         self._bars = progress.Progress(
-            progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(),
+            progress.TextColumn("{task.description}", markup=False, table_column=name),
+            progress.BarColumn(10),
             progress.DownloadColumn(),
             progress.TransferSpeedColumn(),
             progress.TimeRemainingColumn(),
@@ -154,17 +156,21 @@ def in_words(seconds: float) -> str:
 class Interrupt:
     """While entered, the first Ctrl-C sets `event`; the next one raises if `insists`.
 
-    An exception cannot pass through llama.cpp, which polls the event instead.
+    An exception cannot pass through llama.cpp, which polls the event instead. on_stop:
+    called when the event is set, for work that does not poll it.
     """
 
     def __init__(self, *, insists: bool = True) -> None:
         self.event = threading.Event()
+        self.on_stop: Callable[[], None] | None = None
         self._insists = insists
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._insists and self.event.is_set():
             raise KeyboardInterrupt
         self.event.set()
+        if self.on_stop:
+            self.on_stop()
 
     def __enter__(self) -> threading.Event:
         self._before = signal.getsignal(signal.SIGINT)

@@ -31,7 +31,7 @@ from edgecs.engines.llama.feed import NO_ROWS, Feed, Logits, groups
 from edgecs.engines.llama.heads.features import Features, states_kept
 from edgecs.engines.llama.huge_pages import HugePages
 from edgecs.engines.llama.kernels import Nodes
-from edgecs.engines.llama.model import FLASH, KV_TYPES, LlamaModel
+from edgecs.engines.llama.model import FLASH_TYPES, KV_TYPES, LlamaModel
 from edgecs.engines.llama.scratch_kv import Layout, repeated
 from edgecs.engines.llama.sequence import LlamaSequence
 from edgecs.engines.llama.threads import thread_pool
@@ -251,7 +251,7 @@ class LlamaLM:
         params.kv_unified = self.max_leaves > 1  # cells are shared only in this mode
         params.n_batch = params.n_ubatch = options.n_batch
         params.n_threads = params.n_threads_batch = self.threads
-        params.flash_attn_type = FLASH[options.flash_attention]
+        params.flash_attn_type = FLASH_TYPES[options.flash_attention]
         params.type_k = KV_TYPES[options.type_k]
         params.type_v = KV_TYPES[options.type_v]
         # llama.cpp says nothing of the windows of hybrid models (`seq_pos_min`).
@@ -327,6 +327,10 @@ class LlamaLM:
             one.rollback.save(len(one.cache))
             if one.prompt_row is None or one.prompt_row[0] < len(context):
                 one.cache.mark()  # a prompt without an answer is not a turn
+
+    def forget(self, sequence: int) -> None:
+        """Drop all cells of a sequence, see `LanguageModel`."""
+        self._sequences[sequence].reset(self._ctx is not None)
 
     def reset(self) -> None:
         """Drop all cells, as if just loaded."""

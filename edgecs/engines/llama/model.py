@@ -44,7 +44,12 @@ HEADS = {
 }
 """Architectures of files that only draft, and what they are called."""
 
-FLASH = {
+_POOLINGS = {
+    lib.LLAMA_POOLING_TYPE_MEAN: "mean",
+    lib.LLAMA_POOLING_TYPE_CLS: "cls",
+    lib.LLAMA_POOLING_TYPE_LAST: "last",
+}
+FLASH_TYPES: dict[str, int] = {
     "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
     "on": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
     "off": lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
@@ -71,15 +76,21 @@ class Offload:
     buffers: dict[str, float]  # MiB by buffer name, as logged (CPU_Mapped, CUDA0, ...)
 
 
+class EmbeddingModel(ModelError):
+    """A model for embeddings, where one that writes text is needed."""
+
+
 class LlamaModel:
     """A GGUF loaded by llama.cpp. Close it after everything that uses it.
 
     options: n_gpu_layers must be a number or "all"; "auto" is resolved in `layers`.
-    kernels: the kernels to use, regardless of the options; None: llama.cpp's. head:
-    whether it is a head, which needs a target.
+    kernels: the kernels to use, regardless of the options; None: llama.cpp's. embeds:
+    whether it is opened for embeddings. head: whether it is a head, which needs a
+    target.
 
-    Raises ModelError for a missing or broken file, OutOfMemory if the weights do not
-    fit, Cancelled if `cancel` is set while loading.
+    Raises ModelError for a missing or broken file, EmbeddingModel for a file of the
+    other kind, OutOfMemory if the weights do not fit, Cancelled if `cancel` is set
+    while loading.
     """
 
     def __init__(
@@ -89,6 +100,7 @@ class LlamaModel:
         cancel: threading.Event,
         kernels: KernelSet | None = None,
         *,
+        embeds: bool = False,
         head: bool = False,
     ) -> None:
         self.path = path
@@ -104,7 +116,7 @@ class LlamaModel:
         self.vocabulary = LlamaVocabulary(self.handle)
         self.description = self._describe()
         if not head:
-            self._refuse_what_cannot_decode()
+            self._refuse_what_cannot_decode(embeds)
         if kernels:
             threads = options.threads or usable_cores()
             self.packed = PackedWeights(kernels, threads, self._goes_on)
@@ -189,6 +201,11 @@ class LlamaModel:
         memory = self.memory(options)
         return most_snapshots(self.architecture, memory, options, self.size)
 
+    @property
+    def pooling(self) -> str | None:
+        """How an embedding model pools the states of a text; None: it writes text."""
+        return _POOLINGS.get(self._number("pooling_type", 0))
+
     def default_ctx(self, options: LoadOptions) -> int:
         """Context size for n_ctx = 0: the longest one, as far as memory allows."""
         host, on_devices = self._free()
@@ -229,6 +246,11 @@ class LlamaModel:
         """The family as llama.cpp names it, such as qwen35."""
         return self._metadata("general.architecture")
 
+    def _number(self, key: str, default: int) -> int:
+        """A number of the architecture from the file's metadata."""
+        text = self._metadata(f"{self.architecture}.{key}")
+        return int(text) if text.isdigit() else default
+
     def _metadata(self, key: str) -> str:
         buffer = bytes(128)
         lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
@@ -266,7 +288,7 @@ class LlamaModel:
         lib.llama_model_desc(self.handle, buffer, len(buffer))
         return buffer.split(b"\0", 1)[0].decode(errors="replace")
 
-    def _refuse_what_cannot_decode(self) -> None:
+    def _refuse_what_cannot_decode(self, embeds: bool) -> None:
         handle, problem = self.handle, None
         if kind := HEADS.get(self.architecture):
             self.close()
@@ -285,6 +307,16 @@ class LlamaModel:
             raise ModelError(
                 f"{self.path} {problem}: edgecs runs decoder-only language models"
             )
+        pooling = self.pooling
+        if embeds == (pooling is not None):
+            return
+        self.close()
+        if embeds:
+            raise ModelError(f"{self.path} is no embedding model: it states no pooling")
+        raise EmbeddingModel(
+            f"{self.path} is an embedding model (pooling: {pooling}), which writes no "
+            "text: `edgecs serve` answers /v1/embeddings with it"
+        )
 
 
 def check_file(path: Path) -> None:
@@ -301,8 +333,8 @@ def check_file(path: Path) -> None:
         raise ModelError(f"{path} is empty: fetch the model again")
     if magic != _MAGIC:
         raise ModelError(
-            f"{path} is not a GGUF file (it starts with {magic!r}, not {_MAGIC!r}): "
-            "give a model converted for llama.cpp"
+            f"{path} is not a GGUF file (it starts with the bytes {magic.hex(' ')}, "
+            "not with GGUF): give a model converted for llama.cpp"
         )
 
 

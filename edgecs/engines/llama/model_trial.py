@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import psutil
 
 from edgecs.core.draft import score_one
@@ -89,8 +90,9 @@ def attempt(path: str, seconds: str, memory: str, beside: str) -> None:
     """
     child.prepare(float(seconds), int(memory))
     from edgecs.core.context import Context
+    from edgecs.engines.llama.embedder import LlamaEmbedder
     from edgecs.engines.llama.language_model import LlamaLM
-    from edgecs.engines.llama.model import LlamaModel
+    from edgecs.engines.llama.model import EmbeddingModel, LlamaModel
     from edgecs.engines.llama.tokenizer import load_vocabulary
     from edgecs.engines.load_options import LoadOptions
 
@@ -112,7 +114,13 @@ def attempt(path: str, seconds: str, memory: str, beside: str) -> None:
             attempt_head(Path(path), Path(beside), options)
         return
     with suppress(EdgecsError):
-        model = LlamaModel(Path(path), options, cancel)
+        try:
+            model = LlamaModel(Path(path), options, cancel)
+        except EmbeddingModel:
+            model = LlamaModel(Path(path), options, cancel, embeds=True)
+            ids = np.arange(8, dtype=np.int32) % model.vocabulary.size
+            LlamaEmbedder(model, options, cancel).embed([ids, ids[:3]])
+            return
         vocabulary = model.vocabulary
         vocabulary.pieces()
         for text in (_TEXT, vocabulary.bos, vocabulary.eos, ""):

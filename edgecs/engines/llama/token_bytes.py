@@ -14,7 +14,7 @@ from llama_cpp.llama_grammar import json_schema_to_gbnf
 from numpy.typing import NDArray
 
 from edgecs.errors import ConfigError
-from edgecs.grammar.mask import TokenTrie
+from edgecs.grammar.trie import TokenTrie
 
 _ROOM = 1 << 16  # bytes; longer tokens are treated as empty
 

@@ -20,7 +20,7 @@ from edgecs.errors import ConfigError, ModelError
 from edgecs.hub.compatibility import real_size
 
 if TYPE_CHECKING:
-    from edgecs.grammar.mask import TokenTrie
+    from edgecs.grammar.trie import TokenTrie
 
 _USUAL = 256  # bytes that are enough for the text of most tokens
 

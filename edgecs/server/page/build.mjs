@@ -1,9 +1,9 @@
-// Builds static/ from src/: `npm ci && npm run build`, see README.md.
+// Builds a folder, static/ by default, from src/: `npm ci && npm run build`, see README.md.
 
 import { copyFile, mkdir, readFile, writeFile } from "node:fs/promises";
 import { build } from "esbuild";
 
-const STATIC = "static";
+const STATIC = process.argv[2] ?? "static";
 const LIBRARIES = [
   "dompurify",
   "entities",

@@ -15,7 +15,7 @@ from edgecs.engines.llama import library
 from edgecs.engines.llama.heads.experimental import symbols
 from edgecs.engines.llama.heads.features import view
 from edgecs.engines.llama.kernels import Nodes
-from edgecs.engines.llama.model import FLASH, KV_TYPES, LlamaModel
+from edgecs.engines.llama.model import FLASH_TYPES, KV_TYPES, LlamaModel
 from edgecs.engines.llama.threads import thread_pool
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import EdgecsError, ModelError, OutOfMemory
@@ -57,7 +57,7 @@ class HeadCells:
         params.n_threads = params.n_threads_batch = threads
         params.ctx_other = other
         if like:
-            params.flash_attn_type = FLASH[like.flash_attention]
+            params.flash_attn_type = FLASH_TYPES[like.flash_attention]
             params.type_k, params.type_v = KV_TYPES[like.type_k], KV_TYPES[like.type_v]
         if mtp:
             params.ctx_type = lib.LLAMA_CONTEXT_TYPE_MTP

@@ -111,10 +111,15 @@ function part(data: any): Part {
   return {
     content: choice.delta?.content ?? "",
     thought: choice.delta?.reasoning_content ?? "",
-    tokens: choice.token_details ?? [],
+    tokens: (choice.token_details ?? []).map(kept),
     finish: choice.finish_reason ?? null,
     measured: data.timings ? measured(data.timings, data.speculative ?? {}) : null,
   };
+}
+
+/** What is stored of a token; the server states more. */
+function kept({ id, text, source, p, round, width, rejected }: TokenDetail): TokenDetail {
+  return { id, text, source, p, round, width, rejected };
 }
 
 function measured(timings: any, speculative: any): Measured {

@@ -12,7 +12,7 @@ export interface Rejected {
   p: number;
 }
 
-/** One token, as the server states it under `token_details`. */
+/** One token: what is kept of what the server states under `token_details`. */
 export interface TokenDetail {
   id: number;
   text: string;

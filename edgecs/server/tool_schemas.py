@@ -1,0 +1,70 @@
+"""Request fields about tools, in the form of OpenAI's chat completions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
+
+MOST_TOOLS, MOST_ID = 1024, 256
+_Name = Annotated[str, Field(max_length=MOST_ID)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class FunctionSpec(_Body):
+    """A function that may be called. Its arguments always match the schema.
+
+    strict: ignored, as arguments are constrained without it.
+    """
+
+    name: _Name
+    description: str | None = Field(default=None, max_length=1 << 22)
+    parameters: dict[str, Any] | None = None
+    strict: StrictBool | None = None
+
+
+class ToolSpec(_Body):
+    """A tool; only functions are supported."""
+
+    type: Literal["function"] = "function"
+    function: FunctionSpec
+
+
+class _Named(_Body):
+    name: _Name
+
+
+class NamedChoice(_Body):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: _Named
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedChoice
+
+
+class CalledFunction(_Body):
+    """What was called. arguments: JSON as text; some clients send the object."""
+
+    name: _Name
+    arguments: Annotated[str, Field(max_length=1 << 22)] | dict[str, Any] = ""
+
+
+class CalledTool(_Body):
+    """A call in an earlier answer."""
+
+    id: _Name = ""
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class ToolFields(_Body):
+    """The tools of a request, and whether they may or must be called."""
+
+    tools: list[ToolSpec] | None = Field(default=None, max_length=MOST_TOOLS)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: StrictBool | None = None

@@ -1,0 +1,1 @@
+"""Tool calls: their syntax in each family of models, as grammars and as parsers."""
