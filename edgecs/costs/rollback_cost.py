@@ -26,7 +26,7 @@ def _never() -> float:
 class RollbackCost:
     """Times of rounds of a target.
 
-    removable: tokens of a draft that can be removed at no cost; None: any number.
+    removable: last tokens of a draft that can be removed at no cost; None: any number.
     restoring: returns the seconds of restoring a state.
 
     >>> costs = CostModel()
@@ -60,11 +60,7 @@ class RollbackCost:
 
     def loses(self, drafted: int, accepted: int) -> bool:
         """Whether cells of such a draft have to be computed again."""
-        return (
-            self._removable is not None
-            and drafted > self._removable
-            and accepted < drafted
-        )
+        return self._removable is not None and drafted - accepted > self._removable
 
     def times(self, depth: int, size: int) -> list[float]:
         """Seconds by width of the next call or calls, [size]; inf: not known."""
@@ -90,10 +86,11 @@ class RollbackCost:
             self._seconds(depth, accepted + 2) - single + self._restoring()
             for accepted in range(size - 1)
         ]
-        lost, found = 0.0, [0.0]
-        for drafted in range(1, size):
-            lost += (right[drafted - 1] - right[drafted]) * max(0.0, more[drafted - 1])
-            found.append(lost if drafted > self._removable else 0.0)
+        lost, found = 0.0, [0.0] * min(size, 1 + self._removable)
+        for accepted in range(size - len(found)):  # of drafts that lose the rest
+            ends_here = right[accepted] - right[accepted + 1]
+            lost += ends_here * max(0.0, more[accepted])
+            found.append(lost)
         return found
 
     def _seconds(self, depth: int, tokens: int) -> float:

@@ -170,10 +170,10 @@ def memory_of(header: Header, options: LoadOptions) -> CellMemory:
         return header.numbers.get(f"{name}.{key}", [])
 
     blocks = int(max(read("block_count"), default=0))
-    return cell_memory(name, blocks, read, options)
+    return memory_by_keys(name, blocks, read, options)
 
 
-def cell_memory(
+def memory_by_keys(
     architecture: str, blocks: int, read: Read, options: LoadOptions
 ) -> CellMemory:
     """The memory needs of a model with this many layers.

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecs.engines.cell_memory import CellMemory, cell_memory, most_snapshots
+from edgecs.engines.cell_memory import CellMemory, memory_by_keys, most_snapshots
 from edgecs.engines.gguf_header import read_header
 from edgecs.engines.llama import library
 from edgecs.engines.llama.layers import kv_cells
@@ -64,7 +64,7 @@ def memory(architecture: str, blocks: int, **keys: object) -> CellMemory:
         value = keys.get(key.replace(".", "_"), [])
         return value if isinstance(value, list) else [float(str(value))]
 
-    return cell_memory(architecture, blocks, read, LoadOptions())
+    return memory_by_keys(architecture, blocks, read, LoadOptions())
 
 
 def test_only_attending_layers_have_cells():
@@ -153,7 +153,9 @@ def test_snapshots_take_a_small_share_of_memory():
 )
 def test_any_header_gives_a_number(architecture, blocks, values, free):
     options = LoadOptions()
-    found = cell_memory(architecture, blocks, lambda key: values.get(key, []), options)
+    found = memory_by_keys(
+        architecture, blocks, lambda key: values.get(key, []), options
+    )
     fitting = found.fits(free, options)
     assert fitting == 0 or found.size(fitting, options) <= free
     assert found.size(0, options) >= 0

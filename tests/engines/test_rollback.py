@@ -253,6 +253,13 @@ def test_a_rejected_draft_costs_a_call_only_without_snapshots(
         score_one(target, context, Draft.chain([5], "x"))
         widths = [tokens for tokens, _ in calls]
         assert widths == ([4, 2] if target.snapshots else [4, 2, 2])
+        calls.clear()
+        context.append([44])
+        score_one(target, context, Draft.chain([5, 6], "x"))
+        context.append([5, 45])  # one accepted, and no draft follows
+        score_one(target, context)
+        widths = [tokens for tokens, _ in calls]
+        assert widths == ([3, 1] if target.snapshots else [1, 3, 3])
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))

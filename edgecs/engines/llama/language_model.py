@@ -494,10 +494,14 @@ class LlamaLM:
             saved = one.prompt_row = None
         if 0 < kept == len(context) - 1:  # most calls
             return Feed(request, one, [context.last], 1)
-        computed = self._compute_again(request, one, kept) if saved else 0
-        kept += computed
-        if computed and kept == len(context) - 1:
-            return Feed(request, one, [context.last], 1 + computed)
+        lost = one.cache.lost if saved else 0
+        if 0 < lost < self._chunk and kept + lost == len(context) - 1:
+            if not len(request.draft):
+                return Feed(request, one, context.tokens[kept:].tolist(), 1 + lost)
+            self._compute_again(request, one, kept)
+            return Feed(request, one, [context.last], 1 + lost)
+        if lost:
+            kept += self._compute_again(request, one, kept)
         pending = context.tokens[kept:].tolist()
         if not self.exact:
             room = self._chunk - len(request.draft)

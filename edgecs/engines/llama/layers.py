@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import psutil
 
-from edgecs.engines.cell_memory import cell_memory, most_snapshots
+from edgecs.engines.cell_memory import memory_by_keys, most_snapshots
 from edgecs.engines.llama import library
 from edgecs.engines.llama.model import check_file
 from edgecs.engines.load_options import LoadOptions
@@ -87,7 +87,7 @@ def _footprint(path: Path, options: LoadOptions, free: int) -> tuple[Footprint, 
             output += int(tensor.n_bytes)
     if not any(tensor.name == "output.weight" for tensor in reader.tensors):
         output += embedding  # tied: the embedding is the output matrix too
-    memory = cell_memory(architecture, len(blocks), values, options)
+    memory = memory_by_keys(architecture, len(blocks), values, options)
     kept = most_snapshots(architecture, memory, options, sum(blocks) + output)
     trained = number("context_length", SMALLEST_CONTEXT)
     n_ctx = options.n_ctx or context_that_fits(

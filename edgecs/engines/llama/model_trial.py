@@ -25,7 +25,7 @@ from typing import IO
 import numpy as np
 import psutil
 
-from edgecs.core.draft import score_one
+from edgecs.core.draft import Draft, score_one
 from edgecs.core.files import write_whole
 from edgecs.core.reading import read_bounded
 from edgecs.engines import child
@@ -129,8 +129,9 @@ def attempt(path: str, seconds: str, memory: str, beside: str) -> None:
         if Path(path).stat().st_size < psutil.virtual_memory().available:
             context = Context([i % vocabulary.size for i in range(8)])
             score_one(target, context)
-            context.append([8 % vocabulary.size])
-            score_one(target, context)
+            for last in (8, 9):  # the second time, the rejected draft is removed
+                context.append([last % vocabulary.size])
+                score_one(target, context, Draft.chain([0, 0], "trial"))
 
 
 def _try(path: Path, cancel: threading.Event, beside: Path | None) -> None:
