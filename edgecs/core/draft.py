@@ -237,6 +237,8 @@ class LanguageModel(Protocol):
     ModelError for a second one. If an attribute `uniform` is true, a row has the same
     bits whatever the width of its call. If an attribute `snapshots` is a number, the
     accepted part of a draft of more tokens is computed again if the rest is rejected.
+    One that needs more than tokens has a method `ready`: whether it can draft after a
+    context.
     """
 
     vocab_size: int

@@ -1,120 +1,206 @@
-"""The numbers in a GGUF's header, arrays included, without reading the whole file.
+"""The header of a GGUF, read without llama.cpp, which aborts on some broken ones.
 
-llama.cpp gives the metadata of a loaded model, but no arrays, and a file that is not
-loaded has none. A header may be damaged or malicious, so every length is checked.
+llama.cpp also gives no lists of numbers, and nothing of a file that is not loaded. Only
+numbers, short texts and short lists of numbers are kept. A header may be damaged or
+malicious, so every length is checked.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
 import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
-_MAGIC = b"GGUF"
-_KINDS = "BbHhIif?"  # formats of the types 0 to 7
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecs.core.reading import regular_size
+
+Value = int | float | bool | str | list[int] | list[float]
+
+_NUMBERS = {  # GGUF value types, in struct's letters
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 _STRING, _ARRAY = 8, 9
-_WIDE = {10: "Q", 11: "q", 12: "d"}
-_MOST = 1 << 20  # keys of a header
-_LONGEST = 1024  # numbers of an array that is kept; a number for each layer is shorter
+_LONGEST = 1 << 20  # bytes of a text that is kept
+# chosen: more than the layers of any model.
+_MOST = 4096  # numbers in a list that is kept
+# chosen: far above any model.
+_ENTRIES = 1 << 24  # metadata keys, texts of a list, tensors
+_I64 = 27  # ggml type of 64-bit integers
 
-_ARCHITECTURE = b"general.architecture"
+
+class Tensor(NamedTuple):
+    """The place of a tensor in a file."""
+
+    shape: tuple[int, ...]  # in ggml's order
+    kind: int  # ggml type
+    offset: int  # bytes from the start of the file
 
 
-class Header(NamedTuple):
-    """The family of a model, and its numbers and short arrays of numbers by key."""
+@dataclass(frozen=True)
+class Header:
+    """Metadata and tensors of a GGUF."""
 
-    architecture: str
-    numbers: dict[str, list[float]]
+    values: Mapping[str, Value]
+    tensors: Mapping[str, Tensor]
+    tokens: int = 0  # in its vocabulary
+
+    @property
+    def architecture(self) -> str:
+        """The architecture; "" if the file does not name one."""
+        found = self.values.get("general.architecture")
+        return found if isinstance(found, str) else ""
+
+    @property
+    def numbers(self) -> Mapping[str, list[float]]:
+        """The finite numbers of all keys, each as a list."""
+        found = {}
+        for key, value in self.values.items():
+            if not isinstance(value, str):
+                many = value if isinstance(value, list) else [value]
+                if all(map(math.isfinite, many)):
+                    found[key] = [float(number) for number in many]
+        return found
+
+    def own(self, key: str) -> Value | None:
+        """A value of the architecture's own keys."""
+        return self.values.get(f"{self.architecture}.{key}")
+
+    def integers(self, path: Path, name: str) -> NDArray[np.int64] | None:
+        """A list of 64-bit integers among the tensors; None: there is none.
+
+        Raises OSError, or ValueError for a tensor of another type, or outside of the
+        file.
+        """
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            return None
+        if tensor.kind != _I64 or len(tensor.shape) != 1:
+            raise ValueError(f"{name} is not a list of 64-bit integers")
+        (size,) = tensor.shape
+        if tensor.offset + 8 * size > regular_size(path):
+            raise ValueError(f"{name} ends after the file")
+        return np.fromfile(path, "<i8", size, offset=tensor.offset)
+
+
+def architecture(path: Path) -> str:
+    """The architecture of a GGUF; "" if its header does not give one."""
+    try:
+        with path.open("rb") as file:
+            reader = _Reader(file)
+            keys, _ = reader.start()
+            for key, value in reader.values(keys):
+                if key == "general.architecture":
+                    return value if isinstance(value, str) else ""
+    except (OSError, ValueError, struct.error, MemoryError):
+        pass  # opening the file gives a better message
+    return ""
 
 
 def read_header(path: Path) -> Header:
-    """The header of a file.
-
-    Raises OSError, or ValueError if this is not a valid header.
-    """
-    with path.open("rb") as file:
-        try:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError as error:
-            raise ValueError(f"{path} is empty") from error
-        with mapped:
-            try:
-                return _Reader(mapped).header()
-            except struct.error as error:
-                raise ValueError(f"the header of {path} ends early") from error
+    """The header of a GGUF; raises OSError, or ValueError for an invalid one."""
+    try:
+        with path.open("rb") as file:
+            reader = _Reader(file)
+            keys, count = reader.start()
+            values = {k: v for k, v in reader.values(keys) if v is not None}
+            places = dict(reader.tensors(count))
+            align = values.get("general.alignment", 32)
+            if not isinstance(align, int) or not 0 < align <= 1 << 20:
+                raise ValueError(f"its alignment is {align}")
+            begin = -(-file.tell() // align) * align
+    except (struct.error, MemoryError) as error:
+        raise ValueError(f"the header of {path.name} ends early") from error
+    tensors = {n: t._replace(offset=t.offset + begin) for n, t in places.items()}
+    return Header(values, tensors, reader.lengths.get("tokenizer.ggml.tokens", 0))
 
 
 class _Reader:
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data, self._at = data, 0
+    """Reads the parts of a header in order; raises ValueError or struct.error."""
 
-    def header(self) -> Header:
-        if self._data[:4] != _MAGIC:
-            raise ValueError("this is not a GGUF file")
-        self._at = 4
-        version = self._number("I")
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.lengths: dict[str, int] = {}  # of lists of texts
+
+    def start(self) -> tuple[int, int]:
+        """The number of metadata keys, and of tensors."""
+        if self._file.read(4) != b"GGUF":
+            raise ValueError("it is not a GGUF")
+        version, tensors, keys = self._numbers("IQQ")
         if version not in (2, 3):
-            raise ValueError(f"version {version} of the format is unknown")
-        self._number("Q")
-        count = self._number("Q")
-        if count > _MOST:
-            raise ValueError(f"{count} keys are too many")
-        found, architecture = dict[str, list[float]](), ""
-        for _ in range(int(count)):
-            key, kind = self._text(), int(self._number("I"))
-            if key == _ARCHITECTURE and kind == _STRING:
-                architecture = self._text().decode(errors="replace")
-                continue
-            values = self._value(kind)
-            if values and all(map(math.isfinite, values)):
-                found[key.decode(errors="replace")] = values
-        return Header(architecture, found)
+            raise ValueError(f"its version is {version}")
+        if max(tensors, keys) > _ENTRIES:
+            raise ValueError("it has too many entries")
+        return keys, tensors
 
-    def _value(self, kind: int) -> list[float]:
-        """The numbers of a value; empty: they are none, or too many."""
+    def values(self, count: int) -> Iterator[tuple[str, Value | None]]:
+        """The keys, each with its value; None: it is not kept."""
+        for _ in range(count):
+            key = self._text()
+            (kind,) = self._numbers("I")
+            yield key, self._value(kind, key)
+
+    def tensors(self, count: int) -> Iterator[tuple[str, Tensor]]:
+        """The tensors, with their offsets in the data."""
+        for _ in range(count):
+            name = self._text()
+            (dimensions,) = self._numbers("I")
+            if dimensions > 4:
+                raise ValueError(f"a tensor has {dimensions} dimensions")
+            shape = tuple(self._numbers("Q" * dimensions))
+            kind, offset = self._numbers("IQ")
+            yield name, Tensor(shape, kind, offset)
+
+    def _value(self, kind: int, key: str) -> Value | None:
         if kind == _STRING:
-            self._text()
-            return []
+            return self._text()
         if kind != _ARRAY:
-            return [self._number(_format(kind))]
-        inner, count = int(self._number("I")), int(self._number("Q"))
+            found: Value = self._numbers(self._letter(kind))[0]
+            return found
+        inner, count = self._numbers("IQ")
         if inner == _STRING:
-            if count > len(self._data):
-                raise ValueError(f"an array of {count} texts does not fit the file")
+            if count > _ENTRIES:
+                raise ValueError("a list is too long")
             for _ in range(count):
-                self._text()
-            return []
-        packed = f"<{count}{_format(inner)}"
-        start = self._skip(count * struct.calcsize(f"<{_format(inner)}"))
-        if count > _LONGEST:
-            return []
-        return [float(value) for value in struct.unpack_from(packed, self._data, start)]
+                self._skip(self._numbers("Q")[0])
+            self.lengths[key] = count
+            return None
+        letter = self._letter(inner)
+        if count > _MOST:
+            self._skip(count * struct.calcsize("<" + letter))
+            return None
+        return list(self._numbers(letter * count))
 
-    def _text(self) -> bytes:
-        size = int(self._number("Q"))
-        start = self._skip(size)
-        return self._data[start : start + size]
+    def _letter(self, kind: int) -> str:
+        if kind not in _NUMBERS:
+            raise ValueError(f"a value has the type {kind}")
+        return _NUMBERS[kind]
 
-    def _number(self, kind: str) -> float:
-        """A number; integers of up to 53 bits are exact."""
-        (value,) = struct.unpack_from(f"<{kind}", self._data, self._at)
-        self._at += struct.calcsize(f"<{kind}")
-        return value if kind != "?" else float(value)
+    def _numbers(self, letters: str) -> tuple[int, ...]:
+        form = "<" + letters
+        return struct.unpack(form, self._file.read(struct.calcsize(form)))
 
-    def _skip(self, size: int) -> int:
-        """Move on by `size` bytes; returns where they start."""
-        start = self._at
-        if size > len(self._data) - start:
-            raise ValueError("a value reaches beyond the end of the file")
-        self._at += size
-        return start
+    def _text(self) -> str:
+        (size,) = self._numbers("Q")
+        if size > _LONGEST:
+            raise ValueError("a text is too long")
+        return self._file.read(size).decode("utf-8", "replace")
 
-
-def _format(kind: int) -> str:
-    if 0 <= kind < len(_KINDS):
-        return _KINDS[kind]
-    if kind in _WIDE:
-        return _WIDE[kind]
-    raise ValueError(f"values of type {kind} are unknown")
+    def _skip(self, size: int) -> None:
+        if size > 1 << 40:
+            raise ValueError("a list is too long")
+        self._file.seek(size, 1) if size > 1 << 13 else self._file.read(size)

@@ -334,7 +334,7 @@ class Planner:
         hopes = (1 + MARGIN) / float(inputs.times[0])
         self._rest = _RESTS
         for i, source in enumerate(self._sound):
-            if not (source.known and source.has_room(depth)):
+            if not (source.known and source.can_draft(inputs.context)):
                 continue
             # The rest of an answer is expected to be as long as the answer so far.
             more, arrears = source.backlog_cost(inputs.context)
@@ -360,7 +360,7 @@ class Planner:
 
     def _affordable(self, source: NeuralSource, inputs: RoundInputs) -> bool:
         """Whether trying a parked drafter for a token or two fits the budget."""
-        if not source.has_room(len(inputs.context)):
+        if not source.can_draft(inputs.context):
             return False
         single = float(inputs.times[0])
         step = float(source.costs.seconds(0)[0]) if source.costs.known else single

@@ -58,7 +58,7 @@ def open_target(
     opening = _Opening(
         recipe, path, folders, reports or Reports(), profiles or folders.profiles
     )
-    loaded = opening.load(recipe.options, cancel or threading.Event())
+    loaded = opening.load(recipe.target_options, cancel or threading.Event())
     try:
         speculation = opening.known(loaded)
         if speculation and recipe.exact == "strict" and loaded.target.steady:

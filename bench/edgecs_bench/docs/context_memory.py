@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from edgecs.engines.cell_memory import memory_of, most_snapshots
-from edgecs.engines.gguf_header import Header
+from edgecs.engines.gguf_header import Header, Value
 from edgecs.engines.load_options import LoadOptions
 from edgecs_bench.text_tables import markdown
 
@@ -73,8 +73,9 @@ def memory_table() -> str:
 
 def _row(name: str, model: _Model) -> list[str]:
     options, last = LoadOptions(), _DEPTHS[-1]
-    numbers = {f"{model.architecture}.{k}": [v] for k, v in model.keys.items()}
-    memory = memory_of(Header(model.architecture, numbers), options)
+    values: dict[str, Value] = {"general.architecture": model.architecture}
+    values |= {f"{model.architecture}.{k}": v for k, v in model.keys.items()}
+    memory = memory_of(Header(values, {}), options)
     weights = int(model.billions * 1e9 * _BITS / 8)
     kept = most_snapshots(model.architecture, memory, options, weights)
     row = [name, f"{memory.per_token / 1024:.0f}"]

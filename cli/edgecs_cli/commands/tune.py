@@ -20,7 +20,7 @@ from edgecs.core.context import Tokens
 from edgecs.errors import Cancelled, ConfigError, EdgecsError
 from edgecs.runtime.builder import load_drafters
 from edgecs.runtime.folders import Folders
-from edgecs.runtime.loader import Loaded, LoadedDrafter
+from edgecs.runtime.loader import OWN_HEAD, Loaded, LoadedDrafter
 from edgecs.runtime.recipe import Recipe
 from edgecs.runtime.target import open_target
 from edgecs.text.chat_template import ChatTemplate
@@ -124,8 +124,8 @@ def tune(**values: Any) -> int:
         with interrupt:
             drafts = files.drafts
             if drafts is None:
-                folder = bundled_for(recipe.model)
-                drafts = (folder,) if folder else ()
+                own = OWN_HEAD if loaded.model.has_heads else bundled_for(recipe.model)
+                drafts = (own,) if own else ()
             options = recipe.drafter_options
             drafters = load_drafters(drafts, loaded, options, closing)
             # Max-Gram always drafts in `generate`, so all chains contain it.

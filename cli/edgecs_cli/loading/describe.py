@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgecs.runtime.builder import Runtime
 from edgecs.runtime.loader import Loaded
+from edgecs.runtime.recipe import HEAD
 from edgecs_cli.console import say
 from edgecs_cli.short_lines import BETWEEN, model_name, thousands
 
@@ -22,11 +23,12 @@ def start_line(runtime: Runtime) -> str:
 
 
 def _drafting(runtime: Runtime) -> str:
-    """That speculation is on; for models with states, what drafts and at what cost."""
+    """That speculation is on; what drafts, if the model has a head or states."""
     snapshots = runtime.loaded.target.snapshots
-    if snapshots is None:
-        return "speculation on"
     drafters = " <- ".join(runtime.session.chain[1:])
+    if snapshots is None:
+        own = any(drafter.name == HEAD for drafter in runtime.drafters)
+        return f"speculation on ({drafters})" if own else "speculation on"
     if snapshots:
         why = f"up to {snapshots} rejected tokens cost nothing"
     else:

@@ -28,6 +28,7 @@ from edgecs.engines.llama import library
 from edgecs.engines.llama.batch import Batch
 from edgecs.engines.llama.checkpoints import Keeps
 from edgecs.engines.llama.feed import NO_ROWS, Feed, Logits, groups
+from edgecs.engines.llama.heads.features import Features, states_kept
 from edgecs.engines.llama.huge_pages import HugePages
 from edgecs.engines.llama.kernels import Nodes
 from edgecs.engines.llama.model import FLASH_TYPES, KV_TYPES, LlamaModel
@@ -74,7 +75,7 @@ class LlamaLM:
         drafts_for: int | None = None,
         exact: bool = True,
     ) -> None:
-        self._model = model
+        self._model, self.options = model, options
         self.vocab_size = drafts_for or model.vocabulary.size
         self.exact = exact and drafts_for is None
         self.sequences, self.max_leaves = options.sequences, options.leaves
@@ -169,6 +170,45 @@ class LlamaLM:
         if one.states is None:
             one.states = States(self.width)
         return one.states
+
+    def record(self, features: Features, sequence: int = 0) -> States:
+        """Record rows of all computed tokens from now on, those of prompts too."""
+        features.start()
+        states = States(features.width, states_kept(features.width, self.n_ctx))
+        self._sequences[sequence].recorded.append((features, states))
+        return states
+
+    def stop_recording(self, states: States, sequence: int = 0) -> None:
+        """End a `record`; other ones continue."""
+        one = self._sequences[sequence]
+        for features, _ in one.recorded if self._ctx is not None else ():
+            features.stop()
+        one.recorded = [pair for pair in one.recorded if pair[1] is not states]
+        for features, _ in one.recorded if self._ctx is not None else ():
+            features.start()
+
+    def settle(self, context: Context, sequence: int = 0) -> None:
+        """Remove cells after a committed context, for a head that reads cells.
+
+        They are those of a rejected draft, and would be removed in the next call.
+        """
+        if self._ctx is not None and len(context):
+            one = self._sequences[sequence]
+            kept = one.cache.keep(context, len(context) - 1)
+            for _, states in one.recorded:
+                states.adopt(context, kept)
+            self._compute_again(Request(context, NOTHING, sequence), one, kept)
+
+    @property
+    def handle(self) -> lib.llama_context_p:
+        """The llama.cpp context, for a head that shares its weights."""
+        assert self._ctx is not None
+        return self._ctx
+
+    @property
+    def model(self) -> LlamaModel:
+        """Its weights."""
+        return self._model
 
     @property
     def width(self) -> int:
@@ -448,6 +488,8 @@ class LlamaLM:
         again = saved is not None and saved[0] == len(context)
         most = len(context) - (not again)
         kept = one.cache.keep(context, most, also=len(context) if again else 0)
+        for _, states in one.recorded:
+            states.adopt(context, kept)
         if saved and kept < saved[0]:
             saved = one.prompt_row = None
         if 0 < kept == len(context) - 1:  # most calls
@@ -556,6 +598,8 @@ class LlamaLM:
             if noted:
                 at = library.states_address(self._ctx, first)
                 states = self._wrapped(at, feed.rows, self.width, self.width)
+            if feed.sequence.recorded:
+                feed.record(first)
             feed.computed(states)
             feed.sequence.rollback.done(len(feed))
             if padding:

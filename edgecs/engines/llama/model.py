@@ -37,6 +37,13 @@ _ALLOCATION = re.compile(r"(unable|failed) to alloc|out of memory|cannot meet", 
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
 _BUFFER = re.compile(r"load_tensors:\s+(\S+) model buffer size =\s+([\d.]+) MiB")
 
+HEADS = {
+    "eagle3": "an EAGLE-3 drafter",
+    "dflash": "a DFlash drafter",
+    "gemma4-assistant": "a drafter for Gemma 4",
+}
+"""Architectures of files that only draft, and what they are called."""
+
 _POOLINGS = {
     lib.LLAMA_POOLING_TYPE_MEAN: "mean",
     lib.LLAMA_POOLING_TYPE_CLS: "cls",
@@ -78,7 +85,8 @@ class LlamaModel:
 
     options: n_gpu_layers must be a number or "all"; "auto" is resolved in `layers`.
     kernels: the kernels to use, regardless of the options; None: llama.cpp's. embeds:
-    whether it is opened for embeddings.
+    whether it is opened for embeddings. head: whether it is a head, which needs a
+    target.
 
     Raises ModelError for a missing or broken file, EmbeddingModel for a file of the
     other kind, OutOfMemory if the weights do not fit, Cancelled if `cancel` is set
@@ -93,10 +101,12 @@ class LlamaModel:
         kernels: KernelSet | None = None,
         *,
         embeds: bool = False,
+        head: bool = False,
     ) -> None:
         self.path = path
         self.kernels, self.packed = kernels, cast(PackedWeights | None, None)
         self._cancel = cancel
+        self._has_heads = options.heads
         check_file(path)
         library.clear_log()
         self.handle = self._open(options)
@@ -105,7 +115,8 @@ class LlamaModel:
         self.offload = _reported_offload(lib.llama_model_n_layer(self.handle))
         self.vocabulary = LlamaVocabulary(self.handle)
         self.description = self._describe()
-        self._refuse_what_cannot_decode(embeds)
+        if not head:
+            self._refuse_what_cannot_decode(embeds)
         if kernels:
             threads = options.threads or usable_cores()
             self.packed = PackedWeights(kernels, threads, self._goes_on)
@@ -122,6 +133,16 @@ class LlamaModel:
     def trained_ctx(self) -> int:
         """Context length of the model's training, in tokens."""
         return int(lib.llama_model_n_ctx_train(self.handle))
+
+    @property
+    def layers(self) -> int:
+        """Number of its layers, without MTP heads."""
+        return int(lib.llama_model_n_layer(self.handle))
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether the MTP heads of its file are loaded, if it has some."""
+        return self._has_heads and int(lib.llama_model_n_layer_nextn(self.handle)) > 0
 
     @property
     def rewindable(self) -> bool:
@@ -239,6 +260,7 @@ class LlamaModel:
         params = lib.llama_model_default_params()
         # edgecs' kernels read the weights in the layout of the file.
         params.use_extra_bufts = options.repack and not self.kernels
+        params.load_mtp = self._has_heads
         layers = options.n_gpu_layers
         params.n_gpu_layers = -1 if layers == "all" else int(layers)
         params.load_mode = (
@@ -268,6 +290,12 @@ class LlamaModel:
 
     def _refuse_what_cannot_decode(self, embeds: bool) -> None:
         handle, problem = self.handle, None
+        if kind := HEADS.get(self.architecture):
+            self.close()
+            raise ModelError(
+                f"{self.path.name} is {kind}, which cannot answer by itself: give the "
+                "model that it was made for with -m, and this file with --draft"
+            )
         if lib.llama_model_has_encoder(handle):
             problem = "is an encoder-decoder model"
         elif not lib.llama_model_has_decoder(handle):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import llama_cpp as lib
 import numpy as np
@@ -14,6 +14,7 @@ from edgecs.engines.hidden_states import States
 from edgecs.engines.kv_prefix import PrefixCache
 from edgecs.engines.lease import ExclusiveUse
 from edgecs.engines.llama.checkpoints import Keeps, Rollback
+from edgecs.engines.llama.heads.features import Features
 
 _ALL = Keeps()
 
@@ -46,6 +47,7 @@ class LlamaSequence:
         )
         self.prompt_row: tuple[int, NDArray[np.float32]] | None = None
         self.states: States | None = None
+        self.recorded: list[tuple[Features, States]] = []
         self.holder = ExclusiveUse(name)
         self._ctx, self._memory = context, lib.llama_get_memory(context)
         self._sole = sole
@@ -124,8 +126,8 @@ class LlamaSequence:
     def _select(self, path: Sequence[int]) -> None:
         """Move the path's cells to the first id, see `PrefixCache`."""
         start, end = len(self.cache), len(self.cache) + len(path)
-        if self.states is not None:
-            self.states.select(path)
+        for states in self._noted():
+            states.select(path)
         leaf = self._leaf[path[-1]] if path else self.id
         if leaf != self.id:
             lib.llama_memory_seq_rm(self._memory, self.id, start, -1)
@@ -138,8 +140,8 @@ class LlamaSequence:
         left = self.rollback.cut(length) if length else 0
         if not left:
             self._clear()
-        if self.states is not None:
-            self.states.cut(left)
+        for states in self._noted():
+            states.cut(left)
         return left
 
     def _clear(self) -> None:
@@ -148,6 +150,13 @@ class LlamaSequence:
             lib.llama_memory_clear(self._memory, False)
         else:
             lib.llama_memory_seq_rm(self._memory, self.id, -1, -1)
+
+    def _noted(self) -> Iterator[States]:
+        """All states that are kept of its cells."""
+        if self.states is not None:
+            yield self.states
+        for _, states in self.recorded:
+            yield states
 
     def _free_leaves(self) -> None:
         for own in self._used:
