@@ -20,6 +20,7 @@ from edgecs.runtime.served_models import ServedModel, ServedModels
 from edgecs.sampling.logprobs import Logprobs
 from edgecs.sampling.settings import Sampling
 from edgecs.server.app import Serving, create_app
+from edgecs.server.checks import Checks
 from edgecs.server.engine import Engine
 from edgecs.server.job import Ended, Event, Job, SlotState, Totals
 from edgecs.server.pool import ModelPool
@@ -36,7 +37,7 @@ class Ticket:
         self.cancelled = True
 
 
-class Asked:
+class SubmittedJob:
     """A job, and the events of its answer."""
 
     def __init__(self, job: Job, events: Sequence[Event]) -> None:
@@ -101,7 +102,7 @@ class ScriptedEngine(Engine):
             refused_files=0,
             slots=lambda: [SlotState(0, "idle", 0, 0, 0)],
         )
-        self.jobs = list[Job]()
+        self.jobs, self.checks = list[Job](), Checks()
         self.tools: Sequence[Mapping[str, Any]] = ()
         self.prompts = list[tuple[Sequence[Mapping[str, Any]], str, bool | None]]()
 
@@ -167,10 +168,10 @@ class ScriptedEngine(Engine):
         self.jobs.append(job)
         events: list[Event] = [[self._token(job, text)] for text in self.rounds]
         if self.error is not None:
-            return Asked(job, [*events, self.error])
+            return SubmittedJob(job, [*events, self.error])
         stats = Stats(int(job.prompt.size), 3, len(self.rounds), 0.25, 0.5)
         ended = Ended(self.reason, stats, ["target"], None, self.stop)
-        return Asked(job, [*events, ended])
+        return SubmittedJob(job, [*events, ended])
 
     def _token(self, job: Job, text: str) -> Token:
         stated = None
