@@ -18,6 +18,7 @@ from edgecs.core.draft import Row
 from edgecs.errors import ConfigError
 from edgecs.grammar.mask import Grammar
 from edgecs.grammar.trie import TokenTrie
+from edgecs.text.thoughts import THINK, Tags
 from edgecs.text.triggers import Triggers, after_thoughts
 
 
@@ -27,13 +28,15 @@ class LazyGrammar:
 
     grammar: begins with the trigger. piece: the bytes of a token, also of control
     tokens that are parts of triggers. thinks: whether the prompt has opened a block of
-    thoughts, in which nothing begins a call; None: thoughts are ordinary text.
+    thoughts, in which nothing begins a call; None: thoughts are ordinary text. tags:
+    what encloses thoughts.
     """
 
     grammar: Grammar
     triggers: Triggers
     piece: Callable[[int], bytes] = field(repr=False)
     thinks: bool | None = None
+    tags: Tags = THINK
 
     def over(self, trie: TokenTrie) -> LazyMask:
         """The mask for one answer in a vocabulary."""
@@ -92,7 +95,7 @@ class LazyMask:
         self._text += lazy.piece(last).decode("latin-1")
         start = 0
         if lazy.thinks is not None:
-            found = after_thoughts(self._text, open=lazy.thinks)
+            found = after_thoughts(self._text, open=lazy.thinks, tags=lazy.tags)
             if found is None:
                 return
             start = found

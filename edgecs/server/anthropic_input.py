@@ -39,9 +39,12 @@ def as_chat(asked: CountRequest) -> tuple[ChatRequest, str]:
     if last.get("role") == "assistant" and "tool_calls" not in last:
         beginning = turns.pop()["content"].rstrip()
     fields: dict[str, Any] = {"messages": turns, "model": asked.model}
+    options: dict[str, Any] = {}
     if asked.thinking is not None:
-        thinks = asked.thinking.type != "disabled"
-        fields["chat_template_kwargs"] = {"enable_thinking": thinks}
+        options["enable_thinking"] = asked.thinking.type != "disabled"
+    if asked.output_config is not None:
+        options["reasoning_effort"] = asked.output_config.effort
+    fields["chat_template_kwargs"] = options or None
     if asked.output_config is not None and asked.output_config.format is not None:
         schema = {"name": "answer", "schema": asked.output_config.format.schema_}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}

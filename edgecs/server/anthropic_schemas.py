@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from edgecs.server.schemas import MOST_MESSAGES, MOST_STOPS, Finite, Stop, Text
+from edgecs.server.schemas import MOST_MESSAGES, MOST_STOPS, Effort, Finite, Stop, Text
 
 
 class _Body(BaseModel):
@@ -86,9 +86,10 @@ class OutputFormat(_Body):
 
 
 class OutputConfig(_Body):
-    """The form of an answer."""
+    """The form of an answer. effort: how long to think."""
 
     format: OutputFormat | None = None
+    effort: Effort | None = None
 
 
 class Tool(_Body):

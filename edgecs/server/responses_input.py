@@ -37,9 +37,8 @@ def as_chat(asked: ResponsesRequest) -> ChatRequest:
         **_format(asked),
         **_tools(asked),
     }
-    if asked.reasoning is not None and asked.reasoning.effort is not None:
-        thinks = asked.reasoning.effort not in ("none", "minimal")
-        fields["chat_template_kwargs"] = {"enable_thinking": thinks}
+    if asked.reasoning is not None:
+        fields["reasoning_effort"] = asked.reasoning.effort
     if asked.with_logprobs:
         fields |= {"logprobs": True, "top_logprobs": asked.top_logprobs or 0}
     return chat_request(fields)

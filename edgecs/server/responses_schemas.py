@@ -127,7 +127,7 @@ class TextConfig(_Body):
 
 
 class ReasoningConfig(_Body):
-    """Whether to think: effort "none" means no, any other one yes."""
+    """Whether to think, and how long; see `reasoning_effort` of chats."""
 
     effort: str | None = Field(default=None, max_length=16)
     summary: str | None = Field(default=None, max_length=16)

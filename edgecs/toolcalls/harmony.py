@@ -28,7 +28,8 @@ _MOST = 512  # characters of a message's header
 class Harmony:
     """<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{...}.
 
-    There is at most one call in an answer, as its end is the end of the answer.
+    There is at most one call in an answer, as its end is the end of the answer. Without
+    tools, what is addressed to one is a thought or text as its channel says.
     """
 
     name = "gpt-oss (harmony)"
@@ -70,12 +71,14 @@ class Harmony:
             if header is None:
                 return
             channel = re.search(rf"{re.escape(CHANNEL)}\s*(\w+)", header)
-            if "to=" in header:
+            if tools and "to=" in header:
                 yield from attempt(source, self._call(source, header, tools))
             else:
                 source.keep()
                 hidden = channel is not None and channel[1] == "analysis"
+                source.thinking = hidden
                 yield from _content(source, hidden=hidden)
+                source.thinking = False
 
     def messages(
         self, messages: Sequence[Message], tools: Sequence[Tool]
