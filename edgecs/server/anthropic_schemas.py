@@ -24,9 +24,10 @@ class TextBlock(_Body):
 
 
 class ThinkingBlock(_Body):
-    """A block of thoughts of an earlier answer, which templates leave out."""
+    """A block of thoughts of an earlier answer. Redacted ones have no text."""
 
     type: Literal["thinking", "redacted_thinking"]
+    thinking: Text = ""
 
 
 class ToolUseBlock(_Body):

@@ -66,10 +66,24 @@ class FunctionResult(_Body):
     output: Text | list[Part]
 
 
+class ReasoningPart(_Body):
+    """A part of thoughts, or of their summary."""
+
+    type: Literal["reasoning_text", "summary_text"]
+    text: Text
+
+
 class Reasoning(_Body):
-    """The thoughts of an earlier answer, which templates leave out."""
+    """The thoughts of an earlier answer. Encrypted ones have no content."""
 
     type: Literal["reasoning"]
+    content: list[ReasoningPart] | None = Field(default=None, max_length=MOST_MESSAGES)
+    summary: list[ReasoningPart] | None = Field(default=None, max_length=MOST_MESSAGES)
+
+    @property
+    def text(self) -> str:
+        """The thoughts; their summary if there is nothing else."""
+        return "\n\n".join(part.text for part in self.content or self.summary or ())
 
 
 class Reference(_Body):

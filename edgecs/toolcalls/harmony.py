@@ -83,8 +83,8 @@ class Harmony:
     def messages(
         self, messages: Sequence[Message], tools: Sequence[Tool]
     ) -> tuple[Sequence[Message], Sequence[Tool]]:
-        """See `Family`."""
-        return messages, tools
+        """See `Family`. Thoughts before a call are `thinking`, and without content."""
+        return [_with_thinking(message) for message in messages], tools
 
     def _call(
         self, source: Source, header: str, tools: Mapping[str, Tool]
@@ -98,6 +98,14 @@ class Harmony:
         yield from json_object(source)
         yield Finished()
         source.keep()
+
+
+def _with_thinking(message: Message) -> Message:
+    """The template takes either content or thoughts before a call, not both."""
+    if not (message.get("tool_calls") and message.get("reasoning_content")):
+        return message
+    texts = filter(None, (message["reasoning_content"], message.get("content")))
+    return {**message, "content": "", "thinking": "\n\n".join(texts)}
 
 
 def _header(source: Source) -> Steps[str | None]:

@@ -13,6 +13,7 @@ from tests.server.scripted import ScriptedEngine, client
 
 GPT_OSS = "tools functions <|start|> <|channel|>analysis<|message|>"
 GEMMA = "tools enable_thinking <|tool_call>call: <|channel>thought"
+QWEN = 'tools <tool_call> "arguments" <think>'
 ASKED = [{"role": "user", "content": "hello"}]
 TOOLS = [{"type": "function", "function": {"name": "now"}}]
 ANSWERS = {
@@ -21,7 +22,7 @@ ANSWERS = {
         ("<|end|>", "<|start|>", "assistant", "<|channel|>final<|message|>", "Hi", "."),
     ),
     GEMMA: (("<|channel>", "thought\n", "I thi", "nk"), ("<channel|>", "Hi", ".")),
-    "tools <tool_call> <think>": (
+    QWEN: (
         ("<think>\n", "I thi", "nk"),
         ("</think>\n\n", "Hi."),
     ),
@@ -210,3 +211,139 @@ def test_channels_that_do_not_end_are_returned_at_the_end():
     assert channels.feed("<|channel|>analysis<|message|>a <") == ("a ", "")
     assert channels.open
     assert channels.flush() == ("<", "")
+
+
+CALL = {"name": "now", "arguments": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (
+            "/v1/messages",
+            {
+                "messages": [
+                    *ASKED,
+                    {
+                        "role": "assistant",
+                        "content": [
+                            {"type": "thinking", "thinking": "So.", "signature": ""},
+                            {"type": "redacted_thinking", "data": "x"},
+                            {"type": "text", "text": "I look."},
+                            {"type": "tool_use", "id": "a", "name": "now", "input": {}},
+                        ],
+                    },
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "tool_result", "tool_use_id": "a", "content": "9"}
+                        ],
+                    },
+                ]
+            },
+        ),
+        (
+            "/v1/responses",
+            {
+                "input": [
+                    *ASKED,
+                    {
+                        "type": "reasoning",
+                        "summary": [{"type": "summary_text", "text": "no"}],
+                        "content": [{"type": "reasoning_text", "text": "So."}],
+                    },
+                    {"role": "assistant", "content": "I look."},
+                    {"type": "function_call", "call_id": "a", **CALL},
+                    {"type": "function_call_output", "call_id": "a", "output": "9"},
+                ]
+            },
+        ),
+        (
+            "/api/chat",
+            {
+                "messages": [
+                    *ASKED,
+                    {
+                        "role": "assistant",
+                        "content": "I look.",
+                        "thinking": "So.",
+                        "tool_calls": [{"function": {"name": "now", "arguments": {}}}],
+                    },
+                    {"role": "tool", "tool_name": "now", "content": "9"},
+                ]
+            },
+        ),
+    ],
+)
+@pytest.mark.parametrize("template", [GPT_OSS, QWEN])
+def test_thoughts_before_a_call_stay_in_the_history(
+    path: str, body: dict[str, Any], template: str
+):
+    engine = engine_of(template)
+    with client(engine) as made:
+        reply = made.post(path, json={"model": "tiny", "max_tokens": 9, **body})
+    assert reply.status_code == 200, reply.text
+    (user, said, result), _, _ = engine.prompts[0]
+    assert user == ASKED[0]
+    assert result["content"] == "9"
+    assert said["tool_calls"][0]["function"] == {"name": "now", "arguments": {}}
+    if template is GPT_OSS:  # whose template refuses content beside thinking
+        assert (said["content"], said["thinking"]) == ("", "So.\n\nI look.")
+    else:
+        assert (said["content"], said["reasoning_content"]) == ("I look.", "So.")
+
+
+def test_items_of_thoughts_belong_to_the_answer_after_them():
+    def thought(text: str) -> dict[str, Any]:
+        return {
+            "type": "reasoning",
+            "summary": [{"type": "summary_text", "text": text}],
+        }
+
+    items = [
+        *ASKED,
+        {"type": "reasoning", "encrypted_content": "x", "summary": []},
+        {"role": "assistant", "content": "One."},
+        thought("a"),
+        {"role": "assistant", "content": "Two."},
+        thought("b"),
+        {"type": "function_call", "call_id": "a", **CALL},
+        thought("c"),
+        {"type": "function_call", "call_id": "b", **CALL},
+        {"type": "function_call_output", "call_id": "a", "output": "9"},
+        {"type": "function_call_output", "call_id": "b", "output": "9"},
+    ]
+    engine = engine_of(QWEN)
+    with client(engine) as made:
+        assert made.post("/v1/responses", json={"input": items}).status_code == 200
+    turns, _, _ = engine.prompts[0]
+    said = [one for one in turns if one["role"] == "assistant"]
+    assert [(one["content"], one.get("reasoning_content")) for one in said] == [
+        ("One.", None),
+        ("Two.", "a"),
+        ("", "b\n\nc"),
+    ]
+    assert [call["id"] for call in said[2]["tool_calls"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("no such city", "Error: no such city"),
+        ([{"type": "text", "text": "no"}], "Error: no"),
+        ("", "Error"),
+    ],
+)
+def test_the_model_is_told_that_a_tool_failed(content: Any, told: str):
+    call = {"type": "tool_use", "id": "a", "name": "now", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": content}
+    messages = [
+        *ASKED,
+        {"role": "assistant", "content": [call]},
+        {"role": "user", "content": [{**result, "is_error": True}]},
+    ]
+    engine = engine_of(GPT_OSS)
+    body = {"model": "tiny", "max_tokens": 9, "messages": messages}
+    with client(engine) as made:
+        assert made.post("/v1/messages", json=body).status_code == 200
+    assert engine.prompts[0][0][-1]["content"] == told
