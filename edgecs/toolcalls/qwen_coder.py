@@ -8,7 +8,7 @@ from typing import Any
 
 from edgecs.text.triggers import Triggers
 from edgecs.toolcalls.events import Arguments, Begun, Finished
-from edgecs.toolcalls.family import Marked, Markers, Wanted
+from edgecs.toolcalls.family import Marked, Markers, Message, Wanted
 from edgecs.toolcalls.hermes import CLOSES, OPENS
 from edgecs.toolcalls.lark_rules import COMMON, any_of, json_rule, text
 from edgecs.toolcalls.source import Malformed, Source, Steps
@@ -39,6 +39,12 @@ class QwenCoder(Marked):
             lines += _tool_rules(tool, f"tool_{i}")
         return "\n".join([*lines, COMMON])
 
+    def messages(
+        self, messages: Sequence[Message], tools: Sequence[Tool]
+    ) -> tuple[Sequence[Message], Sequence[Tool]]:
+        """See `Family`. The templates would write Python's True and None."""
+        return [_with_texts(message) for message in messages], tools
+
     def call(self, source: Source, tools: Mapping[str, Tool]) -> Steps[None]:
         """See `Family`."""
         for part in (OPENS, "<function="):
@@ -65,6 +71,22 @@ class QwenCoder(Marked):
         yield from source.literal(CLOSES)
         yield Finished()
         source.keep()
+
+
+def _with_texts(message: Message) -> Message:
+    """A message whose calls have JSON texts for truth values and null."""
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        given = call["function"]["arguments"]
+        if isinstance(given, Mapping):
+            given = {
+                key: json.dumps(one) if one is None or isinstance(one, bool) else one
+                for key, one in given.items()
+            }
+        calls.append({**call, "function": {**call["function"], "arguments": given}})
+    return {**message, "tool_calls": calls}
 
 
 def _value(source: Source, schema: Schema) -> Steps[None]:
