@@ -115,7 +115,7 @@ def rendered(name: str, messages: Sequence[Message], **more: Any) -> str:
 
 def test_every_template_is_tested():
     assert {path.stem for path in FOLDER.glob("*.jinja")} == {*FAMILIES}
-    assert KEEPS_THOUGHTS < {*FAMILIES}
+    assert {*FAMILIES} > KEEPS_THOUGHTS
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -167,7 +167,7 @@ def test_a_call_that_is_rendered_is_parsed(name: str, calls: list[Call]):
     assert calls_of(parsed(Parser(form.family, [WEATHER]), [whole[begin:]])) == calls
 
 
-@pytest.mark.parametrize("name", KEEPS_THOUGHTS)
+@pytest.mark.parametrize("name", sorted(KEEPS_THOUGHTS))
 def test_thoughts_that_are_rendered_are_thoughts(name: str):
     """A text before the call stays, and stays before it."""
     messages = [USER, called(("weather", {"city": "a"}), thought="Hm.", text="Wait.")]
