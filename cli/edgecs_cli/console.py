@@ -211,15 +211,17 @@ class _Lines(logging.Formatter):
         return harmless(super().format(record))
 
 
-def show_log(verbose: bool) -> None:
+def show_log(verbose: bool, *, warnings: bool = False) -> None:
     """Writes the log of the library and of llama.cpp to stderr, if verbose.
 
-    Otherwise only warnings about downloads, without which waiting is not explained.
-    This ends with the current command.
+    Otherwise only warnings about downloads, without which waiting is not explained, or
+    all warnings, for a command that has no other way to tell of them. This ends with
+    the current command.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines("%(message)s"))
-    logger = logging.getLogger("edgecs" if verbose else "edgecs.hub")
+    handler.setLevel(logging.INFO if verbose else logging.WARNING)
+    logger = logging.getLogger("edgecs" if verbose or warnings else "edgecs.hub")
     logger.addHandler(handler)
     if verbose:
         logger.setLevel(logging.INFO)

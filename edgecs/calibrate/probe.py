@@ -98,6 +98,8 @@ class Scratch:
             raise Cancelled("stopped while measuring the model")
         context = self._context.with_tail(self._more[: after + 1])
         draft = Draft.chain(self._more[after + 1 : after + width], "scratch")
+        if rewind := getattr(self._model, "rewind", None):
+            rewind(context)
         began = time.perf_counter()
         rows, fed, _ = score_one(self._model, context, draft if width > 1 else NOTHING)
         seconds = time.perf_counter() - began

@@ -21,6 +21,7 @@ from edgecs.calibrate.probe import QUICK, classify, curve
 from edgecs.calibrate.profile import Key, Profile, Profiles, fingerprint
 from edgecs.core.draft import LanguageModel
 from edgecs.costs.cost_model import WIDEST, CostModel, best_width
+from edgecs.costs.rollback_cost import RollbackCost
 from edgecs.decoding.cascade import NamedModel
 from edgecs.decoding.exactness import Allowed, Classes, Limits, permitted
 from edgecs.decoding.tiers import Exact
@@ -122,7 +123,33 @@ class SpeculationProfile:
         return Known(CostModel(), Classes(), Calibration())
 
     def _limits(self) -> Limits:
-        return Limits(self.classes, self.exact, keeps=self.keeps)
+        return self.limits_of(self.exact)
+
+    def limits_of(self, exact: Exact) -> Limits:
+        """Permitted widths with a tier, as far as they are known."""
+        return Limits(
+            self.classes,
+            exact,
+            keeps=self.keeps,
+            removable=self._removable,
+            steady=self._steady,
+        )
+
+    @property
+    def _removable(self) -> int | None:
+        return getattr(self.target, "snapshots", None)
+
+    @property
+    def _steady(self) -> int | None:
+        return getattr(self.target, "steady", None)
+
+    def rollback(self) -> RollbackCost:
+        """What a rejected draft costs, for a planner with these times."""
+        return RollbackCost(
+            self.costs,
+            self._removable,
+            lambda: float(getattr(self.target, "restoring", 0.0)),
+        )
 
     def prepare(
         self, load_seconds: float, progress: Callable[[str], None] = lambda text: None
@@ -219,6 +246,7 @@ class SpeculationProfile:
             longest=longest,
             lenience=lenience,
             ends=ends,
+            rollback=self.rollback(),
         )
         known = self._kept("drafters")
         told = {named.name: named.right for named in models}
@@ -278,6 +306,8 @@ class SpeculationProfile:
             self.classes,
             self.exact,
             keeps=lambda allowed, depth: float(width <= WIDEST and allowed[width - 1]),
+            removable=self._removable,
+            steady=self._steady,
         )
 
     def keeps(self, allowed: Allowed, depth: int) -> float:

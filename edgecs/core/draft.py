@@ -235,7 +235,10 @@ class LanguageModel(Protocol):
     It has one or more sequences, each with KV cells of its own, so that conversations
     do not evict each other. A sequence has one holder at a time: `hold` raises
     ModelError for a second one. If an attribute `uniform` is true, a row has the same
-    bits whatever the width of its call.
+    bits whatever the width of its call. If an attribute `snapshots` is a number, the
+    accepted part of a draft of more tokens is computed again if the rest is rejected.
+    One that needs more than tokens has a method `ready`: whether it can draft after a
+    context.
     """
 
     vocab_size: int

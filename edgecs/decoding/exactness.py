@@ -148,7 +148,10 @@ class Limits:
     """The tier of every range of the context, decided on first use.
 
     keeps: share of the speed that remains with only these widths; auto is strict where
-    it is at least WORTH.
+    it is at least WORTH. removable: tokens of a draft that the target can remove; parts
+    of a longer one are computed again if it is rejected, so all smaller widths have to
+    be exact too. None: any number. steady: depth up to which the target's cells lie in
+    the order of the text; beyond it, probes say nothing of other calls. None: all.
     """
 
     def __init__(
@@ -157,7 +160,10 @@ class Limits:
         exact: Exact = "numeric",
         *,
         keeps: Callable[[Allowed, int], float] | None = None,
+        removable: int | None = None,
+        steady: int | None = None,
     ) -> None:
+        self._removable, self._steady = removable, steady
         self.classes = classes or Classes()
         self.exact = exact
         self._keeps = keeps or (lambda allowed, depth: float(allowed.all()))
@@ -175,9 +181,26 @@ class Limits:
         if self.exact != "auto":
             return self.exact
         known = self.classes.inside.get(start)
-        if known and self._keeps(_allowed(known), start) >= WORTH:
-            return "strict"
-        return "numeric"
+        if known is None or not self._is_steady(start):
+            return "numeric"
+        usable = self._again(_allowed(known))
+        return "strict" if self._keeps(usable, start) >= WORTH else "numeric"
+
+    def _is_steady(self, start: int) -> bool:
+        return self._steady is None or range_of(start)[1] <= self._steady
+
+    def _again(self, allowed: Allowed) -> Allowed:
+        """Without widths whose draft may be computed again in a call of another one."""
+        if self._removable is None:
+            return allowed
+        smaller = np.logical_and.accumulate(allowed)
+        free = np.arange(allowed.size) <= self._removable  # index: length of the draft
+        return allowed & (smaller | free)
+
+    def _strict(self, depth: int) -> Allowed:
+        if not self._is_steady(range_of(depth)[0]):
+            return _allowed(None)
+        return self._again(self.classes.strict(depth))
 
     def allowed(self, depth: int) -> Allowed:
         """Permitted widths of a round that starts at a depth."""
@@ -185,9 +208,9 @@ class Limits:
             return EVERY
         start, end = range_of(depth)
         if depth + WIDEST > end:  # a wide call would cross the border
-            return self.classes.strict(depth)
+            return self._strict(depth)
         if start not in self._inside:
-            self._inside[start] = self.classes.strict(depth)
+            self._inside[start] = self._strict(depth)
         return self._inside[start]
 
     def fits(self, depth: int, width: int) -> int:
@@ -214,7 +237,7 @@ class Limits:
             words: str = tier
             found = self.classes.inside.get(start)
             if tier == "strict":
-                words += f" ({_widths(found)})"
+                words += f" ({_widths(self._strict(start))})"
             elif self.exact != "numeric" and not found:
                 words += " (not probed)"
             if told and told[-1][0] == words:
@@ -225,9 +248,9 @@ class Limits:
         return ", then ".join([*ends, told[-1][0]]) if told else self.exact
 
 
-def _widths(found: Finding | None) -> str:
+def _widths(allowed: Allowed) -> str:
     """Widths as text: 2-4, 8."""
-    same = sorted(found.same) if found else []
+    same = (np.flatnonzero(allowed[1:]) + 2).tolist()
     if not same:
         return "width 1 only"
     parts: list[list[int]] = []

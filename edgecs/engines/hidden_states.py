@@ -1,7 +1,8 @@
 """The final hidden states of a target's KV cells, for drafters that use them as input.
 
-A target records them in the calls that verify drafts, and not while it reads a prompt,
-where they would make every token an output row. This module uses no engine.
+A target records final states in the calls that verify drafts, and not while it reads a
+prompt, where they would make every token an output row; states of inner layers in all
+calls. This module uses no engine.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _KEPT = 1024  # states of the last cells; no drafter uses earlier ones
 class States:
     """States of consecutive cells of one context, up to the last computed one.
 
+    kept: number of last cells whose states are kept.
+
     >>> states = States(2)
     >>> context = Context([5, 6, 7])
     >>> states.put(context, 2, np.ones((1, 2), dtype=np.float32))
@@ -34,9 +37,9 @@ class States:
     (2, 2)
     """
 
-    def __init__(self, width: int) -> None:
-        self.width = width
-        self._rows = np.zeros((_KEPT, width), dtype=np.float32)  # cell c at c % _KEPT
+    def __init__(self, width: int, kept: int = _KEPT) -> None:
+        self.width, self._kept = width, kept
+        self._rows = np.zeros((kept, width), dtype=np.float32)  # cell c at c % kept
         self._first = self._end = 0
         self._root: Context | None = None
         self._tree: tuple[Draft, State] | None = None  # its cells follow
@@ -50,11 +53,22 @@ class States:
         if not self._first <= start <= self._end:
             self._first = start
         self._end = start + rows.shape[0]
-        self._first = max(self._first, self._end - _KEPT)
+        self._first = max(self._first, self._end - self._kept)
         if rows.shape[0] == 1:  # most calls
-            self._rows[start % _KEPT] = rows[0]
+            self._rows[start % self._kept] = rows[0]
         else:
-            self._rows[np.arange(start, self._end) % _KEPT] = rows
+            begin = max(start, self._first)
+            cells = np.arange(begin, self._end) % self._kept
+            self._rows[cells] = rows[begin - start :]
+
+    def adopt(self, context: Context, length: int) -> None:
+        """The first `length` cells are those of this context from now on.
+
+        A target calls it after it has compared its cells with another context.
+        """
+        if context.root is not self._root:
+            self.cut(length)
+            self._root = context.root
 
     def branch(self, tree: Draft, rows: State) -> None:
         """Record the states of the nodes of a tree after the last cell, [n, width].
@@ -91,6 +105,6 @@ class States:
         first, last = self.known(context)
         first, last = max(first, begin), min(last, end)
         if first < last:
-            cells = np.arange(first, last) % _KEPT
+            cells = np.arange(first, last) % self._kept
             found[first - begin : last - begin] = self._rows[cells]
         return found

@@ -19,8 +19,10 @@ from edgecs.core.draft import Draft
 class PrefixCache:
     """Bookkeeping of KV cells 0, 1, 2, ... by the token that each was computed for.
 
-    `drop(n)` removes cells n and later from the engine, including those of a tree; it
-    returns False if the engine cannot remove a part. `drop(0)` must always work.
+    `drop(n)` removes cells n and later from the engine, including those of a tree. It
+    returns how many are left: n, or fewer if the engine can only return to an earlier
+    length, in the worst case 0. `reach(n)` tells what it would return. Cells that were
+    dropped only for that reason are `lost`, and have to be computed again.
 
     The cells of a tree draft follow these, until the next call's context shows which
     path was accepted: `select(nodes)` keeps the cells of a path, in order, as the next
@@ -38,13 +40,15 @@ class PrefixCache:
 
     def __init__(
         self,
-        drop: Callable[[int], bool],
+        drop: Callable[[int], int],
         *,
+        reach: Callable[[int], int] = lambda length: length,
         select: Callable[[Sequence[int]], None] | None = None,
         marks: bool = False,
     ) -> None:
         self.first = 0  # context index of cell 0
-        self._drop, self._select = drop, select
+        self.lost = 0  # cells that the last `keep` or `trim` should have kept
+        self._drop, self._reach, self._select = drop, reach, select
         self._tree: Draft | None = None  # its cells follow
         self._marks: list[int] | None = [0] if marks else None  # ascending
         self._read = 1  # number of first marks of a text read from its beginning
@@ -77,6 +81,7 @@ class PrefixCache:
         known = root is self._source
         same = self._agreed if known else 0
         if known and same == cells == most <= committed and not self._unsure:
+            self.lost = 0
             return most  # plain decoding: there are no new tokens to compare
         limit = max(0, min(cells, len(context) - self.first, most))
         common = start = min(same, limit)
@@ -92,14 +97,16 @@ class PrefixCache:
         return len(self._ids)
 
     def trim(self, length: int) -> None:
-        """Drop the cells from `length` on, or all if the engine cannot drop a part."""
+        """Drop the cells from `length` on, and more if the engine cannot do that."""
+        self.lost = 0
         if length >= len(self._ids) and not self._unsure and self._tree is None:
             return
         self._tree = None
-        length = min(length, len(self._ids))
-        if length < self._whole or not self._drop(length):
-            self._drop(0)
-            length = self._whole = 0
+        wanted = min(length, len(self._ids))
+        length = self._drop(wanted if wanted >= self._whole else 0)
+        if not length:
+            self._whole = 0
+        self.lost = wanted - length
         del self._ids[length:]
         while self._marks and self._marks[-1] > length:
             self._marks.pop()
@@ -146,10 +153,10 @@ class PrefixCache:
         common = int(other[0]) if other.size else size
         if common < self._whole:
             return 0
-        if self._marks is None:
-            return common
-        marks = self._marks[: self._read] if copied else self._marks
-        return max(mark for mark in marks if mark <= common)
+        if self._marks is not None:
+            marks = self._marks[: self._read] if copied else self._marks
+            common = max(mark for mark in marks if mark <= common)
+        return common if common == len(self._ids) else self._reach(common)
 
     def share(self, other: PrefixCache, length: int) -> None:
         """Must be called when the first cells of `other` have replaced all cells."""

@@ -48,7 +48,9 @@ class LoadOptions:
     edgecs' where available if no layer is offloaded. sequences: number of conversations
     with KV cells at once, each with n_ctx cells. leaves: most leaves of a draft, 1:
     drafts are chains; with more, all cells share one buffer. most_ctx: limit of n_ctx
-    where that is 0; 0: none.
+    where that is 0; 0: none. swa_full: keep all cells in layers that attend to a
+    sliding window, instead of those of the window. heads: load the MTP heads of the
+    file, if it has some.
     """
 
     n_ctx: int = field(default=0, metadata=_NONE)
@@ -68,6 +70,8 @@ class LoadOptions:
     sequences: int = field(default=1, metadata=_NONE)
     leaves: int = field(default=1, metadata=_BITS)
     most_ctx: int = field(default=0, metadata=_NONE)
+    swa_full: bool = field(default=False, metadata=_BITS)
+    heads: bool = field(default=True, metadata=_NONE)
 
     def __post_init__(self) -> None:
         for name, least, most in (

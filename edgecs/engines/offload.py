@@ -12,21 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from edgecs.engines.load_options import LoadOptions
-
 # chosen: other programs' memory use may grow, and a later failure is worse.
 MARGIN = 1 << 30  # bytes left free on every device: compute buffers and the desktop
-KV_BYTES = {  # per value in the KV cache: blocks of 32 values with their scales
-    "f32": 4.0,
-    "f16": 2.0,
-    "bf16": 2.0,
-    "q8_0": 34 / 32,
-    "q5_1": 24 / 32,
-    "q5_0": 22 / 32,
-    "q4_1": 20 / 32,
-    "q4_0": 18 / 32,
-    "iq4_nl": 18 / 32,
-}
 # chosen: a chat of some turns fits.
 SMALLEST_CONTEXT = 4096  # tokens; an automatic context is not made shorter than this
 
@@ -47,7 +34,7 @@ class Footprint:
 
     blocks: tuple[int, ...]  # weights of each block, first to last
     output: int  # output matrix and norm
-    kv: int  # KV cache of one block, at the context size in question
+    kv: tuple[int, ...]  # cells and states of each block, for the context in question
 
 
 def layers_that_fit(footprint: Footprint, devices: Sequence[Device]) -> int:
@@ -56,7 +43,7 @@ def layers_that_fit(footprint: Footprint, devices: Sequence[Device]) -> int:
     Every device keeps MARGIN. llama.cpp gives each device a run of layers in proportion
     to its free memory; each run has to fit its device.
     """
-    blocks = [weights + footprint.kv for weights in footprint.blocks]
+    blocks = map(sum, zip(footprint.blocks, footprint.kv, strict=True))
     sizes = [*blocks, footprint.output]
     for layers in range(len(sizes), 0, -1):
         if _runs_fit(sizes[-layers:], devices):
@@ -76,23 +63,15 @@ def _runs_fit(sizes: Sequence[int], devices: Sequence[Device]) -> bool:
     return all(use <= max(0, device.free - MARGIN) for use, device in pairs)
 
 
-def kv_bytes(
-    heads: int, key_width: int, value_width: int, options: LoadOptions
-) -> float:
-    """Bytes of KV cache per token in one block."""
-    key, value = KV_BYTES[options.type_k], KV_BYTES[options.type_v]
-    return heads * (key_width * key + value_width * value)
-
-
 def fewer_layers(layers: int) -> int:
     """Number of layers to try after a failed allocation: about an eighth less."""
     return max(0, layers - max(1, layers // 8))
 
 
-def context_that_fits(trained: int, kv_per_token: int, free: int) -> int:
-    """Tokens of context: the trained length, limited to what fits half of `free`.
+def context_that_fits(trained: int, fitting: int) -> int:
+    """Tokens of context: the trained length, limited to those that fit.
 
-    A multiple of 256, at least SMALLEST_CONTEXT unless the trained length is less.
+    fitting: tokens whose cells fit half of the free memory. The limit is a multiple of
+    256 and at least SMALLEST_CONTEXT.
     """
-    fits = free // 2 // max(1, kv_per_token) // 256 * 256
-    return min(trained, max(SMALLEST_CONTEXT, fits))
+    return min(trained, max(SMALLEST_CONTEXT, fitting // 256 * 256))

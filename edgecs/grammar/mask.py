@@ -22,6 +22,7 @@ from edgecs.core.draft import Row
 from edgecs.errors import ConfigError
 from edgecs.grammar.gbnf import parse
 from edgecs.grammar.lark import as_lark
+from edgecs.grammar.schema_limits import check_automata
 from edgecs.grammar.trie import TokenTrie
 
 MOST_LETTERS = 1 << 18  # of a grammar or a schema
@@ -80,6 +81,7 @@ class Grammar:
             ) from error
         _check_size(text, "JSON schema")
         _check_depth(text)
+        check_automata(schema)
         return _checked("JSON schema", f"{_HEAD}\nstart: %json {text}\n")
 
     @staticmethod

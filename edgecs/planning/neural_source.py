@@ -68,7 +68,7 @@ class ReviewSchedule:
         times = self.costs.times(len(context))
         found = self._sources.propose(context, min(most, WIDEST - 1))
         choice = best_width(found.path, times)
-        if self._cheaper:
+        if self._cheaper and self._cheaper.can_draft(context):
             rates = self._cheaper.expected_rates(len(context), np.array(times))
             if rates.size and rates[:most].max(initial=0) > choice.rate:
                 size = int(rates[:most].argmax()) + 1
@@ -192,6 +192,14 @@ class NeuralSource:
     def has_room(self, tokens: int) -> bool:
         """Whether the drafter's context has room for this many tokens."""
         return tokens <= self.cascade.reviewer.n_ctx
+
+    def can_draft(self, context: Context) -> bool:
+        """Whether it has room for the context, and what it needs of its target.
+
+        A head needs states that the target has not computed before the first round.
+        """
+        ready = getattr(self.cascade.reviewer, "ready", None)
+        return self.has_room(len(context)) and (ready is None or ready(context))
 
     def backlog_cost(self, context: Context) -> tuple[float, float]:
         """Seconds to read missing tokens: those of every round, and the backlog.

@@ -30,6 +30,7 @@ from edgecs.costs.cost_model import (
     CostModel,
     best_width,
 )
+from edgecs.costs.rollback_cost import RollbackCost
 from edgecs.decoding.cascade import NamedModel
 from edgecs.decoding.exactness import EVERY, Allowed, permitted
 from edgecs.decoding.static_schedule import Clock, Gathered, Outcome, Plan
@@ -77,7 +78,8 @@ class Planner:
     costs: cost model of the target. sources: model-free drafters, usually the best one
     first. models: neural drafters, the best first, each of which may review the next
     one and the sources. longest: most tokens in a draft. ends: end-of-generation
-    tokens. clock: returns seconds.
+    tokens. clock: returns seconds. rollback: cost of rejected drafts, None: they are
+    removed at no cost.
     """
 
     def __init__(
@@ -91,8 +93,10 @@ class Planner:
         lenience: float = 1.0,
         ends: Container[int] = (),
         clock: Clock = perf_counter,
+        rollback: RollbackCost | None = None,
     ) -> None:
         self.costs = costs
+        self.rollback = rollback or RollbackCost(costs)
         self.calibration = calibration
         self.ledger = Ledger()
         self.sources = Sources(sources, calibration, ends)
@@ -143,6 +147,7 @@ class Planner:
             source.begin()
         self._began, self._debt, self._start = None, 0.0, 0
         self._singles, self._rest = None, 0
+        self.rollback.behind = 0
 
     def draft(
         self, context: Context, choose: Choose, most: int, allowed: Allowed = EVERY
@@ -161,7 +166,7 @@ class Planner:
         if not asks and (not path or path[0] < least):
             return Gathered(NOTHING, found.sources, self._idle(len(context), path))
         size = WIDEST if asks else 1 + len(path)
-        times = self._times(len(context), allowed, size)
+        times = self._times(len(context), allowed, size, path)
         choice = best_width(path, times, MARGIN + CAUTION * self._debt)
         if asks:
             inputs = RoundInputs(
@@ -177,23 +182,34 @@ class Planner:
         """Update the times; acceptances are updated when later tokens are known."""
         width = 1 + len(outcome.draft)
         spent = self._called = outcome.calling + self._writing
+        behind = self.rollback.behind
+        self.rollback.learn(len(outcome.draft), len(outcome.verdict.path))
         if outcome.together > 1:  # neither its time nor its pause is of this width
             self._singles = self._began = None
             return
         if outcome.rows.fed != width:  # the call read the prompt, or a part of it
             self._singles = None
+            if behind and outcome.rows.fed == width + behind:
+                self._busy += spent
+                self._lose(len(context), spent, 1 + len(outcome.verdict.path))
             return
         settling = self._settling if width > 1 else 0.0
         self._observe(width, len(context), outcome.calling)
         self._busy += spent
         if width > 1 or self._writing:
             emitted = 1 + len(outcome.verdict.path)
-            (single,) = self.costs.times(len(context), 1)
-            over = (spent + settling) / single - emitted
-            self._debt = max(0.0, self._debt + over - self._invested / single)
-            if self._trying:
-                self._lost += max(0.0, over) * spent / (over + emitted)
+            self._lose(len(context), spent, emitted, settling)
         self._debt *= FORGIVES
+
+    def _lose(
+        self, depth: int, spent: float, emitted: int, settling: float = 0.0
+    ) -> None:
+        """Count what a round took more than plain decoding of its tokens."""
+        (single,) = self.costs.times(depth, 1)
+        over = (spent + settling) / single - emitted
+        self._debt = max(0.0, self._debt + over - self._invested / single)
+        if self._trying:
+            self._lost += max(0.0, over) * spent / (over + emitted)
 
     def park(self, name: str) -> None:
         """Stop using a drafter that failed."""
@@ -242,11 +258,19 @@ class Planner:
                 self._overhead += _LATELY * (own - self._overhead)
         self._began, self._called = now, 0.0
 
-    def _times(self, depth: int, allowed: Allowed, size: int) -> list[float]:
-        """Seconds of a round by width, [size]; inf where it may not be used."""
-        single, *wider = self.costs.times(depth, size)
+    def _times(
+        self, depth: int, allowed: Allowed, size: int, path: Path
+    ) -> list[float]:
+        """Seconds of a round by width, [size]; inf where it may not be used.
+
+        They include what a rejection of the draft is expected to cost later.
+        """
+        single, *wider = self.rollback.times(depth, size)
         more = self._overhead + self._settling
         times = [single + self._overhead, *(seconds + more for seconds in wider)]
+        if self.rollback.applies:
+            lost = self.rollback.rejected(depth, path, len(times))
+            times = [now + later for now, later in zip(times, lost, strict=True)]
         return times if allowed is EVERY else permitted(times, allowed)
 
     def _least(self, depth: int) -> float:
@@ -267,7 +291,7 @@ class Planner:
         young = [n for n in TRYING if n <= most and is_young(n) and allowed[n - 1]]
         if not young:
             return choice
-        times = self._times(depth, allowed, WIDEST)
+        times = self._times(depth, allowed, WIDEST, path)
         best, more = self.costs.hoped(depth), self._overhead + self._settling
         hoped = times.copy()
         for n in young:
@@ -310,7 +334,7 @@ class Planner:
         hopes = (1 + MARGIN) / float(inputs.times[0])
         self._rest = _RESTS
         for i, source in enumerate(self._sound):
-            if not (source.known and source.has_room(depth)):
+            if not (source.known and source.can_draft(inputs.context)):
                 continue
             # The rest of an answer is expected to be as long as the answer so far.
             more, arrears = source.backlog_cost(inputs.context)
@@ -336,7 +360,7 @@ class Planner:
 
     def _affordable(self, source: NeuralSource, inputs: RoundInputs) -> bool:
         """Whether trying a parked drafter for a token or two fits the budget."""
-        if not source.has_room(len(inputs.context)):
+        if not source.can_draft(inputs.context):
             return False
         single = float(inputs.times[0])
         step = float(source.costs.seconds(0)[0]) if source.costs.known else single

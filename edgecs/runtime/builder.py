@@ -18,10 +18,11 @@ from edgecs.decoding.cascade import stack
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.drafters.registry import usual_sources
 from edgecs.engines.load_options import LoadOptions
+from edgecs.errors import ModelError, OutOfMemory
 from edgecs.hub.download import Progress
 from edgecs.runtime.folders import Folders
-from edgecs.runtime.loader import Loaded, LoadedDrafter, load_drafter
-from edgecs.runtime.recipe import Recipe
+from edgecs.runtime.loader import OWN_HEAD, Loaded, LoadedDrafter, load_drafter
+from edgecs.runtime.recipe import HEAD, Recipe
 from edgecs.runtime.target import Reports, open_target
 from edgecs.session.session import Session
 
@@ -31,7 +32,8 @@ class Files:
     """Paths of the models of a recipe."""
 
     model: Path
-    drafts: tuple[Path, ...] | None = None  # None: the bundled drafter of the model
+    # None: the head in the model's file, or the bundled drafter of the model.
+    drafts: tuple[Path, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,14 @@ def find_files(
         return Files(model, ())
     if recipe.drafts is None:
         return Files(model)
-    found = (_folder(name) or store.path(name, fetching) for name in recipe.drafts)
+    found = (_own(name) or store.path(name, fetching) for name in recipe.drafts)
     return Files(model, tuple(found))
 
 
-def _folder(name: str) -> Path | None:
-    """The folder of an ONNX drafter: a bundled one, or a path; None: neither."""
+def _own(name: str) -> Path | None:
+    """The target's own head, or the folder of an ONNX drafter; None: neither."""
+    if name == HEAD:
+        return OWN_HEAD
     if name in (shipped := all_bundled()):
         return shipped[name]
     # Unlike Path.is_dir, it returns False for an invalid path.
@@ -123,13 +127,35 @@ def build(
         if drafts is None:
             drafts = ()
             if speculation and recipe.matrix is None:
-                drafts, notes = _bundled(recipe.model, speculation)
-        drafters = load_drafters(drafts, loaded, recipe.drafter_options, closing)
+                drafts, notes = _usual(recipe.model, loaded, speculation)
+        drafters, left_out = _loaded(recipe, drafts, loaded, closing)
+        notes += left_out
         session = session_of(recipe, loaded, drafters, speculation)
         closing.enter_context(session)
         yield Runtime(recipe, loaded, drafters, session, speculation, notes)
         if speculation:
             speculation.save()
+
+
+def _usual(
+    model: str, loaded: Loaded, speculation: SpeculationProfile
+) -> tuple[tuple[Path, ...], list[str]]:
+    """The head in a model's file, else its bundled drafter."""
+    if loaded.model.has_heads:
+        return (OWN_HEAD,), []
+    return _bundled(model, speculation)
+
+
+def _loaded(
+    recipe: Recipe, drafts: Sequence[Path], loaded: Loaded, closing: ExitStack
+) -> tuple[list[LoadedDrafter], list[str]]:
+    """The drafters; a head that nobody asked for is left out if it cannot be used."""
+    try:
+        return load_drafters(drafts, loaded, recipe.drafter_options, closing), []
+    except (ModelError, OutOfMemory) as error:
+        if recipe.drafts is not None or tuple(drafts) != (OWN_HEAD,):
+            raise
+        return [], [f"drafter {HEAD}: left out, {error}"]
 
 
 def _bundled(

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from edgecs.grammar.mask import Grammar
 
 _GREEDY = always(greedy)
+# Stands for the head in the file of the target; no file has this name.
+OWN_HEAD = Path("\0head")
 # Options that affect the layout of weights in memory.
 _WEIGHTS = ("repack", "mmap", "huge_pages", "kernels")
 
@@ -253,14 +255,24 @@ def load_drafter(
 ) -> LoadedDrafter:
     """Load a drafter for `target`: a GGUF file, or the folder of an ONNX export.
 
-    options: a GGUF uses all of them, ONNX only `threads`, where 0 means one. The
-    context size of a GGUF drafter defaults to the target's. Raises ModelError if the
-    vocabularies differ or the drafter cannot remove tokens from its cache, OutOfMemory,
+    path: OWN_HEAD for the MTP head in the target's own file. A GGUF is another model or
+    a head, as its metadata says. options: a GGUF uses all of
+    them, ONNX only `threads`, where 0 means one. The context size of a GGUF drafter
+    defaults to the target's. Raises ModelError if the vocabularies differ, the drafter
+    cannot remove tokens from its cache or does not fit the target, OutOfMemory,
     Cancelled.
     """
-    options = options or LoadOptions()
+    options = replace(options or LoadOptions(), heads=False)
+    if path == OWN_HEAD:
+        from edgecs.runtime.heads import load_own_head
+
+        return load_own_head(target, options)
     if path.is_dir():
         return _load_onnx(path, target, options.threads)
+    if kind := _head_kind(path):
+        from edgecs.runtime.heads import load_head
+
+        return load_head(kind, path, target, options)
     options = replace(options, n_ctx=options.n_ctx or target.target.n_ctx)
     size = target.target.vocab_size
 
@@ -298,6 +310,15 @@ def load_drafter(
         )
 
     return with_layers_that_fit(path, options, open_with)
+
+
+def _head_kind(path: Path) -> str | None:
+    """The architecture of a file that is a head; None: it is another model."""
+    from edgecs.engines.gguf_header import architecture
+    from edgecs.engines.llama.model import HEADS
+
+    found = architecture(path)
+    return found if found in HEADS else None
 
 
 def _load_onnx(folder: Path, target: Loaded, threads: int) -> LoadedDrafter:

@@ -127,7 +127,7 @@ def open_model(
             undo.pop_all()
         return Opened(model, scorer, options, warning, why)
 
-    kernels, why = _kernels(options, findings, say)
+    kernels, why = kernels_for(options, findings, say)
     if kernels:
         if path.stat().st_size > _LARGE:
             say(f"laying out weights for {kernels.name}")
@@ -142,7 +142,7 @@ def open_model(
     return opened(replace(options, kernels="llama"), None, warning, why)
 
 
-def _kernels(
+def kernels_for(
     options: LoadOptions, findings: Path | None, say: Callable[[str], None]
 ) -> tuple[KernelSet | None, str | None]:
     """The chosen kernels, see `choose`; none together with a GPU or BLAS.

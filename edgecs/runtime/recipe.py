@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from edgecs.grammar.mask import Grammar
 
 
+HEAD = "head"
+"""The name of the MTP head in a model's own file, as a drafter."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A model, its load options, drafters, exactness tier and sampling.
@@ -25,8 +29,9 @@ class Recipe:
 
     model: str  # a name, a path to a GGUF, or user/repo[:quant]
     options: LoadOptions = field(default_factory=LoadOptions)
-    # Names, paths, or folders of ONNX drafters, the largest first; Max-Gram always
-    # comes last. None: the bundled drafter of the model, if it pays on this machine.
+    # Names, paths, folders of ONNX drafters or HEAD, the largest first; Max-Gram always
+    # comes last. None: the MTP head in the model's file if there is one, else the
+    # bundled drafter of the model, if it pays on this machine.
     drafts: tuple[str, ...] | None = None
     draft_options: LoadOptions | None = None  # of GGUF drafters; None: as `options`
     speculate: bool = True  # False: plain decoding
@@ -53,6 +58,12 @@ class Recipe:
     def drafting(self) -> bool:
         """Whether drafts are allowed."""
         return self.speculate and self.longest != 0
+
+    @property
+    def target_options(self) -> LoadOptions:
+        """Load options of the target, without heads that are not used."""
+        wanted = HEAD in self.drafts if self.drafts is not None else not self.matrix
+        return replace(self.options, heads=self.drafting and wanted)
 
     @property
     def drafter_options(self) -> LoadOptions:

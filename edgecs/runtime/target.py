@@ -1,7 +1,7 @@
 """Load the target of a recipe, and probe it if it is new.
 
-If `exact` is strict and no width is exact along the context, another KV cache type may
-be used, and its cost is reported.
+If `exact` is strict and no width is exact along the context, all cells of windowed
+layers are kept, or another KV cache type is used, and the cost is reported.
 """
 
 from __future__ import annotations
@@ -58,9 +58,11 @@ def open_target(
     opening = _Opening(
         recipe, path, folders, reports or Reports(), profiles or folders.profiles
     )
-    loaded = opening.load(recipe.options, cancel or threading.Event())
+    loaded = opening.load(recipe.target_options, cancel or threading.Event())
     try:
         speculation = opening.known(loaded)
+        if speculation and recipe.exact == "strict" and loaded.target.steady:
+            loaded, speculation = opening.with_full_windows(loaded, speculation)
         if speculation and _wants_other_cache(recipe, speculation):
             loaded, speculation = opening.with_other_cache(loaded, speculation)
     except BaseException:
@@ -100,6 +102,31 @@ class _Opening:
             self.reports.warning(note)
         speculation.save()
         return speculation
+
+    def with_full_windows(
+        self, loaded: Loaded, speculation: SpeculationProfile
+    ) -> tuple[Loaded, SpeculationProfile]:
+        """The target with all cells of windowed layers, or unchanged: no memory."""
+        options, cancel, steady = loaded.options, loaded.cancel, loaded.target.steady
+        full = replace(options, swa_full=True)
+        why = "--exact strict: with the cells of the windows only"
+        if not loaded.model.kv_fits(loaded.target.n_ctx, full):
+            self.reports.warning(
+                f"{why} no width is exact beyond {steady} tokens of context, and all "
+                "cells do not fit into memory: give a smaller context (-c)"
+            )
+            return loaded, speculation
+        more = loaded.model.kv_bytes(loaded.target.n_ctx, full)
+        more -= loaded.model.kv_bytes(loaded.target.n_ctx, options)
+        loaded.close()
+        self.reports.warning(
+            f"{why} no width is exact beyond {steady} tokens of context, so all are "
+            f"kept (--swa-full): {more >> 20} MiB more"
+        )
+        loaded = self.load(full, cancel)
+        same = self.known(loaded)
+        assert same is not None
+        return loaded, same
 
     def with_other_cache(
         self, loaded: Loaded, speculation: SpeculationProfile

@@ -15,7 +15,12 @@ from edgecs.server.choice import Choice, Part
 from edgecs.server.engine import Asked, Engine
 from edgecs.server.job import Event, Job
 from edgecs.server.replies import refusal, refused_body
-from edgecs.server.request_jobs import Constraint, grammar_of, jobs_of
+from edgecs.server.request_jobs import (
+    Constraint,
+    grammar_of,
+    is_constrained,
+    jobs_of,
+)
 from edgecs.server.requested_tools import told, tool_use
 from edgecs.server.schemas import ChatRequest
 from edgecs.text.thoughts import THINK
@@ -150,8 +155,12 @@ async def prompt_answers(
     """
     ending = "".join(map(engine.spelling, prompt[-8:].tolist()))
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-    thinks = engine.form.opened(ending) if separated else None
-    limits = await asyncio.to_thread(_constraint, engine, asked, tools, thinks)
+    form = engine.form
+    thinks = form.opened(ending) if separated else None
+    shown = form.shown(engine.vocabulary) if separated else None
+    limits = Constraint(None, shown)
+    if tools is not None or is_constrained(asked, asked.response_format):
+        limits = await engine.checks.run(_constraint, engine, asked, tools, thinks)
     jobs = await jobs_of(engine, asked, prompt, logprobs, limits, seconds)
     return Answers(engine, jobs, thinks, tools)
 

@@ -22,6 +22,7 @@ from edgecs.runtime.builder import Runtime, session_of
 from edgecs.runtime.loader import Loaded
 from edgecs.sampling.chain import Rule
 from edgecs.sampling.settings import Sampling
+from edgecs.server.checks import Checks
 from edgecs.server.job import Event, Job, Ticket
 from edgecs.server.prefix_store import PREFIX_BYTES, open_store
 from edgecs.server.scheduler import Scheduler
@@ -53,10 +54,12 @@ class Engine(Served):
     ) -> None:
         self.runtime, self.name = runtime, name
         self.loaded, self.created = runtime.loaded, int(time.time())
+        self.checks = Checks()
         target = runtime.loaded.target
         self.n_ctx, self.slots = target.n_ctx, target.sequences
         speculation = runtime.speculation
         with ExitStack() as undo:
+            undo.callback(self.checks.close)
             sessions = [runtime.session]
             others = runtime.recipe
             if runtime.drafters:  # a K matrix names them

@@ -43,6 +43,13 @@ class Access:
 
     def refused(self, path: str, headers: Headers) -> Refused | None:
         """The error of a refused request; None if it is allowed."""
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # A proxy in front may see another end of this request (RFC 9112, 6.3).
+            return Refused(
+                400,
+                "the request has content-length and transfer-encoding: send one",
+                headers={"connection": "close"},
+            )
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.api_key is None and not self._is_own(host):
             return Refused(
@@ -76,7 +83,10 @@ class Access:
             return True
         # A page that reached this server by another name needs the key, too.
         is_own = self.api_key is not None or self._is_own(host)
-        return urlsplit(origin).netloc == host and is_own
+        try:
+            return urlsplit(origin).netloc == host and is_own
+        except ValueError:
+            return False
 
     def _is_own(self, host: str) -> bool:
         try:

@@ -20,7 +20,12 @@ from edgecs.server.engine import Engine
 from edgecs.server.error_forms import openai_error
 from edgecs.server.openai_calls import calls_in, incomplete_calls, message_of
 from edgecs.server.replies import Framing, event_stream, unless_gone, unnamed_event
-from edgecs.server.request_jobs import Constraint, grammar_of, jobs_of
+from edgecs.server.request_jobs import (
+    Constraint,
+    grammar_of,
+    is_constrained,
+    jobs_of,
+)
 from edgecs.server.schemas import ChatRequest, CompletionRequest
 from edgecs.server.served import Served
 from edgecs.server.token_details import token_detail
@@ -62,8 +67,9 @@ async def complete(
     else:
         engine.check_ids(asked.prompt)
         prompt = np.array(asked.prompt, dtype=np.int32)
-    grammar = await asyncio.to_thread(grammar_of, asked, None)
-    limits = Constraint(grammar)
+    limits = Constraint(None)
+    if is_constrained(asked, None):
+        limits = Constraint(await engine.checks.run(grammar_of, asked, None))
     jobs = await jobs_of(engine, asked, prompt, asked.logprobs, limits, seconds)
     answers = Answers(engine, jobs)
     echo = engine.decode(prompt.tolist()) if asked.echo else ""

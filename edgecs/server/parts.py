@@ -7,10 +7,13 @@ and a prompt has half of the time until it is read.
 
 from __future__ import annotations
 
+# chosen: how long a client that has left keeps the processor busy.
+_PATIENCE = 0.5  # seconds of a part while nobody else waits
 # chosen: fewer tokens do not use the processor well, as weights are read for each part.
 _LEAST = 16
 # chosen: on a slow machine it is one of its long calls, on a fast one it is short.
 _FIRST = 64  # tokens of a part until both speeds are known
+_FIRST_ALONE = 128
 # chosen: about the last four calls count.
 _LATELY = 0.25  # weight of a call in the averages
 
@@ -39,6 +42,17 @@ class PromptParts:
         if self._token is None or self._round is None:
             return min(_FIRST, self._most)
         fitting = round(self._round / max(self._token, 1e-9))
+        return max(min(_LEAST, self._most), min(fitting, self._most))
+
+    @property
+    def tokens_alone(self) -> int:
+        """The tokens of the next part if there are no other answers.
+
+        A call cannot be cancelled, so it should not take long.
+        """
+        if self._token is None:
+            return min(_FIRST_ALONE, self._most)
+        fitting = round(_PATIENCE / max(self._token, 1e-9))
         return max(min(_LEAST, self._most), min(fitting, self._most))
 
     def read(self, tokens: int, seconds: float) -> None:

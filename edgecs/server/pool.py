@@ -46,6 +46,10 @@ class _Place:
         self.opened: asyncio.Future[Served] = asyncio.get_running_loop().create_future()
         self.idle, self.gone = asyncio.Event(), asyncio.Event()
 
+    def enter(self) -> None:
+        self.users += 1
+        self.idle.clear()
+
     def stop_timer(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
@@ -119,7 +123,7 @@ class ModelPool:
             raise ConfigError(
                 f"the model {chosen!r:.80} is not loaded: POST /models/load loads it"
             )
-        place.users += 1
+        place.enter()
         try:
             yield place.opened.result()
         finally:
@@ -206,8 +210,7 @@ class ModelPool:
             elif place.state == "unloading" or place.unwanted:
                 await place.gone.wait()
                 continue
-            place.users += 1
-            place.idle.clear()
+            place.enter()
             return place
 
     def _leave(self, place: _Place) -> None:

@@ -253,15 +253,12 @@ def _starts(whole: Tokens, tokens: Tokens) -> bool:
     return tokens.size <= whole.size and bool((whole[: tokens.size] == tokens).all())
 
 
-def open_store(loaded: Loaded, root: Path, most: int) -> PrefixStore | None:
-    """The store of a target; None, with a warning, for a recurrent one.
+def open_store(loaded: Loaded, root: Path, most: int) -> PrefixStore:
+    """The store of a target.
 
     most: bytes of all files in `root`.
     """
     target, key = loaded.target, loaded.key()
-    if not target.rewindable:
-        logger.warning("prefix cache: not used, because this model is recurrent")
-        return None
     loading = json.dumps([key.bits, target.sequences])  # a snapshot has all sequences
     owner = Owner(key.model, key.fingerprint, loading, target.vocab_size)
     any_prefix = target.uniform and target.keeps_prefixes

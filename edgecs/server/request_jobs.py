@@ -77,6 +77,14 @@ def _biases(biases: Mapping[str, float]) -> list[tuple[int, float]]:
     return found
 
 
+def is_constrained(
+    asked: ChatRequest | CompletionRequest, form: ResponseFormat | None
+) -> bool:
+    """Whether `grammar_of` has something to check."""
+    given = (form, asked.json_schema, asked.grammar)
+    return any(one is not None for one in given)
+
+
 def grammar_of(
     asked: ChatRequest | CompletionRequest, form: ResponseFormat | None
 ) -> Grammar | None:

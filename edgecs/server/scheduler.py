@@ -76,10 +76,9 @@ class Scheduler:
         with self._wake:
             if self._closing:
                 raise ModelError("the server is shutting down: use another one")
-            if len(self._waiting) >= self._most_waiting:
-                raise Busy(
-                    f"{len(self._waiting)} requests are already waiting: retry later"
-                )
+            waiting = sum(not one.is_unwanted for one in self._waiting)
+            if waiting >= self._most_waiting:
+                raise Busy(f"{waiting} requests are already waiting: retry later")
             self._waiting.append(ticket)
             self._wake.notify()
         return ticket
@@ -103,7 +102,7 @@ class Scheduler:
     @property
     def queued(self) -> int:
         """Number of jobs that wait for a slot."""
-        return len(self._waiting)
+        return sum(not one.is_unwanted for one in [*self._waiting])
 
     @property
     def refused_files(self) -> int:
@@ -121,6 +120,7 @@ class Scheduler:
     def _run(self) -> None:
         while self._wait():
             try:
+                self._tidy()
                 self._admit()
                 self._step()
             except Exception as error:  # a bug must not leave clients waiting
@@ -138,6 +138,16 @@ class Scheduler:
                 self._wake.wait()
         return True
 
+    def _tidy(self) -> None:
+        """Drop jobs from the queue that were cancelled or are late."""
+        with self._wake:
+            dropped = [ticket for ticket in self._waiting if ticket.is_unwanted]
+            for ticket in dropped:
+                self._waiting.remove(ticket)
+        for ticket in dropped:
+            self.totals.cancelled += 1
+            ticket.notify(Cancelled("it was cancelled or timed out in the queue"))
+
     def _admit(self) -> None:
         """Assign waiting jobs to free slots."""
         free = [slot for slot in self._slots if slot.ticket is None]
@@ -146,38 +156,42 @@ class Scheduler:
                 if not self._waiting:
                     return
                 ticket = self._waiting.popleft()
-            if ticket.is_unwanted:
-                ticket.notify(Cancelled("it was cancelled or timed out in the queue"))
-                self.totals.cancelled += 1
-                continue
             slot = choose(free, ticket.job)
-            if self._begin(slot, ticket):
+            try:
+                self._begin(slot, ticket)
+            except Exception as error:
+                self._refuse(slot, ticket, error)
+            if slot.ticket is not None:
                 free.remove(slot)
 
-    def _begin(self, slot: Slot, ticket: Ticket) -> bool:
-        job = ticket.job
-        kept = slot.saves(job.prompt) if job.caches else 0
-        lost = max(0, slot.asked - kept)
-        try:
-            answer = slot.session.begin(
-                job.prompt,
-                max_tokens=job.max_tokens,
-                stop=job.stop,
-                rule=job.rule,
-                logprobs=job.logprobs,
-                details=job.details,
-                shown=job.shown,
-            )
-        except EdgecsError as error:
+    def _refuse(self, slot: Slot, ticket: Ticket, error: Exception) -> None:
+        """End a job that could not begin."""
+        if not isinstance(error, EdgecsError):
+            error = incident("a job could not begin", error)
+        if slot.ticket is ticket:
+            self._fail([slot], error)
+        else:
             self.totals.errors += 1
             ticket.notify(error)
-            return False
+
+    def _begin(self, slot: Slot, ticket: Ticket) -> None:
+        job = ticket.job
+        held = len(slot.session.context)
+        lost = slot.loses(job.prompt) if job.caches else held
+        answer = slot.session.begin(
+            job.prompt,
+            max_tokens=job.max_tokens,
+            stop=job.stop,
+            rule=job.rule,
+            logprobs=job.logprobs,
+            details=job.details,
+            shown=job.shown,
+        )
         self._jobs += 1
         slot.take(ticket, answer, lost, self._jobs)
         answer.start()
         if answer.finish_reason:
             self._end(slot)
-        return True
 
     def _step(self) -> None:
         """One prompt chunk, and a round of every answer that is decoding."""
@@ -205,6 +219,8 @@ class Scheduler:
                     self._end(slot, "cancelled")
         except EdgecsError as error:
             self._fail(group, error)
+        except Exception as error:
+            self._fail(group, incident("an answer failed", error))
 
     def _may_join(self, slot: Slot) -> bool:
         """Whether its rows may be computed in a joint call."""
@@ -247,7 +263,7 @@ class Scheduler:
         """End of the next chunk of a prompt of which `read` tokens have KV cells."""
         uniform = getattr(self.target, "uniform", False)
         if uniform:
-            return read + (self._chunk if alone else self._parts.tokens)
+            return read + (self._parts.tokens_alone if alone else self._parts.tokens)
         # Its cells depend on the chunks, so these are the ones of a single session.
         return (read // self._chunk + 1) * self._chunk
 

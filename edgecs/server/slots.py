@@ -19,6 +19,8 @@ from edgecs.server.prefix_store import LEAST, PrefixStore
 from edgecs.session.answer import Answer
 from edgecs.session.session import Session
 
+# chosen: what a template puts before an answer, and leaves out of later prompts.
+_SUFFIX = 8  # tokens at the end of a prompt that a prompt that goes on may lack
 # chosen: as llama-server's --slot-prompt-similarity.
 _SIMILAR = 0.1  # share of a prompt that a slot must save if cells cannot be copied
 
@@ -34,7 +36,7 @@ class Slot:
     read: int | None = None  # prompt tokens with KV cells; None: no call was made yet
     used: int = 0  # number of its last job, counted over all slots
     asked: int = 0  # tokens of its last prompt
-    lost: int = 0  # tokens of the prompt before that are not in the last one
+    lost: int = 0  # tokens of the conversation before that the last prompt lacks
     faults: int = 0  # drafters that had failed before the answer
 
     @property
@@ -71,6 +73,17 @@ class Slot:
         """How many tokens of a prompt its cells save, see `LanguageModel.reusable`."""
         return self.target.reusable(prompt, self.sequence, copied=copied)
 
+    def loses(self, prompt: Tokens) -> int:
+        """How many tokens of its conversation a prompt in their place would lose.
+
+        A prompt that contains the last one goes on with it: what it lacks, such as the
+        thoughts of the last answer, is not needed any more.
+        """
+        saved = self.saves(prompt)
+        if self.asked - saved <= _SUFFIX:
+            return 0
+        return max(0, len(self.session.context) - saved)
+
     def take(self, ticket: Ticket, answer: Answer, lost: int, number: int) -> None:
         """Begin an answer. lost: see the fields; number: of the job."""
         self.ticket, self.answer, self.read = ticket, answer, None
@@ -92,9 +105,9 @@ def choose(free: Sequence[Slot], job: Job) -> Slot:
     """The slot that answers a prompt.
 
     That is the slot whose cells save most of it, if its conversation goes on with this
-    prompt: if fewer tokens of its last prompt are lost than are saved, and than a copy
-    costs. Where cells cannot be copied it must save a tenth of the prompt. Otherwise it
-    is the least recently used slot, as for a private answer.
+    prompt: if fewer tokens of that are lost than are saved, and than a copy costs.
+    Where cells cannot be copied it must save a tenth of the prompt. Otherwise it is the
+    least recently used slot, as for a private answer.
     """
     prompt = job.prompt
     if not job.caches:
@@ -110,7 +123,7 @@ def _goes_on(slot: Slot, prompt: Tokens, saved: int) -> bool:
     cost = slot.target.copy_cost
     if cost is None:
         return saved >= _SIMILAR * prompt.size
-    return saved > 0 and slot.asked - saved <= min(saved, cost)
+    return saved > 0 and slot.loses(prompt) <= min(saved, cost)
 
 
 class Source(NamedTuple):

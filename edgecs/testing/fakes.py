@@ -277,12 +277,11 @@ class _FakeCells:
         self.cache = PrefixCache(self._drop, select=self._select)
         self._partial = partial
 
-    def _drop(self, length: int) -> bool:
-        if length and not self._partial:
-            return False
-        del self.ids[length:]
+    def _drop(self, length: int) -> int:
+        left = length if self._partial else 0
+        del self.ids[left:]
         self.tree = []
-        return True
+        return left
 
     def _select(self, path: Sequence[int]) -> None:
         parents = [self.tree[node][0] for node in path]

@@ -58,8 +58,8 @@ GEMMA = Tags(
 class Thoughts:
     """Separates blocks of thoughts between tags.
 
-    open: whether a block is open; some templates open it themselves. Line breaks at the
-    start of a block and after it belong to neither.
+    open: whether a block is open; some templates open it themselves. Line breaks after
+    a block belong to neither part, and with `anywhere` also those at its start.
 
     >>> thoughts = Thoughts()
     >>> [tuple(thoughts.feed(text)) for text in ("<th", "ink>a</", "think>\n\nb")]
@@ -70,7 +70,7 @@ class Thoughts:
         self.open = open
         self._tags = tags
         self._begun = False  # whether the answer has begun
-        self._blank = open  # whether line breaks are being skipped
+        self._blank = open and tags.anywhere  # whether line breaks are being skipped
         self._text = ""  # not yet certain
 
     def feed(self, text: str) -> Parts:
@@ -111,7 +111,8 @@ class Thoughts:
             return False
         to.append(self._text[:at])
         self._text = self._text[at + len(tag) :]
-        self.open, self._begun, self._blank = not self.open, True, True
+        self.open, self._begun = not self.open, True
+        self._blank = self._tags.anywhere or not self.open
         return True
 
     def _start(self) -> bool:
@@ -122,7 +123,7 @@ class Thoughts:
         elif len(start) < len(opens):
             return False
         else:
-            self.open = self._blank = True
+            self.open = True
             self._text = start[len(opens) :]
         return True
 

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from edgecs.calibrate.profile import Key
 from edgecs.calibrate.speculation_profile import SpeculationProfile
-from edgecs.decoding.exactness import Limits
 from edgecs.decoding.tiers import Exact
 from edgecs.tuning.comparison import PLAIN
 from edgecs.tuning.cost_sweep import DEEPEST, Curve, tiles
@@ -32,14 +31,15 @@ class Report:
     """The report of a tuning.
 
     model, drafts: as given on the command line; no drafts: the bundled drafter of the
-    model. known: as `tune` left it. files: others of the same model. settings: other
-    load options. kept: whether the profile was saved.
+    model. known: as `tune` left it. memory: of the context, in words. files: others of
+    the same model. settings: other load options. kept: whether the profile was saved.
     """
 
     model: str
     drafts: Sequence[str]
     key: Key
     known: SpeculationProfile
+    memory: str
     tuned: Tuned
     files: Sequence[Quantisation]
     settings: Sequence[SettingTimes]
@@ -50,6 +50,7 @@ class Report:
         tuned = self.tuned
         return {
             "model": self.key.named(),
+            "memory": self.memory,
             "curves": [_fields(curve) for curve in tuned.curves],
             "tiles": {str(n): end for n, end in tiles(tuned.curves[0].seconds).items()},
             "exact": {"tiers": self._tiers(), **self.known.classes.state()},
@@ -92,6 +93,7 @@ class Report:
 
     def details(self) -> Iterator[str | Table]:
         """All measurements, as lines and tables."""
+        yield f"Memory of the context: {self.memory}."
         first, *deeper = self.tuned.curves
         yield f"{self.key.model}, a call by its tokens, {self._how(first)}:"
         yield Table([*_cost_rows(first.seconds)], words=(4,))
@@ -132,7 +134,7 @@ class Report:
 
     def _tiers(self, exact: Exact | None = None) -> str:
         """The exactness tiers along the measured part of the context."""
-        limits = Limits(self.known.classes, exact) if exact else self.known.limits
+        limits = self.known.limits_of(exact) if exact else self.known.limits
         end = min(self.known.target.n_ctx, DEEPEST)
         return limits.describe(d for d in (0, *(256 << i for i in range(5))) if d < end)
 

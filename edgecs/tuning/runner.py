@@ -104,6 +104,7 @@ class Stage:
                 longest=self.known.target.max_draft,
                 ends=self._tokenizer.ends,
                 clock=self._clock,
+                rollback=self.known.rollback(),
             )
             for neural, drafter in zip(planner.neural, drafters, strict=True):
                 neural.review.costs = drafter.costs

@@ -48,6 +48,7 @@ OTHERS: dict[str, Any] = {
     "kernels": "avx2-0123",
     "n_batch": 256,
     "leaves": 4,
+    "swa_full": True,
 }
 CHANGES = {
     "model": "model qwen, was model-Q4_K_M",
@@ -65,6 +66,7 @@ CHANGES = {
     "kernels": "kernels avx2-0123, was llama",
     "n_batch": "n_batch 256, was 512",
     "leaves": "leaves 4, was 1",
+    "swa_full": "swa_full True, was False",
 }
 MACHINE = {"fingerprint", "build", "device"}  # what nobody chooses by an option
 NAMES = [*KEY.named()]
@@ -270,7 +272,11 @@ def test_options_that_nobody_can_choose_are_unreadable(profiles, file, name, wro
     file.write_text(json.dumps(table(options={**OPTIONS, name: wrong})))
     if type(wrong) is type(OPTIONS[name]) and wrong == OPTIONS[name]:
         assert profiles.load(KEY) == (PROFILE, None)
-    elif (name == "n_gpu_layers" and type(wrong) is int and wrong > 0) or wrong == 7:
+    elif (
+        (name == "n_gpu_layers" and type(wrong) is int and wrong > 0)
+        or wrong == 7
+        or type(wrong) is type(OPTIONS[name]) is bool
+    ):
         profile, reason = profiles.load(KEY)
         assert profile is None
         assert str(reason).startswith(("stale: ", "unreadable: "))

@@ -28,7 +28,7 @@ ids = st.lists(st.integers(0, 2), max_size=12)
 @given(ids, ids, ids)
 def test_replaced_cells_are_compared_anew(before, after, asked):
     """Also for a context that had been found to agree with those before."""
-    cache, context = PrefixCache(lambda length: True), Context(asked)
+    cache, context = PrefixCache(lambda length: length), Context(asked)
     cache.extend(before)
     cache.keep(context, len(asked))
     cache.reset_to(after)
@@ -176,7 +176,7 @@ class TestPretended:
             patch.setattr(
                 language_model,
                 "repeated",
-                lambda s, n: given.append(s) or repeated(s, n),
+                lambda s, n, layout: given.append(s) or repeated(s, n, layout),
             )
             assert target.pretend(Context(TOKENS))
         assert repeated(given[0], 32) == given[0]
@@ -189,12 +189,12 @@ class TestPretended:
     @pytest.mark.parametrize(
         "nonsense",
         [
-            lambda state, cells: b"",
-            lambda state, cells: bytes(len(state)),
-            lambda state, cells: repeated(state, cells)[:-1],
-            lambda state, cells: repeated(state, cells) + b"x",
-            lambda state, cells: repeated(state, cells - 1),
-            lambda state, cells: repeated(state[:-1], cells),
+            lambda state, cells, layout: b"",
+            lambda state, cells, layout: bytes(len(state)),
+            lambda state, cells, layout: repeated(state, cells)[:-1],
+            lambda state, cells, layout: repeated(state, cells) + b"x",
+            lambda state, cells, layout: repeated(state, cells - 1),
+            lambda state, cells, layout: repeated(state[:-1], cells),
         ],
     )
     def test_what_llama_does_not_take_is_not_there(

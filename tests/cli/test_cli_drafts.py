@@ -15,8 +15,9 @@ from edgecs.engines.llama.tokenizer import read_pieces
 from edgecs.hub.compatibility import vocabulary_hash, write_pieces
 from edgecs.hub.drafter_manifest import DrafterManifest, write_drafter
 from edgecs.testing.fakes import write_random_gguf
-from tests.commands import one_line
+from tests.commands import generate, one_line
 from tests.conftest import Outcome
+from tests.families import FAMILIES
 from tests.onnx_llama import write_onnx
 
 Edgecs = Callable[..., Outcome]
@@ -257,3 +258,23 @@ def test_an_onnx_drafter_of_another_vocabulary(edgecs, tmp_path, onnx_folder: Pa
     other = write_random_gguf(tmp_path / "wide.gguf", vocab_size=300)
     outcome = edgecs("generate", "-m", other, "-p", "a", "--draft", onnx_folder)
     one_line(outcome, 3, "tiny-onnx cannot draft for wide.gguf", "268", "<|begin|>")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("qwen35", "mag <- bigram; up to 15 rejected tokens cost nothing"),
+        ("granite", "mag <- bigram; if likely, as a rejected draft costs another call"),
+    ],
+)
+def test_a_recurrent_model_says_what_drafts_and_why(
+    edgecs: Edgecs, tmp_path: Path, name: str, why: str
+):
+    path = FAMILIES[name](tmp_path / f"{name}.gguf")
+    told = generate(edgecs, path, "-n", 20, "-v").err
+    assert f"{name} · CPU" in told
+    assert f" · speculation on ({why})\n" in told
+    assert re.search(r"\ncontext: [\d.]+ MiB for 512 tokens \(.*each state", told)
+    plain = generate(edgecs, path, "-n", 20, "--no-spec")
+    assert "speculation off" in plain.err
+    assert plain.out == generate(edgecs, path, "-n", 20).out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from edgecs.planning.acceptance import Calibration
 from edgecs_cli.commands import doctor
 from edgecs_cli.commands.diagnosis import Facts, diagnose
 from tests.conftest import Outcome
+from tests.families import FAMILIES
 from tests.keys import KEY, other_key
 
 Edgecs = Callable[..., Outcome]
@@ -225,3 +227,15 @@ def test_another_gpu_needs_a_renderer_and_a_loader(
 def test_a_mac_has_metal(bare: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert host.gpu_backend() == "Metal"
+
+
+def test_the_memory_of_a_context_is_read_from_the_file(tmp_path: Path):
+    told = doctor._cells(FAMILIES["granite"](tmp_path / "granite.gguf"))
+    assert re.fullmatch(
+        r"[\d.]+ MiB for 8192 tokens \([\d.]+ KiB for each token; [\d.]+ MiB for each "
+        r"state\)",
+        told,
+    )
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF")
+    assert doctor._cells(broken).startswith("not known: the header of")

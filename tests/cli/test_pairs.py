@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgecs.testing.fakes import write_random_gguf
+from tests import drafter_files as files
 from tests.conftest import Outcome
 
 Edgecs = Callable[..., Outcome]
@@ -33,6 +34,25 @@ def test_every_model_is_looked_at_with_every_smaller_one(
     assert ("small.gguf", "big.gguf") not in pairs
     assert "bad.gguf" in outcome.err
     assert "neither a .gguf file nor" in outcome.err
+
+
+def test_heads_are_drafters_of_the_models_that_they_fit(
+    edgecs: Edgecs, tmp_path: Path, cache: Path
+):
+    own = files.with_heads(tmp_path / "own.gguf")
+    target = files.target(tmp_path / "target.gguf")
+    without = files.target(tmp_path / "qwen2.gguf", "qwen2")
+    eagle3 = files.eagle3(tmp_path / "eagle3.gguf")
+    dflash = files.dflash(tmp_path / "dflash.gguf", layers=(1, 99))
+    outcome = edgecs("models", "pairs", own, target, without, eagle3, dflash, "--json")
+    assert outcome.code == 0
+    pairs = {(p["target"], p["drafter"]): p for p in json.loads(outcome.out)}
+    assert pairs["own.gguf", "head"]["reason"] is None
+    assert ("target.gguf", "head") not in pairs
+    assert pairs["target.gguf", "eagle3.gguf"]["reason"] is None
+    assert "qwen2 models" in pairs["qwen2.gguf", "eagle3.gguf"]["reason"]
+    assert "reads the layers 1, 99" in pairs["target.gguf", "dflash.gguf"]["reason"]
+    assert not any(target == "eagle3.gguf" for target, _ in pairs)
 
 
 def test_without_models_there_is_a_hint(edgecs: Edgecs, cache: Path):

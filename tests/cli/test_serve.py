@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -9,11 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx
 import pytest
 
 from edgecs.server import run as running
+from edgecs.server.incidents import incident
 from edgecs.testing.fakes import write_random_gguf
+from edgecs_cli.console import show_log
 from tests.commands import Edgecs
 
 
@@ -84,3 +88,23 @@ def test_sigterm_saves_the_conversations_in_the_slots(tiny_gguf: Path, tmp_path:
         finally:
             process.kill()
     assert len([*cache.glob("*/*.cells")]) == 1
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_the_log_has_the_cause_of_an_incident(
+    capsys: pytest.CaptureFixture[str], verbose: bool
+):
+    with click.Context(click.Command("serve")):
+        show_log(verbose, warnings=True)
+        try:
+            raise ValueError("the cause")
+        except ValueError as error:
+            told = str(incident("an answer failed", error))
+        logging.getLogger("edgecs").debug("not this")
+    written = capsys.readouterr().err
+    name = told.split()[2].rstrip(":")
+    assert f"internal error {name}: an answer failed\nTraceback" in written
+    assert "ValueError: the cause" in written
+    assert "not this" not in written
+    logging.getLogger("edgecs").warning("nor this")
+    assert not capsys.readouterr().err

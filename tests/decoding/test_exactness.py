@@ -501,3 +501,36 @@ class TestMargin:
         assert choose(row, tokens) == 1
         # Below 0.2 the second would stay away from the first, which would be chosen.
         assert choose.margin(row, tokens) < math.log(0.3 / 0.2)
+
+
+class TestTargetsThatComputeAgain:
+    def classes(self, *widths: int) -> Classes:
+        found = Classes()
+        every = frozenset(range(2, 33))
+        for depth, last in ((24, 60), (255, 290), (384, 420), (511, 560)):
+            found.add(depth, last, Finding(frozenset(widths), every - {*widths}))
+        return found
+
+    def test_smaller_widths_have_to_be_exact_too(self):
+        classes = self.classes(2, 3, 5, 8)
+        free, some, never = (
+            Limits(classes, "strict", removable=removable) for removable in (None, 5, 0)
+        )
+
+        def widths(limits: Limits) -> list[int]:
+            return (np.flatnonzero(limits.allowed(24)) + 1).tolist()
+
+        assert widths(free) == [1, 2, 3, 5, 8]
+        assert widths(some) == [1, 2, 3, 5]  # up to five tokens are removed
+        assert widths(never) == [1, 2, 3]
+        assert never.fits(24, 8) == 3
+
+    def test_beyond_the_steady_depth_nothing_is_strict(self):
+        classes = self.classes(2, 3, 4)
+        auto = Limits(classes, "auto", keeps=lambda allowed, depth: 1.0, steady=256)
+        assert auto.tier(24) == "strict"
+        assert auto.tier(300) == "numeric"
+        assert auto.describe_up_to(600).startswith("strict (widths 2-4) to 256")
+        strict = Limits(classes, "strict", steady=256)
+        assert strict.fits(24, 4) == 4
+        assert strict.fits(300, 4) == 1

@@ -133,7 +133,7 @@ def test_an_answer_does_not_depend_on_how_its_prompt_was_cut(models, name: str):
     prompt, more = ids(600), ids(3, seed=1)
     expected = None
     for chunk in (512, 64, 37, 5):
-        options = replace(OPTIONS, n_batch=chunk, max_draft=3)
+        options = replace(OPTIONS, n_batch=chunk, max_draft=3, swa_full=True)
         with opened(models[name], options=options) as target:
             rows = together(target, prompt, more)
         expected = rows if expected is None else expected

@@ -20,6 +20,7 @@ from edgecs.runtime.served_models import ServedModel, ServedModels
 from edgecs.sampling.logprobs import Logprobs
 from edgecs.sampling.settings import Sampling
 from edgecs.server.app import Serving, create_app
+from edgecs.server.checks import Checks
 from edgecs.server.engine import Engine
 from edgecs.server.job import Ended, Event, Job, SlotState, Totals
 from edgecs.server.pool import ModelPool
@@ -101,6 +102,7 @@ class ScriptedEngine(Engine):
             refused_files=0,
             slots=lambda: [SlotState(0, "idle", 0, 0, 0)],
         )
+        self.checks = Checks()
         self.jobs = list[Job]()
         self.tools: Sequence[Mapping[str, Any]] = ()
         self.efforts = list[str | None]()

@@ -366,6 +366,7 @@ class TestAccess:
             ({"host": ""}, 403),
             ({"origin": "https://evil.example"}, 403),
             ({"origin": "null"}, 403),
+            ({"origin": "http://["}, 403),
             ({"host": "localhost:1", "origin": "http://localhost:1"}, 200),
             ({"host": "localhost:1", "origin": "http://localhost:2"}, 403),
         ],
@@ -377,6 +378,24 @@ class TestAccess:
         assert reply.status_code == status
         if status == 403:
             assert "access-control-allow-origin" not in reply.headers
+
+    def test_a_request_with_two_lengths_is_the_last_of_its_connection(self, url: str):
+        address = url.removeprefix("http://")
+        host, port = address.split(":")
+        body = b'{"content": "a"}'
+        head = (
+            f"POST /tokenize HTTP/1.1\r\nhost: {address}\r\ncontent-length: "
+            f"{len(body)}\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        chunks = f"{len(body):x}\r\n{body.decode()}\r\n0\r\n\r\n"
+        again = f"GET /health HTTP/1.1\r\nhost: {address}\r\n\r\n"
+        with socket.create_connection((host, int(port)), WAIT) as client:
+            client.sendall((head + chunks + again).encode())
+            reply = b""
+            while part := client.recv(4096):
+                reply += part
+        assert reply.startswith(b"HTTP/1.1 400 ")
+        assert reply.count(b"HTTP/1.1") == 1
 
     def test_an_allowed_origin_gets_cors(self, tiny_gguf: Path, folder: Path):
         page = "http://page.example"

@@ -550,3 +550,22 @@ class TestDurations:
     def test_other_texts_are_refused(self, text: str | float):
         with pytest.raises(ConfigError, match="is not a duration: give seconds"):
             seconds_of(text)
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+def test_a_model_that_is_looked_at_is_not_freed(cancel: bool):
+    async def go() -> None:
+        pool = pool_of()
+        async with pool.acquire("a"):
+            pass
+        async with pool.peek("a") as found:
+            engine = cast(FakeEngine, found)
+            unloading = asyncio.create_task(pool.unload("a", cancel=cancel))
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert not unloading.done()
+            assert pool.residents()[0].engine is engine
+        assert await unloading
+        pool.join()
+
+    asyncio.run(asyncio.wait_for(go(), 60))

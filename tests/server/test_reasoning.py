@@ -23,7 +23,7 @@ ANSWERS = {
     ),
     GEMMA: (("<|channel>", "thought\n", "I thi", "nk"), ("<channel|>", "Hi", ".")),
     QWEN: (
-        ("<think>\n", "I thi", "nk"),
+        ("<think>", "I thi", "nk"),
         ("</think>\n\n", "Hi."),
     ),
 }

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Never
 
 import numpy as np
 import pytest
@@ -292,6 +293,99 @@ def test_a_short_match_does_not_cost_a_long_conversation(copy_cost):
         again = Client(made, job([*long, 1], 3)).end()
         assert isinstance(again, Ended)
         assert again.stats.cached_tokens >= len(long)
+
+
+def test_a_short_question_does_not_cost_the_long_answer_before_it():
+    """Both conversations have the system prompt, and there are empty slots."""
+    target = Shared(4, copy_cost=60)
+    with scheduler(target) as made:
+        first = Client(made, job([*SYSTEM, *[1] * 12], 150))
+        assert isinstance(first.end(), Ended)
+        assert isinstance(Client(made, job([*SYSTEM, *[2] * 12], 3)).end(), Ended)
+        held = [*SYSTEM, *[1] * 12, *first.tokens]
+        again = Client(made, job([*held, 3], 3)).end()
+        assert isinstance(again, Ended)
+        assert again.stats.cached_tokens >= len(held) - 1
+
+
+def test_a_conversation_whose_answers_are_shortened_keeps_its_slot():
+    """Templates leave out the thoughts of earlier answers."""
+    target = Shared(2, copy_cost=10)
+    other, talk = [4] * 40, [*SYSTEM, 1, 1]
+    with scheduler(target) as made:
+        assert isinstance(Client(made, job(other, 3)).end(), Ended)
+        for _ in range(3):
+            client = Client(made, job(talk, 60))
+            assert isinstance(client.end(), Ended)
+            talk += [*client.tokens[-5:], 2, 2]
+        again = Client(made, job(other, 3)).end()
+        assert isinstance(again, Ended)
+        assert again.stats.cached_tokens == len(other) - 1
+
+
+class Failing:
+    """A choice that fails at some length of the text."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self._plain = at, chooser(Sampling(), VOCAB)
+        self.confidence, self.margin = self._plain.confidence, self._plain.margin
+        self.keeps = self._plain.keeps
+
+    def __call__(self, row, tokens) -> int:
+        if tokens.size >= self.at:
+            raise ValueError("a defect, with /a/path")
+        return self._plain(row, tokens)
+
+
+@pytest.mark.parametrize("at", [0, 10])
+def test_a_defect_in_one_answer_ends_only_that(at: int):
+    target = Shared(3)
+    target.gate = threading.Event()
+    with scheduler(target) as made:
+        others = [Client(made, job([i, 1, 2], 40)) for i in range(2)]
+        broken = Client(made, job([3, 1, 2], 40, rule=always(Failing(at))))
+        target.gate.set()
+        error = broken.end()
+        assert isinstance(error, ModelError)
+        assert "internal error" in str(error)
+        assert "path" not in str(error)
+        for i, client in enumerate(others):
+            assert isinstance(client.end(), Ended)
+            assert client.tokens == alone([i, 1, 2], 40)
+        assert isinstance(Client(made, job([1], 5)).end(), Ended)
+
+
+def test_a_job_that_cannot_begin_is_told():
+    def rule(start: int) -> Never:
+        raise ValueError("a defect")
+
+    with scheduler(Shared(2)) as made:
+        talker = Client(made, job([1, 2], 50))
+        error = Client(made, job([1], 5, rule=rule)).end()
+        assert isinstance(error, ModelError)
+        assert isinstance(talker.end(), Ended)
+        assert isinstance(Client(made, job([1], 5)).end(), Ended)
+
+
+def test_jobs_that_were_cancelled_do_not_fill_the_queue():
+    target = Shared(1)
+    target.gate, target.free = threading.Event(), 3
+    with scheduler(target, waiting=2) as made:
+        talker = Client(made, job([1, 2], 300))
+        talker.next()
+        gone = [Client(made, job([1], 5)) for _ in range(2)]
+        with pytest.raises(Busy):
+            Client(made, job([1], 5))
+        for client in gone:
+            client.ticket.cancel()
+        waits = Client(made, job([1], 5))
+        target.free = len(target.calls) + 4
+        target.gate.set()
+        for client in gone:
+            assert isinstance(client.end(), Cancelled)
+        assert isinstance(talker.end(), Ended)
+        assert isinstance(waits.end(), Ended)
+        assert made.totals.cancelled == 2
 
 
 @given(

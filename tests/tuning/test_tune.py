@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from edgecs.calibrate import speculation_profile
-from edgecs.engines.llama.model import LlamaModel
 from edgecs.testing.fakes import write_random_gguf
 from edgecs.tuning.comparison import Trial
 from edgecs.tuning.settings import time_settings
 from edgecs_cli.options.shared import pace_bar
 from tests.conftest import Outcome, Screen, before_calls, interrupt_at
+from tests.families import FAMILIES
 from tests.tuning.tuning_fakes import Edgecs
 
 
@@ -143,6 +143,7 @@ def test_what_a_busy_machine_says_is_not_kept(
     edgecs: Edgecs, tiny_gguf: Path, cache: Path, monkeypatch
 ):
     monkeypatch.setattr(speculation_profile, "BUSY", -1.0)
+    monkeypatch.setattr(speculation_profile, "busiest", lambda: None)
     for options in ((), ("--json",), ("-q",)):
         outcome = tune_cli(edgecs, tiny_gguf, *options)
         one_line(outcome, 1, "other programs took", "nothing was kept", "end these")
@@ -308,19 +309,17 @@ def test_ctrl_c_at_the_very_end_keeps_nothing(
     assert saved(cache) == []
 
 
-def test_a_model_that_cannot_rewind_decodes_plainly(
-    edgecs: Edgecs, tiny_gguf: Path, cache: Path, no_calls, monkeypatch
+@pytest.mark.parametrize("name", ["qwen35", "granite", "gemma3"])
+def test_models_with_states_and_windows_are_tuned_too(
+    edgecs: Edgecs, tmp_path: Path, cache: Path, name: str
 ):
-    monkeypatch.setattr(LlamaModel, "rewindable", False)
-    outcome = tune_cli(edgecs, tiny_gguf)
-    assert outcome.code == 0
-    assert (
-        "tiny decodes without drafts: it cannot remove rejected tokens" in outcome.out
-    )
-    report = json.loads(tune_cli(edgecs, tiny_gguf, "--json").out)
-    assert report["chosen"] == []
-    assert "cannot remove" in report["reason"]
-    assert saved(cache) == []
+    path = FAMILIES[name](tmp_path / f"{name}.gguf")
+    report = json.loads(tune_cli(edgecs, path, "--json").out)
+    assert report["chosen"] == ["mag"]
+    assert "for each token" in report["memory"]
+    assert ("each state" in report["memory"]) == (name != "gemma3")
+    assert ("5 layers keep" in report["memory"]) == (name == "gemma3")
+    assert len(saved(cache)) == 1
 
 
 def test_another_quantisation_is_named(edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path):

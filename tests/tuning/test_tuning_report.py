@@ -52,6 +52,7 @@ def test_a_verdict_is_five_lines_and_says_what_to_do(
         ["my twin.gguf", "other.gguf"],
         KEY,
         known,
+        "1.0 MiB for 4096 tokens",
         replace(tuned, chosen=trial),
         files,
         others,

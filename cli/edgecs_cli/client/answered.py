@@ -6,6 +6,7 @@ and a value of another type is `ServerLost`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from edgecs_cli.origins import Origins
 
 _MOST = 1 << 53  # of any count; JSON's numbers are exact below
 _SHOWN = 200  # characters of a text that is shown
+_BYTES = 1024  # of a token, at most
 _SOURCES = 64  # drafters, and widths of rounds, at most
 REASONS = ("stop", "length", "context", "cancelled")
 
@@ -131,8 +133,12 @@ def _piece(one: Any, url: str) -> Piece:
         raise lost(url)
     if ends is not None and ends not in REASONS:
         raise lost(url)
+    if data is None:
+        data = []
+    if not isinstance(data, list) or len(data) > _BYTES:
+        raise lost(url)
     try:
-        return Piece(token, text, bytes(data or ()), source[:_SHOWN], ends)
+        return Piece(token, text, bytes(data), source[:_SHOWN], ends)
     except (TypeError, ValueError) as error:
         raise lost(url) from error
 
@@ -149,8 +155,14 @@ def names(values: Any) -> tuple[str, ...]:
 
 
 def _table(event: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A JSON object, without numbers that are not finite, which JSON does not have."""
     value = event.get(name)
-    return value if isinstance(value, dict) else {}
+    if not isinstance(value, dict):
+        return {}
+    finite: dict[str, Any] = json.loads(
+        json.dumps(value), parse_constant=lambda name: None
+    )
+    return finite
 
 
 def _pairs(table: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:

@@ -330,11 +330,6 @@ def _measure(
         )
         loaded, speculation = closing.enter_context(opening)
     assert speculation is not None
-    if not loaded.target.rewindable:
-        raise click.UsageError(
-            f"{files.model.name} cannot remove rejected tokens from its cache, so it "
-            "cannot be used with drafts"
-        )
     with interrupt:
         drafts = files.drafts or ()
         drafters = load_drafters(drafts, loaded, recipe.drafter_options, closing)

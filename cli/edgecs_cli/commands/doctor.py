@@ -7,6 +7,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,7 +16,10 @@ import psutil
 from edgecs.calibrate.profile import Profile
 from edgecs.calibrate.speculation_profile import NONSENSE, Known
 from edgecs.decoding.exactness import Limits
+from edgecs.engines.cell_memory import memory_of, most_snapshots
+from edgecs.engines.gguf_header import read_header
 from edgecs.engines.host import cpu_name, gpu_backend
+from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.folders import Folders
 from edgecs.runtime.loader import build_and_device
 from edgecs_bench.text_tables import aligned
@@ -32,6 +36,9 @@ from edgecs_cli.console import columns, echo, joined, paint, wrapped
 from edgecs_cli.options.shared import (
     reports_errors,
 )
+
+# chosen: a context that most conversations fit.
+_CONTEXT = 8192  # tokens for which the memory is stated
 
 
 @click.command()
@@ -165,6 +172,11 @@ def examine() -> tuple[dict[str, dict[str, Any]], Facts]:
             model.manifest.name: str(model.path) if model.path else "not here"
             for model in models
         },
+        "memory of contexts": {
+            model.manifest.name: _cells(model.path)
+            for model in models
+            if model.path and model.path.suffix == ".gguf"
+        },
     }
     return report, facts
 
@@ -206,6 +218,19 @@ def _measured(profile: Profile) -> str:
     )
     when = f"tuned {profile.tuned}" if profile.tuned else "not tuned"
     return f"{times}; {limits.describe_up_to(deepest + 1)}; {when}"
+
+
+def _cells(path: Path) -> str:
+    """What a context of a model takes, by the header of its file."""
+    options = LoadOptions()
+    try:
+        header = read_header(path)
+        memory = memory_of(header, options)
+    except (OSError, ValueError) as error:
+        return f"not known: {error}"
+    weights = path.stat().st_size
+    kept = most_snapshots(header.architecture, memory, options, weights)
+    return memory.describe(_CONTEXT, options, kept)
 
 
 def _kernels() -> dict[str, str | None]:

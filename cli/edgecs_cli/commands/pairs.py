@@ -12,6 +12,7 @@ from edgecs.calibrate.speculation_profile import NONSENSE, Known
 from edgecs.errors import EdgecsError, ModelError
 from edgecs.hub.compatibility import check_same, vocabulary_hash
 from edgecs.hub.drafter_manifest import NAME, DrafterManifest, read_drafter
+from edgecs.runtime.recipe import HEAD
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class _One:
-    """A model file, or the folder of an ONNX drafter."""
+    """A model file, a head's file, or the folder of an ONNX drafter."""
 
     path: Path
     pieces: Sequence[bytes]
     manifest: DrafterManifest | None
+    head: bool = False  # a GGUF that only drafts
 
     @property
     def name(self) -> str:
@@ -59,6 +61,8 @@ def find_pairs(
     Also returns a sentence for every file that could not be read. Weights are not
     loaded.
     """
+    from edgecs.engines.llama.heads.files import has_own_head
+
     files, problems = [], []
     folders = [path for path in models if path.is_dir()]
     folders += [p for p in all_bundled().values() if p not in folders]
@@ -67,18 +71,22 @@ def find_pairs(
             files.append(_read(path))
         except EdgecsError as error:
             problems.append(str(error))
-    targets = [one for one in files if one.manifest is None]
+    targets = [one for one in files if one.manifest is None and not one.head]
     found = []
     for target in targets:
+        if has_own_head(target.path):
+            found.append(Pair(target.name, HEAD, None, None))
         size = target.path.stat().st_size
         for other in files:
-            smaller = other.manifest or other.path.stat().st_size < size
+            smaller = other.manifest or other.head or other.path.stat().st_size < size
             if other is not target and smaller:
                 found.append(_pair(target, other, profiles))
     return found, problems
 
 
 def _read(path: Path) -> _One:
+    from edgecs.engines.gguf_header import architecture
+    from edgecs.engines.llama.model import HEADS
     from edgecs.engines.llama.tokenizer import read_pieces
 
     if (path / NAME).is_file():
@@ -86,10 +94,12 @@ def _read(path: Path) -> _One:
         return _One(path, manifest.pieces() or (), manifest)
     if not path.is_file():
         raise ModelError(f"{path} is neither a .gguf file nor an ONNX drafter's folder")
-    return _One(path, read_pieces(path), None)
+    return _One(path, read_pieces(path), None, architecture(path) in HEADS)
 
 
 def _pair(target: _One, drafter: _One, profiles: Profiles) -> Pair:
+    from edgecs.engines.llama.heads.files import check_files
+
     manifest, reason, expected = drafter.manifest, None, None
     try:
         check_same(
@@ -99,6 +109,8 @@ def _pair(target: _One, drafter: _One, profiles: Profiles) -> Pair:
             target_name=target.name,
             drafter_name=drafter.name,
         )
+        if drafter.head:
+            check_files(drafter.path, target.path)
     except ModelError as error:
         reason = str(error)
     else:

@@ -212,7 +212,7 @@ def serve(**values: Any) -> int:
     running.check_access(wishes.host, key)
     if manage(click.get_current_context(), wishes.port, wishes.drain):
         return 0
-    show_log(call.verbose)
+    show_log(call.verbose, warnings=True)
     allow_connections()
     with (
         single_instance(wishes.port, f"http://{wishes.host}:{wishes.port}"),

@@ -20,7 +20,7 @@ from edgecs.core.context import Tokens
 from edgecs.errors import Cancelled, ConfigError, EdgecsError
 from edgecs.runtime.builder import load_drafters
 from edgecs.runtime.folders import Folders
-from edgecs.runtime.loader import Loaded, LoadedDrafter
+from edgecs.runtime.loader import OWN_HEAD, Loaded, LoadedDrafter
 from edgecs.runtime.recipe import Recipe
 from edgecs.runtime.target import open_target
 from edgecs.text.chat_template import ChatTemplate
@@ -51,8 +51,6 @@ from edgecs_cli.options.shared import (
     pace_bar,
     reports_errors,
 )
-
-_PLAINLY = "it cannot remove rejected tokens from its cache, so drafts are not possible"
 
 
 @dataclass(frozen=True)
@@ -123,14 +121,11 @@ def tune(**values: Any) -> int:
     interrupt = Interrupt()
     with ExitStack() as closing:
         loaded = closing.enter_context(_open(files.model, recipe, call, interrupt))
-        if not loaded.target.rewindable:
-            _decodes_plainly(loaded, as_json=wishes.as_json)
-            return 0
         with interrupt:
             drafts = files.drafts
             if drafts is None:
-                folder = bundled_for(recipe.model)
-                drafts = (folder,) if folder else ()
+                own = OWN_HEAD if loaded.model.has_heads else bundled_for(recipe.model)
+                drafts = (own,) if own else ()
             options = recipe.drafter_options
             drafters = load_drafters(drafts, loaded, options, closing)
             # Max-Gram always drafts in `generate`, so all chains contain it.
@@ -188,15 +183,6 @@ def _open(
         yield loaded
 
 
-def _decodes_plainly(loaded: Loaded, *, as_json: bool) -> None:
-    name = loaded.model.path.stem
-    if as_json:
-        fields = {"model": loaded.key().named(), "chosen": [], "reason": _PLAINLY}
-        echo(json.dumps(fields))
-    else:
-        echo(f"{name} decodes without drafts: {_PLAINLY}. There is nothing to tune.")
-
-
 def _measure(
     loaded: Loaded,
     drafters: list[LoadedDrafter],
@@ -241,7 +227,10 @@ def _measure(
     here += [model.path for model in Folders(offline=True).store.models() if model.path]
     files = expected_quantisations(path, here, key, profiles)
     given = list(recipe.drafts or ())
-    return Report(recipe.model, given, key, known, tuned, files, others, kept)
+    kept_states = loaded.model.snapshots(loaded.options)
+    memory = loaded.model.memory(loaded.options)
+    takes = memory.describe(target.n_ctx, loaded.options, kept_states)
+    return Report(recipe.model, given, key, known, takes, tuned, files, others, kept)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgecs.runtime.builder import Runtime
 from edgecs.runtime.loader import Loaded
+from edgecs.runtime.recipe import HEAD
 from edgecs_cli.console import say
 from edgecs_cli.short_lines import BETWEEN, model_name, thousands
 
@@ -16,9 +17,23 @@ def start_line(runtime: Runtime) -> str:
             model_name(runtime.loaded.model.path.stem),
             _place(runtime),
             f"{thousands(runtime.loaded.target.n_ctx)} context",
-            "speculation on" if off is None else f"speculation off ({off})",
+            _drafting(runtime) if off is None else f"speculation off ({off})",
         ]
     )
+
+
+def _drafting(runtime: Runtime) -> str:
+    """That speculation is on; what drafts, if the model has a head or states."""
+    snapshots = runtime.loaded.target.snapshots
+    drafters = " <- ".join(runtime.session.chain[1:])
+    if snapshots is None:
+        own = any(drafter.name == HEAD for drafter in runtime.drafters)
+        return f"speculation on ({drafters})" if own else "speculation on"
+    if snapshots:
+        why = f"up to {snapshots} rejected tokens cost nothing"
+    else:
+        why = "if likely, as a rejected draft costs another call"
+    return f"speculation on ({drafters}; {why})"
 
 
 def introduce(runtime: Runtime, *, quiet: bool, verbose: bool) -> None:
@@ -35,6 +50,10 @@ def details(runtime: Runtime) -> list[str]:
     if loaded.note:
         lines.append(f"offload: {loaded.note}")
     lines.append(f"kernels: {kernels(loaded)}")
+    kept = loaded.model.snapshots(loaded.options)
+    memory = loaded.model.memory(loaded.options)
+    takes = memory.describe(loaded.target.n_ctx, loaded.options, kept)
+    lines.append(f"context: {takes}")
     law = f"temperature {sampling.temperature:g}, seed {sampling.seed}"
     lines.append(f"sampling: {'greedy' if sampling.is_greedy else law}")
     if session.off_reason is None:

@@ -86,6 +86,12 @@ def hardware_options(command: F) -> F:
             help="Type of the V cache; quantised types need flash attention.",
         ),
         _hardware(
+            "--swa-full/--no-swa-full",
+            default=False,
+            help="Keep all cells of sliding-window layers: more memory, but every "
+            "prefix can be continued and drafts can be bit-exact.",
+        ),
+        _hardware(
             "--repack/--no-repack",
             default=True,
             help="Repack weights for llama.cpp's faster CPU kernels.",
@@ -161,9 +167,11 @@ def drafter_options(command: F) -> F:
             multiple=True,
             type=Reference(drafters=True),
             metavar="MODEL",
-            help="A drafter: a model as for -m, or the folder of an ONNX drafter. May "
-            "be repeated, largest first: each drafter reviews those after it. Max-Gram "
-            "and bigrams come last. none: not even the model's bundled drafter.",
+            help="A drafter: a model as for -m, a GGUF made for it (EAGLE-3, DFlash), "
+            "or the folder of an ONNX drafter. May be repeated, largest first: each "
+            "drafter reviews those after it. Max-Gram and bigrams come last. head: the "
+            "MTP head in the model's own file. auto, the default: that head if there "
+            "is one, else the model's bundled drafter if it pays. none: neither.",
         ),
         _hardware(
             "-td",

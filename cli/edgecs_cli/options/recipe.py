@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from edgecs.runtime.recipe import Recipe
     from edgecs.runtime.target import Reports
 
-_NO_DRAFTER = "none"  # value of --draft that disables the bundled drafter too
+_NO_DRAFTER = "none"  # value of --draft that disables the usual drafter too
+_USUAL = "auto"  # value of --draft that means no value
 T = TypeVar("T", bound="DataclassInstance")
 
 
@@ -91,12 +92,13 @@ def read_recipe(values: dict[str, Any]) -> Recipe:
     from edgecs.runtime.recipe import Recipe
 
     sampled = "temperature" in values
-    names = tuple(name for name in values.get("drafts", ()) if name != _NO_DRAFTER)
+    given = tuple(name for name in values.get("drafts", ()) if name != _USUAL)
+    names = tuple(name for name in given if name != _NO_DRAFTER)
     drafting = "threads_draft" in values
     return Recipe(
         values["model"],
         load_options(values),
-        drafts=names if values.get("drafts") else None,
+        drafts=names if given else None,
         draft_options=draft_load_options(values) if drafting else None,
         speculate=not values.get("no_spec"),
         matrix=_matrix(values),

@@ -59,6 +59,22 @@ class Feed(NamedTuple):
         before = [own.sharing] * len(self.pending)
         return self.tokens(), [*range(start, end), *positions], before + ids
 
+    def record(self, first: int) -> None:
+        """Record rows of all its tokens, before `computed`.
+
+        first: index of its first output row in the call.
+        """
+        own, (context, draft, *_) = self.sequence, self.request
+        begin, start = first + self.rows - len(self), len(own.cache)
+        pending = len(self.pending)
+        for features, states in own.recorded:
+            rows = features.rows(begin, len(self))
+            if draft.is_chain:
+                states.put(context, start, rows)
+            else:
+                states.put(context, start, rows[:pending])
+                states.branch(draft, rows[pending:])
+
     def computed(self, states: Logits | None) -> None:
         """Record the cells that the call has computed; states: [rows, width]."""
         own, (context, draft, *_) = self.sequence, self.request

@@ -7,9 +7,11 @@ requested rows, and cells beyond the common prefix are removed before a call.
 from __future__ import annotations
 
 import ctypes
+import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from typing import cast
 
 import llama_cpp as lib
@@ -24,11 +26,13 @@ from edgecs.engines.host import usable_cores
 from edgecs.engines.kv_snapshot import KVSnapshot
 from edgecs.engines.llama import library
 from edgecs.engines.llama.batch import Batch
+from edgecs.engines.llama.checkpoints import Keeps
 from edgecs.engines.llama.feed import NO_ROWS, Feed, Logits, groups
+from edgecs.engines.llama.heads.features import Features, states_kept
 from edgecs.engines.llama.huge_pages import HugePages
 from edgecs.engines.llama.kernels import Nodes
 from edgecs.engines.llama.model import FLASH_TYPES, KV_TYPES, LlamaModel
-from edgecs.engines.llama.scratch_kv import repeated
+from edgecs.engines.llama.scratch_kv import Layout, repeated
 from edgecs.engines.llama.sequence import LlamaSequence
 from edgecs.engines.llama.threads import thread_pool
 from edgecs.engines.load_options import LoadOptions
@@ -38,7 +42,12 @@ _REAL = 32  # cells that are computed, and then repeated for measuring
 _LARGEST_STATE = 1 << 29  # bytes
 # chosen: high, so that a copy is made only where it clearly pays.
 _TOKENS_A_PASS = 32  # prompt tokens that are read in the time of one pass over weights
+# chosen: the copy takes a hundredth of the time of the tokens between.
+_EVERY = 4  # prefill chunks between two checkpoints
+# chosen: several of a small model; those of larger ones have an eighth of its weights.
+_CHECKPOINTS = 512 << 20  # bytes of all checkpoints
 _WRAPS = 4096  # chosen: numpy views that are kept
+_WINDOW_CELLS = re.compile(r"creating\s+SWA KV cache, size = (\d+) cells")
 _ALONE = (0,)  # no padding
 
 
@@ -66,7 +75,7 @@ class LlamaLM:
         drafts_for: int | None = None,
         exact: bool = True,
     ) -> None:
-        self._model = model
+        self._model, self.options = model, options
         self.vocab_size = drafts_for or model.vocabulary.size
         self.exact = exact and drafts_for is None
         self.sequences, self.max_leaves = options.sequences, options.leaves
@@ -74,7 +83,8 @@ class LlamaLM:
         if not self.exact:  # beyond that a drafter's proposals are useless
             self.n_ctx = min(self.n_ctx, model.trained_ctx)
         self.max_draft = min(options.max_draft, self.n_ctx - 1)
-        self.rewindable = model.rewindable
+        # A drafter would have to remove single tokens, see `checkpoints`.
+        self.rewindable = model.rewindable or self.exact
         self.copy_cost = self._copy_cost(options)
         self.cancel = cancel
         self.threads = options.threads or usable_cores()
@@ -82,6 +92,8 @@ class LlamaLM:
         self._nodes = Nodes(packed, self.threads) if packed else None
         self._chunk = options.n_batch
         self._ctx: lib.llama_context_p | None = self._open(options)
+        self._keeps = self._kept()
+        self.snapshots = self._keeps.snapshots if self._keeps.recurrent else None
         strict = options.cpu_strict
         self._pool = thread_pool(self._ctx, self.threads, strict=strict)
         self._on_cores = self._pool or nullcontext()
@@ -109,6 +121,8 @@ class LlamaLM:
             range(first, first + self.max_leaves),
             sole=self.sequences == 1,
             marks=marks,
+            keeps=self._keeps,
+            room=max(_CHECKPOINTS, self._model.size // 8) // self.sequences,
             name=name if self.sequences == 1 else f"sequence {number} of {name}",
         )
 
@@ -119,15 +133,17 @@ class LlamaLM:
         They are if edgecs' kernels compute every product and all attention, because
         their arithmetic is the same for any number of rows.
         """
-        if self._nodes is None or not self._model.rewindable:
-            return False  # recurrences are computed by llama.cpp
+        if self._nodes is None or not self._keeps.all:
+            # llama.cpp computes recurrences, and reuses cells of a window in an order
+            # that depends on how many tokens the calls had.
+            return False
         if self.max_leaves > 1:
             return False  # the cells of an accepted path may not be contiguous
         return not self._nodes.counts.left
 
     @property
     def _pads(self) -> bool:
-        return self.pads and self.max_leaves == 1 and self.rewindable
+        return self.pads and self.max_leaves == 1 and self._keeps.all
 
     def _copy_cost(self, options: LoadOptions) -> int | None:
         """How many prompt tokens are read in the time of a copy.
@@ -139,7 +155,7 @@ class LlamaLM:
             return None
         if not model.rewindable or model.swa:
             return None  # cells of a prefix may have been replaced by later ones
-        moved = 2 * model.kv_bytes(self.n_ctx, options)
+        moved = 2 * model.kv_bytes(self.n_ctx, replace(options, sequences=1))
         return 1 + int(moved * _TOKENS_A_PASS / model.size)
 
     def note_states(self, sequence: int = 0) -> States:
@@ -154,6 +170,45 @@ class LlamaLM:
         if one.states is None:
             one.states = States(self.width)
         return one.states
+
+    def record(self, features: Features, sequence: int = 0) -> States:
+        """Record rows of all computed tokens from now on, those of prompts too."""
+        features.start()
+        states = States(features.width, states_kept(features.width, self.n_ctx))
+        self._sequences[sequence].recorded.append((features, states))
+        return states
+
+    def stop_recording(self, states: States, sequence: int = 0) -> None:
+        """End a `record`; other ones continue."""
+        one = self._sequences[sequence]
+        for features, _ in one.recorded if self._ctx is not None else ():
+            features.stop()
+        one.recorded = [pair for pair in one.recorded if pair[1] is not states]
+        for features, _ in one.recorded if self._ctx is not None else ():
+            features.start()
+
+    def settle(self, context: Context, sequence: int = 0) -> None:
+        """Remove cells after a committed context, for a head that reads cells.
+
+        They are those of a rejected draft, and would be removed in the next call.
+        """
+        if self._ctx is not None and len(context):
+            one = self._sequences[sequence]
+            kept = one.cache.keep(context, len(context) - 1)
+            for _, states in one.recorded:
+                states.adopt(context, kept)
+            self._compute_again(Request(context, NOTHING, sequence), one, kept)
+
+    @property
+    def handle(self) -> lib.llama_context_p:
+        """The llama.cpp context, for a head that shares its weights."""
+        assert self._ctx is not None
+        return self._ctx
+
+    @property
+    def model(self) -> LlamaModel:
+        """Its weights."""
+        return self._model
 
     @property
     def width(self) -> int:
@@ -191,7 +246,7 @@ class LlamaLM:
         params = lib.llama_context_default_params()
         if self._nodes:
             self._nodes.enter(params)
-        params.n_ctx = cells = self.n_ctx * self.sequences
+        params.n_ctx = self.n_ctx * self.sequences
         params.n_seq_max = self.sequences * self.max_leaves
         params.kv_unified = self.max_leaves > 1  # cells are shared only in this mode
         params.n_batch = params.n_ubatch = options.n_batch
@@ -199,8 +254,13 @@ class LlamaLM:
         params.flash_attn_type = FLASH_TYPES[options.flash_attention]
         params.type_k = KV_TYPES[options.type_k]
         params.type_v = KV_TYPES[options.type_v]
+        # llama.cpp says nothing of the windows of hybrid models (`seq_pos_min`).
+        small = self._model.rewindable and self.max_leaves == 1
+        params.swa_full = options.swa_full or not small
+        if not self._model.rewindable and self.exact:
+            params.n_rs_seq = self._model.snapshots(options)
         library.clear_log()
-        if not self._model.kv_fits(cells, options):
+        if not self._model.kv_fits(self.n_ctx, options):
             raise self._does_not_fit()
         pages = HugePages(options.huge_pages)
         context = lib.llama_init_from_model(self._model.handle, params)
@@ -208,6 +268,18 @@ class LlamaLM:
             raise self._open_error()
         pages.collapse()  # llama.cpp has already written to the cells, to clear them
         return cast(lib.llama_context_p, context)
+
+    def _kept(self) -> Keeps:
+        """What the context keeps of earlier tokens; called when it has been opened."""
+        snapshots = int(lib.llama_n_rs_seq(self._ctx))
+        windows = map(_WINDOW_CELLS.search, library.logged())
+        cells = [int(found[1]) for found in windows if found]
+        self._windowed = bool(cells)
+        small = self._windowed and min(cells) < self.n_ctx
+        # Beyond that, cells are reused in an order that depends on the calls.
+        self.steady = min(cells) if small else None
+        window = self._model.window if small else 0
+        return Keeps(not self._model.rewindable, snapshots, window)
 
     def _open_error(self) -> EdgecsError:
         said = library.logged_errors()
@@ -249,7 +321,10 @@ class LlamaLM:
         """Cut the cells to one token less than the context, see `LanguageModel`."""
         if len(context) and self._ctx is not None:
             one = self._sequences[sequence]
-            one.cache.keep(context, len(context) - 1)
+            kept = one.cache.keep(context, len(context) - 1)
+            with suppress(Cancelled):
+                self._compute_again(Request(context, NOTHING, sequence), one, kept)
+            one.rollback.save(len(one.cache))
             if one.prompt_row is None or one.prompt_row[0] < len(context):
                 one.cache.mark()  # a prompt without an answer is not a turn
 
@@ -280,7 +355,7 @@ class LlamaLM:
     @property
     def keeps_prefixes(self) -> bool:
         """Whether a prefix of a snapshot can be used after `restore`."""
-        return self.rewindable and not self._model.swa
+        return self._model.rewindable and not self._model.swa
 
     def snapshot(self, sequence: int = 0) -> KVSnapshot | None:
         """The cells of a sequence, for `restore`; None if it has none."""
@@ -308,7 +383,8 @@ class LlamaLM:
         if not one.put(cells.data, len(cells.tokens)):
             one.reset(self._ctx is not None)
             return False
-        one.cache.reset_to(cells.tokens, whole=self._model.swa)
+        one.cache.reset_to(cells.tokens, whole=not self.keeps_prefixes)
+        one.rollback.save(len(one.cache))
         if cells.row and cells.row[1].shape == (self.vocab_size,):
             one.prompt_row = cells.row
         return True
@@ -339,11 +415,30 @@ class LlamaLM:
             return True
         if one.state_size * len(context) / _REAL <= _LARGEST_STATE:
             with suppress(ValueError):  # unknown layout
-                if one.put(repeated(one.state(), len(context)), len(context)):
+                state = repeated(one.state(), len(context), self._layout())
+                if one.put(state, len(context)):
                     one.cache.reset_to(context.tokens.tolist())
+                    one.rollback.save(len(context))
                     return True
         self.reset()
         return False
+
+    @property
+    def restoring(self) -> float:
+        """Seconds that restoring a state of the first sequence takes; 0: not known."""
+        return self._sequences[0].rollback.restoring
+
+    def rewind(self, context: Context) -> None:
+        """Drop the cells that a call for this context cannot use, ahead of the call."""
+        one = self._sequences[0]
+        one.cache.keep(context, len(context) - 1)
+
+    def _layout(self) -> Layout:
+        """The parts of a sequence's state."""
+        model = self._model
+        windows = (model.window,) if self._windowed else ()
+        caches = (0, *windows) if model.attends else ()
+        return Layout(caches, model.has_places, recurrent=not model.rewindable)
 
     def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
         """Claim a sequence; raises ModelError for a second holder."""
@@ -393,10 +488,20 @@ class LlamaLM:
         again = saved is not None and saved[0] == len(context)
         most = len(context) - (not again)
         kept = one.cache.keep(context, most, also=len(context) if again else 0)
+        for _, states in one.recorded:
+            states.adopt(context, kept)
         if saved and kept < saved[0]:
             saved = one.prompt_row = None
         if 0 < kept == len(context) - 1:  # most calls
             return Feed(request, one, [context.last], 1)
+        lost = one.cache.lost if saved else 0
+        if 0 < lost < self._chunk and kept + lost == len(context) - 1:
+            if not len(request.draft):
+                return Feed(request, one, context.tokens[kept:].tolist(), 1 + lost)
+            self._compute_again(request, one, kept)
+            return Feed(request, one, [context.last], 1 + lost)
+        if lost:
+            kept += self._compute_again(request, one, kept)
         pending = context.tokens[kept:].tolist()
         if not self.exact:
             room = self._chunk - len(request.draft)
@@ -408,6 +513,22 @@ class LlamaLM:
             saved = one.prompt_row = len(context), row
         assert saved is not None
         return Feed(request, one, [], len(pending), saved[1])
+
+    def _compute_again(self, request: Request, one: LlamaSequence, kept: int) -> int:
+        """Compute the cells of an answer that were lost with a rejected draft.
+
+        Returns how many. They are not those of a prompt, so no text continues there.
+        """
+        lost = one.cache.lost
+        for start in range(kept, kept + lost, self._chunk):
+            if self._cancelled(request):
+                raise Cancelled("stopped while computing rejected cells again")
+            end = min(start + self._chunk, kept + lost)
+            pending = request.context.tokens[start:end].tolist()
+            self._decode(
+                [Feed(request._replace(draft=NOTHING), one, pending, 0)], reads=True
+            )
+        return lost
 
     def _prefill(
         self, request: Request, one: LlamaSequence, pending: list[int]
@@ -424,7 +545,10 @@ class LlamaLM:
             rows, _ = self._decode([Feed(request, one, chunk, 0)], reads=True)[0]
             if len(chunk) == size:
                 one.cache.mark(size)
+                if not len(one.cache) % (_EVERY * self._chunk):
+                    one.rollback.save(len(one.cache))
             start += size
+        one.rollback.save(len(one.cache))
         if self.on_read:
             self.on_read(len(pending), len(pending))
         return np.array(rows[0])
@@ -460,6 +584,8 @@ class LlamaLM:
         firsts = self._fill(group, paddings)
         for feed in group:
             feed.sequence.cache.expect()
+            drafted = len(feed.request.draft)
+            feed.sequence.rollback.begin(len(feed.sequence.cache), drafted)
         code, address = self._call(firsts[0])
         if code:
             raise self._decode_error(code)
@@ -472,7 +598,10 @@ class LlamaLM:
             if noted:
                 at = library.states_address(self._ctx, first)
                 states = self._wrapped(at, feed.rows, self.width, self.width)
+            if feed.sequence.recorded:
+                feed.record(first)
             feed.computed(states)
+            feed.sequence.rollback.done(len(feed))
             if padding:
                 feed.sequence.drop_padding()
             found.append((logits, states))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
+from edgecs.engines.cell_memory import memory_by_keys, most_snapshots
 from edgecs.engines.llama import library
 from edgecs.engines.llama.model import check_file
 from edgecs.engines.load_options import LoadOptions
@@ -15,7 +17,6 @@ from edgecs.engines.offload import (
     SMALLEST_CONTEXT,
     Footprint,
     context_that_fits,
-    kv_bytes,
     layers_that_fit,
 )
 
@@ -55,7 +56,7 @@ def kv_cells(path: Path, options: LoadOptions) -> int:
         footprint, _ = _footprint(path, options, psutil.virtual_memory().available)
     except (OSError, ValueError, IndexError, KeyError, ArithmeticError):
         return 0
-    return footprint.kv * len(footprint.blocks) * options.sequences
+    return sum(footprint.kv) * options.sequences
 
 
 def _footprint(path: Path, options: LoadOptions, free: int) -> tuple[Footprint, int]:
@@ -66,12 +67,15 @@ def _footprint(path: Path, options: LoadOptions, free: int) -> tuple[Footprint, 
     named = reader.get_field("general.architecture")
     architecture = "" if named is None else named.contents()
 
-    def number(key: str, default: int) -> int:
+    def values(key: str) -> Sequence[float]:
         field = reader.get_field(f"{architecture}.{key}")
-        value = default if field is None else field.contents()
-        return max(value) if isinstance(value, list) else int(value)
+        value = [] if field is None else field.contents()
+        return value if isinstance(value, list) else [value]
 
-    blocks = [0] * number("block_count", 0)
+    def number(key: str, default: int) -> int:
+        return int(max(values(key), default=default))
+
+    blocks = [0] * min(number("block_count", 0), len(reader.tensors))
     output = embedding = 0
     for tensor in reader.tensors:
         match = re.match(r"blk\.(\d+)\.", tensor.name)
@@ -83,16 +87,11 @@ def _footprint(path: Path, options: LoadOptions, free: int) -> tuple[Footprint, 
             output += int(tensor.n_bytes)
     if not any(tensor.name == "output.weight" for tensor in reader.tensors):
         output += embedding  # tied: the embedding is the output matrix too
-    heads = number("attention.head_count", 1) or 1
-    width = number("embedding_length", 0) // heads
-    per_token = kv_bytes(
-        number("attention.head_count_kv", heads),
-        number("attention.key_length", width),
-        number("attention.value_length", width),
-        options,
-    )
+    memory = memory_by_keys(architecture, len(blocks), values, options)
+    kept = most_snapshots(architecture, memory, options, sum(blocks) + output)
     trained = number("context_length", SMALLEST_CONTEXT)
     n_ctx = options.n_ctx or context_that_fits(
-        options.longest_ctx(trained), int(per_token * len(blocks)), free
+        options.longest_ctx(trained), memory.fits(free // 2, options, kept)
     )
-    return Footprint(tuple(blocks), output, int(per_token * n_ctx)), n_ctx
+    kv = map(int, memory.layer_bytes(n_ctx, options, kept))
+    return Footprint(tuple(blocks), output, tuple(kv)), n_ctx

@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +18,8 @@ import llama_cpp as lib
 import psutil
 
 from edgecs.core.reading import check_model
+from edgecs.engines.cell_memory import CellMemory, memory_of, most_snapshots
+from edgecs.engines.gguf_header import Header, read_header
 from edgecs.engines.host import usable_cores
 from edgecs.engines.llama import library
 from edgecs.engines.llama.huge_pages import HugePages
@@ -24,14 +27,22 @@ from edgecs.engines.llama.kernels import KernelSet, PackedWeights
 from edgecs.engines.llama.metadata import Value, file_type, read_metadata
 from edgecs.engines.llama.tokenizer import LlamaVocabulary
 from edgecs.engines.load_options import LoadOptions
-from edgecs.engines.offload import context_that_fits, kv_bytes
+from edgecs.engines.offload import context_that_fits
 from edgecs.errors import Cancelled, ModelError, OutOfMemory
 from edgecs.hub.download import split_parts
 
 _MAGIC = b"GGUF"
+_WITH_PLACES = (8, 40)  # llama_rope_type: M-RoPE and its interleaved variant
 _ALLOCATION = re.compile(r"(unable|failed) to alloc|out of memory|cannot meet", re.I)
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers")
 _BUFFER = re.compile(r"load_tensors:\s+(\S+) model buffer size =\s+([\d.]+) MiB")
+
+HEADS = {
+    "eagle3": "an EAGLE-3 drafter",
+    "dflash": "a DFlash drafter",
+    "gemma4-assistant": "a drafter for Gemma 4",
+}
+"""Architectures of files that only draft, and what they are called."""
 
 _POOLINGS = {
     lib.LLAMA_POOLING_TYPE_MEAN: "mean",
@@ -74,7 +85,8 @@ class LlamaModel:
 
     options: n_gpu_layers must be a number or "all"; "auto" is resolved in `layers`.
     kernels: the kernels to use, regardless of the options; None: llama.cpp's. embeds:
-    whether it is opened for embeddings.
+    whether it is opened for embeddings. head: whether it is a head, which needs a
+    target.
 
     Raises ModelError for a missing or broken file, EmbeddingModel for a file of the
     other kind, OutOfMemory if the weights do not fit, Cancelled if `cancel` is set
@@ -89,10 +101,12 @@ class LlamaModel:
         kernels: KernelSet | None = None,
         *,
         embeds: bool = False,
+        head: bool = False,
     ) -> None:
         self.path = path
         self.kernels, self.packed = kernels, cast(PackedWeights | None, None)
         self._cancel = cancel
+        self._has_heads = options.heads
         check_file(path)
         library.clear_log()
         self.handle = self._open(options)
@@ -101,7 +115,8 @@ class LlamaModel:
         self.offload = _reported_offload(lib.llama_model_n_layer(self.handle))
         self.vocabulary = LlamaVocabulary(self.handle)
         self.description = self._describe()
-        self._refuse_what_cannot_decode(embeds)
+        if not head:
+            self._refuse_what_cannot_decode(embeds)
         if kernels:
             threads = options.threads or usable_cores()
             self.packed = PackedWeights(kernels, threads, self._goes_on)
@@ -120,15 +135,40 @@ class LlamaModel:
         return int(lib.llama_model_n_ctx_train(self.handle))
 
     @property
+    def layers(self) -> int:
+        """Number of its layers, without MTP heads."""
+        return int(lib.llama_model_n_layer(self.handle))
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether the MTP heads of its file are loaded, if it has some."""
+        return self._has_heads and int(lib.llama_model_n_layer_nextn(self.handle)) > 0
+
+    @property
     def rewindable(self) -> bool:
         """Whether the last tokens can be removed (not in recurrent models)."""
         recurrent = lib.llama_model_is_recurrent(self.handle)
         return not (recurrent or lib.llama_model_is_hybrid(self.handle))
 
     @property
+    def attends(self) -> bool:
+        """Whether some of its layers have a cell for every token."""
+        return not lib.llama_model_is_recurrent(self.handle)
+
+    @property
+    def has_places(self) -> bool:
+        """Whether a cell has also a place in an image."""
+        return int(lib.llama_model_rope_type(self.handle)) in _WITH_PLACES
+
+    @property
+    def window(self) -> int:
+        """Tokens that some of its layers attend to; 0: all attend to all tokens."""
+        return int(lib.llama_model_n_swa(self.handle))
+
+    @property
     def swa(self) -> bool:
         """Whether some of its layers attend to a window of the context only."""
-        return int(lib.llama_model_n_swa(self.handle)) > 0
+        return self.window > 0
 
     @property
     def parameters(self) -> int:
@@ -145,6 +185,22 @@ class LlamaModel:
         """The name of the types of its weights, such as Q4_K_M."""
         return file_type(self.handle)
 
+    def memory(self, options: LoadOptions) -> CellMemory:
+        """What its layers need for the tokens of a context."""
+        try:
+            return memory_of(self._header, options)
+        except (OSError, ValueError):  # replaced since it was loaded
+            return CellMemory(())
+
+    @cached_property
+    def _header(self) -> Header:
+        return read_header(self.path)
+
+    def snapshots(self, options: LoadOptions) -> int:
+        """How many states of recurrent layers are kept for removing tokens."""
+        memory = self.memory(options)
+        return most_snapshots(self.architecture, memory, options, self.size)
+
     @property
     def pooling(self) -> str | None:
         """How an embedding model pools the states of a text; None: it writes text."""
@@ -153,39 +209,28 @@ class LlamaModel:
     def default_ctx(self, options: LoadOptions) -> int:
         """Context size for n_ctx = 0: the longest one, as far as memory allows."""
         host, on_devices = self._free()
-        free = on_devices if self.offload.layers else host
-        each = self._kv_per_token(options) * options.sequences
-        return context_that_fits(options.longest_ctx(self.trained_ctx), each, free)
+        free = (on_devices if self.offload.layers else host) // options.sequences
+        fitting = self.memory(options).fits(free // 2, options, self.snapshots(options))
+        return context_that_fits(options.longest_ctx(self.trained_ctx), fitting)
 
     def kv_fits(self, n_ctx: int, options: LoadOptions) -> bool:
-        """Whether the KV cache of a context fits the free memory.
+        """Whether the cells and states of all sequences fit the free memory.
 
-        This is checked before llama.cpp allocates: with memory overcommit, a process
-        that uses too much is killed.
+        n_ctx: tokens of each. This is checked before llama.cpp allocates: with memory
+        overcommit, a process that uses too much is killed.
         """
         return self.kv_bytes(n_ctx, options) <= sum(self._free())
 
     def kv_bytes(self, n_ctx: int, options: LoadOptions) -> int:
-        """Bytes of the KV cache of a context."""
-        return n_ctx * self._kv_per_token(options)
+        """Bytes of the cells and states of all sequences, of `n_ctx` tokens each."""
+        kept = self.snapshots(options)
+        return self.memory(options).size(n_ctx, options, kept) * options.sequences
 
     def _free(self) -> tuple[int, int]:
         """Free bytes in the host's memory, and on the devices in use."""
         devices = library.devices() if self.offload.layers else []
         on_devices = sum(device.free for device in devices)
         return int(psutil.virtual_memory().available), on_devices
-
-    def _kv_per_token(self, options: LoadOptions) -> int:
-        """Bytes of KV cache per token in all blocks."""
-        handle = self.handle
-        width = lib.llama_model_n_embd(handle) // (lib.llama_model_n_head(handle) or 1)
-        block = kv_bytes(
-            lib.llama_model_n_head_kv(handle),
-            self._number("attention.key_length", width),
-            self._number("attention.value_length", width),
-            options,
-        )
-        return int(block * lib.llama_model_n_layer(handle))
 
     def close(self) -> None:
         """Frees the weights; may be called again."""
@@ -196,10 +241,14 @@ class LlamaModel:
             if self.packed:
                 self.packed.close()
 
+    @cached_property
+    def architecture(self) -> str:
+        """The family as llama.cpp names it, such as qwen35."""
+        return self._metadata("general.architecture")
+
     def _number(self, key: str, default: int) -> int:
         """A number of the architecture from the file's metadata."""
-        architecture = self._metadata("general.architecture")
-        text = self._metadata(f"{architecture}.{key}")
+        text = self._metadata(f"{self.architecture}.{key}")
         return int(text) if text.isdigit() else default
 
     def _metadata(self, key: str) -> str:
@@ -211,6 +260,7 @@ class LlamaModel:
         params = lib.llama_model_default_params()
         # edgecs' kernels read the weights in the layout of the file.
         params.use_extra_bufts = options.repack and not self.kernels
+        params.load_mtp = self._has_heads
         layers = options.n_gpu_layers
         params.n_gpu_layers = -1 if layers == "all" else int(layers)
         params.load_mode = (
@@ -240,6 +290,12 @@ class LlamaModel:
 
     def _refuse_what_cannot_decode(self, embeds: bool) -> None:
         handle, problem = self.handle, None
+        if kind := HEADS.get(self.architecture):
+            self.close()
+            raise ModelError(
+                f"{self.path.name} is {kind}, which cannot answer by itself: give the "
+                "model that it was made for with -m, and this file with --draft"
+            )
         if lib.llama_model_has_encoder(handle):
             problem = "is an encoder-decoder model"
         elif not lib.llama_model_has_decoder(handle):

@@ -25,7 +25,7 @@ from typing import IO
 import numpy as np
 import psutil
 
-from edgecs.core.draft import score_one
+from edgecs.core.draft import Draft, score_one
 from edgecs.core.files import write_whole
 from edgecs.core.reading import read_bounded
 from edgecs.engines import child
@@ -44,8 +44,8 @@ _LARGEST = 1 << 16  # bytes of the file with their names
 # chosen: too short to be noticed.
 _POLL = 0.01  # seconds between two checks whether to stop
 _SCRIPT = (
-    "import sys; sys.path[:] = sys.argv[4:]; "
-    "from edgecs.engines.llama import model_trial; model_trial.attempt(*sys.argv[1:4])"
+    "import sys; sys.path[:] = sys.argv[5:]; "
+    "from edgecs.engines.llama import model_trial; model_trial.attempt(*sys.argv[1:5])"
 )
 _TEXT = "hello <|user|> wörld \u65e5\u672c 123\n\t\ud7ff"
 _CAUSE = re.compile(r"(GGML_ASSERT\(.*|GGML_ABORT.*|what\(\): .*)")
@@ -53,17 +53,21 @@ _known: set[str] = set()  # files that this process has tested
 
 
 def refuse_fatal(
-    path: Path, kept: Path | None = None, cancel: threading.Event | None = None
+    path: Path,
+    kept: Path | None = None,
+    cancel: threading.Event | None = None,
+    beside: Path | None = None,
 ) -> None:
     """Raise ModelError for a file that crashes llama.cpp, Cancelled if cancelled.
 
     kept: the file that stores the outcomes of this build; None: each process tests. If
-    no child process can be started, the file is not tested.
+    no child process can be started, the file is not tested. beside: the target of a
+    head, which has passed.
     """
     if not child.can_start():
         return
     try:
-        mark = _mark(path)
+        mark = _mark(*filter(None, (path, beside)))
     except OSError:
         return  # opening the file gives a better message
     if mark in _known:
@@ -72,17 +76,17 @@ def refuse_fatal(
     build = library.stamp()
     before = _read(tried, build) if tried and build else []
     if mark not in before:
-        _try(path, cancel or threading.Event())
+        _try(path, cancel or threading.Event(), beside)
         if tried and build:
             _write(tried, build, [*before, mark][-_KEPT:])
     _known.add(mark)
 
 
-def attempt(path: str, seconds: str, memory: str) -> None:
+def attempt(path: str, seconds: str, memory: str, beside: str) -> None:
     """In the child: do all that a first answer needs. The parent reports errors.
 
     The tokenizer is also read separately, because llama.cpp does not read it if it
-    rejects another part of a file.
+    rejects another part of a file. beside: the target of a head; "": it is none.
     """
     child.prepare(float(seconds), int(memory))
     from edgecs.core.context import Context
@@ -103,6 +107,12 @@ def attempt(path: str, seconds: str, memory: str) -> None:
     cancel = threading.Event()
     with suppress(EdgecsError), load_vocabulary(Path(path)) as alone:
         alone.pieces()
+    if beside:
+        from edgecs.engines.llama.heads.trial import attempt_head
+
+        with suppress(EdgecsError):
+            attempt_head(Path(path), Path(beside), options)
+        return
     with suppress(EdgecsError):
         try:
             model = LlamaModel(Path(path), options, cancel)
@@ -119,17 +129,20 @@ def attempt(path: str, seconds: str, memory: str) -> None:
         if Path(path).stat().st_size < psutil.virtual_memory().available:
             context = Context([i % vocabulary.size for i in range(8)])
             score_one(target, context)
-            context.append([8 % vocabulary.size])
-            score_one(target, context)
+            for last in (8, 9):  # the second time, the rejected draft is removed
+                context.append([last % vocabulary.size])
+                score_one(target, context, Draft.chain([0, 0], "trial"))
 
 
-def _try(path: Path, cancel: threading.Event) -> None:
+def _try(path: Path, cancel: threading.Event, beside: Path | None) -> None:
     size = sum(part.stat().st_size for part in _parts(path))
     limit = _SECONDS + size / _SLOW
     memory = max(_LEAST_MEMORY, psutil.virtual_memory().available)
     with tempfile.TemporaryFile() as said:
         started = subprocess.Popen(
-            child.command(_SCRIPT, str(path), str(limit), str(memory)),
+            child.command(
+                _SCRIPT, str(path), str(limit), str(memory), str(beside or "")
+            ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=said,
@@ -182,10 +195,11 @@ def _parts(path: Path) -> list[Path]:
     return [path.with_name(part) for part in split_parts(path.name)]
 
 
-def _mark(path: Path) -> str:
-    """A digest that identifies a file and changes with it."""
+def _mark(*paths: Path) -> str:
+    """A digest that identifies files and changes with them."""
     stamps = [
         (str(part.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        for path in paths
         for part in _parts(path)
         for stat in [part.stat()]
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import llama_cpp as lib
 import numpy as np
@@ -13,6 +13,10 @@ from edgecs.core.draft import Draft
 from edgecs.engines.hidden_states import States
 from edgecs.engines.kv_prefix import PrefixCache
 from edgecs.engines.lease import ExclusiveUse
+from edgecs.engines.llama.checkpoints import Keeps, Rollback
+from edgecs.engines.llama.heads.features import Features
+
+_ALL = Keeps()
 
 
 class LlamaSequence:
@@ -21,7 +25,8 @@ class LlamaSequence:
     ids: llama.cpp's sequence ids. The first one has the cells; every further leaf of a
     tree draft uses another one for a round, which has the cells of the context and of
     its own path (SpecInfer, arXiv 2305.09781). sole: whether there is no other
-    sequence.
+    sequence. keeps: what the context keeps of earlier tokens. room: bytes that its
+    checkpoints may have.
     """
 
     def __init__(
@@ -32,11 +37,17 @@ class LlamaSequence:
         sole: bool,
         marks: bool,
         name: str,
+        keeps: Keeps = _ALL,
+        room: int = 0,
     ) -> None:
         self.id, self._further = ids[0], list(ids[1:])
-        self.cache = PrefixCache(self._drop, select=self._select, marks=marks)
+        self.rollback = Rollback(context, self.id, keeps, room)
+        self.cache = PrefixCache(
+            self._drop, reach=self.rollback.reach, select=self._select, marks=marks
+        )
         self.prompt_row: tuple[int, NDArray[np.float32]] | None = None
         self.states: States | None = None
+        self.recorded: list[tuple[Features, States]] = []
         self.holder = ExclusiveUse(name)
         self._ctx, self._memory = context, lib.llama_get_memory(context)
         self._sole = sole
@@ -107,6 +118,7 @@ class LlamaSequence:
     def put(self, state: bytes, cells: int) -> bool:
         """Replace its cells by a state of `cells` cells; False if llama.cpp fails."""
         data = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        self.rollback.forget()
         taken = lib.llama_state_seq_set_data(self._ctx, data, len(state), self.id)
         last = lib.llama_memory_seq_pos_max(self._memory, self.id)
         return bool(taken == len(state) and last == cells - 1)
@@ -114,8 +126,8 @@ class LlamaSequence:
     def _select(self, path: Sequence[int]) -> None:
         """Move the path's cells to the first id, see `PrefixCache`."""
         start, end = len(self.cache), len(self.cache) + len(path)
-        if self.states is not None:
-            self.states.select(path)
+        for states in self._noted():
+            states.select(path)
         leaf = self._leaf[path[-1]] if path else self.id
         if leaf != self.id:
             lib.llama_memory_seq_rm(self._memory, self.id, start, -1)
@@ -123,17 +135,28 @@ class LlamaSequence:
         lib.llama_memory_seq_rm(self._memory, self.id, end, -1)
         self._free_leaves()
 
-    def _drop(self, length: int) -> bool:
-        if self.states is not None:
-            self.states.cut(length)
+    def _drop(self, length: int) -> int:
         self._free_leaves()
-        if length:
-            return bool(lib.llama_memory_seq_rm(self._memory, self.id, length, -1))
+        left = self.rollback.cut(length) if length else 0
+        if not left:
+            self._clear()
+        for states in self._noted():
+            states.cut(left)
+        return left
+
+    def _clear(self) -> None:
+        self.rollback.forget()
         if self._sole:
             lib.llama_memory_clear(self._memory, False)
         else:
             lib.llama_memory_seq_rm(self._memory, self.id, -1, -1)
-        return True
+
+    def _noted(self) -> Iterator[States]:
+        """All states that are kept of its cells."""
+        if self.states is not None:
+            yield self.states
+        for _, states in self.recorded:
+            yield states
 
     def _free_leaves(self) -> None:
         for own in self._used:

@@ -109,7 +109,7 @@ class OnnxModel(OneSequence):
         """Frees weights and cache; may be called again."""
         self._engine.close()
         self._cells = None
-        self._cache = PrefixCache(lambda length: True)
+        self._cache = PrefixCache(lambda length: length)
 
     def _prepare(
         self, session: ort.InferenceSession, provider: str

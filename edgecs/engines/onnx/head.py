@@ -1,16 +1,13 @@
 """A head in ONNX Runtime as a `LanguageModel`: one layer on the target's hidden states.
 
-Input i is the target's final hidden state that predicted token i, and that token. In a
-draft, where the target has not computed a state yet, the head's last output replaces it
-(EAGLE, arXiv 2401.15077). A draft is therefore generated token by token, and a head
-cannot review other drafters.
+See `state_head`, which has all but the computation of cells.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +16,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edgecs.core.context import Context, Tokens
-from edgecs.core.draft import Draft, OneSequence, Request, Rows, sole_request
+from edgecs.core.context import Tokens
 from edgecs.engines.hidden_states import State, States
-from edgecs.engines.kv_prefix import PrefixCache
-from edgecs.engines.lease import ExclusiveUse
 from edgecs.engines.onnx.engine import Engine
 from edgecs.engines.onnx.graph import is_size
 from edgecs.engines.onnx.id_map import IdMap
 from edgecs.engines.onnx.watchdog import Watch
+from edgecs.engines.state_head import Output, StateHead
 from edgecs.errors import ModelError
 from edgecs.hub.drafter_manifest import DrafterManifest, read_drafter
 
@@ -37,18 +32,13 @@ _INPUTS = {"token", "state", "position", "mask", "past_key", "past_value"}
 _OUTPUTS = ["logits", "next_state", "key", "value"]
 
 
-class OnnxHead(OneSequence):
+class OnnxHead(StateHead):
     """Proposes tokens from the hidden states that a target records.
 
     states: of the target; tokens without a known state are read with zeros. provider
     and provider_notes: see `OnnxModel`. Raises ModelError for an invalid folder or
     graph, or a head made for a target with states of another width.
     """
-
-    rewindable = True
-    max_leaves = 1
-    n_ctx = 2**31 - 1  # tokens before the window are dropped
-    max_draft = 0  # it cannot review drafts
 
     def __init__(
         self,
@@ -62,9 +52,15 @@ class OnnxHead(OneSequence):
     ) -> None:
         manifest = read_drafter(drafter) if isinstance(drafter, Path) else drafter
         self.manifest = manifest
-        self.vocab_size = target_vocab_size
-        self.cancel = cancel
-        self._states = states
+        super().__init__(
+            manifest.name,
+            states,
+            target_vocab_size,
+            cancel,
+            window=manifest.window,
+            before=_BEFORE,
+        )
+        self._cells: _Cells | None = None
         self._engine = Engine(manifest, cancel)
         with ExitStack() as undo:
             undo.callback(self._engine.close)
@@ -76,55 +72,28 @@ class OnnxHead(OneSequence):
             undo.pop_all()
         self.provider = self._engine.provider
         self.provider_notes = self._engine.provider_notes
-        self._cells: _Cells | None = cells
-        self._cache = PrefixCache(cells.drop)
-        self._holder = ExclusiveUse(f"the drafter {manifest.name}")
-        # Cells from guessed states follow this context at this length.
-        self._guesses: tuple[Context, int] | None = None
-        self._sure = 0  # cells before the guesses
-        self._at = 0  # cells up to the one that `_last` came from
-        nothing: State = np.empty((0, 0), dtype=np.float32)
-        self._last = nothing, nothing  # last state and logits
+        self._cells = cells
 
-    def score(self, requests: Sequence[Request]) -> list[Rows]:
-        """Logits after the context, see `LanguageModel`; there must be no draft."""
-        context, draft, *_ = sole_request(requests)
-        self._check(context, draft)
-        cache, committed = self._cache, min(context.committed, len(context))
-        kept = self._keep(context, committed)
-        begin = cache.first + kept
-        tokens = context.tokens[begin:]
-        read = max(0, committed - begin)
-        if read:
-            known = self._states.of(context, max(begin, 1) - 1, committed - 1)
-            if not begin:  # no state predicted the first token
-                known = np.vstack((np.zeros((1, known.shape[1]), np.float32), known))
-            self._feed(tokens[:read], known)
-            self._sure, self._guesses = len(cache), (context.root, committed)
-        for token in tokens[read:]:
-            self._feed(np.array([token], dtype=np.int32), self._last[0])
-        return [Rows(self._ids.to_target(self._last[1]), tokens.size)]
+    def _read(
+        self, tokens: Tokens, states: State, cancel: threading.Event | None
+    ) -> Output:
+        assert self._cells is not None
+        position = self._cache.first + len(self._cache)
+        ids = self._ids.to_drafter(tokens)
+        self._cache.expect()
+        logits, state = self._engine.run(self._cells.run, ids, states, position)
+        self._computed(tokens)
+        return Output(self._ids.to_target(logits), state)
 
-    def end_turn(self, context: Context, sequence: int = 0) -> None:
-        """Drop cells that do not belong to the context, see `LanguageModel`."""
-        if self._cells is not None:
-            self._cache.keep(context, len(context) - 1 - self._cache.first)
+    def _step(self, token: int, state: State) -> Output:
+        return self._read(np.array([token], dtype=np.int32), state, None)
 
-    def reset(self) -> None:
-        """Drop all cells, as if just loaded."""
-        if self._cells is not None:
-            self._cache.reset()
-            self._guesses, self._sure = None, 0
+    def _drop(self, length: int) -> int:
+        return self._cells.drop(length) if self._cells else 0
 
-    def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
-        """Claim the model; raises ModelError for a second holder."""
-        return self._holder.hold()
-
-    def close(self) -> None:
-        """Frees weights and cells; may be called again."""
+    def _free(self) -> None:
         self._engine.close()
         self._cells = None
-        self._cache = PrefixCache(lambda length: True)
 
     def _prepare(
         self, session: ort.InferenceSession, provider: str
@@ -159,46 +128,6 @@ class OnnxHead(OneSequence):
                 f"but the target's have width {theirs}: use the target that it was "
                 f"made for ({made_for or 'its manifest does not name it'})"
             )
-
-    def _check(self, context: Context, draft: Draft) -> None:
-        if self._cells is None:
-            raise ModelError("this drafter was closed: load it again")
-        if len(draft):
-            raise ModelError("a head cannot review a draft: pass an empty draft")
-        if not len(context):
-            raise ModelError("an empty context has no next token: give a prompt")
-
-    def _keep(self, context: Context, committed: int) -> int:
-        """Number of cells that are kept; starts a new window where that is better.
-
-        Cells of a draft were computed from guessed states. They are valid while the
-        draft grows, and are computed again when their tokens are committed.
-        """
-        cache, window = self._cache, self.manifest.window
-        drafting = self._guesses == (context.root, committed)
-        most = len(context) - 1 - cache.first
-        kept = cache.keep(context, most if drafting else min(most, self._sure))
-        if len(context) > committed and kept != self._at:
-            # The output that a draft continues from is missing: compute it again.
-            kept = cache.keep(context, min(self._sure, committed - 1 - cache.first))
-        self._sure = min(self._sure, kept)
-        seen = len(context) - cache.first
-        if kept <= 0 or seen > window or seen - kept > window // 2:
-            first, _ = self._states.known(context)
-            begin = max(0, committed - window // 2, min(first, committed - 1) - _BEFORE)
-            cache.reset(begin)
-            self._sure = kept = 0
-        return kept
-
-    def _feed(self, tokens: Tokens, states: State) -> None:
-        """Compute cells; keeps the state and the logits after the last one."""
-        assert self._cells is not None
-        position = self._cache.first + len(self._cache)
-        ids = self._ids.to_drafter(tokens)
-        self._cache.expect()
-        logits, state = self._engine.run(self._cells.run, ids, states, position)
-        self._cache.extend(tokens.tolist())
-        self._last, self._at = (state, logits), len(self._cache)
 
 
 def _columns(name: str, shape: Sequence[Any]) -> int:
@@ -243,10 +172,10 @@ class _Cells:
         self._used = used + n
         return logits, state
 
-    def drop(self, length: int) -> bool:
-        """Drop the cells from `length` on."""
+    def drop(self, length: int) -> int:
+        """Drop the cells from `length` on; returns how many are left."""
         self._used = length
-        return True
+        return length
 
     def _mask(self, n: int, used: int) -> NDArray[np.float32]:
         """0 for what a token attends to, [n, used + n]: all but later tokens."""

@@ -30,8 +30,8 @@ class Cells(Protocol):
         The logits are a view that is valid until the next call.
         """
 
-    def drop(self, length: int) -> bool:
-        """Drop the cells from `length` on; returns False if that is not possible."""
+    def drop(self, length: int) -> int:
+        """Drop the cells from `length` on; returns how many are left."""
 
     def compact(self) -> None:
         """Free the memory of dropped cells, if they use any."""
@@ -143,7 +143,7 @@ class GrowingCells:
         self._live, self._used = live + n, used + n
         return logits
 
-    def drop(self, length: int) -> bool:
+    def drop(self, length: int) -> int:
         """See `Cells`."""
         if not length:
             self._set(np.empty(0, dtype=np.int64))
@@ -153,7 +153,7 @@ class GrowingCells:
         else:
             self._live = length
             self.compact()
-        return True
+        return length
 
     def compact(self) -> None:
         """Remove dropped cells by moving the live ones together."""
@@ -200,10 +200,10 @@ class SharedCells:
         self._live = total
         return logits
 
-    def drop(self, length: int) -> bool:
+    def drop(self, length: int) -> int:
         """See `Cells`."""
         self._live = length
-        return True
+        return length
 
     def compact(self) -> None:
         """Do nothing: dropped cells use no extra memory."""

@@ -1,0 +1,155 @@
+"""Heads draft what llama.cpp's server drafts with the same files.
+
+The server comes with xllamacpp, which is not installed with edgecs: without it, nothing
+is compared (`pip install xllamacpp`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgecs.core.draft import Drafter
+from edgecs.decoding.cascade import Cascade
+from edgecs.decoding.static_schedule import StaticSchedule
+from edgecs.engines.load_options import LoadOptions
+from edgecs.runtime.loader import OWN_HEAD, load, load_drafter
+from tests import drafter_files as files
+
+if importlib.util.find_spec("xllamacpp") is None:
+    pytest.skip("xllamacpp is not installed", allow_module_level=True)
+
+TOKENS = 100
+PROMPTS = [
+    np.random.default_rng(i).integers(0, 250, 20 + 7 * i).tolist() for i in range(6)
+]
+OPTIONS = LoadOptions(
+    n_ctx=512, n_batch=64, threads=1, n_gpu_layers=0, kernels="llama", repack=False
+)
+_SERVER = """
+import http.client, json, sys
+import xllamacpp
+model, draft, kind, depth, tokens = sys.argv[1:]
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.n_parallel = model, 512, 1
+params.n_gpu_layers, params.cache_ram_mib, params.verbosity = 0, 0, 1
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+name = "COMMON_SPECULATIVE_TYPE_DRAFT_" + kind
+params.speculative.types = [getattr(xllamacpp.common_speculative_type, name)]
+drafting = params.speculative.draft
+if draft:
+    drafting.mparams.path = draft
+drafting.n_gpu_layers, drafting.n_max = 0, int(depth)
+drafting.n_min, drafting.p_min = 0, 0.0
+drafting.cpuparams.n_threads = drafting.cpuparams_batch.n_threads = 1
+server = xllamacpp.Server(params)
+port = int(server.listening_address.rsplit(":", 1)[1])
+found = []
+for prompt in json.load(sys.stdin):
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    body = {"prompt": prompt, "n_predict": int(tokens), "temperature": 0.0,
+            "cache_prompt": False, "return_tokens": True}
+    kinds = {"Content-Type": "application/json"}
+    connection.request("POST", "/completion", json.dumps(body), kinds)
+    reply = json.loads(connection.getresponse().read())
+    found.append([reply["tokens"], reply["timings"].get("draft_n_accepted", 0)])
+print(json.dumps(found))
+"""
+
+
+def noisy(wiring: files.Fixed, noise: dict[str, float], seed: int) -> files.Fixed:
+    """A wiring with random numbers added to some matrices: it is often wrong."""
+    random = np.random.default_rng(seed)
+
+    def fixed(name: str, shape: tuple[int, ...]) -> files.Array | None:
+        base = wiring(name, shape)
+        for part, scale in noise.items():
+            if name.endswith(part) and base is not None:
+                return base + random.standard_normal(shape, np.float32) * scale
+        return base
+
+    return fixed
+
+
+TARGET = {"attn_output.weight": 0.15, "ffn_down.weight": 0.1}
+
+
+def eagle3(target: Path, head: Path) -> Path:
+    files.target(target, fixed=noisy(files.bigram, TARGET, 1))
+    spoilt = noisy(files.by_token, {"attn_output.weight": 250.0}, 2)
+    return files.eagle3(head, fixed=spoilt, changes=files.BY_TOKEN)
+
+
+def mtp(target: Path, head: Path) -> Path:
+    noise = {**TARGET, "eh_proj.weight": 0.25}
+    files.with_heads(target, fixed=noisy(files.mtp_by_token, noise, 1))
+    return OWN_HEAD
+
+
+def assistant(target: Path, head: Path) -> Path:
+    files.gemma4(target, fixed=noisy(files.bigram, TARGET, 1))
+    spoilt = noisy(files.assistant_by_token, {"pre_projection.weight": 0.3}, 2)
+    return files.assistant(head, fixed=spoilt)
+
+
+def dflash(target: Path, head: Path, markov: int = 0) -> Path:
+    files.target(target, fixed=noisy(files.repeating, TARGET, 1))
+    noise = {"attn_q.weight": 1.0, "attn_output.weight": 100.0}
+    spoilt = noisy(files.by_features, noise, 2)
+    return files.dflash(head, fixed=spoilt, changes=files.BY_FEATURES, markov=markov)
+
+
+def dspark(target: Path, head: Path) -> Path:
+    return dflash(target, head, markov=16)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "depth"),
+    [
+        (eagle3, "EAGLE3", 1),
+        (eagle3, "EAGLE3", 3),
+        (mtp, "MTP", 1),
+        (mtp, "MTP", 3),
+        (assistant, "MTP", 3),
+        (dflash, "DFLASH", 7),  # the block is as long as the draft
+        (dspark, "DSPARK", 8),
+    ],
+)
+def test_as_many_tokens_are_accepted(
+    tmp_path: Path, make: Callable[[Path, Path], Path], kind: str, depth: int
+):
+    model = tmp_path / "target.gguf"
+    head = make(model, tmp_path / "head.gguf")
+    draft = "" if head == OWN_HEAD else str(head)
+    command = [sys.executable, "-c", _SERVER, str(model), draft, kind, str(depth)]
+    done = subprocess.run(
+        [*command, str(TOKENS)],
+        input=json.dumps(PROMPTS),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    with load(model, OPTIONS) as target, load_drafter(head, target, OPTIONS) as loaded:
+        ends = target.model.vocabulary.ends
+        drafter: Drafter = Cascade(
+            loaded.model, StaticSchedule(), name=loaded.name, ends=ends
+        )
+        wrong = accepted = 0
+        for prompt, (tokens, count) in zip(PROMPTS, theirs, strict=True):
+            with target.session([drafter], depth) as session:
+                stream = session.generate(prompt, max_tokens=TOKENS)
+                assert [token.id for token in stream] == tokens
+                # Another rounding may change a choice of the head.
+                assert abs(session.stats.accepted - count) <= 1
+                wrong += session.stats.accepted != count
+                accepted += count
+    assert wrong <= 1
+    assert 20 < accepted < len(PROMPTS) * TOKENS * depth / (depth + 1) - 20
