@@ -19,6 +19,7 @@ from edgecs.core.draft import Row
 from edgecs.errors import ConfigError
 from edgecs.grammar.mask import Grammar, common_length
 from edgecs.grammar.trie import TokenTrie
+from edgecs.text.thoughts import THINK, Tags
 from edgecs.text.triggers import Triggers, after_thoughts
 
 
@@ -28,13 +29,15 @@ class LazyGrammar:
 
     grammar: begins with the trigger. piece: the bytes of a token, also of control
     tokens that are parts of triggers. thinks: whether the prompt has opened a block of
-    thoughts, in which nothing begins a call; None: thoughts are ordinary text.
+    thoughts, in which nothing begins a call; None: thoughts are ordinary text. tags:
+    what encloses thoughts.
     """
 
     grammar: Grammar
     triggers: Triggers
     piece: Callable[[int], bytes] = field(repr=False)
     thinks: bool | None = None
+    tags: Tags = THINK
 
     def over(self, trie: TokenTrie) -> LazyMask:
         """The mask for one answer in a vocabulary."""
@@ -111,7 +114,8 @@ class LazyMask:
         start, begin = last.start, last.begin
         if start is None:
             is_open = bool(self._lazy.thinks)
-            start = after_thoughts(text, open=is_open, known=last.letters)
+            known, tags = last.letters, self._lazy.tags
+            start = after_thoughts(text, open=is_open, tags=tags, known=known)
         if start is not None:
             known = 0 if last.start is None else last.letters
             begin = self._searched(text, start, begin, known)

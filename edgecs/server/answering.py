@@ -23,7 +23,7 @@ from edgecs.server.request_jobs import (
 )
 from edgecs.server.requested_tools import told, tool_use
 from edgecs.server.schemas import ChatRequest
-from edgecs.text.thoughts import OPENS, Thoughts
+from edgecs.text.thoughts import THINK
 from edgecs.toolcalls.use import ToolUse
 
 
@@ -45,7 +45,7 @@ class Answers:
         self.choices = [
             Choice(
                 i,
-                None if thinks is None else Thoughts(open=thinks),
+                None if thinks is None else engine.form.separator(tools, open=thinks),
                 tools.parser() if tools else None,
             )
             for i in range(len(jobs))
@@ -160,8 +160,10 @@ async def prompt_answers(
     """
     ending = "".join(map(engine.spelling, prompt[-8:].tolist()))
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-    thinks = ending.rstrip().endswith(OPENS) if separated else None
-    limits = Constraint(None)
+    form = engine.form
+    thinks = form.opened(ending) if separated else None
+    shown = form.shown(engine.vocabulary) if separated else None
+    limits = Constraint(None, shown)
     if tools is not None or is_constrained(asked, asked.response_format):
         limits = await engine.checks.run(_constraint, engine, asked, tools, thinks)
     jobs = await jobs_of(engine, asked, prompt, logprobs, limits, seconds)
@@ -172,21 +174,28 @@ def _constraint(
     engine: Engine, asked: ChatRequest, tools: ToolUse | None, thinks: bool | None
 ) -> Constraint:
     """What constrains the answers. Raises ConfigError."""
-    grammar = grammar_of(asked, asked.response_format)
+    grammar, form = grammar_of(asked, asked.response_format), engine.form
     if tools is None:
-        return Constraint(grammar)
+        shown = None if thinks is None else form.shown(engine.vocabulary)
+        return Constraint(grammar, shown)
     if grammar is not None:
         raise ConfigError(
             "tools cannot be combined with a response format or a grammar: leave one "
             'of them out, or use tool_choice "none"'
         )
-    return Constraint(*tools.grammar(engine.vocabulary, thinks=thinks))
+    thinks, tags = (thinks, form.tags) if form.tags else (None, THINK)
+    calls, shown = tools.grammar(engine.vocabulary, thinks=thinks, tags=tags)
+    return Constraint(calls, {**form.shown(engine.vocabulary), **shown})
 
 
 def chat_prompt(engine: Engine, asked: ChatRequest, beginning: str = "") -> Tokens:
     """The ids of a conversation, see `chat_answers`. Raises EdgecsError."""
     family = engine.family
     messages, tools = told(family, asked.messages, tool_use(family, asked))
-    options = asked.chat_template_kwargs
-    thinking = options.enable_thinking if options else None
-    return engine.encode_chat(messages, beginning, thinking=thinking, tools=tools)
+    return engine.encode_chat(
+        messages,
+        beginning,
+        thinking=asked.thinking,
+        effort=engine.form.effort(asked.effort),
+        tools=tools,
+    )

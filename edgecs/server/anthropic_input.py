@@ -14,12 +14,14 @@ from edgecs.server.anthropic_schemas import (
     MessagesRequest,
     OtherBlock,
     TextBlock,
+    ThinkingBlock,
     Tool,
     ToolChoice,
     ToolResultBlock,
     ToolUseBlock,
 )
 from edgecs.server.replies import Refused
+from edgecs.server.requested_tools import failed
 from edgecs.server.schemas import ChatRequest
 
 _BETWEEN = "\n\n"  # blocks of text are paragraphs
@@ -39,9 +41,12 @@ def as_chat(asked: CountRequest) -> tuple[ChatRequest, str]:
     if last.get("role") == "assistant" and "tool_calls" not in last:
         beginning = turns.pop()["content"].rstrip()
     fields: dict[str, Any] = {"messages": turns, "model": asked.model}
+    options: dict[str, Any] = {}
     if asked.thinking is not None:
-        thinks = asked.thinking.type != "disabled"
-        fields["chat_template_kwargs"] = {"enable_thinking": thinks}
+        options["enable_thinking"] = asked.thinking.type != "disabled"
+    if asked.output_config is not None:
+        options["reasoning_effort"] = asked.output_config.effort
+    fields["chat_template_kwargs"] = options or None
     if asked.output_config is not None and asked.output_config.format is not None:
         schema = {"name": "answer", "schema": asked.output_config.format.schema_}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -69,17 +74,21 @@ def _converted(message: Message) -> Iterator[dict[str, Any]]:
     if isinstance(message.content, str):
         yield {"role": message.role, "content": message.content}
         return
-    texts, calls = list[str](), list[dict[str, Any]]()
+    texts, thoughts, calls = list[str](), list[str](), list[dict[str, Any]]()
     for block in message.content:
         _check(block)
         if isinstance(block, TextBlock):
             texts.append(block.text)
         elif isinstance(block, ToolUseBlock):
             calls.append(_call(block))
+        elif isinstance(block, ThinkingBlock):
+            thoughts += filter(None, [block.thinking])
         elif isinstance(block, ToolResultBlock):
             yield _result(block)
-    if texts or calls:
-        made = {"role": message.role, "content": _BETWEEN.join(texts)}
+    if texts or thoughts or calls:
+        made: dict[str, Any] = {"role": message.role, "content": _BETWEEN.join(texts)}
+        if thoughts:
+            made["reasoning_content"] = _BETWEEN.join(thoughts)
         yield {**made, "tool_calls": calls} if calls else made
 
 
@@ -106,6 +115,8 @@ def _result(block: ToolResultBlock) -> dict[str, Any]:
             if isinstance(part, TextBlock):
                 texts.append(part.text)
         content = _BETWEEN.join(texts)
+    if block.is_error:
+        content = failed(content)
     return {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
 
 
@@ -115,9 +126,10 @@ def _in_turns(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for message in messages:
         last = turns[-1] if turns else None
         if last and last["role"] == message["role"] in ("user", "assistant"):
-            texts = filter(None, (last["content"], message["content"]))
+            for name in ("content", "reasoning_content"):
+                texts = [*filter(None, (last.get(name), message.get(name)))]
+                last |= {name: _BETWEEN.join(texts)} if texts else {}
             calls = [*last.get("tool_calls", ()), *message.get("tool_calls", ())]
-            last["content"] = _BETWEEN.join(texts)
             last |= {"tool_calls": calls} if calls else {}
         else:
             turns.append(message)

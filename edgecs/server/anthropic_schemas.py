@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, StrictBool
 
 from edgecs.server.body import Body
-from edgecs.server.schemas import MOST_MESSAGES, MOST_STOPS, Finite, Stop, Text
+from edgecs.server.schemas import MOST_MESSAGES, MOST_STOPS, Effort, Finite, Stop, Text
 
 
 class TextBlock(Body):
@@ -21,9 +21,10 @@ class TextBlock(Body):
 
 
 class ThinkingBlock(Body):
-    """A block of thoughts of an earlier answer, which templates leave out."""
+    """A block of thoughts of an earlier answer. Redacted ones have no text."""
 
     type: Literal["thinking", "redacted_thinking"]
+    thinking: Text = ""
 
 
 class ToolUseBlock(Body):
@@ -83,9 +84,10 @@ class OutputFormat(Body):
 
 
 class OutputConfig(Body):
-    """The form of an answer."""
+    """The form of an answer. effort: how long to think."""
 
     format: OutputFormat | None = None
+    effort: Effort | None = None
 
 
 class Tool(Body):

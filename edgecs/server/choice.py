@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from edgecs.server.job import Ended
 from edgecs.session.answer import FinishReason, Token
 from edgecs.session.stats import Stats
-from edgecs.text.thoughts import Thoughts
+from edgecs.text.thoughts import Separator
 from edgecs.toolcalls.events import (
     Arguments,
     Begun,
@@ -52,14 +52,14 @@ Piece = Text | Thought | Called
 class Choice:
     """One of the `n` answers to a request, as far as it is known.
 
-    thoughts: separates thoughts from the answer; None: the text is not separated.
-    parser: finds tool calls; None: there are no tools. thought_tokens: those of the
-    block of thoughts, its delimiters included. calls: those that are complete.
+    thoughts: separates thoughts from the answer; None: the text is not separated, or by
+    the parser. parser: finds tool calls; None: there are no tools. thought_tokens:
+    those of thoughts, with the delimiters next to them. calls: those that are complete.
     incomplete: how many were cut off or malformed, and are part of the text.
     """
 
     index: int
-    thoughts: Thoughts | None = None
+    thoughts: Separator | None = None
     parser: Parser | None = None
     thought: str = ""
     text: str = ""
@@ -102,12 +102,19 @@ class Choice:
     def _separated(self, new: str) -> list[Piece]:
         """The pieces of a token's text."""
         if self.thoughts is None:
-            return self._parsed(new)
+            was_open = self._thinking
+            pieces = self._parsed(new)
+            self.thought_tokens += was_open or self._thinking
+            return pieces
         was_open = self.thoughts.open
         parts = self.thoughts.feed(new)
         self.thought_tokens += was_open or self.thoughts.open
         thought: list[Piece] = [Thought(parts.thought)] if parts.thought else []
         return [*thought, *self._parsed(parts.answer)]
+
+    @property
+    def _thinking(self) -> bool:
+        return self.parser is not None and self.parser.thinking
 
     def _rest(self) -> list[Piece]:
         """What was held back."""

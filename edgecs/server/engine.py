@@ -29,9 +29,8 @@ from edgecs.server.scheduler import Scheduler
 from edgecs.server.served import Served
 from edgecs.text.chat_template import ChatTemplate
 from edgecs.text.detokenizer import Tokenizer
-from edgecs.text.thoughts import OPENS
 from edgecs.toolcalls.family import Family
-from edgecs.toolcalls.recognise import family_of
+from edgecs.toolcalls.form import AnswerForm
 
 
 class Engine(Served):
@@ -98,9 +97,14 @@ class Engine(Served):
         return self.loaded.target.vocab_size
 
     @cached_property
+    def form(self) -> AnswerForm:
+        """How the model writes thoughts and tool calls."""
+        return AnswerForm.of(self.chat_template or "")
+
+    @property
     def family(self) -> Family:
         """How the model writes tool calls."""
-        return family_of(self.chat_template or "")
+        return self.form.family
 
     @property
     def vocabulary(self) -> Tokenizer:
@@ -110,8 +114,7 @@ class Engine(Served):
     @property
     def can_think(self) -> bool:
         """Whether the model's template knows of thoughts."""
-        source = self.chat_template or ""
-        return OPENS in source or "enable_thinking" in source
+        return self.form.thinks
 
     def render(
         self,
@@ -127,14 +130,16 @@ class Engine(Served):
         beginning: str = "",
         *,
         thinking: bool | None = None,
+        effort: str | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> Tokens:
         """The prompt ids of a conversation. Raises ConfigError.
 
         See `ChatTemplate.encode`.
         """
-        template = self._with_template()
-        return template.encode(messages, beginning, thinking=thinking, tools=tools)
+        return self._with_template().encode(
+            messages, beginning, thinking=thinking, effort=effort, tools=tools
+        )
 
     def encode_turns(
         self, messages: Sequence[Message], partial: Sequence[int] = ()

@@ -69,6 +69,8 @@ def _fields(
         raise Refused(400, f"{asked.model!r:.80} does not support thinking")
     if asked.think is not None:
         fields["chat_template_kwargs"] = {"enable_thinking": bool(asked.think)}
+    if isinstance(asked.think, str):
+        fields["reasoning_effort"] = asked.think
     if asked.format == "json":
         fields["response_format"] = {"type": "json_object"}
     elif asked.format:

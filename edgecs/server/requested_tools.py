@@ -63,6 +63,11 @@ def told(
     return [dict(one) for one in changed], [tool.plain for tool in tools]
 
 
+def failed(result: str) -> str:
+    """The result of a tool that failed; templates have no field that says so."""
+    return f"Error: {result}" if result.strip() else "Error"
+
+
 def _call(call: CalledTool) -> dict[str, Any]:
     arguments = call.function.arguments
     if isinstance(arguments, str):

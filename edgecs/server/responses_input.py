@@ -10,6 +10,7 @@ from edgecs.server.replies import Refused
 from edgecs.server.responses_schemas import (
     FunctionCall,
     FunctionResult,
+    Item,
     Message,
     ObjectFormat,
     OtherPart,
@@ -37,9 +38,8 @@ def as_chat(asked: ResponsesRequest) -> ChatRequest:
         **_format(asked),
         **_tools(asked),
     }
-    if asked.reasoning is not None and asked.reasoning.effort is not None:
-        thinks = asked.reasoning.effort not in ("none", "minimal")
-        fields["chat_template_kwargs"] = {"enable_thinking": thinks}
+    if asked.reasoning is not None:
+        fields["reasoning_effort"] = asked.reasoning.effort
     if asked.with_logprobs:
         fields |= {"logprobs": True, "top_logprobs": asked.top_logprobs or 0}
     return chat_request(fields)
@@ -66,13 +66,38 @@ def _messages(asked: ResponsesRequest) -> list[dict[str, Any]]:
     if isinstance(asked.input, str):
         return [*messages, {"role": "user", "content": asked.input}]
     for item in asked.input:
-        if isinstance(item, FunctionCall):
-            if not messages or messages[-1]["role"] != "assistant":
-                messages.append({"role": "assistant", "content": ""})
-            messages[-1].setdefault("tool_calls", []).append(_call(item))
-        elif not isinstance(item, Reasoning):
-            messages.append(_message(item))
+        _add(item, messages)
     return messages
+
+
+def _add(item: Item, messages: list[dict[str, Any]]) -> None:
+    """Add an item: thoughts, the text after them and calls are one message."""
+    last = messages[-1] if messages else {}
+    answers = last.get("role") == "assistant"
+    if isinstance(item, FunctionCall):
+        if not answers:
+            messages.append({"role": "assistant", "content": ""})
+        messages[-1].setdefault("tool_calls", []).append(_call(item))
+    elif isinstance(item, Reasoning):
+        if item.text and (
+            not answers or (last["content"] and "tool_calls" not in last)
+        ):
+            messages.append({"role": "assistant", "content": ""})
+        if item.text:
+            before = messages[-1].get("reasoning_content")
+            messages[-1]["reasoning_content"] = "\n\n".join(
+                filter(None, (before, item.text))
+            )
+    elif isinstance(item, Message) and item.role == "assistant" and _thinks(last):
+        last["content"] = _text(item.content)
+    else:
+        messages.append(_message(item))
+
+
+def _thinks(message: dict[str, Any]) -> bool:
+    """Whether it has nothing but thoughts."""
+    has = message.keys() - {"role"} if message.get("content") == "" else set()
+    return has == {"content", "reasoning_content"}
 
 
 def _message(item: Message | FunctionResult | Reference) -> dict[str, Any]:

@@ -63,10 +63,24 @@ class FunctionResult(Body):
     output: Text | list[Part]
 
 
+class ReasoningPart(Body):
+    """A part of thoughts, or of their summary."""
+
+    type: Literal["reasoning_text", "summary_text"]
+    text: Text
+
+
 class Reasoning(Body):
-    """The thoughts of an earlier answer, which templates leave out."""
+    """The thoughts of an earlier answer. Encrypted ones have no content."""
 
     type: Literal["reasoning"]
+    content: list[ReasoningPart] | None = Field(default=None, max_length=MOST_MESSAGES)
+    summary: list[ReasoningPart] | None = Field(default=None, max_length=MOST_MESSAGES)
+
+    @property
+    def text(self) -> str:
+        """The thoughts; their summary if there is nothing else."""
+        return "\n\n".join(part.text for part in self.content or self.summary or ())
 
 
 class Reference(Body):
@@ -124,7 +138,7 @@ class TextConfig(Body):
 
 
 class ReasoningConfig(Body):
-    """Whether to think: effort "none" means no, any other one yes."""
+    """Whether to think, and how long; see `reasoning_effort` of chats."""
 
     effort: str | None = Field(default=None, max_length=16)
     summary: str | None = Field(default=None, max_length=16)

@@ -154,10 +154,14 @@ def _most(*limits: int | None) -> int | None:
     return None if given < 0 else given
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
 class TemplateOptions(Body):
     """Values for a model's chat template."""
 
     enable_thinking: StrictBool | None = None
+    reasoning_effort: Effort | None = None
 
 
 class ChatRequest(_AnswerFields, ToolFields):
@@ -171,6 +175,22 @@ class ChatRequest(_AnswerFields, ToolFields):
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
     response_format: ResponseFormat | None = None
     chat_template_kwargs: TemplateOptions | None = None
+    reasoning_effort: Effort | None = None
+
+    @property
+    def effort(self) -> Effort | None:
+        """How long to think; None: the template decides."""
+        options = self.chat_template_kwargs
+        return (options and options.reasoning_effort) or self.reasoning_effort
+
+    @property
+    def thinking(self) -> bool | None:
+        """Whether to think; None: the template decides."""
+        options = self.chat_template_kwargs
+        if options is not None and options.enable_thinking is not None:
+            return options.enable_thinking
+        asked = self.reasoning_effort
+        return None if asked is None else asked not in ("none", "minimal")
 
     @property
     def most(self) -> int | None:

@@ -52,12 +52,15 @@ class ChatTemplate:
         messages: Sequence[Message],
         *,
         thinking: bool | None = None,
+        effort: str | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
         """The conversation as text, ending where the answer begins.
 
         thinking: whether the model is to think first, for templates that ask; None:
-        the template decides. tools: in OpenAI's form, for templates that know them.
+        the template decides. effort: how long to think, for templates that know
+        `reasoning_effort`; it is not protected as messages are. tools: in OpenAI's
+        form, for templates that know them.
 
         Raises ConfigError if the template refuses the conversation, ModelError if
         it takes too much time or memory.
@@ -70,6 +73,7 @@ class ChatTemplate:
                 "eos_token": self._tokenizer.eos,
                 "tools": [dict(tool) for tool in tools] or None,
                 **({} if thinking is None else {"enable_thinking": thinking}),
+                **({} if effort is None else {"reasoning_effort": effort}),
             }
         )
 
@@ -83,6 +87,7 @@ class ChatTemplate:
         beginning: str = "",
         *,
         thinking: bool | None = None,
+        effort: str | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> Tokens:
         """The conversation as ids; see `render`.
@@ -91,7 +96,7 @@ class ChatTemplate:
         """
         protected = [self.guard.protect_values(dict(one)) for one in messages]
         known = self.guard.protect_values([dict(tool) for tool in tools])
-        text = self.render(protected, thinking=thinking, tools=known)
+        text = self.render(protected, thinking=thinking, effort=effort, tools=known)
         return self.encode_text(text + self.guard.protect(beginning))
 
     def encode_text(self, text: str, *, first: bool = True) -> Tokens:

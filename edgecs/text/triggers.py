@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgecs.text.thoughts import CLOSES, OPENS
+from edgecs.text.thoughts import THINK, Tags
 
 _SPACE = " \t\r\n"
 
@@ -72,19 +72,21 @@ def _matched(text: str, start: int, parts: tuple[str, ...]) -> bool | None:
     return True
 
 
-def after_thoughts(text: str, *, open: bool, known: int = 0) -> int | None:
+def after_thoughts(
+    text: str, *, open: bool, tags: Tags = THINK, known: int = 0
+) -> int | None:
     """Where the answer begins in a text that may begin with thoughts; None: not yet.
 
     open: the prompt has opened the thoughts. known: letters at the beginning of the
     text after which the answer had not begun; their end is not searched for again.
     """
     if not open:
-        start = text.lstrip()
+        start, opens = text.lstrip(), tags.opens
         if not start or (
-            OPENS.startswith(start[: len(OPENS)]) and len(start) < len(OPENS)
+            opens.startswith(start[: len(opens)]) and len(start) < len(opens)
         ):
             return None
-        if not start.startswith(OPENS):
+        if not start.startswith(opens):
             return 0
-    at = text.find(CLOSES, max(0, known - len(CLOSES) + 1))
-    return None if at < 0 else at + len(CLOSES)
+    at = text.find(tags.closes, max(0, known - len(tags.closes) + 1))
+    return None if at < 0 else at + len(tags.closes)

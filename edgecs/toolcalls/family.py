@@ -130,6 +130,11 @@ class Parser:
         """Whether the text so far ends within a call."""
         return bool(self._source.inside)
 
+    @property
+    def thinking(self) -> bool:
+        """Whether the text so far ends within thoughts."""
+        return bool(self._source.thinking)
+
     def feed(self, text: str) -> list[Event]:
         """What is certain after more text."""
         if not text:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from edgecs.text.triggers import Triggers
 from edgecs.toolcalls.events import Arguments, Begun, Finished
-from edgecs.toolcalls.family import Marked, Markers, Wanted
+from edgecs.toolcalls.family import Marked, Markers, Message, Wanted
 from edgecs.toolcalls.gemma_rules import calls_of
 from edgecs.toolcalls.source import Malformed, Source, Steps
 from edgecs.toolcalls.tool import Tool
@@ -19,7 +20,7 @@ _AFTER = ",}]"  # what may follow a value
 
 
 class Gemma(Marked):
-    """OPENS call:NAME{key:value,...} CLOSES; see `GEMMA_3` and `GEMMA_4`."""
+    """OPENS call:NAME{key:value,...} CLOSES; see `GEMMA_3` and `Gemma4`."""
 
     def __init__(self, name: str, opens: str, closes: str, quote: str) -> None:
         self.name, self.opens, self.closes, self.quote = name, opens, closes, quote
@@ -112,5 +113,44 @@ def _scalar(source: Source) -> Steps[str]:
     return said
 
 
+class Gemma4(Gemma):
+    """Gemma 4, of which not all templates know messages of tools.
+
+    All of them write the `tool_responses` of the message with the calls.
+    """
+
+    def messages(
+        self, messages: Sequence[Message], tools: Sequence[Tool]
+    ) -> tuple[Sequence[Message], Sequence[Tool]]:
+        """See `Family`. Calls, their results and the text after them are a message.
+
+        The templates write the text of a message after its results, so what was said
+        before the calls becomes the end of the thoughts.
+        """
+        made, turn = list[Message](), None
+        for at, message in enumerate(messages):
+            role, plain = message["role"], not message.get("tool_calls")
+            if role == "assistant" and not plain:
+                turn = _with_thoughts(message)
+                made.append(turn)
+            elif role == "tool" and turn is not None:
+                known = turn.setdefault("tool_responses", [])
+                known.append({"name": message["name"], "response": message["content"]})
+            elif role == "assistant" and turn and at + 1 < len(messages):
+                turn["content"], turn = message["content"], None
+            else:
+                made.append(message)
+                turn = None
+        return made, tools
+
+
+def _with_thoughts(message: Message) -> dict[str, Any]:
+    """A message with calls, whose text is part of its thoughts."""
+    texts = [message.get("reasoning_content"), message.get("content")]
+    thought = "\n\n".join(filter(None, texts))
+    made = {**message, "content": ""}
+    return {**made, "reasoning_content": thought} if thought else made
+
+
 GEMMA_3 = Gemma("Gemma 3", "<start_function_call>", "<end_function_call>", "<escape>")
-GEMMA_4 = Gemma("Gemma 4", "<|tool_call>", "<tool_call|>", '<|"|>')
+GEMMA_4 = Gemma4("Gemma 4", "<|tool_call>", "<tool_call|>", '<|"|>')

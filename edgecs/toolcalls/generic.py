@@ -60,6 +60,8 @@ class Generic(Hermes):
                 made[-1]["content"] += f"\n\n{text}"
             else:
                 made.append({"role": role, "content": text})
+                if message.get("reasoning_content"):
+                    made[-1]["reasoning_content"] = message["reasoning_content"]
         return made, ()
 
 

@@ -28,7 +28,8 @@ _MOST = 512  # characters of a message's header
 class Harmony:
     """<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{...}.
 
-    There is at most one call in an answer, as its end is the end of the answer.
+    There is at most one call in an answer, as its end is the end of the answer. Without
+    tools, what is addressed to one is a thought or text as its channel says.
     """
 
     name = "gpt-oss (harmony)"
@@ -70,18 +71,20 @@ class Harmony:
             if header is None:
                 return
             channel = re.search(rf"{re.escape(CHANNEL)}\s*(\w+)", header)
-            if "to=" in header:
+            if tools and "to=" in header:
                 yield from attempt(source, self._call(source, header, tools))
             else:
                 source.keep()
                 hidden = channel is not None and channel[1] == "analysis"
+                source.thinking = hidden
                 yield from _content(source, hidden=hidden)
+                source.thinking = False
 
     def messages(
         self, messages: Sequence[Message], tools: Sequence[Tool]
     ) -> tuple[Sequence[Message], Sequence[Tool]]:
-        """See `Family`."""
-        return messages, tools
+        """See `Family`. Thoughts before a call are `thinking`, and without content."""
+        return [_with_thinking(message) for message in messages], tools
 
     def _call(
         self, source: Source, header: str, tools: Mapping[str, Tool]
@@ -95,6 +98,14 @@ class Harmony:
         yield from json_object(source)
         yield Finished()
         source.keep()
+
+
+def _with_thinking(message: Message) -> Message:
+    """The template takes either content or thoughts before a call, not both."""
+    if not (message.get("tool_calls") and message.get("reasoning_content")):
+        return message
+    texts = filter(None, (message["reasoning_content"], message.get("content")))
+    return {**message, "content": "", "thinking": "\n\n".join(texts)}
 
 
 def _header(source: Source) -> Steps[str | None]:

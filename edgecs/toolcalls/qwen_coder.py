@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from edgecs.text.triggers import Triggers
 from edgecs.toolcalls.events import Arguments, Begun, Finished
-from edgecs.toolcalls.family import Marked, Markers, Wanted
+from edgecs.toolcalls.family import Marked, Markers, Message, Wanted
 from edgecs.toolcalls.hermes import CLOSES, OPENS
 from edgecs.toolcalls.lark_rules import COMMON, any_of, json_rule, text
+from edgecs.toolcalls.qwen_values import Parameters
 from edgecs.toolcalls.source import Malformed, Source, Steps
 from edgecs.toolcalls.tool import Schema, Tool, resolved
 
 _ENDS = "</parameter>"
-_NOT_TEXT = {"number", "integer", "boolean", "array", "object", "null"}
+_END_LINE = f"\n{_ENDS}"
+_KEY = r'/[^<>\n"]{1,128}/'
 
 
 class QwenCoder(Marked):
@@ -39,6 +40,12 @@ class QwenCoder(Marked):
             lines += _tool_rules(tool, f"tool_{i}")
         return "\n".join([*lines, COMMON])
 
+    def messages(
+        self, messages: Sequence[Message], tools: Sequence[Tool]
+    ) -> tuple[Sequence[Message], Sequence[Tool]]:
+        """See `Family`. The templates would write Python's True and None."""
+        return [_with_texts(message) for message in messages], tools
+
     def call(self, source: Source, tools: Mapping[str, Tool]) -> Steps[None]:
         """See `Family`."""
         for part in (OPENS, "<function="):
@@ -47,7 +54,7 @@ class QwenCoder(Marked):
         name = yield from source.name({*tools}, ">")
         yield Begun(name)
         yield Arguments("{")
-        seen = set[str]()
+        seen, known = set[str](), Parameters.of(tools[name])
         while True:
             yield from source.space()
             part = yield from source.one_of("<parameter=", "</function>")
@@ -59,7 +66,7 @@ class QwenCoder(Marked):
             comma = ", " if seen else ""
             seen.add(key)
             yield Arguments(f"{comma}{json.dumps(key, ensure_ascii=False)}: ")
-            yield from _value(source, _property(tools[name], key))
+            yield from _value(source, known, key)
         yield Arguments("}")
         yield from source.space()
         yield from source.literal(CLOSES)
@@ -67,22 +74,33 @@ class QwenCoder(Marked):
         source.keep()
 
 
-def _value(source: Source, schema: Schema) -> Steps[None]:
+def _with_texts(message: Message) -> Message:
+    """A message whose calls have JSON texts for truth values and null."""
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        given = call["function"]["arguments"]
+        if isinstance(given, Mapping):
+            given = {
+                key: json.dumps(one) if one is None or isinstance(one, bool) else one
+                for key, one in given.items()
+            }
+        calls.append({**call, "function": {**call["function"], "arguments": given}})
+    return {**message, "tool_calls": calls}
+
+
+def _value(source: Source, known: Parameters, key: str) -> Steps[None]:
     """Take the value of a parameter, and yield it as JSON."""
+    schema = known.schema(key)
     yield from source.optional("\n")
-    if not _may_be_json(schema):
-        yield Arguments('"')
-        yield from _text(source)
-        yield Arguments('"')
+    if known.reading(schema).other:
+        said = yield from source.until(_ENDS)
+        yield Arguments(known.as_json(said.removesuffix("\n"), schema))
         return
-    value = (yield from source.until(_ENDS)).removesuffix("\n")
-    try:
-        json.loads(value, parse_constant=_not_json)
-    except (ValueError, RecursionError):
-        if not _may_be_text(schema):
-            raise Malformed from None
-        value = json.dumps(value, ensure_ascii=False)
-    yield Arguments(value.strip())
+    yield Arguments('"')
+    yield from _text(source)
+    yield Arguments('"')
 
 
 def _text(source: Source) -> Steps[None]:
@@ -109,69 +127,34 @@ def _held(rest: str) -> int:
     return next((n for n in sizes if _ENDS.startswith(rest[-n:])), 0)
 
 
-def _property(tool: Tool, key: str) -> Schema:
-    properties = tool.parameters.get("properties")
-    found = properties.get(key) if isinstance(properties, Mapping) else None
-    return resolved(found, tool.parameters)
-
-
-def _values(schema: Schema) -> Sequence[Any]:
-    """The values that a schema lists, if it does."""
-    if "const" in schema:
-        return [schema["const"]]
-    values: Sequence[Any] = schema.get("enum", ())
-    return values
-
-
-def _types(schema: Schema) -> set[str]:
-    """The types that a schema names; none: it may be anything."""
-    given = schema.get("type")
-    if given is None:  # "object" stands for all that are no texts
-        return {"string" if isinstance(v, str) else "object" for v in _values(schema)}
-    return {given} if isinstance(given, str) else {*given}
-
-
-def _may_be_json(schema: Schema) -> bool:
-    types = _types(schema)
-    return not types or bool(types & _NOT_TEXT)
-
-
-def _may_be_text(schema: Schema) -> bool:
-    types = _types(schema)
-    return not types or "string" in types
-
-
 def _tool_rules(tool: Tool, rule: str) -> list[str]:
-    """The rules of one tool: its parameters in their order."""
-    properties = tool.parameters.get("properties") or {}
-    required = {*tool.parameters.get("required", ())}
-    shared = {
-        name: tool.parameters[name]
-        for name in ("$defs", "definitions")
-        if name in tool.parameters
-    }
+    """The rules of one tool: its parameters in their order, then others."""
+    known = Parameters.of(tool)
     parts, lines = list[str](), list[str]()
-    for i, (key, schema) in enumerate(properties.items()):
+    for i, key in enumerate(known.listed):
         name = f"{rule}_{i}"
-        parts.append(name if key in required else f"{name}?")
+        parts.append(name if key in known.required else f"{name}?")
         begin = text(f"<parameter={key}>\n")
-        kinds = resolved(schema, tool.parameters)
-        lines.append(f"{name}: {begin} {_value_rule(kinds, name)} WS?")
-        if not _may_be_text(kinds):
-            lines.append(f"{name}_json: {json_rule({**kinds, **shared})}")
+        lines += _value_rules(known, known.schema(key), name, begin)
+    if known.more is not None:
+        name, key = f"{rule}_more", f"{rule.upper()}_KEY"
+        parts.append(f"{name}*")
+        begin = f'"<parameter=" {key} ">\\n"'
+        lines += _value_rules(known, resolved(known.more, known.root), name, begin)
+        others = f" & ~{any_of(map(text, known.listed))}" if known.listed else ""
+        lines.append(f"{key}: {_KEY}{others}")
     begin = text(f"<function={tool.name}>\n")
     return [" ".join([f"{rule}:", begin, *parts]), *lines]
 
 
-def _value_rule(schema: Schema, name: str) -> str:
-    ends = text(f"\n{_ENDS}")
-    if not _may_be_text(schema):
-        return f"{name}_json {ends}"
-    texts = _values(schema)
-    if texts and all(isinstance(one, str) for one in texts):
-        return f"{any_of(map(text, texts))} {ends}"
-    return "raw"
-
-
-def _not_json(said: str) -> None:
-    raise ValueError(said)
+def _value_rules(known: Parameters, schema: Schema, name: str, begin: str) -> list[str]:
+    """The rules of a parameter, which begins with `begin`."""
+    texts, other = known.reading(schema)
+    if texts is None:
+        return [f"{name}: {begin} raw WS?"]
+    options = [*map(text, sorted(texts))]
+    lines = list[str]()
+    if other or not options:
+        options.append(f"{name}_json")
+        lines.append(f"{name}_json: {json_rule(known.other(schema))}")
+    return [f"{name}: {begin} {any_of(options)} {text(_END_LINE)} WS?", *lines]

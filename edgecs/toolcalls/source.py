@@ -33,6 +33,7 @@ class Source:
     def __init__(self) -> None:
         self.text, self.at, self.mark = "", 0, 0
         self.closed = self.inside = False  # the answer has ended; within a call
+        self.thinking = False  # within thoughts
 
     def add(self, text: str) -> None:
         """Append what has arrived; forget what is no longer needed."""

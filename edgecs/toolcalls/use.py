@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edgecs.grammar.lazy import LazyGrammar
 from edgecs.grammar.mask import Grammar
 from edgecs.text.detokenizer import Tokenizer
-from edgecs.text.thoughts import CLOSES
+from edgecs.text.thoughts import THINK, Tags
 from edgecs.text.triggers import Triggers
 from edgecs.toolcalls.family import Family, Markers, Parser, Wanted
 from edgecs.toolcalls.tool import Tool, checked_tools
@@ -69,21 +69,21 @@ class ToolUse:
         return Parser(self.family, self.callable)
 
     def grammar(
-        self, vocabulary: Tokenizer, *, thinks: bool | None = None
+        self, vocabulary: Tokenizer, *, thinks: bool | None = None, tags: Tags = THINK
     ) -> tuple[Grammar | LazyGrammar, Mapping[int, bytes]]:
         """What constrains an answer, and the control tokens that it shows.
 
         thinks: see `LazyGrammar`; an answer that begins with open thoughts is free up
-        to their end, even if a call is required. Raises ConfigError for a schema that
-        cannot be used.
+        to their end, even if a call is required. tags: what encloses thoughts. Raises
+        ConfigError for a schema that cannot be used.
         """
         tools = checked_tools(self.callable)
-        spelled = Spelled.of([*self.family.markers, CLOSES], vocabulary)
+        spelled = Spelled.of([*self.family.markers, *tags.markers], vocabulary)
         markers = Markers(spelled.ids)
         wanted = Wanted(tools, self.parallel, self.required)
         rules = self.family.rules(wanted, markers)
         after = self.required and bool(thinks)
-        begin = f"{markers(CLOSES)} WS? calls" if after else "WS? calls"
+        begin = f"{markers(tags.closes)} WS? calls" if after else "WS? calls"
         grammar = Grammar.of_lark(_SOURCE, f"start: {begin}\n{rules}\n")
         if self.required and not after:
             return grammar, spelled.shown
@@ -91,6 +91,6 @@ class ToolUse:
         def piece(token: int) -> bytes:
             return spelled.shown.get(token) or vocabulary.piece(token)
 
-        triggers = Triggers((CLOSES,)) if after else self._begins
+        triggers = Triggers((tags.closes,)) if after else self._begins
         thinks = None if after else thinks
-        return LazyGrammar(grammar, triggers, piece, thinks), spelled.shown
+        return LazyGrammar(grammar, triggers, piece, thinks, tags), spelled.shown

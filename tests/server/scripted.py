@@ -66,7 +66,7 @@ class ScriptedEngine(Engine):
     error: comes instead of an end. thinks: the prompt opens a block of thoughts.
     template: source of the chat template, from which only the family of the model is
     taken. `jobs` are the jobs so far, `prompts` the conversations with the beginnings
-    of answers, `tools` those of the last one.
+    of answers, `efforts` how long they may think, `tools` those of the last one.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class ScriptedEngine(Engine):
         )
         self.jobs, self.checks = list[Job](), Checks()
         self.tools: Sequence[Mapping[str, Any]] = ()
+        self.efforts = list[str | None]()
         self.prompts = list[tuple[Sequence[Mapping[str, Any]], str, bool | None]]()
 
     def encode_chat(
@@ -112,9 +113,11 @@ class ScriptedEngine(Engine):
         beginning: str = "",
         *,
         thinking: bool | None = None,
+        effort: str | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> Tokens:
         self.tools = tools
+        self.efforts.append(effort)
         self.prompts.append((messages, beginning, thinking))
         text = "".join(f"{m['role']}: {m['content']}\n" for m in messages)
         return self.encode(text + ("<think>" if self.thinks else "") + beginning)

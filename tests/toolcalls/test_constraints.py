@@ -15,7 +15,9 @@ from edgecs.grammar.lazy import LazyGrammar
 from edgecs.grammar.mask import Grammar
 from edgecs.grammar.trie import TokenTrie
 from edgecs.testing.fakes import ByteTokenizer, TableModel
+from edgecs.text.thoughts import GEMMA
 from edgecs.toolcalls.events import Arguments, Begun, Finished, Text
+from edgecs.toolcalls.gemma import GEMMA_4
 from edgecs.toolcalls.hermes import Hermes
 from edgecs.toolcalls.tool import Tool
 from edgecs.toolcalls.use import ToolUse
@@ -227,6 +229,26 @@ def test_thoughts_contain_no_calls():
     assert not free("</think><tool_call>", thinks=True)
     assert free("so I", thinks=True, required=True)
     assert not free("so I</think>", thinks=True, required=True)
+
+
+def test_thoughts_of_gemma_contain_no_calls():
+    markers = tuple({*GEMMA_4.markers, *GEMMA.markers})
+    vocabulary = MarkedTokenizer(markers)
+    trie = TokenTrie.of(vocabulary, SIZE)
+
+    def free(text: str, *, thinks: bool, required: bool = False) -> bool:
+        made = ToolUse(GEMMA_4, TOOLS, required=required)
+        grammar, shown = made.grammar(vocabulary, thinks=thinks, tags=GEMMA)
+        assert {*shown.values()} == {one.encode() for one in markers}
+        return grammar.over(trie).allows(vocabulary.encode(text), ord("x"))
+
+    opens, closes = GEMMA.opens, GEMMA.closes
+    assert free(f"{opens}\n <|tool_call>", thinks=False)
+    assert not free(f"{opens}\n {closes}<|tool_call>", thinks=False)
+    assert not free("<|tool_call>", thinks=False)
+    assert free("<|tool_call>", thinks=True)
+    assert free("so I", thinks=True, required=True)
+    assert not free(f"so I{closes}", thinks=True, required=True)
 
 
 @pytest.mark.parametrize(

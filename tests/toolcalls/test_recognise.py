@@ -50,6 +50,14 @@ def test_without_tools_messages_stay_as_they_are():
     assert Generic().messages(said, ()) == (said, ())
 
 
+def test_thoughts_before_a_written_call_stay():
+    call = {"function": {"name": "now", "arguments": {}}}
+    said = {"role": "assistant", "content": "", "reasoning_content": "Hm"}
+    (made,), _ = Generic().messages([{**said, "tool_calls": [call]}], ())
+    assert made["reasoning_content"] == "Hm"
+    assert '"name": "now"' in made["content"]
+
+
 def test_ids_of_mistral_have_nine_characters():
     """The same id is the same in the call and in its result."""
     call = {"id": "call_123", "function": {"name": "now", "arguments": {}}}

@@ -1,0 +1,99 @@
+"""How a model writes thoughts and calls, which its chat template tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from edgecs.text.detokenizer import Tokenizer
+from edgecs.text.thoughts import GEMMA, THINK, Parts, Separator, Tags, Thoughts
+from edgecs.toolcalls.events import Event, Text, Thought
+from edgecs.toolcalls.family import Family, Parser
+from edgecs.toolcalls.harmony import CHANNEL, MESSAGE, Harmony
+from edgecs.toolcalls.recognise import family_of
+from edgecs.toolcalls.use import Spelled, ToolUse
+
+_LEAST, _MOST = ("none", "minimal"), ("xhigh", "max")
+
+
+class Channels:
+    """Separates thoughts from the answer in the channels of gpt-oss.
+
+    >>> channels = Channels()
+    >>> tuple(channels.feed("<|channel|>analysis<|message|>Hm<|end|><|start|>"))
+    ('Hm', '')
+    >>> tuple(channels.feed("assistant<|channel|>final<|message|>Hi"))
+    ('', 'Hi')
+    """
+
+    def __init__(self) -> None:
+        self._parser = Parser(Harmony(), ())
+
+    @property
+    def open(self) -> bool:
+        """Whether the text so far ends within thoughts."""
+        return self._parser.thinking
+
+    def feed(self, text: str) -> Parts:
+        """The parts that are certain after more text."""
+        return _parts(self._parser.feed(text))
+
+    def flush(self) -> Parts:
+        """The rest, at the end of the text."""
+        return _parts(self._parser.flush())
+
+
+def _parts(events: Iterable[Event]) -> Parts:
+    found = [*events]
+    return Parts(
+        "".join(one.text for one in found if isinstance(one, Thought)),
+        "".join(one.text for one in found if isinstance(one, Text)),
+    )
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """How a model writes its answers.
+
+    family: the syntax of its calls. tags: what encloses its thoughts; None: they are in
+    a channel, as those of gpt-oss. thinks: whether the template knows of thoughts.
+    """
+
+    family: Family
+    tags: Tags | None
+    thinks: bool
+
+    @staticmethod
+    def of(template: str) -> AnswerForm:
+        """The form that a template writes.
+
+        >>> AnswerForm.of("{{ '<|channel|>analysis<|message|>' }}").tags is None
+        True
+        """
+        family = family_of(template)
+        if all(one in template for one in (CHANNEL, MESSAGE, "analysis")):
+            return AnswerForm(family, None, thinks=True)
+        tags = GEMMA if GEMMA.opens in template else THINK
+        thinks = tags.opens in template or "enable_thinking" in template
+        return AnswerForm(family, tags, thinks)
+
+    def opened(self, prompt: str) -> bool:
+        """Whether the end of a prompt has opened thoughts."""
+        return self.tags is not None and self.tags.opened(prompt)
+
+    def separator(self, tools: ToolUse | None, *, open: bool) -> Separator | None:
+        """What separates thoughts from an answer; None: the parser of calls does."""
+        if self.tags is not None:
+            return Thoughts(self.tags, open=open)
+        return None if tools and isinstance(self.family, Harmony) else Channels()
+
+    def shown(self, vocabulary: Tokenizer) -> Mapping[int, bytes]:
+        """The control tokens that mark thoughts, as part of the text."""
+        markers = Harmony.markers if self.tags is None else self.tags.markers
+        return Spelled.of(markers, vocabulary).shown
+
+    def effort(self, asked: str | None) -> str | None:
+        """The value of the template's `reasoning_effort`; gpt-oss knows three."""
+        if asked is None or self.tags is not None:
+            return asked
+        return "low" if asked in _LEAST else "high" if asked in _MOST else asked
