@@ -17,7 +17,7 @@ _LONGEST_TEXT = 64
 _LONGEST = 365 * 86_400.0  # seconds; longer means for ever
 
 
-def seconds_of(value: str | float) -> float | None:
+def seconds_of(value: object) -> float | None:
     """Seconds of a duration such as "5m" or "1h30m", or a number of seconds.
 
     0: unload at once. None: for ever, which is any negative duration. Raises
@@ -35,7 +35,9 @@ def seconds_of(value: str | float) -> float | None:
     return None if found < 0 or found > _LONGEST else found
 
 
-def _number(value: str | float) -> float | None:
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
     if not isinstance(value, str):
         return float(value) if abs(value) < 1e18 else math.inf
     text = value.strip().lower() if len(value) <= _LONGEST_TEXT else ""

@@ -228,7 +228,7 @@ class Named(BaseModel):
     """The fields of every request that choose a model, and how long it stays."""
 
     model: str | None = Field(default=None, max_length=1024)
-    keep_alive: str | float | None = None
+    keep_alive: Any = None
 
 
 class LoadRequest(Body):

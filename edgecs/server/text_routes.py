@@ -6,13 +6,13 @@ Paths and fields are those of llama-server: /tokenize, /detokenize and /apply-te
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edgecs.chat.conversation import Message
+from edgecs.errors import ConfigError
 from edgecs.server.endpoint import Endpoint
 from edgecs.server.engine import Engine
 from edgecs.server.requested_tools import told, tool_use
@@ -29,10 +29,11 @@ async def tokenize(
     engine: Served, request: Request, asked: TokenizeRequest, seconds: float
 ) -> Response:
     """POST /tokenize."""
-    ids = await asyncio.to_thread(
-        engine.encode, asked.content, document=asked.add_special
-    )
-    tokens: list[Any] = ids.tolist()
+    return await asyncio.to_thread(_tokens, engine, asked)
+
+
+def _tokens(engine: Served, asked: TokenizeRequest) -> Response:
+    tokens = engine.encode(asked.content, document=asked.add_special).tolist()
     if asked.with_pieces:
         tokens = [{"id": one, "piece": engine.decode([one])} for one in tokens]
     return JSONResponse({"tokens": tokens})
@@ -50,16 +51,26 @@ async def apply_template(
     engine: Engine, request: Request, asked: TemplateRequest, seconds: float
 ) -> Response:
     """POST /apply-template."""
+    return await asyncio.to_thread(_applied, engine, asked)
+
+
+def _applied(engine: Engine, asked: TemplateRequest) -> Response:
     use = tool_use(engine.family, asked)
     messages, tools = told(engine.family, asked.messages, use)
-    text = await asyncio.to_thread(engine.render, messages, tools)
+    text = engine.render(messages, tools)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            "the messages have half of a surrogate pair: send whole characters"
+        ) from error
     reply: dict[str, Any] = {"prompt": text}
-    if asked.with_tokens and use is not None:
-        encode = partial(engine.encode_chat, messages, tools=tools)
-        reply |= {"tokens": (await asyncio.to_thread(encode)).tolist()}
+    has_calls = any(one.tool_calls or one.role == "tool" for one in asked.messages)
+    if asked.with_tokens and (use is not None or has_calls):
+        reply |= {"tokens": engine.encode_chat(messages, tools=tools).tolist()}
     elif asked.with_tokens:
         turns = [_turn_of(message) for message in asked.messages]
-        prompt = await asyncio.to_thread(engine.encode_turns, turns, asked.partial)
+        prompt = engine.encode_turns(turns, asked.partial)
         reply |= {"tokens": prompt.tokens.tolist(), "again": prompt.again}
     return JSONResponse(reply)
 

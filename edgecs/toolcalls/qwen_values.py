@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from edgecs.errors import ConfigError
 from edgecs.grammar.mask import Grammar
 from edgecs.grammar.trie import TokenTrie
-from edgecs.toolcalls.source import Malformed
+from edgecs.toolcalls.source import Malformed, strict_json
 from edgecs.toolcalls.tool import Schema, Tool, referred, resolved
 
 _DEEPEST = 64  # levels of alternatives within alternatives
@@ -119,14 +119,10 @@ class Parameters:
 def _loaded(text: str) -> Any:
     """The JSON value of a text, as a list of one; None: it is a text."""
     try:
-        value = json.loads(text, parse_constant=_not_json)
+        value = strict_json(text)
     except (ValueError, RecursionError):
         return None
     return None if isinstance(value, str) else [value]
-
-
-def _not_json(said: str) -> None:
-    raise ValueError(said)
 
 
 @lru_cache(maxsize=256)

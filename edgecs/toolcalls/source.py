@@ -7,6 +7,7 @@ however the answer is cut into parts.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Generator
 from typing import Any, TypeVar
 
@@ -196,7 +197,7 @@ def json_object(source: Source) -> Steps[dict[str, Any]]:
 def loaded(text: str) -> dict[str, Any]:
     """The JSON object of a text. Raises Malformed."""
     try:
-        value = json.loads(text, parse_constant=_not_json)
+        value = strict_json(text)
     except (ValueError, RecursionError):
         raise Malformed from None
     if not isinstance(value, dict):
@@ -204,5 +205,17 @@ def loaded(text: str) -> dict[str, Any]:
     return value
 
 
-def _not_json(text: str) -> None:
-    raise ValueError(text)
+def strict_json(text: str) -> Any:
+    """The value of a JSON text, all of whose numbers are finite.
+
+    Raises ValueError, RecursionError. Python also takes NaN and Infinity, and reads
+    1e999 as infinite, which cannot be sent on.
+    """
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text:.40} is not a finite number")
+    return number

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -655,3 +656,29 @@ def test_streamed_token_details_are_those_of_the_whole_answer(http: httpx.Client
             for choice in event["choices"]:  # type: ignore[index]
                 found += choice.get("token_details", [])
         assert without_rounds(found) == without_rounds(whole["token_details"])
+
+
+def test_the_tokens_of_a_template_are_those_of_its_text_with_calls_too(
+    http: httpx.Client,
+):
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "res"},
+    ]
+    body = {"messages": messages, "with_tokens": True}
+    reply = http.post("/apply-template", json=body).json()
+    asked = {"tokens": reply["tokens"]}
+    text = http.post("/detokenize", json=asked).json()["content"]
+    assert "tool_call" in reply["prompt"]
+    assert text == re.sub(r"<\|\w+\|>", "", reply["prompt"])
+
+
+def test_half_a_surrogate_pair_in_a_call_is_refused(http: httpx.Client):
+    function = {"name": "f", "arguments": '{"a": "\\ud800"}'}
+    call = {"id": "1", "type": "function", "function": function}
+    messages = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    reply = http.post("/apply-template", json={"messages": messages})
+    assert reply.status_code == 400
+    assert "surrogate" in reply.json()["error"]["message"]

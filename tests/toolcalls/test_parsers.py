@@ -22,6 +22,8 @@ from edgecs.toolcalls.events import (
 )
 from edgecs.toolcalls.family import Parser
 from edgecs.toolcalls.harmony import Harmony
+from edgecs.toolcalls.hermes import Hermes
+from edgecs.toolcalls.source import Malformed, loaded
 from edgecs.toolcalls.tool import Tool
 from tests.toolcalls.rendering import FAMILIES, NO_TEXT_BEFORE, Call
 
@@ -227,3 +229,13 @@ def test_harmony_has_channels():
     expected = [Thought("Let me see."), Text("I ask."), Begun("get")]
     expected += [Arguments('{"a": 1}'), Finished()]
     assert parsed(Parser(Harmony(), [Tool("get", None, {})]), text) == expected
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity"])
+def test_arguments_have_finite_numbers(number: str):
+    with pytest.raises(Malformed):
+        loaded(f'{{"x": {number}}}')
+    text = f'<tool_call>{{"name": "f", "arguments": {{"x": {number}}}}}</tool_call>'
+    parser = Parser(Hermes(), [Tool("f", None, {})])
+    events = [*parser.feed(text), *parser.flush()]
+    assert not any(isinstance(event, Finished) for event in events)
