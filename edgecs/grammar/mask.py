@@ -155,7 +155,7 @@ class GrammarMask:
         """Moves the matcher to the end of `answer`; returns whether that has ended."""
         if self._matcher.is_error():
             self._restart()
-        common = _common(self._at, answer)
+        common = common_length(self._at, answer)
         back = self._at.size - common
         if back and not self._matcher.rollback(back):
             self._restart()
@@ -196,7 +196,7 @@ class GrammarMask:
         )
 
 
-def _common(a: Tokens, b: Tokens) -> int:
+def common_length(a: Tokens, b: Tokens) -> int:
     """Length of the longest common prefix."""
     length = min(a.size, b.size)
     differs = a[:length] != b[:length]

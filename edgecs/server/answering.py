@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from edgecs.core.context import Tokens
 from edgecs.errors import ConfigError, EdgecsError
 from edgecs.server.choice import Choice, Part
-from edgecs.server.engine import Asked, Engine
+from edgecs.server.engine import Engine, SubmittedJob
 from edgecs.server.job import Event, Job
 from edgecs.server.replies import refusal, refused_body
 from edgecs.server.request_jobs import (
@@ -50,7 +50,7 @@ class Answers:
             )
             for i in range(len(jobs))
         ]
-        self._started: list[Asked] = []
+        self._started: list[SubmittedJob] = []
         try:
             for job in jobs:
                 self._started.append(engine.ask(job))
@@ -74,7 +74,7 @@ class Answers:
         """The news of all answers in the order of their arrival. Raises Refused."""
         queue: asyncio.Queue[tuple[Choice, Event]] = asyncio.Queue(maxsize=64)
 
-        async def follow(choice: Choice, one: Asked) -> None:
+        async def follow(choice: Choice, one: SubmittedJob) -> None:
             async with aclosing(one.events()) as events:
                 async for event in events:
                     await queue.put((choice, event))
@@ -116,6 +116,11 @@ class Usage(NamedTuple):
             accepted,
             sum(one.tested for one in stats) - accepted,
         )
+
+
+def incomplete_calls(choice: Choice) -> dict[str, int]:
+    """How many calls were cut off or malformed, if any."""
+    return {"incomplete_tool_calls": choice.incomplete} if choice.incomplete else {}
 
 
 def chat_request(fields: Mapping[str, Any]) -> ChatRequest:

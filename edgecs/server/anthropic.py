@@ -12,7 +12,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edgecs.server.answering import Answers, Usage, chat_answers
+from edgecs.server.answering import (
+    Answers,
+    Usage,
+    chat_answers,
+    incomplete_calls,
+)
 from edgecs.server.answering import chat_prompt as prompt_of
 from edgecs.server.anthropic_input import as_chat
 from edgecs.server.anthropic_schemas import CountRequest, MessagesRequest
@@ -198,10 +203,7 @@ def _ending(choice: Choice | None) -> dict[str, Any]:
         return {"stop_reason": None, "stop_sequence": None}
     stop = choice.ended.stop
     reason = "stop_sequence" if stop is not None else _REASONS[choice.reason]
-    found: dict[str, Any] = {"stop_reason": reason, "stop_sequence": stop}
-    if choice.incomplete:
-        found["incomplete_tool_calls"] = choice.incomplete
-    return found
+    return {"stop_reason": reason, "stop_sequence": stop, **incomplete_calls(choice)}
 
 
 ENDPOINTS = (

@@ -7,30 +7,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import ConfigDict, Field, StrictBool
 
+from edgecs.server.body import Body
 from edgecs.server.schemas import MOST_MESSAGES, MOST_STOPS, Effort, Finite, Stop, Text
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class TextBlock(_Body):
+class TextBlock(Body):
     """A block of text."""
 
     type: Literal["text"]
     text: Text
 
 
-class ThinkingBlock(_Body):
+class ThinkingBlock(Body):
     """A block of thoughts of an earlier answer. Redacted ones have no text."""
 
     type: Literal["thinking", "redacted_thinking"]
     thinking: Text = ""
 
 
-class ToolUseBlock(_Body):
+class ToolUseBlock(Body):
     """A call of a tool in an earlier answer."""
 
     type: Literal["tool_use"]
@@ -39,7 +36,7 @@ class ToolUseBlock(_Body):
     input: dict[str, Any]
 
 
-class OtherBlock(_Body):
+class OtherBlock(Body):
     """A block that models of text cannot read."""
 
     type: Literal["image", "document", "search_result"]
@@ -48,7 +45,7 @@ class OtherBlock(_Body):
 _Shown = Annotated[TextBlock | OtherBlock, Field(discriminator="type")]
 
 
-class ToolResultBlock(_Body):
+class ToolResultBlock(Body):
     """The result of a call."""
 
     type: Literal["tool_result"]
@@ -63,37 +60,37 @@ Block = Annotated[
 ]
 
 
-class Message(_Body):
+class Message(Body):
     """One message; consecutive ones of a role are one turn."""
 
     role: Literal["user", "assistant", "system"]
     content: Text | list[Block]
 
 
-class Thinking(_Body):
+class Thinking(Body):
     """Whether to think. The budget is ignored: local models have none."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
     display: Literal["summarized", "omitted"] | None = None
 
 
-class OutputFormat(_Body):
+class OutputFormat(Body):
     """The schema of an answer."""
 
-    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     type: Literal["json_schema"]
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class OutputConfig(_Body):
+class OutputConfig(Body):
     """The form of an answer. effort: how long to think."""
 
     format: OutputFormat | None = None
     effort: Effort | None = None
 
 
-class Tool(_Body):
+class Tool(Body):
     """A tool of the client. Tools that Anthropic runs have no schema."""
 
     name: str = Field(max_length=256)
@@ -101,7 +98,7 @@ class Tool(_Body):
     input_schema: dict[str, Any]
 
 
-class ToolChoice(_Body):
+class ToolChoice(Body):
     """Which tools may or must be called."""
 
     type: Literal["auto", "any", "tool", "none"]
@@ -109,7 +106,7 @@ class ToolChoice(_Body):
     disable_parallel_tool_use: StrictBool = False
 
 
-class CountRequest(_Body):
+class CountRequest(Body):
     """POST /v1/messages/count_tokens."""
 
     model: str = Field(max_length=1024)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from abc import ABC, abstractmethod
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 from starlette.applications import Starlette
@@ -16,9 +14,8 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from edgecs.chat.conversation import Message
 from edgecs.errors import EdgecsError
 from edgecs.server import (
     anthropic,
@@ -30,10 +27,10 @@ from edgecs.server import (
     openapi,
     responses,
     state_routes,
+    text_routes,
 )
 from edgecs.server.embedding_engine import EmbeddingEngine
-from edgecs.server.endpoint import AboutEndpoint, EmbeddingEndpoint, Endpoint
-from edgecs.server.engine import Engine
+from edgecs.server.endpoint import AboutEndpoint, Endpoint
 from edgecs.server.error_forms import error_response
 from edgecs.server.guard import Access, Guard
 from edgecs.server.incidents import incident
@@ -41,31 +38,28 @@ from edgecs.server.intake import Intake, Releasing
 from edgecs.server.keep_alive import seconds_of
 from edgecs.server.pool import ModelPool
 from edgecs.server.replies import Refused, body_of, read_body, refusal, unless_gone
-from edgecs.server.requested_tools import told, tool_use
-from edgecs.server.schemas import (
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    Named,
-    TemplateRequest,
-    TokenizeRequest,
-    Turn,
-)
+from edgecs.server.schemas import Named
 from edgecs.server.served import Served
 from edgecs.server.web import page_routes
+
+E = TypeVar("E", Endpoint, AboutEndpoint)
 
 MOST_BODY = 16 << 20  # bytes
 MOST_SECONDS = 3600.0  # time limit of an answer
 
 ENDPOINTS: tuple[Endpoint, ...] = (
+    *openai.ENDPOINTS,
+    *responses.ENDPOINTS,
     *anthropic.ENDPOINTS,
     *ollama.ENDPOINTS,
-    *responses.ENDPOINTS,
+    *embeddings.ENDPOINTS,
+    *text_routes.ENDPOINTS,
 )
-ABOUT: tuple[AboutEndpoint, ...] = ollama_models.ENDPOINTS
-
-Answer = Callable[[Request, Any], Awaitable[Response]]
-About = Callable[[Request, ModelPool, int], Awaitable[Response]]
+ABOUT: tuple[AboutEndpoint, ...] = (
+    *model_routes.ENDPOINTS,
+    *state_routes.ENDPOINTS,
+    *ollama_models.ENDPOINTS,
+)
 
 
 @dataclass
@@ -86,98 +80,25 @@ class Serving:
 
 def create_app(serving: Serving) -> Starlette:
     """The application. All errors are JSON in the form of their API."""
-
     assert serving.pool is not None
     pool = serving.pool
-
-    def route(
-        path: str, answer: Answer, kind: type[Engine | EmbeddingEngine] | None = Engine
-    ) -> Route:
-        return Route(path, _Answering(serving, pool, answer, kind), methods=["POST"])
-
-    def about(path: str, answer: About, method: str = "GET") -> Route:
-        async def endpoint(request: Request) -> Response:
-            try:
-                return await answer(request, pool, serving.most_body)
-            except Refused as error:
-                return error_response(error, request.url.path)
-            except EdgecsError as error:
-                return error_response(refusal(error), request.url.path)
-
-        return Route(path, endpoint, methods=[method])
-
-    def listed(one: Endpoint) -> Route:
-        async def answer(request: Request, engine: Engine) -> Response:
-            assert one.body is not None
-            asked = await read_body(request, one.body, serving.most_body)
-            return await one.handler(engine, request, asked, serving.most_seconds)
-
-        return route(one.path, answer)
-
-    def embeds(one: EmbeddingEndpoint) -> Route:
-        async def answer(request: Request, engine: EmbeddingEngine) -> Response:
-            asked = await read_body(request, one.body, serving.most_body)
-            return await one.handler(engine, request, asked, serving.most_seconds)
-
-        return route(one.path, answer, EmbeddingEngine)
-
-    def listed_about(one: AboutEndpoint) -> Route:
-        async def answer(request: Request, pool: ModelPool, most: int) -> Response:
-            asked = await read_body(request, one.body, most) if one.body else None
-            return await one.handler(pool, request, asked)
-
-        return about(one.path, answer, one.method)
 
     async def health(request: Request) -> Response:
         if serving.is_starting:
             return error_response(_starting(), request.url.path)
         return JSONResponse({"status": "ok"})
 
-    async def chat(request: Request, engine: Engine) -> Response:
-        asked = await read_body(request, ChatRequest, serving.most_body)
-        return await openai.chat(engine, request, asked, serving.most_seconds)
-
-    async def complete(request: Request, engine: Engine) -> Response:
-        asked = await read_body(request, CompletionRequest, serving.most_body)
-        return await openai.complete(engine, request, asked, serving.most_seconds)
-
-    async def tokenize(request: Request, engine: Served) -> Response:
-        asked = await read_body(request, TokenizeRequest, serving.most_body)
-        ids = await asyncio.to_thread(
-            engine.encode, asked.content, document=asked.add_special
-        )
-        tokens: list[Any] = ids.tolist()
-        if asked.with_pieces:
-            tokens = [{"id": one, "piece": engine.decode([one])} for one in tokens]
-        return JSONResponse({"tokens": tokens})
-
-    async def detokenize(request: Request, engine: Served) -> Response:
-        asked = await read_body(request, DetokenizeRequest, serving.most_body)
-        text = await asyncio.to_thread(engine.decode, asked.tokens)
-        return JSONResponse({"content": text})
-
-    async def apply_template(request: Request, engine: Engine) -> Response:
-        asked = await read_body(request, TemplateRequest, serving.most_body)
-        use = tool_use(engine.family, asked)
-        messages, tools = told(engine.family, asked.messages, use)
-        text = await asyncio.to_thread(engine.render, messages, tools)
-        reply: dict[str, Any] = {"prompt": text}
-        if asked.with_tokens:
-            if use is not None:
-                encode = partial(engine.encode_chat, messages, tools=tools)
-                reply |= {"tokens": (await asyncio.to_thread(encode)).tolist()}
-                return JSONResponse(reply)
-            turns = [_turn_of(message) for message in asked.messages]
-            prompt = await asyncio.to_thread(engine.encode_turns, turns, asked.partial)
-            reply |= {"tokens": prompt.tokens.tolist(), "again": prompt.again}
-        return JSONResponse(reply)
-
     async def description(request: Request) -> Response:
-        return JSONResponse(
-            openapi.document(
-                openapi.described((*ENDPOINTS, *embeddings.ENDPOINTS, *ABOUT))
-            )
-        )
+        found = openapi.described((*ENDPOINTS, *ABOUT))
+        return JSONResponse(openapi.document(found))
+
+    def route(one: Endpoint | AboutEndpoint) -> Route:
+        answering: ASGIApp
+        if isinstance(one, Endpoint):
+            answering = _Answering(serving, pool, one)
+        else:
+            answering = _About(serving, pool, one)
+        return Route(one.path, answering, methods=[one.method])
 
     app = Starlette(
         routes=[
@@ -185,24 +106,8 @@ def create_app(serving: Serving) -> Starlette:
             Route("/health", health),
             Route("/v1/health", health),
             *page_routes(),  # Ollama's clients ask HEAD / first
-            route("/v1/chat/completions", chat),
-            route("/chat/completions", chat),
-            route("/v1/completions", complete),
-            route("/completions", complete),
-            about("/v1/models", model_routes.listed),
-            about("/models", model_routes.listed),
-            about("/v1/models/{name:path}", model_routes.one),
-            about("/models/load", model_routes.load, "POST"),
-            about("/models/unload", model_routes.unload, "POST"),
-            route("/tokenize", tokenize, None),
-            route("/detokenize", detokenize, None),
-            route("/apply-template", apply_template),
-            about("/props", state_routes.props),
-            about("/slots", state_routes.slots),
-            about("/metrics", state_routes.counts),
-            *map(listed, ENDPOINTS),
-            *map(embeds, embeddings.ENDPOINTS),
-            *map(listed_about, ABOUT),
+            *map(route, ENDPOINTS),
+            *map(route, ABOUT),
         ],
         middleware=[
             Middleware(Guard, access=serving.access),
@@ -214,50 +119,65 @@ def create_app(serving: Serving) -> Starlette:
     return app
 
 
-class _Answering:
-    """A route whose answers need an engine, which stays until they are sent.
+class _Routed(ABC, Generic[E]):
+    """A route of an endpoint."""
 
-    kind: of the engine; None: any.
-    """
-
-    def __init__(
-        self,
-        serving: Serving,
-        pool: ModelPool,
-        answer: Answer,
-        kind: type[Engine | EmbeddingEngine] | None,
-    ) -> None:
-        self._serving, self._pool, self._answer = serving, pool, answer
-        self._kind = kind
+    def __init__(self, serving: Serving, pool: ModelPool, endpoint: E) -> None:
+        self._serving, self._pool = serving, pool
+        self._endpoint: E = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         request = Request(scope, receive, send)
         async with AsyncExitStack() as stack:
             try:
-                engine = await self._engine(request, stack)
-                if self._kind is not None and not isinstance(engine, self._kind):
-                    raise _other_kind(engine)
-                response = await self._answer(request, engine)
+                response = await self._response(request, stack)
             except Refused as error:
                 response = error_response(error, request.url.path)
             except EdgecsError as error:
                 response = error_response(refusal(error), request.url.path)
             await response(scope, receive, send)
 
-    async def _engine(self, request: Request, stack: AsyncExitStack) -> Served:
-        """The engine that a request names; it is not loaded for a client that left."""
+    @abstractmethod
+    async def _response(self, request: Request, stack: AsyncExitStack) -> Response:
+        """The response; the stack is left when it is sent. Raises Refused."""
+
+    async def _body(self, request: Request) -> Any:
+        """The validated body of a request; None: it has none. Raises Refused."""
+        if (kind := self._endpoint.body) is None:
+            return None
+        return await read_body(request, kind, self._serving.most_body)
+
+
+class _About(_Routed[AboutEndpoint]):
+    """A route about the server or its models."""
+
+    async def _response(self, request: Request, stack: AsyncExitStack) -> Response:
+        asked = await self._body(request)
+        return await self._endpoint.handler(self._pool, request, asked)
+
+
+class _Answering(_Routed[Endpoint]):
+    """A route whose answers need an engine, which stays until they are sent."""
+
+    async def _response(self, request: Request, stack: AsyncExitStack) -> Response:
         if self._serving.is_starting and self._pool.only_default:
             raise _starting()
+        one = self._endpoint
         named = _named(await body_of(request, self._serving.most_body))
         keep = seconds_of(named.keep_alive) if named.keep_alive is not None else ...
-        acquired = self._pool.acquire(named.model, keep)
-        return await unless_gone(request, stack.enter_async_context(acquired))
-
-
-def _turn_of(message: Turn) -> Message:
-    plain, ids = message.plain(), message.ids
-    return Message(plain["role"], plain["content"], tuple(ids) if ids else None)
+        if keep == 0 and one.unload is not None:
+            done = await one.unload(self._pool, await self._body(request))
+            if done is not None:
+                return done
+        # It is not loaded for a client that left.
+        acquired = stack.enter_async_context(self._pool.acquire(named.model, keep))
+        engine = await unless_gone(request, acquired)
+        if one.kind is not None and not isinstance(engine, one.kind):
+            raise _other_kind(engine)
+        # Only now: a body takes more memory once it is parsed than while it waits.
+        asked = await self._body(request)
+        return await one.handler(engine, request, asked, self._serving.most_seconds)
 
 
 def _named(body: bytes) -> Named:

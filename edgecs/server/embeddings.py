@@ -10,14 +10,15 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import Field, StrictBool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edgecs.core.context import Tokens
 from edgecs.errors import ConfigError, ContextFull
+from edgecs.server.body import Body
 from edgecs.server.embedding_engine import Embedded, EmbeddingEngine
-from edgecs.server.endpoint import EmbeddingEndpoint
+from edgecs.server.endpoint import Endpoint
 from edgecs.server.replies import unless_gone
 from edgecs.server.schemas import MOST_TEXT, Text
 
@@ -27,14 +28,12 @@ _Ids = Annotated[list[int], Field(max_length=MOST_TEXT)]
 _Texts = Annotated[list[Text], Field(max_length=MOST_INPUTS)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
+class _Fields(Body):
     model: str | None = Field(default=None, max_length=1024)
     dimensions: int | None = Field(default=None, ge=1, lt=1 << 31)
 
 
-class EmbeddingsRequest(_Body):
+class EmbeddingsRequest(_Fields):
     """POST /v1/embeddings. truncate: shorten texts that are too long."""
 
     input: Text | _Ids | _Texts | Annotated[list[_Ids], Field(max_length=MOST_INPUTS)]
@@ -42,14 +41,14 @@ class EmbeddingsRequest(_Body):
     truncate: StrictBool = False
 
 
-class EmbedRequest(_Body):
+class EmbedRequest(_Fields):
     """POST /api/embed. truncate: as in Ollama, it is the default."""
 
     input: Text | _Texts
     truncate: StrictBool | None = None
 
 
-class OldEmbeddingsRequest(_Body):
+class OldEmbeddingsRequest(_Fields):
     """POST /api/embeddings, which Ollama had before /api/embed."""
 
     prompt: Text
@@ -126,7 +125,7 @@ def _several(
 async def _embedded(
     engine: EmbeddingEngine,
     request: Request,
-    asked: _Body,
+    asked: _Fields,
     texts: Sequence[str | list[int]],
     truncate: bool,
     seconds: float,
@@ -178,32 +177,36 @@ def _base64(row: NDArray[np.float32]) -> str:
 
 
 ENDPOINTS = (
-    EmbeddingEndpoint(
+    Endpoint(
         "/v1/embeddings",
         create,
         EmbeddingsRequest,
         "Embed texts (OpenAI).",
         "The embeddings, each of length 1.",
+        EmbeddingEngine,
     ),
-    EmbeddingEndpoint(
+    Endpoint(
         "/embeddings",
         create,
         EmbeddingsRequest,
         "Embed texts (OpenAI).",
         "The embeddings, each of length 1.",
+        EmbeddingEngine,
     ),
-    EmbeddingEndpoint(
+    Endpoint(
         "/api/embed",
         embed,
         EmbedRequest,
         "Embed texts (Ollama).",
         "The embeddings, each of length 1.",
+        EmbeddingEngine,
     ),
-    EmbeddingEndpoint(
+    Endpoint(
         "/api/embeddings",
         embed_one,
         OldEmbeddingsRequest,
         "Embed a text (Ollama's older form).",
         "The embedding, as the model gives it.",
+        EmbeddingEngine,
     ),
 )

@@ -13,19 +13,23 @@ from edgecs.server.embedding_engine import EmbeddingEngine
 from edgecs.server.engine import Engine
 from edgecs.server.pool import ModelPool
 
-Handler = Callable[[Engine, Request, Any, float], Awaitable[Response]]
-"""Gets the engine, the request, its validated body, and the time limit of an answer in
-seconds. Raises Refused and EdgecsError."""
-EmbeddingHandler = Callable[[EmbeddingEngine, Request, Any, float], Awaitable[Response]]
-"""Gets the engine of an embedding model instead, and a time limit in seconds."""
+JSON = "application/json"
+
+Handler = Callable[[Any, Request, Any, float], Awaitable[Response]]
+"""Gets an engine of the endpoint's kind, the request, its validated body, and the time
+limit of an answer in seconds. Raises Refused and EdgecsError."""
+Unload = Callable[[ModelPool, Any], Awaitable[Response | None]]
+"""Gets the pool, and the validated body of a request after which the model is not kept.
+Answers it if it needs no model; else None. Raises EdgecsError."""
 AboutHandler = Callable[[ModelPool, Request, Any], Awaitable[Response]]
 """Gets the pool, the request, and its validated body (None: it has none)."""
 
 
 class Endpoint(NamedTuple):
-    """A path of an API that a model answers.
+    """A path that a model answers.
 
-    summary: one line. answer: what a successful response contains, one line.
+    summary: one line. answer: what a successful response contains, one line. kind: of
+    the engine; None: any.
     """
 
     path: str
@@ -33,24 +37,16 @@ class Endpoint(NamedTuple):
     body: type[BaseModel]
     summary: str
     answer: str = "The result."
+    kind: type[Engine | EmbeddingEngine] | None = Engine
+    unload: Unload | None = None
     method: str = "POST"
-
-
-class EmbeddingEndpoint(NamedTuple):
-    """A path that an embedding model answers; fields as in `Endpoint`."""
-
-    path: str
-    handler: EmbeddingHandler
-    body: type[BaseModel]
-    summary: str
-    answer: str
-    method: str = "POST"
+    media_type: str = JSON
 
 
 class AboutEndpoint(NamedTuple):
-    """A path of an API about models, which loads none.
+    """A path about the server or its models; fields as in `Endpoint`.
 
-    body: of a POST; None: the path is for GET.
+    body: of a POST; None: the path is for GET. media_type: of the response.
     """
 
     path: str
@@ -58,6 +54,7 @@ class AboutEndpoint(NamedTuple):
     body: type[BaseModel] | None
     summary: str
     answer: str = "The result."
+    media_type: str = JSON
 
     @property
     def method(self) -> str:

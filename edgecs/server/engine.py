@@ -179,9 +179,9 @@ class Engine(Served):
                 "(-c)"
             )
 
-    def ask(self, job: Job) -> Asked:
+    def ask(self, job: Job) -> SubmittedJob:
         """Submit a job. Raises Busy."""
-        return Asked(self.scheduler, job)
+        return SubmittedJob(self.scheduler, job)
 
     def cancel(self) -> None:
         """End all answers within a round."""
@@ -193,7 +193,7 @@ class Engine(Served):
         self._closing.close()
 
 
-class Asked:
+class SubmittedJob:
     """A submitted job whose events are read in an event loop."""
 
     def __init__(self, scheduler: Scheduler, job: Job) -> None:

@@ -13,15 +13,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edgecs.runtime.served_models import ServedModel
-from edgecs.server import openai
+from edgecs.server.endpoint import AboutEndpoint
 from edgecs.server.engine import Engine
 from edgecs.server.pool import ModelPool
-from edgecs.server.replies import read_body
 from edgecs.server.residency import Resident
 from edgecs.server.schemas import LoadRequest, UnloadRequest
+from edgecs.server.served import Served
 
 
-async def listed(request: Request, pool: ModelPool, most: int) -> Response:
+async def listed(pool: ModelPool, request: Request, asked: None) -> Response:
     """GET /v1/models."""
     models = await asyncio.to_thread(pool.models.all)
     residents = _residents(pool)
@@ -29,24 +29,22 @@ async def listed(request: Request, pool: ModelPool, most: int) -> Response:
     return JSONResponse({"object": "list", "data": data})
 
 
-async def one(request: Request, pool: ModelPool, most: int) -> Response:
+async def one(pool: ModelPool, request: Request, asked: None) -> Response:
     """GET /v1/models/NAME. Raises UnknownModel."""
     model = await asyncio.to_thread(pool.models.find, request.path_params["name"])
     return JSONResponse(_entry(model, _residents(pool).get(model.name)))
 
 
-async def load(request: Request, pool: ModelPool, most: int) -> Response:
-    """POST /models/load: answers when the model is loaded. most: bytes of the body."""
-    asked = await read_body(request, LoadRequest, most)
+async def load(pool: ModelPool, request: Request, asked: LoadRequest) -> Response:
+    """POST /models/load: answers when the model is loaded."""
     # A pool with one model ignores names, but it does not load another one.
     await asyncio.to_thread(pool.models.find, asked.model)
     async with pool.acquire(asked.model):
         return JSONResponse({"success": True})
 
 
-async def unload(request: Request, pool: ModelPool, most: int) -> Response:
+async def unload(pool: ModelPool, request: Request, asked: UnloadRequest) -> Response:
     """POST /models/unload: answers when the model is unloaded."""
-    asked = await read_body(request, UnloadRequest, most)
     await pool.unload(asked.model, cancel=asked.cancel)
     return JSONResponse({"success": True})
 
@@ -71,10 +69,33 @@ def _entry(model: ServedModel, resident: Resident | None) -> dict[str, Any]:
     entry |= {"users": resident.users, "expires_at": resident.expires_at}
     engine = resident.engine
     if engine is not None:
-        (about,) = openai.models(engine)["data"]
-        entry |= about
+        entry |= _about(engine)
     if isinstance(engine, Engine):
         states = [slot.state for slot in engine.scheduler.slots()]
         entry["slots"] = len(states)
         entry["slots_busy"] = len(states) - states.count("idle")
     return entry
+
+
+def _about(engine: Served) -> dict[str, Any]:
+    """What is known of a model in memory, in the form of OpenAI's API."""
+    model = engine.loaded.model
+    meta = {
+        "n_vocab": engine.vocab_size,
+        "n_ctx": engine.n_ctx,
+        "n_ctx_train": model.trained_ctx,
+        "n_params": model.parameters,
+        "size": model.size,
+    }
+    return {"id": engine.name, "created": engine.created, "meta": meta}
+
+
+ENDPOINTS = (
+    AboutEndpoint("/v1/models", listed, None, "The models.", "The models."),
+    AboutEndpoint("/models", listed, None, "The models.", "The models."),
+    AboutEndpoint("/v1/models/{name:path}", one, None, "One model.", "The model."),
+    AboutEndpoint("/models/load", load, LoadRequest, "Load a model.", "It is loaded."),
+    AboutEndpoint(
+        "/models/unload", unload, UnloadRequest, "Unload one.", "It is gone."
+    ),
+)

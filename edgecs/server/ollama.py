@@ -16,14 +16,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edgecs.core.context import Tokens
-from edgecs.server.answering import Answers, chat_answers, prompt_answers
+from edgecs.server.answering import (
+    Answers,
+    chat_answers,
+    incomplete_calls,
+    prompt_answers,
+)
 from edgecs.server.choice import Call, Called, Choice, Part, Reason
 from edgecs.server.endpoint import Endpoint
 from edgecs.server.engine import Engine
 from edgecs.server.error_forms import ollama_error
 from edgecs.server.ollama_input import chat_of, generation_of
 from edgecs.server.ollama_schemas import ChatRequest, GenerateRequest
-from edgecs.server.openai_calls import incomplete_calls
+from edgecs.server.pool import ModelPool
 from edgecs.server.replies import Framing, event_stream, unless_gone
 from edgecs.server.schemas import ChatRequest as Chat
 from edgecs.server.token_names import stated
@@ -55,8 +60,8 @@ async def chat(
     engine: Engine, request: Request, asked: ChatRequest, seconds: float
 ) -> Response:
     """POST /api/chat. seconds: time limit of an answer."""
-    if not asked.messages:
-        return _only_loaded(asked, _Chat.nothing)
+    if asked.is_empty:
+        return _only_loaded(asked)
     wanted, beginning = chat_of(engine, asked)
     answers = await chat_answers(engine, wanted, seconds, beginning=beginning)
     return await _respond(request, asked, answers, _Chat(engine, asked, answers))
@@ -66,8 +71,8 @@ async def generate(
     engine: Engine, request: Request, asked: GenerateRequest, seconds: float
 ) -> Response:
     """POST /api/generate. seconds: time limit of an answer."""
-    if not asked.prompt and not asked.context:
-        return _only_loaded(asked, _Generation.nothing)
+    if asked.is_empty:
+        return _only_loaded(asked)
     wanted = generation_of(engine, asked)
     if asked.raw or asked.context:
         prompt = await asyncio.to_thread(_prompt, engine, asked, wanted)
@@ -102,13 +107,27 @@ async def _respond(
     return JSONResponse(await unless_gone(request, form.whole()))
 
 
-def _only_loaded(
-    asked: ChatRequest | GenerateRequest, nothing: Mapping[str, Any]
-) -> Response:
-    """The response to a request without a prompt, which only loads the model."""
-    reason = "unload" if asked.keep_alive in (0, "0") else "load"
+def _only_loaded(asked: ChatRequest | GenerateRequest) -> Response:
+    """The response to a request without a prompt, which only (un)loads the model."""
+    form = _Chat if isinstance(asked, ChatRequest) else _Generation
+    reason = "unload" if asked.unloads else "load"
     head = {"model": asked.model, "created_at": now()}
-    return JSONResponse({**head, **nothing, "done": True, "done_reason": reason})
+    return JSONResponse({**head, **form.nothing, "done": True, "done_reason": reason})
+
+
+async def unloaded(
+    pool: ModelPool, asked: ChatRequest | GenerateRequest
+) -> Response | None:
+    """The response to a request that only unloads a model that is not in memory.
+
+    None: it is another request. Raises UnknownModel.
+    """
+    if not asked.is_empty:
+        return None
+    name = pool.default if pool.only_default else None
+    name = name or (await asyncio.to_thread(pool.models.find, asked.model)).name
+    there = {one.name for one in pool.residents() if one.state != "unloading"}
+    return None if name in there else _only_loaded(asked)
 
 
 def now() -> str:
@@ -242,6 +261,7 @@ ENDPOINTS = (
         ChatRequest,
         "Answer a conversation (Ollama).",
         "An answer, or unless `stream` is false its parts, one JSON value a line.",
+        unload=unloaded,
     ),
     Endpoint(
         "/api/generate",
@@ -249,5 +269,6 @@ ENDPOINTS = (
         GenerateRequest,
         "Continue a prompt (Ollama).",
         "An answer, or unless `stream` is false its parts, one JSON value a line.",
+        unload=unloaded,
     ),
 )

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import Field, StrictBool
 
+from edgecs.server.body import Body
+from edgecs.server.keep_alive import seconds_of
 from edgecs.server.schemas import (
     MOST_LOGPROBS,
     MOST_MESSAGES,
@@ -24,11 +26,7 @@ KeepAlive = Annotated[str, Field(max_length=64)] | Finite
 _Stop = Annotated[str, Field(max_length=1024)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class Options(_Body):
+class Options(Body):
     """Settings of an answer."""
 
     num_predict: int | None = None
@@ -51,21 +49,21 @@ class Options(_Body):
         return [stop for stop in given if stop]
 
 
-class Function(_Body):
+class Function(Body):
     """The function of a call."""
 
     name: str = Field(max_length=256)
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
-class ToolCall(_Body):
+class ToolCall(Body):
     """A call of a tool in an earlier answer."""
 
     id: str | None = Field(default=None, max_length=256)
     function: Function
 
 
-class Message(_Body):
+class Message(Body):
     """One message of a conversation."""
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -77,7 +75,7 @@ class Message(_Body):
     tool_call_id: str | None = Field(default=None, max_length=256)
 
 
-class _Asked(_Body):
+class _AnswerFields(Body):
     """Fields of chats and generations."""
 
     model: Name
@@ -90,19 +88,29 @@ class _Asked(_Body):
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
 
     @property
+    def unloads(self) -> bool:
+        """Whether the model is not kept in memory. Raises ConfigError."""
+        return self.keep_alive is not None and seconds_of(self.keep_alive) == 0
+
+    @property
     def streams(self) -> bool:
         """Whether the answer is a stream, as it is unless the client says no."""
         return self.stream is not False
 
 
-class ChatRequest(_Asked):
+class ChatRequest(_AnswerFields):
     """POST /api/chat. No messages: the model is only loaded."""
 
     messages: list[Message] = Field(default_factory=list, max_length=MOST_MESSAGES)
     tools: list[dict[str, Any]] | None = Field(default=None, max_length=1024)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to answer."""
+        return not self.messages
 
-class GenerateRequest(_Asked):
+
+class GenerateRequest(_AnswerFields):
     """POST /api/generate. No prompt: the model is only loaded.
 
     context: what an earlier answer returned. raw: the prompt is fed as it is.
@@ -116,8 +124,13 @@ class GenerateRequest(_Asked):
     images: list[Any] | None = None
     raw: StrictBool = False
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to answer."""
+        return not self.prompt and not self.context
 
-class ShowRequest(_Body):
+
+class ShowRequest(Body):
     """POST /api/show; `name` is an older name of `model`."""
 
     model: str = Field(default="", max_length=1024)
@@ -125,7 +138,7 @@ class ShowRequest(_Body):
     verbose: StrictBool = False
 
 
-class PullRequest(_Body):
+class PullRequest(Body):
     """POST /api/pull."""
 
     model: str = Field(default="", max_length=1024)

@@ -1,24 +1,31 @@
-"""OpenAI's API: chat completions, completions, models."""
+"""OpenAI's API: chat completions and completions."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edgecs.server.answering import Answers, Usage, chat_answers
+from edgecs.server.answering import (
+    Answers,
+    Usage,
+    chat_answers,
+    incomplete_calls,
+)
 from edgecs.server.choice import Choice, Part, Reason, drafts_in_calls
+from edgecs.server.endpoint import Endpoint, Handler
 from edgecs.server.engine import Engine
 from edgecs.server.error_forms import openai_error
-from edgecs.server.openai_calls import calls_in, incomplete_calls, message_of
+from edgecs.server.openai_calls import calls_in, message_of
 from edgecs.server.replies import Framing, event_stream, unless_gone, unnamed_event
 from edgecs.server.request_jobs import (
     Constraint,
@@ -27,7 +34,6 @@ from edgecs.server.request_jobs import (
     jobs_of,
 )
 from edgecs.server.schemas import ChatRequest, CompletionRequest
-from edgecs.server.served import Served
 from edgecs.server.token_details import token_detail
 from edgecs.server.token_names import named, stated
 from edgecs.session.answer import Token
@@ -77,26 +83,6 @@ async def complete(
     if asked.stream:
         return event_stream(form.chunks(), answers.cancel, _FRAMING)
     return JSONResponse(await unless_gone(request, form.whole()))
-
-
-def models(engine: Served) -> dict[str, Any]:
-    """GET /v1/models."""
-    model = engine.loaded.model
-    meta = {
-        "n_vocab": engine.vocab_size,
-        "n_ctx": engine.n_ctx,
-        "n_ctx_train": model.trained_ctx,
-        "n_params": model.parameters,
-        "size": model.size,
-    }
-    entry = {
-        "id": engine.name,
-        "object": "model",
-        "created": engine.created,
-        "owned_by": "edgecs",
-        "meta": meta,
-    }
-    return {"object": "list", "data": [entry]}
 
 
 class _Form:
@@ -319,3 +305,29 @@ def _delta(
         "logprobs": logprobs,
         "finish_reason": None if delta else _REASONS[choice.reason],
     }
+
+
+def _paths(
+    path: str, handler: Handler, body: type[BaseModel], summary: str, answer: str
+) -> Iterator[Endpoint]:
+    """An endpoint, also without the version in its path, as llama-server has it."""
+    for beginning in ("/v1", ""):
+        yield Endpoint(f"{beginning}{path}", handler, body, summary, answer)
+
+
+ENDPOINTS = (
+    *_paths(
+        "/chat/completions",
+        chat,
+        ChatRequest,
+        "Answer a conversation (OpenAI).",
+        "A chat completion, or with `stream` its chunks as server-sent events.",
+    ),
+    *_paths(
+        "/completions",
+        complete,
+        CompletionRequest,
+        "Continue a text (OpenAI).",
+        "A completion, or with `stream` its chunks as server-sent events.",
+    ),
+)

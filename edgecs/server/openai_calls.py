@@ -47,8 +47,3 @@ def calls_in(part: Part) -> list[dict[str, Any]]:
         elif isinstance(event, Withdrawn):
             found.pop(call.index, None)
     return [*found.values()]
-
-
-def incomplete_calls(choice: Choice) -> dict[str, int]:
-    """How many calls were cut off or malformed, if any."""
-    return {"incomplete_tool_calls": choice.incomplete} if choice.incomplete else {}

@@ -9,19 +9,9 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from edgecs.server.endpoint import AboutEndpoint, EmbeddingEndpoint, Endpoint
-from edgecs.server.schemas import (
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    LoadRequest,
-    TemplateRequest,
-    TokenizeRequest,
-    UnloadRequest,
-)
+from edgecs.server.endpoint import JSON, AboutEndpoint, Endpoint
 
 PATH = "/openapi.json"
-_JSON = "application/json"
 _REFS = "#/components/schemas/{model}"
 _MODE: JsonSchemaMode = "validation"
 # What a response is where it is not one JSON value.
@@ -37,47 +27,14 @@ class Described(NamedTuple):
     body: type[BaseModel] | None
     summary: str
     answer: str
-    media_type: str = _JSON
+    media_type: str = JSON
     needs_key: bool = True
 
 
-_CHAT = (
-    ChatRequest,
-    "Answer a conversation (OpenAI).",
-    "A chat completion, or with `stream` its chunks as server-sent events.",
-)
-_TEXT = (
-    CompletionRequest,
-    "Continue a text (OpenAI).",
-    "A completion, or with `stream` its chunks as server-sent events.",
-)
-_HEALTH = (None, "Whether the model is loaded.", "It is loaded.", _JSON, False)
+_HEALTH = (None, "Whether the model is loaded.", "It is loaded.", JSON, False)
 OWN = (
     Described("/health", "GET", *_HEALTH),
     Described("/v1/health", "GET", *_HEALTH),
-    Described("/v1/chat/completions", "POST", *_CHAT),
-    Described("/chat/completions", "POST", *_CHAT),
-    Described("/v1/completions", "POST", *_TEXT),
-    Described("/completions", "POST", *_TEXT),
-    Described("/v1/models", "GET", None, "The models.", "The models."),
-    Described("/models", "GET", None, "The models.", "The models."),
-    Described("/v1/models/{name}", "GET", None, "One model.", "The model."),
-    Described("/tokenize", "POST", TokenizeRequest, "Text to ids.", "The ids."),
-    Described("/detokenize", "POST", DetokenizeRequest, "Ids to text.", "The text."),
-    Described(
-        "/apply-template",
-        "POST",
-        TemplateRequest,
-        "Messages to the text of a prompt.",
-        "The text.",
-    ),
-    Described("/models/load", "POST", LoadRequest, "Load a model.", "It is loaded."),
-    Described("/models/unload", "POST", UnloadRequest, "Unload one.", "It is gone."),
-    Described("/props", "GET", None, "Settings of the server.", "The settings."),
-    Described("/slots", "GET", None, "What every slot does.", "The slots."),
-    Described(
-        "/metrics", "GET", None, "Counts for Prometheus.", "The counts.", "text/plain"
-    ),
     Described(PATH, "GET", None, "This document.", "The document."),
 )
 """The paths that no list of endpoints has, without those of the web page."""
@@ -114,15 +71,15 @@ class OllamaError(BaseModel):
     error: str
 
 
-def described(
-    endpoints: Iterable[Endpoint | EmbeddingEndpoint | AboutEndpoint],
-) -> list[Described]:
+def described(endpoints: Iterable[Endpoint | AboutEndpoint]) -> list[Described]:
     """All paths: those of endpoints, and the others."""
-    listed = [
-        Described(one.path, one.method, one.body, one.summary, one.answer)
-        for one in endpoints
-    ]
-    return [*OWN, *listed]
+    return [*OWN, *map(_described, endpoints)]
+
+
+def _described(one: Endpoint | AboutEndpoint) -> Described:
+    path = one.path.replace(":path", "")  # Starlette's type of a parameter
+    about = (one.body, one.summary, one.answer, one.media_type)
+    return Described(path, one.method, *about)
 
 
 def document(paths: Iterable[Described]) -> dict[str, Any]:
@@ -162,7 +119,7 @@ def _error_of(path: str) -> type[BaseModel]:
 def _operation(one: Described, body: Any, error: Any) -> dict[str, Any]:
     failed = {
         "description": "An error.",
-        "content": {_JSON: {"schema": error}},
+        "content": {JSON: {"schema": error}},
     }
     made: dict[str, Any] = {
         "summary": one.summary,
@@ -170,7 +127,7 @@ def _operation(one: Described, body: Any, error: Any) -> dict[str, Any]:
         "responses": {"200": _success(one), "4XX": failed, "5XX": failed},
     }
     if body is not None:
-        made["requestBody"] = {"required": True, "content": {_JSON: {"schema": body}}}
+        made["requestBody"] = {"required": True, "content": {JSON: {"schema": body}}}
     if "{name}" in one.path:
         text = {"type": "string", "minLength": 1}
         parameter = {"name": "name", "in": "path", "required": True, "schema": text}

@@ -12,12 +12,16 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from edgecs.server.answering import Answers, Usage, chat_answers
+from edgecs.server.answering import (
+    Answers,
+    Usage,
+    chat_answers,
+    incomplete_calls,
+)
 from edgecs.server.choice import Called, Choice, Part
 from edgecs.server.endpoint import Endpoint
 from edgecs.server.engine import Engine
 from edgecs.server.error_forms import openai_error
-from edgecs.server.openai_calls import incomplete_calls
 from edgecs.server.replies import (
     Framing,
     Refused,
@@ -37,7 +41,7 @@ _FRAMING = Framing(
 )
 _CUT_OFF = ("function_call", "incomplete")
 _PREFIXES = {"reasoning": "rs", "message": "msg", "function_call": "fc"}
-Event = dict[str, Any]
+StreamEvent = dict[str, Any]
 
 
 async def respond(
@@ -76,6 +80,7 @@ class _Form:
         self._engine, self._asked, self._answers = engine, asked, answers
         self._id, self._created = f"resp_{secrets.token_hex(12)}", int(time.time())
         self._items = list[_Item]()
+        self._silent = list[Token]()  # without text so far: that of the next piece
         self._count = 0  # of events
 
     async def whole(self) -> dict[str, Any]:
@@ -88,7 +93,7 @@ class _Form:
             pass
         return self._response()
 
-    async def events(self) -> AsyncGenerator[Event, None]:
+    async def events(self) -> AsyncGenerator[StreamEvent, None]:
         """The events of a response in their order."""
         for kind in ("created", "in_progress"):
             yield self._whole_event(kind)
@@ -104,9 +109,11 @@ class _Form:
             yield event
         yield self._whole_event(self._final)
 
-    def _new(self, part: Part) -> Iterator[Event]:
+    def _new(self, part: Part) -> Iterator[StreamEvent]:
         """The events of what is new."""
-        tokens = part.tokens
+        tokens, self._silent = [*self._silent, *part.tokens], []
+        if not part.pieces:
+            self._silent = tokens
         for piece in part.pieces:
             if isinstance(piece, Called):
                 yield from self._called(piece)
@@ -120,12 +127,12 @@ class _Form:
                 item = self._items[-1]
                 item.text += piece.text
                 item.tokens += tokens
-                found, tokens = self._logprobs(tokens), ()
+                found, tokens = self._logprobs(tokens), []
                 yield self._part_event(
                     item, "output_text.delta", delta=piece.text, logprobs=found
                 )
 
-    def _called(self, piece: Called) -> Iterator[Event]:
+    def _called(self, piece: Called) -> Iterator[StreamEvent]:
         call, event = piece
         if isinstance(event, Begun):
             yield from self._close("completed")
@@ -141,7 +148,7 @@ class _Form:
             done = isinstance(event, Finished)
             yield from self._close("completed" if done else "incomplete")
 
-    def _open(self, kind: str) -> Iterator[Event]:
+    def _open(self, kind: str) -> Iterator[StreamEvent]:
         """The events before an item, unless it is the current one."""
         last = self._items[-1] if self._items else None
         if last and last.kind == kind and last.status == "in_progress":
@@ -154,7 +161,7 @@ class _Form:
         part = self._part(item)
         yield self._part_event(item, "content_part.added", part=part)
 
-    def _close(self, status: str) -> Iterator[Event]:
+    def _close(self, status: str) -> Iterator[StreamEvent]:
         """The events that end the current item, if any."""
         item = self._items[-1] if self._items else None
         if item is None or item.status != "in_progress":
@@ -176,23 +183,23 @@ class _Form:
         yield self._part_event(item, "content_part.done", part=self._part(item))
         yield self._item_event(item, "done", self._item(item))
 
-    def _event(self, kind: str, **more: Any) -> Event:
+    def _event(self, kind: str, **more: Any) -> StreamEvent:
         event = {"type": kind, "sequence_number": self._count, **more}
         self._count += 1
         return event
 
-    def _whole_event(self, kind: str) -> Event:
+    def _whole_event(self, kind: str) -> StreamEvent:
         return self._event(f"response.{kind}", response=self._response())
 
-    def _item_event(self, item: _Item, what: str, shown: Event) -> Event:
+    def _item_event(self, item: _Item, what: str, shown: StreamEvent) -> StreamEvent:
         kind = f"response.output_item.{what}"
         return self._event(kind, output_index=item.index, item=shown)
 
-    def _part_event(self, item: _Item, kind: str, **more: Any) -> Event:
+    def _part_event(self, item: _Item, kind: str, **more: Any) -> StreamEvent:
         place = {"item_id": item.id, "output_index": item.index, "content_index": 0}
         return self._event(f"response.{kind}", **place, **more)
 
-    def _call_event(self, item: _Item, what: str, **more: Any) -> Event:
+    def _call_event(self, item: _Item, what: str, **more: Any) -> StreamEvent:
         place = {"item_id": item.id, "output_index": item.index}
         kind = f"response.function_call_arguments.{what}"
         return self._event(kind, **place, **more)

@@ -7,32 +7,29 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, Tag
+from pydantic import ConfigDict, Discriminator, Field, StrictBool, Tag
 
+from edgecs.server.body import Body
 from edgecs.server.schemas import MOST_LOGPROBS, MOST_MESSAGES, Finite, Text
 
 _Id = Annotated[str, Field(max_length=256)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class TextPart(_Body):
+class TextPart(Body):
     """A part of a message."""
 
     type: Literal["input_text", "output_text"]
     text: Text
 
 
-class RefusalPart(_Body):
+class RefusalPart(Body):
     """A refusal in an earlier answer."""
 
     type: Literal["refusal"]
     refusal: Text
 
 
-class OtherPart(_Body):
+class OtherPart(Body):
     """A part that models of text cannot read."""
 
     type: Literal["input_image", "input_file", "input_audio"]
@@ -41,7 +38,7 @@ class OtherPart(_Body):
 Part = Annotated[TextPart | RefusalPart | OtherPart, Field(discriminator="type")]
 
 
-class Message(_Body):
+class Message(Body):
     """A message."""
 
     type: Literal["message"] = "message"
@@ -49,7 +46,7 @@ class Message(_Body):
     content: Text | list[Part]
 
 
-class FunctionCall(_Body):
+class FunctionCall(Body):
     """A call of a function in an earlier answer."""
 
     type: Literal["function_call"]
@@ -58,7 +55,7 @@ class FunctionCall(_Body):
     arguments: Text
 
 
-class FunctionResult(_Body):
+class FunctionResult(Body):
     """The result of a call."""
 
     type: Literal["function_call_output"]
@@ -66,14 +63,14 @@ class FunctionResult(_Body):
     output: Text | list[Part]
 
 
-class ReasoningPart(_Body):
+class ReasoningPart(Body):
     """A part of thoughts, or of their summary."""
 
     type: Literal["reasoning_text", "summary_text"]
     text: Text
 
 
-class Reasoning(_Body):
+class Reasoning(Body):
     """The thoughts of an earlier answer. Encrypted ones have no content."""
 
     type: Literal["reasoning"]
@@ -86,7 +83,7 @@ class Reasoning(_Body):
         return "\n\n".join(part.text for part in self.content or self.summary or ())
 
 
-class Reference(_Body):
+class Reference(Body):
     """An item of a stored response."""
 
     type: Literal["item_reference"]
@@ -109,22 +106,22 @@ Item = Annotated[
 ]
 
 
-class TextFormat(_Body):
+class TextFormat(Body):
     """The format of an answer."""
 
     type: Literal["text"]
 
 
-class ObjectFormat(_Body):
+class ObjectFormat(Body):
     """Any JSON object."""
 
     type: Literal["json_object"]
 
 
-class SchemaFormat(_Body):
+class SchemaFormat(Body):
     """A named JSON schema."""
 
-    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     type: Literal["json_schema"]
     name: str = Field(default="answer", max_length=256)
@@ -132,7 +129,7 @@ class SchemaFormat(_Body):
     strict: StrictBool | None = None
 
 
-class TextConfig(_Body):
+class TextConfig(Body):
     """The form of the text."""
 
     format: TextFormat | ObjectFormat | SchemaFormat | None = Field(
@@ -140,26 +137,26 @@ class TextConfig(_Body):
     )
 
 
-class ReasoningConfig(_Body):
+class ReasoningConfig(Body):
     """Whether to think, and how long; see `reasoning_effort` of chats."""
 
     effort: str | None = Field(default=None, max_length=16)
     summary: str | None = Field(default=None, max_length=16)
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """Options of a stream."""
 
     include_obfuscation: StrictBool | None = None
 
 
-class ResponsesRequest(_Body):
+class ResponsesRequest(Body):
     """POST /v1/responses."""
 
     input: Text | Annotated[list[Item], Field(min_length=1, max_length=MOST_MESSAGES)]
     model: str | None = Field(default=None, max_length=1024)
     instructions: Text | None = None
-    max_output_tokens: int | None = Field(default=None, ge=0)
+    max_output_tokens: int | None = Field(default=None, ge=-1)
     temperature: Finite | None = Field(default=None, ge=0)
     top_p: Finite | None = Field(default=None, ge=0, le=1)
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)

@@ -15,7 +15,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
+from edgecs.server.body import Body
 from edgecs.server.tool_schemas import MOST_ID, MOST_TOOLS, CalledTool, ToolFields
 
 MOST_STOPS, MOST_TEXT = 16, 1 << 22  # characters
@@ -25,6 +27,7 @@ MOST_BIASES = 4096
 Text = Annotated[str, Field(max_length=MOST_TEXT)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
+_Stop = Annotated[str, Field(max_length=1024)]
 # Beyond these float32 logits overflow, and numbers do not fit the sampler's integers.
 _Factor = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
 _Penalty = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
@@ -33,18 +36,14 @@ _Bias = Annotated[float, Field(ge=-1e30, le=1e30, allow_inf_nan=False)]
 _Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class TextPart(_Body):
+class TextPart(Body):
     """A part of a message; only text is supported."""
 
     type: Literal["text"]
     text: Text
 
 
-class Message(_Body):
+class Message(Body):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -53,6 +52,21 @@ class Message(_Body):
     reasoning_content: Text | None = None
     tool_calls: list[CalledTool] | None = Field(default=None, max_length=MOST_TOOLS)
     tool_call_id: str | None = Field(default=None, max_length=MOST_ID)
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _readable(cls, given: Any) -> Any:
+        """Names a part that is no text, of the alternatives none of which fits."""
+        for part in given if isinstance(given, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind != "text":
+                raise PydanticCustomError(
+                    "unreadable",
+                    "a part of type {kind} cannot be read: this model reads text, so "
+                    "send text parts",
+                    {"kind": kind[:80]},
+                )
+        return given
 
     def plain(self) -> dict[str, Any]:
         """The role and the text of the message, in the form of chat templates."""
@@ -63,22 +77,22 @@ class Message(_Body):
         return {"role": role, "content": content or ""}
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """Options of a stream."""
 
     include_usage: StrictBool = False
 
 
-class SchemaFormat(_Body):
+class SchemaFormat(Body):
     """A named JSON schema."""
 
-    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     name: str = "answer"
     schema_: dict[str, Any] | bool = Field(alias="schema")
 
 
-class ResponseFormat(_Body):
+class ResponseFormat(Body):
     """The format of an answer."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -92,13 +106,13 @@ class ResponseFormat(_Body):
         return self
 
 
-class _Asked(_Body):
+class _AnswerFields(Body):
     """Fields of chat completions and completions."""
 
     model: str | None = Field(default=None, max_length=1024)
     stream: StrictBool = False
     stream_options: StreamOptions | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=MOST_STOPS)] | None = None
     n: int = Field(default=1, ge=1, le=MOST_CHOICES)
     seed: _Seed | None = None
     temperature: Finite | None = Field(default=None, ge=0, le=1e6)
@@ -129,35 +143,33 @@ class _Asked(_Body):
 
     @property
     def stops(self) -> list[str]:
-        """Stop strings."""
-        if self.stop is None:
-            return []
-        return [self.stop] if isinstance(self.stop, str) else self.stop
+        """Stop strings; empty ones do not count."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [stop for stop in given if stop]
 
 
-def _most(max_tokens: int | None, n_predict: int | None) -> int | None:
-    """The most tokens of an answer. n_predict: llama-server's name; -1: no limit."""
-    if max_tokens is not None or n_predict is None or n_predict < 0:
-        return max_tokens
-    return n_predict
+def _most(*limits: int | None) -> int | None:
+    """The first limit that is given, of tokens of an answer; -1: there is none."""
+    given = next((one for one in limits if one is not None), -1)
+    return None if given < 0 else given
 
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-class TemplateOptions(_Body):
+class TemplateOptions(Body):
     """Values for a model's chat template."""
 
     enable_thinking: StrictBool | None = None
     reasoning_effort: Effort | None = None
 
 
-class ChatRequest(_Asked, ToolFields):
+class ChatRequest(_AnswerFields, ToolFields):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
-    max_tokens: int | None = Field(default=None, ge=0)
-    max_completion_tokens: int | None = Field(default=None, ge=0)
+    max_tokens: int | None = Field(default=None, ge=-1)
+    max_completion_tokens: int | None = Field(default=None, ge=-1)
     n_predict: int | None = Field(default=None, ge=-1)
     logprobs: StrictBool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
@@ -182,17 +194,15 @@ class ChatRequest(_Asked, ToolFields):
 
     @property
     def most(self) -> int | None:
-        """The most tokens of an answer."""
-        if self.max_completion_tokens is not None:
-            return self.max_completion_tokens
-        return _most(self.max_tokens, self.n_predict)
+        """The most tokens of an answer; None means no limit."""
+        return _most(self.max_completion_tokens, self.max_tokens, self.n_predict)
 
 
-class CompletionRequest(_Asked):
+class CompletionRequest(_AnswerFields):
     """POST /v1/completions."""
 
     prompt: Text | list[int]
-    max_tokens: int | None = Field(default=None, ge=0)
+    max_tokens: int | None = Field(default=None, ge=-1)
     n_predict: int | None = Field(default=None, ge=-1)
     logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
     echo: StrictBool = False
@@ -214,27 +224,27 @@ class CompletionRequest(_Asked):
         return given[0]
 
 
-class Named(_Body):
+class Named(BaseModel):
     """The fields of every request that choose a model, and how long it stays."""
 
     model: str | None = Field(default=None, max_length=1024)
     keep_alive: str | float | None = None
 
 
-class LoadRequest(_Body):
+class LoadRequest(Body):
     """POST /models/load."""
 
     model: str = Field(max_length=1024)
 
 
-class UnloadRequest(_Body):
+class UnloadRequest(Body):
     """POST /models/unload. cancel: end current answers instead of finishing them."""
 
     model: str = Field(max_length=1024)
     cancel: StrictBool = False
 
 
-class TokenizeRequest(_Body):
+class TokenizeRequest(Body):
     """POST /tokenize."""
 
     content: Text
@@ -242,7 +252,7 @@ class TokenizeRequest(_Body):
     with_pieces: StrictBool = False
 
 
-class DetokenizeRequest(_Body):
+class DetokenizeRequest(Body):
     """POST /detokenize."""
 
     tokens: list[int] = Field(max_length=MOST_TEXT)
@@ -254,7 +264,7 @@ class Turn(Message):
     ids: list[int] | None = Field(default=None, max_length=MOST_TEXT)
 
 
-class TemplateRequest(_Body, ToolFields):
+class TemplateRequest(ToolFields):
     """POST /apply-template.
 
     with_tokens: also return the ids of the prompt. partial: ids of an unfinished answer

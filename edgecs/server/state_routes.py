@@ -16,12 +16,13 @@ from starlette.responses import JSONResponse, Response
 from edgecs.runtime.recipe import Recipe
 from edgecs.server import metrics
 from edgecs.server.embedding_engine import EmbeddingEngine
+from edgecs.server.endpoint import AboutEndpoint
 from edgecs.server.engine import Engine
 from edgecs.server.pool import ModelPool
 from edgecs.server.served import Served
 
 
-async def props(request: Request, pool: ModelPool, most: int) -> Response:
+async def props(pool: ModelPool, request: Request, asked: None) -> Response:
     """GET /props: of the model `?model=`, or of the server if it has several."""
     name = request.query_params.get("model")
     if name is None and pool.default is None:
@@ -35,7 +36,7 @@ async def props(request: Request, pool: ModelPool, most: int) -> Response:
         return JSONResponse(found)
 
 
-async def slots(request: Request, pool: ModelPool, most: int) -> Response:
+async def slots(pool: ModelPool, request: Request, asked: None) -> Response:
     """GET /slots: of the model `?model=`, or of all that are loaded."""
     name = request.query_params.get("model")
     found = [
@@ -48,7 +49,7 @@ async def slots(request: Request, pool: ModelPool, most: int) -> Response:
     return JSONResponse(found)
 
 
-async def counts(request: Request, pool: ModelPool, most: int) -> Response:
+async def counts(pool: ModelPool, request: Request, asked: None) -> Response:
     """GET /metrics: of all models that are loaded."""
     text = metrics.exposition(_loaded(pool))
     return Response(text, media_type=metrics.CONTENT_TYPE)
@@ -105,3 +106,12 @@ def settings(recipe: Recipe) -> dict[str, Any]:
         "exact": recipe.exact,
         "sampling": asdict(recipe.sampling),
     }
+
+
+ENDPOINTS = (
+    AboutEndpoint("/props", props, None, "Settings of the server.", "The settings."),
+    AboutEndpoint("/slots", slots, None, "What every slot does.", "The slots."),
+    AboutEndpoint(
+        "/metrics", counts, None, "Counts for Prometheus.", "The counts.", "text/plain"
+    ),
+)

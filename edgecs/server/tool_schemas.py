@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import Field, StrictBool
+
+from edgecs.server.body import Body
 
 MOST_TOOLS, MOST_ID = 1024, 256
 _Name = Annotated[str, Field(max_length=MOST_ID)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class FunctionSpec(_Body):
+class FunctionSpec(Body):
     """A function that may be called. Its arguments always match the schema.
 
     strict: ignored, as arguments are constrained without it.
@@ -26,18 +24,18 @@ class FunctionSpec(_Body):
     strict: StrictBool | None = None
 
 
-class ToolSpec(_Body):
+class ToolSpec(Body):
     """A tool; only functions are supported."""
 
     type: Literal["function"] = "function"
     function: FunctionSpec
 
 
-class _Named(_Body):
+class _Named(Body):
     name: _Name
 
 
-class NamedChoice(_Body):
+class NamedChoice(Body):
     """The tool that must be called."""
 
     type: Literal["function"]
@@ -47,14 +45,14 @@ class NamedChoice(_Body):
 ToolChoice = Literal["none", "auto", "required"] | NamedChoice
 
 
-class CalledFunction(_Body):
+class CalledFunction(Body):
     """What was called. arguments: JSON as text; some clients send the object."""
 
     name: _Name
     arguments: Annotated[str, Field(max_length=1 << 22)] | dict[str, Any] = ""
 
 
-class CalledTool(_Body):
+class CalledTool(Body):
     """A call in an earlier answer."""
 
     id: _Name = ""
@@ -62,7 +60,7 @@ class CalledTool(_Body):
     function: CalledFunction
 
 
-class ToolFields(_Body):
+class ToolFields(Body):
     """The tools of a request, and whether they may or must be called."""
 
     tools: list[ToolSpec] | None = Field(default=None, max_length=MOST_TOOLS)

@@ -27,14 +27,19 @@ class Triggers:
     anywhere: tuple[str, ...]
     at_start: tuple[tuple[str, ...], ...] = ()
 
-    def find(self, text: str, start: int = 0, *, first: bool = True) -> int | None:
+    def find(
+        self, text: str, start: int = 0, *, first: bool = True, known: int = 0
+    ) -> int | None:
         """Where the first call begins; it becomes known with the trigger's last letter.
 
         start: of the text in which calls count. first: that is where the answer starts.
+        known: letters at the beginning of the text in which no call begins and ends its
+        trigger; they are not searched again.
         """
         if first and any(_matched(text, start, parts) for parts in self.at_start):
             return start
-        found = [at for one in self.anywhere if (at := text.find(one, start)) >= 0]
+        begin = max(start, known - self._longest + 1)
+        found = [at for one in self.anywhere if (at := text.find(one, begin)) >= 0]
         return min(found, default=None)
 
     def held(self, text: str, *, first: bool) -> int:
@@ -44,11 +49,14 @@ class Triggers:
         """
         if first and any(_matched(text, 0, parts) is None for parts in self.at_start):
             return len(text)
-        longest = min(max(map(len, self.anywhere), default=1) - 1, len(text))
-        for size in range(longest, 0, -1):
+        for size in range(min(self._longest - 1, len(text)), 0, -1):
             if any(one.startswith(text[-size:]) for one in self.anywhere):
                 return size
         return 0
+
+    @property
+    def _longest(self) -> int:
+        return max(map(len, self.anywhere), default=1)
 
 
 def _matched(text: str, start: int, parts: tuple[str, ...]) -> bool | None:
@@ -64,10 +72,13 @@ def _matched(text: str, start: int, parts: tuple[str, ...]) -> bool | None:
     return True
 
 
-def after_thoughts(text: str, *, open: bool, tags: Tags = THINK) -> int | None:
+def after_thoughts(
+    text: str, *, open: bool, tags: Tags = THINK, known: int = 0
+) -> int | None:
     """Where the answer begins in a text that may begin with thoughts; None: not yet.
 
-    open: the prompt has opened the thoughts.
+    open: the prompt has opened the thoughts. known: letters at the beginning of the
+    text after which the answer had not begun; their end is not searched for again.
     """
     if not open:
         start, opens = text.lstrip(), tags.opens
@@ -77,5 +88,5 @@ def after_thoughts(text: str, *, open: bool, tags: Tags = THINK) -> int | None:
             return None
         if not start.startswith(opens):
             return 0
-    at = text.find(tags.closes)
+    at = text.find(tags.closes, max(0, known - len(tags.closes) + 1))
     return None if at < 0 else at + len(tags.closes)

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from edgecs.errors import ModelError
 from edgecs.sampling.chain import always, greedy
 from edgecs_bench.peers import PeerAnswer, PeerFailed
 from edgecs_bench.run import peer_modes
 from edgecs_bench.run.blocks import ModeFailed
 from edgecs_bench.run.modes import Asked
-from edgecs_bench.run.peer_modes import Absent, PeerMode, parts
+from edgecs_bench.run.peer_modes import Absent, PeerMode, drafters_by_kind, parts
+from tests import drafter_files as files
 
 ASKED = Asked([4, 5, 6], "text", always(greedy), 2)
 
@@ -67,7 +69,7 @@ def test_a_part_is_plain_decoding_and_one_configuration(monkeypatch, works: bool
     model, target = SimpleNamespace(path=Path("m")), SimpleNamespace(n_ctx=9, threads=1)
     loaded = SimpleNamespace(model=model, target=target)
     shop: Any = SimpleNamespace(loaded=loaded, make=lambda name: name)
-    every = parts(["xllamacpp"], Path("root"), None, print)
+    every = parts(["xllamacpp"], Path("root"), {}, print)
     closing: Any = SimpleNamespace(enter_context=lambda process: process)
     opened = [part(shop, closing) for part in every]
     assert "xllamacpp/plain" in [name for name, _ in opened]
@@ -76,3 +78,18 @@ def test_a_part_is_plain_decoding_and_one_configuration(monkeypatch, works: bool
         assert plain == "plain"  # type: ignore[comparison-overlap]
         assert other.name == name
         assert isinstance(other, PeerMode if works else Absent)
+
+
+def test_drafters_are_told_apart_by_their_files(tmp_path: Path):
+    plain = files.target(tmp_path / "target.gguf")
+    small = files.target(tmp_path / "small.gguf", "llama")
+    eagle = files.eagle3(tmp_path / "eagle.gguf")
+    block = files.dflash(tmp_path / "block.gguf")
+    given = [tmp_path / "onnx", eagle, small, block, plain]
+    found = drafters_by_kind(plain, given)
+    assert found == {"eagle3": eagle, "model": small, "dflash": block}
+    own = files.with_heads(tmp_path / "own.gguf")
+    assert drafters_by_kind(own, []) == {"mtp": None}
+    (tmp_path / "junk.gguf").write_bytes(b"junk")
+    with pytest.raises(ModelError, match=r"junk\.gguf"):
+        drafters_by_kind(plain, [tmp_path / "junk.gguf"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def test_an_answer_comes_back_with_its_times_and_counts(start: Start):
 def test_only_a_configuration_with_a_draft_model_is_given_one(start: Start):
     draft = Path("/draft.gguf")
     assert start(draft=draft).version.endswith(" None")
-    with_draft = start(draft=draft, config={"draft": True})
+    with_draft = start(draft=draft, config={"draft": "model"})
     assert with_draft.version.endswith(str(draft.absolute()))
 
 
@@ -209,8 +209,11 @@ def test_peers_and_configurations_have_names_of_their_own():
         assert "/" not in "".join([peer.name, *peer.configurations])
 
 
-def labels(names: list[str], has_draft: bool = True) -> list[str]:
-    chosen = resolve(names, has_draft=has_draft)
+KINDS = ("model", "mtp", "eagle3", "dflash")
+
+
+def labels(names: list[str], kinds: Sequence[str] = KINDS) -> list[str]:
+    chosen = resolve(names, kinds)
     return [f"{peer.name}/{name}" for peer, name, _ in chosen]
 
 
@@ -221,8 +224,16 @@ def test_all_is_every_configuration_of_every_peer():
 
 
 def test_without_a_draft_model_nothing_needs_one():
-    every, few = labels(["xllamacpp"]), labels(["xllamacpp"], has_draft=False)
-    assert set(every) - set(few) == {"xllamacpp/draft-simple"}
+    few = set(labels(["xllamacpp"], ()))
+    assert not any("draft" in name for name in few)
+    for kind, names in (
+        ("model", {"draft-simple"}),
+        ("mtp", {"draft-mtp", "draft-mtp-3"}),
+        ("eagle3", {"draft-eagle3", "draft-eagle3-3"}),
+        ("dflash", {"draft-dflash"}),
+    ):
+        more = set(labels(["xllamacpp"], [kind])) - few
+        assert more == {f"xllamacpp/{name}" for name in names}
 
 
 def test_one_configuration_can_be_named():
@@ -231,7 +242,7 @@ def test_one_configuration_can_be_named():
 
 def test_an_unknown_peer_is_refused_with_the_names_there_are():
     with pytest.raises(ConfigError, match="no peer vllm: .*llama-cpp-python"):
-        resolve(["vllm"], has_draft=True)
+        resolve(["vllm"], KINDS)
 
 
 def test_no_peer_calls_home():

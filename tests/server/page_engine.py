@@ -59,10 +59,12 @@ class PageEngine(ScriptedEngine):
     def ask(self, job: Job) -> Any:
         self.jobs.append(job)
         text = bytes(job.prompt.astype("uint8")).decode().rpartition("user: ")[2]
-        return _Asked(job, self.script(text.rstrip("\n")), self.pause, self.first)
+        return _SubmittedJob(
+            job, self.script(text.rstrip("\n")), self.pause, self.first
+        )
 
 
-class _Asked:
+class _SubmittedJob:
     """A job and its answer."""
 
     def __init__(

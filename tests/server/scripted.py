@@ -37,7 +37,7 @@ class Ticket:
         self.cancelled = True
 
 
-class Asked:
+class SubmittedJob:
     """A job, and the events of its answer."""
 
     def __init__(self, job: Job, events: Sequence[Event]) -> None:
@@ -102,8 +102,7 @@ class ScriptedEngine(Engine):
             refused_files=0,
             slots=lambda: [SlotState(0, "idle", 0, 0, 0)],
         )
-        self.checks = Checks()
-        self.jobs = list[Job]()
+        self.jobs, self.checks = list[Job](), Checks()
         self.tools: Sequence[Mapping[str, Any]] = ()
         self.efforts = list[str | None]()
         self.prompts = list[tuple[Sequence[Mapping[str, Any]], str, bool | None]]()
@@ -172,10 +171,10 @@ class ScriptedEngine(Engine):
         self.jobs.append(job)
         events: list[Event] = [[self._token(job, text)] for text in self.rounds]
         if self.error is not None:
-            return Asked(job, [*events, self.error])
+            return SubmittedJob(job, [*events, self.error])
         stats = Stats(int(job.prompt.size), 3, len(self.rounds), 0.25, 0.5)
         ended = Ended(self.reason, stats, ["target"], None, self.stop)
-        return Asked(job, [*events, ended])
+        return SubmittedJob(job, [*events, ended])
 
     def _token(self, job: Job, text: str) -> Token:
         stated = None

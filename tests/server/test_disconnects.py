@@ -11,7 +11,7 @@ import pytest
 
 from edgecs.server.app import create_app
 from edgecs.server.job import Event
-from tests.server.scripted import Asked, ScriptedEngine, serving_of
+from tests.server.scripted import ScriptedEngine, SubmittedJob, serving_of
 from tests.server.servers import WAIT
 
 CHAT = [{"role": "user", "content": "hello hello hello"}]
@@ -25,7 +25,7 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 
 
-class Endless(Asked):
+class Endless(SubmittedJob):
     """An answer that says something and never ends."""
 
     async def events(self) -> AsyncGenerator[Event, None]:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
 import ollama
 import pytest
+from starlette.testclient import TestClient
 
 from edgecs.errors import ModelError
-from edgecs.server.app import Serving
+from edgecs.runtime.served_models import ServedModel, ServedModels
+from edgecs.server.app import Serving, create_app
 from edgecs.server.guard import Access
+from edgecs.server.pool import ModelPool
+from edgecs.server.served import Served
 from tests.server.scripted import ScriptedEngine, client
+from tests.server.servers import WAIT
 
 MESSAGES = [{"role": "user", "content": "hello hello hello"}]
 CHAT: dict[str, Any] = {"model": "tiny", "messages": MESSAGES}
@@ -115,6 +123,76 @@ def test_nothing_to_answer_only_loads_the_model(path: str):
     assert (loaded["done"], loaded["done_reason"]) == (True, "load")
     assert gone["done_reason"] == "unload"
     assert loaded.keys() & {"message", "response"}
+
+
+class TestUnloading:
+    """A prompt that is empty with a `keep_alive` of 0."""
+
+    @pytest.fixture
+    def loads(self) -> list[str]:
+        """The names of the models that were loaded."""
+        return []
+
+    @pytest.fixture
+    def freed(self) -> threading.Event:
+        """Set when a model is freed."""
+        return threading.Event()
+
+    @pytest.fixture
+    def made(
+        self, loads: list[str], freed: threading.Event, tmp_path: Path
+    ) -> Iterator[TestClient]:
+        @contextmanager
+        def load(model: ServedModel, cancel: threading.Event) -> Iterator[Served]:
+            loads.append(model.name)
+            yield ScriptedEngine("x")
+            freed.set()
+
+        both = {name: ServedModel(name, name, tmp_path) for name in ("tiny", "other")}
+        pool = ModelPool(ServedModels(both), load)
+        app = create_app(Serving(pool))
+        with TestClient(app, "http://localhost") as made:
+            yield made
+
+    @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+    @pytest.mark.parametrize("keep_alive", [0, "0", "0s"])
+    def test_loads_nothing(
+        self, made: TestClient, loads: list[str], path: str, keep_alive: object
+    ):
+        body = {"model": "tiny", "keep_alive": keep_alive}
+        gone = made.post(path, json=body).json()
+        assert (gone["done"], gone["done_reason"]) == (True, "unload")
+        assert gone.keys() & {"message", "response"}
+        assert loads == []
+
+    def test_unloads_the_model_that_is_there(
+        self, made: TestClient, loads: list[str], freed: threading.Event
+    ):
+        assert made.post("/api/chat", json=CHAT).status_code == 200
+        for name in ("other", "tiny"):
+            assert not freed.is_set()
+            body = {"model": name, "keep_alive": 0}
+            gone = made.post("/api/generate", json=body).json()
+            assert gone["done_reason"] == "unload"
+        assert freed.wait(WAIT)
+        assert loads == ["tiny"]
+
+    def test_needs_a_model_that_there_is(self, made: TestClient):
+        body = {"model": "none", "keep_alive": 0}
+        reply = made.post("/api/generate", json=body)
+        assert reply.status_code == 404
+        assert "none" in reply.json()["error"]
+
+    def test_is_not_asked_for_by_a_prompt(self, made: TestClient, loads: list[str]):
+        for path, body in (("/api/chat", CHAT), ("/api/generate", PROMPT)):
+            reply = made.post(path, json={**body, "keep_alive": 0, "stream": False})
+            assert reply.json()["done_reason"] == "stop"
+        assert {*loads} == {"tiny"}
+
+    def test_a_body_that_is_wrong_is_refused(self, made: TestClient, loads: list[str]):
+        body = {"model": "tiny", "keep_alive": 0, "messages": 7}
+        assert made.post("/api/chat", json=body).status_code == 400
+        assert loads == []
 
 
 def test_options_reach_the_samplers():

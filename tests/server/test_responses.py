@@ -140,6 +140,39 @@ def test_log_probabilities():
     assert part["logprobs"] == [{**named, "top_logprobs": [named]}]
 
 
+TOOL = {"type": "function", "name": "now", "parameters": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    ("rounds", "stated"),
+    [
+        (["", "", "\N{LLAMA}", "b"], [3, 1]),  # an emoji in three tokens
+        (["a", "", "b", ""], [1, 2]),
+        (["<think>a", "", "b</think>", "", "c"], [2]),  # the other tokens are thoughts
+        (["<thi", "s", "", "a"], [2, 2]),  # held back until it is certain
+        (["a", '<tool_call>{"name": "now",', ' "arguments": {}}</tool_call>'], [1]),
+        (["a", "<tool", "_box>"], [1, 2]),
+    ],
+)
+def test_every_token_of_a_text_has_its_log_probability(
+    rounds: list[str], stated: list[int]
+):
+    include = ["message.output_text.logprobs"]
+    with client(ScriptedEngine(*rounds)) as made:
+        body = post(made, include=include, tools=[TOOL]).json()
+        found = events(post(made, include=include, tools=[TOOL], stream=True))
+    deltas = [e for e in found if e["type"] == "response.output_text.delta"]
+    assert [len(delta["logprobs"]) for delta in deltas] == stated
+    (done,) = (e for e in found if e["type"] == "response.output_text.done")
+    (part,) = (
+        part
+        for item in body["output"]
+        if item["type"] == "message"
+        for part in item["content"]
+    )
+    assert len(done["logprobs"]) == len(part["logprobs"]) == sum(stated)
+
+
 def test_items_become_messages():
     items = [
         {"role": "developer", "content": "Be kind."},

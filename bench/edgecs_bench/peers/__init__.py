@@ -1,6 +1,6 @@
 """Other runtimes with the same model and prompts, each in its own process.
 
-for peer, name, config in resolve(["all"], has_draft=True):
+for peer, name, config in resolve(["all"], ["model"]):
     with PeerProcess(peer, config, model=model, ...) as process:
         process.answer(ids, text, n)
 """

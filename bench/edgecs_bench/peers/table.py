@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgecs.errors import ConfigError
 
-Config = Mapping[str, object]  # for the adapter; `draft` true: needs a draft model
+Config = Mapping[str, object]  # for the adapter; `draft`: the kind of drafter it needs
 _ADAPTERS = Path(__file__).parent / "backends"
 
 
@@ -29,7 +29,12 @@ class Peer:
 # in an answer of a few hundred tokens.
 _LLAMA_SERVER: dict[str, Config] = {
     "plain": {},
-    "draft-simple": {"draft": True, "type": "draft-simple"},
+    "draft-simple": {"draft": "model", "type": "draft-simple"},
+    "draft-mtp": {"draft": "mtp", "type": "draft-mtp"},
+    "draft-mtp-3": {"draft": "mtp", "type": "draft-mtp", "n_max": 3},
+    "draft-eagle3": {"draft": "eagle3", "type": "draft-eagle3"},
+    "draft-eagle3-3": {"draft": "eagle3", "type": "draft-eagle3", "n_max": 3},
+    "draft-dflash": {"draft": "dflash", "type": "draft-dflash"},
     "ngram-simple": {"type": "ngram-simple"},
     "ngram-simple-3-10": {"type": "ngram-simple", "size_n": 3, "size_m": 10},
     "ngram-map-k": {"type": "ngram-map-k"},
@@ -67,7 +72,7 @@ PEERS = (
         {
             "plain": {},
             "lookup-10": {"prompt_lookup_num_tokens": 10},
-            "assisted": {"draft": True},
+            "assisted": {"draft": "model"},
         },
     ),
     Peer(
@@ -77,7 +82,7 @@ PEERS = (
         {
             "plain": {},
             "lookup-10": {"num_assistant_tokens": 10, "max_ngram_size": 2},
-            "draft": {"draft": True, "num_assistant_tokens": 5},
+            "draft": {"draft": "model", "num_assistant_tokens": 5},
         },
     ),
     Peer(
@@ -90,12 +95,13 @@ PEERS = (
 
 
 def resolve(
-    names: Sequence[str], *, has_draft: bool
+    names: Sequence[str], kinds: Container[str] = ()
 ) -> Iterator[tuple[Peer, str, Config]]:
     """The selected configurations, in the order of the table.
 
-    A name is a peer, `peer/configuration`, or `all`. Without a draft model the
-    configurations that need one are left out. Raises ConfigError for other names.
+    A name is a peer, `peer/configuration`, or `all`. kinds: of the drafters there are;
+    configurations that need another one are left out. Raises ConfigError for other
+    names.
     """
     known = {"all", *(name for peer in PEERS for name in _names(peer))}
     if unknown := [name for name in names if name not in known]:
@@ -103,7 +109,7 @@ def resolve(
             f"there is no peer {unknown[0]}: give all, or some of "
             + ", ".join(peer.name for peer in PEERS)
         )
-    return _chosen(frozenset(names), has_draft)
+    return _chosen(frozenset(names), kinds)
 
 
 def _names(peer: Peer) -> list[str]:
@@ -111,10 +117,10 @@ def _names(peer: Peer) -> list[str]:
 
 
 def _chosen(
-    names: frozenset[str], has_draft: bool
+    names: frozenset[str], kinds: Container[str]
 ) -> Iterator[tuple[Peer, str, Config]]:
     for peer in PEERS:
         for name, config in peer.configurations.items():
             wanted = names & {"all", peer.name, f"{peer.name}/{name}"}
-            if wanted and (has_draft or not config.get("draft")):
+            if wanted and ("draft" not in config or config["draft"] in kinds):
                 yield peer, name, config

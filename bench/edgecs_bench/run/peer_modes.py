@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,17 +65,40 @@ class Absent:
         raise ModeFailed(self.error)
 
 
+Drafters = Mapping[str, Path | None]
+"""Files by the kinds of `peers.table`; None: it is in the target's file."""
+
+_KINDS = {"eagle3": "eagle3", "dflash": "dflash", "gemma4-assistant": "mtp"}
+
+
+def drafters_by_kind(target: Path, drafts: Sequence[Path]) -> Drafters:
+    """The first GGUF of each kind, and the head in the target's own file.
+
+    Raises ModelError for a file that is not a GGUF.
+    """
+    from edgecs.engines.llama.heads.files import has_own_head
+    from edgecs.engines.llama.heads.fit import header_of
+
+    found: dict[str, Path | None] = {}
+    for path in drafts:
+        if path.suffix == ".gguf":
+            found.setdefault(_KINDS.get(header_of(path).architecture, "model"), path)
+    if has_own_head(target):
+        found.setdefault("mtp", None)
+    return found
+
+
 def parts(
-    names: Sequence[str], root: Path, draft: Path | None, say: Callable[[str], None]
+    names: Sequence[str], root: Path, drafters: Drafters, say: Callable[[str], None]
 ) -> list[Part]:
     """A part for every selected configuration, see `peers.resolve`.
 
-    root: the folder of the peers' environments. draft: a smaller GGUF, for the
-    configurations that need one. Raises ConfigError.
+    root: the folder of the peers' environments. drafters: for the configurations that
+    need one. Raises ConfigError.
     """
-    wanted = resolve(names, has_draft=draft is not None)
     return [
-        _part(peer, name, config, root, draft, say) for peer, name, config in wanted
+        _part(peer, name, config, root, drafters.get(str(config.get("draft"))), say)
+        for peer, name, config in resolve(names, drafters)
     ]
 
 

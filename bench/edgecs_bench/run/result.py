@@ -169,14 +169,17 @@ def _speedups(result: Mapping[str, Any]) -> list[dict[str, str]]:
         if row["mode"] == "plain":
             line["plain tok/s"] = _shown(row["speed"], ".1f")
         elif row["speedup"] is not None:
-            forks = f", {row['forks']} forks" if row["forks"] else ""
-            line[row["mode"]] = f"{row['speedup']:.2f} ({_span(row)}{forks})"
+            forks = f"{row['forks']} forks" if row["forks"] else ""
+            about = ", ".join(filter(None, (_span(row), forks)))
+            more = f" ({about})" if about else ""
+            line[row["mode"]] = f"{row['speedup']:.2f}{more}"
     return list(lines.values())
 
 
 def _span(row: Mapping[str, Any]) -> str:
-    """An interval as text."""
-    return "-".join(f"{x:.2f}" for x in row["interval"] or []) or "-"
+    """An interval as text; "" for that of a single answer, which has no width."""
+    ends = row["interval"] or []
+    return "-".join(f"{x:.2f}" for x in ends) if len({*ends}) > 1 else ""
 
 
 def _test(result: Mapping[str, Any], test: Mapping[str, Any]) -> dict[str, str]:

@@ -273,7 +273,7 @@ def _wanted(values: dict[str, Any]) -> Wanted:
 
     if values["resume"]:
         check_journal(values["resume"])
-    resolve(values["peers"], has_draft=False)  # before a model is loaded
+    resolve(values["peers"])  # before a model is loaded
     names = values["suites"] or ("quick",)
     quick = names == ("quick",)
     tests = () if values["no_tests"] else values["tests"] or DEFAULTS
@@ -344,11 +344,11 @@ def _peers(
     """The measurements of other runtimes. Raises ConfigError."""
     if not names:
         return ()
-    from edgecs_bench.run.peer_modes import parts
+    from edgecs_bench.run.peer_modes import drafters_by_kind, parts
 
-    draft = next((path for path in drafts if path.suffix == ".gguf"), None)
     root = Path(platformdirs.user_cache_dir("edgecs")) / "peers"
-    return parts(names, root, draft, subject.say)
+    given = drafters_by_kind(subject.loaded.model.path, drafts)
+    return parts(names, root, given, subject.say)
 
 
 for command in COMMANDS:

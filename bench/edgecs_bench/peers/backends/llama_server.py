@@ -52,7 +52,8 @@ class InProcess:
             draft.mparams.path, draft.n_gpu_layers = hello["draft"], 0
             draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = threads
         for size, value in _sizes(config).items():
-            setattr(getattr(speculative, _under(kind)), size, value)
+            part = "draft" if config.get("draft") else _under(kind)
+            setattr(getattr(speculative, part), size, value)
         self._server = xllamacpp.Server(params)
         self.port = int(self._server.listening_address.rsplit(":", 1)[1])
 
