@@ -62,7 +62,7 @@ class Thoughts:
     a block belong to neither part, and with `anywhere` also those at its start.
 
     >>> thoughts = Thoughts()
-    >>> [tuple(thoughts.feed(text)) for text in ("<th", "ink>a</", "think>\n\nb")]
+    >>> [tuple(thoughts.feed(text)) for text in ("<th", "ink>a</", "think>\\n\\nb")]
     [('', ''), ('a', ''), ('', 'b')]
     """
 
