@@ -39,7 +39,9 @@ from edgecs.hub.drafter_manifest import (
 from edgecs.hub.manifest import known_manifests
 from edgecs.planning.acceptance import Calibration
 from edgecs.runtime import builder
+from edgecs.runtime.folders import Folders
 from edgecs.runtime.loader import Loaded, load_drafter
+from edgecs.runtime.recipe import Recipe
 from edgecs.sampling.settings import Sampling
 from edgecs.testing.fakes import TableModel
 from edgecs.text.chat_template import ChatTemplate
@@ -284,12 +286,16 @@ def test_without_times_nothing_is_expected(head: Path):
     )
 
 
-def test_a_shipped_drafter_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_shipped_drafter_has_a_name(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     folder = drafter(tmp_path / "head", MADE)
     monkeypatch.setattr(builder, "all_bundled", lambda: {"some-head": folder})
-    assert builder._folder("some-head") == folder
-    assert builder._folder(str(folder)) == folder
-    assert builder._folder("other") is None
+    folders = Folders(tmp_path, offline=True)
+    recipe = Recipe(str(tiny_gguf), drafts=("some-head", str(folder)))
+    assert builder.find_files(recipe, folders).drafts == (folder, folder)
+    with pytest.raises(ModelError, match="other"):
+        builder.find_files(Recipe(str(tiny_gguf), drafts=("other",)), folders)
 
 
 def test_a_model_is_known_by_name_to_its_drafter():
