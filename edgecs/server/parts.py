@@ -2,7 +2,8 @@
 
 A part delays the next token of all other answers, so it takes about as long as one of
 their rounds: then a gap between two tokens is at most about twice as long as usual,
-and a prompt has half of the time until it is read.
+and a prompt has half of the time until it is read. If several prompts wait, the part is
+that many times as long: the last of them would otherwise wait for all rounds of all.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 # chosen: how long a client that has left keeps the processor busy.
 _PATIENCE = 0.5  # seconds of a part while nobody else waits
 # chosen: fewer tokens do not use the processor well, as weights are read for each part.
-_LEAST = 16
+_LEAST = 32
 # chosen: on a slow machine it is one of its long calls, on a fast one it is short.
 _FIRST = 64  # tokens of a part until both speeds are known
 _FIRST_ALONE = 128
@@ -29,19 +30,18 @@ class PromptParts:
         self._token: float | None = None  # seconds of a prompt token
         self._round: float | None = None  # seconds of a call that decodes
 
-    @property
-    def tokens(self) -> int:
-        """The tokens of the next part.
+    def tokens(self, prompts: int = 1) -> int:
+        """The tokens of the next part. prompts: how many are being read or wait for it.
 
         >>> parts = PromptParts(512)
         >>> parts.read(100, 0.05)
         >>> parts.decoded(0.02)
-        >>> parts.tokens
-        40
+        >>> parts.tokens(), parts.tokens(3)
+        (40, 120)
         """
         if self._token is None or self._round is None:
             return min(_FIRST, self._most)
-        fitting = round(self._round / max(self._token, 1e-9))
+        fitting = round(prompts * self._round / max(self._token, 1e-9))
         return max(min(_LEAST, self._most), min(fitting, self._most))
 
     @property

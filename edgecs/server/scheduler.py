@@ -263,7 +263,10 @@ class Scheduler:
         """End of the next chunk of a prompt of which `read` tokens have KV cells."""
         uniform = getattr(self.target, "uniform", False)
         if uniform:
-            return read + (self._parts.tokens_alone if alone else self._parts.tokens)
+            if alone:
+                return read + self._parts.tokens_alone
+            prompts = sum(slot.is_reading for slot in self._slots)
+            return read + self._parts.tokens(prompts)
         # Its cells depend on the chunks, so these are the ones of a single session.
         return (read // self._chunk + 1) * self._chunk
 
