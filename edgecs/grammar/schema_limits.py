@@ -61,7 +61,7 @@ def _objects(schema: object) -> Iterator[Mapping[str, object]]:
 
 
 def _states(multiple: object) -> int:
-    """Remainders that an automaton tells apart; 1: it is no number."""
+    """Remainders that an automaton tells apart; 1 for what is not a number."""
     if isinstance(multiple, bool) or not isinstance(multiple, int | float):
         return 1
     if not math.isfinite(multiple) or abs(multiple) > MOST_STATES:

@@ -149,7 +149,7 @@ def _usual(
 def _loaded(
     recipe: Recipe, drafts: Sequence[Path], loaded: Loaded, closing: ExitStack
 ) -> tuple[list[LoadedDrafter], list[str]]:
-    """The drafters; a head that nobody asked for is left out if it cannot be used."""
+    """The drafters; a head that was not asked for is left out if unusable."""
     try:
         return load_drafters(drafts, loaded, recipe.drafter_options, closing), []
     except (ModelError, OutOfMemory) as error:

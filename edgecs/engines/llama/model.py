@@ -312,7 +312,9 @@ class LlamaModel:
             return
         self.close()
         if embeds:
-            raise ModelError(f"{self.path} is no embedding model: it states no pooling")
+            raise ModelError(
+                f"{self.path} is not an embedding model: it states no pooling"
+            )
         raise EmbeddingModel(
             f"{self.path} is an embedding model (pooling: {pooling}), which writes no "
             "text: `edgecs serve` answers /v1/embeddings with it"
