@@ -52,7 +52,6 @@ class Gemma4Assistant(LlamaHead):
                 f"{model.path.name} reads the cells of its target, which must have one "
                 "conversation: use another drafter, or --draft none"
             )
-        self.model = model
         self._place = 0  # position of the last token that the target committed
         super().__init__(
             model,
@@ -96,7 +95,3 @@ class Gemma4Assistant(LlamaHead):
 
     def _drop(self, length: int) -> int:
         return length
-
-    def _free(self) -> None:
-        super()._free()
-        self.model.close()

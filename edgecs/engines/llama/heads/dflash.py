@@ -48,7 +48,6 @@ class DFlash(LlamaHead):
     ) -> None:
         header = header_of(model.path)
         fit = check_fit(NAME, model.path, header, Shape.of_model(target.model))
-        self.model = model
         block, self._skipped = _block(model, header)
         mask = lib.llama_vocab_mask(lib.llama_model_get_vocab(model.handle))
         if not 0 <= mask < model.vocabulary.size:
@@ -120,10 +119,6 @@ class DFlash(LlamaHead):
             return length
         self._filled = 0
         return super()._drop(0)
-
-    def _free(self) -> None:
-        super()._free()
-        self.model.close()
 
 
 def _block(model: LlamaModel, header: Header) -> tuple[int, int]:

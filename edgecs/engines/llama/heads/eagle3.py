@@ -39,7 +39,6 @@ class Eagle3(LlamaHead):
         fit = check_fit(NAME, model.path, header, Shape.of_model(target.model))
         if len(fit.layers) != 3 or header.own("block_count") != 1:
             raise damaged(model.path.name, NAME, "it does not read three layers in one")
-        self.model = model
         super().__init__(
             model,
             target,
@@ -59,7 +58,3 @@ class Eagle3(LlamaHead):
 
     def _lifted(self, states: State) -> State:
         return self._cells.encode(states, self._position)
-
-    def _free(self) -> None:
-        super()._free()
-        self.model.close()

@@ -24,8 +24,9 @@ _FEW = 16  # tokens that are read in one call with the last one
 class LlamaHead(StateHead):
     """Proposes tokens from the features that a target records.
 
-    model: has the weights of the head, and perhaps of the target too. width: of the
-    head's own states. n_ctx: its cells. Other arguments: see `StateHead`, `HeadCells`.
+    model: has the weights of the head, and perhaps of the target too; owns: whether it
+    is closed with the head. width: of the head's own states. n_ctx: its cells. Other
+    arguments: see `StateHead`, `HeadCells`.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class LlamaHead(StateHead):
         threads: int,
         strict: bool,
         least: int = 0,
+        owns: bool = True,
         mtp: bool = False,
         like: LoadOptions | None = None,
     ) -> None:
-        self._target = target
+        self.model, self._owns, self._target = model, owns, target
         with ExitStack() as undo:
             states = target.record(features)
             undo.callback(target.stop_recording, states)
@@ -118,6 +120,8 @@ class LlamaHead(StateHead):
     def _free(self) -> None:
         self._cells.close()
         self._target.stop_recording(self._states)
+        if self._owns:
+            self.model.close()
 
 
 def resized(logits: State, size: int) -> State:

@@ -74,6 +74,7 @@ class MtpHead(LlamaHead):
             width=target.width,
             threads=threads,
             strict=strict,
+            owns=False,
             mtp=True,
         )
 
