@@ -17,29 +17,29 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgecs.errors import EdgecsError
-from edgecs.server import (
-    anthropic,
+from edgecs.server.answers.schemas import Named
+from edgecs.server.apis import (
     embeddings,
     model_routes,
-    ollama,
-    ollama_models,
-    openai,
     openapi,
-    responses,
     state_routes,
     text_routes,
 )
-from edgecs.server.embedding_engine import EmbeddingEngine
-from edgecs.server.endpoint import AboutEndpoint, Endpoint
-from edgecs.server.error_forms import error_response
-from edgecs.server.guard import Access, Guard
-from edgecs.server.incidents import incident
-from edgecs.server.intake import Intake, Releasing
-from edgecs.server.keep_alive import seconds_of
-from edgecs.server.pool import ModelPool
-from edgecs.server.replies import Refused, body_of, read_body, refusal, unless_gone
-from edgecs.server.schemas import Named
-from edgecs.server.served import Served
+from edgecs.server.apis.anthropic import routes as anthropic
+from edgecs.server.apis.endpoint import AboutEndpoint, Endpoint
+from edgecs.server.apis.ollama import models as ollama_models
+from edgecs.server.apis.ollama import routes as ollama
+from edgecs.server.apis.openai import routes as openai
+from edgecs.server.apis.responses import routes as responses
+from edgecs.server.http.error_forms import error_response
+from edgecs.server.http.guard import Access, Guard
+from edgecs.server.http.incidents import incident
+from edgecs.server.http.intake import Intake, Releasing
+from edgecs.server.http.replies import Refused, body_of, read_body, refusal, unless_gone
+from edgecs.server.models.embedding_engine import EmbeddingEngine
+from edgecs.server.models.keep_alive import seconds_of
+from edgecs.server.models.pool import ModelPool
+from edgecs.server.models.served import Served
 from edgecs.server.web import page_routes
 
 E = TypeVar("E", Endpoint, AboutEndpoint)

@@ -16,10 +16,10 @@ import uvicorn
 
 from edgecs.errors import Cancelled, ConfigError
 from edgecs.server.app import Serving, create_app
-from edgecs.server.connections import BACKLOG, limited, most_connections
-from edgecs.server.guard import is_loopback
-from edgecs.server.pool import ModelPool
-from edgecs.server.served import Served
+from edgecs.server.http.connections import BACKLOG, limited, most_connections
+from edgecs.server.http.guard import is_loopback
+from edgecs.server.models.pool import ModelPool
+from edgecs.server.models.served import Served
 
 
 def listening(host: str, port: int) -> socket.socket:

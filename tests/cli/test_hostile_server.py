@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.recipe import Recipe
 from edgecs.sampling.settings import Sampling
-from edgecs.server.state_routes import settings
+from edgecs.server.apis.state_routes import settings
 from edgecs_cli.client import connection
 from edgecs_cli.client.answered import answered_of, pieces_of
 from edgecs_cli.client.connection import ServerLost

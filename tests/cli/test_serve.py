@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from edgecs.server import run as running
-from edgecs.server.incidents import incident
+from edgecs.server.http.incidents import incident
 from edgecs.testing.fakes import write_random_gguf
 from edgecs_cli.console import show_log
 from tests.commands import Edgecs

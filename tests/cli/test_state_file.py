@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecs.server.local_key import NONCE, PROOF, LocalKey, new_nonce
+from edgecs.server.http.local_key import NONCE, PROOF, LocalKey, new_nonce
 from edgecs_cli.client import state_file
 from edgecs_cli.client.connection import Connection, ServerLost, own_servers
 from edgecs_cli.client.state_file import published, running_servers, servers_folder

@@ -12,9 +12,9 @@ from typing import Any
 
 from edgecs.runtime.served_models import ServedModel
 from edgecs.server.app import Serving
-from edgecs.server.job import Ended, Event, Job
-from edgecs.server.pool import ModelPool
-from edgecs.server.residency import Limits
+from edgecs.server.batching.job import Ended, Event, Job
+from edgecs.server.models.pool import ModelPool
+from edgecs.server.models.residency import Limits
 from edgecs.session.answer import Token
 from edgecs.session.details import Detail, Rejected
 from edgecs.session.stats import Record, Stats

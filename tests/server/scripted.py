@@ -20,11 +20,11 @@ from edgecs.runtime.served_models import ServedModel, ServedModels
 from edgecs.sampling.logprobs import Logprobs
 from edgecs.sampling.settings import Sampling
 from edgecs.server.app import Serving, create_app
-from edgecs.server.checks import Checks
-from edgecs.server.engine import Engine
-from edgecs.server.job import Ended, Event, Job, SlotState, Totals
-from edgecs.server.pool import ModelPool
-from edgecs.server.residency import Limits, Resident
+from edgecs.server.batching.checks import Checks
+from edgecs.server.batching.job import Ended, Event, Job, SlotState, Totals
+from edgecs.server.models.engine import Engine
+from edgecs.server.models.pool import ModelPool
+from edgecs.server.models.residency import Limits, Resident
 from edgecs.session.answer import FinishReason, Token
 from edgecs.session.stats import Stats
 from edgecs.testing.fakes import ByteTokenizer

@@ -19,11 +19,11 @@ from edgecs.runtime.recipe import Recipe
 from edgecs.runtime.served_models import ServedModel, ServedModels
 from edgecs.server import run as running
 from edgecs.server.app import Serving
-from edgecs.server.engines import engine_of
-from edgecs.server.local_key import LocalKey
-from edgecs.server.pool import Load, ModelPool
-from edgecs.server.residency import Limits
-from edgecs.server.served import Served
+from edgecs.server.http.local_key import LocalKey
+from edgecs.server.models.engines import engine_of
+from edgecs.server.models.pool import Load, ModelPool
+from edgecs.server.models.residency import Limits
+from edgecs.server.models.served import Served
 from edgecs_cli.client.state_file import published
 
 OPTIONS = LoadOptions(n_ctx=512, n_batch=64, threads=1, sequences=3)

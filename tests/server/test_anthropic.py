@@ -12,10 +12,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from edgecs.errors import ModelError
-from edgecs.server import replies
 from edgecs.server.app import Serving
-from edgecs.server.guard import Access
-from edgecs.server.job import Busy
+from edgecs.server.batching.job import Busy
+from edgecs.server.http import replies
+from edgecs.server.http.guard import Access
 from tests.server.scripted import ScriptedEngine, client
 
 MESSAGES = [{"role": "user", "content": "hello hello hello"}]

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from edgecs.server.checks import Checks
-from edgecs.server.job import Busy
+from edgecs.server.batching.checks import Checks
+from edgecs.server.batching.job import Busy
 
 WAIT = 60.0
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgecs.server.app import create_app
-from edgecs.server.job import Event
+from edgecs.server.batching.job import Event
 from tests.server.scripted import ScriptedEngine, SubmittedJob, serving_of
 from tests.server.servers import WAIT
 

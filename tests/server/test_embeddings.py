@@ -24,9 +24,9 @@ from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import Cancelled
 from edgecs.runtime.embedding import LoadedEmbedder, load_embedder
 from edgecs.server.app import Serving
-from edgecs.server.embedding_engine import Embedded, EmbeddingEngine
-from edgecs.server.guard import Access
-from edgecs.server.job import Busy
+from edgecs.server.batching.job import Busy
+from edgecs.server.http.guard import Access
+from edgecs.server.models.embedding_engine import Embedded, EmbeddingEngine
 from tests.embedding_models import EMBEDDING_MODELS, TRAINED, WIDTH
 from tests.server.servers import WAIT, serving
 

@@ -20,11 +20,11 @@ from edgecs.drafters.maxgram import MaxGram
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ConfigError
 from edgecs.runtime.model import load
-from edgecs.server import connections, replies
 from edgecs.server import run as running
 from edgecs.server.app import Serving
-from edgecs.server.guard import Access
-from edgecs.server.local_key import NONCE, PROOF, new_nonce
+from edgecs.server.http import connections, replies
+from edgecs.server.http.guard import Access
+from edgecs.server.http.local_key import NONCE, PROOF, new_nonce
 from tests.server.servers import WAIT, serving
 
 CHAT = [{"role": "user", "content": "hello hello hello"}]

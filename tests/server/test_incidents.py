@@ -15,9 +15,9 @@ import pytest
 from edgecs.core.draft import Request, Rows
 from edgecs.errors import EdgecsError
 from edgecs.runtime.served_models import ServedModel
-from edgecs.server.answering import Choice, Part
-from edgecs.server.engine import Engine
-from edgecs.server.incidents import InternalError
+from edgecs.server.answers.answering import Choice, Part
+from edgecs.server.http.incidents import InternalError
+from edgecs.server.models.engine import Engine
 from tests.server.scripted import ScriptedEngine, client
 from tests.server.test_disconnects import BODIES
 from tests.server.test_pool import pool_of

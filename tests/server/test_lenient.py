@@ -10,19 +10,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from edgecs.server.anthropic_schemas import MessagesRequest
-from edgecs.server.body import Body
-from edgecs.server.embeddings import EmbeddingsRequest, EmbedRequest
-from edgecs.server.ollama_schemas import ChatRequest as OllamaChat
-from edgecs.server.ollama_schemas import GenerateRequest, ShowRequest
-from edgecs.server.responses_schemas import ResponsesRequest
-from edgecs.server.schemas import (
+from edgecs.server.answers.body import Body
+from edgecs.server.answers.schemas import (
     ChatRequest,
     CompletionRequest,
     TemplateRequest,
     TokenizeRequest,
     UnloadRequest,
 )
+from edgecs.server.apis.anthropic.schemas import MessagesRequest
+from edgecs.server.apis.embeddings import EmbeddingsRequest, EmbedRequest
+from edgecs.server.apis.ollama.schemas import ChatRequest as OllamaChat
+from edgecs.server.apis.ollama.schemas import GenerateRequest, ShowRequest
+from edgecs.server.apis.responses.schemas import ResponsesRequest
 from tests.server.scripted import ScriptedEngine, client
 
 HELLO = [{"role": "user", "content": "hello"}]

@@ -12,8 +12,8 @@ import pytest
 
 from edgecs.runtime.served_models import ServedModel, ServedModels
 from edgecs.server.app import Serving
-from edgecs.server.pool import ModelPool
-from edgecs.server.residency import Limits
+from edgecs.server.models.pool import ModelPool
+from edgecs.server.models.residency import Limits
 from tests.server.servers import WAIT, loading, named, running_server
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}

@@ -18,9 +18,9 @@ from starlette.testclient import TestClient
 from edgecs.errors import ModelError
 from edgecs.runtime.served_models import ServedModel, ServedModels
 from edgecs.server.app import Serving, create_app
-from edgecs.server.guard import Access
-from edgecs.server.pool import ModelPool
-from edgecs.server.served import Served
+from edgecs.server.http.guard import Access
+from edgecs.server.models.pool import ModelPool
+from edgecs.server.models.served import Served
 from tests.server.scripted import ScriptedEngine, client
 from tests.server.servers import WAIT
 

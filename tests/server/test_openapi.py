@@ -13,7 +13,7 @@ from schemathesis.checks import negative_data_rejection, positive_data_acceptanc
 from starlette.routing import Route
 
 from edgecs.server.app import Serving, create_app
-from edgecs.server.guard import Access
+from edgecs.server.http.guard import Access
 from edgecs.server.web import PATHS
 from tests.server.scripted import ScriptedEngine, client, serving_of
 

@@ -22,7 +22,7 @@ from playwright.sync_api import (  # noqa: E402
 )
 
 from edgecs.server.app import Serving  # noqa: E402
-from edgecs.server.guard import Access  # noqa: E402
+from edgecs.server.http.guard import Access  # noqa: E402
 from tests.server.page_engine import PageEngine, served, usual  # noqa: E402
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -24,11 +24,11 @@ from hypothesis.stateful import (
 
 from edgecs.errors import Cancelled, ConfigError, EdgecsError, ModelError
 from edgecs.runtime.served_models import ServedModel, ServedModels, UnknownModel
-from edgecs.server.engine import Engine
-from edgecs.server.host_thread import HostThread
-from edgecs.server.keep_alive import seconds_of
-from edgecs.server.pool import ModelPool
-from edgecs.server.residency import Limits
+from edgecs.server.models.engine import Engine
+from edgecs.server.models.host_thread import HostThread
+from edgecs.server.models.keep_alive import seconds_of
+from edgecs.server.models.pool import ModelPool
+from edgecs.server.models.residency import Limits
 
 NAMES = ["a", "b", "c"]
 
@@ -131,7 +131,7 @@ class Pools(RuleBasedStateMachine):
     def begin(self, most: int, room: bool) -> None:
         FakeHost.made = []
         self.patches = [
-            mock.patch("edgecs.server.pool.HostThread", FakeHost),
+            mock.patch("edgecs.server.models.pool.HostThread", FakeHost),
             mock.patch("asyncio.to_thread", at_once),
         ]
         for patch in self.patches:

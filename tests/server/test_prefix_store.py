@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from edgecs.chat.archive import Owner, checksum, read, save
 from edgecs.engines.llama.random_gguf import write_random_gguf
 from edgecs.runtime.loader import load
-from edgecs.server.job import Ended
-from edgecs.server.prefix_key import seal_of
-from edgecs.server.prefix_store import LEAST, PrefixStore, open_store
-from edgecs.server.scheduler import Scheduler
+from edgecs.server.batching.job import Ended
+from edgecs.server.batching.scheduler import Scheduler
+from edgecs.server.prefixes.key import seal_of
+from edgecs.server.prefixes.store import LEAST, PrefixStore, open_store
 from tests.server.servers import OPTIONS
 from tests.server.test_scheduler import VOCAB, Client, Shared, alone, job, scheduler
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecs.server.parts import PromptParts
+from edgecs.server.batching.parts import PromptParts
 
 SECONDS = st.floats(1e-4, 10)
 

@@ -24,9 +24,9 @@ from edgecs.planning.acceptance import Calibration
 from edgecs.planning.planner import Planner
 from edgecs.sampling.chain import always, chooser
 from edgecs.sampling.settings import Sampling
-from edgecs.server.job import Busy, Ended, Event, Job
-from edgecs.server.joint import best_joint_width
-from edgecs.server.scheduler import Scheduler
+from edgecs.server.batching.job import Busy, Ended, Event, Job
+from edgecs.server.batching.joint import best_joint_width
+from edgecs.server.batching.scheduler import Scheduler
 from edgecs.session.session import Session
 from edgecs.testing.fakes import CachingModel, Endless
 

@@ -15,9 +15,9 @@ import httpx
 import psutil
 import pytest
 
-from edgecs.server import connections, replies
 from edgecs.server.app import Serving
-from edgecs.server.intake import Intake
+from edgecs.server.http import connections, replies
+from edgecs.server.http.intake import Intake
 from edgecs.session.answer import Token
 from tests.server.scripted import ScriptedEngine, Ticket, serving_of
 from tests.server.servers import WAIT, running_server, serving

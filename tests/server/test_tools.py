@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from edgecs.grammar.lazy import LazyGrammar
 from edgecs.grammar.mask import Grammar
-from edgecs.server.choice import Choice, drafts_in_calls
+from edgecs.server.answers.choice import Choice, drafts_in_calls
 from edgecs.session.answer import Token
 from edgecs.session.stats import Record, Stats
 from tests.server.scripted import ScriptedEngine, client

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgecs.server.app import Serving
-from edgecs.server.guard import Access
+from edgecs.server.http.guard import Access
 from edgecs.server.web import PATHS
 from tests.server.scripted import ScriptedEngine, client
 

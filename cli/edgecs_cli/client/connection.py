@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from edgecs.errors import ConfigError, EdgecsError
-from edgecs.server.local_key import NONCE, PROOF, new_nonce
+from edgecs.server.http.local_key import NONCE, PROOF, new_nonce
 from edgecs_cli.client.state_file import RunningServer, running_servers
 
 _ANSWERS = 5.0  # seconds in which a server has to prove itself

@@ -2,7 +2,7 @@
 
 Each server has a file in the user's state folder, which it removes at its end. A file
 counts only if it belongs to the user and other users cannot read it. Its content is not
-trusted: `edgecs.server.local_key` says how a server proves itself.
+trusted: `edgecs.server.http.local_key` says how a server proves itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import platformdirs
 
-from edgecs.server.local_key import KEY, LocalKey
+from edgecs.server.http.local_key import KEY, LocalKey
 
 _FORMAT = "edgecs-server"
 _LARGEST = 1 << 16  # bytes of a file

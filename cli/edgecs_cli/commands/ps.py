@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from edgecs.errors import ConfigError
-from edgecs.server.keep_alive import in_words
+from edgecs.server.models.keep_alive import in_words
 from edgecs_cli.client.choice import KEY_VARIABLE
 from edgecs_cli.client.connection import Connection, own_servers
 from edgecs_cli.console import echo, echo_table, say

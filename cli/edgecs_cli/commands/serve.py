@@ -199,9 +199,9 @@ def serve(**values: Any) -> int:
     try:
         from edgecs.server import run as running
         from edgecs.server.app import Serving
-        from edgecs.server.connections import allow_connections
-        from edgecs.server.guard import Access
-        from edgecs.server.local_key import LocalKey
+        from edgecs.server.http.connections import allow_connections
+        from edgecs.server.http.guard import Access
+        from edgecs.server.http.local_key import LocalKey
         from edgecs_cli.loading.serving import Offer, pool_of
     except ImportError as error:
         raise ConfigError(

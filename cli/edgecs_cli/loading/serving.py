@@ -19,12 +19,12 @@ from edgecs.runtime.served_models import (
     fits_memory,
     model_of_path,
 )
-from edgecs.server.embedding_engine import EmbeddingEngine
-from edgecs.server.engines import engine_of
-from edgecs.server.keep_alive import USUAL, seconds_of
-from edgecs.server.pool import ModelPool
-from edgecs.server.residency import Limits
-from edgecs.server.served import Served
+from edgecs.server.models.embedding_engine import EmbeddingEngine
+from edgecs.server.models.engines import engine_of
+from edgecs.server.models.keep_alive import USUAL, seconds_of
+from edgecs.server.models.pool import ModelPool
+from edgecs.server.models.residency import Limits
+from edgecs.server.models.served import Served
 from edgecs_cli.loading.describe import introduce
 from edgecs_cli.options.recipe import Call
 

@@ -1,0 +1,1 @@
+"""Answers to requests, whichever API they came by."""

@@ -1,0 +1,1 @@
+"""The APIs: paths, request bodies, and the form of their answers."""

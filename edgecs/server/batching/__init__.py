@@ -1,0 +1,1 @@
+"""Several answers at once: slots, jobs, and the calls that they share."""

@@ -1,0 +1,1 @@
+"""Loaded models: each has an engine, and a pool loads and frees them."""
