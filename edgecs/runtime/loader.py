@@ -300,8 +300,7 @@ def load_drafter(
                 drafter_name=path.name,
             )
             undo.pop_all()
-        layers = model.offload.layers
-        where = f"{layers}/{model.offload.total} layers on GPU, " if layers else ""
+        where = model.offload.describe()
         about = f"{model.description}, {where}{scorer.threads} CPU threads"
         if opened.warning:
             about += ", weights not repacked"
