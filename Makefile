@@ -32,12 +32,14 @@ kills: .venv/dev  ## kills commands KILLS times and counts what is lost; SEED=n 
 	$(BIN)/python -m tests.kills --kills $(KILLS) --seed $$seed
 
 # Without a GPU, a software driver such as Mesa's llvmpipe is tested: llama.cpp uses that
-# only if GGML_VK_VISIBLE_DEVICES names it, here as the first device.
+# only if GGML_VK_VISIBLE_DEVICES names it, here as the first device. It compiles a shader
+# in up to a minute, once: the tests give their processes other folders for caches.
 vulkan: export GGML_VK_VISIBLE_DEVICES ?= 0
+vulkan: export MESA_SHADER_CACHE_DIR ?= $(CURDIR)/.venv-vulkan/shaders
 vulkan: .venv-vulkan/base  ## the tests of layers on a GPU; compiles llama.cpp with Vulkan
 	@.venv-vulkan/bin/python -c 'from edgecs.engines.llama import library; \
 	    print(*library.devices() or exit("llama.cpp finds no Vulkan device"), sep="\n")'
-	.venv-vulkan/bin/python -m pytest -q tests/session/test_offloaded.py
+	.venv-vulkan/bin/python -m pytest -q --timeout 3600 tests/session/test_offloaded.py
 
 lint: .venv/dev page  ## formatting, style, types, generated documents
 	$(BIN)/ruff format --check .

@@ -32,7 +32,7 @@ class Device:
 
     @property
     def software(self) -> bool:
-        """Whether its driver computes on the CPU, more slowly than CPU kernels do."""
+        """Whether its driver computes on the CPU, so that it gains nothing."""
         description = self.description.lower()
         return any(name in description for name in _SOFTWARE)
 

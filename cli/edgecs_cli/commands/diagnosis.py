@@ -88,8 +88,8 @@ def _gpu(facts: Facts) -> Problems:
     if facts.devices and all(device.software for device in facts.devices):
         names = ", ".join(device.description for device in facts.devices)
         yield (
-            f"the device of llama.cpp, {names}, computes on the CPU, and more slowly "
-            "than the CPU's kernels: layers are put there only with -ngl",
+            f"the only device of llama.cpp, {names}, computes on the CPU, so layers on "
+            "it gain nothing: -ngl auto puts none there",
             "install the driver of a GPU, if there is one, and unset "
             "GGML_VK_VISIBLE_DEVICES",
         )

@@ -32,8 +32,7 @@ class Choice(NamedTuple):
 def automatic_layers(path: Path, options: LoadOptions) -> Choice:
     """The largest number of layers that fits the devices' free memory.
 
-    None if all devices are software, which is slower than the CPU's kernels. Raises
-    ModelError if the file is not a GGUF.
+    0 if all devices are software. Raises ModelError if the file is not a GGUF.
     """
     devices = library.devices() if library.supports_offload() else []
     if not devices:
