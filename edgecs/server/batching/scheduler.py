@@ -287,7 +287,8 @@ class Scheduler:
         requests = []
         for slot, answer in pairs:
             speculates = slot.ticket is not None and slot.ticket.job.speculate
-            requests.append(answer.request(most if speculates else 0))
+            limit = most if speculates else 0
+            requests.append(answer.request(limit, together=len(pairs)))
         if len(pairs) > 1:
             width = joint_width([answer for _, answer in pairs], self._costs)
             requests = [answer.narrowed(width - 1) for _, answer in pairs]
