@@ -100,6 +100,7 @@ class ScriptedEngine(Engine):
             totals=Totals(),
             queued=0,
             refused_files=0,
+            dropped_files=0,
             slots=lambda: [SlotState(0, "idle", 0, 0, 0)],
         )
         self.jobs, self.checks = list[Job](), Checks()
