@@ -15,6 +15,7 @@ from typing import Any
 from edgecs.chat.archive import Owner
 from edgecs.chat.conversation import Conversation, Message, Prompt
 from edgecs.core.context import Tokens
+from edgecs.core.fim_tokens import FimTokens
 from edgecs.errors import ConfigError, ContextFull
 from edgecs.grammar.lazy import LazyGrammar
 from edgecs.grammar.mask import Grammar
@@ -114,6 +115,16 @@ class Engine(Served):
     def vocabulary(self) -> Tokenizer:
         """The model's tokenizer."""
         return self.loaded.model.vocabulary
+
+    @property
+    def fim(self) -> FimTokens | None:
+        """The tokens for filling in; None: the model cannot."""
+        return self.loaded.model.vocabulary.fim
+
+    def encode_plain(self, text: str) -> Tokens:
+        """The ids of a text, none of which is a control token."""
+        vocabulary = self.loaded.model.vocabulary
+        return vocabulary.encode(text, document=False, special=False)
 
     @property
     def can_think(self) -> bool:
