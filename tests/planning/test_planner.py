@@ -28,7 +28,6 @@ from edgecs_bench.hardware.curves import curve
 from edgecs_bench.simulation.replay_drafter import Watch
 from tests.planning.timed_models import FLAT, STEEP, Near, Timed, opened, planned
 
-
 # One token takes as long as four; from there on each takes as long as the first.
 MEMORY = {1: 1.0, 4: 1.0, 8: 2.0, 16: 4.0, 32: 8.0}
 
