@@ -188,6 +188,8 @@ def _trace(line: dict[str, Any], drafters: Sequence[str]) -> Trace:
     for tokens in (line["prompt"], line["output"], *drafts, *ranked):
         if not all(type(token) is int and 0 <= token < 1 << 31 for token in tokens):
             raise ValueError("a token id is not a number")
+    if not all(ranked):
+        raise ValueError("a row has no ranked token")
     for said in proposals.values():
         stated = (*said.confidences, *said.shares)
         if not all(0 <= p <= 1 for row in stated for p in row):
