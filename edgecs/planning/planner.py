@@ -170,7 +170,8 @@ class Planner:
         asks = self._asks()
         least = 0.0 if asks else self._least(len(context))
         found = self.sources.propose(context, most, self.ledger, least)
-        path, grows = found.path, self._may_grow(len(context))
+        path = found.path
+        grows = not asks and self._may_grow(len(context))
         if not (asks or grows or (path and path[0] >= least)):
             return Gathered(NOTHING, found.sources, self._idle(len(context), path))
         size = WIDEST if asks or grows else 1 + len(path)
@@ -182,6 +183,7 @@ class Planner:
             )
             if chosen := self._chosen(inputs):
                 return self._write(inputs, chosen)
+            grows = self._may_grow(len(context))
         tree = None
         if grows:
             tree, choice = self._grown(
@@ -214,12 +216,10 @@ class Planner:
         assert self.trees is not None
         least = self.costs.least_more(len(context)) * _CHEAPER
         tree = self.trees.grow(context, chain, path, most, least, others)
-        if tree.draft.is_chain:
-            return None, choice
         grown = best_width(tree.path, times, MARGIN + CAUTION * self._debt)
-        if grown.rate <= choice.rate * (1 + BRANCHING):
-            return None, choice
-        return tree, grown
+        better = grown.rate > choice.rate * (1 + BRANCHING)
+        self.trees.compared(better=better)
+        return (tree, grown) if better else (None, choice)
 
     def learn(self, context: Context, outcome: Outcome) -> None:
         """Update the times; acceptances are updated when later tokens are known."""

@@ -28,6 +28,8 @@ from edgecs.planning.row_siblings import Sibling
 BRANCHING = 0.02  # relative gain over a chain that a tree must be expected to have
 # chosen: sources name the likely tokens first.
 _IN_VAIN = 2  # unlikely candidates of a source after which the others are left out
+# chosen: growing a tree then takes a seventeenth of the time that it took.
+_PATIENCE, _LONGEST_REST = 8, 16  # misses before rounds without trees, and their limit
 
 
 class Tree(NamedTuple):
@@ -69,6 +71,8 @@ class Trees:
     ) -> None:
         self._sound = [(one, calibration.source(one)) for one in branches]
         self._leaves, self._allowed, self._ends = leaves, allowed, ends
+        self._misses = 0  # trees in a row that were not better than their chains
+        self._rest = 0  # rounds until the next tree is grown
         self._waiting: list[_Waiting] = []
         self._root: Context | None = None
 
@@ -77,9 +81,23 @@ class Trees:
         self._sound = [pair for pair in self._sound if pair[0].label != name]
 
     def may_grow(self, depth: int) -> bool:
-        """Whether a draft after a context of `depth` tokens may be a tree."""
+        """Whether the draft of a round, after `depth` tokens, may be a tree.
+
+        Where trees are not better than chains they are grown in few rounds only.
+        """
         # The last token of the context is computed by the same call.
-        return self._leaves > 1 and self._allowed(depth - 1)
+        if self._leaves < 2 or not self._allowed(depth - 1):
+            return False
+        if self._rest:
+            self._rest -= 1
+            return False
+        return True
+
+    def compared(self, *, better: bool) -> None:
+        """Note whether a tree was better than its chain."""
+        self._misses = 0 if better else self._misses + 1
+        if self._misses >= _PATIENCE:
+            self._rest = min(self._misses - _PATIENCE + 1, _LONGEST_REST)
 
     def grow(
         self,

@@ -305,3 +305,19 @@ def test_the_siblings_of_a_drafter_shorten_an_answer(temperature: float):
             list(session.generate([1, 2], max_tokens=120))
         seconds[leaves] = target.watch.now()
     assert seconds[8] < 0.97 * seconds[1]
+
+
+def test_trees_that_are_not_better_are_grown_in_few_rounds():
+    trees = Trees([Listed({}, [0.5] * 4)], Calibration(), 4)
+
+    def grown(rounds: int, *, better: bool) -> int:
+        count = 0
+        for _ in range(rounds):
+            if trees.may_grow(9):
+                count += 1
+                trees.compared(better=better)
+        return count
+
+    assert grown(50, better=True) == 50
+    assert grown(200, better=False) < 30
+    assert grown(100, better=True) > 80  # after one that is better, all are grown
