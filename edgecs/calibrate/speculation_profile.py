@@ -26,13 +26,14 @@ from edgecs.decoding.cascade import NamedModel
 from edgecs.decoding.exactness import Allowed, Classes, Limits, permitted
 from edgecs.decoding.tiers import Exact
 from edgecs.drafters.priors import packaged
-from edgecs.drafters.registry import usual_sources
+from edgecs.drafters.registry import branches_of, usual_sources
 from edgecs.drafters.source import Keeper, Source
 from edgecs.engines.host import Others, busiest
 from edgecs.errors import Cancelled
 from edgecs.planning.acceptance import Calibration
 from edgecs.planning.neural_source import NeuralSource
 from edgecs.planning.planner import MARGIN, Planner
+from edgecs.planning.trees import Trees
 
 # chosen: an acceptable delay of a model's first start.
 PROBE_SECONDS = 2.0  # time limit of probing at load
@@ -235,7 +236,9 @@ class SpeculationProfile:
 
         fingerprints: of the models by name; their times are stored under these.
         """
-        sources = usual_sources() if sources is None else sources
+        leaves = self._leaves
+        if sources is None:
+            sources = usual_sources(trees=leaves > 1)
         self._give_back(sources)
         planner = Planner(
             self.costs,
@@ -246,6 +249,7 @@ class SpeculationProfile:
             lenience=lenience,
             ends=ends,
             rollback=self.rollback(),
+            trees=self._trees(sources, leaves, ends) if leaves > 1 else None,
         )
         known = self._kept("drafters")
         told = {named.name: named.right for named in models}
@@ -261,6 +265,23 @@ class SpeculationProfile:
                 neural.start_from(right)
             self._writers.setdefault(mark, []).append(neural)
         return planner
+
+    @property
+    def _leaves(self) -> int:
+        """Most leaves of a draft; 1 if rejected tokens cannot just be removed."""
+        return self.target.max_leaves if self._removable is None else 1
+
+    def _trees(
+        self, sources: Sequence[Source], leaves: int, ends: Container[int]
+    ) -> Trees:
+        """Trees where the target's rows need not be those of plain decoding."""
+        return Trees(
+            branches_of(sources),
+            self.calibration,
+            leaves,
+            allowed=lambda depth: self.limits.tier(depth) != "strict",
+            ends=ends,
+        )
 
     def _give_back(self, sources: Sequence[Source]) -> None:
         """Restore the state of sources; one that rejects its state starts empty."""
