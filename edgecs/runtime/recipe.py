@@ -61,11 +61,31 @@ class Recipe:
 
     @property
     def target_options(self) -> LoadOptions:
-        """Load options of the target, without heads that are not used."""
+        """Load options of the target, without heads and leaves that are not used.
+
+        The cells of a tree's path may not be contiguous, so in the strict tier drafts
+        are chains.
+        """
         wanted = HEAD in self.drafts if self.drafts is not None else not self.matrix
-        return replace(self.options, heads=self.drafting and wanted)
+        grows = self.drafting and self.matrix is None and self.exact != "strict"
+        return replace(
+            self.options,
+            heads=self.drafting and wanted,
+            leaves=self.options.leaves if grows else 1,
+        )
+
+    @property
+    def tier(self) -> Exact:
+        """The requested tier; "auto" is "numeric" where drafts may be trees."""
+        trees = self.exact == "auto" and self.target_options.leaves > 1
+        return "numeric" if trees else self.exact
 
     @property
     def drafter_options(self) -> LoadOptions:
-        """Load options of a GGUF drafter, whose context size is that of the target."""
-        return replace(self.draft_options or self.options, n_ctx=0)
+        """Load options of a GGUF drafter.
+
+        Its context size is that of the target, it serves as many conversations, and
+        what it reviews are chains.
+        """
+        options = self.draft_options or self.options
+        return replace(options, n_ctx=0, leaves=1, sequences=self.options.sequences)
