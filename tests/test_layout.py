@@ -36,7 +36,7 @@ ROOMS = {
     "planning": "core costs sampling drafters decoding",
     "engines": "core hub grammar native",
     "session": "core sampling text decoding theory",
-    "chat": "core sampling text engines session",
+    "chat": "core sampling text toolcalls engines session",
     "testing": "core engines",
     "calibrate": "core costs hub theory drafters decoding planning engines",
     "audit": "core sampling text drafters decoding session testing",

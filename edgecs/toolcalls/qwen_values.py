@@ -9,13 +9,15 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, reduce
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgecs.errors import ConfigError
-from edgecs.grammar.mask import Grammar
-from edgecs.grammar.trie import TokenTrie
 from edgecs.toolcalls.source import Malformed, strict_json
 from edgecs.toolcalls.tool import Schema, Tool, referred, resolved
+
+if TYPE_CHECKING:
+    from edgecs.grammar.mask import Grammar
+    from edgecs.grammar.trie import TokenTrie
 
 _DEEPEST = 64  # levels of alternatives within alternatives
 _OTHERS = ("number", "integer", "boolean", "array", "object", "null")
@@ -127,11 +129,15 @@ def _loaded(text: str) -> Any:
 
 @lru_cache(maxsize=256)
 def _grammar(schema: str) -> Grammar:
+    from edgecs.grammar.mask import Grammar
+
     return Grammar.json_schema(schema)
 
 
 @lru_cache(maxsize=1)
 def _trie() -> TokenTrie:
+    from edgecs.grammar.trie import TokenTrie
+
     return TokenTrie([*(bytes([byte]) for byte in range(_END)), b""], {_END})
 
 
