@@ -64,6 +64,10 @@ class Harmony:
             f'{marker(START)} "assistant"\nTEXT: /(.|\\n)+/\n{made}'
         )
 
+    def compiles(self, tools: Iterable[Tool]) -> bool:
+        """See `Family`."""
+        return False
+
     def parse(self, source: Source, tools: Mapping[str, Tool]) -> Steps[None]:
         """See `Family`."""
         while True:

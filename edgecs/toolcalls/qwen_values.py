@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _DEEPEST = 64  # levels of alternatives within alternatives
 _OTHERS = ("number", "integer", "boolean", "array", "object", "null")
 _END = 256  # after the bytes
+_PART = 1024  # bytes of a text; chosen: they take some milliseconds
 _COMPOSED = frozenset(("allOf", "anyOf", "oneOf", "not"))
 
 
@@ -109,6 +110,14 @@ class Parameters:
             raise Malformed
         return json.dumps(text, ensure_ascii=False)
 
+    @property
+    def compiles(self) -> bool:
+        """Whether a value may have to be matched with a schema, which compiles that."""
+        others = [] if self.more is None else [self.more]
+        schemas = [resolved(one, self.root) for one in (*self.listed.values(), *others)]
+        readings = [self.reading(schema) for schema in schemas if schema]
+        return any(one.other and one.texts != NOTHING for one in readings)
+
     def _fits(self, text: str, value: Any, schema: Schema) -> bool:
         if not schema:
             return True
@@ -142,10 +151,14 @@ def _trie() -> TokenTrie:
 
 
 def _matches(schema: str, text: bytes) -> bool:
-    """Whether JSON matches a schema."""
+    """Whether JSON matches a schema. In parts, between which other threads go on."""
     trie = _trie()
+    tokens = trie.of_bytes(text)
     try:
-        return _grammar(schema).over(trie).allows(trie.of_bytes(text), _END)
+        mask = _grammar(schema).over(trie)
+        for end in range(_PART, tokens.size, _PART):
+            mask.allows(tokens[:end], _END)
+        return mask.allows(tokens, _END)
     except ConfigError:
         return False
 
