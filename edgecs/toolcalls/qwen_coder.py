@@ -41,7 +41,7 @@ class QwenCoder(Marked):
         return "\n".join([*lines, COMMON])
 
     def compiles(self, tools: Iterable[Tool]) -> bool:
-        """See `Family`. A value that may be a text or not is matched with its schema."""
+        """See `Family`. What may be a text or not is matched with its schema."""
         return any(Parameters.of(tool).compiles for tool in tools)
 
     def messages(

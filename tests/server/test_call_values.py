@@ -1,4 +1,4 @@
-"""Values of Qwen3-Coder's calls are matched with their schemas beside the event loop."""
+"""Values of Qwen3-Coder's calls are matched with schemas beside the event loop."""
 
 from __future__ import annotations
 
