@@ -100,9 +100,8 @@ class SpeculationProfile:
         self._before: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._key, self._profiles = key, profiles
         self._used: dict[str, CostModel] = {}  # of drafters, by fingerprint
-        self._writers: dict[
-            str, NeuralSource
-        ] = {}  # of the last planner, by fingerprint
+        # Of all planners, one for each slot of a server, by fingerprint.
+        self._writers: dict[str, list[NeuralSource]] = {}
         self._keepers: dict[str, Keeper] = {}  # its sources with persistent state
         if key and profiles:
             self.profile, stale = profiles.load(key)
@@ -260,7 +259,7 @@ class SpeculationProfile:
             right = right if isinstance(right, float) else told[neural.name]
             if right is not None and math.isfinite(right):
                 neural.start_from(right)
-            self._writers[mark] = neural
+            self._writers.setdefault(mark, []).append(neural)
         return planner
 
     def _give_back(self, sources: Sequence[Source]) -> None:
@@ -332,7 +331,10 @@ class SpeculationProfile:
         drafters, right = self._kept("drafters"), self._kept("right")
         if self._before is None:
             drafters.update({n: c.state() for n, c in self._used.items() if c.known})
-        right.update({n: w.long_term_rate for n, w in self._writers.items() if w.known})
+        for mark, writers in self._writers.items():
+            most = max(writers, key=lambda writer: writer.observed)
+            if most.known:
+                right[mark] = most.long_term_rate
         sources = self._kept("sources")
         sources.update({name: one.state() for name, one in self._keepers.items()})
         profile.chain = {

@@ -185,6 +185,11 @@ class NeuralSource:
             )
 
     @property
+    def observed(self) -> int:
+        """Number of tokens whose outcome is known."""
+        return self._observed
+
+    @property
     def known(self) -> bool:
         """Whether the share is based on enough observed tokens."""
         return self._observed >= _ENOUGH

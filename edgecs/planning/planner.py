@@ -29,6 +29,7 @@ from edgecs.costs.cost_model import (
     Choice,
     CostModel,
     best_width,
+    shared_times,
 )
 from edgecs.costs.rollback_cost import RollbackCost
 from edgecs.decoding.cascade import NamedModel
@@ -80,6 +81,10 @@ class Planner:
     one and the sources. longest: most tokens in a draft. ends: end-of-generation
     tokens. clock: returns seconds. rollback: cost of rejected drafts, None: they are
     removed at no cost.
+
+    together: requests of the reviewer's next call. Drafters that are models draft one
+    after the other while all requests wait, so their time counts in full, and that of
+    the call only as the share of a request: the ratio is that of all answers together.
     """
 
     def __init__(
@@ -116,6 +121,7 @@ class Planner:
             neural.insert(0, source)
         self.neural = tuple(neural)
         self._sound = self.neural  # those that have not failed
+        self.together = 1
         self._longest = min(longest, WIDEST - 1)
         self._ends = ends
         self._clock = clock
@@ -169,8 +175,12 @@ class Planner:
         times = self._times(len(context), allowed, size, path)
         choice = best_width(path, times, MARGIN + CAUTION * self._debt)
         if asks:
+            shares, best = times, choice
+            if self.together > 1:
+                shares = self._shares(times)
+                best = best_width(path, shares, MARGIN + CAUTION * self._debt)
             inputs = RoundInputs(
-                context, choose, most, np.array(times), found.draft(), choice
+                context, choose, most, np.array(shares), found.draft(), best
             )
             if chosen := self._chosen(inputs):
                 return self._write(inputs, chosen)
@@ -186,6 +196,9 @@ class Planner:
         self.rollback.learn(len(outcome.draft), len(outcome.verdict.path))
         if outcome.together > 1:  # neither its time nor its pause is of this width
             self._singles = self._began = None
+            self._busy += outcome.calling / outcome.together + self._writing
+            if self._trying:
+                self._lost += self._writing
             return
         if outcome.rows.fed != width:  # the call read the prompt, or a part of it
             self._singles = None
@@ -272,6 +285,11 @@ class Planner:
             lost = self.rollback.rejected(depth, path, len(times))
             times = [now + later for now, later in zip(times, lost, strict=True)]
         return times if allowed is EVERY else permitted(times, allowed)
+
+    def _shares(self, times: list[float]) -> list[float]:
+        """Seconds of a joint call for each of its requests, [WIDEST] by its width."""
+        shares = shared_times(times, self.together)
+        return shares if shares[0] < math.inf else times
 
     def _least(self, depth: int) -> float:
         """Probability below which the first token of a copy cannot pay.

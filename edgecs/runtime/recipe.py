@@ -67,5 +67,9 @@ class Recipe:
 
     @property
     def drafter_options(self) -> LoadOptions:
-        """Load options of a GGUF drafter, whose context size is that of the target."""
-        return replace(self.draft_options or self.options, n_ctx=0)
+        """Load options of a GGUF drafter.
+
+        Its context size is that of the target, and it serves as many conversations.
+        """
+        options = self.draft_options or self.options
+        return replace(options, n_ctx=0, sequences=self.options.sequences)
