@@ -20,7 +20,7 @@ from edgecs.runtime.target import open_target
 from edgecs_cli.commands.bench_files import COMMANDS, write_page
 from edgecs_cli.console import echo, show_log
 from edgecs_cli.options.common import common_options, drafter_options, model_options
-from edgecs_cli.options.kinds import PAGE, RESULT, Finite, OutputFile
+from edgecs_cli.options.kinds import PAGE, RESULT, Finite, OutputFile, Whole
 from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.sections import Section, SectionedGroup, option
 from edgecs_cli.options.shared import Interrupt, reports_errors
@@ -68,7 +68,7 @@ class ResultFile(OutputFile):
 @click.option("--category", "categories", multiple=True, help="Only this category.")
 @click.option(
     "--per-category",
-    type=click.IntRange(1),
+    type=Whole(1),
     default=5,
     show_default=True,
     help="Prompts per category.",
@@ -76,7 +76,7 @@ class ResultFile(OutputFile):
 @click.option(
     "--prompts-of",
     "counts",
-    type=(str, click.IntRange(1)),
+    type=(str, Whole(1)),
     multiple=True,
     metavar="CATEGORY N",
     help="Number of prompts for one category. May be repeated.",
@@ -108,7 +108,7 @@ class ResultFile(OutputFile):
     "--predict",
     "--max-tokens",
     "most",
-    type=click.IntRange(2),
+    type=Whole(2),
     help=f"Tokens per answer; default: {_TOKENS}, {_CODE_TOKENS} if code is run, or "
     "as the time budget allows.",
 )
@@ -126,7 +126,7 @@ class ResultFile(OutputFile):
     Section.SAMPLING,
     "-s",
     "--seed",
-    type=click.IntRange(0, 2**64 - 1),
+    type=Whole(0, 2**64 - 1),
     default=1,
     show_default=True,
     help="Seed of sampled answers.",
@@ -134,7 +134,7 @@ class ResultFile(OutputFile):
 @click.option(
     "-r",
     "--repeats",
-    type=click.IntRange(1),
+    type=Whole(1),
     default=5,
     show_default=True,
     help="Number of repeats of every measurement.",

@@ -18,7 +18,7 @@ from edgecs.engines.load_options import (
     KVType,
     LoadOptions,
 )
-from edgecs_cli.options.kinds import Finite, GpuLayersType
+from edgecs_cli.options.kinds import Finite, GpuLayersType, Whole
 from edgecs_cli.options.references import Reference
 from edgecs_cli.options.sections import F, Section, option, with_options
 
@@ -54,7 +54,7 @@ def hardware_options(command: F) -> F:
         _hardware(
             "-t",
             "--threads",
-            type=click.IntRange(0, MOST_THREADS),
+            type=Whole(0, MOST_THREADS),
             default=0,
             help="CPU threads; 0: one per physical core.",
         ),
@@ -143,7 +143,7 @@ def common_options(command: F) -> F:
             "-c",
             "--ctx-size",
             "n_ctx",
-            type=click.IntRange(0, MOST_CELLS),
+            type=Whole(0, MOST_CELLS),
             default=0,
             help="Context in tokens; 0: the model's maximum, as far as memory allows.",
         ),
@@ -177,7 +177,7 @@ def drafter_options(command: F) -> F:
             "-td",
             "--threads-draft",
             "threads_draft",
-            type=click.IntRange(0, MOST_THREADS),
+            type=Whole(0, MOST_THREADS),
             default=0,
             help="Threads of drafters; 0: one for ONNX, the value of -t for GGUF.",
         ),
@@ -213,7 +213,7 @@ def schedule_options(command: F) -> F:
         ),
         _speculation(
             "--draft-max",
-            type=click.IntRange(0, LoadOptions.max_draft),
+            type=Whole(0, LoadOptions.max_draft),
             metavar="K",
             help="Maximum draft length in tokens; 0: no speculation.",
         ),
@@ -231,7 +231,7 @@ def schedule_options(command: F) -> F:
         _speculation(
             "--mag-min-match",
             "min_match",
-            type=click.IntRange(1, LONGEST),
+            type=Whole(1, LONGEST),
             default=1,
             show_default=True,
             metavar="N",
