@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from edgecs.errors import ConfigError, ModelError
 
 Row = NDArray[np.float32]
 """The target's logits at one position, float32 [vocabulary]."""
+
+Law = NDArray[np.float64]
+"""Probabilities of all tokens at one position, float64 [vocabulary]."""
 
 
 class Choose(Protocol):
@@ -40,6 +43,23 @@ class Choose(Protocol):
         """Whether a lenient reviewer accepts a drafted token.
 
         q: its probability by the drafter.
+        """
+
+
+@runtime_checkable
+class Laws(Choose, Protocol):
+    """A choice that also states the distribution it is made from."""
+
+    def law(self, row: Row, tokens: Tokens) -> Law:
+        """The distribution that is chosen from, float64 [vocabulary]."""
+
+    def belief(self, row: Row, tokens: Tokens) -> Law:
+        """The same without temperature and truncation; all 0: no token is left."""
+
+    def redraw(self, row: Row, tokens: Tokens) -> int:
+        """A choice from `law` whose noise is independent of that of the first one.
+
+        Without noise, at temperature 0, it is the same choice.
         """
 
 
@@ -220,6 +240,8 @@ class Rows(NamedTuple):
     #                              row i + 1 follows draft node i
     fed: int  # tokens that this call computed; the rest was in the cache
     hidden: NDArray[np.float32] | None = None  # [1 + n, width] or None: not asked for
+    # [1 + n, vocabulary]: of a second model, see `decoding.beside`; None: there is none
+    beside: NDArray[np.float32] | None = None
 
 
 class Verdict(NamedTuple):

@@ -42,6 +42,7 @@ from edgecs.decoding.static_schedule import (
 )
 from edgecs.decoding.verification import verify
 from edgecs.errors import ConfigError, Faulty, ModelError
+from edgecs.sampling.cascade_rules import CascadeRule
 from edgecs.sampling.chain import Choices
 
 logger = logging.getLogger("edgecs")
@@ -111,8 +112,9 @@ class Cascade:
     its calls. lenience: 1 or more; above 1 the reviewer also accepts drafted tokens
     that it would not have chosen itself, which only an inner reviewer may do.
     confident: state the reviewer's probability of every proposed token, for a lenient
-    reviewer above. sequence: the KV sequence of the reviewer. clock: returns seconds.
-    forwards: number of calls of the reviewer so far.
+    reviewer above. sequence: the KV sequence of the reviewer. mixes: a cascade rule,
+    for a target that is `decoding.beside: Beside`. clock: returns seconds. forwards:
+    number of calls of the reviewer so far.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Cascade:
         lenience: float = 1.0,
         confident: bool = False,
         sequence: int = 0,
+        mixes: CascadeRule | None = None,
         clock: Clock = perf_counter,
     ) -> None:
         if not lenience >= 1:
@@ -138,6 +141,7 @@ class Cascade:
         self.lenience = lenience
         self.confident = confident
         self.sequence = sequence
+        self.mixes = mixes
         self.cancel: threading.Event | None = None  # ends the reviewer's calls early
         self.forwards = 0
         self.faults: dict[str, str] = {}  # disabled drafters, and why
@@ -201,7 +205,15 @@ class Cascade:
         """
         (context, draft, *_), proposed, plan, drafting = pending
         self.forwards += 1
-        verdict = verify(draft, rows, choices.target, context, self.ends, self.lenience)
+        verdict = verify(
+            draft,
+            rows,
+            choices.target,
+            context,
+            self.ends,
+            self.lenience,
+            self.mixes,
+        )
         return Round(
             draft,
             rows,

@@ -9,6 +9,7 @@ from edgecs.decoding.kmatrix import KMatrix
 from edgecs.decoding.tiers import Exact
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ConfigError
+from edgecs.sampling.cascade_rules import CascadeRule
 from edgecs.sampling.settings import Sampling
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ class Recipe:
     longest: int | None = None  # most tokens of a draft; None: as many as pay
     min_match: int = 1  # shortest match that Max-Gram uses, in tokens
     lenience: float = 1.0  # of inner reviewers
+    # Answers from a mixture of the target's law and that of the first drafter with a
+    # law of its own (no head), which is not the target's answer; None: off.
+    cascade: CascadeRule | None = None
     exact: Exact = "auto"
     # With `exact` "strict": whether the KV cache type may be changed, if no width is
     # exact along the context with that of `options`.
@@ -51,6 +55,11 @@ class Recipe:
             raise ConfigError(
                 "a K matrix sets the length of drafts: give it or a longest draft"
             )
+        if self.cascade is not None and not self.drafts:
+            raise ConfigError(
+                "a cascade rule mixes the target with a small model: give one as the "
+                "drafter (--draft)"
+            )
         if self.matrix is not None:
             self.matrix.check([*(self.drafts or ()), "mag"])
 
@@ -58,6 +67,11 @@ class Recipe:
     def drafting(self) -> bool:
         """Whether drafts are allowed."""
         return self.speculate and self.longest != 0
+
+    @property
+    def loads_drafters(self) -> bool:
+        """Whether drafters are loaded: for drafts, or for a cascade rule."""
+        return self.drafting or self.cascade is not None
 
     @property
     def target_options(self) -> LoadOptions:

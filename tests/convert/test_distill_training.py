@@ -40,8 +40,9 @@ def repeating(tokens: int) -> tuple[list[Sample], Any]:
 @pytest.mark.parametrize("loss", ["fkl", "tvd", "jsd"])
 def test_training_teaches(tmp_path: Path, loss: Any):
     """A head must not just copy what it is given; seen in the exported graph."""
-    from edgecs_convert.distill.export import About, export_head
     from edgecs_convert.distill.head import Head
+
+    from edgecs_convert.distill.export import About, export_head
     from edgecs_convert.distill.measure import worth
     from edgecs_convert.distill.recipe import Recipe
     from edgecs_convert.distill.shape import HeadShape
@@ -118,6 +119,7 @@ def test_what_a_drafter_lacks_costs_it_tvd_and_no_more():
 
 def trainer_of(path: Path, seed: int = 1, rate: float = 1e-3) -> Any:
     from edgecs_convert.distill.head import Head
+
     from edgecs_convert.distill.recipe import Recipe
     from edgecs_convert.distill.shape import HeadShape
     from edgecs_convert.distill.train import Trainer
