@@ -18,6 +18,7 @@ from edgecs.engines.load_options import (
     KVType,
     LoadOptions,
 )
+from edgecs.sampling.cascade_rules import RuleName
 from edgecs_cli.options.kinds import Finite, GpuLayersType
 from edgecs_cli.options.references import Reference
 from edgecs_cli.options.sections import F, Section, option, with_options
@@ -248,6 +249,28 @@ def schedule_options(command: F) -> F:
             metavar="FOLDER",
             help="Save answers here, with the model's top logits and hidden states, "
             "for `edgecs distill --resume-from-log`. They never leave this machine.",
+        ),
+    ]
+    return with_options(command, options)
+
+
+def cascade_options(command: F) -> F:
+    """Options for answers from a mixture of a small model and the target."""
+    options = [
+        _speculation(
+            "--cascade-rule",
+            "cascade_rule",
+            type=click.Choice(get_args(RuleName)),
+            help="Leave positions to the first drafter where this rule of speculative "
+            "cascades says so; needs --draft and --alpha. The answer is NOT that of "
+            "the model alone.",
+        ),
+        _speculation(
+            "--alpha",
+            type=Finite(),
+            metavar="A",
+            help="For --cascade-rule: the larger, the more is left to the drafter; "
+            "chow, v3: 0 to 1; diff, v1, v2: -1 to 1; opt: any number.",
         ),
     ]
     return with_options(command, options)
