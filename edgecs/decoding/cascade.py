@@ -42,7 +42,7 @@ from edgecs.decoding.static_schedule import (
 )
 from edgecs.decoding.verification import verify
 from edgecs.errors import ConfigError, Faulty, ModelError
-from edgecs.sampling.cascade_rules import CascadeRule
+from edgecs.sampling.cascade_rules import Mixture
 from edgecs.sampling.chain import Choices
 
 logger = logging.getLogger("edgecs")
@@ -128,7 +128,7 @@ class Cascade:
         lenience: float = 1.0,
         confident: bool = False,
         sequence: int = 0,
-        mixes: CascadeRule | None = None,
+        mixes: Mixture | None = None,
         clock: Clock = perf_counter,
     ) -> None:
         if not lenience >= 1:

@@ -14,7 +14,7 @@ import numpy as np
 from edgecs.core.context import Context, Tokens
 from edgecs.core.draft import Choose, Draft, Laws, Row, Rows, Verdict
 from edgecs.errors import ConfigError
-from edgecs.sampling.cascade_rules import CascadeRule
+from edgecs.sampling.cascade_rules import Mixture
 
 
 def verify(
@@ -24,7 +24,7 @@ def verify(
     context: Context,
     ends: Container[int] = (),
     lenience: float = 1.0,
-    mixes: CascadeRule | None = None,
+    mixes: Mixture | None = None,
 ) -> Verdict:
     """Accepts drafted tokens while they are the choices of `choose`.
 
@@ -64,7 +64,7 @@ def verify(
 
 
 def _choice(
-    rows: Rows, node: int, choose: Choose, tokens: Tokens, mixes: CascadeRule | None
+    rows: Rows, node: int, choose: Choose, tokens: Tokens, mixes: Mixture | None
 ) -> int:
     """The choice after a node; -1: after the context."""
     row = rows.logits[node + 1]

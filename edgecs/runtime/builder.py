@@ -218,7 +218,7 @@ def session_of(
     target: LanguageModel = loaded.target
     mark: Mark | None = None
     if recipe.cascade:
-        at = _small(models)
+        at = small_model(models)
         small = RowKeeper(models[at].model)
         models[at] = models[at]._replace(model=small)
         target = Beside(target, small)
@@ -260,7 +260,7 @@ def session_of(
     )
 
 
-def _small(models: Sequence[NamedModel]) -> int:
+def small_model(models: Sequence[NamedModel]) -> int:
     """Which drafter is the small model of a cascade rule. Raises ConfigError."""
     for at, named in enumerate(models):
         if not isinstance(named.model, StateHead):

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
@@ -44,6 +44,13 @@ _RANGES: dict[RuleName, tuple[float, float]] = {
     "v2": (-1.0, 1.0),
     "v3": (0.0, 1.0),
 }
+
+
+class Mixture(Protocol):
+    """A choice from the rows of two models."""
+
+    def choose(self, choose: Laws, row: Row, small: Row, tokens: Tokens) -> int:
+        """The token that follows `tokens`; a function of its arguments."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,11 @@ class CascadeRule:
                 f"alpha of the cascade rule {self.name} must be a number{between}, got "
                 f"{self.alpha:g}"
             )
+
+    @staticmethod
+    def limits(name: RuleName) -> tuple[float, float]:
+        """The smallest and the largest alpha of a rule."""
+        return _RANGES[name]
 
     def __str__(self) -> str:
         return f"{self.name}, alpha {self.alpha:g}"

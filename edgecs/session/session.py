@@ -18,7 +18,7 @@ from edgecs.decoding.cascade import Cascade
 from edgecs.decoding.exactness import Limits
 from edgecs.decoding.static_schedule import Schedule, StaticSchedule
 from edgecs.errors import Cancelled, ConfigError, ContextFull
-from edgecs.sampling.cascade_rules import CascadeRule
+from edgecs.sampling.cascade_rules import Mixture
 from edgecs.sampling.chain import Rule, always, greedy
 from edgecs.session.answer import Answer, FinishReason, OnRound, Token
 from edgecs.session.stats import Mark, Stats
@@ -59,7 +59,7 @@ class Session:
         limits: Limits | None = None,
         rule: Rule = _GREEDY,
         sequence: int = 0,
-        mixes: CascadeRule | None = None,
+        mixes: Mixture | None = None,
         mark: Mark | None = None,
     ) -> None:
         if isinstance(draft_max, int):
