@@ -79,7 +79,8 @@ class Greedy:
         return law
 
     def belief(self, row: Row, tokens: Tokens) -> Law:
-        """The distribution at temperature 1."""
+        """The distribution at temperature 1; raises NoNumbers as a choice does."""
+        self(row, tokens)
         return _softmax(row)
 
     def redraw(self, row: Row, tokens: Tokens) -> int:

@@ -130,6 +130,10 @@ def _cascade(values: dict[str, Any]) -> CascadeRule | None:
         raise click.UsageError(
             "--cascade-rule and --alpha belong together: give both or neither"
         )
+    if values.get("log_answers"):
+        raise click.UsageError(
+            "--log-answers saves answers of the model alone: leave --cascade-rule out"
+        )
     return CascadeRule(name, alpha)
 
 
