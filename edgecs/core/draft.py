@@ -56,6 +56,16 @@ class Laws(Choose, Protocol):
     def belief(self, row: Row, tokens: Tokens) -> Law:
         """The same without temperature and truncation; all 0: no token is left."""
 
+    @property
+    def noisy(self) -> bool:
+        """Whether choices are random."""
+
+    def word(self, tokens: Tokens) -> int:
+        """The word that all noise after these tokens comes from, see `noise.stream`."""
+
+    def reseeded(self, number: int) -> Laws:
+        """The same choice with other noise, for each number."""
+
     def redraw(self, row: Row, tokens: Tokens) -> int:
         """A choice from `law` whose noise is independent of that of the first one.
 
@@ -74,12 +84,15 @@ class Draft:
     parents: NDArray[np.int32]  # int32 [n]: index of the parent node, -1 the context
     sources: tuple[str, ...]  # [n]: drafter of each token
     confidences: NDArray[np.float64]  # [n]: the drafter's probability, 1: not stated
+    # [n]: the model whose law each token was drawn from, "": none; (): none of them
+    writers: tuple[str, ...] = ()
 
     @staticmethod
     def chain(
         tokens: Sequence[int] | Tokens,
         by: str | Sequence[str],
         confidences: Sequence[float] | NDArray[np.float64] | None = None,
+        writers: tuple[str, ...] = (),
     ) -> Draft:
         """A draft without branches. by: its drafter, or that of each token."""
         ids = np.asarray(tokens, dtype=np.int32)
@@ -87,7 +100,7 @@ class Draft:
         if confidences is None:
             confidences = _certain(ids.size)
         stated = np.asarray(confidences, dtype=np.float64)
-        return Draft(ids, _chain_parents(ids.size), sources, stated)
+        return Draft(ids, _chain_parents(ids.size), sources, stated, writers)
 
     def __len__(self) -> int:
         return self.tokens.size
@@ -182,6 +195,7 @@ class Draft:
             self.parents[:most],
             self.sources[:most],
             self.confidences[:most],
+            self.writers[:most],
         )
 
     def then(self, other: Draft) -> Draft:
@@ -191,10 +205,17 @@ class Draft:
         tokens = np.concatenate([self.tokens, other.tokens])
         stated = np.concatenate([self.confidences, other.confidences])
         sources = self.sources + other.sources
+        writers: tuple[str, ...] = ()
+        if self.writers or other.writers:
+            writers = _padded(self) + _padded(other)
         if self.is_chain and other.is_chain:
-            return Draft.chain(tokens, sources, stated)
+            return Draft.chain(tokens, sources, stated, writers)
         moved = other.parents + np.int32(len(self))  # -1 becomes the last token
         return Draft(tokens, np.concatenate([self.parents, moved]), sources, stated)
+
+
+def _padded(draft: Draft) -> tuple[str, ...]:
+    return draft.writers or ("",) * len(draft)
 
 
 _INT32 = np.dtype(np.int32)

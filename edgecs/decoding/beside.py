@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecs.core.context import Context
+from edgecs.core.context import Context, Tokens
 from edgecs.core.draft import (
     Draft,
     LanguageModel,
@@ -65,6 +65,10 @@ class RowKeeper(OneSequence):
             rest = Draft.chain(draft.tokens[known:], draft.sources[known:])
             self.score([Request(here, rest, 0, request.cancel)])
         return np.stack([self._kept[name] for name in names])
+
+    def row(self, tokens: Tokens) -> Row:
+        """A kept row, by all tokens before it."""
+        return self._kept[tokens.tobytes()]
 
     def forget_rows(self) -> None:
         """Drops the rows: the round is over."""

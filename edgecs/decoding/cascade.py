@@ -32,6 +32,7 @@ from edgecs.core.draft import (
 from edgecs.core.faults import blame
 from edgecs.decoding.exactness import Limits
 from edgecs.decoding.kmatrix import KMatrix
+from edgecs.decoding.ratio import RatioRule
 from edgecs.decoding.static_schedule import (
     Clock,
     Gathered,
@@ -113,8 +114,9 @@ class Cascade:
     that it would not have chosen itself, which only an inner reviewer may do.
     confident: state the reviewer's probability of every proposed token, for a lenient
     reviewer above. sequence: the KV sequence of the reviewer. mixes: a cascade rule,
-    for a target that is `decoding.beside: Beside`. clock: returns seconds. forwards:
-    number of calls of the reviewer so far.
+    for a target that is `decoding.beside: Beside`. ratio: verifies drafts by ratios,
+    for a schedule that takes no token out of a draft because of what it is. clock:
+    returns seconds. forwards: number of calls of the reviewer so far.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class Cascade:
         confident: bool = False,
         sequence: int = 0,
         mixes: Mixture | None = None,
+        ratio: RatioRule | None = None,
         clock: Clock = perf_counter,
     ) -> None:
         if not lenience >= 1:
@@ -142,6 +145,7 @@ class Cascade:
         self.confident = confident
         self.sequence = sequence
         self.mixes = mixes
+        self.ratio = ratio
         self.cancel: threading.Event | None = None  # ends the reviewer's calls early
         self.forwards = 0
         self.faults: dict[str, str] = {}  # disabled drafters, and why
@@ -178,6 +182,8 @@ class Cascade:
         A drafter that fails is disabled, and the draft is empty.
         """
         began, gathered = self._clock(), Gathered(NOTHING, ())
+        if self.ratio:
+            choices = self.ratio.choices(choices, context)
         if not self._off:
             try:
                 gathered = self._gather(context, choices.drafters, most)
@@ -205,15 +211,19 @@ class Cascade:
         """
         (context, draft, *_), proposed, plan, drafting = pending
         self.forwards += 1
-        verdict = verify(
-            draft,
-            rows,
-            choices.target,
-            context,
-            self.ends,
-            self.lenience,
-            self.mixes,
-        )
+        if self.ratio:
+            choices = self.ratio.choices(choices, context)
+            verdict = self.ratio.verify(draft, rows, choices, context, self.ends)
+        else:
+            verdict = verify(
+                draft,
+                rows,
+                choices.target,
+                context,
+                self.ends,
+                self.lenience,
+                self.mixes,
+            )
         return Round(
             draft,
             rows,
@@ -288,7 +298,9 @@ class Cascade:
             free = min(k - len(draft) - 1, reviewer.n_ctx - len(here))
             done = self.attempt(here, choices, min(free, reviewer.max_draft))
             stated = confidences(done, here, choose) if self.confident else None
-            draft = draft.then(Draft.chain(done.tokens, done.sources, stated))
+            # A lenient reviewer's tokens are not drawn from its law.
+            drew = (self.name,) * len(done.tokens) if self.lenience == 1 else ()
+            draft = draft.then(Draft.chain(done.tokens, done.sources, stated, drew))
             if done.verdict.token in self.ends:
                 break
         return draft

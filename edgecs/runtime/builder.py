@@ -18,6 +18,8 @@ from edgecs.calibrate.speculation_profile import SpeculationProfile, left_out
 from edgecs.core.draft import LanguageModel
 from edgecs.decoding.beside import Beside, RowKeeper
 from edgecs.decoding.cascade import NamedModel, stack
+from edgecs.decoding.kmatrix import KMatrix
+from edgecs.decoding.ratio import RatioRule
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.drafters.registry import usual_sources
 from edgecs.engines.load_options import LoadOptions
@@ -30,6 +32,8 @@ from edgecs.runtime.recipe import HEAD, Recipe
 from edgecs.runtime.target import Reports, open_target
 from edgecs.session.session import Session
 from edgecs.session.stats import Mark
+
+_FIXED = 4  # tokens of a draft that is verified by ratios
 
 
 @dataclass(frozen=True)
@@ -230,12 +234,23 @@ def session_of(
         rule=rule,
         sequence=sequence,
         mixes=recipe.cascade,
-        mark=mark,
     )
     if speculation is None:
-        return session()
-    ends = loaded.model.vocabulary.ends
-    if recipe.matrix is None:
+        return session(mark=mark)
+    ends, matrix = loaded.model.vocabulary.ends, recipe.matrix
+    ratio: RatioRule | None = None
+    if recipe.accept != "shared":
+        keepers = {
+            named.name: RowKeeper(named.model)
+            for named in models
+            if not isinstance(named.model, StateHead)
+        }
+        models = [m._replace(model=keepers.get(m.name, m.model)) for m in models]
+        ratio = RatioRule(keepers, blocks=recipe.accept == "block")
+        mark = Mark(f"accept {recipe.accept}", True)
+        count = min(recipe.longest or _FIXED, target.max_draft)
+        matrix = matrix or KMatrix.first_writes(len(models) + 1, count)
+    if matrix is None:
         longest = recipe.longest
         planner = speculation.planner(
             models,
@@ -245,18 +260,21 @@ def session_of(
             lenience=recipe.lenience,
             ends=ends,
         )
-        return session(schedule=planner, limits=speculation.limits)
-    counts = recipe.matrix.counts(0)
+        return session(schedule=planner, limits=speculation.limits, mark=mark)
+    counts = matrix.counts(0)
     return session(
         stack(
             models,
             MaxGram(min_match=recipe.min_match),
-            recipe.matrix,
+            matrix,
             lenience=recipe.lenience,
             ends=ends,
         ),
         draft_max=counts,
-        limits=speculation.fixed(1 + sum(counts)),
+        # A draft that is cut depending on its tokens would change the law.
+        limits=None if ratio else speculation.fixed(1 + sum(counts)),
+        ratio=ratio,
+        mark=mark,
     )
 
 

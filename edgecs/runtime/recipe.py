@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from edgecs.decoding.kmatrix import KMatrix
+from edgecs.decoding.ratio import Accept
 from edgecs.decoding.tiers import Exact
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ConfigError
@@ -43,6 +44,9 @@ class Recipe:
     # Answers from a mixture of the target's law and that of the first drafter with a
     # law of its own (no head), which is not the target's answer; None: off.
     cascade: CascadeRule | None = None
+    # How drafted tokens are accepted: "shared" gives the tokens of no drafts; the other
+    # two only their distribution, see `decoding.ratio`, with drafts of a fixed length.
+    accept: Accept = "shared"
     exact: Exact = "auto"
     # With `exact` "strict": whether the KV cache type may be changed, if no width is
     # exact along the context with that of `options`.
@@ -59,6 +63,11 @@ class Recipe:
             raise ConfigError(
                 "a cascade rule mixes the target with a small model: give one as the "
                 "drafter (--draft)"
+            )
+        if self.cascade is not None and self.accept != "shared":
+            raise ConfigError(
+                "a cascade rule accepts drafted tokens by its own law: leave accept "
+                f"{self.accept} out"
             )
         if self.matrix is not None:
             self.matrix.check([*(self.drafts or ()), "mag"])

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -87,6 +89,16 @@ class Greedy:
         """The same choice: there is no noise."""
         return self(row, tokens)
 
+    noisy = False
+
+    def word(self, tokens: Tokens) -> int:
+        """0: no choice depends on it."""
+        return 0
+
+    def reseeded(self, number: int) -> Greedy:
+        """Itself."""
+        return self
+
 
 greedy = Greedy()
 
@@ -142,12 +154,27 @@ class SamplerChain:
 
     def __call__(self, row: Row, tokens: Tokens) -> int:
         """The choice, see the module."""
-        return self._drawn(row, tokens, noise.key(self.sampling.seed, tokens.size))
+        return self._drawn(row, tokens, self.word(tokens))
 
     def redraw(self, row: Row, tokens: Tokens) -> int:
         """A choice with independent noise."""
-        key = noise.key(self.sampling.seed, tokens.size)
-        return self._drawn(row, tokens, noise.stream(key, 1))
+        return self._drawn(row, tokens, noise.stream(self.word(tokens), 1))
+
+    @property
+    def noisy(self) -> bool:
+        """Whether choices depend on the seed."""
+        return self.sampling.temperature > 0 or self.sampling.xtc_probability > 0
+
+    def word(self, tokens: Tokens) -> int:
+        """The word of the noise at the position after these tokens."""
+        return noise.key(self.sampling.seed, tokens.size)
+
+    def reseeded(self, number: int) -> SamplerChain:
+        """The same chain with another seed for each number; the mask is shared."""
+        again = copy(self)
+        seed = noise.key(self.sampling.seed, number)
+        again.sampling = replace(self.sampling, seed=seed)
+        return again
 
     def _drawn(self, row: Row, tokens: Tokens, key: int) -> int:
         """The choice with the noise of a key."""

@@ -112,6 +112,11 @@ def audit(**values: Any) -> None:
         for line in [json.dumps(found.fields())] if wishes.as_json else found.lines():
             echo(line)
         return
+    if recipe.accept != "shared":
+        raise click.UsageError(
+            f"with --accept {recipe.accept} answers have the model's distribution but "
+            "not the tokens of plain decoding, so they cannot be compared: leave it out"
+        )
     if recipe.cascade:
         raise click.UsageError(
             "with --cascade-rule answers are not the model's own, so there is nothing "

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import click
 
+from edgecs.decoding.ratio import Accept
 from edgecs.decoding.tiers import Exact
 from edgecs.drafters.copies import LONGEST
 from edgecs.engines.load_options import (
@@ -271,6 +272,16 @@ def cascade_options(command: F) -> F:
             metavar="A",
             help="For --cascade-rule: the larger, the more is left to the drafter; "
             "chow, v3: 0 to 1; diff, v1, v2: -1 to 1; opt: any number.",
+        ),
+        _speculation(
+            "--accept",
+            type=click.Choice(get_args(Accept)),
+            default="shared",
+            show_default=True,
+            help="How drafted tokens are accepted. shared: the answer has the tokens "
+            "of one without drafts. rejection, block: speculative sampling by tokens "
+            "or by blocks, which accepts more above temperature 0; the same "
+            "distribution but other tokens, and drafts of a fixed length.",
         ),
     ]
     return with_options(command, options)
