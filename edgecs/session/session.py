@@ -36,8 +36,8 @@ class Session:
     own drafters. limits: permitted widths of rounds. rule: how tokens are chosen.
     sequence: the KV sequence of the target for this conversation; several sessions may
     share a target that has several, and take turns within one thread. mixes: a cascade
-    rule, for a target that is `decoding.beside: Beside`. ratio: see `Cascade`. mark: for
-    the statistics of all answers, if they are not those of the target alone.
+    rule, for a target that is `decoding.beside: Beside`. ratio: see `Cascade`. mark:
+    for the statistics of all answers, if they are not those of the target alone.
     Without `mixes` every token is the target's choice on the target's row, so the
     answer is the same for any drafters and any draft_max wherever a row does not depend
     on how many are computed with it (docs/concepts.md). With it, the same holds of the

@@ -1,4 +1,4 @@
-"""Ratio rules give the target's law for any mixture of drafters, and blocks accept more."""
+"""Ratio rules give the target's law, whoever drafts; blocks accept more."""
 
 from __future__ import annotations
 
@@ -26,8 +26,24 @@ from edgecs.session.session import Session
 from edgecs.session.stats import Mark
 from edgecs.testing.fakes import CachingModel, Endless, ScriptedDrafter, TableModel
 
-VOCAB, DRAWS, STEPS = 3, 3000, 4
-TARGET, SMALL = TableModel(VOCAB, 5, sharpness=1.0), TableModel(VOCAB, 9, sharpness=1.0)
+VOCAB, DRAWS, STEPS = 3, 1500, 3
+
+
+class Tabled(TableModel):
+    """A TableModel that computes no row twice."""
+
+    def __init__(self, seed: int):
+        super().__init__(VOCAB, seed, sharpness=1.5)
+        self.known: dict[bytes, np.ndarray] = {}
+
+    def law(self, prefix):
+        name = np.asarray(prefix, np.int32).tobytes()
+        if name not in self.known:
+            self.known[name] = super().law(prefix)
+        return self.known[name]
+
+
+TARGET, SMALL = Tabled(5), Tabled(9)
 PROMPT = [0, 1, 2, 1, 0, 1]
 BOTH = pytest.mark.parametrize("blocks", [False, True])
 
@@ -83,7 +99,7 @@ def drawn(session: Session, temperature: float) -> Counter:
 
 
 @BOTH
-@pytest.mark.parametrize("matrix", ["3,0;0,0", "2,2;0,2", "0,3;0,0"])
+@pytest.mark.parametrize("matrix", ["3,0;0,0", "1,2;0,2"])
 def test_tokens_follow_the_targets_law(blocks: bool, matrix: str):
     counts = drawn(session_of(TARGET, SMALL, matrix, blocks=blocks), 1.0)
     assert apart(counts, law_of(TARGET, 1.0)) < 5
@@ -100,9 +116,8 @@ def test_a_temperature_and_a_script_below_keep_the_law(blocks: bool):
     assert apart(counts, law_of(TARGET, 1.0)) > 10
 
 
-@BOTH
-def test_a_token_whose_law_is_not_stated_counts_as_looked_up(blocks: bool):
-    counts = drawn(session_of(TARGET, SMALL, "2,0;0,0", blocks=blocks, hide=True), 1.0)
+def test_a_token_whose_law_is_not_stated_counts_as_looked_up():
+    counts = drawn(session_of(TARGET, SMALL, "2,0;0,0", blocks=False, hide=True), 1.0)
     assert apart(counts, law_of(TARGET, 1.0)) < 5
 
 
@@ -116,15 +131,13 @@ def test_the_wrong_law_of_a_draft_would_show():
     keeper = Wrong(SMALL)
     drafters = stack([NamedModel("small", keeper)], MaxGram(), KMatrix.parse("3,0;0,0"))
     ratio = RatioRule({"small": keeper}, blocks=False)
-    mark = Mark("wrong", True)
-    kept = Session(
-        TARGET, Endless(), drafters, draft_max=(3, 0), ratio=ratio, mark=mark
-    )
-    assert apart(drawn(kept, 1.0), law_of(TARGET, 1.0)) > 10
+    how = {"draft_max": (3, 0), "ratio": ratio, "mark": Mark("wrong", True)}
+    counts = drawn(Session(TARGET, Endless(), drafters, **how), 1.0)
+    assert apart(counts, law_of(TARGET, 1.0)) > 10
 
 
 @given(data=st.data(), blocks=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_greedy_answers_are_those_without_drafts(data, blocks: bool):
     target, small = CachingModel(5, 1), CachingModel(5, 2)
     counts = [data.draw(st.integers(0, 4)) for _ in range(3)]
@@ -139,7 +152,7 @@ def test_greedy_answers_are_those_without_drafts(data, blocks: bool):
 
 
 @given(data=st.data(), blocks=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_answers_end_where_they_must(data, blocks: bool):
     """With end tokens, cut-offs and a second turn, on cells that were left behind."""
 
@@ -169,9 +182,11 @@ rows = st.lists(st.floats(0.01, 1), min_size=3, max_size=3).map(
 )
 
 
-@given(
-    ps=st.lists(rows, min_size=3, max_size=3), qs=st.lists(rows, min_size=3, max_size=3)
-)
+three = st.lists(rows, min_size=3, max_size=3)
+
+
+@given(ps=three, qs=three)
+@settings(deadline=None)
 def test_blocks_accept_at_least_as_many_tokens(ps, qs):
     tokens = blocks = 0.0
     for path in itertools.product(range(3), repeat=3):
