@@ -136,6 +136,28 @@ def test_a_cascade_rule_is_named_wherever_an_answer_is_described(
         assert "--cascade-rule" in outcome.err
 
 
+@pytest.mark.parametrize("accept", ["rejection", "block"])
+def test_ratios_give_other_tokens_and_say_so(
+    edgecs: Edgecs, tiny_gguf: Path, other_gguf: Path, accept: str
+):
+    fixed = ("-s", 7, "--draft", other_gguf)
+    plain = answer(edgecs, tiny_gguf, "-s", 7, "--no-spec")
+    said = [answer(edgecs, tiny_gguf, *fixed, "--accept", accept) for _ in range(2)]
+    assert said[0]["tokens"] == said[1]["tokens"] != plain["tokens"]
+    assert said[0]["speculative"]["mark"] == {
+        "rule": f"accept {accept}",
+        "target_law": True,
+        "target_tokens": False,
+    }
+    greedy = ("--temp", 0, *fixed, "--accept", accept)
+    report = answer(edgecs, tiny_gguf, *greedy)
+    assert report["speculative"]["mark"] is None
+    assert report["tokens"] == answer(edgecs, tiny_gguf, "--temp", 0)["tokens"]
+    outcome = edgecs("audit", "-m", tiny_gguf, "-c", 512, *fixed, "--accept", accept)
+    assert outcome.code == 2
+    assert f"with --accept {accept}" in outcome.err
+
+
 def test_settings_change_the_answer(edgecs: Edgecs, tiny_gguf: Path):
     answers = [
         answer(edgecs, tiny_gguf, "-s", 7, *options)["tokens"]
