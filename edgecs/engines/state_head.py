@@ -74,6 +74,11 @@ class StateHead(OneSequence):
         nothing: State = np.empty((0, 0), dtype=np.float32)
         self._last = Output(nothing, nothing)
 
+    @property
+    def states(self) -> States:
+        """The states that it reads."""
+        return self._states
+
     @abstractmethod
     def _read(
         self, tokens: Tokens, states: State, cancel: threading.Event | None

@@ -40,10 +40,9 @@ def repeating(tokens: int) -> tuple[list[Sample], Any]:
 @pytest.mark.parametrize("loss", ["fkl", "tvd", "jsd"])
 def test_training_teaches(tmp_path: Path, loss: Any):
     """A head must not just copy what it is given; seen in the exported graph."""
-    from edgecs_convert.distill.head import Head
-
     from edgecs_convert.distill.export import About, export_head
-    from edgecs_convert.distill.measure import worth
+    from edgecs_convert.distill.head import Head
+    from edgecs_convert.distill.measure import opened_onnx, worth
     from edgecs_convert.distill.recipe import Recipe
     from edgecs_convert.distill.shape import HeadShape
     from edgecs_convert.distill.train import Trainer
@@ -56,7 +55,8 @@ def test_training_teaches(tmp_path: Path, loss: Any):
         pieces = [bytes([65 + i]) for i in range(40)]
         about = About("x", "x.gguf", "MIT", pieces, 48, int8=False)
         folder = export_head(tmp_path / name, head, vocabulary.ids, about)
-        return worth(folder, every, 40, threading.Event()).shares
+        with opened_onnx(folder, 64, 40, threading.Event()) as opened:
+            return worth(opened, every, threading.Event()).shares
 
     recipe = Recipe(epochs=12, rate=3e-3, warm=2, texts=8, length=48)
     if loss != "fkl":  # TVD teaches little from far away
@@ -119,7 +119,6 @@ def test_what_a_drafter_lacks_costs_it_tvd_and_no_more():
 
 def trainer_of(path: Path, seed: int = 1, rate: float = 1e-3) -> Any:
     from edgecs_convert.distill.head import Head
-
     from edgecs_convert.distill.recipe import Recipe
     from edgecs_convert.distill.shape import HeadShape
     from edgecs_convert.distill.train import Trainer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
     "--output",
     "out",
     type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="Folder of the drafter; default: MODEL-head.",
+    metavar="PATH",
+    help="Folder of the drafter, file of an EAGLE-3 drafter; default: MODEL-KIND.",
 )
 @click.option(
     "--prompts",
@@ -40,12 +41,12 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
 @click.option(
     "--kind",
     "kinds",
-    type=click.Choice(["head", "decoder"]),
+    type=click.Choice(["head", "decoder", "eagle3"]),
     multiple=True,
     default=["head"],
     show_default=True,
-    help="A head on the model's hidden states, or a standalone decoder; given twice, "
-    "both are trained and the better one is kept.",
+    help="A head on the model's hidden states, a standalone decoder, or an EAGLE-3 "
+    "drafter, a GGUF that llama-server runs too; of several the best one is kept.",
 )
 @click.option(
     "--tokens",
@@ -135,10 +136,9 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
 @option(
     Section.TRAINING,
     "--quantize",
-    type=click.Choice(["int8", "none"]),
-    default="int8",
-    show_default=True,
-    help="Type of the drafter's matrices.",
+    type=click.Choice(["int8", "none", "q8_0", "q4_0", "f16"]),
+    help="Type of the drafter's matrices: int8 (default) or none, of eagle3 q8_0 "
+    "(default), q4_0 or f16.",
 )
 @option(
     Section.TRAINING,
@@ -163,6 +163,7 @@ def distill(**values: Any) -> int:
     edgecs distill -m smollm2-135m-instruct -o drafter
     edgecs distill -m ./model.gguf --prompts mine.txt --tokens 1000000 -o drafter
     edgecs distill -m ./model.gguf --kind head --kind decoder --finish tvd -o best
+    edgecs distill -m ./model.gguf --kind eagle3 --quantize q4_0 -o drafter.gguf
     edgecs generate -m ./model.gguf --draft drafter -p "What is a llama?"
     edgecs chat -m ./model.gguf --draft drafter --log-answers answers
     edgecs distill -m ./model.gguf --resume-from-log answers --epochs 1 -o better
@@ -180,17 +181,27 @@ def distill(**values: Any) -> int:
     show_log(call.verbose)
     path = find_model(recipe.model, offline=call.offline)
     name = path.stem.lower()
-    out = values["out"] or Path(f"{name}-head")
-    if out.exists():
-        raise ConfigError(f"{out} exists already: give a new folder (-o)")
+    kinds, quantize = [*dict.fromkeys(values["kinds"])], values["quantize"]
+    _check_type(kinds, quantize)
+    out = values["out"] or Path(f"{name}-{kinds[0]}")
     cache = Path(platformdirs.user_cache_dir("edgecs"))
     work = values["work"] or cache / "distill" / name
 
-    from edgecs_convert.distill.drafter_kinds import kind_of
+    from edgecs_convert.distill.drafter_kinds import (
+        DecoderKind,
+        EagleKind,
+        HeadKind,
+        Kind,
+    )
     from edgecs_convert.distill.pipeline import Plan
     from edgecs_convert.distill.pipeline import distill as make
     from edgecs_convert.distill.recipe import Recipe
 
+    known: dict[str, Kind] = {
+        "head": HeadKind(),
+        "decoder": DecoderKind(values["layers"], values["width"]),
+        "eagle3": EagleKind(path, quantize or "q8_0"),
+    }
     plan = Plan(
         values["tokens"],
         values["rows"],
@@ -198,12 +209,9 @@ def distill(**values: Any) -> int:
         values["parallel"],
         values["prompts"],
         Recipe(values["epochs"], values["rate"], seed=values["seed"]),
-        int8=values["quantize"] == "int8",
+        int8=quantize != "none",
         log=values["log"],
-        kinds=[
-            kind_of(kind, layers=values["layers"], width=values["width"])
-            for kind in dict.fromkeys(values["kinds"])
-        ],
+        kinds=[known[kind] for kind in kinds],
         finish=list(dict.fromkeys(values["finish"])),
     )
     with (
@@ -215,7 +223,7 @@ def distill(**values: Any) -> int:
         made = make(loaded, work, out, plan, call.say)
     if values["as_json"]:
         others = [{"name": one.name, **one.state()} for one in made.candidates]
-        chosen = {"folder": str(made.folder), **made.chosen.state()}
+        chosen = {"path": str(made.path), **made.chosen.state()}
         echo(json.dumps({**chosen, "candidates": others}))
         return 0
     for one in made.candidates:
@@ -227,5 +235,15 @@ def distill(**values: Any) -> int:
             f"answers here {one.speedup:.2f} x plain decoding, {one.ideal:.2f} x if "
             "wider calls were free"
         )
-    echo(f"{made.folder}: {made.chosen.name}")
+    echo(f"{made.path}: {made.chosen.name}")
     return 0
+
+
+def _check_type(kinds: Sequence[str], quantize: str | None) -> None:
+    """Raises ConfigError for a type of matrices that a kind does not have."""
+    for kind in kinds if quantize else ():
+        if (kind == "eagle3") is (quantize in ("int8", "none")):
+            known = "q8_0, q4_0 or f16" if kind == "eagle3" else "int8 or none"
+            raise ConfigError(
+                f"--quantize {quantize} is not a type of --kind {kind}: give {known}"
+            )

@@ -20,6 +20,7 @@ from edgecs_convert.distill.parallel_decode import (
     answers,
     longest_prompt,
     many_sequences,
+    record_layers,
 )
 from edgecs_convert.distill.samples import Sample, numbers, write_shard
 from edgecs_convert.distill.topics import Half, questions
@@ -42,6 +43,7 @@ class Wanted:
     parallel: int = 32  # answers in parallel
     prompts: Path | None = None  # a file of prompts instead of the topics
     seed: int = 1
+    layers: tuple[int, ...] = ()  # whose inputs are the states; (): the final states
 
 
 Tell = Callable[[str], None]
@@ -78,6 +80,7 @@ def write_samples(
             wanted.most,
             ends=model.vocabulary.ends,
             width=target.width,
+            recorded=record_layers(target, wanted.layers),
             seed=wanted.seed,
         )
         try:
@@ -118,6 +121,7 @@ def _check_same(folder: Path, model: LlamaModel, wanted: Wanted) -> None:
         "temperature": wanted.temperature,
         "prompts": wanted.prompts.name if wanted.prompts else None,
         "seed": wanted.seed,
+        **({"layers": [*wanted.layers]} if wanted.layers else {}),
     }
     path = folder / _NOTED
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,11 +132,13 @@ def _check_same(folder: Path, model: LlamaModel, wanted: Wanted) -> None:
         there = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DistillError(f"{path} cannot be read ({error}): remove it") from error
+    if not isinstance(there, dict):
+        raise DistillError(f"{path} is not a list of settings: remove it")
     if there != noted:
-        other = next(k for k in noted if there.get(k) != noted[k])
+        other = next(k for k in {**noted, **there} if there.get(k) != noted.get(k))
         raise ConfigError(
             f"{folder} has samples with {other} {there.get(other)!r}, not "
-            f"{noted[other]!r}: give another folder, or remove it"
+            f"{noted.get(other)!r}: give another folder, or remove it"
         )
 
 

@@ -1,14 +1,13 @@
-"""A head in PyTorch: the same computation as `graph`, for whole texts and training.
+"""One decoder layer on a target's hidden states, in PyTorch, for whole texts.
 
-In a draft the head's own outputs replace states that the target has not computed yet.
-The head is trained for that too: pass s gets the states that pass s - 1 computed, while
-its attention has true states up to s - 1 tokens back (EAGLE-3, HASS).
+In a draft the layer's own outputs replace states that the target has not computed yet.
+It is trained for that too: pass s gets the states that pass s - 1 computed, while its
+attention has true states up to s - 1 tokens back (EAGLE-3, HASS).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,14 +17,16 @@ from torch.nn import functional as F
 
 from edgecs_convert.distill.losses import divergence
 from edgecs_convert.distill.recipe import Recipe
-from edgecs_convert.distill.shape import HeadShape
+from edgecs_convert.distill.shape import LayerShape
 from edgecs_convert.distill.texts import Batch
 
 
-class Head(nn.Module):  # type: ignore[misc]
-    """A head with the weights of `HeadShape.shapes`, under the same names."""
+class StateLayer(nn.Module):  # type: ignore[misc]
+    """A decoder layer with the weights of a shape, under the same names."""
 
-    def __init__(self, shape: HeadShape, seed: int = 0) -> None:
+    shape: LayerShape
+
+    def __init__(self, shape: LayerShape, seed: int = 0) -> None:
         super().__init__()
         self.shape = shape
         source = torch.Generator().manual_seed(seed)
@@ -36,29 +37,32 @@ class Head(nn.Module):  # type: ignore[misc]
                 weight = torch.randn(size, generator=source) * size[0] ** -0.5
             self.register_parameter(name, nn.Parameter(weight))
 
-    def begin_from(self, table: NDArray[np.float32], norm: NDArray[np.float32]) -> None:
-        """Copies the target's embeddings [rows, width] and its last norm [width].
+    def logits(self, states: Tensor) -> Tensor:
+        """[..., width] -> [..., rows]: logits of the next token after a state."""
+        raise NotImplementedError
 
-        Unknown tokens start as the mean of the known ones. The initial output is then
-        close to the last state, from which training starts.
+    def _input(self, given: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        """The input of the attention, and the residual that its output is added to.
+
+        given: states, [texts, length, width]. embedded: of the tokens, normed.
         """
-        with torch.no_grad():
-            known = torch.tensor(table)
-            self.table[:-1] = known
-            self.table[-1] = known.mean(0)
-            self.norm.copy_(torch.tensor(norm))
-            width = self.shape.width
-            self.join[:width] += torch.eye(width)
-            self.mix *= 0.1
-            self.down *= 0.1
+        raise NotImplementedError
 
-    def described(self) -> dict[str, Any]:
-        """The fields that a checkpoint must match."""
-        return {"kind": "head", **self.shape.state()}
+    def _output(self, state: Tensor) -> Tensor:
+        """The state of the next input, from the sum of all residuals."""
+        raise NotImplementedError
 
-    def loss(self, batch: Batch[Tensor], recipe: Recipe) -> Tensor:
-        """The loss of all passes, with smaller weights for later ones."""
-        steps = self(batch.tokens, batch.states, recipe.passes)
+    def loss_of_passes(
+        self,
+        steps: Sequence[Tensor],
+        batch: Batch[Tensor],
+        recipe: Recipe,
+        likeness: float = 0.0,
+    ) -> Tensor:
+        """The loss of all passes, with smaller weights for later ones.
+
+        likeness: weight of the distance from the target's next states.
+        """
         counts = batch.counts
         total, weights = torch.zeros((), device=counts.device), 0.0
         for s, out in enumerate(steps):
@@ -71,12 +75,14 @@ class Head(nn.Module):  # type: ignore[misc]
                 continue
             mine = out[here]
             said = self.logits(mine).float()
-            apart = divergence(
+            loss = divergence(
                 recipe.loss, said, batch.top_rows[here], batch.top_logits[here]
             )
-            away = F.smooth_l1_loss(mine.float(), batch.next_states[here])
+            if likeness:
+                away = F.smooth_l1_loss(mine.float(), batch.next_states[here])
+                loss = loss + likeness * away
             weight = recipe.fading**s
-            total = total + weight * (apart + recipe.likeness * away)
+            total = total + weight * loss
             weights += weight
         return total / max(weights, 1e-9)
 
@@ -88,31 +94,21 @@ class Head(nn.Module):  # type: ignore[misc]
         """The weights by name, float32."""
         return {n: w.detach().float().numpy() for n, w in self.named_parameters()}
 
-    def logits(self, states: Tensor) -> Tensor:
-        """[..., width] -> [..., rows]: logits of the next token after a state."""
-        return states @ self.table[:-1].T
+    def passes(self, embedded: Tensor, states: Tensor, passes: int) -> list[Tensor]:
+        """The output states of every pass; the first pass gets the given states.
 
-    def forward(self, tokens: Tensor, states: Tensor, passes: int) -> list[Tensor]:
-        """The output states of every pass; the first pass gets the target's states.
-
-        tokens: [texts, length]. states: [texts, length, width], the state that chose
-        each token, or 0. A result is [texts, length, width]; that of pass s is valid
-        only from the s-th token of a text on.
+        embedded: [texts, length, width], of the tokens. states: [texts, length, width],
+        the state that chose each token, or 0. A result is [texts, length, width]; that
+        of pass s is valid only from the s-th token of a text on.
         """
-        length = tokens.shape[1]
-        place = torch.arange(length, device=tokens.device)
-        embedded = self._norm(F.embedding(tokens, self.table), self.token_norm)
+        place = torch.arange(embedded.shape[1], device=embedded.device)
         turns = self._turns(place)
         steps: list[Tensor] = []
         keys: list[Tensor] = []
         values: list[Tensor] = []
         given = states
         for s in range(passes):
-            x = (
-                torch.cat([self._norm(given, self.state_norm), embedded], -1)
-                @ self.join
-            )
-            y = self._norm(x, self.attention_norm)
+            y, x = self._input(given, embedded)
             keys.append(_turned(self._split(y @ self.key, self.shape.kv_heads), turns))
             values.append(self._split(y @ self.value, self.shape.kv_heads))
             query = _turned(self._split(y @ self.query, self.shape.heads), turns)
@@ -122,7 +118,7 @@ class Head(nn.Module):  # type: ignore[misc]
             x = x + seen @ self.mix
             y = self._norm(x, self.inner_norm)
             x = x + (F.silu(y @ self.gate) * (y @ self.up)) @ self.down
-            out = self._norm(x, self.norm)
+            out = self._output(x)
             steps.append(out)
             given = F.pad(out, (0, 0, 1, 0))[:, :-1]
         return steps

@@ -1,13 +1,15 @@
 """Measures a drafter: acceptance, time per token, expected speed-up.
 
-It uses the exported graph in ONNX Runtime, and answers that are not training data.
+It uses the exported file in the engine that will run it, and answers that are not
+training data.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -15,12 +17,16 @@ from typing import NamedTuple
 import numpy as np
 
 from edgecs.core.context import Context
-from edgecs.core.draft import score_one
+from edgecs.core.draft import LanguageModel, score_one
 from edgecs.engines.hidden_states import States
+from edgecs.engines.load_options import LoadOptions
 from edgecs.engines.onnx.decoder import OnnxModel
 from edgecs.engines.onnx.head import OnnxHead
+from edgecs.engines.state_head import StateHead
 from edgecs.errors import Cancelled
 from edgecs.hub.drafter_manifest import read_drafter
+from edgecs.runtime.heads import load_head
+from edgecs.runtime.loader import Loaded
 from edgecs_convert.distill.samples import Sample
 
 
@@ -35,65 +41,77 @@ class Worth(NamedTuple):
     drafts: int
 
 
+class Opened(NamedTuple):
+    """A drafter, and the states that it reads, which `worth` fills in."""
+
+    drafter: LanguageModel
+    states: States
+
+
 def worth(
-    folder: Path,
+    opened: Opened,
     samples: Iterable[Sample],
-    vocab_size: int,
     cancel: threading.Event,
     *,
     most: int = 3,
     drafts: int = 20_000,
-    threads: int = 1,
 ) -> Worth:
     """Compares drafts of `most` tokens with greedy answers. Raises Cancelled.
 
     Drafts start after every token of an answer, until there are enough drafts.
     """
     greedy = [s for s in samples if not s.temperature and s.size > most]
-    if not greedy:
-        return Worth([0.0] * most, 0.0, 0)
     right, seen = np.zeros(most), 0
     took: list[float] = []
-    states = States(greedy[0].states.shape[1])
-    model = _open(folder, states, vocab_size, cancel, threads)
-    try:
-        for sample in greedy:
-            for hits in _drafts(model, states, sample, most, took):
-                if cancel.is_set():
-                    raise Cancelled("stopped while measuring the drafter")
-                right[:hits] += 1
-                seen += 1
-            if seen >= drafts:
-                break
-    finally:
-        model.close()
+    for sample in greedy:
+        for hits in _drafts(opened, sample, most, took):
+            if cancel.is_set():
+                raise Cancelled("stopped while measuring the drafter")
+            right[:hits] += 1
+            seen += 1
+        if seen >= drafts:
+            break
     return Worth((right / max(1, seen)).tolist(), median(took or [0.0]), seen)
 
 
-def _open(
-    folder: Path,
-    states: States,
-    vocab_size: int,
-    cancel: threading.Event,
-    threads: int,
-) -> OnnxHead | OnnxModel:
-    """The drafter in a folder, of either kind."""
+@contextmanager
+def opened_onnx(
+    folder: Path, width: int, vocab_size: int, cancel: threading.Event
+) -> Iterator[Opened]:
+    """The drafter in a folder, for a target with states of this width."""
+    states = States(width)
+    drafter: OnnxHead | OnnxModel
     if read_drafter(folder).kind == "head":
-        return OnnxHead(folder, states, vocab_size, cancel, threads=threads)
-    return OnnxModel(folder, vocab_size, cancel, threads=threads)
+        drafter = OnnxHead(folder, states, vocab_size, cancel, threads=1)
+    else:
+        drafter = OnnxModel(folder, vocab_size, cancel, threads=1)
+    with closing(drafter):
+        yield Opened(drafter, states)
+
+
+@contextmanager
+def opened_eagle(path: Path, loaded: Loaded) -> Iterator[Opened]:
+    """The EAGLE-3 drafter in a file; the target gives embeddings and is not run."""
+    options = LoadOptions(threads=loaded.target.threads)
+    made = load_head("eagle3", path, loaded, options)
+    try:
+        assert isinstance(made.model, StateHead)
+        yield Opened(made.model, made.model.states)
+    finally:
+        made.close()
 
 
 def _drafts(
-    model: OnnxHead | OnnxModel,
-    states: States,
-    sample: Sample,
-    most: int,
-    took: list[float],
+    opened: Opened, sample: Sample, most: int, took: list[float]
 ) -> Iterable[int]:
     """The number of right tokens of each draft, after every token of an answer."""
+    model, states = opened
     said = sample.tokens.tolist()
     context = Context(sample.tokens[: sample.start + 1])
     model.reset()
+    before = sample.start - sample.stated
+    if before:
+        states.put(context, sample.stated, sample.states[:before].astype(np.float32))
     for at in range(sample.start + 1, len(said) - most):
         tail: list[int] = []
         hits = 0
@@ -107,6 +125,6 @@ def _drafts(
                 break
             hits += 1
         yield hits
-        state = sample.states[at - 1 - sample.start]
+        state = sample.states[at - 1 - sample.stated]
         states.put(context, at - 1, state[None].astype(np.float32))
         context.append(said[at : at + 1])

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from edgecs.core.context import Context, Tokens
 from edgecs.core.draft import Draft, LanguageModel, Request, Rows
+from edgecs.engines.hidden_states import States
+from edgecs.engines.llama.heads.features import LayerInputs
 from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.engines.llama.model import LlamaModel
 from edgecs.engines.load_options import KVType, LoadOptions
@@ -24,6 +26,7 @@ from edgecs.errors import Cancelled, ModelError, OutOfMemory
 from edgecs_convert.distill.samples import KEPT, Sample, best
 
 _BATCH = 512  # tokens in one call
+_LARGEST = float(np.finfo(np.float16).max)  # of a stored state
 # On a CPU, attention over many sequences is twice as fast with 8-bit cells as with
 # 16-bit ones, but not every head size supports them.
 _KV_TYPES: tuple[KVType, ...] = ("q8_0", "f16")
@@ -100,9 +103,12 @@ class _Answer:
         self.logits.append(logits.astype(np.float16))
         self.context.append((int(ids[at]),))
 
-    def sample(self, width: int) -> Sample:
+    def sample(self, width: int, recorded: States | None) -> Sample:
         states = np.empty((0, width), dtype=np.float16)
-        if self.states:
+        if recorded is not None:  # there is none of the last token
+            rows = recorded.of(self.context, 0, len(self.context) - 1)
+            states = np.clip(rows, -_LARGEST, _LARGEST).astype(np.float16)
+        elif self.states:
             states = np.stack(self.states)
         return Sample(
             self.task.number,
@@ -122,12 +128,14 @@ def answers(
     *,
     ends: Container[int],
     width: int,
+    recorded: Sequence[States] = (),
     seed: int = 1,
 ) -> Iterator[Sample]:
     """Yields answers of at most `most` tokens as they end.
 
     Prompts can have up to `longest_prompt` tokens. ends: tokens that end an answer.
-    width: of a state of the target. Raises Cancelled.
+    width: of a state of the target. recorded: of every sequence, states that become
+    those of the samples. Raises Cancelled.
     """
     under_way: dict[int, _Answer] = {}  # by sequence
     waiting = True
@@ -150,7 +158,19 @@ def answers(
             size = len(answer.context) - answer.task.prompt.size
             if answer.context.last in ends or size >= most:
                 del under_way[i]
-                yield answer.sample(width)
+                yield answer.sample(width, recorded[i] if recorded else None)
+
+
+def record_layers(target: LlamaLM, layers: Sequence[int]) -> list[States]:
+    """Have a target record the inputs of layers from now on, of every sequence.
+
+    Returns an empty list without layers; then rows have the final states.
+    """
+    if not layers:
+        return []
+    target.gives_states = False
+    features = LayerInputs(target.handle, layers, target.width)
+    return [target.record(features, i) for i in range(target.sequences)]
 
 
 def judged(target: LanguageModel, number: int, tokens: Tokens, start: int) -> Sample:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from edgecs.calibrate.probe import curve
 from edgecs.engines.llama.tokenizer import read_pieces
 from edgecs.errors import ConfigError
-from edgecs.hub.drafter_manifest import read_drafter, write_drafter
 from edgecs.runtime.loader import Loaded
 from edgecs.theory import draft_speedup
 from edgecs_convert.distill.data import Wanted, write_samples
@@ -27,7 +26,6 @@ from edgecs_convert.distill.samples import Sample, read_samples
 from edgecs_convert.distill.target import TargetFile
 from edgecs_convert.distill.texts import Vocabulary, choose_vocabulary, windows
 from edgecs_convert.distill.train import Trainer
-from edgecs_convert.folders import whole_folder
 
 _SEEN, _UNSEEN, _OWN, _DRAFTERS = "samples", "unseen", "own", "drafters"
 _CALMER = 0.2  # factor on the learning rate for further training
@@ -69,7 +67,7 @@ class Candidate:
     """A finished drafter with its measurements on this machine."""
 
     name: str
-    folder: Path
+    path: Path
     coverage: float  # share of the target's tokens in its vocabulary, on unseen topics
     worth: Worth
     single: float  # seconds of a target call of one token
@@ -89,9 +87,9 @@ class Candidate:
 
 
 class Made(NamedTuple):
-    """The folder of the chosen drafter, and all candidates."""
+    """The path of the chosen drafter, and all candidates."""
 
-    folder: Path
+    path: Path
     chosen: Candidate
     candidates: list[Candidate]
 
@@ -105,71 +103,81 @@ class _Data(NamedTuple):
 
 
 def distill(loaded: Loaded, work: Path, out: Path, plan: Plan, tell: Tell) -> Made:
-    """Makes drafters for a loaded target and keeps the best; `out` must not exist yet.
+    """Makes drafters for a loaded target and keeps the best; it must not exist yet.
 
     The best one has the highest expected speed-up with this machine's times. Raises
     ConfigError, ModelError, DistillError, Cancelled. Finished work stays in `work`.
     """
-    if out.exists():
-        raise ConfigError(f"{out} exists already: give a folder that does not")
+    for kind in plan.kinds:
+        if kind.place(out).exists():
+            raise ConfigError(f"{kind.place(out)} exists already: give another path")
     target = TargetFile(loaded.model.path)
     for kind in plan.kinds:  # answers take hours
         kind.check(target, plan.rows)
-    data = _data(target, loaded, work, plan, tell)
-    times = _times(loaded)
-    candidates = []
-    trainings = _Trainings(target, loaded, data, work, plan, tell)
-    for kind in plan.kinds:
-        for name, trainer, noted in trainings.of(kind):
-            folder = _export(name, kind, trainer, loaded, work, plan)
-            tell(f"measuring {name} on held-out topics")
-            measured = worth(
-                folder, data.unseen, loaded.target.vocab_size, loaded.cancel
+        if plan.log is not None and kind.layers(target):
+            raise ConfigError(
+                f"answers of sessions have no states of layers, which {kind.name} is "
+                "trained on: give --kind head"
             )
-            made = _candidate(name, folder, data, measured, times)
+    times: dict[int, float] = {}
+    candidates: list[tuple[Candidate, Kind]] = []
+    for kind in plan.kinds:
+        data = _data(target, kind.layers(target), loaded, work, plan, tell)
+        times = times or _times(loaded)
+        trainings = _Trainings(target, loaded, data, work, plan, tell)
+        for name, trainer, noted in trainings.of(kind):
+            path = _export(name, kind, trainer, loaded, work, plan)
+            tell(f"measuring {name} on held-out topics")
+            with kind.opened(path, loaded) as opened:
+                measured = worth(opened, data.unseen, loaded.cancel)
+            made = _candidate(name, path, data, measured, times)
             figures = {**noted, "seconds": round(trainer.seconds), **made.state()}
-            write_drafter(replace(read_drafter(folder), made=figures))
-            candidates.append(made)
-    chosen = max(candidates, key=lambda made: (made.speedup, made.ideal))
-
-    def fill(folder: Path) -> None:
-        shutil.copytree(chosen.folder, folder, dirs_exist_ok=True)
-        write_drafter(replace(read_drafter(folder), name=out.name))
-
-    whole_folder(out, fill)
+            kind.note(path, figures)
+            candidates.append((made, kind))
+    chosen, kind = max(candidates, key=lambda one: (one[0].speedup, one[0].ideal))
+    place = kind.place(out)
+    kind.finish(chosen.path, place)
     for kind in plan.kinds:
         (work / f"{kind.name}-update.pt").unlink(
             missing_ok=True
         )  # the next log is different
-    return Made(out, chosen, candidates)
+    return Made(place, chosen, [made for made, _ in candidates])
 
 
 def _data(
-    target: TargetFile, loaded: Loaded, work: Path, plan: Plan, tell: Tell
+    target: TargetFile,
+    layers: tuple[int, ...],
+    loaded: Loaded,
+    work: Path,
+    plan: Plan,
+    tell: Tell,
 ) -> _Data:
-    """Both sets of samples, and the vocabulary of the drafters."""
+    """Both sets of samples with states of layers, and the drafters' vocabulary."""
+    which = "".join(f"-{layer}" for layer in layers)
+    seen_in, unseen_in = work / f"{_SEEN}{which}", work / f"{_UNSEEN}{which}"
     wanted = Wanted(
         plan.tokens,
         most=plan.answer,
         parallel=plan.parallel,
         prompts=plan.prompts,
         seed=plan.recipe.seed,
+        layers=layers,
     )
     few = min(_UNSEEN_MOST, max(1, plan.tokens // _UNSEEN_SHARE))
     others = replace(wanted, tokens=few, half="unseen", prompts=None)
-    for name, which in ((_UNSEEN, others), (_SEEN, wanted)):
+    for folder, half in ((unseen_in, others), (seen_in, wanted)):
         write_samples(
             loaded.model,
-            work / name,
-            which,
+            folder,
+            half,
             loaded.cancel,
             tell,
             threads=loaded.target.threads,
         )
-    seen = [*read_samples(work / _SEEN, plan.tokens)]
+    seen = [*read_samples(seen_in, plan.tokens)]
     ends = sorted(loaded.model.vocabulary.ends)
     vocabulary = choose_vocabulary(seen, plan.rows, target.vocab_size, ends)
-    return _Data(seen, [*read_samples(work / _UNSEEN, few)], vocabulary)
+    return _Data(seen, [*read_samples(unseen_in, few)], vocabulary)
 
 
 class _Trainings:
@@ -266,7 +274,7 @@ class _Trainings:
         self, kind: Kind, samples: Sequence[Sample], recipe: Recipe, path: Path
     ) -> Trainer:
         vocabulary = self._data.vocabulary
-        student = kind.begin(self._target, vocabulary, recipe.seed)
+        student = kind.begin(self._target, vocabulary, samples, recipe.seed)
         every = windows(samples, recipe.length, recipe.before)
         return Trainer(student, every, vocabulary, recipe, path)
 
@@ -301,8 +309,7 @@ def _export(
     name: str, kind: Kind, trainer: Trainer, loaded: Loaded, work: Path, plan: Plan
 ) -> Path:
     target = TargetFile(loaded.model.path)
-    folder = work / _DRAFTERS / name
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(work / _DRAFTERS / name, ignore_errors=True)
     about = About(
         name=name,
         source=target.path.name,
@@ -311,17 +318,17 @@ def _export(
         window=trainer.recipe.length,
         int8=plan.int8,
     )
-    kind.export(folder, trainer.student, trainer.vocabulary, about)
-    return folder
+    student, vocabulary = trainer.student, trainer.vocabulary
+    return kind.export(work / _DRAFTERS, student, vocabulary, about)
 
 
 def _candidate(
-    name: str, folder: Path, data: _Data, measured: Worth, times: dict[int, float]
+    name: str, path: Path, data: _Data, measured: Worth, times: dict[int, float]
 ) -> Candidate:
     ideal = dict.fromkeys(times, times[1])
     return Candidate(
         name,
-        folder,
+        path,
         data.vocabulary.coverage(data.unseen),
         measured,
         times[1],

@@ -22,9 +22,10 @@ from edgecs.errors import DistillError
 class Sample(NamedTuple):
     """One answer of n tokens to a prompt of p.
 
-    Answer token j was chosen from row j of `top_ids` and `top_logits`. State j is the
-    target's final hidden state after answer token j, from which token j + 1 was chosen;
-    there is no state after the last token or after the prompt.
+    Answer token j was chosen from row j of `top_ids` and `top_logits`. States are those
+    after consecutive tokens: the target's final ones, from which the next tokens were
+    chosen, after the tokens of the answer; or the inputs of some of its layers, side by
+    side, after all tokens. There is no state after the last token.
     """
 
     number: int  # of the question
@@ -33,12 +34,17 @@ class Sample(NamedTuple):
     start: int  # p
     top_ids: NDArray[np.int32]  # [n, k], the best one first
     top_logits: NDArray[np.float16]  # [n, k]
-    states: NDArray[np.float16]  # [n - 1, width]
+    states: NDArray[np.float16]  # [n - 1 or p + n - 1, width]
 
     @property
     def size(self) -> int:
         """The number of tokens of the answer."""
         return int(self.tokens.size) - self.start
+
+    @property
+    def stated(self) -> int:
+        """The first token with a state after it: p, or 0."""
+        return int(self.tokens.size) - 1 - len(self.states)
 
 
 KEPT = 32  # stored logits of a row
@@ -58,7 +64,7 @@ def write_shard(folder: Path, samples: Sequence[Sample]) -> Path:
         for name in _JOINED
     }
     arrays["heads"] = np.array(
-        [(s.number, s.start, s.size) for s in samples], dtype=np.int64
+        [(s.number, s.start, s.size, len(s.states)) for s in samples], dtype=np.int64
     )
     arrays["temperatures"] = np.array([s.temperature for s in samples])
     try:
@@ -105,8 +111,11 @@ def read_samples(folder: Path, most: int | None = None) -> Iterator[Sample]:
 
 def _samples(arrays: dict[str, NDArray[Any]]) -> Iterator[Sample]:
     text = row = state = 0
-    for (number, start, size), temperature in zip(
-        arrays["heads"].tolist(), arrays["temperatures"].tolist(), strict=True
+    heads = arrays["heads"]
+    if heads.shape[1] == 3:  # answers of earlier versions, with final states
+        heads = np.column_stack((heads, heads[:, 2] - 1))
+    for (number, start, size, stated), temperature in zip(
+        heads.tolist(), arrays["temperatures"].tolist(), strict=True
     ):
         yield Sample(
             number,
@@ -115,9 +124,9 @@ def _samples(arrays: dict[str, NDArray[Any]]) -> Iterator[Sample]:
             start,
             arrays["top_ids"][row : row + size],
             arrays["top_logits"][row : row + size],
-            arrays["states"][state : state + size - 1],
+            arrays["states"][state : state + stated],
         )
-        text, row, state = text + start + size, row + size, state + size - 1
+        text, row, state = text + start + size, row + size, state + stated
 
 
 def _load(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:

@@ -1,8 +1,8 @@
-"""The sizes of a head; a head is one decoder layer on a target's final hidden states.
+"""The sizes of drafters that are one decoder layer on a target's hidden states.
 
 Input i is (state that chose token i, embedding of token i). Output i approximates the
-state after token i: the embedding table turns it into logits, and it is the state of
-the next input if the target has not computed one (EAGLE, arXiv 2401.15077).
+state after token i: a matrix turns it into logits, and it is the state of the next
+input if the target has not computed one (EAGLE, arXiv 2401.15077).
 """
 
 from __future__ import annotations
@@ -14,11 +14,8 @@ from edgecs.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class HeadShape:
-    """width: of the target's states. rows: tokens of the head's vocabulary.
-
-    One more row of the table represents all other tokens.
-    """
+class LayerShape:
+    """width: of the target's states. rows: tokens of the drafter's vocabulary."""
 
     width: int
     rows: int
@@ -46,17 +43,16 @@ class HeadShape:
         return self.kv_heads * self.size
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The weights: matrices as [in, out], the table as [rows + 1, width]."""
+        """The weights: matrices as [in, out], tables as [rows, width]."""
+        raise NotImplementedError
+
+    def _layer(self, takes: int) -> dict[str, tuple[int, ...]]:
+        """The matrices of a layer whose attention has inputs of a width."""
         width, kv = self.width, self.kv_width
         return {
-            "table": (self.rows + 1, width),
-            "state_norm": (width,),
-            "token_norm": (width,),
-            "join": (2 * width, width),
-            "attention_norm": (width,),
-            "query": (width, width),
-            "key": (width, kv),
-            "value": (width, kv),
+            "query": (takes, width),
+            "key": (takes, kv),
+            "value": (takes, kv),
             "mix": (width, width),
             "inner_norm": (width,),
             "gate": (width, self.inner),
@@ -68,3 +64,43 @@ class HeadShape:
     def state(self) -> dict[str, Any]:
         """The sizes as plain numbers."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class HeadShape(LayerShape):
+    """A head on final hidden states.
+
+    One more row of its table represents all tokens that are not in its vocabulary.
+    """
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The weights: matrices as [in, out], the table as [rows + 1, width]."""
+        return {
+            "table": (self.rows + 1, self.width),
+            "state_norm": (self.width,),
+            "token_norm": (self.width,),
+            "join": (2 * self.width, self.width),
+            "attention_norm": (self.width,),
+            **self._layer(self.width),
+        }
+
+
+@dataclass(frozen=True)
+class EagleShape(LayerShape):
+    """An EAGLE-3 drafter (arXiv 2503.01840), as llama.cpp computes it.
+
+    layers: of the target, counted from 0, whose inputs it reads. Its attention reads a
+    token's embedding beside the state, and its residual is the state.
+    """
+
+    layers: tuple[int, ...] = ()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The weights: matrices as [in, out], the output as [rows, width]."""
+        return {
+            "output": (self.rows, self.width),
+            "fuse": (len(self.layers) * self.width, self.width),
+            "token_norm": (self.width,),
+            "state_norm": (self.width,),
+            **self._layer(2 * self.width),
+        }

@@ -10,11 +10,13 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecs.engines.llama.heads.fit import HOOKED, Shape, header_of
 from edgecs.errors import ModelError
-from edgecs_convert.distill.shape import HeadShape
+from edgecs_convert.distill.shape import EagleShape, HeadShape
 
 _SIZE = 64  # of an attention head
 _INNER = 8 / 3  # inner width over width
+_LEAST_LAYERS = 4
 
 
 class TargetFile:
@@ -59,8 +61,46 @@ class TargetFile:
             return np.ones(self.width, dtype=np.float32)
         return self._floats(tensor, tensor.data).ravel()
 
+    def embeddings(self) -> NDArray[np.float16]:
+        """The embeddings of all tokens, [vocab_size, width]."""
+        tensor = self._tensors.get("token_embd.weight")
+        if tensor is None:
+            raise ModelError(f"{self.path} has no embeddings: give a whole model")
+        return self._floats(tensor, tensor.data).astype(np.float16)
+
     def shape(self, rows: int) -> HeadShape:
         """The shape of a head for this target. Raises ModelError if none fits."""
+        return HeadShape(rows=rows, **self._sizes())
+
+    def eagle_shape(self, rows: int) -> EagleShape:
+        """The shape of an EAGLE-3 drafter. Raises ModelError if none fits.
+
+        It reads a low, a middle and a high layer, as the paper's.
+        """
+        theirs = Shape.of_file(self.path, header_of(self.path))
+        unfit = f"no EAGLE-3 drafter can be made for {self.path.name}"
+        if theirs.architecture not in HOOKED:
+            raise ModelError(
+                f"{unfit}: llama.cpp does not give the states of the layers of "
+                f"{theirs.architecture} models; use --kind head"
+            )
+        if theirs.layers < _LEAST_LAYERS:
+            raise ModelError(
+                f"{unfit}: it has {theirs.layers} layers, and the drafter reads three "
+                "after the first one"
+            )
+        if theirs.hidden != self.width:
+            raise ModelError(
+                f"{unfit}: its output matrix has width {self.width}, and its states "
+                f"have width {theirs.hidden}; use --kind head"
+            )
+        count = theirs.layers
+        middle = count // 2
+        layers = min(2, middle - 1), middle, max(middle + 1, count - 3)
+        return EagleShape(rows=rows, layers=layers, **self._sizes())
+
+    def _sizes(self) -> dict[str, Any]:
+        """What the shapes of drafters have in common."""
         width = self.width
         if width % _SIZE:
             raise ModelError(
@@ -71,7 +111,26 @@ class TargetFile:
         kv_heads = max(n for n in range(1, heads // 3 + 2) if heads % n == 0)
         inner = round(width * _INNER / _SIZE) * _SIZE
         epsilon = self._architecture("attention.layer_norm_rms_epsilon") or 1e-5
-        return HeadShape(width, rows, heads, kv_heads, inner, float(epsilon))
+        return {
+            "width": width,
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "inner": inner,
+            "epsilon": float(epsilon),
+        }
+
+    def tokenizer(self) -> dict[str, gguf.ReaderField]:
+        """The fields about the tokenizer, by their names."""
+        return {
+            name: field
+            for name, field in self._reader.fields.items()
+            if name.startswith("tokenizer.")
+        }
+
+    @property
+    def trained_ctx(self) -> int:
+        """The value in the file."""
+        return int(self._architecture("context_length") or 0)
 
     @property
     def _table(self) -> Any:

@@ -68,6 +68,7 @@ class Batch(NamedTuple, Generic[Array]):
     """Windows of texts, as arrays of numpy or of PyTorch."""
 
     tokens: Array  # int64 [texts, length]: rows of a vocabulary
+    ids: Array  # the same as the target's tokens, 0 after the end of a text
     states: Array  # float32 [texts, length, width]: state that chose the token
     next_states: Array  # the same after the token
     top_rows: Array  # int64 [texts, length, k]: of the token after it
@@ -96,7 +97,8 @@ def windows(samples: Sequence[Sample], length: int, before: int) -> list[Window]
             sample.tokens.size - 1,
         )  # the last token has no successor
         while first < last:
-            begin = max(0, first - before)
+            # A head of llama.cpp begins with the first token that has a state.
+            begin = max(int(sample.stated == 0), first - before)
             end = min(last, begin + length)
             found.append(Window(sample, begin, first, end))
             first = end
@@ -123,11 +125,12 @@ def batches(
 def batch(
     few: Sequence[Window], vocabulary: Vocabulary, length: int
 ) -> Batch[NDArray[Any]]:
-    """One batch."""
+    """One batch, as long as its longest window and at most `length`."""
     width, k = few[0].sample.states.shape[1], few[0].sample.top_ids.shape[1]
-    shape = len(few), length
+    shape = len(few), min(length, max(window.end - window.begin for window in few))
     made: Batch[NDArray[Any]] = Batch(
         np.full(shape, vocabulary.rows, dtype=np.int64),
+        np.zeros(shape, dtype=np.int64),
         np.zeros((*shape, width), dtype=np.float32),
         np.zeros((*shape, width), dtype=np.float32),
         np.zeros((*shape, k), dtype=np.int64),
@@ -135,15 +138,16 @@ def batch(
         np.zeros(shape, dtype=np.bool_),
     )
     for i, (sample, begin, first, end) in enumerate(few):
-        n, start = end - begin, sample.start
+        n, start, stated = end - begin, sample.start, sample.stated
         made.tokens[i, :n] = vocabulary.rows_of(sample.tokens[begin:end])
-        # The state that chose token t is the one after token t - 1 of the answer.
-        seen = max(start + 1, begin)
+        made.ids[i, :n] = sample.tokens[begin:end]
+        # The state that chose token t is the one after token t - 1.
+        seen = max(stated + 1, begin)
         if seen < end:
-            chose = sample.states[seen - 1 - start : end - 1 - start]
+            chose = sample.states[seen - 1 - stated : end - 1 - stated]
             made.states[i, seen - begin : n] = chose
         here = slice(first - begin, n)
-        made.next_states[i, here] = sample.states[first - start : end - start]
+        made.next_states[i, here] = sample.states[first - stated : end - stated]
         rows = vocabulary.rows_of(sample.top_ids[first + 1 - start : end + 1 - start])
         logits = sample.top_logits[first + 1 - start : end + 1 - start]
         known = rows < vocabulary.rows

@@ -51,6 +51,17 @@ def device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def halves(on: str) -> bool:
+    """Whether products of bfloat16 are fast on a device.
+
+    Without instructions for them PyTorch takes 250 times as long as with float32 (a
+    product of 600 x 576 x 12,288 on two cores of a Zen 3: 15.6 s and 0.064 s).
+    """
+    if on == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return on != "mps"
+
+
 class Trainer:
     """A resumable training of a drafter.
 
@@ -157,7 +168,7 @@ class Trainer:
     def _step(self, batch: Batch[Any]) -> float:
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate()
-        with torch.autocast(self._on, torch.bfloat16, enabled=self._on != "mps"):
+        with torch.autocast(self._on, torch.bfloat16, enabled=halves(self._on)):
             there = Batch(*(torch.from_numpy(array).to(self._on) for array in batch))
             loss = self.student.loss(there, self.recipe)
         value = float(loss.detach())
