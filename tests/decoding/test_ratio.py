@@ -26,7 +26,7 @@ from edgecs.session.session import Session
 from edgecs.session.stats import Mark
 from edgecs.testing.fakes import CachingModel, Endless, ScriptedDrafter, TableModel
 
-VOCAB, DRAWS, STEPS = 3, 1500, 3
+VOCAB, DRAWS, STEPS = 3, 1000, 3
 
 
 class Tabled(TableModel):
@@ -137,7 +137,7 @@ def test_the_wrong_law_of_a_draft_would_show():
 
 
 @given(data=st.data(), blocks=st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_greedy_answers_are_those_without_drafts(data, blocks: bool):
     target, small = CachingModel(5, 1), CachingModel(5, 2)
     counts = [data.draw(st.integers(0, 4)) for _ in range(3)]
@@ -152,7 +152,7 @@ def test_greedy_answers_are_those_without_drafts(data, blocks: bool):
 
 
 @given(data=st.data(), blocks=st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_answers_end_where_they_must(data, blocks: bool):
     """With end tokens, cut-offs and a second turn, on cells that were left behind."""
 

@@ -33,9 +33,9 @@ if importlib.util.find_spec("torch") is None:
     pytest.skip("the extra 'distill' is not installed", allow_module_level=True)
 
 import torch
-from edgecs_convert.distill.head import Head
 
 from edgecs_convert.distill.export import About, export_head
+from edgecs_convert.distill.head import Head
 from edgecs_convert.distill.shape import HeadShape
 from edgecs_convert.distill.texts import Vocabulary
 
