@@ -29,7 +29,7 @@ from edgecs.core.draft import (
 class RowKeeper(OneSequence):
     """A drafter's model that keeps the rows of the current round.
 
-    It has the first sequence of the model. Whoever made it holds the model.
+    It has the first sequence of the model. held: whether a `Beside` claims the model.
     """
 
     max_leaves = 1
@@ -41,6 +41,7 @@ class RowKeeper(OneSequence):
         self.max_draft = model.max_draft
         self.rewindable = model.rewindable
         self.cancel = model.cancel
+        self.held = False
         self._kept: dict[bytes, Row] = {}  # by all tokens before
 
     def score(self, requests: Sequence[Request]) -> list[Rows]:
@@ -85,8 +86,8 @@ class RowKeeper(OneSequence):
         self.model.reset()
 
     def hold(self, sequence: int = 0) -> AbstractContextManager[None]:
-        """Claims nothing."""
-        return nullcontext()
+        """Claims the model, unless a `Beside` does."""
+        return nullcontext() if self.held else self.model.hold()
 
 
 class Beside(OneSequence):
@@ -100,6 +101,7 @@ class Beside(OneSequence):
 
     def __init__(self, target: LanguageModel, small: RowKeeper) -> None:
         self.target, self.small = target, small
+        small.held = True
         self.vocab_size = target.vocab_size
         self.n_ctx = min(target.n_ctx, small.n_ctx)
         self.max_draft = min(target.max_draft, small.max_draft)

@@ -17,7 +17,7 @@ from edgecs.decoding.cascade import NamedModel, stack
 from edgecs.decoding.kmatrix import KMatrix
 from edgecs.decoding.ratio import Position, RatioRule, chances, weights
 from edgecs.drafters.maxgram import MaxGram
-from edgecs.errors import ConfigError
+from edgecs.errors import ConfigError, ModelError
 from edgecs.runtime.recipe import Recipe
 from edgecs.sampling.cascade_rules import CascadeRule
 from edgecs.sampling.chain import always, chooser, greedy
@@ -209,6 +209,17 @@ def test_the_rule_by_blocks_has_a_worked_example():
     assert weights(at) == pytest.approx([1.0, 1 / 3, 7 / 12])
     rest = 0.0 + max(0.0, 0.7 / 3 - 0.4)
     assert chances(at) == pytest.approx([rest / (rest + 2 / 3), 7 / 12])
+
+
+def test_the_models_of_drafters_are_held():
+    small = TableModel(5, 2)
+    with session_of(TableModel(5, 1), small, "2,0;0,0", blocks=False), small_in_use():
+        Session(small, Endless())
+    Session(small, Endless()).close()
+
+
+def small_in_use():
+    return pytest.raises(ModelError, match="in use")
 
 
 def test_drafts_keep_their_writers():

@@ -19,7 +19,7 @@ from edgecs.decoding.beside import Beside, RowKeeper
 from edgecs.decoding.cascade import NamedModel, stack
 from edgecs.decoding.kmatrix import KMatrix
 from edgecs.drafters.maxgram import MaxGram
-from edgecs.errors import ConfigError
+from edgecs.errors import ConfigError, ModelError
 from edgecs.sampling.cascade_rules import CascadeRule
 from edgecs.sampling.chain import always, chooser, greedy
 from edgecs.sampling.settings import Sampling
@@ -265,6 +265,17 @@ def test_a_row_keeper_computes_what_a_cheaper_drafter_wrote_in_one_call():
     rows = keeper.rows(Request(context, draft))
     wanted = [[1, 2], [1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4, 0]]
     np.testing.assert_array_equal(rows, [model.law(prefix) for prefix in wanted])
+
+
+def test_a_session_with_a_rule_holds_both_models():
+    target, small = TableModel(5, 2), TableModel(5, 1)
+    keeper = RowKeeper(small)
+    rule = CascadeRule("v3", 0.5)
+    with Session(Beside(target, keeper), Endless(), mixes=rule):
+        for model in (target, small):
+            with pytest.raises(ModelError, match="in use"):
+                Session(model, Endless())
+    Session(small, Endless()).close()
 
 
 @pytest.mark.parametrize(
