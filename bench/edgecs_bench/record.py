@@ -48,7 +48,7 @@ class _Gaps:
     def __init__(self, choose: Choose) -> None:
         self._choose = choose
         self.confidence, self.margin = choose.confidence, choose.margin
-        self.keeps = choose.keeps
+        self.keeps, self.alternatives = choose.keeps, choose.alternatives
         self.seen: list[float] = []
 
     def __call__(self, row: NDArray[np.float32], tokens: NDArray[np.int32]) -> int:

@@ -22,6 +22,7 @@ from edgecs_cli.short_lines import Report
 _ABOUT = {
     "mag": "mag is Max-Gram, which copies from the text so far",
     "bigram": "bigram is the token that usually follows",
+    "recycling": "recycling is a token that was likely after the same ones before",
 }
 COLOURS = (32, 136, 161, 93)  # of 256: blue, gold, crimson, violet
 

@@ -188,7 +188,7 @@ class _Watched:
     def __init__(self, choose: Choose) -> None:
         self.gaps: dict[int, float] = {}
         self.confidence, self.margin = choose.confidence, choose.margin
-        self.keeps = choose.keeps
+        self.keeps, self.alternatives = choose.keeps, choose.alternatives
         self._choose = choose
 
     def __call__(self, row: Row, tokens: Tokens) -> int:

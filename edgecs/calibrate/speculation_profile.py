@@ -26,13 +26,14 @@ from edgecs.decoding.cascade import NamedModel
 from edgecs.decoding.exactness import Allowed, Classes, Limits, permitted
 from edgecs.decoding.tiers import Exact
 from edgecs.drafters.priors import packaged
-from edgecs.drafters.registry import usual_sources
+from edgecs.drafters.registry import branches_of, usual_sources
 from edgecs.drafters.source import Keeper, Source
 from edgecs.engines.host import Others, busiest
 from edgecs.errors import Cancelled
 from edgecs.planning.acceptance import Calibration
 from edgecs.planning.neural_source import NeuralSource
 from edgecs.planning.planner import MARGIN, Planner
+from edgecs.planning.trees import Trees
 
 # chosen: an acceptable delay of a model's first start.
 PROBE_SECONDS = 2.0  # time limit of probing at load
@@ -100,9 +101,8 @@ class SpeculationProfile:
         self._before: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._key, self._profiles = key, profiles
         self._used: dict[str, CostModel] = {}  # of drafters, by fingerprint
-        self._writers: dict[
-            str, NeuralSource
-        ] = {}  # of the last planner, by fingerprint
+        # Of all planners, one for each slot of a server, by fingerprint.
+        self._writers: dict[str, list[NeuralSource]] = {}
         self._keepers: dict[str, Keeper] = {}  # its sources with persistent state
         if key and profiles:
             self.profile, stale = profiles.load(key)
@@ -236,7 +236,9 @@ class SpeculationProfile:
 
         fingerprints: of the models by name; their times are stored under these.
         """
-        sources = usual_sources() if sources is None else sources
+        leaves = self._leaves
+        if sources is None:
+            sources = usual_sources(trees=leaves > 1)
         self._give_back(sources)
         planner = Planner(
             self.costs,
@@ -247,6 +249,7 @@ class SpeculationProfile:
             lenience=lenience,
             ends=ends,
             rollback=self.rollback(),
+            trees=self._trees(sources, leaves, ends) if leaves > 1 else None,
         )
         known = self._kept("drafters")
         told = {named.name: named.right for named in models}
@@ -260,8 +263,25 @@ class SpeculationProfile:
             right = right if isinstance(right, float) else told[neural.name]
             if right is not None and math.isfinite(right):
                 neural.start_from(right)
-            self._writers[mark] = neural
+            self._writers.setdefault(mark, []).append(neural)
         return planner
+
+    @property
+    def _leaves(self) -> int:
+        """Most leaves of a draft; 1 if rejected tokens cannot just be removed."""
+        return self.target.max_leaves if self._removable is None else 1
+
+    def _trees(
+        self, sources: Sequence[Source], leaves: int, ends: Container[int]
+    ) -> Trees:
+        """Trees where the target's rows need not be those of plain decoding."""
+        return Trees(
+            branches_of(sources),
+            self.calibration,
+            leaves,
+            allowed=lambda depth: self.limits.tier(depth) != "strict",
+            ends=ends,
+        )
 
     def _give_back(self, sources: Sequence[Source]) -> None:
         """Restore the state of sources; one that rejects its state starts empty."""
@@ -332,7 +352,10 @@ class SpeculationProfile:
         drafters, right = self._kept("drafters"), self._kept("right")
         if self._before is None:
             drafters.update({n: c.state() for n, c in self._used.items() if c.known})
-        right.update({n: w.long_term_rate for n, w in self._writers.items() if w.known})
+        for mark, writers in self._writers.items():
+            most = max(writers, key=lambda writer: writer.observed)
+            if most.known:
+                right[mark] = most.long_term_rate
         sources = self._kept("sources")
         sources.update({name: one.state() for name, one in self._keepers.items()})
         profile.chain = {

@@ -34,6 +34,13 @@ class Choose(Protocol):
     def confidence(self, row: Row, tokens: Tokens, token: int) -> float:
         """Probability of a token in the distribution that is chosen from."""
 
+    def alternatives(self, row: Row, tokens: Tokens, k: int) -> list[tuple[int, float]]:
+        """The k tokens that come next in the order of the choice, the best first.
+
+        Each with its probability in the distribution that is chosen from. They are
+        drafts, so they may be approximate: masks are not applied to them.
+        """
+
     def margin(self, row: Row, tokens: Tokens) -> float:
         """The smallest change of a logit that gives another choice."""
 

@@ -78,6 +78,24 @@ def best_width(
     return Choice(width, best if width > 1 else plain)
 
 
+def shared_times(times: Sequence[float], together: int) -> list[float]:
+    """Seconds of a joint call for each of its requests, by the width of a request.
+
+    times: seconds of a call by number of tokens, [n - 1], inf if unknown; an unknown
+    number is computed as the next larger one that is known. All requests are equally
+    wide, and each is charged the same share. inf: no known call is that wide.
+
+    >>> shared_times([1.0, 1.2, math.inf, 1.6], 2)
+    [0.6, 0.8, inf, inf]
+    """
+    fitting, least = [math.inf] * len(times), math.inf
+    for i in reversed(range(len(times))):
+        least = fitting[i] = min(least, times[i])
+    count = len(times) // together
+    found = [fitting[together * n - 1] / together for n in range(1, count + 1)]
+    return [*found, *[math.inf] * (len(times) - count)]
+
+
 class CostModel:
     """Seconds of one call by width (tokens in it) and depth (tokens in the cache).
 

@@ -176,11 +176,19 @@ class Cascade:
         rows, seconds = self.call(pending.request)
         return self.finish(pending, rows, choices, seconds)
 
-    def prepare(self, context: Context, choices: Choices, most: int) -> PendingRound:
+    def prepare(
+        self, context: Context, choices: Choices, most: int, together: int = 1
+    ) -> PendingRound:
         """The first part of `step`: a draft of at most `most` tokens.
 
-        A drafter that fails is disabled, and the draft is empty.
+        A drafter that fails is disabled, and the draft is empty. together: requests
+        that the call will have. Where it has several, a schedule that does not weigh
+        its drafts is not asked: nothing of them would be verified.
         """
+        if hasattr(self.schedule, "together"):
+            self.schedule.together = together
+        elif together > 1:
+            most = 0
         began, gathered = self._clock(), Gathered(NOTHING, ())
         if self.ratio:
             choices = self.ratio.choices(choices, context)
@@ -356,7 +364,14 @@ class Cascade:
             with suppress(Exception):
                 level.schedule.park(fault.name)
                 if level is not self and level.name == fault.name:
-                    level.reviewer.reset()  # its cells may be invalid
+                    level.drop_cells()  # they may be invalid
+
+    def drop_cells(self) -> None:
+        """Drop the reviewer's cells of this conversation."""
+        if self.reviewer.sequences > 1:
+            self.reviewer.forget(self.sequence)
+        else:
+            self.reviewer.reset()
 
     def levels(self) -> list[Cascade]:
         """This reviewer and all inner ones, each once, the outermost first."""

@@ -50,7 +50,11 @@ class Outcome(NamedTuple):
 
 
 class Schedule(Protocol):
-    """Decides how much every drafter drafts."""
+    """Decides how much every drafter drafts.
+
+    One that states a `Plan` has an attribute `together`, which is set before every
+    draft: the number of requests that the reviewer's next call will have.
+    """
 
     @property
     def drafters(self) -> tuple[Drafter, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from operator import itemgetter
 
 from edgecs.core.context import Context
 from edgecs.core.draft import NOTHING, Choose, Draft, Rows, Verdict
@@ -19,6 +20,8 @@ from edgecs.drafters.source import LOOKED_AT
 
 # chosen: limits the time of a search in repetitive text.
 CANDIDATES = 32  # occurrences of the last GRAM tokens that are compared, newest first
+# chosen: older ones hardly ever show another token.
+FOLLOWED = 12  # occurrences of GRAM tokens whose successors are compared
 
 _Gram = tuple[int, int, int]
 """Position of the last token of a gram's newest occurrence; occurrences in a row, up to
@@ -77,7 +80,7 @@ class MaxGram:
 
     def continuation(self, context: Context, k: int) -> list[int]:
         """The tokens of `propose` without a Draft: most are never drafted."""
-        self._sync(context)
+        self.sync(context)
         text = self._ids[-LONGEST:]
         offset = len(self._ids) - len(text)
         if len(context) > len(self._ids):
@@ -132,6 +135,27 @@ class MaxGram:
             yield tuple(said)
             here = (*here[-GRAM + 1 :], token)
 
+    def followers(self, end: Sequence[int]) -> list[tuple[int, int]]:
+        """Tokens that followed `end`, 1 to GRAM tokens, and how often.
+
+        The most frequent one comes first; of equal ones the newest. The newest FOLLOWED
+        occurrences of GRAM tokens count, and of fewer tokens the newest alone.
+        """
+        gram = self._grams.get(tuple(end))
+        if gram is None:
+            return []
+        at, run, _ = gram
+        if len(end) < GRAM:
+            return [(self._ids[at + 1], run)]
+        times: dict[int, int] = {}
+        for _ in range(FOLLOWED):
+            token = self._ids[at + 1]
+            times[token] = times.get(token, 0) + 1
+            at = self._before[at]
+            if at < 0:
+                break
+        return sorted(times.items(), key=itemgetter(1), reverse=True)
+
     def observe(
         self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
     ) -> None:
@@ -161,7 +185,8 @@ class MaxGram:
             ids.append(token)
             before.append(-1)
 
-    def _sync(self, context: Context) -> None:
+    def sync(self, context: Context) -> None:
+        """Add the tokens that a context has committed since the last call."""
         if context.root is not self._context:
             self._start(context.root)
         done = len(self._ids)

@@ -18,15 +18,20 @@ from edgecs.core.draft import Drafter
 LOOKED_AT = 8  # tokens of a proposal with their own evidence
 
 
-class Source(Drafter, Protocol):
-    """A model-free drafter for a planner.
+class Weighed(Protocol):
+    """Whatever describes tokens by buckets.
 
     buckets: number of buckets. prior: initial log-odds of each, [buckets]; those of a
     token's buckets add up.
     """
 
+    name: str
     buckets: int
     prior: Sequence[float]
+
+
+class Source(Weighed, Drafter, Protocol):
+    """A model-free drafter for a planner."""
 
     def continuation(self, context: Context, k: int) -> list[int]:
         """At most k tokens that may follow: `propose` as plain integers."""
@@ -41,6 +46,29 @@ class Source(Drafter, Protocol):
     @property
     def is_vague(self) -> bool:
         """Whether the last proposal is hardly ever right, as its evidence is weak."""
+
+
+class Branches(Weighed, Protocol):
+    """A source of several tokens for one position: siblings in a tree.
+
+    label: name of the drafter in statistics. The log-odds of a token's buckets are
+    given that its parent is right and that the siblings before it are wrong.
+    """
+
+    label: str
+
+    def successors(
+        self, end: Sequence[int], depth: int
+    ) -> Sequence[tuple[int, Sequence[int]]]:
+        """Tokens that may follow, and their buckets; usually the best one first.
+
+        Of a token that is named twice the first counts. end: the last tokens before, at
+        most GRAM and at least one. depth: how many draft tokens are before. The text
+        is that of the last `sync`.
+        """
+
+    def sync(self, context: Context) -> None:
+        """Take new committed tokens of a text; called once before a tree grows."""
 
 
 @runtime_checkable

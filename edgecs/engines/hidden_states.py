@@ -44,6 +44,11 @@ class States:
         self._root: Context | None = None
         self._tree: tuple[Draft, State] | None = None  # its cells follow
 
+    @property
+    def size(self) -> int:
+        """Bytes of the states that it has room for."""
+        return self._rows.nbytes
+
     def put(self, context: Context, start: int, rows: State) -> None:
         """Record the states of cells of a context from `start` on, [n, width].
 

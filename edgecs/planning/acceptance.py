@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from edgecs.drafters.copies import DEPTH, DEPTHS, bucket_count
 from edgecs.drafters.priors import packaged
-from edgecs.drafters.source import LOOKED_AT, Source
+from edgecs.drafters.source import LOOKED_AT, Weighed
 
 Evidence = Sequence[Sequence[int]]
 """The buckets that each token falls into, [tokens][buckets of one token].
@@ -98,10 +98,10 @@ class Acceptance:
         self._kept = self._before.tolist()
         self._now = self._kept.copy()
 
-    def odds(self, buckets: Sequence[int]) -> float:
+    def odds(self, buckets: Sequence[int], doubt: float = DOUBT) -> float:
         """Probability of a token given that those before it are right."""
         now = self._now
-        return _sigmoid(sum([now[bucket] for bucket in buckets]) - DOUBT)
+        return _sigmoid(sum([now[bucket] for bucket in buckets]) - doubt)
 
     def learn(self, evidence: Evidence, right: int, decided: bool) -> None:
         """Learn from a draft whose first `right` tokens were right.
@@ -137,7 +137,7 @@ class Calibration:
         self._sources: dict[str, Acceptance] = {}
         self._drafters: dict[str, Acceptance] = {}
 
-    def source(self, source: Source) -> Acceptance:
+    def source(self, source: Weighed) -> Acceptance:
         """The acceptance of a source; a new source starts from its prior."""
         known = self._sources.get(source.name)
         if known is None or known.kept.size != source.buckets:

@@ -7,7 +7,7 @@ extends the draft while that raises the round's expected tokens per second.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import mul
@@ -20,11 +20,12 @@ from edgecs.core.context import Context
 from edgecs.core.draft import Choose, Draft, Drafter
 from edgecs.core.faults import blame
 from edgecs.costs.cost_model import WIDEST, CostModel, best_width
-from edgecs.decoding.cascade import Cascade, NamedModel, confidences
+from edgecs.decoding.cascade import Cascade, NamedModel, Round, confidences
 from edgecs.decoding.exactness import EVERY, Allowed
 from edgecs.decoding.static_schedule import Clock, Gathered, Outcome
-from edgecs.planning.acceptance import Acceptance, Evidence, stated
+from edgecs.planning.acceptance import Calibration, Evidence, stated
 from edgecs.planning.pending import Sources
+from edgecs.planning.row_siblings import MOST, RowSiblings, Sibling
 from edgecs.sampling.chain import Choices
 
 # chosen: if 60 % of a drafter's tokens are right, 1 % of its ninth tokens are.
@@ -106,6 +107,7 @@ class PartialDraft:
     sources: list[str] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
     path: list[float] = field(default_factory=list)
+    others: list[list[Sibling]] = field(default_factory=list)  # of each token
     seconds: float = 0.0
 
     @property
@@ -120,7 +122,7 @@ class NeuralSource:
     def __init__(
         self,
         named: NamedModel,
-        acceptance: Acceptance,
+        calibration: Calibration,
         sources: Sources,
         cheaper: NeuralSource | None = None,
         *,
@@ -140,7 +142,9 @@ class NeuralSource:
         )
         # Depth, times by width and the rate to beat when it last did not pay.
         self.parked: tuple[int, NDArray[np.float64], float] | None = None
-        self._acceptance = acceptance
+        self.row_siblings = RowSiblings(named.name)
+        self._acceptance = calibration.drafter(named.name)
+        self._sibling_acceptance = calibration.source(self.row_siblings)
         self._kept = self._now = _HOPED  # share of right tokens: overall, this answer
         self._observed = 0  # tokens whose outcome is known
         self._read: tuple[Context, int] | None = None  # content of its KV cache
@@ -183,6 +187,11 @@ class NeuralSource:
             self._now += max(_FAST, 1 / (self._observed + _WEIGHT)) * (
                 (i < right) - self._now
             )
+
+    @property
+    def observed(self) -> int:
+        """Number of tokens whose outcome is known."""
+        return self._observed
 
     @property
     def known(self) -> bool:
@@ -271,14 +280,17 @@ class NeuralSource:
         choose: Choose,
         most: int,
         copy: Draft,
+        *,
+        branches: bool = False,
     ) -> None:
         """Run one step and append its tokens and their path probabilities.
 
-        copy: Max-Gram's proposal at the start of the draft. Raises Faulty if this
+        copy: Max-Gram's proposal at the start of the draft. branches: append the
+        siblings of its tokens too, for a tree. Raises Faulty if this
         drafter, or one that it reviews, fails.
         """
         try:
-            self._write(draft, context, choose, most, copy)
+            self._write(draft, context, choose, most, copy, branches)
         except Exception as error:
             blame(error, self.name)
 
@@ -289,6 +301,7 @@ class NeuralSource:
         choose: Choose,
         most: int,
         copy: Draft,
+        branches: bool,
     ) -> None:
         here = context.with_tail(draft.tokens) if draft.tokens else context
         model = self.cascade.reviewer
@@ -311,6 +324,28 @@ class NeuralSource:
         same = confirmed(copy, draft.tokens)[first:]
         odds = map(self._acceptance.odds, stated(said, same, first))
         draft.path += [*accumulate(odds, mul, initial=draft.certainty)][1:]
+        ranked = self._siblings(done, here, choose, said, first) if branches else []
+        draft.others += ranked or [[] for _ in said]
+
+    def _siblings(
+        self,
+        done: Round,
+        here: Context,
+        choose: Choose,
+        said: Sequence[float],
+        first: int,
+    ) -> list[list[Sibling]]:
+        """What the rows of a step rank after each of its tokens."""
+        every, view = list[list[Sibling]](), here
+        for at, (node, token) in enumerate(
+            zip((-1, *done.verdict.path), done.tokens, strict=True)
+        ):
+            ranked = choose.alternatives(done.rows.logits[node + 1], view.tokens, MOST)
+            found = self.row_siblings.described(ranked, said[at], first + at)
+            acceptance = self._sibling_acceptance
+            every.append([Sibling(*one, self.name, acceptance) for one in found])
+            view = view.with_tail((token,))
+        return every
 
     def evidence(self, draft: PartialDraft, copy: Draft, first: int) -> Evidence:
         """Buckets of the tokens of a draft from `first` on."""

@@ -29,6 +29,7 @@ from edgecs.costs.cost_model import (
     Choice,
     CostModel,
     best_width,
+    shared_times,
 )
 from edgecs.costs.rollback_cost import RollbackCost
 from edgecs.decoding.cascade import NamedModel
@@ -38,6 +39,8 @@ from edgecs.drafters.source import LOOKED_AT, Source
 from edgecs.planning.acceptance import Calibration
 from edgecs.planning.neural_source import NeuralSource, PartialDraft
 from edgecs.planning.pending import Ledger, Path, Sources
+from edgecs.planning.row_siblings import Sibling
+from edgecs.planning.trees import BRANCHING, Tree, Trees
 
 # chosen: a smaller gain is lost in the error of the times.
 MARGIN = 0.02  # relative gain over plain decoding that a draft must be expected to have
@@ -57,6 +60,8 @@ _FELT = 0.1  # share of the answer so far that trying a parked drafter may take
 _PAUSE = 0.002  # seconds; a longer pause between rounds is not the planner's overhead
 # chosen: about the last 20 rounds count.
 _LATELY = 0.05  # weight of a round in the average time between calls
+# chosen: one more token may cost less than the average one, as within a tile.
+_CHEAPER = 0.7  # share of the average cost below which no node of a tree is considered
 _NOTHING = "nothing was proposed"
 _HOPELESS = "no draft is expected to beat plain decoding"
 
@@ -79,7 +84,11 @@ class Planner:
     first. models: neural drafters, the best first, each of which may review the next
     one and the sources. longest: most tokens in a draft. ends: end-of-generation
     tokens. clock: returns seconds. rollback: cost of rejected drafts, None: they are
-    removed at no cost.
+    removed at no cost. trees: adds siblings to chains, None: drafts are chains.
+
+    together: requests of the reviewer's next call. Drafters that are models draft one
+    after the other while all requests wait, so their time counts in full, and that of
+    the call only as the share of a request: the ratio is that of all answers together.
     """
 
     def __init__(
@@ -94,8 +103,9 @@ class Planner:
         ends: Container[int] = (),
         clock: Clock = perf_counter,
         rollback: RollbackCost | None = None,
+        trees: Trees | None = None,
     ) -> None:
-        self.costs = costs
+        self.costs, self.trees = costs, trees
         self.rollback = rollback or RollbackCost(costs)
         self.calibration = calibration
         self.ledger = Ledger()
@@ -103,10 +113,9 @@ class Planner:
         neural: list[NeuralSource] = []
         for named in reversed(models):
             cheaper = neural[0] if neural else None
-            acceptance = calibration.drafter(named.name)
             source = NeuralSource(
                 named,
-                acceptance,
+                calibration,
                 self.sources,
                 cheaper,
                 lenience=lenience,
@@ -116,6 +125,7 @@ class Planner:
             neural.insert(0, source)
         self.neural = tuple(neural)
         self._sound = self.neural  # those that have not failed
+        self.together = 1
         self._longest = min(longest, WIDEST - 1)
         self._ends = ends
         self._clock = clock
@@ -142,6 +152,8 @@ class Planner:
     def begin(self) -> None:
         """Start a new answer: drop the fast weights of the last one."""
         self.ledger.close()
+        if self.trees:
+            self.trees.close()
         self.calibration.begin()
         for source in self.neural:
             source.begin()
@@ -155,6 +167,8 @@ class Planner:
         """The draft with the best expected throughput; see the module."""
         self._mark()
         self.ledger.settle(context)
+        if self.trees:
+            self.trees.settle(context)
         self._trying, self._writing, self._invested = False, 0.0, 0.0
         if not most or not self.costs.known:
             return Gathered(NOTHING, ())
@@ -163,20 +177,59 @@ class Planner:
         least = 0.0 if asks else self._least(len(context))
         found = self.sources.propose(context, most, self.ledger, least)
         path = found.path
-        if not asks and (not path or path[0] < least):
+        grows = not asks and self._may_grow(len(context))
+        if not (asks or grows or (path and path[0] >= least)):
             return Gathered(NOTHING, found.sources, self._idle(len(context), path))
-        size = WIDEST if asks else 1 + len(path)
+        size = WIDEST if asks or grows else 1 + len(path)
         times = self._times(len(context), allowed, size, path)
         choice = best_width(path, times, MARGIN + CAUTION * self._debt)
         if asks:
+            shares, best = times, choice
+            if self.together > 1:
+                shares = self._shares(times)
+                best = best_width(path, shares, MARGIN + CAUTION * self._debt)
             inputs = RoundInputs(
-                context, choose, most, np.array(times), found.draft(), choice
+                context, choose, most, np.array(shares), found.draft(), best
             )
             if chosen := self._chosen(inputs):
                 return self._write(inputs, chosen)
+            grows = self._may_grow(len(context))
+        tree = None
+        if grows:
+            tree, choice = self._grown(
+                context, found.draft(), path, most, times, choice
+            )
+            path = tree.path if tree else path
         choice = self._try(path, len(context), allowed, choice)
-        draft = found.draft(choice.width - 1)
-        return Gathered(draft, found.sources, self._plan(path, times, choice))
+        size = choice.width - 1
+        draft = tree.draft.clip(size) if tree else found.draft(size)
+        sources = tree.draft.sources if tree else found.sources
+        return Gathered(draft, sources, self._plan(path, times, choice))
+
+    def _may_grow(self, depth: int) -> bool:
+        return self.trees is not None and self.trees.may_grow(depth)
+
+    def _grown(
+        self,
+        context: Context,
+        chain: Draft,
+        path: Path,
+        most: int,
+        times: Sequence[float],
+        choice: Choice,
+        others: Sequence[Sequence[Sibling]] = (),
+    ) -> tuple[Tree | None, Choice]:
+        """A tree around a chain, and its best width, if it is better than the chain.
+
+        times: seconds of a round by width. choice: the best width for the chain.
+        """
+        assert self.trees is not None
+        least = self.costs.least_more(len(context)) * _CHEAPER
+        tree = self.trees.grow(context, chain, path, most, least, others)
+        grown = best_width(tree.path, times, MARGIN + CAUTION * self._debt)
+        better = grown.rate > choice.rate * (1 + BRANCHING)
+        self.trees.compared(better=better)
+        return (tree, grown) if better else (None, choice)
 
     def learn(self, context: Context, outcome: Outcome) -> None:
         """Update the times; acceptances are updated when later tokens are known."""
@@ -186,6 +239,9 @@ class Planner:
         self.rollback.learn(len(outcome.draft), len(outcome.verdict.path))
         if outcome.together > 1:  # neither its time nor its pause is of this width
             self._singles = self._began = None
+            self._busy += outcome.calling / outcome.together + self._writing
+            if self._trying:
+                self._lost += self._writing
             return
         if outcome.rows.fed != width:  # the call read the prompt, or a part of it
             self._singles = None
@@ -214,6 +270,8 @@ class Planner:
     def park(self, name: str) -> None:
         """Stop using a drafter that failed."""
         self.sources.park(name)
+        if self.trees:
+            self.trees.park(name)
         self._sound = tuple(source for source in self._sound if source.name != name)
 
     def _observe(self, width: int, depth: int, seconds: float) -> None:
@@ -272,6 +330,11 @@ class Planner:
             lost = self.rollback.rejected(depth, path, len(times))
             times = [now + later for now, later in zip(times, lost, strict=True)]
         return times if allowed is EVERY else permitted(times, allowed)
+
+    def _shares(self, times: list[float]) -> list[float]:
+        """Seconds of a joint call for each of its requests, [WIDEST] by its width."""
+        shares = shared_times(times, self.together)
+        return shares if shares[0] < math.inf else times
 
     def _least(self, depth: int) -> float:
         """Probability below which the first token of a copy cannot pay.
@@ -373,6 +436,7 @@ class Planner:
         """A draft by the neural drafters, the best first, and a copied tail."""
         context, partial, depth = inputs.context, PartialDraft(), len(inputs.context)
         self._invested = chosen[0].backlog_cost(context)[1]
+        grows = self._may_grow(depth)
         for source in chosen:
             if partial.tokens and partial.tokens[-1] in self._ends:
                 break
@@ -382,7 +446,14 @@ class Planner:
                 begun or source.should_extend(partial, inputs.times, depth)
             ):
                 begun = False
-                source.write(partial, context, inputs.choose, inputs.most, inputs.copy)
+                source.write(
+                    partial,
+                    context,
+                    inputs.choose,
+                    inputs.most,
+                    inputs.copy,
+                    branches=grows,
+                )
                 if partial.tokens[-1] in self._ends:
                     break
             if len(partial.tokens) > first == 0:
@@ -397,7 +468,15 @@ class Planner:
             draft = draft.then(tail.draft())
             path += [partial.certainty * chance for chance in tail.path]
         times = inputs.times.tolist()
-        choice = best_width(path, [seconds + partial.seconds for seconds in times])
+        spent = [seconds + partial.seconds for seconds in times]
+        choice = best_width(path, spent)
+        if grows and not self._trying:
+            most, others = inputs.most, partial.others
+            tree, choice = self._grown(
+                context, draft, path, most, spent, choice, others
+            )
+            if tree:
+                draft, path = tree
         if self._trying and choice.width == 1 and times[1] < math.inf:
             choice = Choice(2, choice.rate)
         plan = self._plan(path, times, choice)

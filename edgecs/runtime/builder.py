@@ -192,7 +192,7 @@ def load_drafters(
     for path in paths:
         drafter = load_drafter(path, loaded, options)
         closing.enter_context(drafter)
-        sources = (source.name for source in usual_sources())
+        sources = (source.name for source in usual_sources(trees=True))
         taken = ["target", *sources, *(other.name for other in drafters)]
         drafters.append(replace(drafter, name=_unique(drafter.name, taken)))
     return drafters
@@ -254,7 +254,7 @@ def session_of(
         longest = recipe.longest
         planner = speculation.planner(
             models,
-            usual_sources(recipe.min_match),
+            usual_sources(recipe.min_match, trees=target.max_leaves > 1),
             longest=target.max_draft if longest is None else longest,
             fingerprints={d.name: d.fingerprint for d in drafters},
             lenience=recipe.lenience,

@@ -22,6 +22,9 @@ from edgecs.runtime.opening import (
 from edgecs.runtime.recipe import HEAD
 
 if TYPE_CHECKING:
+    from edgecs.engines.llama.heads.assistant import Gemma4Assistant
+    from edgecs.engines.llama.heads.dflash import DFlash
+    from edgecs.engines.llama.heads.eagle3 import Eagle3
     from edgecs.engines.llama.model import LlamaModel
 
 
@@ -39,11 +42,30 @@ def load_own_head(target: Loaded, options: LoadOptions) -> LoadedDrafter:
         refuse_fatal(path, target.findings, target.cancel, path)
     threads = options.threads or target.target.threads
     strict = options.cpu_strict
-    head = MtpHead(target.target, target.cancel, threads=threads, strict=strict)
+
+    def opened(sequence: int) -> MtpHead:
+        return MtpHead(
+            target.target,
+            target.cancel,
+            threads=threads,
+            strict=strict,
+            sequence=sequence,
+        )
+
+    head = opened(0)
     count = f"{head.heads} MTP heads" if head.heads > 1 else "MTP head"
     about = f"{count} in the model's file, {threads} CPU threads"
     mark = f"{fingerprint(path)}-{HEAD}"
-    return LoadedDrafter(HEAD, head, about, _weights(path, model), head.close, mark)
+    return LoadedDrafter(
+        HEAD,
+        head,
+        about,
+        _weights(path, model),
+        head.close,
+        mark,
+        beside=opened,
+        size=head.conversation_size,
+    )
 
 
 def _weights(path: Path, model: LlamaModel) -> int | None:
@@ -91,19 +113,32 @@ def load_head(
                 drafter_name=path.name,
             )
             threads = options.threads or target.target.threads
-            head = HEAD_FILES[kind](
-                model,
-                target.target,
-                target.cancel,
-                threads=threads,
-                strict=options.cpu_strict,
-            )
+
+            def opened(sequence: int) -> Eagle3 | DFlash | Gemma4Assistant:
+                return HEAD_FILES[kind](
+                    model,
+                    target.target,
+                    target.cancel,
+                    threads=threads,
+                    strict=options.cpu_strict,
+                    sequence=sequence,
+                    owns=not sequence,
+                )
+
+            head = opened(0)
             undo.pop_all()
         layers = model.offload.layers
         where = f"{layers}/{model.offload.total} layers on GPU, " if layers else ""
         about = f"{head.kind}, {model.file_type}, {where}{threads} CPU threads"
         return LoadedDrafter(
-            path.stem, head, about, model.parameters, head.close, fingerprint(path)
+            path.stem,
+            head,
+            about,
+            model.parameters,
+            head.close,
+            fingerprint(path),
+            beside=opened,
+            size=head.conversation_size,
         )
 
     return with_layers_that_fit(path, replace(options, n_ctx=0), open_with)

@@ -18,7 +18,7 @@ from edgecs.decoding.exactness import Limits
 from edgecs.decoding.static_schedule import Schedule
 from edgecs.engines.host import cpu_name
 from edgecs.engines.load_options import LoadOptions
-from edgecs.errors import ModelError
+from edgecs.errors import ModelError, OutOfMemory
 from edgecs.hub.compatibility import check_same, vocabulary_hash
 from edgecs.runtime.opening import (
     many_threads,
@@ -186,6 +186,10 @@ class LoadedDrafter:
     close: Callable[[], None]  # may be called again
     fingerprint: str = ""  # of its files, see `profile.fingerprint`
     right: float | None = None  # share of right tokens, from its manifest
+    # The same weights for the conversation in another sequence of the target, to be
+    # closed; None: it has sequences of its own, as many as `model.sequences`.
+    beside: Callable[[int], LanguageModel] | None = None
+    size: int = 0  # bytes of one conversation, without weights
 
     @property
     def named(self) -> NamedModel:
@@ -273,6 +277,11 @@ def load_drafter(
         from edgecs.runtime.heads import load_head
 
         return load_head(kind, path, target, options)
+    return _load_gguf(path, target, options)
+
+
+def _load_gguf(path: Path, target: Loaded, options: LoadOptions) -> LoadedDrafter:
+    """A smaller model; where its sequences do not fit together, it has one."""
     options = replace(options, n_ctx=options.n_ctx or target.target.n_ctx)
     size = target.target.vocab_size
 
@@ -306,10 +315,21 @@ def load_drafter(
         if opened.warning:
             about += ", weights not repacked"
         return LoadedDrafter(
-            path.stem, scorer, about, model.parameters, close, fingerprint(path)
+            path.stem,
+            scorer,
+            about,
+            model.parameters,
+            close,
+            fingerprint(path),
+            size=model.kv_bytes(scorer.n_ctx, replace(options, sequences=1)),
         )
 
-    return with_layers_that_fit(path, options, open_with)
+    try:
+        return with_layers_that_fit(path, options, open_with)
+    except OutOfMemory:
+        if options.sequences == 1:
+            raise
+    return with_layers_that_fit(path, replace(options, sequences=1), open_with)
 
 
 def _head_kind(path: Path) -> str | None:
@@ -338,12 +358,20 @@ def _load_onnx(folder: Path, target: Loaded, threads: int) -> LoadedDrafter:
     )
     threads = threads or 1
     size, cancel = target.target.vocab_size, target.cancel
-    model: OnnxModel | OnnxHead
-    if manifest.kind == "head":
-        states = target.target.note_states()
-        model = OnnxHead(manifest, states, size, cancel, threads=threads)
-    else:
-        model = OnnxModel(manifest, size, cancel, threads=threads)
+
+    def opened(
+        sequence: int, like: OnnxModel | OnnxHead | None
+    ) -> OnnxModel | OnnxHead:
+        if manifest.kind == "head":
+            states = target.target.note_states(sequence)
+            head = like if isinstance(like, OnnxHead) else None
+            return OnnxHead(
+                manifest, states, size, cancel, threads=threads, beside=head
+            )
+        decoder = like if isinstance(like, OnnxModel) else None
+        return OnnxModel(manifest, size, cancel, threads=threads, beside=decoder)
+
+    model = opened(0, None)
     about = f"ONNX {manifest.quantization or ''}, {model.provider}, {threads} thread(s)"
     return LoadedDrafter(
         manifest.name,
@@ -353,4 +381,6 @@ def _load_onnx(folder: Path, target: Loaded, threads: int) -> LoadedDrafter:
         model.close,
         fingerprint(folder),
         manifest.right,
+        beside=lambda sequence: opened(sequence, model),
+        size=model.conversation_size,
     )

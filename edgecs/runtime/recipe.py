@@ -46,6 +46,7 @@ class Recipe:
     cascade: CascadeRule | None = None
     # How drafted tokens are accepted: "shared" gives the tokens of no drafts; the other
     # two only their distribution, see `decoding.ratio`, with drafts of a fixed length.
+    # Neither they nor a cascade rule draft trees.
     accept: Accept = "shared"
     exact: Exact = "auto"
     # With `exact` "strict": whether the KV cache type may be changed, if no width is
@@ -84,11 +85,32 @@ class Recipe:
 
     @property
     def target_options(self) -> LoadOptions:
-        """Load options of the target, without heads that are not used."""
+        """Load options of the target, without heads and leaves that are not used.
+
+        The cells of a tree's path may not be contiguous, so in the strict tier drafts
+        are chains.
+        """
         wanted = HEAD in self.drafts if self.drafts is not None else not self.matrix
-        return replace(self.options, heads=self.drafting and wanted)
+        own = self.cascade is None and self.accept == "shared"  # others take chains
+        grows = own and self.drafting and self.matrix is None and self.exact != "strict"
+        return replace(
+            self.options,
+            heads=self.drafting and wanted,
+            leaves=self.options.leaves if grows else 1,
+        )
+
+    @property
+    def tier(self) -> Exact:
+        """The requested tier; "auto" is "numeric" where drafts may be trees."""
+        trees = self.exact == "auto" and self.target_options.leaves > 1
+        return "numeric" if trees else self.exact
 
     @property
     def drafter_options(self) -> LoadOptions:
-        """Load options of a GGUF drafter, whose context size is that of the target."""
-        return replace(self.draft_options or self.options, n_ctx=0)
+        """Load options of a GGUF drafter.
+
+        Its context size is that of the target, it serves as many conversations, and
+        what it reviews are chains.
+        """
+        options = self.draft_options or self.options
+        return replace(options, n_ctx=0, leaves=1, sequences=self.options.sequences)

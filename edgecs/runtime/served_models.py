@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from edgecs.calibrate.bundled_drafters import bundled_for
 from edgecs.core.reading import shown
 from edgecs.engines.load_options import LoadOptions
 from edgecs.engines.offload import MARGIN
@@ -143,13 +144,20 @@ def model_of_path(name: str, reference: str, path: Path) -> ServedModel:
     return ServedModel(name, str(given.resolve()) if is_file else reference, path)
 
 
-def fits_memory(model: ServedModel, options: LoadOptions) -> bool:
+def fits_memory(
+    model: ServedModel, options: LoadOptions, *, drafter: bool = False
+) -> bool:
     """Whether a model fits into the memory that is available now.
 
     Its files, the KV cells of all sequences and a margin of 1 GiB have to fit into what
-    the system reports as available; memory of accelerators is not considered.
+    the system reports as available; memory of accelerators is not considered. drafter:
+    whether its bundled drafter may be loaded with it, which has a fraction of a MiB of
+    cells for each sequence.
     """
     needed = model.size + kv_bytes_of(model, options) + MARGIN
+    folder = bundled_for(model.name) if drafter else None
+    if folder is not None:
+        needed += sum(file.stat().st_size for file in folder.iterdir())
     return needed <= psutil.virtual_memory().available
 
 

@@ -58,6 +58,11 @@ def open_target(
     opening = _Opening(
         recipe, path, folders, reports or Reports(), profiles or folders.profiles
     )
+    if recipe.options.leaves > 1 and recipe.drafting and recipe.exact == "strict":
+        opening.reports.warning(
+            "drafts are chains: with --exact strict rows have to be those of plain "
+            "decoding, and those of a tree (--draft-leaves) may differ in their bits"
+        )
     loaded = opening.load(recipe.target_options, cancel or threading.Event())
     try:
         speculation = opening.known(loaded)
@@ -93,7 +98,7 @@ class _Opening:
             return None
         speculation = SpeculationProfile(
             loaded.target,
-            exact=self.recipe.exact,
+            exact=self.recipe.tier,
             key=loaded.key(),
             profiles=self.profiles,
         )

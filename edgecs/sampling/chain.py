@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edgecs.core.context import Tokens
 from edgecs.core.draft import Choose, Law, Row
+from edgecs.core.logits import best_ids
 from edgecs.errors import ConfigError, NoNumbers
 from edgecs.sampling import filters, noise, penalties
 from edgecs.sampling.filters import Candidates
@@ -63,6 +64,15 @@ class Greedy:
     def confidence(self, row: Row, tokens: Tokens, token: int) -> float:
         """Probability of a token at temperature 1."""
         return _softmax_at(row, token)
+
+    def alternatives(self, row: Row, tokens: Tokens, k: int) -> list[tuple[int, float]]:
+        """The largest logits after the largest one, with probabilities."""
+        ids = best_ids(row, k + 1)
+        if not math.isfinite(row[ids[0]]):
+            raise NoNumbers(float(row[ids[0]]))
+        weights = np.exp(row - row[ids[0]], dtype=np.float64)
+        shares = weights[ids] / weights.sum()
+        return [*zip(ids, shares.tolist(), strict=True)][1:]
 
     def margin(self, row: Row, tokens: Tokens) -> float:
         """The gap between the two largest logits."""
@@ -242,6 +252,23 @@ class SamplerChain:
         if not self.sampling.temperature:
             return _softmax_at(self._edited(row, tokens), token)
         return float(self.law(row, tokens)[token])
+
+    def alternatives(self, row: Row, tokens: Tokens, k: int) -> list[tuple[int, float]]:
+        """The best perturbed scores after the best one, with probabilities.
+
+        Without truncation only the largest logits are compared.
+        """
+        s, row = self.sampling, self._penalised(row, tokens)
+        if not s.temperature:
+            return greedy.alternatives(row, tokens, k)
+        key = noise.key(s.seed, tokens.size)
+        left = self._truncated(row, key) or filters.top(row, _FEW)
+        scores = _wide(left.logits) / s.temperature
+        weights = np.exp(scores - scores.max())
+        weights /= weights.sum()
+        order = (-scores - noise.gumbel(key, left.ids)).argsort(kind="stable")
+        best = order[1 : k + 1]
+        return [*zip(left.ids[best].tolist(), weights[best].tolist(), strict=True)]
 
     def margin(self, row: Row, tokens: Tokens) -> float:
         """The smallest change of logits that gives another choice on this row.

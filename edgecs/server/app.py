@@ -27,6 +27,7 @@ from edgecs.server.apis import (
 )
 from edgecs.server.apis.anthropic import routes as anthropic
 from edgecs.server.apis.endpoint import AboutEndpoint, Endpoint
+from edgecs.server.apis.llama import routes as llama
 from edgecs.server.apis.ollama import models as ollama_models
 from edgecs.server.apis.ollama import routes as ollama
 from edgecs.server.apis.openai import routes as openai
@@ -52,6 +53,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *responses.ENDPOINTS,
     *anthropic.ENDPOINTS,
     *ollama.ENDPOINTS,
+    *llama.ENDPOINTS,
     *embeddings.ENDPOINTS,
     *text_routes.ENDPOINTS,
 )

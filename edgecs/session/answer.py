@@ -89,8 +89,10 @@ class Answer:
         elif self._cancelled():
             self.finish_reason = "cancelled"
 
-    def request(self, most: int | None = None) -> Request:
+    def request(self, most: int | None = None, together: int = 1) -> Request:
         """The next request. most: limit of draft tokens; None: as many as fit.
+
+        together: requests that the call will have.
 
         The prefill call takes no draft: the first token is as fast, and from the same
         row, as in plain decoding.
@@ -103,7 +105,7 @@ class Answer:
             target.max_draft if most is None else most,
         )
         pending = self._cascade.prepare(
-            self.context, self._choices, room if tokens else 0
+            self.context, self._choices, room if tokens else 0, together
         )
         self._pending = pending
         return pending.request

@@ -37,10 +37,17 @@ def traces(draw: st.DrawFn, drafters: Sequence[str]) -> Trace:
     for name in drafters:
         tokens = [draw(st.lists(ids, max_size=3)) for _ in range(n)]
         said = [[draw(st.integers(0, 9999)) / 10000 for _ in one] for one in tokens]
-        proposals[name] = Proposals(tokens, said)
+        others: list[list[int]] = []
+        if draw(st.booleans()):
+            others = [draw(st.lists(ids, max_size=3)) for _ in range(n)]
+        shares = [[draw(st.integers(0, 9999)) / 10000 for _ in one] for one in others]
+        proposals[name] = Proposals(tokens, said, others, shares)
     prompt = draw(st.lists(ids, min_size=1, max_size=4))
     gap = [gap / 1000 for gap in gaps]
-    return Trace(draw(words), draw(words), prompt, output, gap, proposals)
+    ranked: list[list[int]] = []
+    if draw(st.booleans()):
+        ranked = [draw(st.lists(ids, min_size=1, max_size=8)) for _ in range(n)]
+    return Trace(draw(words), draw(words), prompt, output, gap, proposals, ranked)
 
 
 @st.composite

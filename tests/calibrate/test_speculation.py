@@ -544,3 +544,19 @@ def test_a_source_that_refuses_its_state_starts_empty(profiles, state: Any):
     again.planner(sources=[source])
     assert again.notes == []
     assert source.learnt == 0
+
+
+def test_of_several_slots_the_share_of_the_most_used_is_kept(profiles):
+    """Each slot of a server has a planner; some slots are hardly ever used."""
+    known = prepared(profiles)
+    planners = []
+    for _ in range(3):
+        named = NamedModel("d", CachingModel(5, 1))
+        planners.append(known.planner([named], [MaxGram()], fingerprints={"d": "f"}))
+    evidence = stated([0.9] * 8, [None] * 8)
+    for _ in range(9):
+        planners[1].neural[0].learn(evidence, 8, False)
+    planners[2].neural[0].learn(evidence, 0, True)
+    assert known.save()
+    again = prepared(profiles)
+    assert again._kept("right")["f"] == planners[1].neural[0].long_term_rate > 0.9

@@ -115,6 +115,24 @@ def test_a_session_with_trees_says_what_plain_decoding_says(temperature, prompt,
     assert len(shares) <= max((r.positions for r in stats.records), default=0)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@given(some, st.lists(drafts(VOCAB), max_size=20), st.integers(1, 6))
+def test_a_drafter_reviews_the_trees_of_a_cheaper_one(temperature, prompt, drawn, k):
+    choose = chooser(Sampling(temperature, seed=7), VOCAB)
+
+    def reviewing() -> Cascade:
+        near = CachingModel(VOCAB, 1, trees=True)
+        return Cascade(near, StaticSchedule([Branching(drawn)], [5]), name="near")
+
+    draft = reviewing().propose(Context(prompt), k, choose)
+    assert draft.tokens.tolist() == TableModel(VOCAB, 1).alone(prompt, k, choose)
+    target, rule = CachingModel(VOCAB), always(choose)
+    with Session(target, Endless(), [reviewing()], draft_max=k, rule=rule) as session:
+        said = [token.id for token in session.generate(prompt, max_tokens=12)]
+        assert not session.stats.faults
+    assert said == TableModel(VOCAB).alone(prompt, 12, choose)
+
+
 def test_acceptance_counts_positions_and_not_nodes():
     said = TableModel(VOCAB).greedy([1], 3)
     wrong = (said[0] + 1) % VOCAB

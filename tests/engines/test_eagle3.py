@@ -210,6 +210,25 @@ def test_states_of_a_call_with_another_conversation(
     assert np.abs(together - expected).max() < 0.01 * expected.std()
 
 
+def test_the_end_of_one_head_leaves_the_states_of_others(tmp_path: Path):
+    """Both read the same rows of llama.cpp, each those of its own sequence."""
+    target = files.target(tmp_path / "target.gguf")
+    head = files.eagle3(tmp_path / "head.gguf", layers=LAYERS)
+    options = replace(OPTIONS, n_ctx=256, sequences=2)
+    with load(target, options) as loaded, load_drafter(head, loaded, options) as d:
+        assert d.beside is not None
+        other = d.beside(1)
+        assert isinstance(other, Eagle3)
+        assert isinstance(d.model, Eagle3)
+        assert other.model is d.model.model
+        other.close()
+        context = Context(TOKENS[:50])
+        score_one(loaded.target, context)
+        assert d.model._states.known(context) == (0, 50)
+        context.append([9])
+        score_one(d.model, context)  # the weights are still there
+
+
 def test_recording_changes_no_bit_of_the_logits(tmp_path: Path):
     target = files.target(tmp_path / "target.gguf")
     head = files.eagle3(tmp_path / "head.gguf", layers=LAYERS)

@@ -28,6 +28,9 @@ from edgecs_bench.hardware.curves import curve
 from edgecs_bench.simulation.replay_drafter import Watch
 from tests.planning.timed_models import FLAT, STEEP, Near, Timed, opened, planned
 
+# One token takes as long as four; from there on each takes as long as the first.
+MEMORY = {1: 1.0, 4: 1.0, 8: 2.0, 16: 4.0, 32: 8.0}
+
 
 def ids(stream) -> list[int]:
     return [token.id for token in stream]
@@ -361,3 +364,41 @@ def test_the_only_width_that_is_allowed_is_used():
     planner.begin()
     assert len(planner.draft(Context([1, 2, 3] * 9), greedy, 31, mask).draft) == 3
     assert len(planner.draft(Context([1, 2, 3] * 9), greedy, 2, mask).draft) == 0
+
+
+@pytest.mark.parametrize(
+    ("relative", "together", "asks"),
+    [(FLAT, 1, True), (FLAT, 4, True), (STEEP, 1, False), (MEMORY, 4, False)],
+)
+def test_a_joint_call_is_shared_and_drafting_is_not(
+    relative: dict[int, float], together: int, asks: bool
+):
+    """Drafters draft one after the other, while all answers wait for the call."""
+    target = Timed(Watch(), 5)
+    target.times = curve("", 10.0, relative, 0.0).times / 1e3
+    drafter = Near(target, 0.0, single=0.5)
+    planner = planned(target, [drafter])
+    context = Context([0, 1, 2, 3, 4])
+    planner.begin()
+    planner.together = together
+    gathered = planner.draft(context, greedy, 7)
+    assert bool(drafter.calls) == asks
+    assert bool(len(gathered.draft)) == asks
+
+
+def test_a_try_in_a_joint_call_counts_as_lost():
+    target = Timed(Watch(), 5)
+    drafter = Near(target, 9.0, single=1.0)
+    planner = planned(target, [drafter], known=False)
+    planner._busy, planner._start = 1e3, 1
+    planner.together = 2
+    context, before = Context([1] * 500), planner.to_lose
+    for _ in range(40):
+        gathered = planner.draft(context, greedy, 7)
+        rows = target.score([Request(context, gathered.draft)])[0]
+        planner.learn(
+            context, Outcome(gathered.draft, rows, Verdict((), 1), 0.0, 0.01, 2)
+        )
+        context.append([1])
+    assert drafter.calls
+    assert planner.to_lose < before + 40 * 0.01

@@ -13,6 +13,7 @@ from edgecs.costs.cost_model import WIDEST, CostModel
 from edgecs.decoding.cascade import Cascade, NamedModel
 from edgecs.decoding.exactness import Limits
 from edgecs.drafters.maxgram import MaxGram
+from edgecs.drafters.source import Source
 from edgecs.planning.acceptance import Calibration, stated
 from edgecs.planning.neural_source import NeuralSource
 from edgecs.planning.planner import Planner
@@ -94,6 +95,7 @@ def planned(
     models: Sequence[Timed] = (),
     *,
     last: MaxGram | None = None,
+    sources: Sequence[Source] | None = None,
     timed: bool = True,
     known: bool = True,
     **options: Any,
@@ -101,8 +103,9 @@ def planned(
     """A planner of one's choice; timed: it knows all times, known: and its drafters."""
     named = [NamedModel(f"d{i}", model) for i, model in enumerate(models)]
     clock = target.watch.now
+    sources = sources or [last or MaxGram()]
     planner = Planner(
-        CostModel(), Calibration(), [last or MaxGram()], named, clock=clock, **options
+        CostModel(), Calibration(), sources, named, clock=clock, **options
     )
     if timed:
         target.measured(planner.costs)

@@ -15,6 +15,7 @@ from edgecs.errors import Cancelled
 from edgecs.hub.download import Progress
 from edgecs.hub.manifest import known_manifests
 from edgecs.hub.store import Store
+from edgecs.runtime import served_models
 from edgecs.runtime.served_models import (
     ServedModel,
     ServedModels,
@@ -23,6 +24,7 @@ from edgecs.runtime.served_models import (
     kv_bytes_of,
     model_of_path,
 )
+from tests import drafter_files
 
 KNOWN = "smollm2-135m-instruct"
 
@@ -125,6 +127,32 @@ def test_memory_counts_files_cells_and_a_margin(
     assert fits_memory(model, options)
     Memory.available = needed - 1
     assert not fits_memory(model, options)
+
+
+def test_heads_in_a_file_have_cells_too(tmp_path: Path):
+    path = drafter_files.with_heads(tmp_path / "mtp.gguf", heads=2, layers=3)
+    model = ServedModel("mtp", "mtp", path)
+    with_heads = LoadOptions(n_ctx=1024, sequences=2)
+    without = LoadOptions(n_ctx=1024, sequences=2, heads=False)
+    assert kv_bytes_of(model, with_heads) * 3 == kv_bytes_of(model, without) * 5
+
+
+def test_memory_counts_the_bundled_drafter(
+    tmp_path: Path, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "head.onnx").write_bytes(bytes(1000))
+    monkeypatch.setattr(served_models, "bundled_for", lambda name: tmp_path)
+    model = ServedModel("tiny", "tiny", tiny_gguf)
+    options = LoadOptions(n_ctx=1024)
+
+    class Memory:
+        available = tiny_gguf.stat().st_size + kv_bytes_of(model, options) + MARGIN
+
+    monkeypatch.setattr(psutil, "virtual_memory", Memory)
+    assert fits_memory(model, options)
+    assert not fits_memory(model, options, drafter=True)
+    Memory.available += 1000
+    assert fits_memory(model, options, drafter=True)
 
 
 def test_a_header_that_cannot_be_read_counts_as_no_cells(tmp_path: Path):

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from edgecs.chat.archive import Owner
 from edgecs.chat.conversation import Message, Prompt
 from edgecs.core.context import Tokens
+from edgecs.core.fim_tokens import FimTokens
 from edgecs.errors import EdgecsError
 from edgecs.runtime.recipe import Recipe
 from edgecs.runtime.served_models import ServedModel, ServedModels
@@ -100,8 +101,10 @@ class ScriptedEngine(Engine):
             totals=Totals(),
             queued=0,
             refused_files=0,
+            dropped_files=0,
             slots=lambda: [SlotState(0, "idle", 0, 0, 0)],
         )
+        self.fills: FimTokens | None = FimTokens(251, 252, 253, 254, 255)
         self.jobs, self.checks = list[Job](), Checks()
         self.tools: Sequence[Mapping[str, Any]] = ()
         self.efforts = list[str | None]()
@@ -159,6 +162,13 @@ class ScriptedEngine(Engine):
 
     def piece(self, token: int) -> bytes:
         return self.tokenizer.piece(token)
+
+    def encode_plain(self, text: str) -> Tokens:
+        return self.encode(text, document=False)
+
+    @property
+    def fim(self) -> FimTokens | None:
+        return self.fills
 
     def rule(self, sampling: Sampling, grammar: object) -> Any:
         return (sampling, grammar)

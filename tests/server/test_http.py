@@ -495,7 +495,7 @@ def test_a_conversation_goes_on_after_a_restart(
 @pytest.mark.parametrize(
     "matrix", [None, KMatrix.parse("4,2;0,2")], ids=["planned", "fixed"]
 )
-def test_a_drafter_that_is_a_model_drafts_in_one_of_several_slots(
+def test_a_drafter_that_is_a_model_drafts_in_all_slots(
     tiny_gguf: Path, folder: Path, alone: str, matrix: KMatrix | None
 ):
     drafts = (str(tiny_gguf),)
@@ -510,9 +510,7 @@ def test_a_drafter_that_is_a_model_drafts_in_one_of_several_slots(
         replies_ = [*pool.map(lambda i: ask(), range(9))]
     assert {*map(text_of, replies_)} == {alone}
     chains = [reply.json()["speculative"]["chain"] for reply in replies_]
-    with_it = [tiny_gguf.stem in chain for chain in chains]
-    assert any(with_it)
-    assert not all(with_it)
+    assert all(tiny_gguf.stem in chain for chain in chains)
 
 
 def metrics(http: httpx.Client) -> dict[str, float]:

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,12 +40,19 @@ def stored(
     target: Shared | None = None,
     owner: Owner = OWNER,
     most: int = MOST,
+    keeping: dict[str, Any] | None = None,
     **more: object,
 ) -> Iterator[Scheduler]:
-    """A scheduler with a store, both closed at the end."""
+    """A scheduler with a store, both closed at the end. keeping: options of it."""
     target = target or Shared(1)
     store = PrefixStore(
-        target, folder, "fake", owner, most=most, any_prefix=target.uniform
+        target,
+        folder,
+        "fake",
+        owner,
+        most=most,
+        any_prefix=target.uniform,
+        **keeping or {},
     )
     try:
         with scheduler(target, store=store, **more) as made:
@@ -59,6 +67,8 @@ def answer(made: Scheduler, prompt: list[int], most: int = 5, **more: object) ->
     ended = client.end()
     assert isinstance(ended, Ended)
     assert client.tokens == alone(prompt, most)
+    assert made._store is not None
+    made._store.drain()
     return ended.stats.cached_tokens
 
 

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgecs.decoding.kmatrix import KMatrix
 from edgecs.engines.load_options import KernelChoice, LoadOptions
 from edgecs.runtime.model import Model, load
 from tests.server.servers import WAIT, serving
@@ -154,13 +155,27 @@ def ids_of(body: Any) -> list[int]:
 
 
 @contextmanager
-def both(path: Path, folder: Path, options: LoadOptions) -> Iterator[Both]:
+def both(
+    path: Path,
+    folder: Path,
+    options: LoadOptions,
+    drafts: tuple[str, ...] = (),
+    matrix: KMatrix | None = None,
+) -> Iterator[Both]:
     """With four slots. Strict, so that it also holds with llama.cpp's kernels."""
     exact: Any = {"exact": "strict"}
     with (
         load(path, options, drafts=(), folder=folder, offline=True, **exact) as drafted,
         load(path, options, speculate=False, folder=folder, offline=True) as plain,
-        serving(path, folder, slots=4, options=options, **exact) as url,
+        serving(
+            path,
+            folder,
+            slots=4,
+            options=options,
+            drafts=drafts,
+            matrix=matrix,
+            **exact,
+        ) as url,
     ):
         made = Both(url, [drafted, plain])
         with made.http:

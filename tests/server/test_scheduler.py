@@ -330,6 +330,7 @@ class Failing:
         self.at, self._plain = at, chooser(Sampling(), VOCAB)
         self.confidence, self.margin = self._plain.confidence, self._plain.margin
         self.keeps = self._plain.keeps
+        self.alternatives = self._plain.alternatives
 
     def __call__(self, row, tokens) -> int:
         if tokens.size >= self.at:

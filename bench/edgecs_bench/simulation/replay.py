@@ -31,15 +31,17 @@ from edgecs.core.context import Context
 from edgecs.core.draft import Rows, Verdict
 from edgecs.costs.cost_model import WIDEST, CostModel
 from edgecs.decoding.static_schedule import Outcome, Schedule
+from edgecs.drafters.bigrams import Bigrams
 from edgecs.drafters.maxgram import MaxGram
-from edgecs.drafters.registry import usual_sources
+from edgecs.drafters.registry import branches_of, usual_sources
 from edgecs.drafters.source import Source
 from edgecs.planning.acceptance import Calibration
 from edgecs.planning.planner import Planner
+from edgecs.planning.trees import Trees
 from edgecs_bench.hardware.curves import CURVES, Curve, Steps, read_curves
 from edgecs_bench.report.summary import finish, table
 from edgecs_bench.simulation.adversarial import KINDS
-from edgecs_bench.simulation.replay_drafter import Recorded, Said, Watch
+from edgecs_bench.simulation.replay_drafter import HeardRecycling, Recorded, Said, Watch
 from edgecs_bench.simulation.traces import Recording, Trace, for_tuning, read_traces
 
 TRACES = Path(__file__).parents[1] / "data" / "traces"
@@ -69,6 +71,7 @@ class Player:
         pace: float = 1.0,
         sources: Sequence[Source] = (),
         steps: Mapping[str, Steps] | None = None,
+        leaves: int = 1,
     ) -> None:
         known = steps or {}
         self.curve = curve
@@ -76,12 +79,14 @@ class Player:
         self.models = [
             Recorded(name, self.watch, pace, known.get(name)) for name in drafters
         ]
+        calibration = Calibration()
         self.planner = Planner(
             CostModel(),
-            Calibration(),
+            calibration,
             sources,
             [model.named for model in self.models],
             clock=self.watch.now,
+            trees=Trees(branches_of(sources), calibration, leaves),
         )
         self.schedule: Schedule = self.planner  # can be replaced
         self.widths: list[int] = []  # one per round
@@ -102,6 +107,9 @@ class Player:
         everything = [*trace.prompt, *trace.output]
         for model in self.models:
             model.hear(trace)
+        for source in self.planner.sources.all:
+            if isinstance(source, HeardRecycling):
+                source.hear(trace)
         context = Context([*trace.prompt, trace.output[0]])
         self.schedule.begin()
         self._goes_on = False  # whether the previous call was of this answer
@@ -115,14 +123,15 @@ class Player:
         draft = self.schedule.draft(context, Said(), len(everything) - at - 1).draft
         thought = perf_counter() - begun
         drafted = self.watch.now()
-        right = _agreed(draft.tokens.tolist(), everything[at:])
+        path = tuple(draft.path_along(everything[at:-1]))  # the last one is not drafted
+        right = len(path)
         calling = self.curve.call(1 + len(draft), at) / 1e3
         if not len(draft) and self.widths and self.widths[-1] > 1 and self._goes_on:
             calling += self.curve.settling / 1e3
         self._goes_on = True
         self.watch.pass_by(calling)
         rows = Rows(np.empty((0, 0), dtype=np.float32), fed=1 + len(draft))
-        verdict = Verdict(tuple(range(right)), everything[at + right])
+        verdict = Verdict(path, everything[at + right])
         outcome = Outcome(draft, rows, verdict, drafted - start, calling)
         begun = perf_counter()
         for source in self.planner.sources.all:
@@ -207,16 +216,22 @@ def best_static(known: Sequence[Known], curve: Curve) -> float:
     )
 
 
+def recycled() -> list[Source]:
+    """The default sources of drafts that are trees."""
+    return [MaxGram(), HeardRecycling(), Bigrams()]
+
+
 def play_all(
     recordings: Sequence[Recording],
     curve: Curve,
     thinking: list[float],
     sources: Callable[[], Sequence[Source]] = usual_sources,
+    leaves: int = 1,
 ) -> Iterator[tuple[Played, Known]]:
     """Replays every answer of the reported half."""
     for recording in recordings:
         said = [trace for trace in recording.traces if len(trace.output) > 1]
-        warm = Player(curve, recording.drafters, sources=sources())
+        warm = Player(curve, recording.drafters, sources=sources(), leaves=leaves)
         for trace in filter(for_tuning, said):
             warm.play(trace)
         for trace in said:
@@ -224,7 +239,8 @@ def play_all(
                 continue
             known = know(trace)
             plain = (len(trace.output) - 1) * curve.round(1)
-            fresh = Player(curve, recording.drafters, sources=sources())
+            drafters = recording.drafters
+            fresh = Player(curve, drafters, sources=sources(), leaves=leaves)
             cold = fresh.play(trace)
             times = plain, oracle(known, curve), cold, warm.play(trace)
             yield Played(trace.category, *times), known
@@ -293,11 +309,15 @@ def _shown(row: dict[str, Any]) -> dict[str, object]:
 @click.option("--curves", "curve_file", type=click.Path(path_type=Path))
 @click.option("--curve", "names", multiple=True, help="Only these curves.")
 @click.option("--max-gram-alone", is_flag=True, help="Use no other source of drafts.")
+@click.option("--recycling", is_flag=True, help="Use Token Recycling too.")
+@click.option("--leaves", default=1, show_default=True, help="Most leaves of a draft.")
 def main(
     files: tuple[Path, ...],
     curve_file: Path | None,
     names: tuple[str, ...],
     max_gram_alone: bool,
+    recycling: bool,
+    leaves: int,
 ) -> None:
     """Replay traces on cost curves."""
     recordings = [read_traces(file) for file in files or sorted(TRACES.glob("*.gz"))]
@@ -306,9 +326,11 @@ def main(
     if not curves:
         raise click.UsageError(f"no curve is named {' or '.join(names) or 'anything'}")
     results, thinking = {}, list[float]()
-    sources = (lambda: [MaxGram()]) if max_gram_alone else usual_sources
+    sources = recycled if recycling else usual_sources
+    if max_gram_alone:
+        sources = lambda: [MaxGram()]  # noqa: E731
     for curve in curves:
-        played = list(play_all(recordings, curve, thinking, sources))
+        played = list(play_all(recordings, curve, thinking, sources, leaves))
         if not played:
             raise click.UsageError("the traces have no answer in the reported half")
         answers, known = zip(*played, strict=True)

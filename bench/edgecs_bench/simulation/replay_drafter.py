@@ -9,8 +9,17 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 
 from edgecs.core.context import Context, Tokens
-from edgecs.core.draft import OneSequence, Request, Row, Rows, sole_request
+from edgecs.core.draft import (
+    Draft,
+    OneSequence,
+    Request,
+    Row,
+    Rows,
+    Verdict,
+    sole_request,
+)
 from edgecs.decoding.cascade import NamedModel
+from edgecs.drafters.recycling import Recycling
 from edgecs_bench.hardware.curves import (
     DRAFTER_CURVE,
     DRAFTER_MS,
@@ -40,6 +49,29 @@ class Watch:
         self._seconds += seconds
 
 
+class HeardRecycling(Recycling):
+    """Token Recycling from the recorded rows along the answer.
+
+    Rows after a wrong token were not recorded, so the real one learns more.
+    """
+
+    def hear(self, trace: Trace) -> None:
+        """Start the next answer."""
+        self._trace = trace
+
+    def observe(
+        self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
+    ) -> None:
+        """Learn the best ids of the rows of the accepted path."""
+        trace = self._trace
+        first = len(context) - len(trace.prompt)
+        end = context.tokens[-2:].tolist()
+        for at in range(first, first + len(verdict.path) + 1):
+            ids = trace.ranked[at] if trace.ranked else [trace.output[at]]
+            self.learn(end, ids)
+            end = [end[-1], trace.output[at]]
+
+
 class Said:
     """The choice from recorded rows: [token, its probability]."""
 
@@ -50,6 +82,11 @@ class Said:
     def confidence(self, row: Row, tokens: Tokens, token: int) -> float:
         """The recorded probability; other tokens share the rest."""
         return float(row[1]) if token == int(row[0]) else float(1 - row[1]) / 2
+
+    def alternatives(self, row: Row, tokens: Tokens, k: int) -> list[tuple[int, float]]:
+        """The recorded ones, which follow the choice in the row."""
+        ids, shares = row[2::2].tolist(), row[3::2].tolist()
+        return [(int(i), p) for i, p in zip(ids, shares, strict=True) if i >= 0][:k]
 
     def margin(self, row: Row, tokens: Tokens) -> float:
         """Infinite, because recorded choices are fixed."""
@@ -91,6 +128,7 @@ class Recorded(OneSequence):
         self._start = len(trace.prompt)
         self._output = trace.output
         self._said = trace.proposals[self.named.name]
+        self._others = max(map(len, self._said.others), default=0)
         self._cached = 0
 
     def score(self, requests: Sequence[Request]) -> list[Rows]:
@@ -101,10 +139,16 @@ class Recorded(OneSequence):
         fed = self._start + len(tokens) - min(self._cached, len(context) - 1)
         self._cached = len(context)
         self._watch.pass_by(self.seconds(fed))
-        rows = [self._choice(tokens[: first + i]) for i in range(len(draft) + 1)]
-        return [Rows(np.array(rows, dtype=np.float32), fed)]
+        paths = [tokens[:first]]
+        for parent, token in zip(draft.parents.tolist(), draft.tokens, strict=True):
+            paths.append([*paths[parent + 1], int(token)])
+        logits = np.full((len(paths), 2 + 2 * self._others), -1, dtype=np.float32)
+        for row, path in zip(logits, paths, strict=True):
+            said = self._choice(path)
+            row[: len(said)] = said
+        return [Rows(logits, fed)]
 
-    def _choice(self, tokens: list[int]) -> tuple[float, float]:
+    def _choice(self, tokens: list[int]) -> tuple[float, ...]:
         size, output = len(tokens), self._output
         agreed = next(
             (i for i, (a, b) in enumerate(zip(tokens, output, strict=False)) if a != b),
@@ -112,7 +156,7 @@ class Recorded(OneSequence):
         )
         if agreed == size < len(output):
             said, p = self._said.tokens[size], self._said.confidences[size]
-            return (said[0], p[0]) if said else _UNKNOWN
+            return (said[0], p[0], *self._alternatives(size)) if said else _UNKNOWN
         # The first wrong token is at `agreed`, in a draft that began there or before.
         for start in range(agreed, max(-1, agreed - 8), -1):
             said = self._said.tokens[start]
@@ -120,6 +164,12 @@ class Recorded(OneSequence):
             if len(said) > len(gone) and said[: len(gone)] == gone:
                 return said[len(gone)], self._said.confidences[start][len(gone)]
         return _UNKNOWN
+
+    def _alternatives(self, at: int) -> list[float]:
+        if not self._said.others:
+            return []
+        pairs = zip(self._said.others[at], self._said.shares[at], strict=True)
+        return [value for pair in pairs for value in pair]
 
     def seconds(self, fed: int) -> float:
         """The milliseconds of a call over some tokens."""

@@ -16,6 +16,14 @@ gap[i] is the difference of the two largest logits of the row that chose output[
 tokens[i] is the drafter's proposal after prompt + output[:i], at most K tokens, with
 the probability that it assigns to each. Max-Gram's proposals follow from the ids and
 are not recorded. All lists except the prompt have the length of the output.
+
+For drafts that are trees an answer may also have (`python -m edgecs_bench.ranks`)
+
+    "ranked": [[ids], ...]
+    "proposals": {DRAFTER: {..., "others": [[ids], ...], "shares": [[p], ...]}}
+
+ranked[i] holds the target's best tokens of the row that chose output[i], the best
+first; others[i] are the drafter's best tokens after tokens[i][0], with probabilities.
 """
 
 from __future__ import annotations
@@ -42,6 +50,8 @@ class Proposals:
 
     tokens: list[list[int]]
     confidences: list[list[float]]
+    others: list[list[int]] = field(default_factory=list)  # empty: not recorded
+    shares: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,7 @@ class Trace:
     output: list[int]
     gap: list[float]
     proposals: dict[str, Proposals] = field(default_factory=dict)
+    ranked: list[list[int]] = field(default_factory=list)  # empty: not recorded
 
 
 @dataclass(frozen=True)
@@ -126,7 +137,7 @@ def read_traces(path: Path) -> Recording:
 
 
 def _fields(trace: Trace) -> dict[str, Any]:
-    return {
+    fields = {
         "id": trace.id,
         "category": trace.category,
         "prompt": trace.prompt,
@@ -135,36 +146,56 @@ def _fields(trace: Trace) -> dict[str, Any]:
         "proposals": {
             name: {
                 "tokens": said.tokens,
-                "confidences": [[round(p, 4) for p in ps] for ps in said.confidences],
+                "confidences": _rounded(said.confidences),
+                **(
+                    {"others": said.others, "shares": _rounded(said.shares)}
+                    if said.others
+                    else {}
+                ),
             }
             for name, said in trace.proposals.items()
         },
     }
+    return {**fields, "ranked": trace.ranked} if trace.ranked else fields
+
+
+def _rounded(rows: list[list[float]]) -> list[list[float]]:
+    return [[round(p, 4) for p in row] for row in rows]
 
 
 def _trace(line: dict[str, Any], drafters: Sequence[str]) -> Trace:
     n = len(line["output"])
     proposals = {
         name: Proposals(
-            line["proposals"][name]["tokens"], line["proposals"][name]["confidences"]
+            line["proposals"][name]["tokens"],
+            line["proposals"][name]["confidences"],
+            line["proposals"][name].get("others", []),
+            line["proposals"][name].get("shares", []),
         )
         for name in drafters
     }
-    lists = [line["gap"]]
+    ranked = line.get("ranked", [])
+    lists = [line["gap"], *([ranked] if ranked else [])]
     for said in proposals.values():
         lists += [said.tokens, said.confidences]
+        lists += [said.others, said.shares] if said.others or said.shares else []
     if not line["prompt"] or any(len(values) != n for values in lists):
         raise ValueError(
             "a list differs in length from the output, or the prompt is missing"
         )
     drafts = [draft for said in proposals.values() for draft in said.tokens]
-    for tokens in (line["prompt"], line["output"], *drafts):
+    drafts += [ids for said in proposals.values() for ids in said.others]
+    for tokens in (line["prompt"], line["output"], *drafts, *ranked):
         if not all(type(token) is int and 0 <= token < 1 << 31 for token in tokens):
             raise ValueError("a token id is not a number")
+    if not all(ranked):
+        raise ValueError("a row has no ranked token")
     for said in proposals.values():
-        if not all(0 <= p <= 1 for stated in said.confidences for p in stated):
+        stated = (*said.confidences, *said.shares)
+        if not all(0 <= p <= 1 for row in stated for p in row):
             raise ValueError("a confidence is not a probability")
-        if list(map(len, said.tokens)) != list(map(len, said.confidences)):
+        proposed = (*said.tokens, *said.others)
+        if list(map(len, proposed)) != list(map(len, stated)):
             raise ValueError("not every proposed token has a confidence")
     return Trace(
         str(line["id"]),
@@ -173,6 +204,7 @@ def _trace(line: dict[str, Any], drafters: Sequence[str]) -> Trace:
         line["output"],
         line["gap"],
         proposals,
+        ranked,
     )
 
 

@@ -260,12 +260,10 @@ def _recipes(values: dict[str, Any]) -> list[Recipe]:
 
 
 def _recipe(values: dict[str, Any]) -> Recipe:
-    """The recipe; with several slots the model's bundled drafter is not used."""
-    recipe, parallel = read_recipe(values), values["parallel"]
-    options = replace(recipe.options, sequences=parallel)
-    options = replace(options, most_ctx=_CONTEXT)
-    drafts = () if parallel > 1 and recipe.drafts is None else recipe.drafts
-    return replace(recipe, options=options, drafts=drafts)
+    """The recipe, with a sequence of the target for each slot."""
+    recipe = read_recipe(values)
+    options = replace(recipe.options, sequences=values["parallel"], most_ctx=_CONTEXT)
+    return replace(recipe, options=options)
 
 
 def _key(wishes: Wishes) -> str | None:

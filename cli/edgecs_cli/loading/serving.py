@@ -20,6 +20,7 @@ from edgecs.runtime.served_models import (
     model_of_path,
 )
 from edgecs.server.models.embedding_engine import EmbeddingEngine
+from edgecs.server.models.engine import Engine
 from edgecs.server.models.engines import engine_of
 from edgecs.server.models.keep_alive import USUAL, seconds_of
 from edgecs.server.models.pool import ModelPool
@@ -69,6 +70,8 @@ class Offer:
         """What is served, in words. engine: of the model loaded at the start."""
         if engine is not None:
             what = f"({engine.slots} slots of {engine.n_ctx} tokens)"
+            if isinstance(engine, Engine) and engine.drafting:
+                what = f"{what[:-1]}; {engine.drafting})"
             if isinstance(engine, EmbeddingEngine):
                 what = f"(embeddings of texts of up to {engine.n_ctx} tokens)"
             return what if self.is_single else f"{what}, and more models on demand"
@@ -103,6 +106,7 @@ def pool_of(offer: Offer, call: Call) -> ModelPool:
 
     others = len(offer.recipes) == 1 and not offer.is_single
     options = usual.options
+    drafter = usual.drafts is None and usual.drafting
     return ModelPool(
         ServedModels(
             given,
@@ -114,7 +118,7 @@ def pool_of(offer: Offer, call: Call) -> ModelPool:
         limits=Limits(offer.most, offer.stay),
         default=offer.default,
         only_default=offer.is_single,
-        fits=lambda model: fits_memory(model, options),
+        fits=lambda model: fits_memory(model, options, drafter=drafter),
     )
 
 
@@ -144,10 +148,7 @@ def _given(
 
 
 def _named(usual: Recipe, model: ServedModel) -> tuple[Recipe, Files]:
-    """How a model of the store is loaded; without drafters if there are several slots.
-
-    usual: the options of the command line.
-    """
+    """How a model of the store is loaded. usual: the options of the command line."""
     assert model.path is not None
     drafts = None if usual.drafts is None and usual.drafting else ()
     return replace(usual, model=model.name), Files(model.path, drafts)

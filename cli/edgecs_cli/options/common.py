@@ -220,6 +220,17 @@ def schedule_options(command: F) -> F:
             help="Maximum draft length in tokens; 0: no speculation.",
         ),
         _speculation(
+            "--draft-leaves",
+            "leaves",
+            type=click.IntRange(1, LoadOptions.max_draft),
+            default=1,
+            show_default=True,
+            metavar="N",
+            help="Maximum number of branches of a draft. Above 1 drafts can be trees, "
+            "which pays on hardware whose calls of eight tokens take little more time "
+            "than those of one; --exact auto is then numeric.",
+        ),
+        _speculation(
             "--mag-min-match",
             "min_match",
             type=click.IntRange(1, LONGEST),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,11 @@ def _written(path: Path) -> Iterator[gguf.GGUFWriter]:
     sweep(path.parent, path.name)
     part = part_of(path)
     try:
-        writer = gguf.GGUFWriter(part, NAME)
-        yield writer
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        with closing(gguf.GGUFWriter(part, NAME)) as writer:
+            yield writer
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
         part.replace(path)
     except OSError as error:
         raise DistillError(

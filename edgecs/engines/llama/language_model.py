@@ -181,11 +181,15 @@ class LlamaLM:
     def stop_recording(self, states: States, sequence: int = 0) -> None:
         """End a `record`; other ones continue."""
         one = self._sequences[sequence]
-        for features, _ in one.recorded if self._ctx is not None else ():
-            features.stop()
+        if self._ctx is not None:
+            for features, _ in one.recorded:
+                features.stop()
         one.recorded = [pair for pair in one.recorded if pair[1] is not states]
-        for features, _ in one.recorded if self._ctx is not None else ():
-            features.start()
+        if self._ctx is not None:
+            # Those of other sequences may be the same rows of llama.cpp.
+            for other in self._sequences:
+                for features, _ in other.recorded:
+                    features.start()
 
     def settle(self, context: Context, sequence: int = 0) -> None:
         """Remove cells after a committed context, for a head that reads cells.

@@ -93,5 +93,8 @@ def _footprint(path: Path, options: LoadOptions, free: int) -> tuple[Footprint, 
     n_ctx = options.n_ctx or context_that_fits(
         options.longest_ctx(trained), memory.fits(free // 2, options, kept)
     )
-    kv = map(int, memory.layer_bytes(n_ctx, options, kept))
+    kv = [*map(int, memory.layer_bytes(n_ctx, options, kept))]
+    heads = min(number("nextn_predict_layers", 0), len(kv)) if options.heads else 0
+    # A head has cells of its own, as many as a layer that attends to all tokens.
+    kv[len(kv) - heads :] = [max(kv, default=0)] * heads
     return Footprint(tuple(blocks), output, tuple(kv)), n_ctx

@@ -14,6 +14,7 @@ import llama_cpp as lib
 import numpy as np
 
 from edgecs.core.context import Tokens
+from edgecs.core.fim_tokens import FimTokens
 from edgecs.core.reading import check_model
 from edgecs.engines.llama import library  # noqa: F401  redirects llama.cpp's log
 from edgecs.errors import ConfigError, ModelError
@@ -46,10 +47,13 @@ class LlamaVocabulary:
         )
         self._pieces: dict[int, bytes] = {}
 
-    def encode(self, text: str, *, document: bool = True) -> Tokens:
-        """Ids of `text`, special tokens parsed, int32 [n].
+    def encode(
+        self, text: str, *, document: bool = True, special: bool = True
+    ) -> Tokens:
+        """Ids of `text`, int32 [n].
 
         document: add BOS (and other tokens that the model expects around a text).
+        special: whether spellings of control tokens become these.
         """
         self._refuse_if_closed()
         try:
@@ -65,7 +69,7 @@ class LlamaVocabulary:
         while True:
             pointer = ids.ctypes.data_as(lib.llama_token_p)
             count = lib.llama_tokenize(
-                self._vocab, data, len(data), pointer, ids.size, document, True
+                self._vocab, data, len(data), pointer, ids.size, document, special
             )
             if count >= 0:
                 return ids[:count].copy()
@@ -104,6 +108,30 @@ class LlamaVocabulary:
             if lib.llama_vocab_get_attr(self._vocab, token) & kinds
         )
         return frozenset(text.decode(errors="replace") for text in texts if text)
+
+    @cached_property
+    def fim(self) -> FimTokens | None:
+        """The tokens for filling in; None: the model cannot."""
+        self._refuse_if_closed()
+        prefix, suffix, middle, repository, separator = (
+            int(find(self._vocab))
+            for find in (
+                lib.llama_vocab_fim_pre,
+                lib.llama_vocab_fim_suf,
+                lib.llama_vocab_fim_mid,
+                lib.llama_vocab_fim_rep,
+                lib.llama_vocab_fim_sep,
+            )
+        )
+        if min(prefix, suffix, middle) < 0:
+            return None
+        return FimTokens(
+            prefix,
+            suffix,
+            middle,
+            repository if repository >= 0 else None,
+            separator if separator >= 0 else None,
+        )
 
     @cached_property
     def trie(self) -> TokenTrie:

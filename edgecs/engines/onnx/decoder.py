@@ -44,7 +44,8 @@ class OnnxModel(OneSequence):
     """Scores drafts with the decoder of a drafter's folder.
 
     provider: the chosen execution provider; provider_notes: why each preferred one was
-    not chosen.
+    not chosen. beside: a model of the same folder whose graph it uses, for another
+    conversation.
 
     Raises ModelError if the folder, the graph or the id map is invalid.
     """
@@ -61,15 +62,17 @@ class OnnxModel(OneSequence):
         *,
         threads: int = 1,
         providers: Sequence[str] | None = None,
+        beside: OnnxModel | None = None,
     ) -> None:
         manifest = read_drafter(drafter) if isinstance(drafter, Path) else drafter
         self.manifest = manifest
         self.vocab_size = target_vocab_size
         self.max_draft = min(_CHUNK - 1, manifest.window // 4)
         self.cancel = cancel
-        self._engine = Engine(manifest, cancel)
+        self._owns = beside is None
+        self._engine: Engine = beside._engine if beside else Engine(manifest, cancel)
         with ExitStack() as undo:
-            undo.callback(self._engine.close)
+            undo.callback(self._free)
             cells, width = self._engine.open(
                 self._prepare, threads=threads, providers=providers
             )
@@ -107,9 +110,18 @@ class OnnxModel(OneSequence):
 
     def close(self) -> None:
         """Frees weights and cache; may be called again."""
-        self._engine.close()
+        self._free()
         self._cells = None
         self._cache = PrefixCache(lambda length: length)
+
+    @property
+    def conversation_size(self) -> int:
+        """Bytes of one conversation: its cells and its rows, once all are used."""
+        return self._size
+
+    def _free(self) -> None:
+        if self._owns:
+            self._engine.close()
 
     def _prepare(
         self, session: ort.InferenceSession, provider: str
@@ -120,6 +132,10 @@ class OnnxModel(OneSequence):
         window = self.manifest.window
         call = Call(
             session, graph, device, self._engine.watch, most=_CHUNK, span=window
+        )
+        self._size = call.size + window * sum(
+            cell.heads * cell.size * np.dtype(cell.dtype).itemsize
+            for cell in graph.cells
         )
         return self._fitting(call, graph), call.width
 

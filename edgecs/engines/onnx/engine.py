@@ -23,17 +23,25 @@ T = TypeVar("T")
 class Engine:
     """Runs a drafter's calls, in a separate thread where needed; has to be closed.
 
-    watch: the watchdog that every call of a session has to use. provider: the chosen
-    execution provider; provider_notes: why each preferred one was not chosen. Raises
-    ModelError if a file that the manifest names is missing.
+    watch: the watchdog that every call of a session has to use. Several drafters of one
+    thread may share it. Raises ModelError if a file that the manifest names is missing.
     """
 
     def __init__(self, manifest: DrafterManifest, cancel: threading.Event) -> None:
         check_file(manifest)
         self._manifest = manifest
         self._aside, self.watch = Aside(has_amx()), Watch(cancel)
-        self.provider = ""
-        self.provider_notes: dict[str, str] = {}
+        self._opened: onnx_providers.Opened | None = None
+
+    @property
+    def provider(self) -> str:
+        """The chosen execution provider; empty before `open`."""
+        return self._opened.provider if self._opened else ""
+
+    @property
+    def provider_notes(self) -> dict[str, str]:
+        """Why each preferred provider was not chosen."""
+        return self._opened.notes if self._opened else {}
 
     def open(
         self,
@@ -42,15 +50,19 @@ class Engine:
         threads: int,
         providers: Sequence[str] | None,
     ) -> T:
-        """The result of `works` for the graph, see `providers.open_best`."""
-        done, opened = self._aside(
+        """The result of `works` for the graph, see `providers.open_best`.
+
+        A graph that is open already is not opened again, whatever the arguments.
+        """
+        if self._opened is not None:
+            return self.run(works, self._opened.session, self._opened.provider)
+        done, self._opened = self._aside(
             onnx_providers.open_best,
             self._manifest.path,
             works,
             threads=threads,
             providers=providers,
         )
-        self.provider, self.provider_notes = opened.provider, opened.notes
         return done
 
     def run(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

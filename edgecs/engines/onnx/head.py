@@ -36,8 +36,9 @@ class OnnxHead(StateHead):
     """Proposes tokens from the hidden states that a target records.
 
     states: of the target; tokens without a known state are read with zeros. provider
-    and provider_notes: see `OnnxModel`. Raises ModelError for an invalid folder or
-    graph, or a head made for a target with states of another width.
+    and provider_notes: see `OnnxModel`. beside: a head of the same folder whose graph
+    it uses, for another conversation. Raises ModelError for an invalid folder or graph,
+    or a head made for a target with states of another width.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class OnnxHead(StateHead):
         *,
         threads: int = 1,
         providers: Sequence[str] | None = None,
+        beside: OnnxHead | None = None,
     ) -> None:
         manifest = read_drafter(drafter) if isinstance(drafter, Path) else drafter
         self.manifest = manifest
@@ -61,9 +63,10 @@ class OnnxHead(StateHead):
             before=_BEFORE,
         )
         self._cells: _Cells | None = None
-        self._engine = Engine(manifest, cancel)
+        self._owns = beside is None
+        self._engine: Engine = beside._engine if beside else Engine(manifest, cancel)
         with ExitStack() as undo:
-            undo.callback(self._engine.close)
+            undo.callback(self._free)
             cells, rows, width = self._engine.open(
                 self._prepare, threads=threads, providers=providers
             )
@@ -91,8 +94,14 @@ class OnnxHead(StateHead):
     def _drop(self, length: int) -> int:
         return self._cells.drop(length) if self._cells else 0
 
+    @property
+    def conversation_size(self) -> int:
+        """Bytes of one conversation: its cells and its states."""
+        return self._states.size + (self._cells.size if self._cells else 0)
+
     def _free(self) -> None:
-        self._engine.close()
+        if self._owns:
+            self._engine.close()
         self._cells = None
 
     def _prepare(
@@ -171,6 +180,11 @@ class _Cells:
         self._values[used : used + n] = values
         self._used = used + n
         return logits, state
+
+    @property
+    def size(self) -> int:
+        """Bytes of both buffers."""
+        return self._keys.nbytes + self._values.nbytes
 
     def drop(self, length: int) -> int:
         """Drop the cells from `length` on; returns how many are left."""

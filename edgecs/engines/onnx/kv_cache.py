@@ -77,6 +77,11 @@ class Call:
         self.mask = self._mask.buffer
         self.width = width
 
+    @property
+    def size(self) -> int:
+        """Bytes of the rows of logits."""
+        return self._logits.nbytes
+
     def run(self, tokens: Ids, position: int, span: int) -> Logits:
         """Run the graph on tokens at `position` and on, with `span` values of the mask.
 

@@ -63,6 +63,10 @@ class Answers:
         for one in self._started:
             one.ticket.cancel()
 
+    def cancel_one(self, choice: Choice) -> None:
+        """End one of the answers within a round; may be called repeatedly."""
+        self._started[choice.index].ticket.cancel()
+
     async def whole(self) -> list[Choice]:
         """All answers, complete. Raises Refused."""
         async with aclosing(self.parts()) as parts:

@@ -57,10 +57,11 @@ class _Counts(Collector):
             for at, number in enumerate(list(engine.scheduler.totals.by_position)):
                 by_position.add_metric([model, str(at)], number)
         yield by_position
-        refused = CounterMetricFamily(*_REFUSED, labels=["model"])
-        for model, engine in self._engines.items():
-            refused.add_metric([model], engine.scheduler.refused_files)
-        yield refused
+        for attribute, (name, text) in _FILES.items():
+            files = CounterMetricFamily(f"edgecs:{name}", text, labels=["model"])
+            for model, engine in self._engines.items():
+                files.add_metric([model], getattr(engine.scheduler, attribute))
+            yield files
         for name, text in _EMBEDDED.items():
             count = CounterMetricFamily(
                 f"edgecs:embedding_{name}", text, labels=["model"]
@@ -80,10 +81,16 @@ _EMBEDDED = {
     "texts": "Texts in these requests.",
     "tokens": "Tokens of these texts.",
 }
-_REFUSED = (
-    "edgecs:prefix_cache_refused",
-    "Files of the prefix cache that were damaged or forged, and removed.",
-)
+_FILES = {
+    "refused_files": (
+        "prefix_cache_refused",
+        "Files of the prefix cache that were damaged or forged, and removed.",
+    ),
+    "dropped_files": (
+        "prefix_cache_dropped",
+        "Conversations that the prefix cache did not save, as the disk was too slow.",
+    ),
+}
 
 
 def _busy(scheduler: Scheduler) -> int:

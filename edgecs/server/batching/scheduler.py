@@ -40,6 +40,8 @@ from edgecs.session.session import Session
 logger = logging.getLogger("edgecs")
 
 MOST_WAITING = 64
+# chosen: a client that leaves while a file is read is noticed in that time.
+_LOOK = 0.1  # seconds
 
 
 class Scheduler:
@@ -72,6 +74,8 @@ class Scheduler:
         self._waiting: deque[Ticket] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        if store is not None:
+            store.on_read(self._notify)
         self._thread = threading.Thread(target=self._run, name="edgecs", daemon=True)
         self._thread.start()
 
@@ -117,6 +121,11 @@ class Scheduler:
         """Number of files of the prefix cache that were removed unused."""
         return self._store.refused if self._store else 0
 
+    @property
+    def dropped_files(self) -> int:
+        """Number of conversations that the prefix cache did not save in time."""
+        return self._store.dropped if self._store else 0
+
     def slots(self) -> list[SlotState]:
         """The state of every slot."""
         return [slot.state for slot in self._slots]
@@ -130,12 +139,25 @@ class Scheduler:
             try:
                 self._tidy()
                 self._admit()
-                self._step()
+                if not self._step():
+                    self._pause()
             except Exception as error:  # a bug must not leave clients waiting
                 self._fail(self._slots, incident("the scheduler failed", error))
         if self._store:
             for slot in sorted(self._slots, key=lambda slot: slot.used):
-                self._store.save(slot.sequence)
+                self._store.save(slot.sequence, waits=True)
+
+    def _notify(self) -> None:
+        """Called in another thread when a file was read."""
+        with self._wake:
+            self._wake.notify()
+
+    def _pause(self) -> None:
+        """Wait for a file, another job, or the end of an answer that waits for one."""
+        with self._wake:
+            files = [slot.fetching for slot in self._slots if slot.fetching]
+            if not (self._waiting or any(file.is_done for file in files)):
+                self._wake.wait(_LOOK)
 
     def _wait(self) -> bool:
         """Wait for work; False if it was closed and all jobs are done."""
@@ -201,21 +223,41 @@ class Scheduler:
         if answer.finish_reason:
             self._end(slot)
 
-    def _step(self) -> None:
-        """One prompt chunk, and a round of every answer that is decoding."""
+    def _step(self) -> bool:
+        """One prompt chunk, and a round of every answer that is decoding.
+
+        Returns False if there was neither: all answers wait for files.
+        """
         for slot in self._slots:
             if slot.is_unwanted:
                 self._guarded([slot], partial(self._end, slot, "cancelled"))
         decoding = [slot for slot in self._slots if slot.is_decoding]
         reading = [slot for slot in self._slots if slot.is_reading]
-        if reading:
-            first = min(reading, key=lambda slot: slot.used)
+        first = self._next_reading(reading)
+        if first is not None:
             self._guarded([first], partial(self._read, first, alone=not decoding))
         if decoding:
             together = [slot for slot in decoding if self._may_join(slot)]
             alone = [slot for slot in decoding if slot not in together]
             for group in [together, *([one] for one in alone)]:
                 self._guarded(group, partial(self._round, group))
+        return bool(first or decoding)
+
+    def _next_reading(self, reading: Sequence[Slot]) -> Slot | None:
+        """The oldest answer whose prompt can be read now; others wait for files.
+
+        Cells are fetched only then, as an older prompt may have the same prefix.
+        """
+        for slot in sorted(reading, key=lambda slot: slot.used):
+            if slot.read is None:
+                self._guarded([slot], partial(self._fill, slot))
+            if slot.read is not None and slot.is_reading:
+                return slot
+        return None
+
+    def _fill(self, slot: Slot) -> None:
+        assert slot.ticket is not None
+        fill(slot, self._slots, slot.ticket.job.prompt, self._store)
 
     def _guarded(self, group: Sequence[Slot], work: Callable[[], None]) -> None:
         """Call `work` for some slots; an error ends only their answers."""
@@ -248,8 +290,7 @@ class Scheduler:
         assert answer is not None
         assert ticket is not None
         prompt = ticket.job.prompt
-        if slot.read is None:  # now, as its prefix may just have been read for another
-            slot.read = fill(slot, self._slots, prompt, self._store)
+        assert slot.read is not None
         end = self._part_end(slot.read, alone)
         if end < prompt.size:
             part = Request(
@@ -273,7 +314,8 @@ class Scheduler:
         if uniform:
             if alone:
                 return read + self._parts.tokens_alone
-            prompts = sum(slot.is_reading for slot in self._slots)
+            reading = [slot for slot in self._slots if slot.is_reading]
+            prompts = sum(slot.fetching is None for slot in reading)
             return read + self._parts.tokens(prompts)
         # Its cells depend on the chunks, so these are the ones of a single session.
         return (read // self._chunk + 1) * self._chunk
@@ -287,7 +329,8 @@ class Scheduler:
         requests = []
         for slot, answer in pairs:
             speculates = slot.ticket is not None and slot.ticket.job.speculate
-            requests.append(answer.request(most if speculates else 0))
+            limit = most if speculates else 0
+            requests.append(answer.request(limit, together=len(pairs)))
         if len(pairs) > 1:
             width = joint_width([answer for _, answer in pairs], self._costs)
             requests = [answer.narrowed(width - 1) for _, answer in pairs]
@@ -335,7 +378,7 @@ class Scheduler:
     def _free(self, slot: Slot, answer: Answer, reason: FinishReason | None) -> None:
         """Free a slot; a private answer leaves no cells."""
         forgets = slot.is_private and slot.read is not None
-        slot.ticket = slot.answer = None
+        slot.ticket = slot.answer = slot.fetching = None
         try:
             slot.session.ended(answer, reason)
         finally:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from edgecs.core.context import Tokens
 from edgecs.core.draft import LanguageModel
 from edgecs.server.batching.job import Job, SlotState, Ticket
+from edgecs.server.prefixes.file_thread import Reading
 from edgecs.server.prefixes.store import LEAST, PrefixStore
 from edgecs.session.answer import Answer
 from edgecs.session.session import Session
@@ -34,6 +36,7 @@ class Slot:
     ticket: Ticket | None = None
     answer: Answer | None = None
     read: int | None = None  # prompt tokens with KV cells; None: no call was made yet
+    fetching: Reading | None = None  # a file with cells of the prompt
     used: int = 0  # number of its last job, counted over all slots
     asked: int = 0  # tokens of its last prompt
     lost: int = 0  # tokens of the conversation before that the last prompt lacks
@@ -87,6 +90,7 @@ class Slot:
     def take(self, ticket: Ticket, answer: Answer, lost: int, number: int) -> None:
         """Begin an answer. lost: see the fields; number: of the job."""
         self.ticket, self.answer, self.read = ticket, answer, None
+        self.fetching = None
         self.lost, self.asked, self.used = lost, ticket.job.prompt.size, number
         self.faults = len(self.session.cascade.faults)
 
@@ -127,33 +131,58 @@ def _goes_on(slot: Slot, prompt: Tokens, saved: int) -> bool:
 
 
 class Source(NamedTuple):
-    """Where cells can come from. gain: tokens of a prompt it saves, less its cost."""
+    """Where cells can come from.
+
+    gain: tokens of a prompt it saves, less its cost. copy: copies them from another
+    slot; None: they are in the file of `path`.
+    """
 
     gain: int
-    fetch: Callable[[], bool]
+    copy: Callable[[], bool] | None = None
+    path: Path | None = None
 
 
 def fill(
     slot: Slot, slots: Sequence[Slot], prompt: Tokens, store: PrefixStore | None = None
-) -> int:
+) -> bool:
     """Fetch the cells of a prompt's prefix from another slot or from disk, if it pays.
 
     It pays if it saves more tokens of the prompt than are read in that time. Cells that
-    a conversation loses here are saved on disk. A private answer gets none. Returns how
-    many tokens of the prompt have cells now.
+    a conversation loses here are saved on disk. A private answer gets none. Then
+    `slot.read` is how many tokens of the prompt have cells. Returns False as long as it
+    waits for a file: then it has to be called again.
     """
+    if (fetching := slot.fetching) is not None and store:
+        if not (fetching.is_done or fetching.is_late):
+            return False
+        slot.fetching = None
+        if store.restore(fetching, slot.sequence):
+            slot.read = slot.saves(prompt)
+            return True
+        store = None  # its files had their chance
     if store and slot.lost >= LEAST:
         store.save(slot.sequence)
+        slot.lost = 0
     if slot.is_private:
         slot.target.forget(slot.sequence)
-        return 0
+        slot.read = 0
+        return True
     kept = slot.saves(prompt)
-    sources = [*_copies(slot, slots, prompt), *_files(slot, prompt, store)]
+    sources = [*_copies(slot, slots, prompt), *_files(prompt, store)]
     best = max(sources, key=lambda source: source.gain, default=None)
     if best is None or best.gain <= kept:
-        return kept
-    best.fetch()
-    return slot.saves(prompt)
+        slot.read = kept
+        return True
+    if best.copy is not None:
+        best.copy()
+        slot.read = slot.saves(prompt)
+        return True
+    assert best.path is not None
+    assert store is not None
+    if any(one.fetching and one.fetching.path == best.path for one in slots):
+        return False  # it will be copied from there
+    slot.fetching = store.fetch(best.path)
+    return slot.fetching.is_done and fill(slot, slots, prompt, store)
 
 
 def _copies(slot: Slot, slots: Sequence[Slot], prompt: Tokens) -> Iterator[Source]:
@@ -167,8 +196,7 @@ def _copies(slot: Slot, slots: Sequence[Slot], prompt: Tokens) -> Iterator[Sourc
             yield Source(saved - target.copy_cost, fetch)
 
 
-def _files(slot: Slot, prompt: Tokens, store: PrefixStore | None) -> Iterator[Source]:
+def _files(prompt: Tokens, store: PrefixStore | None) -> Iterator[Source]:
     found = store.find(prompt) if store else None
-    if store and found:
-        fetch = partial(store.restore, found.path, slot.sequence)
-        yield Source(found.saves - LEAST, fetch)
+    if found:
+        yield Source(found.saves - LEAST, path=found.path)

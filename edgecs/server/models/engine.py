@@ -15,11 +15,13 @@ from typing import Any
 from edgecs.chat.archive import Owner
 from edgecs.chat.conversation import Conversation, Message, Prompt
 from edgecs.core.context import Tokens
+from edgecs.core.fim_tokens import FimTokens
 from edgecs.errors import ConfigError, ContextFull
 from edgecs.grammar.lazy import LazyGrammar
 from edgecs.grammar.mask import Grammar
 from edgecs.runtime.builder import Runtime, session_of
 from edgecs.runtime.loader import Loaded
+from edgecs.runtime.slot_drafters import SlotDrafters
 from edgecs.sampling.chain import Rule
 from edgecs.sampling.settings import Sampling
 from edgecs.server.batching.checks import Checks
@@ -36,9 +38,9 @@ from edgecs.toolcalls.form import AnswerForm
 class Engine(Served):
     """Answers jobs with the target of a runtime.
 
-    There is one slot for each sequence of the target. Drafters that are models support
-    one conversation: they draft in slot 0. prefix_cache: folder for
-    the cells of conversations that lose their slots, of `prefix_bytes` at most.
+    There is one slot for each sequence of the target. drafting: which drafters that are
+    models are in which slots; empty: there are none, or one slot. prefix_cache: folder
+    for the cells of conversations that lose their slots, of `prefix_bytes` at most.
     """
 
     loaded: Loaded
@@ -60,12 +62,15 @@ class Engine(Served):
         speculation = runtime.speculation
         with ExitStack() as undo:
             undo.callback(self.checks.close)
+            drafters = runtime.drafters if speculation else ()
+            placed = SlotDrafters(drafters, self.slots, undo)
+            self.drafting = placed.about
             sessions = [runtime.session]
-            others = runtime.recipe
-            if runtime.drafters:  # a K matrix names them
-                others = replace(others, matrix=None)
             for i in range(1, self.slots):
-                session = session_of(others, self.loaded, (), speculation, sequence=i)
+                recipe, mine = runtime.recipe, placed.of(i)
+                if len(mine) < len(drafters):  # a K matrix names all
+                    recipe = replace(recipe, matrix=None)
+                session = session_of(recipe, self.loaded, mine, speculation, sequence=i)
                 sessions.append(undo.enter_context(session))
             self._template: ChatTemplate | None = None
             if self.loaded.model.vocabulary.chat_template:
@@ -110,6 +115,16 @@ class Engine(Served):
     def vocabulary(self) -> Tokenizer:
         """The model's tokenizer."""
         return self.loaded.model.vocabulary
+
+    @property
+    def fim(self) -> FimTokens | None:
+        """The tokens for filling in; None: the model cannot."""
+        return self.loaded.model.vocabulary.fim
+
+    def encode_plain(self, text: str) -> Tokens:
+        """The ids of a text, none of which is a control token."""
+        vocabulary = self.loaded.model.vocabulary
+        return vocabulary.encode(text, document=False, special=False)
 
     @property
     def can_think(self) -> bool:

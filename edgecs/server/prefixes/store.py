@@ -14,9 +14,9 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -28,6 +28,12 @@ from edgecs.core.files import sweep
 from edgecs.engines.kv_snapshot import KVSnapshot
 from edgecs.errors import ConfigError, EdgecsError, ModelError
 from edgecs.runtime.loader import Loaded
+from edgecs.server.prefixes.file_thread import (
+    PATIENCE,
+    WAITING_BYTES,
+    FileThread,
+    Reading,
+)
 from edgecs.server.prefixes.key import seal_of
 
 logger = logging.getLogger("edgecs")
@@ -63,11 +69,13 @@ class PrefixStore:
     model: the target, used by the thread that calls `save` and `restore`. root: the
     folder; name: of the model's folder in it. most: bytes of all files in `root`; the
     least recently used ones are removed. any_prefix: whether a prompt may continue
-    from a part of a saved conversation, and not only from its end.
+    from a part of a saved conversation, and not only from its end. waiting: bytes of
+    cells that may wait to be written. patience: seconds that an answer waits for a
+    file.
 
-    Files are written by a thread of its own. Those that cannot be used or written are
-    logged. `refused` counts those that were removed because they were damaged, forged
-    or rejected by the engine.
+    Files are read and written by a thread of its own. Those that cannot be used or
+    written are logged. `refused` counts those that were removed because they were
+    damaged, forged or rejected by the engine.
     """
 
     def __init__(
@@ -79,6 +87,8 @@ class PrefixStore:
         *,
         most: int,
         any_prefix: bool,
+        waiting: int = WAITING_BYTES,
+        patience: float = PATIENCE,
     ) -> None:
         self._model = model
         self._root, self._folder = root, root / name
@@ -87,9 +97,19 @@ class PrefixStore:
         self._seal = seal_of(root)
         self._known: dict[Path, Tokens] = {}
         self._lock = threading.Lock()  # over the one above
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="edgecs-prefixes")
-        self._writing: Future[None] | None = None
         self._scan()
+        self._files_thread = FileThread(
+            self._read, self._write, most=waiting, patience=patience
+        )
+
+    @property
+    def dropped(self) -> int:
+        """Number of conversations that were not saved, as too many cells waited."""
+        return self._files_thread.dropped
+
+    def on_read(self, call: Callable[[], None]) -> None:
+        """Have a function called, in another thread, after every read of a file."""
+        self._files_thread.on_read = call
 
     def find(self, prompt: Tokens) -> Found | None:
         """The file that saves most tokens of a prompt, if that pays."""
@@ -102,9 +122,18 @@ class PrefixStore:
         size = next(tokens.size for path, tokens in known if path == best.path)
         return best if best.saves >= max(LEAST, size // _FASTER) else None
 
-    def restore(self, path: Path, sequence: int) -> bool:
-        """Replace the cells of a sequence by those of a file; False: it has none."""
-        cells = self._read(path)
+    def fetch(self, path: Path) -> Reading:
+        """Begin to read a file, for `restore`."""
+        return self._files_thread.read(path)
+
+    def restore(self, read: Reading, sequence: int) -> bool:
+        """Replace the cells of a sequence by those of a file; False: it has none.
+
+        A file that has not been read yet is given up.
+        """
+        path, cells = read.path, read.cells
+        if not read.is_done:
+            logger.warning("prefix cache: %s is read too slowly: not used", path)
         if cells is None:
             return False
         try:
@@ -114,13 +143,15 @@ class PrefixStore:
             self._forget(path)
             logger.warning("prefix cache: %s is not restored: %r", path, error)
             return False
-        self._refuse(path, f"the engine rejects the cells in {path}")
+        why = f"the engine rejects the cells in {path}"
+        self._files_thread.call(partial(self._refuse, path, why))
+        self._forget(path)
         return False
 
-    def save(self, sequence: int) -> None:
+    def save(self, sequence: int, *, waits: bool = False) -> None:
         """Save the cells of a sequence, unless they are few or known.
 
-        Waits until the previous file is written.
+        They are dropped if too many cells wait to be written, unless it `waits`.
         """
         try:
             cells = self._model.snapshot(sequence)
@@ -136,19 +167,27 @@ class PrefixStore:
             if path in self._known or self._is_covered(tokens):
                 return
             self._known[path] = tokens
-        self._wait()
-        self._writing = self._writer.submit(self._write, path, tokens, cells)
+        if not self._files_thread.write(path, cells, waits=waits):
+            self._forget(path)
+            size = len(cells.data) >> 20
+            logger.warning(
+                "prefix cache: %d MiB of cells are not saved: the disk is too slow",
+                size,
+            )
+
+    def drain(self) -> None:
+        """Wait until all files are read and written."""
+        self._files_thread.drain()
 
     def close(self) -> None:
         """Wait until all files are written."""
-        self._writer.shutdown()
+        self._files_thread.close()
 
     def _is_covered(self, tokens: Tokens) -> bool:
         others = self._known.values()
         return self._any_prefix and any(_starts(other, tokens) for other in others)
 
     def _read(self, path: Path) -> KVSnapshot | None:
-        self._wait()
         try:
             saved = read(path, self._owner, seal=self._seal)
             os.utime(path)
@@ -163,11 +202,6 @@ class PrefixStore:
         if saved.cells is None:  # it has been replaced since it was found
             self._refuse(path, f"{path} has no cells for this model: {saved.reason}")
         return saved.cells
-
-    def _wait(self) -> None:
-        if self._writing is not None:
-            self._writing.result()
-            self._writing = None
 
     def _saves(self, prompt: Tokens, tokens: Tokens) -> int:
         size = min(tokens.size, prompt.size - 1)
@@ -191,9 +225,9 @@ class PrefixStore:
                 if tokens is not None:
                     self._known[path] = np.array(tokens, dtype=np.int32)
 
-    def _write(self, path: Path, tokens: Tokens, cells: KVSnapshot) -> None:
+    def _write(self, path: Path, cells: KVSnapshot) -> None:
         """Write a file; the ones that it makes superfluous are removed."""
-        size = len(cells.data)
+        size, tokens = len(cells.data), np.array(cells.tokens, dtype=np.int32)
         try:
             if size > self._most:
                 raise ConfigError(

@@ -44,13 +44,15 @@ class Gemma4Assistant(LlamaHead):
         *,
         threads: int,
         strict: bool = True,
+        sequence: int = 0,
+        owns: bool = True,
     ) -> None:
         shape, theirs = Shape.of_model(target.model), header_of(target.model.path)
         check_assistant(model.path, header_of(model.path), shape, theirs)
         if target.sequences > 1 or target.max_leaves > 1:
             raise ModelError(
                 f"{model.path.name} reads the cells of its target, which must have one "
-                "conversation: use another drafter, or --draft none"
+                "conversation: give -np 1, another drafter or --draft none"
             )
         self._place = 0  # position of the last token that the target committed
         super().__init__(
@@ -62,6 +64,8 @@ class Gemma4Assistant(LlamaHead):
             width=int(lib.llama_model_n_embd_out(model.handle)),
             threads=threads,
             strict=strict,
+            sequence=sequence,
+            owns=owns,
             like=target.options,
         )
 

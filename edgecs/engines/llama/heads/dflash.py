@@ -33,8 +33,9 @@ _BLOCK = 16  # llama.cpp's default
 class DFlash(LlamaHead):
     """Proposes a block of tokens at once; deeper ones take no further time.
 
-    model: of the drafter, which is closed with it. target: must outlive it. Raises
-    ModelError if the two do not fit, OutOfMemory.
+    model: of the drafter, which is closed with it if it `owns` it. target: must outlive
+    it. sequence: of the target, whose conversation it drafts for. Raises ModelError if
+    the two do not fit, OutOfMemory.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class DFlash(LlamaHead):
         *,
         threads: int,
         strict: bool = True,
+        sequence: int = 0,
+        owns: bool = True,
     ) -> None:
         header = header_of(model.path)
         fit = check_fit(NAME, model.path, header, Shape.of_model(target.model))
@@ -66,6 +69,8 @@ class DFlash(LlamaHead):
             threads=threads,
             strict=strict,
             least=1,
+            sequence=sequence,
+            owns=owns,
         )
         self.window = window
         causal = header.own("attention.causal")

@@ -22,8 +22,9 @@ NAME = "EAGLE-3"
 class Eagle3(LlamaHead):
     """Proposes tokens from the inputs of three layers of a target.
 
-    model: of the head, which is closed with it. target: must outlive it. Raises
-    ModelError if the two do not fit, OutOfMemory.
+    model: of the head, which is closed with it if it `owns` it. target: must outlive
+    it. sequence: of the target, whose conversation it drafts for. Raises ModelError if
+    the two do not fit, OutOfMemory.
     """
 
     def __init__(
@@ -34,6 +35,8 @@ class Eagle3(LlamaHead):
         *,
         threads: int,
         strict: bool = True,
+        sequence: int = 0,
+        owns: bool = True,
     ) -> None:
         header = header_of(model.path)
         fit = check_fit(NAME, model.path, header, Shape.of_model(target.model))
@@ -49,6 +52,8 @@ class Eagle3(LlamaHead):
             threads=threads,
             strict=strict,
             least=1,
+            sequence=sequence,
+            owns=owns,
         )
 
     @property

@@ -19,14 +19,16 @@ from edgecs.errors import Cancelled
 
 # chosen: more rows of logits than a round needs cost more than a second call.
 _FEW = 16  # tokens that are read in one call with the last one
+_FLOAT = 4  # bytes
 
 
 class LlamaHead(StateHead):
     """Proposes tokens from the features that a target records.
 
     model: has the weights of the head, and perhaps of the target too; owns: whether it
-    is closed with the head. width: of the head's own states. n_ctx: its cells. Other
-    arguments: see `StateHead`, `HeadCells`.
+    is closed with the head. sequence: of the target, whose states it reads. width: of
+    the head's own states. n_ctx: its cells. Other arguments: see `StateHead`,
+    `HeadCells`.
     """
 
     def __init__(
@@ -42,13 +44,15 @@ class LlamaHead(StateHead):
         strict: bool,
         least: int = 0,
         owns: bool = True,
+        sequence: int = 0,
         mtp: bool = False,
         like: LoadOptions | None = None,
     ) -> None:
         self.model, self._owns, self._target = model, owns, target
+        self._reads = sequence
         with ExitStack() as undo:
-            states = target.record(features)
-            undo.callback(target.stop_recording, states)
+            states = target.record(features, sequence)
+            undo.callback(target.stop_recording, states, sequence)
             super().__init__(
                 model.path.name,
                 states,
@@ -68,6 +72,18 @@ class LlamaHead(StateHead):
                 like=like,
             )
             undo.pop_all()
+
+    @property
+    def conversation_size(self) -> int:
+        """Estimated bytes of one conversation: its cells, its states, its rows."""
+        rows = 2 * CHUNK * (self.model.vocabulary.size + self._cells.width)
+        return self._cells_size + self._states.size + rows * _FLOAT
+
+    @property
+    def _cells_size(self) -> int:
+        """Bytes of its cells, by the metadata of its file."""
+        like = LoadOptions()  # the types of llama.cpp's cells by default
+        return self.model.memory(like).size(self.window, like)
 
     def _lifted(self, states: State) -> State:
         """The head's own states for those of the target, [n, width]."""
@@ -119,7 +135,7 @@ class LlamaHead(StateHead):
 
     def _free(self) -> None:
         self._cells.close()
-        self._target.stop_recording(self._states)
+        self._target.stop_recording(self._states, self._reads)
         if self._owns:
             self.model.close()
 

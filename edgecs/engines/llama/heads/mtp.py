@@ -19,6 +19,7 @@ from edgecs.engines.llama.heads.features import NextStates
 from edgecs.engines.llama.heads.llama_head import LlamaHead
 from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.engines.llama.model import LlamaModel
+from edgecs.engines.load_options import LoadOptions
 from edgecs.engines.state_head import Output
 from edgecs.errors import ModelError
 
@@ -43,7 +44,8 @@ def own_heads(model: LlamaModel) -> int:
 class MtpHead(LlamaHead):
     """Proposes tokens with the heads in the file of a target.
 
-    target: must outlive it. Raises ModelError if there is no head, OutOfMemory.
+    target: must outlive it. sequence: of the target, whose conversation it drafts for.
+    Raises ModelError if there is no head, OutOfMemory.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class MtpHead(LlamaHead):
         *,
         threads: int,
         strict: bool = True,
+        sequence: int = 0,
     ) -> None:
         symbols()
         model = target.model
@@ -75,8 +78,16 @@ class MtpHead(LlamaHead):
             threads=threads,
             strict=strict,
             owns=False,
+            sequence=sequence,
             mtp=True,
         )
+
+    @property
+    def _cells_size(self) -> int:
+        """Bytes of the cells of all heads, each a layer like the largest of others."""
+        like = LoadOptions()
+        layers = self.model.memory(like).layer_bytes(self.window, like)
+        return self.heads * int(max(layers, default=0))
 
     def _decode(
         self, tokens: Tokens, states: State, *, output: bool = False
