@@ -36,12 +36,12 @@ ROOMS = {
     "planning": "core costs sampling drafters decoding",
     "engines": "core hub grammar native",
     "session": "core sampling text decoding theory",
-    "chat": "core sampling text engines session",
+    "chat": "core sampling text toolcalls engines session",
     "testing": "core engines",
     "calibrate": "core costs hub theory drafters decoding planning engines",
     "audit": "core sampling text drafters decoding session testing",
-    "runtime": "core hub sampling text grammar drafters decoding engines session chat "
-    "calibrate",
+    "runtime": "core hub sampling text grammar toolcalls drafters decoding engines "
+    "session chat calibrate",
     "server": "core costs text grammar toolcalls sampling engines session chat runtime",
     "tuning": "core costs text drafters decoding planning engines session calibrate "
     "runtime",

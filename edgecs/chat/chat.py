@@ -83,24 +83,27 @@ class Chat(Generic[Law]):
         """All messages, including those left out of the context."""
         return self.conversation.messages
 
-    def ask(self, content: str, *, rule: Law | None = None) -> Generator[Token]:
+    def ask(
+        self, content: str, *, rule: Law | None = None, raw: bool = False
+    ) -> Generator[Token]:
         """Streams the answer to a user's message.
 
         Both are in the conversation when it ends, also if it ends early; a message
         whose answer has no token is removed. rule: for this answer instead of the
-        chat's own. Raises ConfigError and ContextFull at the first token; then the
-        conversation is unchanged.
+        chat's own. raw: the tokens have their thoughts in the form of the model
+        (`conversation.form`) instead of between <think> tags. Raises ConfigError and
+        ContextFull at the first token; then the conversation is unchanged.
         """
         if not content.strip():
             raise ConfigError("the message is empty: give some text")
         self.conversation.add("user", content)
-        yield from self._turn(rule)
+        yield from self._turn(rule, raw=raw)
 
-    def again(self, *, rule: Law | None = None) -> Generator[Token]:
+    def again(self, *, rule: Law | None = None, raw: bool = False) -> Generator[Token]:
         """Another answer to the last message, which replaces the previous one.
 
-        With the same rule it is the same answer, bit for bit. Raises ConfigError if
-        there is no message.
+        With the same rule it is the same answer, bit for bit. See `ask`. Raises
+        ConfigError if there is no message.
         """
         gone = self.conversation.pop_turn()
         if not gone:
@@ -108,28 +111,33 @@ class Chat(Generic[Law]):
                 "there is no message yet, so there is no answer to regenerate"
             )
         self.conversation.messages.append(gone[0])
-        yield from self._turn(rule, gone)
+        yield from self._turn(rule, gone, raw=raw)
 
     def undo(self) -> list[Message]:
         """Removes and returns the last message and its answer; empty: there is none."""
         return self.conversation.pop_turn()
 
     def _turn(
-        self, rule: Law | None, before: Sequence[Message] = ()
+        self, rule: Law | None, before: Sequence[Message] = (), *, raw: bool
     ) -> Iterator[Token]:
         """The answer to the last message; if it has no token, restores `before`."""
         talk = self.conversation
+        tags = talk.form.think_tags(open=False)
         ids: list[int] = []
         seen: list[str] = []
         self.finish_reason = None
         try:
             prompt, gone = fit(talk, self.session.n_ctx, self.overflow)
             self.asked = Asked(gone, prompt.again)
+            tags = talk.form.think_tags(open=prompt.thinks)
             for token in self._tokens(prompt.tokens.tolist(), ids, rule):
-                seen.append(token.text)
-                yield token
+                seen.append(tags.feed(token.text))
+                if self.finish_reason:
+                    seen[-1] += tags.flush()
+                yield token if raw else token._replace(text=seen[-1])
         finally:
             if ids:
+                seen.append(tags.flush())
                 talk.add_answer("".join(seen), ids)
             else:
                 talk.pop_turn()
@@ -144,6 +152,7 @@ class Chat(Generic[Law]):
         room was made and end after it.
         """
         session, text = self.session, TextStream(self.stop)
+        shown = self.conversation.shown
         while self.finish_reason is None:
             left = None if self.max_tokens is None else self.max_tokens - len(ids)
             more: list[int] | None = None
@@ -156,7 +165,7 @@ class Chat(Generic[Law]):
             with closing(answer):
                 for token in answer:
                     ids.append(token.id)
-                    piece = text.push(session.piece(token.id))
+                    piece = text.push(shown.get(token.id) or session.piece(token.id))
                     reason = "stop" if text.stopped else session.finish_reason
                     if reason == "context":
                         more = self._make_room(ids)

@@ -7,10 +7,10 @@ the template's text is tokenised.
 
 from __future__ import annotations
 
-import codecs
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,9 @@ import numpy as np
 from edgecs.core.context import Tokens
 from edgecs.text.chat_template import ChatTemplate
 from edgecs.text.detokenizer import Tokenizer
+from edgecs.text.think_tags import without_thoughts
+from edgecs.text.thoughts import THINK
+from edgecs.toolcalls.form import AnswerForm
 
 ROLES = ("system", "user", "assistant")
 
@@ -26,8 +29,9 @@ ROLES = ("system", "user", "assistant")
 class Message:
     """One message.
 
-    ids: of an answer, as generated, with an end token only at the end. shortened: used
-    in the prompt instead of a `content` that is too long. left_out: not in the prompt.
+    content: the thoughts of an answer are between <think> tags. ids: of an answer, as
+    generated, with an end token only at the end. shortened: used in the prompt instead
+    of a `content` that is too long. left_out: not in the prompt.
     """
 
     role: str
@@ -43,17 +47,27 @@ class Message:
 
 
 class Prompt(NamedTuple):
-    """A prompt. again: tokens of answers that had to be tokenised again."""
+    """A prompt.
+
+    again: tokens of answers that had to be tokenised again. thinks: its end has opened
+    thoughts, so the answer begins with them.
+    """
 
     tokens: Tokens
     again: int
+    thinks: bool = False
 
 
 class Turns(ABC):
-    """Messages in their order; a subclass knows the prompt that they make."""
+    """Messages in their order; a subclass knows the prompt that they make.
 
-    def __init__(self) -> None:
+    form: how the model writes its answers. shown: the control tokens that mark its
+    thoughts, as part of the text of an answer.
+    """
+
+    def __init__(self, form: AnswerForm, shown: Mapping[int, bytes]) -> None:
         self.messages: list[Message] = []
+        self.form, self.shown = form, shown
 
     @abstractmethod
     def prompt(self, partial: Sequence[int] = ()) -> Prompt:
@@ -80,7 +94,8 @@ class Turns(ABC):
     def pop_turn(self) -> list[Message]:
         """Removes and returns the last user message and what follows it.
 
-        >>> talk = Conversation(template=None, tokenizer=None)
+        >>> from edgecs.testing.fakes import ByteTokenizer
+        >>> talk = Conversation(template=None, tokenizer=ByteTokenizer())
         >>> talk.add("user", "a"); talk.add_answer("b", [1]); talk.add("user", "c")
         >>> [message.content for message in talk.pop_turn()]
         ['c']
@@ -120,7 +135,8 @@ class Conversation(Turns):
     """
 
     def __init__(self, template: ChatTemplate, tokenizer: Tokenizer) -> None:
-        super().__init__()
+        form = AnswerForm.of(tokenizer.chat_template or "")
+        super().__init__(form, form.shown(tokenizer))
         self._template, self._tokenizer = template, tokenizer
 
     def prompt(self, partial: Sequence[int] = ()) -> Prompt:
@@ -132,9 +148,10 @@ class Conversation(Turns):
         holds = True
         for at, ids in _answers(fed):
             head = self._render(fed[:at]) if holds else ""
-            end = len(head) + len(self._prompt_text(fed[at]))
+            written = self._written(ids)
+            end = len(head) + len(written)
             holds = holds and len(head) >= done
-            holds = holds and whole.startswith(head + self._prompt_text(fed[at]))
+            holds = holds and whole.startswith(head + written)
             if not holds:
                 again += len(ids)
                 continue
@@ -147,7 +164,7 @@ class Conversation(Turns):
                 done += len(closing)
         parts.append(self._encode(whole[done:], first=not done))
         parts.append(np.array(partial, dtype=np.int32))
-        return Prompt(np.concatenate(parts), again)
+        return Prompt(np.concatenate(parts), again, self.form.opened(whole))
 
     def _render(self, messages: Sequence[Message]) -> str:
         return self._template.render(
@@ -155,13 +172,34 @@ class Conversation(Turns):
         )
 
     def _prompt_text(self, message: Message) -> str:
-        """A message's text in the prompt, protected; an answer's may be longer."""
+        """A message's text for the template, protected; an answer's may be longer.
+
+        Templates know thoughts in the text of an answer as <think> tags, or not at all.
+        """
+        strips = message.role == "assistant" and self.form.tags is not THINK
         if message.ids is None:
-            text = message.fed
+            text = without_thoughts(message.fed) if strips else message.fed
         else:
-            pieces = map(self._tokenizer.piece, self._without_end(message.ids))
-            text = codecs.decode(b"".join(pieces), "utf-8", "replace")
+            said = self._said(message.ids)
+            text = "".join(part for part, _ in said)
+            text = self.form.answer(text) if strips else text
         return self._template.guard.protect(text)
+
+    def _written(self, ids: Sequence[int]) -> str:
+        """An answer's text as a template would have to write it, protected."""
+        protect = self._template.guard.protect
+        said = self._said(ids)
+        return "".join(part if marks else protect(part) for part, marks in said)
+
+    def _said(self, ids: Sequence[int]) -> Iterator[tuple[str, bool]]:
+        """The texts of an answer, and whether each is one of tokens that mark thoughts.
+
+        What marks thoughts is the model's, and only that needs no protection.
+        """
+        shown, piece = self.shown, self._tokenizer.piece
+        for marks, run in groupby(self._without_end(ids), shown.__contains__):
+            data = b"".join(map(shown.__getitem__ if marks else piece, run))
+            yield data.decode("utf-8", "replace"), marks
 
     def _without_end(self, ids: Sequence[int]) -> Sequence[int]:
         return ids[:-1] if ids and ids[-1] in self._tokenizer.ends else ids

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -84,7 +85,7 @@ def compile_library(
 ) -> Path:
     """Compile the library into a folder, unless it exists; raises BuildError.
 
-    say: called before compiling, which takes one or two minutes.
+    say: called before compiling, which takes one or two minutes, and afterwards.
     """
     wanted = name(include)
     if sys.platform != "linux" or machine() not in SETS:
@@ -96,9 +97,11 @@ def compile_library(
             library = folder / wanted
             if not library.is_file():
                 say("compiling kernels for this llama.cpp, once: one or two minutes")
+                began = time.monotonic()
                 with tempfile.TemporaryDirectory(dir=folder) as scratch:
                     made = compile_into(Path(scratch), include, compiler)
                     made.replace(library)
+                say(f"compiled the kernels in {time.monotonic() - began:.0f} s")
                 _remove_others(library)
             return library
     except OSError as error:

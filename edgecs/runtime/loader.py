@@ -227,7 +227,7 @@ def load(
     repacked for llama.cpp's kernels where that would crash this build. `findings` is a
     file that stores the trial results of both, next to a folder for kernels that are
     compiled at first use; without it every process runs the trials, and only kernels
-    that are already compiled are used. say: called with the name of a slow step. Raises
+    that are already compiled are used. say: called before and after that. Raises
     ModelError, OutOfMemory, Cancelled, and ConfigError for unavailable kernels.
     """
     cancel = cancel or threading.Event()

@@ -9,7 +9,7 @@ Models and measurements are stored in the command line's folders, see `Folders`.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, closing
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ from edgecs.sampling.settings import Sampling, Settings
 from edgecs.session.answer import FinishReason, Token
 from edgecs.session.stats import Stats
 from edgecs.text.chat_template import ChatTemplate, Message
+from edgecs.toolcalls.form import AnswerForm
 
 if TYPE_CHECKING:
     from edgecs.grammar.mask import Grammar
@@ -153,16 +154,21 @@ class Model:
         in `Sampling`; they change `sampling`, which is greedy by default; answers are
         reproducible with a seed. grammar, schema: see `rule`. logprobs: return the
         log-probability of every token, and of this many of the most likely tokens, from
-        the model's unmodified logits. Raises ConfigError, ContextFull.
+        the model's unmodified logits. Thoughts are between <think> tags in the text,
+        whatever the form of the model, except with `raw`. Raises ConfigError,
+        ContextFull.
         """
         rule = self.rule(sampling, grammar=grammar, schema=schema, **settings)
-        return self.session.generate(
-            self._encode(prompt, raw),
+        ids = self._encode(prompt, raw)
+        tokens = self.session.generate(
+            ids,
             max_tokens=max_tokens,
             stop=stop,
             rule=rule,
             logprobs=logprobs,
+            shown=None if raw else self._form.shown(self.loaded.model.vocabulary),
         )
+        return tokens if raw else self._tagged(tokens, ids)
 
     def ask(self, prompt: str | Sequence[Message], **how: Unpack[Answering]) -> str:
         """The whole answer as a text, see `generate`."""
@@ -268,6 +274,18 @@ class Model:
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         return self._template.encode(prompt)
+
+    @cached_property
+    def _form(self) -> AnswerForm:
+        return AnswerForm.of(self.loaded.model.vocabulary.chat_template or "")
+
+    def _tagged(self, tokens: Generator[Token], prompt: Tokens) -> Generator[Token]:
+        """The tokens of an answer, with thoughts between <think> tags."""
+        spelling = self.loaded.model.vocabulary.spelling
+        ending = "".join(map(spelling, prompt[-8:].tolist()))
+        tags = self._form.think_tags(open=self._form.opened(ending))
+        with closing(tokens):
+            yield from tags.over(tokens, lambda token: bool(self.finish_reason))
 
     @cached_property
     def _template(self) -> ChatTemplate:

@@ -34,11 +34,13 @@ def _silent(text: str) -> None:
 class Reports:
     """Callbacks for messages while a session is built.
 
-    warning: a request that cannot be met. progress: the start of a slow step.
+    warning: a request that cannot be met. progress: the start of a slow step. once:
+    the start and the end of a step that takes minutes at the first load.
     """
 
     warning: Callable[[str], None] = _silent
     progress: Callable[[str], None] = _silent
+    once: Callable[[str], None] = _silent
 
 
 @contextmanager
@@ -174,7 +176,7 @@ def load_target(
 ) -> Loaded:
     """Load a target without drafters, and report its warnings."""
     loaded = load(
-        path, options, cancel=cancel, findings=folders.findings, say=reports.progress
+        path, options, cancel=cancel, findings=folders.findings, say=reports.once
     )
     for warning in loaded.warnings:
         reports.warning(warning)

@@ -149,11 +149,13 @@ class Session:
         stop: Sequence[str] = (),
         rule: Rule | None = None,
         logprobs: int | None = None,
+        shown: Mapping[int, bytes] | None = None,
     ) -> Generator[Token]:
         """Yields the answer to `prompt`, which is the whole conversation so far.
 
         rule: for this answer instead of the session's own. logprobs: report those of
-        every token and of this many of the most likely ones; None: report none.
+        every token and of this many of the most likely ones; None: report none. shown:
+        texts of control tokens that are part of the answer.
 
         A prefix that the prompt shares with earlier calls is not computed again. Each
         token is committed just before it is yielded, so a consumer may stop at any
@@ -165,7 +167,12 @@ class Session:
         room to answer.
         """
         answer = self.begin(
-            prompt, max_tokens=max_tokens, stop=stop, rule=rule, logprobs=logprobs
+            prompt,
+            max_tokens=max_tokens,
+            stop=stop,
+            rule=rule,
+            logprobs=logprobs,
+            shown=shown,
         )
         self._stream = self._tokens(answer)
         return self._stream
@@ -184,7 +191,7 @@ class Session:
         """An answer whose calls are made by the caller, see `generate`.
 
         `ended` must be called after the last one. details: say how every token came
-        about. shown: texts of control tokens that are part of the answer.
+        about.
         """
         if logprobs is not None and logprobs < 0:
             raise ConfigError(f"logprobs must be 0 or more, got {logprobs}")

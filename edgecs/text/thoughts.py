@@ -45,6 +45,7 @@ class Tags:
         return prompt.rstrip().endswith(self.opens)
 
 
+CHANNELS = "<|channel"  # in the template of every other form than <think>
 OPENS, CLOSES = "<think>", "</think>"
 THINK = Tags(OPENS, CLOSES, markers=(OPENS, CLOSES))
 GEMMA = Tags(
@@ -94,6 +95,8 @@ class Thoughts:
     def flush(self) -> Parts:
         """The rest, at the end of the text."""
         rest, self._text = self._text, ""
+        if rest.startswith(self._tags.markers):  # a tag that was cut off
+            rest = ""
         return Parts(rest, "") if self.open else Parts("", rest)
 
     def _skip(self) -> None:

@@ -57,6 +57,9 @@ class Family(Protocol):
     def rules(self, wanted: Wanted, marker: Markers) -> str:
         """The grammar from the first trigger on, in Lark, with the rule `calls`."""
 
+    def compiles(self, tools: Iterable[Tool]) -> bool:
+        """Whether `parse` may compile a schema, which takes up to a second."""
+
     def parse(self, source: Source, tools: Mapping[str, Tool]) -> Steps[None]:
         """Parse a whole answer."""
 
@@ -76,6 +79,10 @@ class Marked(ABC):
     def begins(self, names: Iterable[str]) -> Triggers:
         """See `Family`."""
         return self.triggers
+
+    def compiles(self, tools: Iterable[Tool]) -> bool:
+        """See `Family`."""
+        return False
 
     @abstractmethod
     def call(self, source: Source, tools: Mapping[str, Tool]) -> Steps[None]:
@@ -124,6 +131,7 @@ class Parser:
         self._source = Source()
         self._steps = family.parse(self._source, {tool.name: tool for tool in tools})
         self._over = False
+        self.compiles = family.compiles(tools)  # see `Family`
 
     @property
     def inside(self) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edgecs.text.detokenizer import Tokenizer
+from edgecs.text.think_tags import ThinkTags, without_thoughts
 from edgecs.text.thoughts import GEMMA, THINK, Parts, Separator, Tags, Thoughts
 from edgecs.toolcalls.events import Event, Text, Thought
 from edgecs.toolcalls.family import Family, Parser
@@ -83,14 +84,37 @@ class AnswerForm:
 
     def separator(self, tools: ToolUse | None, *, open: bool) -> Separator | None:
         """What separates thoughts from an answer; None: the parser of calls does."""
+        parsed = tools and self.tags is None and isinstance(self.family, Harmony)
+        return None if parsed else self.thoughts(open=open)
+
+    def thoughts(self, *, open: bool) -> Separator:
+        """What separates thoughts from an answer without calls."""
+        return Channels() if self.tags is None else Thoughts(self.tags, open=open)
+
+    def answer(self, text: str) -> str:
+        """A whole text of the model without its thoughts."""
         if self.tags is not None:
-            return Thoughts(self.tags, open=open)
-        return None if tools and isinstance(self.family, Harmony) else Channels()
+            return without_thoughts(text, self.tags)
+        channels = Channels()
+        return channels.feed(text).answer + channels.flush().answer
+
+    def think_tags(self, *, open: bool) -> ThinkTags:
+        """What writes the thoughts of an answer between <think> tags.
+
+        open: the prompt has opened thoughts.
+        """
+        own = self.tags is THINK
+        return ThinkTags(None if own else self.thoughts(open=open))
+
+    @property
+    def markers(self) -> Sequence[str]:
+        """What marks thoughts and may be control tokens."""
+        return Harmony.markers if self.tags is None else self.tags.markers
 
     def shown(self, vocabulary: Tokenizer) -> Mapping[int, bytes]:
-        """The control tokens that mark thoughts, as part of the text."""
-        markers = Harmony.markers if self.tags is None else self.tags.markers
-        return Spelled.of(markers, vocabulary).shown
+        """The tokens that mark thoughts, as part of the text."""
+        found = Spelled.of(self.markers, vocabulary).ids
+        return {token: text.encode() for text, token in found.items()}
 
     def effort(self, asked: str | None) -> str | None:
         """The value of the template's `reasoning_effort`; gpt-oss knows three."""

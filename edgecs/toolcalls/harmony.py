@@ -64,6 +64,10 @@ class Harmony:
             f'{marker(START)} "assistant"\nTEXT: /(.|\\n)+/\n{made}'
         )
 
+    def compiles(self, tools: Iterable[Tool]) -> bool:
+        """See `Family`."""
+        return False
+
     def parse(self, source: Source, tools: Mapping[str, Tool]) -> Steps[None]:
         """See `Family`."""
         while True:
@@ -116,14 +120,14 @@ def _header(source: Source) -> Steps[str | None]:
     source.keep()
     while True:
         rest = source.rest
-        start = rest.lstrip(SPACE)
+        start = rest[:_MOST].lstrip(SPACE)
         if start and not any(
             begin.startswith(start[: len(begin)]) for begin in (CHANNEL, START, _TO)
         ):
             return ""
-        at = rest.find(MESSAGE)
-        if at >= 0 or len(rest) > _MOST or source.closed:
-            end = at + len(MESSAGE) if at >= 0 else len(rest)
+        at = rest.find(MESSAGE, 0, _MOST)
+        if at >= 0 or len(rest) >= _MOST or source.closed:
+            end = at + len(MESSAGE) if at >= 0 else min(len(rest), _MOST)
             source.at += end
             if source.closed and not rest:
                 return None

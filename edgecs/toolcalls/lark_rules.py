@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 
-from edgecs.grammar.mask import WHITESPACE
 from edgecs.toolcalls.tool import Schema, Tool
 
 COMMON = r"""
@@ -25,6 +24,8 @@ def any_of(options: Iterable[str]) -> str:
 
 def json_rule(schema: Schema | bool) -> str:
     """Lark for JSON that matches a schema."""
+    from edgecs.grammar.mask import WHITESPACE
+
     if isinstance(schema, bool):
         return f"%json {json.dumps(schema)}"
     spaced = {"whitespace_pattern": WHITESPACE}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from edgecs.text.triggers import Triggers
 from edgecs.toolcalls.events import Arguments, Begun, Finished
@@ -39,6 +39,10 @@ class QwenCoder(Marked):
         for i, tool in enumerate(wanted.tools):
             lines += _tool_rules(tool, f"tool_{i}")
         return "\n".join([*lines, COMMON])
+
+    def compiles(self, tools: Iterable[Tool]) -> bool:
+        """See `Family`. What may be a text or not is matched with its schema."""
+        return any(Parameters.of(tool).compiles for tool in tools)
 
     def messages(
         self, messages: Sequence[Message], tools: Sequence[Tool]

@@ -9,17 +9,20 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, reduce
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgecs.errors import ConfigError
-from edgecs.grammar.mask import Grammar
-from edgecs.grammar.trie import TokenTrie
 from edgecs.toolcalls.source import Malformed, strict_json
 from edgecs.toolcalls.tool import Schema, Tool, referred, resolved
+
+if TYPE_CHECKING:
+    from edgecs.grammar.mask import Grammar
+    from edgecs.grammar.trie import TokenTrie
 
 _DEEPEST = 64  # levels of alternatives within alternatives
 _OTHERS = ("number", "integer", "boolean", "array", "object", "null")
 _END = 256  # after the bytes
+_PART = 1024  # bytes of a text; chosen: they take some milliseconds
 _COMPOSED = frozenset(("allOf", "anyOf", "oneOf", "not"))
 
 
@@ -107,6 +110,14 @@ class Parameters:
             raise Malformed
         return json.dumps(text, ensure_ascii=False)
 
+    @property
+    def compiles(self) -> bool:
+        """Whether a value may have to be matched with a schema, which compiles that."""
+        others = [] if self.more is None else [self.more]
+        schemas = [resolved(one, self.root) for one in (*self.listed.values(), *others)]
+        readings = [self.reading(schema) for schema in schemas if schema]
+        return any(one.other and one.texts != NOTHING for one in readings)
+
     def _fits(self, text: str, value: Any, schema: Schema) -> bool:
         if not schema:
             return True
@@ -127,19 +138,27 @@ def _loaded(text: str) -> Any:
 
 @lru_cache(maxsize=256)
 def _grammar(schema: str) -> Grammar:
+    from edgecs.grammar.mask import Grammar
+
     return Grammar.json_schema(schema)
 
 
 @lru_cache(maxsize=1)
 def _trie() -> TokenTrie:
+    from edgecs.grammar.trie import TokenTrie
+
     return TokenTrie([*(bytes([byte]) for byte in range(_END)), b""], {_END})
 
 
 def _matches(schema: str, text: bytes) -> bool:
-    """Whether JSON matches a schema."""
+    """Whether JSON matches a schema. In parts, between which other threads go on."""
     trie = _trie()
+    tokens = trie.of_bytes(text)
     try:
-        return _grammar(schema).over(trie).allows(trie.of_bytes(text), _END)
+        mask = _grammar(schema).over(trie)
+        for end in range(_PART, tokens.size, _PART):
+            mask.allows(tokens[:end], _END)
+        return mask.allows(tokens, _END)
     except ConfigError:
         return False
 

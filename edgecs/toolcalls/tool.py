@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgecs.errors import ConfigError
-from edgecs.grammar.mask import Grammar
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,127}")
 _MOST_REFS = 8  # that refer to each other
@@ -73,6 +72,8 @@ def checked_tools(tools: Sequence[Tool]) -> tuple[Tool, ...]:
 
     Raises ConfigError.
     """
+    from edgecs.grammar.mask import Grammar
+
     names = set[str]()
     for tool in tools:
         if not _NAME.fullmatch(tool.name):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from edgecs.grammar.lazy import LazyGrammar
-from edgecs.grammar.mask import Grammar
 from edgecs.text.detokenizer import Tokenizer
 from edgecs.text.thoughts import THINK, Tags
 from edgecs.text.triggers import Triggers
 from edgecs.toolcalls.family import Family, Markers, Parser, Wanted
 from edgecs.toolcalls.tool import Tool, checked_tools
+
+if TYPE_CHECKING:
+    from edgecs.grammar.lazy import LazyGrammar
+    from edgecs.grammar.mask import Grammar
 
 _SOURCE = "grammar of the tools"
 
@@ -77,6 +80,9 @@ class ToolUse:
         to their end, even if a call is required. tags: what encloses thoughts. Raises
         ConfigError for a schema that cannot be used.
         """
+        from edgecs.grammar.lazy import LazyGrammar
+        from edgecs.grammar.mask import Grammar
+
         tools = checked_tools(self.callable)
         spelled = Spelled.of([*self.family.markers, *tags.markers], vocabulary)
         markers = Markers(spelled.ids)

@@ -445,8 +445,8 @@ def test_prompts_that_cannot_be_used(edgecs, tiny_gguf, tmp_path, content, parts
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (["-n", 0], ["0 is not in the range x>=2"]),
-        (["--limit", 0], ["0 is not in the range x>=1"]),
+        (["-n", 0], ["a whole number of at least 2, got '0'"]),
+        (["--limit", 0], ["a whole number of at least 1, got '0'"]),
         (["--no-spec"], ["--no-spec and --draft-max 0 leave nothing to audit"]),
         (["--draft-max", 0], ["--no-spec and --draft-max 0 leave nothing to audit"]),
         (["--prompts", "."], [". cannot be read: Is a directory"]),

@@ -275,7 +275,7 @@ def test_ctrl_c_ends_a_run_and_what_is_done_is_kept(
         (["--mode", "who"], ["unknown drafter 'who'", "planner"]),
         (["--mode", "k:1,2;3"], ["K matrix"]),
         (["--test", "tg0", "-r", 1], ["invalid test 'tg0'"]),
-        (["-n", 1], ["1 is not in the range"]),
+        (["-n", 1], ["a whole number of at least 2, got '1'"]),
         (["--temp", "nan"], ["temp"]),
         (["-n", 505], ["no prompt fits into the context", "-c"]),
         (["--draft", "nothing.gguf"], ["nothing.gguf"]),

@@ -110,7 +110,7 @@ def test_predicted_against_measured(simulate, tmp_path: Path):
         (("--drafter", "-1B-q4"), "'-1B-q4' is not a model size"),
         (("--chain", "fast"), "invalid chain 'fast'"),
         (("--chain", "1,1,1;0,1,1;0,0,1"), "3 rows but there are 2 drafters"),
-        (("--limit", "0"), "0 is not in the range"),
+        (("--limit", "0"), "must be a whole number of at least 1, got '0'"),
         (("--traces", "none.jsonl"), "none.jsonl, line 1: not a trace"),
         (("--against", "none.json"), "none.json cannot be read"),
         (("--against", "x", "--chain", "plain"), "--against sets hardware"),

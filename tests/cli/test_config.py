@@ -146,7 +146,7 @@ def test_values_are_checked_as_if_they_were_typed(
 ):
     config.write_text(f"model = '{tiny_gguf}'\n[generate]\nctx-size = 'many'\n")
     outcome = edgecs("generate", "-p", "hi")
-    one_line(outcome, 2, "'many' is not a valid integer range")
+    one_line(outcome, 2, "--ctx-size must be a whole number from 0 to")
 
 
 @pytest.mark.parametrize(

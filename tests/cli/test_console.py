@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecs.session.answer import Token
+from edgecs.toolcalls.form import AnswerForm
 from edgecs_cli import console
 from edgecs_cli.chat.render import WordWrap, shown
 from edgecs_cli.console import (
@@ -220,7 +221,8 @@ def test_an_answer_with_looks_is_harmless():
     evil = Token(0, "**a\x1b]0;x\x07**\r `b\x9b` # c\n", "target")
     for looks in (True, False):
         wrap = WordWrap(lambda: 40)
-        pieces = [*shown([evil], wrap, looks=looks, folds=True)]
+        form = AnswerForm.of("")
+        pieces = [*shown([evil], wrap, looks=looks, folds=True, form=form)]
         safe = "".join(map(str, (joined([piece]) for piece in pieces)))
         bare = click.unstyle(safe)
         assert not OBEYED.search(bare.replace("\n", ""))

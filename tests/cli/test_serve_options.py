@@ -49,8 +49,8 @@ def test_with_more_models_requests_choose():
     ("options", "says"),
     [
         (("--keep-alive", "soon"), "'soon' is not a duration"),
-        (("--max-models", "0"), "0 is not in the range"),
-        (("--max-models", "many"), "is not a valid integer range"),
+        (("--max-models", "0"), "from 1 to 1000, got '0'"),
+        (("--max-models", "many"), "from 1 to 1000, got 'many'"),
         (("--draft", "a.gguf"), "--draft belongs to one model: give one -m"),
     ],
 )

@@ -20,6 +20,7 @@ from edgecs.errors import ConfigError, ModelError
 from edgecs.session.answer import Token
 from edgecs.text.chat_template import ChatTemplate
 from edgecs.text.thoughts import Thoughts
+from edgecs.toolcalls.form import AnswerForm
 from edgecs_cli.chat.commands import COMMANDS, run
 from edgecs_cli.chat.deck import Deck, Leave
 from edgecs_cli.chat.local import LocalTalk
@@ -117,10 +118,11 @@ def test_a_template_may_open_the_thought_itself(deck: Deck):
 def test_thinking_is_told_on_the_side(capfd: pytest.CaptureFixture[str]):
     texts = ["<think>", "long ", "thought", "</think>", "yes"]
     tokens = [Token(i, text, "target") for i, text in enumerate(texts)]
-    wrap = WordWrap(lambda: None)
-    assert "".join(shown(tokens, wrap, looks=False, folds=True)) == "yes"
+    wrap, form = WordWrap(lambda: None), AnswerForm.of("")
+    assert "".join(shown(tokens, wrap, looks=False, folds=True, form=form)) == "yes"
     assert "thinking ... 12 characters, folded" in capfd.readouterr().err
-    assert "".join(shown(tokens, wrap, looks=False, folds=False)) == "".join(texts)
+    unfolded = shown(tokens, wrap, looks=False, folds=False, form=form)
+    assert "".join(unfolded) == "".join(texts)
 
 
 # Commands, with a model behind them.

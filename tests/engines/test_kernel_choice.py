@@ -91,8 +91,25 @@ class TestBuild:
         assert build.compile_library(include_folder(), folder, said.append) == made
         assert build.find(include_folder(), folder) == made
         assert (tmp_path / "calls").read_text() == calls
-        assert len(said) == 1
+        began, ended = said
+        assert "compiling kernels" in began
+        assert "compiled the kernels in" in ended
         assert {f.name for f in folder.iterdir()} <= {made.name, "build.lock"}
+
+    @pytest.mark.parametrize("options", [(), ("-q",)])
+    def test_it_is_told_also_where_stderr_is_no_terminal(
+        self,
+        compiler,
+        edgecs: Callable[..., Outcome],
+        tiny_gguf: Path,
+        options: tuple[str, ...],
+    ):
+        compiler(copies(str(library())))
+        fixed = ("-t", 1, "-c", 256, "-p", "a", "-n", 1, "--no-spec")
+        outcome = edgecs("generate", "-m", tiny_gguf, *fixed, *options)
+        told = [line for line in outcome.err.splitlines() if "kernels" in line]
+        assert outcome.code == 0
+        assert len(told) == (0 if options else 2), outcome.err
 
     def test_many_at_once_compile_once(self, compiler, tmp_path: Path):
         compiler(f"echo x >> {tmp_path}/calls\n{copies(str(library()))}")
@@ -108,7 +125,7 @@ class TestBuild:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(said) == 1
+        assert len(said) == 2
 
     def test_older_ones_are_removed(self, compiler, tmp_path: Path):
         compiler(copies(str(library())))

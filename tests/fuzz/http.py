@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from random import Random
 from typing import Any
 from urllib.parse import urlsplit
@@ -103,6 +105,12 @@ def _request(random: Random) -> bytes:
     return mutate.flipped(data, random) if random.random() < 0.1 else data
 
 
+def written(method: str, path: str, body: bytes) -> bytes:
+    """A request that is in order but for its body."""
+    heads = f"Host: 127.0.0.1\r\nContent-Length: {len(body)}\r\nConnection: close"
+    return f"{method} {path} HTTP/1.1\r\n{heads}\r\n\r\n".encode() + body
+
+
 def _text(random: Random) -> str:
     known = ("localhost", "evil.example", "chunked", "null", "http://evil.example")
     odd = (str(random.choice(mutate.NUMBERS)), random.choice(mutate.TEXTS))
@@ -110,15 +118,15 @@ def _text(random: Random) -> str:
 
 
 @cache
-def _server() -> int:
-    """The port of a server of this process with the tiny model."""
-    from tests.fuzz.kinds import tiny
-    from tests.server.servers import serving
+def _server(model: Path, n_ctx: int) -> int:
+    """The port of a server of this process with a model."""
+    from tests.server.servers import OPTIONS, serving
 
     kept = ExitStack()  # until the process is ended
-    folder = tiny().parent / "serving"
+    folder = model.parent / f"serving-{model.stem}"
     folder.mkdir()
-    url = kept.enter_context(serving(tiny(), folder))
+    options = replace(OPTIONS, n_ctx=n_ctx)
+    url = kept.enter_context(serving(model, folder, options=options))
     _KEPT.append(kept)
     return int(urlsplit(url).port or 0)
 
@@ -126,9 +134,11 @@ def _server() -> int:
 _KEPT: list[ExitStack] = []
 
 
-def sent(requests: list[bytes], random: Random) -> tuple[str, str]:
+def sent(
+    requests: list[bytes], model: Path, n_ctx: int, random: Random
+) -> tuple[str, str]:
     """What went wrong, and what was said; the first is empty if nothing did."""
-    port = _server()
+    port = _server(model, n_ctx)
     for request in requests:
         leaves = random.random() < 0.2
         answer = _answered(port, request, leaves=leaves)

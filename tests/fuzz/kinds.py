@@ -18,7 +18,7 @@ import numpy as np
 from edgecs.chat.archive import Owner, save
 from edgecs.engines.kv_snapshot import KVSnapshot
 from edgecs.testing.fakes import write_random_gguf
-from tests.fuzz import http, mutate
+from tests.fuzz import calls, http, mutate, tools, vectors
 
 _VOCABULARY = 272
 
@@ -28,8 +28,9 @@ class Case:
     """A command line, what it reads from stdin, and lines that are typed at a chat.
 
     keys: what is typed at a chat on a terminal instead, or its new rows and columns;
-    each with the seconds before it. requests: what is sent to a server instead of a
-    command.
+    each with the seconds before it. requests: what is sent to a server of the model
+    `served`, of n_ctx tokens, instead of a command. written: an answer that is parsed
+    instead.
     """
 
     arguments: list[str]
@@ -38,6 +39,9 @@ class Case:
     keys: list[tuple[float, str | tuple[int, int]]] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
     requests: list[bytes] = field(default_factory=list)
+    served: Path | None = None
+    n_ctx: int = 512
+    written: calls.Said | None = None
 
 
 Draw = Callable[[Random, Path], Case]
@@ -462,7 +466,24 @@ def terminal(random: Random, folder: Path) -> Case:
 
 def requests(random: Random, folder: Path) -> Case:
     """Requests to a server."""
-    return Case(["serve"], requests=http.drawn(random))
+    return Case(["serve"], requests=http.drawn(random), served=tiny())
+
+
+def tool_requests(random: Random, folder: Path) -> Case:
+    """Requests with tools, calls and results, with the template of any family."""
+    model = tools.model(random.choice(tools.MODELS), _assets())
+    return Case(["serve"], requests=tools.drawn(random), served=model, n_ctx=4096)
+
+
+def tool_texts(random: Random, folder: Path) -> Case:
+    """Answers of models with calls and thoughts."""
+    return Case(["parse"], written=calls.drawn(random))
+
+
+def embeddings(random: Random, folder: Path) -> Case:
+    """Requests to a server with an embedding model."""
+    model = vectors.model(random.choice(vectors.MODELS), _assets())
+    return Case(["serve"], requests=vectors.drawn(random), served=model)
 
 
 KINDS: dict[str, tuple[Draw, int]] = {  # and how often one is drawn
@@ -478,4 +499,7 @@ KINDS: dict[str, tuple[Draw, int]] = {  # and how often one is drawn
     "chat": (chat, 3),
     "terminal": (terminal, 2),
     "requests": (requests, 5),
+    "tool requests": (tool_requests, 4),
+    "tool texts": (tool_texts, 4),
+    "embeddings": (embeddings, 3),
 }

@@ -22,7 +22,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.fuzz import http
+from tests.fuzz import calls, http
 from tests.fuzz.kinds import KINDS, Case
 from tests.terminal import Terminal
 
@@ -40,7 +40,7 @@ def main(seed: str) -> None:
     requests = os.fdopen(os.dup(0), encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     for line in requests:
-        kind, number = line.split()
+        kind, number = line.rsplit(maxsplit=1)
         answers.write(json.dumps(run(seed, kind, int(number))) + "\n")
         answers.flush()
 
@@ -52,8 +52,13 @@ def run(seed: str, kind: str, number: int) -> dict[str, Any]:
         random = Random(f"{seed}:{kind}:{number}")
         case = KINDS[kind][0](random, folder)
         if case.requests:
-            problem, said = http.sent(case.requests, random)
+            assert case.served is not None
+            problem, said = http.sent(case.requests, case.served, case.n_ctx, random)
             told = [repr(request)[:400] for request in case.requests]
+            return {"arguments": told, "code": 0, "problem": problem, "said": said}
+        if case.written is not None:
+            problem, said = calls.checked(case.written)
+            told = repr(case.written)[:2000]
             return {"arguments": told, "code": 0, "problem": problem, "said": said}
         code, said, escaped = (_on_terminal if case.keys else _run)(case, folder)
     problem = ""

@@ -239,3 +239,20 @@ def test_arguments_have_finite_numbers(number: str):
     parser = Parser(Hermes(), [Tool("f", None, {})])
     events = [*parser.feed(text), *parser.flush()]
     assert not any(isinstance(event, Finished) for event in events)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<|channel|>{'a' * 600}<|message|>b",
+        f"<|channel|>final{' ' * 495}<|message|>b",
+        f"{' ' * 600}<|channel|>final<|message|>b",
+        f"{' ' * 510}<|channel|>final<|message|>b",
+    ],
+)
+@given(places=st.lists(st.integers(480, 640), max_size=4))
+def test_a_long_header_of_gpt_oss_is_parsed_however_it_is_cut(
+    text: str, places: list[int]
+):
+    whole = parsed(Parser(Harmony(), []), [text])
+    assert parsed(Parser(Harmony(), []), cut(text, places)) == whole

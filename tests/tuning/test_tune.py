@@ -345,7 +345,7 @@ def test_what_cannot_be_tuned_is_one_sentence(
     )
     one_line(tune_cli(edgecs, tiny_gguf, "-c", 256), 2, "this one has 256", "-c")
     one_line(tune_cli(edgecs, tiny_gguf, "--repeats", 0), 2, "--repeats")
-    one_line(tune_cli(edgecs, tiny_gguf, "-n", 7), 2, "7 is not in the range")
+    one_line(tune_cli(edgecs, tiny_gguf, "-n", 7), 2, "from 8 to 4096, got '7'")
 
 
 def test_numbers_are_shown_where_they_cannot_be_kept(

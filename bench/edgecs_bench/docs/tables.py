@@ -112,10 +112,10 @@ def drafters_overview(file: Path) -> str:
                     name,
                     " / ".join(f"{share:.2f}" for share in row["right"]),
                     f"{ms:.2f}" if ms else "-",
-                    f"{size / 1e6:.1f}" if size else "-",
+                    f"{size / (1 << 20):.1f}" if size else "-",
                 ]
             )
-    heads = ["prompts", "temp", "drafter", "first 1 / 2 / 3 right", "ms a token", "MB"]
+    heads = ["prompts", "temp", "drafter", "first 1 / 2 / 3 right", "ms a token", "MiB"]
     return markdown([heads, *lines])
 
 

@@ -19,7 +19,6 @@ from edgecs.runtime.builder import Runtime
 from edgecs.sampling.chain import Rule
 from edgecs.session.session import Session
 from edgecs.text.chat_template import ChatTemplate
-from edgecs.text.thoughts import OPENS
 from edgecs_cli.chat.talk import Spec, Start, Talk
 from edgecs_cli.console import Status
 from edgecs_cli.loading.contention import Contention
@@ -171,30 +170,14 @@ class LocalTalk(Talk[Rule]):
             target.restore(cells)  # continue from the same cells as after loading
         say(f"saved {len(prefix)} tokens of the system message to {path}")
 
-    @cached_property
-    def thinks_at_once(self) -> bool:
-        """Whether the template opens a thinking block before the answer."""
-        spelling = self.session.tokenizer.spelling
-        last = self._probe("a")[-8:]
-        return "".join(map(spelling, last)).rstrip().endswith(OPENS)
-
-    def _probe(self, text: str) -> list[int]:
-        """The prompt for a message."""
-        talk = self.chat.conversation
-        talk.add("user", text)
-        try:
-            return [*talk.prompt().tokens.tolist()]
-        finally:
-            talk.pop_turn()
-
     def _prefix(self) -> list[int]:
         """The tokens that all conversations with this system message share."""
         if not any(m.role == "system" for m in self.chat.messages):
             return []
-        prompts = [self._probe(text) for text in ("a", "b")]
+        prompts = [self._probe(text).tokens.tolist() for text in ("a", "b")]
         pairs = enumerate(zip(*prompts, strict=False))
         size = next((i for i, (one, other) in pairs if one != other), 0)
-        return prompts[0][:size]
+        return [*prompts[0][:size]]
 
     def _apply(self, spec: Spec) -> None:
         """auto: the planner decides; on: all drafters always draft; off: none.

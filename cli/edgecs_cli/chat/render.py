@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from wcwidth import wcswidth
 
 from edgecs.session.answer import Token
-from edgecs.text.thoughts import Thoughts
+from edgecs.text.thoughts import Separator
+from edgecs.toolcalls.form import AnswerForm
 from edgecs_cli.console import Painted, echo, joined, paint
 
 _HEADING = re.compile(r"[ \t]*#{1,6} ")
@@ -161,15 +162,19 @@ def shown(
     *,
     looks: bool,
     folds: bool,
+    form: AnswerForm,
     thinks: bool = False,
 ) -> Iterator[str]:
     """The text to print for an answer, piece by piece.
 
-    looks: style Markdown. folds: hide the thinking block, and print its length to
-    stderr. thinks: the answer begins inside the block.
+    looks: style Markdown. folds: hide thoughts, and print their length to stderr; else
+    they are between <think> tags. form: of the tokens. thinks: the answer begins inside
+    thoughts.
     """
     if folds:
-        tokens = _folded(tokens, Thoughts(open=thinks))
+        tokens = _folded(tokens, form.thoughts(open=thinks))
+    else:
+        tokens = form.think_tags(open=thinks).over(tokens)
     markdown = Markdown() if looks else None
     for token in wrap(tokens):
         yield markdown.feed(token.text) if markdown else token.text
@@ -177,15 +182,15 @@ def shown(
         yield markdown.flush()
 
 
-def _folded(tokens: Iterable[Token], thoughts: Thoughts) -> Iterator[Token]:
-    """Tokens without the text of the thinking block."""
+def _folded(tokens: Iterable[Token], thoughts: Separator) -> Iterator[Token]:
+    """Tokens without the text of thoughts."""
     thinking, characters, last = False, 0, None
     for token in tokens:
         thought, answer = thoughts.feed(token.text)
         characters += len(thought)
         last = token._replace(text=answer)
         if thoughts.open and not thinking:
-            thinking = True
+            thinking, characters = True, len(thought)
             _aside("thinking ...")
         elif thinking and not thoughts.open:
             thinking = False

@@ -57,14 +57,17 @@ def _turn(deck: Deck, tokens: Generator[Token], interrupt: Interrupt) -> None:
 
 def _pieces(deck: Deck, tokens: Iterator[Token]) -> Iterator[str]:
     colours, wrap = has_colours(sys.stdout), WordWrap(lambda: columns(sys.stdout))
+    form, thinks = deck.talk.chat.conversation.form, deck.talk.thinks_at_once
     if deck.explain:
-        return painter(deck.talk.chain, colours=colours)(wrap(tokens))
+        tagged = form.think_tags(open=thinks).over(tokens)
+        return painter(deck.talk.chain, colours=colours)(wrap(tagged))
     return shown(
         tokens,
         wrap,
         looks=colours and deck.markdown,
         folds=deck.folds,
-        thinks=deck.talk.thinks_at_once,
+        form=form,
+        thinks=thinks,
     )
 
 

@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from edgecs.chat.archive import Owner, read, save
 from edgecs.chat.chat import Answering, Chat
-from edgecs.chat.conversation import Message, Turns
+from edgecs.chat.conversation import Message, Prompt, Turns
 from edgecs.chat.overflow import Overflow
 from edgecs.errors import ConfigError
 from edgecs.sampling.settings import Sampling
@@ -62,14 +63,14 @@ class Talk(ABC, Generic[Law]):
         self._wanted: Spec | None = None  # as set by `set_spec`
 
     def ask(self, text: str) -> Generator[Token]:
-        """The answer to a message, see `Chat.ask`."""
+        """The answer to a message as the model writes it, see `Chat.ask`."""
         self._times = 0
-        return self.chat.ask(text, rule=self._rule())
+        return self.chat.ask(text, rule=self._rule(), raw=True)
 
     def again(self) -> Generator[Token]:
         """Another answer to the last message, sampled with another seed."""
         self._times += 1
-        return self.chat.again(rule=self._rule())
+        return self.chat.again(rule=self._rule(), raw=True)
 
     def set_sampling(self, name: str, value: float) -> None:
         """Changes a setting of the sampler chain. Raises ConfigError."""
@@ -156,10 +157,19 @@ class Talk(ABC, Generic[Law]):
     def owner(self) -> Owner:
         """The model that saved conversations belong to."""
 
-    @property
-    @abstractmethod
+    @cached_property
     def thinks_at_once(self) -> bool:
         """Whether the template opens a thinking block before the answer."""
+        return self._probe("a").thinks
+
+    def _probe(self, text: str) -> Prompt:
+        """The prompt for a message."""
+        talk = self.chat.conversation
+        talk.add("user", text)
+        try:
+            return talk.prompt()
+        finally:
+            talk.pop_turn()
 
     @abstractmethod
     def find(self, model: str) -> None:

@@ -19,13 +19,14 @@ from edgecs.chat.conversation import Message, Prompt, Turns, checked_ids
 from edgecs.core.context import Tokens
 from edgecs.errors import Cancelled, ConfigError
 from edgecs.session.answer import FinishReason, Token
-from edgecs.text.thoughts import OPENS
+from edgecs.toolcalls.form import AnswerForm
 from edgecs_cli.chat.talk import Spec, Start, Talk
 from edgecs_cli.client.answered import Answered, lost
 from edgecs_cli.client.choice import NotServed, connected, request_of
 from edgecs_cli.client.connection import ServerLost, ServerRefused
 from edgecs_cli.client.link import Link
 from edgecs_cli.client.stream import Stream
+from edgecs_cli.client.thoughts import marks_of
 from edgecs_cli.options.recipe import Call
 from edgecs_cli.options.sampling import read_sampling
 from edgecs_cli.options.shared import Interrupt
@@ -64,9 +65,9 @@ class ServedTurns(Turns):
     """Messages whose prompt the server makes, with the ids of earlier answers."""
 
     def __init__(self, link: Link, stopped: threading.Event) -> None:
-        super().__init__()
+        form = AnswerForm.of(link.model.template)
+        super().__init__(form, marks_of(form, link.call))
         self._link, self._stopped = link, stopped
-        self.text = ""  # of the last prompt
 
     def prompt(self, partial: Sequence[int] = ()) -> Prompt:
         """The ids of the prompt. Raises ServerLost, ServerRefused, Cancelled."""
@@ -86,8 +87,8 @@ class ServedTurns(Turns):
             tokens = checked_ids(reply["tokens"], size)
         except (KeyError, TypeError, ValueError) as error:
             raise lost(url) from error
-        self.text = text
-        return Prompt(np.array(tokens, dtype=np.int32), again)
+        thinks = self.form.opened(text)
+        return Prompt(np.array(tokens, dtype=np.int32), again, thinks)
 
 
 def _turn(message: Message) -> dict[str, Any]:
@@ -199,10 +200,7 @@ class ServedTalk(Talk[Fields]):
             "off" if off else "auto",
         )
         self._rule()  # an option that no request can have is found now
-        turns.add("user", "a")
-        turns.prompt()
-        self._thinks = turns.text.rstrip().endswith(OPENS)
-        turns.pop_turn()
+        _ = self.thinks_at_once  # a template that cannot be used is found now
 
     def start_line(self) -> str:
         """The model, its server, its context size, and whether speculation is on."""
@@ -248,11 +246,6 @@ class ServedTalk(Talk[Fields]):
         return Owner(
             weights.model, weights.fingerprint, weights.loading, weights.tokens
         )
-
-    @property
-    def thinks_at_once(self) -> bool:
-        """Whether the template opens a thinking block before the answer."""
-        return self._thinks
 
     def find(self, model: str) -> None:
         """Finds another model on a server, or a file of it. Raises EdgecsError."""

@@ -53,7 +53,7 @@ class Served:
 
     name: for requests. n_ctx: in tokens. chain: names of the target and its drafters,
     where a conversation has all of them. exact: as `Runtime.exactness`. weights: see
-    `Owner`.
+    `Owner`. template: of chats; "": there is none.
     """
 
     connection: Connection
@@ -65,6 +65,7 @@ class Served:
     kernels: str
     exact: Mapping[str, Any]
     weights: Weights
+    template: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _described(connection: Connection, name: str, props: Mapping[str, Any]) -> S
     exact, weights = props.get("exact"), props.get("weights")
     if not isinstance(exact, dict) or not isinstance(weights, dict):
         raise NotServed("it is another version of edgecs, or another program")
-    reason = props.get("off_reason")
+    reason, template = props.get("off_reason"), props.get("chat_template")
     return Served(
         connection,
         name,
@@ -189,6 +190,7 @@ def _described(connection: Connection, name: str, props: Mapping[str, Any]) -> S
             _text(weights, "loading"),
             _size(weights, "tokens"),
         ),
+        template=template if isinstance(template, str) else "",
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import chain
 from typing import Any
 
 from edgecs.sampling.settings import Sampling
+from edgecs.text.thoughts import CHANNELS
 from edgecs_cli.client.answered import Piece
 from edgecs_cli.client.choice import NotServed, Served, connected, request_of
 from edgecs_cli.client.connection import ServerLost, ServerRefused
@@ -38,6 +40,8 @@ def _answer(model: Served, values: Mapping[str, Any], text: str, call: Call) -> 
     url = model.connection.url
     fields = request_of(values, sampling, speculative=not values["no_spec"])
     most = values["max_tokens"]
+    ids, texts = list[int](), list[str]()
+    tagged = None if values["raw"] else _tagged(model, values["stop"])
     stream = Stream(
         model,
         {
@@ -46,14 +50,18 @@ def _answer(model: Served, values: Mapping[str, Any], text: str, call: Call) -> 
             "stop": list(values["stop"]) or None,
         },
         max_tokens=most if most >= 0 else None,
-        detailed=values["as_json"] or values["explain"],
+        detailed=values["as_json"] or values["explain"] or tagged is not None,
     )
-    said = list[Piece]()
     try:
         with closing(stream.pieces()) as pieces:
             first = next(pieces, None)
             call.say(served_line(model.weights.model, url, model.n_ctx))
-            _show(_noted([first] if first else [], pieces, said), model, values)
+            every = _noted(
+                chain([first] if first else [], pieces), lambda one: ids.append(one.id)
+            )
+            shown = tagged(every) if tagged else every
+            noted = _noted(shown, lambda one: texts.append(one.text))
+            _show(noted, model, values)
     except (ServerLost, ServerRefused) as error:
         if stream.answered.tokens:
             raise
@@ -63,7 +71,7 @@ def _answer(model: Served, values: Mapping[str, Any], text: str, call: Call) -> 
         if not values["as_json"]:
             echo()
     if values["as_json"]:
-        echo(json.dumps(_report(model, stream, said, sampling)))
+        echo(json.dumps(_report(model, stream, ("".join(texts), ids), sampling)))
     _tell(model, stream, values, call, sampling)
     return 130 if stream.reason == "cancelled" else 0
 
@@ -104,14 +112,39 @@ def _prompt(model: Served, values: Mapping[str, Any], text: str) -> Any:
         raise NotServed(str(error)) from error
 
 
-def _noted(
-    first: list[Piece], pieces: Iterator[Piece], said: list[Piece]
-) -> Iterator[Piece]:
-    """All pieces; for --json they are kept."""
-    for some in (first, pieces):
-        for piece in some:
-            said.append(piece)
-            yield piece
+def _tagged(
+    model: Served, stop: Sequence[str]
+) -> Callable[[Iterator[Piece]], Iterator[Piece]] | None:
+    """What puts the thoughts of pieces between <think> tags; None: they are there.
+
+    Raises NotServed.
+    """
+    if CHANNELS not in model.template:
+        return None
+    from edgecs.toolcalls.form import AnswerForm
+    from edgecs_cli.client.thoughts import marks_of, with_marks
+
+    def ask(path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        return model.connection.call("POST", path, {**body, "model": model.name})
+
+    form = AnswerForm.of(model.template)
+    try:
+        marks = marks_of(form, ask)
+    except (ServerLost, ServerRefused) as error:
+        raise NotServed(str(error)) from error
+
+    def over(pieces: Iterator[Piece]) -> Iterator[Piece]:
+        marked = with_marks(pieces, marks, stop)
+        return form.think_tags(open=False).over(marked, lambda one: bool(one.ends))
+
+    return over
+
+
+def _noted(pieces: Iterator[Piece], note: Callable[[Piece], None]) -> Iterator[Piece]:
+    """All pieces, each of them noted for --json."""
+    for piece in pieces:
+        note(piece)
+        yield piece
 
 
 def _show(pieces: Iterator[Piece], model: Served, values: Mapping[str, Any]) -> None:
@@ -132,10 +165,10 @@ def _show(pieces: Iterator[Piece], model: Served, values: Mapping[str, Any]) -> 
 
 
 def _report(
-    model: Served, stream: Stream, said: list[Piece], sampling: Sampling
+    model: Served, stream: Stream, said: tuple[str, list[int]], sampling: Sampling
 ) -> dict[str, object]:
     """The JSON object of --json; an answer that was cut off has fewer fields."""
-    about = stream.answered
+    about, (text, ids) = stream.answered, said
     usage = {
         "prompt_tokens": about.prompt_tokens,
         "completion_tokens": about.tokens,
@@ -144,8 +177,8 @@ def _report(
     }
     stated = {"timings": about.timings, "speculative": about.speculative}
     return {
-        "text": "".join(piece.text for piece in said),
-        "tokens": [piece.id for piece in said],
+        "text": text,
+        "tokens": ids,
         "finish_reason": stream.reason,
         **({"usage": usage} if about.timings else {}),
         "sampling": {"temperature": sampling.temperature, "seed": sampling.seed},

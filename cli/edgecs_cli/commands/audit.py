@@ -29,6 +29,7 @@ from edgecs_cli.options.common import (
     model_options,
     schedule_options,
 )
+from edgecs_cli.options.kinds import Whole
 from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.sampling import sampling_options
 from edgecs_cli.options.sections import Sectioned
@@ -61,12 +62,12 @@ class Wishes:
     "--predict",
     "--max-tokens",
     "max_tokens",
-    type=click.IntRange(2),
+    type=Whole(2),
     default=64,
     show_default=True,
     help="Tokens per answer; the first one is not drafted.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Use only the first N prompts.")
+@click.option("--limit", type=Whole(1), help="Use only the first N prompts.")
 @click.option(
     "--compare-kernels",
     is_flag=True,

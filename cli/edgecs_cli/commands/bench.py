@@ -22,7 +22,7 @@ from edgecs_cli.commands.bench_cascades import check, sweep, sweep_options
 from edgecs_cli.commands.bench_files import COMMANDS, write_page
 from edgecs_cli.console import echo, show_log
 from edgecs_cli.options.common import common_options, drafter_options, model_options
-from edgecs_cli.options.kinds import PAGE, RESULT, Finite, OutputFile
+from edgecs_cli.options.kinds import PAGE, RESULT, Finite, OutputFile, Whole
 from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.sections import Section, SectionedGroup, option
 from edgecs_cli.options.shared import Interrupt, reports_errors
@@ -70,7 +70,7 @@ class ResultFile(OutputFile):
 @click.option("--category", "categories", multiple=True, help="Only this category.")
 @click.option(
     "--per-category",
-    type=click.IntRange(1),
+    type=Whole(1),
     default=5,
     show_default=True,
     help="Prompts per category.",
@@ -78,7 +78,7 @@ class ResultFile(OutputFile):
 @click.option(
     "--prompts-of",
     "counts",
-    type=(str, click.IntRange(1)),
+    type=(str, Whole(1)),
     multiple=True,
     metavar="CATEGORY N",
     help="Number of prompts for one category. May be repeated.",
@@ -110,7 +110,7 @@ class ResultFile(OutputFile):
     "--predict",
     "--max-tokens",
     "most",
-    type=click.IntRange(2),
+    type=Whole(2),
     help=f"Tokens per answer; default: {_TOKENS}, {_CODE_TOKENS} if code is run, or "
     "as the time budget allows.",
 )
@@ -128,7 +128,7 @@ class ResultFile(OutputFile):
     Section.SAMPLING,
     "-s",
     "--seed",
-    type=click.IntRange(0, 2**64 - 1),
+    type=Whole(0, 2**64 - 1),
     default=1,
     show_default=True,
     help="Seed of sampled answers.",
@@ -136,7 +136,7 @@ class ResultFile(OutputFile):
 @click.option(
     "-r",
     "--repeats",
-    type=click.IntRange(1),
+    type=Whole(1),
     default=5,
     show_default=True,
     help="Number of repeats of every measurement.",

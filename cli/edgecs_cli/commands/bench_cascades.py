@@ -15,7 +15,7 @@ from edgecs.runtime.recipe import Recipe
 from edgecs.runtime.target import open_target
 from edgecs.sampling.cascade_rules import RuleName
 from edgecs_cli.console import echo
-from edgecs_cli.options.kinds import Finite, OutputFile
+from edgecs_cli.options.kinds import AnyFinite, OutputFile
 from edgecs_cli.options.recipe import Call
 from edgecs_cli.options.sections import Section, option, with_options
 from edgecs_cli.options.shared import Interrupt
@@ -52,7 +52,7 @@ def sweep_options(command: Any) -> Any:
             Section.SPECULATION,
             "--alpha",
             "sweep_alphas",
-            type=Finite(),
+            type=AnyFinite(),
             multiple=True,
             metavar="A",
             help="Alphas of the sweep; default: "

@@ -33,6 +33,7 @@ from edgecs_cli.options.common import (
     schedule_options,
     server_option,
 )
+from edgecs_cli.options.kinds import Whole
 from edgecs_cli.options.recipe import Call, taken
 from edgecs_cli.options.sampling import sampling_options
 from edgecs_cli.options.sections import Sectioned
@@ -62,7 +63,7 @@ class Wishes:
     "--predict",
     "--max-tokens",
     "max_tokens",
-    type=click.IntRange(-1),
+    type=Whole(-1),
     default=-1,
     show_default=True,
     help="Maximum tokens of an answer; -1: until the model stops.",

@@ -13,6 +13,7 @@ import click
 from edgecs.errors import ConfigError
 from edgecs.runtime.folders import Folders
 from edgecs_cli.console import echo, echo_table, say
+from edgecs_cli.options.kinds import Whole
 from edgecs_cli.options.recipe import find_model
 from edgecs_cli.options.references import Reference
 from edgecs_cli.options.shared import Interrupt, reports_errors
@@ -144,7 +145,7 @@ def _require(what: str, *modules: str) -> None:
 )
 @click.option(
     "--window",
-    type=click.IntRange(8),
+    type=Whole(8),
     default=512,
     show_default=True,
     help="Context of the drafter in tokens.",
@@ -159,7 +160,7 @@ def _require(what: str, *modules: str) -> None:
 )
 @click.option(
     "--rows",
-    type=click.IntRange(16),
+    type=Whole(16),
     default=16_384,
     show_default=True,
     help="Maximum number of tokens kept with --vocab-from.",

@@ -15,7 +15,7 @@ from edgecs.errors import ConfigError
 from edgecs.runtime.target import load_target
 from edgecs_cli.console import echo, show_log
 from edgecs_cli.options.common import common_options, model_options
-from edgecs_cli.options.kinds import Finite
+from edgecs_cli.options.kinds import Finite, Whole
 from edgecs_cli.options.recipe import Call, find_model, read_recipe, taken
 from edgecs_cli.options.sections import Section, Sectioned, option
 from edgecs_cli.options.shared import Interrupt, reports_errors
@@ -50,7 +50,7 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
 )
 @click.option(
     "--tokens",
-    type=click.IntRange(1000),
+    type=Whole(1000),
     default=400_000,
     show_default=True,
     help="Tokens of the model's own answers to train on.",
@@ -81,7 +81,7 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
 @option(
     Section.TRAINING,
     "--rows",
-    type=click.IntRange(16),
+    type=Whole(16),
     default=12_288,
     show_default=True,
     help="Vocabulary of the drafter: the tokens that the model generates most often.",
@@ -89,7 +89,7 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
 @option(
     Section.TRAINING,
     "--answer",
-    type=click.IntRange(8, 4096),
+    type=Whole(8, 4096),
     default=256,
     show_default=True,
     help="Maximum tokens of an answer.",
@@ -97,7 +97,7 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
 @option(
     Section.TRAINING,
     "--parallel",
-    type=click.IntRange(1, 256),
+    type=Whole(1, 256),
     default=32,
     show_default=True,
     help="Answers generated in parallel.",
@@ -121,7 +121,7 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
 @option(
     Section.TRAINING,
     "--layers",
-    type=click.IntRange(1, 64),
+    type=Whole(1, 64),
     default=2,
     show_default=True,
     help="Layers of a decoder.",
@@ -129,7 +129,7 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
 @option(
     Section.TRAINING,
     "--width",
-    type=click.IntRange(64, 8192),
+    type=Whole(64, 8192),
     help="Width of a decoder, a multiple of 64; default: the model's own if that is "
     "at most 576; training then starts from some of the model's layers.",
 )
@@ -144,7 +144,7 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
     Section.TRAINING,
     "-s",
     "--seed",
-    type=click.IntRange(0),
+    type=Whole(0),
     default=1,
     show_default=True,
     help="Seed of the prompts, of sampled answers and of training.",

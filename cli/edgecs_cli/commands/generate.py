@@ -23,6 +23,7 @@ from edgecs_cli.options.common import (
     schedule_options,
     server_option,
 )
+from edgecs_cli.options.kinds import Whole
 from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.sampling import sampling_options
 from edgecs_cli.options.sections import Section, Sectioned, option
@@ -59,7 +60,7 @@ class Wishes:
     "--predict",
     "--max-tokens",
     "max_tokens",
-    type=click.IntRange(-1),
+    type=Whole(-1),
     default=-1,
     show_default=True,
     help="Maximum tokens; -1: until the model stops or the context is full.",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -20,6 +20,8 @@ from edgecs.session.answer import Token
 from edgecs.session.session import Session
 from edgecs.session.trace import TraceFile, follow, header
 from edgecs.text.chat_template import ChatTemplate
+from edgecs.text.think_tags import ThinkTags
+from edgecs.toolcalls.form import AnswerForm
 from edgecs_cli.commands.compare import check, compare
 from edgecs_cli.console import echo, has_colours
 from edgecs_cli.loading.contention import Contention
@@ -47,11 +49,11 @@ def answer_here(recipe: Recipe, call: Call, wishes: Wishes, text: str) -> int:
     ):
         introduce(runtime, quiet=call.quiet, verbose=call.verbose)
         session = runtime.session
-        prompt = _encode(runtime.loaded, text, wishes)
+        prompt, form = _encode(runtime.loaded, text, wishes)
         if trace:
             _follow(runtime, trace, prompt.size)
         contention = Contention()
-        answer = _stream(session, prompt, wishes, _paint(session, wishes))
+        answer = _stream(session, prompt, form, wishes, _paint(session, wishes))
         if wishes.as_json:
             echo(json.dumps(_report(runtime, answer)))
         reason = session.finish_reason
@@ -75,14 +77,28 @@ def _summary(runtime: Runtime, *, drawn: bool) -> str:
     return answer_line(session.stats, session.finish_reason, seed=seed)
 
 
-def _encode(loaded: Loaded, text: str, wishes: Wishes) -> Tokens:
+class _Form(NamedTuple):
+    """How thoughts are shown. shown: see `Session.generate`."""
+
+    tags: ThinkTags
+    shown: Mapping[int, bytes]
+
+
+_AS_IT_IS = _Form(ThinkTags(None), {})
+
+
+def _encode(loaded: Loaded, text: str, wishes: Wishes) -> tuple[Tokens, _Form]:
     vocabulary = loaded.model.vocabulary
     if wishes.raw:
-        return vocabulary.encode(text)
+        return vocabulary.encode(text), _AS_IT_IS
     messages = [{"role": "user", "content": text}]
     if wishes.system:
         messages.insert(0, {"role": "system", "content": wishes.system})
-    return ChatTemplate(vocabulary).encode(messages)
+    prompt = ChatTemplate(vocabulary).encode(messages)
+    form = AnswerForm.of(vocabulary.chat_template or "")
+    ending = "".join(map(vocabulary.spelling, prompt[-8:].tolist()))
+    tags = form.think_tags(open=form.opened(ending))
+    return prompt, _Form(tags, form.shown(vocabulary))
 
 
 def _open_trace(name: str | None) -> AbstractContextManager[TraceFile | None]:
@@ -123,22 +139,30 @@ def _explain(runtime: Runtime) -> None:
 
 
 def _stream(
-    session: Session, prompt: Tokens, wishes: Wishes, paint: Paint | None
+    session: Session, prompt: Tokens, form: _Form, wishes: Wishes, paint: Paint | None
 ) -> tuple[str, list[int]]:
     """Generates the answer, shows it as it streams; returns its text and ids."""
-    limit, said = wishes.max_tokens, list[Token]()
+    most = None if wishes.max_tokens < 0 else wishes.max_tokens
+    ids, texts = list[int](), list[str]()
+    tokens = session.generate(
+        prompt, max_tokens=most, stop=wishes.stop, shown=form.shown
+    )
 
     def noted() -> Iterator[Token]:
-        most = None if limit < 0 else limit
-        for token in session.generate(prompt, max_tokens=most, stop=wishes.stop):
-            said.append(token)
+        for token in tokens:
+            ids.append(token.id)
+            yield token
+
+    def tagged() -> Iterator[Token]:
+        for token in form.tags.over(noted()):
+            texts.append(token.text)
             yield token
 
     if paint is None:
-        deque(noted(), maxlen=0)
+        deque(tagged(), maxlen=0)
     else:
-        _show(paint(noted()))
-    return "".join(token.text for token in said), [token.id for token in said]
+        _show(paint(tagged()))
+    return "".join(texts), ids
 
 
 def _show(pieces: Iterator[str]) -> None:

@@ -17,6 +17,7 @@ from edgecs.hub.manifest import Manifest
 from edgecs.hub.store import Model
 from edgecs.runtime.folders import Folders
 from edgecs_cli.console import echo, echo_table, say
+from edgecs_cli.options.kinds import WrongValue
 from edgecs_cli.options.shared import reports_errors
 
 _UNITS = {
@@ -36,7 +37,7 @@ _NOTE = (
 
 
 class Bytes(click.ParamType[int]):
-    """A size as 4GB, 500MB or 3.5GiB."""
+    """A size as 4GiB, 500MiB or 4GB."""
 
     name = "SIZE"
 
@@ -48,14 +49,14 @@ class Bytes(click.ParamType[int]):
             return value
         match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([KMG]?I?)B?", value.upper())
         if match is None or match[2] not in _UNITS:
-            self.fail(f"{value!r} is not a size: write it as 4GB or 500MB", param, ctx)
+            raise WrongValue("a size such as 4GiB or 500MiB", value, param, ctx)
         return round(float(match[1]) * _UNITS[match[2]])
 
 
 @click.command()
 @click.argument("words", nargs=-1)
 @click.option(
-    "--size-under", type=Bytes(), help="Only files smaller than this, as 4GB."
+    "--size-under", type=Bytes(), help="Only files smaller than this, as 4GiB."
 )
 @click.option(
     "--licence",
@@ -76,7 +77,7 @@ def search(
 
     \b
     edgecs models search
-    edgecs models search qwen code --size-under 4GB
+    edgecs models search qwen code --size-under 4GiB
     edgecs models search --licence apache-2.0 --json
     """
     store = Folders().store
@@ -140,7 +141,8 @@ def _context(tokens: int | None) -> str:
 
 
 def _giga(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+    gibibytes, mebibytes = size / (1 << 30), size / (1 << 20)
+    return f"{gibibytes:.1f} GiB" if gibibytes >= 1 else f"{mebibytes:.0f} MiB"
 
 
 def gigabytes(model: Model) -> str:

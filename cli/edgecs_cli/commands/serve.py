@@ -19,6 +19,7 @@ from edgecs_cli.options.common import (
     hardware_options,
     schedule_options,
 )
+from edgecs_cli.options.kinds import Finite, Whole
 from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.references import Reference
 from edgecs_cli.options.sampling import sampling_options
@@ -65,7 +66,7 @@ class _Most(click.ParamType[int]):
         """Checks a value of --max-models."""
         if value == "auto":
             return 0
-        number: int = click.IntRange(1, _MOST_MODELS).convert(value, param, ctx)
+        number: int = Whole(1, _MOST_MODELS).convert(value, param, ctx)
         return number
 
 
@@ -105,7 +106,7 @@ class _Most(click.ParamType[int]):
 )
 @click.option(
     "--port",
-    type=click.IntRange(0, 65535),
+    type=Whole(0, 65535),
     default=8080,
     show_default=True,
     help="Port to listen on; 0: a free one.",
@@ -113,28 +114,28 @@ class _Most(click.ParamType[int]):
 @click.option(
     "-np",
     "--parallel",
-    type=click.IntRange(1, 64),
+    type=Whole(1, 64),
     default=4,
     show_default=True,
     help="Number of slots: conversations answered at once, each with its own context.",
 )
 @click.option(
     "--queue",
-    type=click.IntRange(1, 10_000),
+    type=Whole(1, 10_000),
     default=64,
     show_default=True,
     help="Requests that may wait for a slot; further ones get status 429.",
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(1, 86_400),
+    type=Finite(1, 86_400),
     default=3600.0,
     show_default=True,
     help="Time limit of an answer, in seconds.",
 )
 @click.option(
     "--drain",
-    type=click.FloatRange(0, 3600),
+    type=Finite(0, 3600),
     default=30.0,
     show_default=True,
     help="Seconds for current answers after SIGTERM.",
@@ -166,7 +167,7 @@ class _Most(click.ParamType[int]):
 )
 @click.option(
     "--prefix-cache-size",
-    type=click.IntRange(1, 1 << 20),
+    type=Whole(1, 1 << 20),
     default=8192,
     show_default=True,
     metavar="MIB",

@@ -27,6 +27,7 @@ from edgecs_bench.simulation.simulation import (
 )
 from edgecs_bench.simulation.traces import read_traces
 from edgecs_cli.console import echo
+from edgecs_cli.options.kinds import Whole
 from edgecs_cli.options.recipe import taken
 from edgecs_cli.options.shared import reports_errors
 
@@ -85,7 +86,7 @@ class Wishes:
     help="Recorded answers; repeatable.  [default: the bundled ones]",
 )
 @click.option(
-    "--limit", type=click.IntRange(1), metavar="N", help="Use only N answers per file."
+    "--limit", type=Whole(1), metavar="N", help="Use only N answers per file."
 )
 @click.option(
     "--by-category", is_flag=True, help="Also show results by prompt category."

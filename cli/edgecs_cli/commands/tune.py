@@ -43,7 +43,7 @@ from edgecs_bench.text_tables import aligned
 from edgecs_cli.commands.tuning_plot import draw
 from edgecs_cli.console import columns, echo, moves, say, show_log, wrapped
 from edgecs_cli.options.common import common_options, drafter_options, model_options
-from edgecs_cli.options.kinds import OutputFile
+from edgecs_cli.options.kinds import OutputFile, Whole
 from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.sections import Sectioned
 from edgecs_cli.options.shared import (
@@ -71,7 +71,7 @@ class Wishes:
 )
 @click.option(
     "--repeats",
-    type=click.IntRange(1, 100),
+    type=Whole(1, 100),
     metavar="N",
     help="Timings of every width; half as many deep in the context.  [default: 7]",
 )
@@ -80,7 +80,7 @@ class Wishes:
     "--predict",
     "--max-tokens",
     "tokens",
-    type=click.IntRange(8, 4096),
+    type=Whole(8, 4096),
     metavar="N",
     help="Maximum tokens of an answer that tries a chain.  [default: 96]",
 )

@@ -20,7 +20,7 @@ from edgecs.engines.load_options import (
     LoadOptions,
 )
 from edgecs.sampling.cascade_rules import RuleName
-from edgecs_cli.options.kinds import Finite, GpuLayersType
+from edgecs_cli.options.kinds import AnyFinite, Finite, GpuLayersType, Whole
 from edgecs_cli.options.references import Reference
 from edgecs_cli.options.sections import F, Section, option, with_options
 
@@ -56,7 +56,7 @@ def hardware_options(command: F) -> F:
         _hardware(
             "-t",
             "--threads",
-            type=click.IntRange(0, MOST_THREADS),
+            type=Whole(0, MOST_THREADS),
             default=0,
             help="CPU threads; 0: one per physical core.",
         ),
@@ -145,7 +145,7 @@ def common_options(command: F) -> F:
             "-c",
             "--ctx-size",
             "n_ctx",
-            type=click.IntRange(0, MOST_CELLS),
+            type=Whole(0, MOST_CELLS),
             default=0,
             help="Context in tokens; 0: the model's maximum, as far as memory allows.",
         ),
@@ -179,7 +179,7 @@ def drafter_options(command: F) -> F:
             "-td",
             "--threads-draft",
             "threads_draft",
-            type=click.IntRange(0, MOST_THREADS),
+            type=Whole(0, MOST_THREADS),
             default=0,
             help="Threads of drafters; 0: one for ONNX, the value of -t for GGUF.",
         ),
@@ -215,7 +215,7 @@ def schedule_options(command: F) -> F:
         ),
         _speculation(
             "--draft-max",
-            type=click.IntRange(0, LoadOptions.max_draft),
+            type=Whole(0, LoadOptions.max_draft),
             metavar="K",
             help="Maximum draft length in tokens; 0: no speculation.",
         ),
@@ -233,7 +233,7 @@ def schedule_options(command: F) -> F:
         _speculation(
             "--mag-min-match",
             "min_match",
-            type=click.IntRange(1, LONGEST),
+            type=Whole(1, LONGEST),
             default=1,
             show_default=True,
             metavar="N",
@@ -279,7 +279,7 @@ def cascade_options(command: F) -> F:
         ),
         _speculation(
             "--alpha",
-            type=Finite(),
+            type=AnyFinite(),
             metavar="A",
             help="For --cascade-rule: the larger, the more is left to the drafter; "
             "chow, v3: 0 to 1; diff, v1, v2: -1 to 1; opt: any number.",

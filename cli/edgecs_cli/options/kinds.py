@@ -13,6 +13,8 @@ import click
 from edgecs.core.reading import regular_size
 from edgecs.engines.load_options import GpuLayers
 
+_DIGITS = 9  # of a number of layers
+
 
 class GpuLayersType(click.ParamType[GpuLayers]):
     """A number of layers, `auto` or `all`."""
@@ -26,9 +28,56 @@ class GpuLayersType(click.ParamType[GpuLayers]):
         if value in ("auto", "all") or isinstance(value, int):
             return value  # type: ignore[no-any-return]
         text = str(value)
-        if not (text.isascii() and text.isdigit()):
-            self.fail(f"{value!r} is not a number >= 0, 'auto' or 'all'", param, ctx)
+        if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS):
+            raise WrongValue("0 or more, 'auto' or 'all'", value, param, ctx)
         return int(text)
+
+
+class WrongValue(click.BadParameter):
+    """A value that an option does not take. wanted: what it takes."""
+
+    def __init__(
+        self,
+        wanted: str,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> None:
+        super().__init__(f"must be {wanted}, got {value!r:.80}", ctx, param)
+
+    def format_message(self) -> str:
+        """The sentence, which click would begin in its own way."""
+        if self.param is None:
+            return self.message
+        names = "/".join(self.param.opts) or self.param.human_readable_name
+        return f"{names} {self.message}"
+
+
+class Whole(click.IntRange):
+    """A whole number in a range."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Checks a value."""
+        try:
+            return int(super().convert(value, param, ctx))
+        except click.BadParameter:
+            wanted = f"a whole number {_range(self)}"
+            raise WrongValue(wanted, value, param, ctx) from None
+
+
+class AnyWhole(click.types.IntParamType):
+    """A whole number."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Checks a value."""
+        try:
+            return int(super().convert(value, param, ctx))
+        except click.BadParameter:
+            raise WrongValue("a whole number", value, param, ctx) from None
 
 
 class Finite(click.FloatRange):
@@ -38,10 +87,45 @@ class Finite(click.FloatRange):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         """Checks a value."""
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number", param, ctx)
-        return number
+        wanted = f"a finite number {_range(self)}"
+        try:
+            return _finite(super().convert(value, param, ctx))
+        except (click.BadParameter, OverflowError):
+            raise WrongValue(wanted, value, param, ctx) from None
+
+
+class AnyFinite(click.types.FloatParamType):
+    """A finite number."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Checks a value."""
+        try:
+            return _finite(super().convert(value, param, ctx))
+        except (click.BadParameter, OverflowError):
+            raise WrongValue("a finite number", value, param, ctx) from None
+
+
+def _finite(number: Any) -> float:
+    """Raises OverflowError for infinity and NaN."""
+    if not math.isfinite(number):
+        raise OverflowError
+    return float(number)
+
+
+def _range(kind: click.IntRange | click.FloatRange) -> str:
+    """The range of a number in words."""
+    least = None if kind.min is None else f"{kind.min:.10g}"
+    most = None if kind.max is None else f"{kind.max:.10g}"
+    if isinstance(kind, click.IntRange):
+        least, most = (None if n is None else str(n) for n in (kind.min, kind.max))
+    if least is not None and most is not None and not (kind.min_open or kind.max_open):
+        return f"from {least} to {most}"
+    lower = f"{'greater than' if kind.min_open else 'of at least'} {least}"
+    upper = f"{'less than' if kind.max_open else 'of at most'} {most}"
+    parts = [lower] * (least is not None) + [upper] * (most is not None)
+    return " and ".join(parts)
 
 
 RESULT, PAGE = (b'{"format": "edgecs', b'{\n  "format": "edgecs'), b"<!DOCTYPE html>"

@@ -58,7 +58,8 @@ class Call:
         """Reporters that write to stderr; progress only on a terminal."""
         from edgecs.runtime.target import Reports
 
-        return Reports(self.say, self.say if sys.stderr.isatty() else lambda text: None)
+        progress = self.say if sys.stderr.isatty() else lambda text: None
+        return Reports(self.say, progress, once=self.say)
 
     def say(self, text: str) -> None:
         """Prints a dim line to stderr, unless --quiet is given."""

@@ -12,6 +12,7 @@ import click
 
 from edgecs.errors import ConfigError
 from edgecs.sampling.settings import Sampling
+from edgecs_cli.options.kinds import AnyFinite, AnyWhole, Whole
 from edgecs_cli.options.sections import Section, option, with_options
 from edgecs_cli.options.texts import read_data
 
@@ -113,9 +114,15 @@ _PLAIN = (
 
 def sampling_options(command: F) -> F:
     """Options of the sampler chain, most used first."""
+    kinds = {int: AnyWhole(), float: AnyFinite()}
     plain = [
         _sampling(
-            *flags, name, type=kind, default=default, show_default=True, help=text
+            *flags,
+            name,
+            type=kinds[kind],
+            default=default,
+            show_default=True,
+            help=text,
         )
         for name, flags, kind, default, text in _PLAIN
     ]
@@ -124,7 +131,7 @@ def sampling_options(command: F) -> F:
         _sampling(
             "-s",
             "--seed",
-            type=click.IntRange(-1, 2**64 - 1),
+            type=Whole(-1, 2**64 - 1),
             default=-1,
             show_default=True,
             help="The same seed gives the same answer; -1: random, printed.",
@@ -167,7 +174,7 @@ def sampling_options(command: F) -> F:
         ),
         _sampling(
             "--mirostat",
-            type=int,
+            type=AnyWhole(),
             default=0,
             help="Not supported: its state depends on earlier draws.",
         ),

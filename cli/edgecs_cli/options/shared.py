@@ -68,13 +68,19 @@ class _Bars:
         from rich import progress
         from rich.console import Console
         from rich.table import Column
+        from rich.text import Text
+
+        class Speed(progress.ProgressColumn):
+            def render(self, task: progress.Task) -> Text:
+                speed = (task.finished_speed or task.speed or 0) / (1 << 20)
+                return Text(f"{speed:.1f} MiB/s", style="progress.data.speed")
 
         name = Column(no_wrap=True)  # cut off where the terminal has too few columns
         self._bars = progress.Progress(
             progress.TextColumn("{task.description}", markup=False, table_column=name),
             progress.BarColumn(10),
-            progress.DownloadColumn(),
-            progress.TransferSpeedColumn(),
+            progress.DownloadColumn(binary_units=True),
+            Speed(),
             progress.TimeRemainingColumn(),
             console=Console(stderr=True),
         )

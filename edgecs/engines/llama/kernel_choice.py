@@ -26,7 +26,7 @@ def choose(
 
     wanted: "auto" for the best ones, if they are better than llama.cpp's; "own" for the
     best ones; or an instruction set. findings: the library may be compiled next to this
-    file, None: only an existing library is used. say: called with the name of a slow
+    file, None: only an existing library is used. say: called before and after a slow
     step.
 
     Raises ConfigError if requested kernels are not available.

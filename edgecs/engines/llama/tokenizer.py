@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -23,6 +24,7 @@ from edgecs.hub.compatibility import real_size
 if TYPE_CHECKING:
     from edgecs.grammar.trie import TokenTrie
 
+_LIKE_CONTROL = re.compile(r"<\|\w+\|>")
 _USUAL = 256  # bytes that are enough for the text of most tokens
 
 
@@ -99,15 +101,22 @@ class LlamaVocabulary:
 
     @cached_property
     def controls(self) -> frozenset[str]:
-        """Spellings that `encode` takes for control tokens."""
+        """Spellings that `encode` takes for control tokens.
+
+        llama.cpp makes those of gpt-oss, such as <|start|>, tokens with a text.
+        """
         kinds = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        others = lib.LLAMA_TOKEN_ATTR_USER_DEFINED
         self._refuse_if_closed()
-        texts = (
-            lib.llama_vocab_get_text(self._vocab, token)
-            for token in range(self.size)
-            if lib.llama_vocab_get_attr(self._vocab, token) & kinds
-        )
-        return frozenset(text.decode(errors="replace") for text in texts if text)
+        found = set[str]()
+        for token in range(self.size):
+            kind = lib.llama_vocab_get_attr(self._vocab, token)
+            if kind & (kinds | others):
+                data = lib.llama_vocab_get_text(self._vocab, token)
+                text = data.decode(errors="replace")
+                if text and (kind & kinds or _LIKE_CONTROL.fullmatch(text)):
+                    found.add(text)
+        return frozenset(found)
 
     @cached_property
     def fim(self) -> FimTokens | None:

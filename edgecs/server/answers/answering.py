@@ -90,7 +90,10 @@ class Answers:
                 choice, event = await queue.get()
                 if isinstance(event, EdgecsError):
                     raise refusal(event)
-                yield choice.add(event)
+                if choice.parser is not None and choice.parser.compiles:
+                    yield await asyncio.to_thread(choice.add, event)
+                else:
+                    yield choice.add(event)
         finally:
             self.cancel()
             for task in tasks:
