@@ -117,6 +117,8 @@ def origins_legend(origins: Origins, *, colours: bool) -> list[str]:
         lines.append(f"rounds by tokens in the call: {shown}")
     off = origins.off_reason
     lines.append(f"speculation: off ({off})" if off else f"exactness: {origins.tiers}")
+    if stats.notice:
+        lines.append(f"answer: {stats.notice}")
     return lines
 
 

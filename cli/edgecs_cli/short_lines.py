@@ -40,6 +40,10 @@ class Counts(Protocol):
     def faults(self) -> Mapping[str, str]:
         """Drafters that failed, and why."""
 
+    @property
+    def notice(self) -> str | None:
+        """Why the answer is not that of the model alone; None: it is."""
+
 
 class Report(Counts, Protocol):
     """What details of an answer need of `Stats`."""
@@ -102,6 +106,8 @@ def _parts(stats: Counts, reason: str | None, seed: int | None) -> Iterator[str]
         yield f"first token {stats.prompt_seconds:.2f} s"
         if stats.tested:
             yield f"{stats.accepted / stats.tokens:.0%} drafted".replace("%", " %")
+    if stats.notice:
+        yield stats.notice
     if stats.faults:
         yield f"{', '.join(stats.faults)} failed"
     if seed is not None:

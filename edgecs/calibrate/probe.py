@@ -101,13 +101,13 @@ class Scratch:
         if rewind := getattr(self._model, "rewind", None):
             rewind(context)
         began = time.perf_counter()
-        rows, fed, _ = score_one(self._model, context, draft if width > 1 else NOTHING)
+        done = score_one(self._model, context, draft if width > 1 else NOTHING)
         seconds = time.perf_counter() - began
-        self.others += fed != width
+        self.others += done.fed != width
         self.timed.append(Timed(width, len(context) - 1, seconds, self.singles))
         self.singles = self.singles + 1 if width == 1 else 0
-        _check(rows)
-        return rows
+        _check(done.logits)
+        return done.logits
 
 
 def curve(

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from edgecs.errors import ConfigError, ModelError
 
 Row = NDArray[np.float32]
 """The target's logits at one position, float32 [vocabulary]."""
+
+Law = NDArray[np.float64]
+"""Probabilities of all tokens at one position, float64 [vocabulary]."""
 
 
 class Choose(Protocol):
@@ -50,6 +53,33 @@ class Choose(Protocol):
         """
 
 
+@runtime_checkable
+class Laws(Choose, Protocol):
+    """A choice that also states the distribution it is made from."""
+
+    def law(self, row: Row, tokens: Tokens) -> Law:
+        """The distribution that is chosen from, float64 [vocabulary]."""
+
+    def belief(self, row: Row, tokens: Tokens) -> Law:
+        """The same without temperature and truncation; all 0: no token is left."""
+
+    @property
+    def noisy(self) -> bool:
+        """Whether choices are random."""
+
+    def word(self, tokens: Tokens) -> int:
+        """The word that all noise after these tokens comes from, see `noise.stream`."""
+
+    def reseeded(self, number: int) -> Laws:
+        """The same choice with other noise, for each number."""
+
+    def redraw(self, row: Row, tokens: Tokens) -> int:
+        """A choice from `law` whose noise is independent of that of the first one.
+
+        Without noise, at temperature 0, it is the same choice.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """Proposed tokens: a chain, or a tree in which parents precede their children.
@@ -61,12 +91,15 @@ class Draft:
     parents: NDArray[np.int32]  # int32 [n]: index of the parent node, -1 the context
     sources: tuple[str, ...]  # [n]: drafter of each token
     confidences: NDArray[np.float64]  # [n]: the drafter's probability, 1: not stated
+    # [n]: the model whose law each token was drawn from, "": none; (): none of them
+    writers: tuple[str, ...] = ()
 
     @staticmethod
     def chain(
         tokens: Sequence[int] | Tokens,
         by: str | Sequence[str],
         confidences: Sequence[float] | NDArray[np.float64] | None = None,
+        writers: tuple[str, ...] = (),
     ) -> Draft:
         """A draft without branches. by: its drafter, or that of each token."""
         ids = np.asarray(tokens, dtype=np.int32)
@@ -74,7 +107,7 @@ class Draft:
         if confidences is None:
             confidences = _certain(ids.size)
         stated = np.asarray(confidences, dtype=np.float64)
-        return Draft(ids, _chain_parents(ids.size), sources, stated)
+        return Draft(ids, _chain_parents(ids.size), sources, stated, writers)
 
     def __len__(self) -> int:
         return self.tokens.size
@@ -169,6 +202,7 @@ class Draft:
             self.parents[:most],
             self.sources[:most],
             self.confidences[:most],
+            self.writers[:most],
         )
 
     def then(self, other: Draft) -> Draft:
@@ -178,10 +212,17 @@ class Draft:
         tokens = np.concatenate([self.tokens, other.tokens])
         stated = np.concatenate([self.confidences, other.confidences])
         sources = self.sources + other.sources
+        writers: tuple[str, ...] = ()
+        if self.writers or other.writers:
+            writers = _padded(self) + _padded(other)
         if self.is_chain and other.is_chain:
-            return Draft.chain(tokens, sources, stated)
+            return Draft.chain(tokens, sources, stated, writers)
         moved = other.parents + np.int32(len(self))  # -1 becomes the last token
         return Draft(tokens, np.concatenate([self.parents, moved]), sources, stated)
+
+
+def _padded(draft: Draft) -> tuple[str, ...]:
+    return draft.writers or ("",) * len(draft)
 
 
 _INT32 = np.dtype(np.int32)
@@ -227,6 +268,8 @@ class Rows(NamedTuple):
     #                              row i + 1 follows draft node i
     fed: int  # tokens that this call computed; the rest was in the cache
     hidden: NDArray[np.float32] | None = None  # [1 + n, width] or None: not asked for
+    # [1 + n, vocabulary]: of a second model, see `decoding.beside`; None: there is none
+    beside: NDArray[np.float32] | None = None
 
 
 class Verdict(NamedTuple):

@@ -32,6 +32,7 @@ from edgecs.core.draft import (
 from edgecs.core.faults import blame
 from edgecs.decoding.exactness import Limits
 from edgecs.decoding.kmatrix import KMatrix
+from edgecs.decoding.ratio import RatioRule
 from edgecs.decoding.static_schedule import (
     Clock,
     Gathered,
@@ -42,6 +43,7 @@ from edgecs.decoding.static_schedule import (
 )
 from edgecs.decoding.verification import verify
 from edgecs.errors import ConfigError, Faulty, ModelError
+from edgecs.sampling.cascade_rules import Mixture
 from edgecs.sampling.chain import Choices
 
 logger = logging.getLogger("edgecs")
@@ -111,8 +113,10 @@ class Cascade:
     its calls. lenience: 1 or more; above 1 the reviewer also accepts drafted tokens
     that it would not have chosen itself, which only an inner reviewer may do.
     confident: state the reviewer's probability of every proposed token, for a lenient
-    reviewer above. sequence: the KV sequence of the reviewer. clock: returns seconds.
-    forwards: number of calls of the reviewer so far.
+    reviewer above. sequence: the KV sequence of the reviewer. mixes: a cascade rule,
+    for a target that is `decoding.beside: Beside`. ratio: verifies drafts by ratios,
+    for a schedule that takes no token out of a draft because of what it is. clock:
+    returns seconds. forwards: number of calls of the reviewer so far.
     """
 
     def __init__(
@@ -126,6 +130,8 @@ class Cascade:
         lenience: float = 1.0,
         confident: bool = False,
         sequence: int = 0,
+        mixes: Mixture | None = None,
+        ratio: RatioRule | None = None,
         clock: Clock = perf_counter,
     ) -> None:
         if not lenience >= 1:
@@ -138,6 +144,8 @@ class Cascade:
         self.lenience = lenience
         self.confident = confident
         self.sequence = sequence
+        self.mixes = mixes
+        self.ratio = ratio
         self.cancel: threading.Event | None = None  # ends the reviewer's calls early
         self.forwards = 0
         self.faults: dict[str, str] = {}  # disabled drafters, and why
@@ -182,6 +190,8 @@ class Cascade:
         elif together > 1:
             most = 0
         began, gathered = self._clock(), Gathered(NOTHING, ())
+        if self.ratio:
+            choices = self.ratio.choices(choices, context)
         if not self._off:
             try:
                 gathered = self._gather(context, choices.drafters, most)
@@ -209,7 +219,19 @@ class Cascade:
         """
         (context, draft, *_), proposed, plan, drafting = pending
         self.forwards += 1
-        verdict = verify(draft, rows, choices.target, context, self.ends, self.lenience)
+        if self.ratio:
+            choices = self.ratio.choices(choices, context)
+            verdict = self.ratio.verify(draft, rows, choices, context, self.ends)
+        else:
+            verdict = verify(
+                draft,
+                rows,
+                choices.target,
+                context,
+                self.ends,
+                self.lenience,
+                self.mixes,
+            )
         return Round(
             draft,
             rows,
@@ -284,7 +306,9 @@ class Cascade:
             free = min(k - len(draft) - 1, reviewer.n_ctx - len(here))
             done = self.attempt(here, choices, min(free, reviewer.max_draft))
             stated = confidences(done, here, choose) if self.confident else None
-            draft = draft.then(Draft.chain(done.tokens, done.sources, stated))
+            # A lenient reviewer's tokens are not drawn from its law.
+            drew = (self.name,) * len(done.tokens) if self.lenience == 1 else ()
+            draft = draft.then(Draft.chain(done.tokens, done.sources, stated, drew))
             if done.verdict.token in self.ends:
                 break
         return draft

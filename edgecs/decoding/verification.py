@@ -11,8 +11,10 @@ from collections.abc import Container
 
 import numpy as np
 
-from edgecs.core.context import Context
-from edgecs.core.draft import Choose, Draft, Row, Rows, Verdict
+from edgecs.core.context import Context, Tokens
+from edgecs.core.draft import Choose, Draft, Laws, Row, Rows, Verdict
+from edgecs.errors import ConfigError
+from edgecs.sampling.cascade_rules import Mixture
 
 
 def verify(
@@ -22,6 +24,7 @@ def verify(
     context: Context,
     ends: Container[int] = (),
     lenience: float = 1.0,
+    mixes: Mixture | None = None,
 ) -> Verdict:
     """Accepts drafted tokens while they are the choices of `choose`.
 
@@ -33,6 +36,9 @@ def verify(
     first of several (CS Drafting, section 4.1). Only for inner reviewers: the result is
     no longer that of token-by-token decoding.
 
+    mixes: the choices are those of a cascade rule, which needs `rows.beside`; the
+    result is that of token-by-token decoding with this rule.
+
     >>> import numpy as np
     >>> from edgecs.sampling.chain import greedy
     >>> rows = Rows(np.eye(5, dtype=np.float32)[[3, 1, 4]], fed=3)
@@ -40,13 +46,13 @@ def verify(
     Verdict(path=(0,), token=1)
     """
     if not len(draft):  # most rounds
-        return Verdict((), choose(rows.logits[0], context.tokens))
+        return Verdict((), _choice(rows, -1, choose, context.tokens, mixes))
     children = draft.children()
     path: list[int] = []
     here, view = -1, context
     while True:
         row = rows.logits[here + 1]
-        token = choose(row, view.tokens)
+        token = _choice(rows, here, choose, view.tokens, mixes)
         child = children.get((here, token))
         if child is None and lenience > 1:
             child = _kept(draft, here, row, view, choose, lenience)
@@ -55,6 +61,21 @@ def verify(
             return Verdict(tuple(path), token)
         path.append(child)
         here, view = child, view.with_tail((token,))
+
+
+def _choice(
+    rows: Rows, node: int, choose: Choose, tokens: Tokens, mixes: Mixture | None
+) -> int:
+    """The choice after a node; -1: after the context."""
+    row = rows.logits[node + 1]
+    if mixes is None:
+        return choose(row, tokens)
+    if rows.beside is None or not isinstance(choose, Laws):
+        raise ConfigError(
+            "a cascade rule needs rows of a small model and a choice that states its "
+            "law (sampling.chain.chooser)"
+        )
+    return mixes.choose(choose, row, rows.beside[node + 1], tokens)
 
 
 def _kept(

@@ -10,21 +10,30 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from edgecs.calibrate.bundled_drafters import all_bundled, bundled_for
 from edgecs.calibrate.speculation_profile import SpeculationProfile, left_out
-from edgecs.decoding.cascade import stack
+from edgecs.core.draft import LanguageModel
+from edgecs.decoding.beside import Beside, RowKeeper
+from edgecs.decoding.cascade import NamedModel, stack
+from edgecs.decoding.kmatrix import KMatrix
+from edgecs.decoding.ratio import RatioRule
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.drafters.registry import usual_sources
 from edgecs.engines.load_options import LoadOptions
-from edgecs.errors import ModelError, OutOfMemory
+from edgecs.engines.state_head import StateHead
+from edgecs.errors import ConfigError, ModelError, OutOfMemory
 from edgecs.hub.download import Progress
 from edgecs.runtime.folders import Folders
 from edgecs.runtime.loader import OWN_HEAD, Loaded, LoadedDrafter, load_drafter
 from edgecs.runtime.recipe import HEAD, Recipe
 from edgecs.runtime.target import Reports, open_target
 from edgecs.session.session import Session
+from edgecs.session.stats import Mark
+
+_FIXED = 4  # tokens of a draft that is verified by ratios
 
 
 @dataclass(frozen=True)
@@ -87,11 +96,12 @@ def find_files(
     """
     store = folders.store
     model = store.path(recipe.model, fetching)
-    if not recipe.drafting:
+    if not recipe.loads_drafters:
         return Files(model, ())
     if recipe.drafts is None:
         return Files(model)
-    found = (_own(name) or store.path(name, fetching) for name in recipe.drafts)
+    names = [name for name in recipe.drafts if recipe.drafting or name != HEAD]
+    found = (_own(name) or store.path(name, fetching) for name in names)
     return Files(model, tuple(found))
 
 
@@ -133,7 +143,8 @@ def build(
         session = session_of(recipe, loaded, drafters, speculation)
         closing.enter_context(session)
         yield Runtime(recipe, loaded, drafters, session, speculation, notes)
-        if speculation:
+        # With a cascade rule the times of a call include those of the small model.
+        if speculation and recipe.cascade is None:
             speculation.save()
 
 
@@ -207,34 +218,73 @@ def session_of(
     sequence: of the target, see `Session`.
     """
     rule = loaded.rule(recipe.sampling, recipe.grammar)
-    if speculation is None:
-        return loaded.session(rule=rule, sequence=sequence)
     models = [drafter.named for drafter in drafters]
-    ends = loaded.model.vocabulary.ends
-    if recipe.matrix is None:
+    target: LanguageModel = loaded.target
+    mark: Mark | None = None
+    if recipe.cascade:
+        at = small_model(models)
+        small = RowKeeper(models[at].model)
+        models[at] = models[at]._replace(model=small)
+        target = Beside(target, small)
+        mark = Mark(f"cascade rule {recipe.cascade}, {models[at].name}", False)
+    session = partial(
+        Session,
+        target,
+        loaded.model.vocabulary,
+        rule=rule,
+        sequence=sequence,
+        mixes=recipe.cascade,
+    )
+    if speculation is None:
+        return session(mark=mark)
+    ends, matrix = loaded.model.vocabulary.ends, recipe.matrix
+    ratio: RatioRule | None = None
+    if recipe.accept != "shared":
+        keepers = {
+            named.name: RowKeeper(named.model)
+            for named in models
+            if not isinstance(named.model, StateHead)
+        }
+        models = [m._replace(model=keepers.get(m.name, m.model)) for m in models]
+        ratio = RatioRule(keepers, blocks=recipe.accept == "block")
+        mark = Mark(f"accept {recipe.accept}", True)
+        count = min(recipe.longest or _FIXED, target.max_draft)
+        matrix = matrix or KMatrix.first_writes(len(models) + 1, count)
+    if matrix is None:
         longest = recipe.longest
         planner = speculation.planner(
             models,
-            usual_sources(recipe.min_match, trees=loaded.target.max_leaves > 1),
-            longest=loaded.target.max_draft if longest is None else longest,
+            usual_sources(recipe.min_match, trees=target.max_leaves > 1),
+            longest=target.max_draft if longest is None else longest,
             fingerprints={d.name: d.fingerprint for d in drafters},
             lenience=recipe.lenience,
             ends=ends,
         )
-        return loaded.session(
-            schedule=planner, limits=speculation.limits, rule=rule, sequence=sequence
-        )
-    counts = recipe.matrix.counts(0)
-    return loaded.session(
+        return session(schedule=planner, limits=speculation.limits, mark=mark)
+    counts = matrix.counts(0)
+    return session(
         stack(
             models,
             MaxGram(min_match=recipe.min_match),
-            recipe.matrix,
+            matrix,
             lenience=recipe.lenience,
             ends=ends,
         ),
-        counts,
-        limits=speculation.fixed(1 + sum(counts)),
-        rule=rule,
-        sequence=sequence,
+        draft_max=counts,
+        # A draft that is cut depending on its tokens would change the law.
+        limits=None if ratio else speculation.fixed(1 + sum(counts)),
+        ratio=ratio,
+        mark=mark,
+    )
+
+
+def small_model(models: Sequence[NamedModel]) -> int:
+    """Which drafter is the small model of a cascade rule. Raises ConfigError."""
+    for at, named in enumerate(models):
+        if not isinstance(named.model, StateHead):
+            return at
+    raise ConfigError(
+        "a cascade rule needs a drafter that is a model of its own, but "
+        f"{', '.join(named.name for named in models) or 'none'} drafts from the "
+        "target's states: add a smaller GGUF or an ONNX decoder (--draft)"
     )

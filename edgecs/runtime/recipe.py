@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from edgecs.decoding.kmatrix import KMatrix
+from edgecs.decoding.ratio import Accept
 from edgecs.decoding.tiers import Exact
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ConfigError
+from edgecs.sampling.cascade_rules import CascadeRule
 from edgecs.sampling.settings import Sampling
 
 if TYPE_CHECKING:
@@ -39,6 +41,13 @@ class Recipe:
     longest: int | None = None  # most tokens of a draft; None: as many as pay
     min_match: int = 1  # shortest match that Max-Gram uses, in tokens
     lenience: float = 1.0  # of inner reviewers
+    # Answers from a mixture of the target's law and that of the first drafter with a
+    # law of its own (no head), which is not the target's answer; None: off.
+    cascade: CascadeRule | None = None
+    # How drafted tokens are accepted: "shared" gives the tokens of no drafts; the other
+    # two only their distribution, see `decoding.ratio`, with drafts of a fixed length.
+    # Neither they nor a cascade rule draft trees.
+    accept: Accept = "shared"
     exact: Exact = "auto"
     # With `exact` "strict": whether the KV cache type may be changed, if no width is
     # exact along the context with that of `options`.
@@ -51,6 +60,16 @@ class Recipe:
             raise ConfigError(
                 "a K matrix sets the length of drafts: give it or a longest draft"
             )
+        if self.cascade is not None and not self.drafts:
+            raise ConfigError(
+                "a cascade rule mixes the target with a small model: give one as the "
+                "drafter (--draft)"
+            )
+        if self.cascade is not None and self.accept != "shared":
+            raise ConfigError(
+                "a cascade rule accepts drafted tokens by its own law: leave accept "
+                f"{self.accept} out"
+            )
         if self.matrix is not None:
             self.matrix.check([*(self.drafts or ()), "mag"])
 
@@ -60,6 +79,11 @@ class Recipe:
         return self.speculate and self.longest != 0
 
     @property
+    def loads_drafters(self) -> bool:
+        """Whether drafters are loaded: for drafts, or for a cascade rule."""
+        return self.drafting or self.cascade is not None
+
+    @property
     def target_options(self) -> LoadOptions:
         """Load options of the target, without heads and leaves that are not used.
 
@@ -67,7 +91,8 @@ class Recipe:
         are chains.
         """
         wanted = HEAD in self.drafts if self.drafts is not None else not self.matrix
-        grows = self.drafting and self.matrix is None and self.exact != "strict"
+        own = self.cascade is None and self.accept == "shared"  # others take chains
+        grows = own and self.drafting and self.matrix is None and self.exact != "strict"
         return replace(
             self.options,
             heads=self.drafting and wanted,

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.core.context import Tokens
-from edgecs.core.draft import Choose, Row
+from edgecs.core.draft import Choose, Law, Row
 from edgecs.core.logits import best_ids
 from edgecs.errors import ConfigError, NoNumbers
 from edgecs.sampling import filters, noise, penalties
@@ -82,6 +84,31 @@ class Greedy:
         """CS Drafting's lenient test (section 4.1): p(token) > q / lenience."""
         return self.confidence(row, tokens, token) > q / lenience
 
+    def law(self, row: Row, tokens: Tokens) -> Law:
+        """A point: the largest logit."""
+        law = np.zeros(row.size)
+        law[self(row, tokens)] = 1.0
+        return law
+
+    def belief(self, row: Row, tokens: Tokens) -> Law:
+        """The distribution at temperature 1; raises NoNumbers as a choice does."""
+        self(row, tokens)
+        return _softmax(row)
+
+    def redraw(self, row: Row, tokens: Tokens) -> int:
+        """The same choice: there is no noise."""
+        return self(row, tokens)
+
+    noisy = False
+
+    def word(self, tokens: Tokens) -> int:
+        """0: no choice depends on it."""
+        return 0
+
+    def reseeded(self, number: int) -> Greedy:
+        """Itself."""
+        return self
+
 
 greedy = Greedy()
 
@@ -137,11 +164,34 @@ class SamplerChain:
 
     def __call__(self, row: Row, tokens: Tokens) -> int:
         """The choice, see the module."""
+        return self._drawn(row, tokens, self.word(tokens))
+
+    def redraw(self, row: Row, tokens: Tokens) -> int:
+        """A choice with independent noise."""
+        return self._drawn(row, tokens, noise.stream(self.word(tokens), 1))
+
+    @property
+    def noisy(self) -> bool:
+        """Whether choices depend on the seed."""
+        return self.sampling.temperature > 0 or self.sampling.xtc_probability > 0
+
+    def word(self, tokens: Tokens) -> int:
+        """The word of the noise at the position after these tokens."""
+        return noise.key(self.sampling.seed, tokens.size)
+
+    def reseeded(self, number: int) -> SamplerChain:
+        """The same chain with another seed for each number; the mask is shared."""
+        again = copy(self)
+        seed = noise.key(self.sampling.seed, number)
+        again.sampling = replace(self.sampling, seed=seed)
+        return again
+
+    def _drawn(self, row: Row, tokens: Tokens, key: int) -> int:
+        """The choice with the noise of a key."""
         s = self.sampling
         if s.takes_largest:
             return self._largest(row, tokens)
         row = self._edited(row, tokens)
-        key = noise.key(s.seed, tokens.size)
         left = self._truncated(row, key)
         if not s.temperature:
             return int(row.argmax() if left is None else left.ids[0])
@@ -173,13 +223,24 @@ class SamplerChain:
             )
         raise NoNumbers(float(best))
 
-    def law(self, row: Row, tokens: Tokens) -> NDArray[np.float64]:
+    def belief(self, row: Row, tokens: Tokens) -> Law:
+        """Probabilities after bias, grammar and penalties; all 0: no token is left."""
+        row = self._edited(row, tokens)
+        if row.max() == -math.inf:
+            return np.zeros(row.size)
+        self._check(row.max())
+        return _softmax(row)
+
+    def law(self, row: Row, tokens: Tokens) -> Law:
         """The distribution after the chain, float64 [vocabulary]; greedy: a point."""
         row, s = self._edited(row, tokens), self.sampling
         left = self._truncated(row, noise.key(s.seed, tokens.size))
-        left = filters.top(row, row.size) if left is None else left
         law = np.zeros(row.size)
-        if s.temperature:
+        if left is None:
+            if s.temperature:
+                return _softmax(row, s.temperature)
+            law[row.argmax()] = 1.0
+        elif s.temperature:
             weights = np.exp((_wide(left.logits) - left.logits[0]) / s.temperature)
             law[left.ids] = weights / weights.sum()
         else:
@@ -371,6 +432,12 @@ def _gap(row: Row) -> float:
 
 def _wide(logits: Row) -> NDArray[np.float64]:
     return logits.astype(np.float64)
+
+
+def _softmax(row: Row, temperature: float = 1.0) -> Law:
+    law: Law = np.exp((_wide(row) - float(row.max())) / temperature)
+    law /= law.sum()
+    return law
 
 
 def _softmax_at(row: Row, token: int) -> float:

@@ -71,6 +71,14 @@ def least_word(noise: float) -> int:
     return max(0, int(uniform * (1 - 2.0**-40) * 2.0**64) - 1)
 
 
+def stream(key: int, number: int) -> int:
+    """The word of another stream of draws at the same position; number: 1 or more.
+
+    Its draws are independent of those of `key`.
+    """
+    return _mix(_mix(key) + number * _GOLDEN)
+
+
 def coin(key: int) -> float:
     """A uniform draw of the position itself, in (0, 1): no token has counter 0."""
     return ((_mix(key) >> 11) + 0.5) * 2.0**-53

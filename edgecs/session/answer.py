@@ -15,7 +15,7 @@ from edgecs.decoding.cascade import Cascade, PendingRound, Round
 from edgecs.sampling.chain import Choices
 from edgecs.sampling.logprobs import Logprobs, logprobs_of
 from edgecs.session.details import Detail, details_of
-from edgecs.session.stats import Stats
+from edgecs.session.stats import Mark, Stats
 from edgecs.text.detokenizer import TextStream, Tokenizer
 
 FinishReason = Literal["stop", "length", "context", "cancelled"]
@@ -45,9 +45,9 @@ class Answer:
 
     limit: the most tokens. logprobs: report those of every token and of this many of
     the most likely ones; None: report none. details: say how every token came about.
-    shown: texts of control tokens that are part of the answer. cancelled: checked once
-    per round. on_round: returns the function to call with the context and the outcome
-    of every round, before anything is committed.
+    shown: texts of control tokens that are part of the answer. mark: for the
+    statistics. cancelled: checked once per round. on_round: returns the function to
+    call with the context and the outcome of every round, before anything is committed.
     """
 
     def __init__(
@@ -62,11 +62,14 @@ class Answer:
         logprobs: int | None = None,
         details: bool = False,
         shown: Mapping[int, bytes] | None = None,
+        mark: Mark | None = None,
         cancelled: Callable[[], bool] = lambda: False,
         on_round: Callable[[], OnRound | None] = lambda: None,
     ) -> None:
         self.context = context
-        self.stats = Stats(prompt_tokens=len(context), faults=dict(cascade.faults))
+        self.stats = Stats(
+            prompt_tokens=len(context), faults=dict(cascade.faults), mark=mark
+        )
         self.finish_reason: FinishReason | None = None
         self.read = 0  # prompt tokens computed by earlier calls
         self._cascade, self._tokenizer = cascade, tokenizer

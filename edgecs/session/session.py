@@ -16,11 +16,13 @@ from edgecs.core.context import Context, Tokens
 from edgecs.core.draft import Drafter, LanguageModel
 from edgecs.decoding.cascade import Cascade
 from edgecs.decoding.exactness import Limits
+from edgecs.decoding.ratio import RatioRule
 from edgecs.decoding.static_schedule import Schedule, StaticSchedule
 from edgecs.errors import Cancelled, ConfigError, ContextFull
-from edgecs.sampling.chain import Rule, always, greedy
+from edgecs.sampling.cascade_rules import Mixture
+from edgecs.sampling.chain import Choices, Rule, always, greedy
 from edgecs.session.answer import Answer, FinishReason, OnRound, Token
-from edgecs.session.stats import Stats
+from edgecs.session.stats import Mark, Stats
 from edgecs.text.detokenizer import Tokenizer
 
 _GREEDY = always(greedy)
@@ -33,10 +35,13 @@ class Session:
     all; 0 turns speculation off. schedule: a planner instead of fixed quotas, with its
     own drafters. limits: permitted widths of rounds. rule: how tokens are chosen.
     sequence: the KV sequence of the target for this conversation; several sessions may
-    share a target that has several, and take turns within one thread.
-    Every token is the target's choice on the target's row, so the answer is the same
-    for any drafters and any draft_max wherever a row does not depend on how many are
-    computed with it (docs/concepts.md).
+    share a target that has several, and take turns within one thread. mixes: a cascade
+    rule, for a target that is `decoding.beside: Beside`. ratio: see `Cascade`. mark:
+    for the statistics of all answers, if they are not those of the target alone.
+    Without `mixes` every token is the target's choice on the target's row, so the
+    answer is the same for any drafters and any draft_max wherever a row does not depend
+    on how many are computed with it (docs/concepts.md). With it, the same holds of the
+    rule's choice on the rows of both models.
 
     `finish_reason` and `stats` describe the last answer. `on_round`, if set, is called
     with the context and the outcome of every round, before anything is committed. All
@@ -55,6 +60,9 @@ class Session:
         limits: Limits | None = None,
         rule: Rule = _GREEDY,
         sequence: int = 0,
+        mixes: Mixture | None = None,
+        ratio: RatioRule | None = None,
+        mark: Mark | None = None,
     ) -> None:
         if isinstance(draft_max, int):
             counts, longest = [draft_max] * len(drafters), draft_max
@@ -76,7 +84,15 @@ class Session:
             schedule = StaticSchedule()
         elif schedule is None:
             schedule = StaticSchedule(drafters, counts, tokenizer.ends)
-        self.cascade = Cascade(target, schedule, limits=limits, ends=tokenizer.ends)
+        self.cascade = Cascade(
+            target,
+            schedule,
+            limits=limits,
+            ends=tokenizer.ends,
+            mixes=mixes,
+            ratio=ratio,
+        )
+        self.mark = mark
         self.rule = rule
         self.on_round: OnRound | None = None
         self.context = Context()
@@ -185,20 +201,27 @@ class Session:
         self._continue(tokens)
         self.cascade.begin()
         self._answering = True
+        choices = (rule or self.rule)(tokens.size)
         self._last = Answer(
             self.cascade,
             self.tokenizer,
             self.context,
-            (rule or self.rule)(tokens.size),
+            choices,
             limit=self.target.n_ctx + 1 if max_tokens is None else max_tokens,
             stop=stop,
             logprobs=logprobs,
             details=details,
             shown=shown,
+            mark=self._mark(choices),
             cancelled=lambda: self._cancel.is_set() or self.target.cancel.is_set(),
             on_round=lambda: self.on_round,
         )
         return self._last
+
+    def _mark(self, choices: Choices) -> Mark | None:
+        """The mark of an answer; greedy tokens are a function of their law."""
+        noisy = getattr(choices.target, "noisy", True)
+        return None if self.mark and self.mark.same_law and not noisy else self.mark
 
     def ended(self, answer: Answer, reason: FinishReason | None = None) -> None:
         """Finish an answer of `begin`, after its last call."""

@@ -22,6 +22,26 @@ from edgecs.decoding.cascade import Round
 from edgecs.theory import walltime_improvement
 
 
+class Mark(NamedTuple):
+    """A setting with which an answer is not that of the target's plain decoding.
+
+    name: what it is, in words. same_law: whether its tokens have the distribution of
+    the target's.
+    """
+
+    name: str
+    same_law: bool
+
+    def __str__(self) -> str:
+        if self.same_law:
+            return f"the target's distribution, other tokens than without ({self.name})"
+        return f"NOT the target's answer ({self.name})"
+
+    def fields(self) -> dict[str, object]:
+        """The mark as JSON values."""
+        return {"rule": self.name, "target_law": self.same_law, "target_tokens": False}
+
+
 class Record(NamedTuple):
     """The record of a round."""
 
@@ -54,6 +74,7 @@ class Stats:
     forwards: dict[str, int] = field(default_factory=dict)  # calls of inner reviewers
     # Drafters that failed, here or before in the session, and why: they are disabled.
     faults: dict[str, str] = field(default_factory=dict)
+    mark: Mark | None = None  # None: the tokens are those of the target alone
 
     def observe(self, done: Round, emitted: int) -> None:
         """Keeps the record of a round of which `emitted` tokens are in the answer."""
@@ -61,6 +82,11 @@ class Stats:
         draft = done.draft
         levels = None if draft.is_chain else max(draft.depths) + 1
         self.records.append(Record(done.proposed, draft.sources, accepted, levels))
+
+    @property
+    def notice(self) -> str | None:
+        """Why the answer is not that of the target alone, in words; None: it is."""
+        return str(self.mark) if self.mark else None
 
     @property
     def rounds(self) -> int:
@@ -178,6 +204,7 @@ class Stats:
             "accept_per_pos": [round(x, 4) for x in self.acceptance_by_position()],
             "by_level": self.by_source(),
             "faults": self.faults,
+            "mark": self.mark.fields() if self.mark else None,
             "rounds_by_width": {str(n): k for n, k in self.rounds_by_width.items()},
         }
 

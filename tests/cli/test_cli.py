@@ -193,6 +193,17 @@ def test_a_prompt_longer_than_the_context(edgecs: Edgecs, tiny_gguf: Path):
         (["-s", -2], ["--seed", "-1 to 18446744073709551615, got '-2'"]),
         (["--lenience", 0.5], ["--lenience must be a finite number of at least 1"]),
         (["--lenience", "nan"], ["--lenience"]),
+        (["--cascade-rule", "v3"], ["--cascade-rule and --alpha belong together"]),
+        (["--alpha", "0.5"], ["--cascade-rule and --alpha belong together"]),
+        (["--cascade-rule", "v3", "--alpha", "nan"], ["--alpha"]),
+        (
+            ["--cascade-rule", "v3", "--alpha", 2],
+            ["alpha of the cascade rule v3 must be a number between 0 and 1, got 2"],
+        ),
+        (
+            ["--cascade-rule", "v3", "--alpha", 0.5],
+            ["mixes the target with a small model", "--draft"],
+        ),
         (["--log-answers", "/dev/full"], ["answers cannot be saved in /dev/full"]),
         (["--k-matrix", "3,0;0,3"], ["2 rows but there are 1 drafters (mag)"]),
         (["--k-matrix", "3;x"], ["'3;x' is not a K matrix", "5,10;0,10"]),

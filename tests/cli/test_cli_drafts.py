@@ -92,6 +92,72 @@ def test_a_seed_gives_one_answer_whatever_drafts(
     assert block["swi"] == round((block["accepted"] + block["rounds"]) / forwards, 4)
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("rule", ["chow", "v3"])
+def test_a_cascade_rule_gives_one_answer_that_says_what_it_is(
+    edgecs: Edgecs, tiny_gguf: Path, other_gguf: Path, rule: str, temperature: int
+):
+    fixed = ("-s", 7, "--temp", temperature, "--draft", other_gguf)
+    plain = answer(edgecs, tiny_gguf, *fixed)
+    assert plain["speculative"]["mark"] is None
+    mixed = (*fixed, "--cascade-rule", rule, "--alpha", 1)
+    said = []
+    for options in ((), ("--no-spec",), ("--k-matrix", "3,2;0,2")):
+        report = answer(edgecs, tiny_gguf, *mixed, *options)
+        said.append(report["tokens"])
+        assert report["speculative"]["mark"] == {
+            "rule": f"cascade rule {rule}, alpha 1, other",
+            "target_law": False,
+            "target_tokens": False,
+        }
+    assert said[0] == said[1] == said[2] != plain["tokens"]
+    if rule == "chow":  # with alpha 1 it is the small model's own answer
+        own = answer(edgecs, other_gguf, *fixed[:4], "--no-spec")
+        assert said[0] == own["tokens"]
+
+
+def test_a_cascade_rule_is_named_wherever_an_answer_is_described(
+    edgecs: Edgecs, tiny_gguf: Path, other_gguf: Path
+):
+    rule = ("--draft", other_gguf, "--cascade-rule", "v3", "--alpha", 0.5)
+    fixed = ("-m", tiny_gguf, "-c", 512, *rule)
+    outcome = edgecs("generate", *fixed, "-p", "hello", "-n", 9, "--explain")
+    assert outcome.code == 0, outcome.err
+    words = "NOT the target's answer (cascade rule v3, alpha 0.5, other)"
+    assert outcome.err.count(words) == 2  # the legend, and the summary
+    assert "context · speculation on · cascade rule v3, alpha 0.5" in outcome.err
+    for command in (
+        ("audit", *fixed),
+        ("generate", *fixed, "-p", "a", "--compare", "--temp", 0),
+        ("generate", *fixed, "-p", "a", "--log-answers", "x"),
+    ):
+        outcome = edgecs(*command)
+        assert outcome.code == 2
+        assert "--cascade-rule" in outcome.err
+
+
+@pytest.mark.parametrize("accept", ["rejection", "block"])
+def test_ratios_give_other_tokens_and_say_so(
+    edgecs: Edgecs, tiny_gguf: Path, other_gguf: Path, accept: str
+):
+    fixed = ("-s", 7, "--draft", other_gguf)
+    plain = answer(edgecs, tiny_gguf, "-s", 7, "--no-spec")
+    said = [answer(edgecs, tiny_gguf, *fixed, "--accept", accept) for _ in range(2)]
+    assert said[0]["tokens"] == said[1]["tokens"] != plain["tokens"]
+    assert said[0]["speculative"]["mark"] == {
+        "rule": f"accept {accept}",
+        "target_law": True,
+        "target_tokens": False,
+    }
+    greedy = ("--temp", 0, *fixed, "--accept", accept)
+    report = answer(edgecs, tiny_gguf, *greedy)
+    assert report["speculative"]["mark"] is None
+    assert report["tokens"] == answer(edgecs, tiny_gguf, "--temp", 0)["tokens"]
+    outcome = edgecs("audit", "-m", tiny_gguf, "-c", 512, *fixed, "--accept", accept)
+    assert outcome.code == 2
+    assert f"with --accept {accept}" in outcome.err
+
+
 def test_settings_change_the_answer(edgecs: Edgecs, tiny_gguf: Path):
     answers = [
         answer(edgecs, tiny_gguf, "-s", 7, *options)["tokens"]

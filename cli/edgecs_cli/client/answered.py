@@ -58,6 +58,10 @@ class Answered:
     speculative: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def notice(self) -> None:
+        """A server has no rule that changes answers."""
+
+    @property
     def mean_acceptance_length(self) -> float:
         """Tokens per round, the target's own counted."""
         return (self.accepted + self.rounds) / self.rounds if self.rounds else 1.0

@@ -23,6 +23,7 @@ from edgecs_cli.console import echo, echo_table
 from edgecs_cli.loading.describe import introduce
 from edgecs_cli.loading.opening import opened
 from edgecs_cli.options.common import (
+    cascade_options,
     common_options,
     drafter_options,
     model_options,
@@ -77,6 +78,7 @@ class Wishes:
 @sampling_options
 @drafter_options
 @schedule_options
+@cascade_options
 @common_options
 @reports_errors
 def audit(**values: Any) -> None:
@@ -111,6 +113,16 @@ def audit(**values: Any) -> None:
         for line in [json.dumps(found.fields())] if wishes.as_json else found.lines():
             echo(line)
         return
+    if recipe.accept != "shared":
+        raise click.UsageError(
+            f"with --accept {recipe.accept} answers have the model's distribution but "
+            "not the tokens of plain decoding, so they cannot be compared: leave it out"
+        )
+    if recipe.cascade:
+        raise click.UsageError(
+            "with --cascade-rule answers are not the model's own, so there is nothing "
+            "to audit: leave it and --alpha out"
+        )
     if not recipe.drafting:
         raise click.UsageError("--no-spec and --draft-max 0 leave nothing to audit")
     interrupt = Interrupt()

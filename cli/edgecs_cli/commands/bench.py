@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import platformdirs
+from click.core import ParameterSource
 
 from edgecs.calibrate.profile import Profiles
 from edgecs.runtime.builder import load_drafters
 from edgecs.runtime.recipe import Recipe
 from edgecs.runtime.target import open_target
+from edgecs_cli.commands.bench_cascades import check, sweep, sweep_options
 from edgecs_cli.commands.bench_files import COMMANDS, write_page
 from edgecs_cli.console import echo, show_log
 from edgecs_cli.options.common import common_options, drafter_options, model_options
@@ -210,6 +212,7 @@ class ResultFile(OutputFile):
     help="Save progress in this file, and resume from it if it exists.",
 )
 @drafter_options
+@sweep_options
 @common_options
 @click.pass_context
 @reports_errors
@@ -224,11 +227,20 @@ def bench(context: click.Context, /, **values: Any) -> None:
     edgecs bench -m smollm2-135m-instruct
     edgecs bench -m ./model.gguf --suite spec-bench --suite humaneval -o run.json
     edgecs bench -m big.gguf --draft small.gguf --mode planner --mode k:3,4;0,4
+    edgecs bench -m big.gguf --draft small.gguf --cascade-sweep --resume sweep.jsonl
     edgecs bench compare before.json after.json
     """
     if context.invoked_subcommand:
         return
     began = monotonic()
+    check(values)
+    if values["cascade_sweep"]:
+        if not values["model"]:
+            raise click.UsageError("Missing option '-m' / '--model'.")
+        chosen = context.get_parameter_source("temperatures")
+        given = None if chosen is ParameterSource.DEFAULT else values["temperatures"]
+        sweep(values, read_recipe(values), taken(Call, values), given)
+        return
     wanted = _wanted(values)
     recipe, call = read_recipe(values), taken(Call, values)
     if call.verbose:

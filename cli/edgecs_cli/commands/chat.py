@@ -26,6 +26,7 @@ from edgecs_cli.client.chat_served import open_served
 from edgecs_cli.client.choice import NotServed, has_servers
 from edgecs_cli.console import StreamLost, complain, say
 from edgecs_cli.options.common import (
+    cascade_options,
     common_options,
     drafter_options,
     model_options,
@@ -105,6 +106,7 @@ class Wishes:
 @sampling_options
 @drafter_options
 @schedule_options
+@cascade_options
 @common_options
 @reports_errors
 def chat(**values: Any) -> None:

@@ -28,6 +28,10 @@ class Answer(NamedTuple):
 
 def check(recipe: Recipe) -> None:
     """Raises UsageError for answers that llama.cpp's greedy loop cannot give."""
+    if recipe.cascade:
+        raise click.UsageError(
+            "--compare compares answers of the model alone: leave --cascade-rule out"
+        )
     if not recipe.sampling.is_greedy or recipe.grammar:
         raise click.UsageError(
             "--compare compares greedy answers: give --temp 0, no schema and no grammar"

@@ -16,6 +16,7 @@ from edgecs.errors import ConfigError
 from edgecs_cli.client.choice import NotServed, has_servers
 from edgecs_cli.client.generate_served import answer_served
 from edgecs_cli.options.common import (
+    cascade_options,
     common_options,
     drafter_options,
     model_options,
@@ -92,6 +93,7 @@ class Wishes:
     help="Write a trace of every round to a file, one line of JSON per round.",
 )
 @schedule_options
+@cascade_options
 @common_options
 @reports_errors
 def generate(**values: Any) -> int:

@@ -118,6 +118,7 @@ def _follow(runtime: Runtime, trace: TraceFile, prompt_tokens: int) -> None:
     choose = session.rule(prompt_tokens).target
     # A margin over the whole vocabulary takes as long as a round.
     quick = sampling.top_k or not sampling.temperature
+    quick = quick and not runtime.recipe.cascade  # the choice is not from one row
     follow(session, trace.write, choose if quick else None)
 
 

@@ -11,13 +11,14 @@ from edgecs_cli.short_lines import BETWEEN, model_name, thousands
 
 def start_line(runtime: Runtime) -> str:
     """The model, its device, its context size, and whether speculation is on."""
-    off = runtime.session.off_reason
+    off, rule = runtime.session.off_reason, runtime.recipe.cascade
     return BETWEEN.join(
         [
             model_name(runtime.loaded.model.path.stem),
             _place(runtime),
             f"{thousands(runtime.loaded.target.n_ctx)} context",
             _drafting(runtime) if off is None else f"speculation off ({off})",
+            *([f"cascade rule {rule}"] if rule else []),
         ]
     )
 

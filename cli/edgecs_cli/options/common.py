@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import click
 
+from edgecs.decoding.ratio import Accept
 from edgecs.decoding.tiers import Exact
 from edgecs.drafters.copies import LONGEST
 from edgecs.engines.load_options import (
@@ -18,7 +19,8 @@ from edgecs.engines.load_options import (
     KVType,
     LoadOptions,
 )
-from edgecs_cli.options.kinds import Finite, GpuLayersType, Whole
+from edgecs.sampling.cascade_rules import RuleName
+from edgecs_cli.options.kinds import AnyFinite, Finite, GpuLayersType, Whole
 from edgecs_cli.options.references import Reference
 from edgecs_cli.options.sections import F, Section, option, with_options
 
@@ -259,6 +261,38 @@ def schedule_options(command: F) -> F:
             metavar="FOLDER",
             help="Save answers here, with the model's top logits and hidden states, "
             "for `edgecs distill --resume-from-log`. They never leave this machine.",
+        ),
+    ]
+    return with_options(command, options)
+
+
+def cascade_options(command: F) -> F:
+    """Options for answers from a mixture of a small model and the target."""
+    options = [
+        _speculation(
+            "--cascade-rule",
+            "cascade_rule",
+            type=click.Choice(get_args(RuleName)),
+            help="Leave positions to the first drafter where this rule of speculative "
+            "cascades says so; needs --draft and --alpha. The answer is NOT that of "
+            "the model alone.",
+        ),
+        _speculation(
+            "--alpha",
+            type=AnyFinite(),
+            metavar="A",
+            help="For --cascade-rule: the larger, the more is left to the drafter; "
+            "chow, v3: 0 to 1; diff, v1, v2: -1 to 1; opt: any number.",
+        ),
+        _speculation(
+            "--accept",
+            type=click.Choice(get_args(Accept)),
+            default="shared",
+            show_default=True,
+            help="How drafted tokens are accepted. shared: the answer has the tokens "
+            "of one without drafts. rejection, block: speculative sampling by tokens "
+            "or by blocks, which accepts more above temperature 0; the same "
+            "distribution but other tokens, and drafts of a fixed length.",
         ),
     ]
     return with_options(command, options)

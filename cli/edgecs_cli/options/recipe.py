@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from edgecs.decoding.kmatrix import KMatrix
+from edgecs.sampling.cascade_rules import CascadeRule
 from edgecs.sampling.settings import Sampling
 from edgecs_cli.console import say
 from edgecs_cli.options.common import draft_load_options, load_options
@@ -106,6 +107,8 @@ def read_recipe(values: dict[str, Any]) -> Recipe:
         longest=values.get("draft_max"),
         min_match=values.get("min_match", Recipe.min_match),
         lenience=values.get("lenience", Recipe.lenience),
+        cascade=_cascade(values),
+        accept=values.get("accept", Recipe.accept),
         exact=values.get("exact", Recipe.exact),
         may_change_cache=not _given("type_k", "type_v"),
         sampling=read_sampling(values) if sampled else Sampling(),
@@ -119,6 +122,21 @@ def _matrix(values: dict[str, Any]) -> KMatrix | None:
     if values["draft_max"] is not None:
         raise click.UsageError("--k-matrix and --draft-max are mutually exclusive")
     return KMatrix.parse(values["k_matrix"])
+
+
+def _cascade(values: dict[str, Any]) -> CascadeRule | None:
+    name, alpha = values.get("cascade_rule"), values.get("alpha")
+    if name is None and alpha is None:
+        return None
+    if name is None or alpha is None:
+        raise click.UsageError(
+            "--cascade-rule and --alpha belong together: give both or neither"
+        )
+    if values.get("log_answers"):
+        raise click.UsageError(
+            "--log-answers saves answers of the model alone: leave --cascade-rule out"
+        )
+    return CascadeRule(name, alpha)
 
 
 def _given(*names: str) -> bool:

@@ -1,0 +1,1 @@
+"""Quality against speed for speculative cascades and their baselines."""
