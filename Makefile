@@ -10,7 +10,7 @@ NATIVE := $(wildcard edgecs/native/*.cpp edgecs/native/*.h tests/native/*.cpp)
 CASES ?= 2000
 KILLS ?= 200
 
-.PHONY: demo test fuzz kills lint page fix docs site dist bench clean
+.PHONY: demo test fuzz kills vulkan lint page fix docs site dist bench clean
 
 demo: .venv/base  ## install, fetch the default model, correct a text, say how fast
 	@printf '\n'; cat "$(TEXT)"; printf '\n'
@@ -30,6 +30,16 @@ kills: .venv/dev  ## kills commands KILLS times and counts what is lost; SEED=n 
 	@seed=$${SEED:-$$($(BIN)/python -c 'import secrets; print(secrets.randbelow(10**6))')}; \
 	echo "this is repeated by: make kills SEED=$$seed KILLS=$(KILLS)"; \
 	$(BIN)/python -m tests.kills --kills $(KILLS) --seed $$seed
+
+# Without a GPU, a software driver such as Mesa's llvmpipe is tested: llama.cpp uses that
+# only if GGML_VK_VISIBLE_DEVICES names it, here as the first device. It compiles a shader
+# in up to a minute, once: the tests give their processes other folders for caches.
+vulkan: export GGML_VK_VISIBLE_DEVICES ?= 0
+vulkan: export MESA_SHADER_CACHE_DIR ?= $(CURDIR)/.venv-vulkan/shaders
+vulkan: .venv-vulkan/base  ## the tests of layers on a GPU; compiles llama.cpp with Vulkan
+	@.venv-vulkan/bin/python -c 'from edgecs.engines.llama import library; \
+	    print(*library.devices() or exit("llama.cpp finds no Vulkan device"), sep="\n")'
+	.venv-vulkan/bin/python -m pytest -q --timeout 3600 tests/session/test_offloaded.py
 
 lint: .venv/dev page  ## formatting, style, types, generated documents
 	$(BIN)/ruff format --check .
@@ -61,7 +71,7 @@ bench: .venv/base  ## what edgecs itself costs on this machine
 	$(BIN)/python -m edgecs_bench.overhead
 
 clean:  ## remove the virtual environment and caches
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-vulkan .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -82,6 +92,18 @@ endif
 .venv/base: .venv/bin/python pyproject.toml $(NATIVE)
 	$(BIN)/python -m pip install -e .
 	$(BIN)/python -m edgecs.engines.llama.kernels
+	@touch $@
+
+# llama-cpp-python comes first: pip would take a cached wheel without Vulkan, or cache this
+# one for the other environment.
+.venv-vulkan/base: pyproject.toml $(NATIVE)
+	$(PYTHON) -m venv .venv-vulkan
+	.venv-vulkan/bin/python -m pip install --quiet --upgrade pip
+	CMAKE_ARGS="$$CMAKE_ARGS -DGGML_VULKAN=on" .venv-vulkan/bin/python -m pip install \
+	    --no-cache-dir --no-binary llama-cpp-python \
+	    "$$(sed -n 's/^ *"\(llama-cpp-python[^"]*\)".*/\1/p' pyproject.toml)"
+	.venv-vulkan/bin/python -m pip install -e . hypothesis pytest pytest-timeout
+	.venv-vulkan/bin/python -m edgecs.engines.llama.kernels
 	@touch $@
 
 # With the exporter and plots, which the tests use: torch is large.

@@ -16,6 +16,9 @@ from itertools import accumulate
 MARGIN = 1 << 30  # bytes left free on every device: compute buffers and the desktop
 # chosen: a chat of some turns fits.
 SMALLEST_CONTEXT = 4096  # tokens; an automatic context is not made shorter than this
+# Drivers that compute on the CPU: Mesa's (lavapipe is its Vulkan part), Google's and
+# Microsoft's. ggml reports them as GPUs, so the name is all that tells them apart.
+_SOFTWARE = ("llvmpipe", "lavapipe", "swiftshader", "microsoft basic render")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,12 @@ class Device:
     description: str
     free: int
     total: int
+
+    @property
+    def software(self) -> bool:
+        """Whether its driver computes on the CPU, so that it gains nothing."""
+        description = self.description.lower()
+        return any(name in description for name in _SOFTWARE)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,14 @@ def load_head(
         if kernels is None:
             options, _ = options_that_compute(options, target.findings)
         with ExitStack() as undo:
-            model = LlamaModel(path, options, target.cancel, kernels, head=True)
+            model = LlamaModel(
+                path,
+                options,
+                target.cancel,
+                kernels,
+                head=True,
+                beside_gpu=bool(target.model.offload.layers),
+            )
             undo.callback(model.close)
             theirs = model.vocabulary.pieces()
             check_same(
@@ -127,8 +134,7 @@ def load_head(
 
             head = opened(0)
             undo.pop_all()
-        layers = model.offload.layers
-        where = f"{layers}/{model.offload.total} layers on GPU, " if layers else ""
+        where = model.offload.describe()
         about = f"{head.kind}, {model.file_type}, {where}{threads} CPU threads"
         return LoadedDrafter(
             path.stem,

@@ -309,8 +309,7 @@ def _load_gguf(path: Path, target: Loaded, options: LoadOptions) -> LoadedDrafte
                 drafter_name=path.name,
             )
             undo.pop_all()
-        layers = model.offload.layers
-        where = f"{layers}/{model.offload.total} layers on GPU, " if layers else ""
+        where = model.offload.describe()
         about = f"{model.description}, {where}{scorer.threads} CPU threads"
         if opened.warning:
             about += ", weights not repacked"

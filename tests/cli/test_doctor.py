@@ -21,6 +21,7 @@ from edgecs.costs.cost_model import CostModel
 from edgecs.decoding.exactness import Classes
 from edgecs.engines import host
 from edgecs.engines.llama import huge_pages, library
+from edgecs.engines.offload import Device
 from edgecs.planning.acceptance import Calibration
 from edgecs_cli.commands import doctor
 from edgecs_cli.commands.diagnosis import Facts, diagnose
@@ -30,6 +31,8 @@ from tests.keys import KEY, other_key
 
 Edgecs = Callable[..., Outcome]
 
+SOFTWARE = Device("Vulkan0", "llvmpipe (LLVM 15.0.6, 256 bits)", 8 << 30, 8 << 30)
+GPU = Device("Vulkan1", "AMD Radeon RX 7600", 8 << 30, 8 << 30)
 REBUILD = "python -m pip install ... llama-cpp-python"
 
 
@@ -52,6 +55,7 @@ HEALTHY = Facts(
     huge_pages_off=False,
     gpu=None,
     offloads=False,
+    devices=[],
     amx_broken=None,
     rebuild=REBUILD,
     providers={"CPUExecutionProvider": True, "CUDAExecutionProvider": False},
@@ -72,6 +76,11 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str, str]] = {
         {"gpu": "CUDA", "offloads": True},
         "CUDAExecutionProvider does not work",
         "CUDA-ExecutionProvider",
+    ),
+    "software": (
+        {"offloads": True, "devices": [SOFTWARE]},
+        "llvmpipe (LLVM 15.0.6, 256 bits), computes on the CPU",
+        "install the driver of a GPU",
     ),
     "memory": ({"available": 399 << 20}, "399 MiB of memory are free", "close other"),
     "huge pages": ({"huge_pages_off": True}, "are disabled", "echo madvise | sudo tee"),
@@ -168,6 +177,28 @@ def test_a_command_for_a_gpu_is_shown_only_where_there_is_one(
     assert "cmake" not in edgecs("doctor").out
     monkeypatch.setattr(doctor, "gpu_backend", lambda: "CUDA")
     assert "cmake.define.GGML_CUDA=on" in edgecs("doctor").out
+
+
+def test_a_gpu_beside_a_software_device_is_no_problem():
+    facts = replace(HEALTHY, offloads=True, devices=[SOFTWARE, GPU])
+    (finding,) = diagnose(facts)
+    assert finding.level == "ok"
+
+
+@pytest.mark.parametrize("device", [SOFTWARE, GPU])
+def test_devices_and_the_kernels_beside_them(
+    edgecs: Edgecs, no_gpu, monkeypatch: pytest.MonkeyPatch, device: Device
+):
+    monkeypatch.setattr(library, "devices", lambda: [device])
+    monkeypatch.setattr(library, "backends", lambda: ["Vulkan", "CPU"])
+    report = json.loads(edgecs("doctor", "--json").out)
+    (line,) = report["llama.cpp"]["devices"]
+    assert (", software" in line) == device.software
+    assert ("computes on the CPU" in str(report["verdict"])) == device.software
+    told = report["kernels"]["used"]
+    assert told.startswith("llama.cpp's on the GPU; ") == (not device.software)
+    if device is GPU:
+        assert told.endswith("with -ngl 0")
 
 
 def test_what_was_not_measured_has_no_speed(edgecs: Edgecs, cache: Path, no_gpu):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -350,6 +351,22 @@ def test_automatic_offload_takes_what_fits(tiny_gguf: Path, gpu: Device):
     assert automatic_layers(tiny_gguf, options) == (3, 256, note)
     with load(tiny_gguf, options) as loaded:
         assert loaded.note == note
+
+
+@pytest.mark.parametrize(
+    "name", ["llvmpipe (LLVM 15.0.6, 256 bits)", "SwiftShader Device (LLVM 10.0.0)"]
+)
+def test_automatic_offload_leaves_software_devices(
+    tiny_gguf: Path, gpu: Device, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    software = replace(gpu, description=name)
+    monkeypatch.setattr(library, "devices", lambda: [software])
+    with load(tiny_gguf, LoadOptions(n_ctx=256)) as loaded:
+        assert loaded.options.n_gpu_layers == 0
+        note = f"no layers, as {name} computes on the CPU (-ngl all offloads to it)"
+        assert loaded.note == note
+    monkeypatch.setattr(library, "devices", lambda: [software, gpu])
+    assert automatic_layers(tiny_gguf, LoadOptions(n_ctx=256)).layers == 3
 
 
 @pytest.mark.parametrize("kind", [LlamaModel, LlamaLM])

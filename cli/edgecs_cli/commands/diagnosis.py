@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from edgecs.calibrate.profile import Key, Profile
 from edgecs.calibrate.speculation_profile import NONSENSE, Known
+from edgecs.engines.offload import Device
 
 _BESIDE = 300 << 20  # bytes that an answer takes besides its weights: Python, KV cells
 _NAMED = 3  # models that a sentence names
@@ -34,9 +35,10 @@ class Finding(NamedTuple):
 class Facts:
     """Facts about this machine.
 
-    gpu: the backend for its GPU, None: no GPU. amx_broken: how the test of AMX failed,
-    None: it did not. rebuild: the command that compiles llama.cpp again, for AMX and
-    for the GPU. models: known by name, with their files.
+    gpu: the backend for its GPU, None: no GPU. devices: those that llama.cpp finds.
+    amx_broken: how the test of AMX failed, None: it did not. rebuild: the command that
+    compiles llama.cpp again, for AMX and for the GPU. models: known by name, with their
+    files.
     """
 
     available: int  # bytes of memory
@@ -44,6 +46,7 @@ class Facts:
     huge_pages_off: bool
     gpu: str | None
     offloads: bool  # whether this build of llama.cpp has a backend for GPUs
+    devices: Sequence[Device]
     amx_broken: str | None
     rebuild: str
     providers: Mapping[str, bool]  # of ONNX Runtime, and whether each works
@@ -81,6 +84,14 @@ def _gpu(facts: Facts) -> Problems:
         yield (
             f"there is {_GPUS[facts.gpu]}, which this build of llama.cpp does not use",
             f"rebuild it (some minutes): {facts.rebuild}",
+        )
+    if facts.devices and all(device.software for device in facts.devices):
+        names = ", ".join(device.description for device in facts.devices)
+        yield (
+            f"the only device of llama.cpp, {names}, computes on the CPU, so layers on "
+            "it gain nothing: -ngl auto puts none there",
+            "install the driver of a GPU, if there is one, and unset "
+            "GGML_VK_VISIBLE_DEVICES",
         )
 
 

@@ -20,6 +20,7 @@ from edgecs.engines.cell_memory import memory_of, most_snapshots
 from edgecs.engines.gguf_header import read_header
 from edgecs.engines.host import cpu_name, gpu_backend
 from edgecs.engines.load_options import LoadOptions
+from edgecs.engines.offload import Device
 from edgecs.runtime.folders import Folders
 from edgecs.runtime.loader import build_and_device
 from edgecs_bench.text_tables import aligned
@@ -130,6 +131,7 @@ def examine() -> tuple[dict[str, dict[str, Any]], Facts]:
         huge_pages_off=huge_pages.setting() == huge_pages.OFF,
         gpu=gpu,
         offloads=bool(built),
+        devices=devices,
         amx_broken=amx["amx"] if amx.get("to mend amx") else None,
         rebuild=llama.build_command(built or ([gpu] if gpu else [])),
         providers=providers,
@@ -154,14 +156,11 @@ def examine() -> tuple[dict[str, dict[str, Any]], Facts]:
             "instructions": llama.system_info(),
             "backends": llama.backends(),
             "offload": bool(built),
-            "devices": [
-                f"{d.name} ({d.description}), {_gib(d.free)} of {_gib(d.total)} free"
-                for d in devices
-            ],
+            "devices": [_described(device) for device in devices],
             "to get offload": None if built else llama.build_command([gpu or "Vulkan"]),
             **amx,
         },
-        "kernels": _kernels(),
+        "kernels": _kernels(devices),
         "onnx runtime": {
             "version": onnx.version(),
             "working": [name for name, works in providers.items() if works],
@@ -233,13 +232,22 @@ def _cells(path: Path) -> str:
     return memory.describe(_CONTEXT, options, kept)
 
 
-def _kernels() -> dict[str, str | None]:
-    """The CPU kernels in use, and why edgecs's are not."""
+def _described(device: Device) -> str:
+    free = f"{_gib(device.free)} of {_gib(device.total)} free"
+    kind = ", software" if device.software else ""
+    return f"{device.name} ({device.description}{kind}), {free}"
+
+
+def _kernels(devices: Sequence[Device]) -> dict[str, str | None]:
+    """The kernels in use, and why edgecs's are not."""
     from edgecs.engines.llama.kernel_choice import choose
 
     ours, why = choose("auto", Folders().findings)
+    used = f"edgecs's for {ours.name}" if ours else "llama.cpp's"
+    if any(not device.software for device in devices):
+        used = f"llama.cpp's on the GPU; {used} with -ngl 0"
     return {
-        "used": f"edgecs's for {ours.name}" if ours else "llama.cpp's",
+        "used": used,
         "why not edgecs's": why,
     }
 

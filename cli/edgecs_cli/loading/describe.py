@@ -80,5 +80,5 @@ def _place(runtime: Runtime) -> str:
     if not offload.layers:
         return cpu
     if offload.layers >= offload.total:
-        return "GPU"
-    return f"GPU, {offload.layers} of {offload.total} layers, {cpu}"
+        return offload.device
+    return f"{offload.device}, {offload.layers} of {offload.total} layers, {cpu}"

@@ -32,12 +32,16 @@ class Choice(NamedTuple):
 def automatic_layers(path: Path, options: LoadOptions) -> Choice:
     """The largest number of layers that fits the devices' free memory.
 
-    Raises ModelError if the file is not a GGUF.
+    0 if all devices are software. Raises ModelError if the file is not a GGUF.
     """
     devices = library.devices() if library.supports_offload() else []
     if not devices:
         return Choice(0, options.n_ctx, None)
     check_file(path)
+    if all(device.software for device in devices):
+        names = ", ".join(device.description for device in devices)
+        reason = f"no layers, as {names} computes on the CPU (-ngl all offloads to it)"
+        return Choice(0, options.n_ctx, reason)
     free = sum(device.free for device in devices)
     try:
         footprint, n_ctx = _footprint(path, options, free)

@@ -5,6 +5,7 @@ A `LlamaModel` is the file in memory; `LlamaLM` decodes with it.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import threading
@@ -74,6 +75,18 @@ class Offload:
     layers: int  # on accelerators; 0 without one
     total: int  # all layers; the output matrix counts as one
     buffers: dict[str, float]  # MiB by buffer name, as logged (CPU_Mapped, CUDA0, ...)
+    software: bool = False  # whether the accelerators are drivers that use the CPU
+
+    @property
+    def device(self) -> str:
+        """What the layers are on."""
+        return "software GPU" if self.software else "GPU"
+
+    def describe(self) -> str:
+        """The beginning of a list of what a model runs on; empty without layers."""
+        if not self.layers:
+            return ""
+        return f"{self.layers}/{self.total} layers on {self.device}, "
 
 
 class EmbeddingModel(ModelError):
@@ -86,7 +99,8 @@ class LlamaModel:
     options: n_gpu_layers must be a number or "all"; "auto" is resolved in `layers`.
     kernels: the kernels to use, regardless of the options; None: llama.cpp's. embeds:
     whether it is opened for embeddings. head: whether it is a head, which needs a
-    target.
+    target. beside_gpu: whether that target has layers on a GPU, whose tensors the head
+    may use.
 
     Raises ModelError for a missing or broken file, EmbeddingModel for a file of the
     other kind, OutOfMemory if the weights do not fit, Cancelled if `cancel` is set
@@ -102,11 +116,12 @@ class LlamaModel:
         *,
         embeds: bool = False,
         head: bool = False,
+        beside_gpu: bool = False,
     ) -> None:
         self.path = path
         self.kernels, self.packed = kernels, cast(PackedWeights | None, None)
         self._cancel = cancel
-        self._has_heads = options.heads
+        self._has_heads, self._beside_gpu = options.heads, beside_gpu
         check_file(path)
         library.clear_log()
         self.handle = self._open(options)
@@ -263,6 +278,11 @@ class LlamaModel:
         params.load_mtp = self._has_heads
         layers = options.n_gpu_layers
         params.n_gpu_layers = -1 if layers == "all" else int(layers)
+        # llama.cpp otherwise sends long batches to a GPU that holds no layer, and packs
+        # no weights for the CPU.
+        no_devices = (ctypes.c_void_p * 1)()  # must outlive the call
+        if layers == 0 and not self._beside_gpu:
+            params.devices = ctypes.addressof(no_devices)
         params.load_mode = (
             lib.LLAMA_LOAD_MODE_MMAP if options.mmap else lib.LLAMA_LOAD_MODE_NONE
         ) | (lib.LLAMA_LOAD_MODE_MLOCK if options.mlock else 0)
@@ -362,4 +382,5 @@ def _reported_offload(blocks: int) -> Offload:
     buffers: dict[str, float] = {}
     for name, size in _BUFFER.findall(text):
         buffers[name] = buffers.get(name, 0.0) + float(size)
-    return Offload(layers, total, buffers)
+    software = bool(layers) and all(device.software for device in library.devices())
+    return Offload(layers, total, buffers, software)
