@@ -222,7 +222,7 @@ def schedule_options(command: F) -> F:
         _speculation(
             "--draft-leaves",
             "leaves",
-            type=click.IntRange(1, LoadOptions.max_draft),
+            type=Whole(1, LoadOptions.max_draft),
             default=1,
             show_default=True,
             metavar="N",
