@@ -14,7 +14,7 @@ a draft because of what it is, which a planner would do.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from edgecs.errors import ConfigError
 from edgecs.sampling import noise
 from edgecs.sampling.chain import Choices
 
-Accept = Literal["shared", "rejection", "block"]
 _COIN, _REST = 2, 3  # streams of the noise at a position
 
 

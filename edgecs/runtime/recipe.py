@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from edgecs.decoding.accept import Accept
 from edgecs.decoding.kmatrix import KMatrix
-from edgecs.decoding.ratio import Accept
 from edgecs.decoding.tiers import Exact
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ConfigError

@@ -26,13 +26,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
-import numpy as np
-
-from edgecs.core.context import Tokens
-from edgecs.core.draft import Law, Laws, Row
 from edgecs.errors import ConfigError
+
+if TYPE_CHECKING:  # options name the rules, and a command may need no numpy
+    from edgecs.core.context import Tokens
+    from edgecs.core.draft import Law, Laws, Row
 
 RuleName = Literal["chow", "diff", "opt", "v1", "v2", "v3"]
 
@@ -120,5 +120,5 @@ class CascadeRule:
         apart = 1.0
         if self.name == "opt":
             laws = choose.law(row, tokens), choose.law(small, tokens)
-            apart = float(np.abs(laws[0] - laws[1]).sum()) / 2
+            apart = float(abs(laws[0] - laws[1]).sum()) / 2
         return sure >= float(p.max()) - self.alpha * apart

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import click
 
-from edgecs.decoding.ratio import Accept
+from edgecs.decoding.accept import Accept
 from edgecs.decoding.tiers import Exact
 from edgecs.drafters.copies import LONGEST
 from edgecs.engines.load_options import (
