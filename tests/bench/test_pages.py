@@ -135,7 +135,7 @@ def test_drafters_are_a_row_for_each_temperature(tmp_path: Path):
     row = {"drafter": "a", "right": [0.5, 0.25, 0.125], "drafts": 9, "temperature": 0.8}
     told = {
         "suites": ["x.jsonl", "y"],
-        "bytes": {"a": 2_500_000},
+        "bytes": {"a": 5 << 19},
         "rows": [{**row, "ms_a_token": 0.5}, {**row, "drafter": "b", "ms_a_token": 0}],
     }
     path = tmp_path / "d.jsonl"
