@@ -16,7 +16,7 @@ from tests.keys import KEY, another, other_key
 
 EFFECTS = {field.name: field.metadata["effect"] for field in fields(LoadOptions)}
 # For programs only.
-UNFLAGGED = {"n_batch", "max_draft", "sequences", "leaves", "most_ctx", "heads"}
+UNFLAGGED = {"n_batch", "max_draft", "sequences", "most_ctx", "heads"}
 
 
 def both(name: str) -> tuple[Key, Key]:

@@ -116,8 +116,8 @@ def _open(model: str | bytes, provider: str, threads: int) -> ort.InferenceSessi
     # Spinning threads would take cores from the target's threads.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    # Processors without VNNI otherwise add products of int8 in 16 bits, which overflow: an
-    # int8 decoder then chose 2 of 57 tokens as in float32.
+    # Processors without VNNI otherwise add products of int8 in 16 bits, which overflow:
+    # an int8 decoder then chose 2 of 57 tokens as in float32.
     options.add_session_config_entry("session.x64quantprecision", "1")
     # Without enable_fallback=False a failure is printed to stdout and hidden.
     session = ort.InferenceSession(
