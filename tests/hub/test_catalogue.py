@@ -121,7 +121,8 @@ def test_search_on_the_command_line(edgecs: Edgecs):
     nothing = edgecs("models", "search", "qwem3-4b")
     assert (nothing.code, nothing.out) == (0, "")
     assert "did you mean qwen3-4b" in nothing.err
-    one_line(edgecs("models", "search", "--size-under", "huge"), 2, "'huge' is not a")
+    wrong = edgecs("models", "search", "--size-under", "huge")
+    one_line(wrong, 2, "must be a size such as 4GiB or 500MiB, got 'huge'")
 
 
 def test_an_unknown_name_is_answered_with_near_ones(tmp_path: Path):

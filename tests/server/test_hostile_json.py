@@ -47,6 +47,7 @@ VALID: dict[str, dict[str, Any]] = {
     "/chat/completions": {**CHAT, "max_tokens": 1},
     "/v1/completions": {"prompt": "hi", "max_tokens": 1},
     "/completions": {"prompt": "hi", "max_tokens": 1},
+    "/completion": {"prompt": "hi", "n_predict": 1},
     "/v1/messages": {**CHAT, "model": "tiny", "max_tokens": 1},
     "/v1/messages/count_tokens": {**CHAT, "model": "tiny"},
     "/v1/responses": {"input": "hi", "max_output_tokens": 1},
@@ -166,7 +167,14 @@ def test_no_path_is_missing_here():
         for route in create_app(serving_of(None)).routes
         if "POST" in getattr(route, "methods", ())
     }
-    assert posts == VALID.keys()
+    assert posts == {*VALID, "/infill"}
+
+
+def test_broken_bodies_for_filling_in_are_errors(url: str):
+    """Good ones need a model with tokens for it, see `test_llama_api`."""
+    with httpx.Client(base_url=url, timeout=WAIT) as client:
+        for body in BROKEN.values():
+            check_error("/infill", client.post("/infill", content=body))
 
 
 @pytest.mark.parametrize("path", VALID)
