@@ -164,11 +164,16 @@ class _EveryWidth:
         """Does nothing."""
 
     def draft(
-        self, context: Context, choose: Choose, most: int, allowed: Allowed = EVERY
+        self,
+        context: Context,
+        choose: Choose,
+        most: int,
+        allowed: Allowed = EVERY,
+        together: int = 1,
     ) -> Gathered:
         """A draft for the next width; shorter if the drafter proposes less."""
         turn = next(self._turns) if most else StaticSchedule()
-        return turn.draft(context, choose, most, allowed)
+        return turn.draft(context, choose, most, allowed, together)
 
     def learn(self, context: Context, outcome: Outcome) -> None:
         """Does nothing."""

@@ -182,19 +182,14 @@ class Cascade:
         """The first part of `step`: a draft of at most `most` tokens.
 
         A drafter that fails is disabled, and the draft is empty. together: requests
-        that the call will have. Where it has several, a schedule that does not weigh
-        its drafts is not asked: nothing of them would be verified.
+        that the call will have.
         """
-        if hasattr(self.schedule, "together"):
-            self.schedule.together = together
-        elif together > 1:
-            most = 0
         began, gathered = self._clock(), Gathered(NOTHING, ())
         if self.ratio:
             choices = self.ratio.choices(choices, context)
         if not self._off:
             try:
-                gathered = self._gather(context, choices.drafters, most)
+                gathered = self._gather(context, choices.drafters, most, together)
             except Exception as error:
                 self._park(error)
         return self._pending(context, gathered, began)
@@ -256,12 +251,14 @@ class Cascade:
             raise ModelError(f"it chose token {token}, but {_ids(size)}")
         return done
 
-    def _gather(self, context: Context, choose: Choose, most: int) -> Gathered:
+    def _gather(
+        self, context: Context, choose: Choose, most: int, together: int = 1
+    ) -> Gathered:
         """A draft that the reviewer can score; raises Faulty for an invalid one."""
         # The last token of the context is computed by this call: its cell is the first.
         depth = len(context) - 1
         gathered = self.schedule.draft(
-            context, choose, most, self.limits.allowed(depth)
+            context, choose, most, self.limits.allowed(depth), together
         )
         draft = gathered.draft
         if draft is NOTHING:

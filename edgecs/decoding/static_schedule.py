@@ -50,11 +50,7 @@ class Outcome(NamedTuple):
 
 
 class Schedule(Protocol):
-    """Decides how much every drafter drafts.
-
-    One that states a `Plan` has an attribute `together`, which is set before every
-    draft: the number of requests that the reviewer's next call will have.
-    """
+    """Decides how much every drafter drafts."""
 
     @property
     def drafters(self) -> tuple[Drafter, ...]:
@@ -64,12 +60,17 @@ class Schedule(Protocol):
         """Called when an answer begins."""
 
     def draft(
-        self, context: Context, choose: Choose, most: int, allowed: Allowed = EVERY
+        self,
+        context: Context,
+        choose: Choose,
+        most: int,
+        allowed: Allowed = EVERY,
+        together: int = 1,
     ) -> Gathered:
         """A draft of at most `most` tokens.
 
         allowed: permitted widths of the reviewer's call; a draft of another width is
-        clipped to the next smaller one.
+        clipped to the next smaller one. together: requests that the call will have.
         """
 
     def learn(self, context: Context, outcome: Outcome) -> None:
@@ -111,10 +112,19 @@ class StaticSchedule:
         """Does nothing: all rounds are the same."""
 
     def draft(
-        self, context: Context, choose: Choose, most: int, allowed: Allowed = EVERY
+        self,
+        context: Context,
+        choose: Choose,
+        most: int,
+        allowed: Allowed = EVERY,
+        together: int = 1,
     ) -> Gathered:
-        """The drafters' tokens, the best drafter's first (horizontal cascade)."""
+        """The drafters' tokens, the best drafter's first (horizontal cascade).
+
+        Nothing for a call with several requests: whether it pays is not known.
+        """
         draft = NOTHING
+        most = 0 if together > 1 else most
         proposed: tuple[str, ...] = ()
         for drafter, goal in self._turns:
             room = min(goal, most) - len(draft)

@@ -61,7 +61,12 @@ class ReviewSchedule:
         """Do nothing: there is no state of a single answer."""
 
     def draft(
-        self, context: Context, choose: Choose, most: int, allowed: Allowed = EVERY
+        self,
+        context: Context,
+        choose: Choose,
+        most: int,
+        allowed: Allowed = EVERY,
+        together: int = 1,
     ) -> Gathered:
         """The draft that pays for its review; empty while call times are unknown."""
         if not self.costs.known:

@@ -85,10 +85,6 @@ class Planner:
     one and the sources. longest: most tokens in a draft. ends: end-of-generation
     tokens. clock: returns seconds. rollback: cost of rejected drafts, None: they are
     removed at no cost. trees: adds siblings to chains, None: drafts are chains.
-
-    together: requests of the reviewer's next call. Drafters that are models draft one
-    after the other while all requests wait, so their time counts in full, and that of
-    the call only as the share of a request: the ratio is that of all answers together.
     """
 
     def __init__(
@@ -125,7 +121,7 @@ class Planner:
             neural.insert(0, source)
         self.neural = tuple(neural)
         self._sound = self.neural  # those that have not failed
-        self.together = 1
+        self._together = 1  # requests of the next call
         self._longest = min(longest, WIDEST - 1)
         self._ends = ends
         self._clock = clock
@@ -162,9 +158,21 @@ class Planner:
         self.rollback.behind = 0
 
     def draft(
-        self, context: Context, choose: Choose, most: int, allowed: Allowed = EVERY
+        self,
+        context: Context,
+        choose: Choose,
+        most: int,
+        allowed: Allowed = EVERY,
+        together: int = 1,
     ) -> Gathered:
-        """The draft with the best expected throughput; see the module."""
+        """The draft with the best expected throughput; see the module.
+
+        together: where the call has several requests, drafters that are models draft
+        one after the other while all of them wait, so their time counts in full, and
+        that of the call only as the share of a request: the ratio is that of all
+        answers together.
+        """
+        self._together = together
         self._mark()
         self.ledger.settle(context)
         if self.trees:
@@ -185,7 +193,7 @@ class Planner:
         choice = best_width(path, times, MARGIN + CAUTION * self._debt)
         if asks:
             shares, best = times, choice
-            if self.together > 1:
+            if self._together > 1:
                 shares = self._shares(times)
                 best = best_width(path, shares, MARGIN + CAUTION * self._debt)
             inputs = RoundInputs(
@@ -333,7 +341,7 @@ class Planner:
 
     def _shares(self, times: list[float]) -> list[float]:
         """Seconds of a joint call for each of its requests, [WIDEST] by its width."""
-        shares = shared_times(times, self.together)
+        shares = shared_times(times, self._together)
         return shares if shares[0] < math.inf else times
 
     def _least(self, depth: int) -> float:

@@ -112,8 +112,8 @@ class Trees:
 
         path: probability that the chain is right up to each token. least: path
         probability, for each token that the round emits anyway, below which a node
-        cannot pay. others: further candidates of the
-        chain's own drafter at each of its positions.
+        cannot pay. others: further candidates of the chain's own drafter at each of its
+        positions.
         """
         for branches, _ in self._sound:
             try:

@@ -308,7 +308,7 @@ def test_a_schedules_own_time_is_without_calls(monkeypatch: pytest.MonkeyPatch):
         def begin(self):
             pass
 
-        def draft(self, context, choose, most, allowed):
+        def draft(self, context, choose, most, allowed, together):
             clock.now += 2
             score_one(model, context)
             return Gathered(NOTHING, ())

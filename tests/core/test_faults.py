@@ -387,7 +387,7 @@ class Broken:
     def begin(self):
         self._fail("begin")
 
-    def draft(self, context, choose, most, allowed):
+    def draft(self, context, choose, most, allowed, together):
         self._fail("draft")
         if self.where == "draft":
             return None

@@ -380,8 +380,7 @@ def test_a_joint_call_is_shared_and_drafting_is_not(
     planner = planned(target, [drafter])
     context = Context([0, 1, 2, 3, 4])
     planner.begin()
-    planner.together = together
-    gathered = planner.draft(context, greedy, 7)
+    gathered = planner.draft(context, greedy, 7, together=together)
     assert bool(drafter.calls) == asks
     assert bool(len(gathered.draft)) == asks
 
@@ -391,10 +390,9 @@ def test_a_try_in_a_joint_call_counts_as_lost():
     drafter = Near(target, 9.0, single=1.0)
     planner = planned(target, [drafter], known=False)
     planner._busy, planner._start = 1e3, 1
-    planner.together = 2
     context, before = Context([1] * 500), planner.to_lose
     for _ in range(40):
-        gathered = planner.draft(context, greedy, 7)
+        gathered = planner.draft(context, greedy, 7, together=2)
         rows = target.score([Request(context, gathered.draft)])[0]
         planner.learn(
             context, Outcome(gathered.draft, rows, Verdict((), 1), 0.0, 0.01, 2)

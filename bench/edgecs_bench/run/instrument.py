@@ -51,11 +51,16 @@ class Watched:
         self._schedule.begin()
 
     def draft(
-        self, context: Context, choose: Choose, most: int, allowed: Allowed = EVERY
+        self,
+        context: Context,
+        choose: Choose,
+        most: int,
+        allowed: Allowed = EVERY,
+        together: int = 1,
     ) -> Gathered:
         """A draft."""
         began = perf_counter() - self._calls.seconds
-        gathered = self._schedule.draft(context, choose, most, allowed)
+        gathered = self._schedule.draft(context, choose, most, allowed, together)
         spent = perf_counter() - self._calls.seconds - began
         self._drafting = spent if most else None
         return gathered
