@@ -281,9 +281,8 @@ class Model:
 
     def _tagged(self, tokens: Generator[Token], prompt: Tokens) -> Generator[Token]:
         """The tokens of an answer, with thoughts between <think> tags."""
-        spelling = self.loaded.model.vocabulary.spelling
-        ending = "".join(map(spelling, prompt[-8:].tolist()))
-        tags = self._form.think_tags(open=self._form.opened(ending))
+        opened = self._form.opened_by(prompt, self.loaded.model.vocabulary)
+        tags = self._form.think_tags(open=opened)
         with closing(tokens):
             yield from tags.over(tokens, lambda token: bool(self.finish_reason))
 

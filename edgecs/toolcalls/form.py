@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgecs.text.detokenizer import Tokenizer
 from edgecs.text.think_tags import ThinkTags, without_thoughts
 from edgecs.text.thoughts import GEMMA, THINK, Parts, Separator, Tags, Thoughts
@@ -15,6 +18,7 @@ from edgecs.toolcalls.recognise import family_of
 from edgecs.toolcalls.use import Spelled, ToolUse
 
 _LEAST, _MOST = ("none", "minimal"), ("xhigh", "max")
+_ENDING = 8  # tokens of a prompt in which an opening tag and its line are
 
 
 class Channels:
@@ -81,6 +85,11 @@ class AnswerForm:
     def opened(self, prompt: str) -> bool:
         """Whether the end of a prompt has opened thoughts."""
         return self.tags is not None and self.tags.opened(prompt)
+
+    def opened_by(self, prompt: NDArray[np.int32], vocabulary: Tokenizer) -> bool:
+        """The same of a prompt as tokens."""
+        ending = prompt[-_ENDING:].tolist()
+        return self.opened("".join(map(vocabulary.spelling, ending)))
 
     def separator(self, tools: ToolUse | None, *, open: bool) -> Separator | None:
         """What separates thoughts from an answer; None: the parser of calls does."""

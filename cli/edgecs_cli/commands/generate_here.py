@@ -96,8 +96,7 @@ def _encode(loaded: Loaded, text: str, wishes: Wishes) -> tuple[Tokens, _Form]:
         messages.insert(0, {"role": "system", "content": wishes.system})
     prompt = ChatTemplate(vocabulary).encode(messages)
     form = AnswerForm.of(vocabulary.chat_template or "")
-    ending = "".join(map(vocabulary.spelling, prompt[-8:].tolist()))
-    tags = form.think_tags(open=form.opened(ending))
+    tags = form.think_tags(open=form.opened_by(prompt, vocabulary))
     return prompt, _Form(tags, form.shown(vocabulary))
 
 

@@ -165,10 +165,9 @@ async def prompt_answers(
     separated: whether thoughts are separated from the text. tools: those that may be
     called. Raises EdgecsError.
     """
-    ending = "".join(map(engine.spelling, prompt[-8:].tolist()))
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     form = engine.form
-    thinks = form.opened(ending) if separated else None
+    thinks = form.opened_by(prompt, engine.vocabulary) if separated else None
     shown = form.shown(engine.vocabulary) if separated else None
     limits = Constraint(None, shown)
     if tools is not None or is_constrained(asked, asked.response_format):
