@@ -31,6 +31,7 @@ from edgecs_cli.client.chat_served import ServedTalk, open_served
 from edgecs_cli.client.connection import ServerLost
 from edgecs_cli.options.recipe import Call, taken
 from edgecs_cli.options.shared import Interrupt
+from tests.cli.no_reader import NoReader
 from tests.commands import Edgecs, one_line
 from tests.conftest import Outcome, before_calls
 from tests.server.servers import WAIT, published_server
@@ -186,21 +187,6 @@ def talking(tiny_gguf: Path, *options: object) -> Iterator[tuple[Talk[Any], Inte
         opening = open_here if values["server"] == "off" else open_served
         with opening(values, start, call, interrupt) as talk:
             yield talk, interrupt
-
-
-class NoReader:
-    """Nothing is typed."""
-
-    commands = True
-
-    def __call__(self) -> str | None:
-        return None
-
-    def answered(self, *, stopped: bool) -> None:
-        self.stopped = stopped
-
-    def usual(self) -> Any:
-        return ExitStack()
 
 
 def quiet() -> Call:

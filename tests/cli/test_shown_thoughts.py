@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 import pytest
@@ -26,6 +24,7 @@ from edgecs_cli.chat.talk import Start
 from edgecs_cli.client.chat_served import open_served
 from edgecs_cli.options.recipe import Call, taken
 from edgecs_cli.options.shared import Interrupt
+from tests.cli.no_reader import NoReader
 from tests.commands import Edgecs
 from tests.conftest import Outcome, interrupt_at
 from tests.server.servers import published_server
@@ -56,21 +55,6 @@ def served(
     options = LoadOptions(n_ctx=2048, threads=1, sequences=2)
     with published_server(model, tmp_path, options):
         yield
-
-
-class NoReader:
-    """Nothing is typed."""
-
-    commands = True
-
-    def __call__(self) -> str | None:
-        return None
-
-    def answered(self, *, stopped: bool) -> None:
-        self.stopped = stopped
-
-    def usual(self) -> Any:
-        return nullcontext()
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from edgecs.toolcalls.qwen_coder import QwenCoder
 from edgecs.toolcalls.tool import Tool
 from edgecs.toolcalls.use import ToolUse
 from tests.fuzz import mutate
+from tests.toolcalls.merged import joined
 
 FAMILIES: dict[str, Family] = {
     "Hermes": Hermes(),
@@ -156,8 +157,8 @@ def _check_grammar(family: Family, tools: Sequence[Tool]) -> bool:
 
 
 def _check_parser(family: Family, tools: Sequence[Tool], parts: Sequence[str]) -> None:
-    whole = _joined(_parsed(Parser(family, tools), ["".join(parts)]))
-    assert _joined(_parsed(Parser(family, tools), parts)) == whole, "cuts matter"
+    whole = joined(_parsed(Parser(family, tools), ["".join(parts)]))
+    assert joined(_parsed(Parser(family, tools), parts)) == whole, "cuts matter"
     names, text, is_open = {tool.name for tool in tools}, "", False
     for event in whole:
         if isinstance(event, Begun):
@@ -180,17 +181,6 @@ def _parsed(parser: Parser, parts: Iterable[str]) -> Iterator[Event]:
         yield from parser.feed(part)
     yield from parser.flush()
     assert not parser.flush(), "more after the end"
-
-
-def _joined(events: Iterable[Event]) -> list[Event]:
-    made = list[Event]()
-    for event in events:
-        last = made[-1] if made else None
-        if isinstance(event, Text | Thought | Arguments) and type(last) is type(event):
-            made[-1] = type(event)(last.text + event.text)  # type: ignore[union-attr]
-        else:
-            made.append(event)
-    return made
 
 
 def _check_thoughts(form: AnswerForm, parts: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from edgecs.toolcalls.harmony import Harmony
 from edgecs.toolcalls.hermes import Hermes
 from edgecs.toolcalls.source import Malformed, loaded
 from edgecs.toolcalls.tool import Tool
+from tests.toolcalls.merged import joined
 from tests.toolcalls.rendering import FAMILIES, NO_TEXT_BEFORE, Call
 
 KEYS = st.text("abcXYZ_09", min_size=1, max_size=6)
@@ -75,18 +76,6 @@ def parsed(parser: Parser, parts: Iterable[str]) -> list[Event]:
     events += parser.flush()
     assert parser.flush() == []
     return joined(events)
-
-
-def joined(events: Iterable[Event]) -> list[Event]:
-    """The events, those of a kind that follow each other as one."""
-    made = list[Event]()
-    for event in events:
-        last = made[-1] if made else None
-        if isinstance(event, Text | Thought | Arguments) and type(last) is type(event):
-            made[-1] = type(event)(last.text + event.text)  # type: ignore[union-attr]
-        else:
-            made.append(event)
-    return made
 
 
 def cut(text: str, places: Iterable[int]) -> list[str]:
