@@ -200,7 +200,7 @@ def distill(**values: Any) -> int:
     known: dict[str, Kind] = {
         "head": HeadKind(),
         "decoder": DecoderKind(values["layers"], values["width"]),
-        "eagle3": EagleKind(path, quantize or "q8_0"),
+        "eagle3": EagleKind(quantize or "q8_0"),
     }
     plan = Plan(
         values["tokens"],

@@ -53,7 +53,12 @@ class Kind(Protocol):
         """A `Student` before any training. Raises what `check` raises."""
 
     def export(
-        self, folder: Path, student: Any, vocabulary: Vocabulary, about: About
+        self,
+        folder: Path,
+        student: Any,
+        vocabulary: Vocabulary,
+        about: About,
+        target: TargetFile,
     ) -> Path:
         """Writes a drafter of a name into a folder, and returns its path."""
 
@@ -130,7 +135,12 @@ class HeadKind(_OnnxKind):
         return head
 
     def export(
-        self, folder: Path, student: Any, vocabulary: Vocabulary, about: About
+        self,
+        folder: Path,
+        student: Any,
+        vocabulary: Vocabulary,
+        about: About,
+        target: TargetFile,
     ) -> Path:
         """See `Kind`."""
         return export_head(folder / about.name, student, vocabulary.ids, about)
@@ -169,7 +179,12 @@ class DecoderKind(_OnnxKind):
         return begin(target, vocabulary.ids, shape, seed)
 
     def export(
-        self, folder: Path, student: Any, vocabulary: Vocabulary, about: About
+        self,
+        folder: Path,
+        student: Any,
+        vocabulary: Vocabulary,
+        about: About,
+        target: TargetFile,
     ) -> Path:
         """See `Kind`."""
         return export_decoder(folder / about.name, student, about)
@@ -179,7 +194,6 @@ class DecoderKind(_OnnxKind):
 class EagleKind:
     """One layer on the inputs of three layers, in a GGUF. matrices: their type."""
 
-    target: Path
     matrices: str = "q8_0"
     name: str = EAGLE
     speaks: bool = False
@@ -212,7 +226,12 @@ class EagleKind:
         return eagle
 
     def export(
-        self, folder: Path, student: Any, vocabulary: Vocabulary, about: About
+        self,
+        folder: Path,
+        student: Any,
+        vocabulary: Vocabulary,
+        about: About,
+        target: TargetFile,
     ) -> Path:
         """See `Kind`."""
         path = folder / f"{about.name}-{self.matrices}.gguf"
@@ -222,7 +241,7 @@ class EagleKind:
             student.arrays(),
             student.shape,
             vocabulary.ids,
-            TargetFile(self.target),
+            target,
             kind=self.matrices,
             name=about.name,
             license=about.license,

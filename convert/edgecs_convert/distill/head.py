@@ -44,7 +44,7 @@ class Head(StateLayer):
     def loss(self, batch: Batch[Tensor], recipe: Recipe) -> Tensor:
         """The loss of all passes, with smaller weights for later ones."""
         steps = self(batch.tokens, batch.states, recipe.passes)
-        return self.loss_of_passes(steps, batch, recipe, recipe.likeness)
+        return self.loss_of_passes(steps, batch, recipe)
 
     def logits(self, states: Tensor) -> Tensor:
         """[..., width] -> [..., rows]: logits of the next token after a state."""

@@ -7,6 +7,7 @@ attention has true states up to s - 1 tokens back (EAGLE-3, HASS).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,7 +22,7 @@ from edgecs_convert.distill.shape import LayerShape
 from edgecs_convert.distill.texts import Batch
 
 
-class StateLayer(nn.Module):  # type: ignore[misc]
+class StateLayer(nn.Module, ABC):  # type: ignore[misc]
     """A decoder layer with the weights of a shape, under the same names."""
 
     shape: LayerShape
@@ -37,32 +38,28 @@ class StateLayer(nn.Module):  # type: ignore[misc]
                 weight = torch.randn(size, generator=source) * size[0] ** -0.5
             self.register_parameter(name, nn.Parameter(weight))
 
+    @abstractmethod
     def logits(self, states: Tensor) -> Tensor:
         """[..., width] -> [..., rows]: logits of the next token after a state."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _input(self, given: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
         """The input of the attention, and the residual that its output is added to.
 
         given: states, [texts, length, width]. embedded: of the tokens, normed.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def _output(self, state: Tensor) -> Tensor:
         """The state of the next input, from the sum of all residuals."""
-        raise NotImplementedError
 
     def loss_of_passes(
         self,
         steps: Sequence[Tensor],
         batch: Batch[Tensor],
         recipe: Recipe,
-        likeness: float = 0.0,
     ) -> Tensor:
-        """The loss of all passes, with smaller weights for later ones.
-
-        likeness: weight of the distance from the target's next states.
-        """
+        """The loss of all passes, with smaller weights for later ones."""
         counts = batch.counts
         total, weights = torch.zeros((), device=counts.device), 0.0
         for s, out in enumerate(steps):
@@ -78,9 +75,9 @@ class StateLayer(nn.Module):  # type: ignore[misc]
             loss = divergence(
                 recipe.loss, said, batch.top_rows[here], batch.top_logits[here]
             )
-            if likeness:
+            if recipe.likeness:
                 away = F.smooth_l1_loss(mine.float(), batch.next_states[here])
-                loss = loss + likeness * away
+                loss = loss + recipe.likeness * away
             weight = recipe.fading**s
             total = total + weight * loss
             weights += weight

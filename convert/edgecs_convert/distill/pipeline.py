@@ -319,7 +319,7 @@ def _export(
         int8=plan.int8,
     )
     student, vocabulary = trainer.student, trainer.vocabulary
-    return kind.export(work / _DRAFTERS, student, vocabulary, about)
+    return kind.export(work / _DRAFTERS, student, vocabulary, about, target)
 
 
 def _candidate(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgecs.core.context import Tokens
 from edgecs.core.files import replacing
+from edgecs.core.logits import best_ids
 from edgecs.errors import DistillError
 
 
@@ -48,7 +49,6 @@ class Sample(NamedTuple):
 
 
 KEPT = 32  # stored logits of a row
-_BLOCK = 64  # logits per block, whose maximum is compared first
 _JOINED = ("tokens", "top_ids", "top_logits", "states")
 
 
@@ -146,28 +146,11 @@ def best(
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """The `count` largest values of every row, largest first: indices and values.
 
-    They are in the `count` blocks with the largest maxima, so only those are sorted.
-
     >>> ids, values = best(np.array([[1, 5, 2, 4]], dtype=np.float32), 2)
     >>> ids.tolist(), values.tolist()
     ([[1, 3]], [[5.0, 4.0]])
     """
-    n, size = rows.shape
-    count = min(count, size)
-    blocks = -(-size // _BLOCK)
-    whole = size // _BLOCK
-    if blocks <= count:
-        places = np.broadcast_to(np.arange(size), (n, size))
-    else:
-        top = np.empty((n, blocks), dtype=np.float32)
-        top[:, :whole] = rows[:, : whole * _BLOCK].reshape(n, whole, _BLOCK).max(axis=2)
-        if whole < blocks:
-            top[:, whole] = rows[:, whole * _BLOCK :].max(axis=1)
-        chosen = np.argpartition(top, -count)[:, -count:]
-        places = (chosen[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(n, -1)
-    # Padding repeats the last value of a row, which must not be counted twice.
-    values = np.take_along_axis(rows, np.minimum(places, size - 1), axis=1)
-    values = np.where(places < size, values, -np.inf)
-    order = np.argsort(-values, kind="stable")[:, :count]
-    found = np.take_along_axis(places, order, axis=1).astype(np.int32)
-    return found, np.take_along_axis(values, order, axis=1)
+    shape = len(rows), min(count, rows.shape[1])
+    found = [best_ids(row, count) for row in rows]
+    ids = np.array(found, dtype=np.int32).reshape(shape)
+    return ids, np.take_along_axis(rows, ids, axis=1)

@@ -7,6 +7,7 @@ input if the target has not computed one (EAGLE, arXiv 2401.15077).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from edgecs.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class LayerShape:
+class LayerShape(ABC):
     """width: of the target's states. rows: tokens of the drafter's vocabulary."""
 
     width: int
@@ -42,9 +43,9 @@ class LayerShape:
         """The width of a cell's key, and of its value."""
         return self.kv_heads * self.size
 
+    @abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The weights: matrices as [in, out], tables as [rows, width]."""
-        raise NotImplementedError
 
     def _layer(self, takes: int) -> dict[str, tuple[int, ...]]:
         """The matrices of a layer whose attention has inputs of a width."""
