@@ -1,4 +1,4 @@
-"""Ratio rules give the target's law, whoever drafts; blocks accept more."""
+"""Ratio rules give the target's law with any drafter; blocks accept more tokens."""
 
 from __future__ import annotations
 
