@@ -4,7 +4,8 @@
 
 Both servers are loaded; they answer in turn, never at the same time. All streams of a
 block share the prompts of a suite. Goodput is the number of tokens of whole answers per
-second. A gap is the time between two pieces of text of a stream.
+second. A gap is the time between two pieces of text of a stream; a piece may have more
+than one token. A token gap is that between two tokens: 0 for tokens of one piece.
 """
 
 from __future__ import annotations
@@ -28,7 +29,15 @@ from edgecs_bench.text_tables import aligned
 
 _CONTEXT = 2048  # tokens of a slot; longer prompts are left out
 _LONGEST = 4000  # characters of a prompt
-_SHOWN = ("goodput", "first_p50", "first_p99", "gap_p50", "gap_p99")
+_SHOWN = (
+    "goodput",
+    "first_p50",
+    "first_p99",
+    "gap_p50",
+    "gap_p99",
+    "token_gap_p99",
+    "gap_max",
+)
 
 
 @click.command()
@@ -112,12 +121,15 @@ def _figures(blocks: Sequence[Block]) -> dict[str, float]:
     whole = [answer for answer in every if answer.error is None and answer.events]
     tokens = sum(answer.tokens for answer in whole)
     gaps = [gap for answer in whole for gap in answer.gaps]
+    token_gaps = [gap for answer in whole for gap in answer.token_gaps]
     figures = {
         "answers": len(whole),
         "drafted": sum(answer.drafted for answer in whole),
         "goodput": tokens / sum(block.seconds for block in blocks),
         **_percentiles("first", [answer.to_first for answer in whole]),
         **_percentiles("gap", gaps),
+        **_percentiles("token_gap", token_gaps),
+        "gap_max": 1e3 * max(gaps, default=math.nan),
     }
     return {name: round(figure, 2) for name, figure in figures.items()}
 

@@ -34,6 +34,15 @@ class Stream:
         pairs = zip(self.events, self.events[1:], strict=False)
         return [after - before for before, after in pairs]
 
+    @property
+    def token_gaps(self) -> list[float]:
+        """Times between tokens: 0 for those that arrived with another one.
+
+        The token that ends an answer has no text and no gap.
+        """
+        together = max(0, self.tokens - 1 - len(self.events))
+        return [*self.gaps, *[0.0] * together]
+
 
 def ask(port: int, prompt: str, most: int, seconds: float = 600.0) -> Stream:
     """A greedy answer of at most `most` tokens as a stream."""
