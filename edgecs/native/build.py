@@ -156,7 +156,7 @@ def compile_objects(
         run([compiler, *options, "-c", source, "-o", made])
         return made
 
-    # One file takes 400 MB of memory and counts its time, also while it waits for others.
+    # One file takes 400 MB of memory, and its time counts while it waits for others.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(compile_one, jobs))
 
