@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -126,6 +127,18 @@ class TestBuild:
         for thread in threads:
             thread.join()
         assert len(said) == 2
+
+    def test_a_processor_compiles_one_file_at_a_time(
+        self, compiler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ):
+        lock, overlaps = tmp_path / "lock", tmp_path / "overlaps"
+        compiler(
+            f"mkdir {lock} || echo x >> {overlaps}; sleep 0.05\n"
+            f"rmdir {lock}; {copies(str(library()))}"
+        )
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+        build.compile_library(include_folder(), tmp_path / "kernels")
+        assert not overlaps.exists()
 
     def test_older_ones_are_removed(self, compiler, tmp_path: Path):
         compiler(copies(str(library())))

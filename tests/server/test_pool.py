@@ -375,6 +375,29 @@ def test_the_end_of_the_server_stops_a_load():
     asyncio.run(go())
 
 
+def test_the_end_of_the_event_loop_during_a_load_is_no_incident(
+    caplog: pytest.LogCaptureFixture,
+):
+    began = threading.Event()
+
+    @contextmanager
+    def load(model: ServedModel, cancel: threading.Event) -> Iterator[Engine]:
+        began.set()
+        cancel.wait()
+        raise Cancelled("stopped")
+        yield
+
+    async def go() -> ModelPool:
+        pool = pool_of(load)
+        asyncio.ensure_future(pool.acquire("a").__aenter__())
+        await asyncio.to_thread(began.wait)
+        pool.stop_loading()
+        return pool  # before the model's thread has told of its end
+
+    asyncio.run(go()).join()
+    assert not caplog.records
+
+
 def test_a_load_that_every_request_has_left_does_not_begin():
     async def go() -> None:
         pool = pool_of()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
+from edgecs.errors import Cancelled
 from edgecs.server.models.served import Served
 
 logger = logging.getLogger("edgecs")
@@ -61,7 +62,7 @@ class HostThread:
     def _finish(self, error: BaseException | None) -> None:
         if error is not None and not self.opened.done():
             self.opened.set_exception(error)
-        elif error is not None:
+        elif error is not None and not isinstance(error, Cancelled):
             logger.error("a model was not freed cleanly", exc_info=error)
         self.closed.set_result(None)
 

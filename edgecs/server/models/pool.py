@@ -319,4 +319,6 @@ def _order(place: _Place) -> tuple[bool, bool, float]:
 def _sentence(place: _Place, error: BaseException) -> EdgecsError:
     if isinstance(error, EdgecsError):
         return error
+    if isinstance(error, asyncio.CancelledError):  # by the end of the event loop
+        return Cancelled("loading was stopped")
     return incident(f"{place.model.name} could not be loaded", error)
