@@ -1,3 +1,5 @@
-import sys; sys.path.insert(0,"/tmp/h/mtp")
+import sys
+
+sys.path.insert(0, "/tmp/h/mtp")
 from cmp import *
 # accuracy per position of theirs: patch a server to report drafts
