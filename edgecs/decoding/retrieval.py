@@ -51,7 +51,7 @@ def excerpt(tokens: Tokens, size: int, asked: int | None = None) -> Tokens:
     kept[asked - min(asked, _QUESTION, size // _SHARE) : asked] = True
     kept[n - max(1, size // 2) :] = True
     left = size - int(kept.sum())
-    for start in _relevant(tokens, asked) if left else ():
+    for start in _relevant(tokens, asked, kept) if left else ():
         chunk = kept[start : start + _CHUNK]  # a view
         more = int(chunk.size - chunk.sum())
         if more > left:
@@ -63,11 +63,10 @@ def excerpt(tokens: Tokens, size: int, asked: int | None = None) -> Tokens:
     return tokens[kept]
 
 
-def _relevant(tokens: Tokens, asked: int) -> Iterator[int]:
+def _relevant(tokens: Tokens, asked: int, kept: NDArray[np.bool_]) -> Iterator[int]:
     """The starts of chunks that share terms with the question, the best first.
 
-    asked: see `excerpt`. Chunks of the question itself are among them, so what the text
-    around it has counts less in other chunks.
+    asked: see `excerpt`. kept: bool [n], tokens that no chunk has to have.
     """
     scores = np.concatenate(
         [
@@ -75,6 +74,9 @@ def _relevant(tokens: Tokens, asked: int) -> Iterator[int]:
             for terms, weight in ((_single(tokens), 1.0), (_pairs(tokens), _PAIR))
         ]
     )
+    in_step = np.logical_or.reduceat(kept, np.arange(0, tokens.size, _STEP))
+    in_step[:-1] |= in_step[1:]  # a chunk is two steps long
+    scores[:, in_step] = 0.0
     weights = np.ones(len(scores))
     while scores.any():
         best = int((weights @ scores).argmax())
@@ -109,7 +111,7 @@ def _counts(terms: NDArray[np.int64], asked: int, n: int) -> NDArray[np.int64]:
     places = at[found] * chunks + found // _STEP
     count = np.bincount(places, minlength=searched.size * chunks)
     count = count.reshape(searched.size, chunks)
-    count[:, :-1] += count[:, 1:]  # a chunk is two steps long
+    count[:, :-1] += count[:, 1:]
     return count
 
 
