@@ -394,6 +394,19 @@ class TestShortContexts:
         _, *rounds = map(json.loads, trace.read_text().splitlines())
         assert [record["excerpts"] for record in rounds] == [{}] * len(rounds)
 
+    @pytest.mark.parametrize("size", [1, 48, 4096])
+    def test_an_onnx_decoder_reads_an_excerpt_if_it_is_given_a_size(
+        self, edgecs: Edgecs, tiny_gguf: Path, onnx_folder: Path, size: int
+    ):
+        drafted = ("--draft", onnx_folder, "--k-matrix", "4,2;0,3", "--temp", 0)
+        tokens = []
+        for more in (("--no-spec", "--temp", 0), (*drafted, "-cd", size), drafted):
+            said = self.said(edgecs, tiny_gguf, *more, "--json", "-v")
+            tokens.append(json.loads(said.out)["tokens"])
+            short = f"reads up to {min(size, 64)} tokens, of longer contexts"
+            assert (short in said.err) == ("-cd" in more)
+        assert tokens[0] == tokens[1] == tokens[2]
+
     def test_wrong_sizes_are_refused(self, edgecs: Edgecs, tiny_gguf: Path):
         for size in (-1, 2**40, "x"):
             outcome = generate(edgecs, tiny_gguf, "-cd", size)
