@@ -6,8 +6,8 @@ After every token of the target's answers each drafter writes a draft. The table
 how often the first token, the first two and the first three match the target's: at
 temperature 0 this is agreement, above it acceptance with the noise that target and
 drafters share. `mag + X` takes Max-Gram's draft if three tokens or more matched, and
-X's otherwise. `-cd N` gives drafters a context of N tokens, so that they read an excerpt
-of a longer one: `--suite spec-bench --category rag -cd 512`.
+X's otherwise. `-cd N` gives drafters a context of N tokens, so that they read an
+excerpt of a longer one: `--suite spec-bench --category rag -cd 512`.
 """
 
 from __future__ import annotations

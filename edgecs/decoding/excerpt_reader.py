@@ -88,12 +88,11 @@ class ExcerptReader(OneSequence):
         return max(1, len(here) - size)
 
     def reads(self, context: Context, sequence: int = 0) -> int | None:
-        """Number of tokens in the excerpt of a context; None: it has none.
-
-        A context that the model has not been asked about has none.
-        """
-        text = self._texts.get(sequence)
+        """Tokens that are read of a context; None: all, or it was not read yet."""
+        text, last = self._texts.get(sequence), self._last.get(sequence)
         if text is None or text.source is not context.root:
+            return None
+        if last is None or last[0] is not text.excerpt:
             return None
         return len(text.excerpt) + len(context) - text.read
 

@@ -1,4 +1,4 @@
-"""Drafters that read an excerpt of a long context: what is in it, and that it drafts."""
+"""Drafters that read an excerpt of a long context: what it has, and that it drafts."""
 
 from __future__ import annotations
 
@@ -257,6 +257,10 @@ class TestReader:
         for _ in range(3):
             reader.score([Request(first), Request(second, sequence=1)])
         assert [seen[0] for seen in model.seen] == [0, 100] * 3
+        third = Context(range(60))
+        reader.unread(third)
+        assert reader.reads(third) is None  # it was chosen, but not read
+        reader.score([Request(first)])
         reader.forget(1)
         assert reader.reads(first) == 10
         assert reader.reads(second, 1) is None
