@@ -6,7 +6,8 @@ After every token of the target's answers each drafter writes a draft. The table
 how often the first token, the first two and the first three match the target's: at
 temperature 0 this is agreement, above it acceptance with the noise that target and
 drafters share. `mag + X` takes Max-Gram's draft if three tokens or more matched, and
-X's otherwise.
+X's otherwise. `-cd N` gives drafters a context of N tokens, so that they read an
+excerpt of a longer one: `--suite spec-bench --category rag -cd 512`.
 """
 
 from __future__ import annotations
@@ -73,6 +74,11 @@ class Model:
     def __init__(self, name: str, model: LanguageModel) -> None:
         self.name, self._model = name, model
 
+    def begin(self, start: int) -> None:
+        """Called when an answer begins. start: number of tokens before it."""
+        if begin := getattr(self._model, "begin", None):
+            begin(start)
+
     def draft(self, context: Context, choose: Choose, score: Score) -> list[int]:
         """A draft of MOST tokens."""
         tail: list[int] = []
@@ -100,6 +106,8 @@ def answer(
 
     context, said = Context(ids), list[int]()
     target.reset()
+    for model in models:
+        model.begin(len(ids))
     while len(said) < most and not (said and said[-1] in ends):
         rows = score_one(target, context)
         token = choices.target(rows.logits[0], context.tokens)
@@ -148,28 +156,33 @@ def measure(
 @click.option("-m", "--model", type=click.Path(path_type=Path), required=True)
 @click.option("--draft", "drafts", type=click.Path(path_type=Path), multiple=True)
 @click.option("--suite", "suites", multiple=True, required=True)
+@click.option("--category", "categories", multiple=True)
 @click.option("--per-category", default=5, show_default=True)
 @click.option("-n", "--predict", default=128, show_default=True)
 @click.option("-c", "--ctx-size", default=4096, show_default=True)
+@click.option("-cd", "--ctx-size-draft", "ctx_draft", default=0, show_default=True)
 @click.option("--temp", "temperatures", multiple=True, default=(0.0, 0.8))
 @click.option("--seed", default=1, show_default=True)
 def main(
     model: Path,
     drafts: tuple[Path, ...],
     suites: tuple[str, ...],
+    categories: tuple[str, ...],
     per_category: int,
     predict: int,
     ctx_size: int,
+    ctx_draft: int,
     temperatures: tuple[float, ...],
     seed: int,
 ) -> None:
     """Measure how often drafts match the tokens of a target."""
-    prompts = suite(suites, (), per_category).prompts
+    prompts = suite(suites, categories, per_category).prompts
+    short = LoadOptions(n_ctx=ctx_draft)
     with ExitStack() as closing:
         loaded = closing.enter_context(load(model, LoadOptions(n_ctx=ctx_size)))
         models, sizes = [], {}
         for path in drafts:
-            drafter = closing.enter_context(load_drafter(path, loaded))
+            drafter = closing.enter_context(load_drafter(path, loaded, short))
             models.append(Model(path.stem, drafter.model))
             files = path.iterdir() if path.is_dir() else [path]
             sizes[path.stem] = sum(file.stat().st_size for file in files)
@@ -199,6 +212,7 @@ def main(
                 "suites": [Path(name).name for name in suites],
                 "prompts": len(prompts),
                 "predict": predict,
+                "ctx_size_draft": ctx_draft,
                 "bytes": sizes,
                 "rows": rows,
             }

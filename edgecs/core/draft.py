@@ -288,7 +288,8 @@ class LanguageModel(Protocol):
     bits whatever the width of its call. If an attribute `snapshots` is a number, the
     accepted part of a draft of more tokens is computed again if the rest is rejected.
     One that needs more than tokens has a method `ready`: whether it can draft after a
-    context.
+    context. One that reads a part of a long context only is a
+    `decoding.excerpt_reader: ExcerptReader`.
     """
 
     vocab_size: int

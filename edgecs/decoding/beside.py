@@ -71,6 +71,16 @@ class RowKeeper(OneSequence):
         """A kept row, by all tokens before it."""
         return self._kept[tokens.tobytes()]
 
+    def begin(self, start: int, sequence: int = 0) -> None:
+        """See `excerpt_reader.ExcerptReader`."""
+        if begin := getattr(self.model, "begin", None):
+            begin(start)
+
+    def reads(self, context: Context, sequence: int = 0) -> int | None:
+        """See `excerpt_reader.ExcerptReader`."""
+        reads = getattr(self.model, "reads", None)
+        return reads(context) if reads else None
+
     def forget_rows(self) -> None:
         """Drops the rows: the round is over."""
         self._kept.clear()

@@ -157,12 +157,15 @@ class Cascade:
         """The drafters of the reviewer, the best first."""
         return self.schedule.drafters
 
-    def begin(self) -> None:
-        """Called when an answer begins."""
+    def begin(self, start: int = 0) -> None:
+        """Called when an answer begins. start: number of tokens before it."""
         if self._off:
             return
         try:
             self.schedule.begin()
+            for level in self._inner:
+                if begin := getattr(level.reviewer, "begin", None):
+                    begin(start, level.sequence)
         except Exception as error:
             self._park(error)
 
@@ -377,6 +380,21 @@ class Cascade:
             if isinstance(drafter, Cascade):
                 found.update((id(inner), inner) for inner in drafter.levels())
         return list(found.values())
+
+    def excerpts(self, context: Context) -> dict[str, int]:
+        """Tokens that drafters read of a context, by name, if that is an excerpt."""
+        found = dict[str, int]()
+        for level in self._inner:
+            reads = getattr(level.reviewer, "reads", None)
+            tokens = reads(context, level.sequence) if reads else None
+            if tokens is not None:
+                found[level.name] = tokens
+        return found
+
+    @cached_property
+    def _inner(self) -> list[Cascade]:
+        """All inner levels, the outermost first."""
+        return self.levels()[1:]
 
     @cached_property
     def _leaf_drafters(self) -> list[Drafter]:

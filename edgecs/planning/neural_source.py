@@ -47,7 +47,7 @@ class ReviewSchedule:
     """The schedule of a neural drafter: what it reviews in one step.
 
     removable: tokens of a reviewed draft that the drafter removes at no cost, see
-    `RollbackCost`.
+    `RollbackCost`. span: most tokens of a context that the drafter reads, None: all.
     """
 
     def __init__(
@@ -55,8 +55,10 @@ class ReviewSchedule:
         sources: Sources,
         cheaper: NeuralSource | None,
         removable: int | None = None,
+        span: int | None = None,
     ) -> None:
         self.costs = CostModel()
+        self.span = span
         self._removable = removable
         self.reading = 0.0  # seconds per token when many are read, 0: not known
         self._sources = sources
@@ -99,20 +101,27 @@ class ReviewSchedule:
 
     def _times(self, depth: int, path: Sequence[float] = ()) -> list[float]:
         """Seconds by width, with those that a rejection is expected to cost later."""
-        times = self.costs.times(depth)
+        times = self.times(depth)
         if self._removable is None:
             return times
         rollback = RollbackCost(self.costs, self._removable)
-        lost = rollback.rejected(depth, path, len(times))
+        lost = rollback.rejected(self._depth(depth), path, len(times))
         return [now + later for now, later in zip(times, lost, strict=True)]
 
     def learn(self, context: Context, outcome: Outcome) -> None:
         """Update the call times of the drafter."""
         fed = outcome.rows.fed
         if fed <= WIDEST:
-            self.costs.observe(fed, len(context), outcome.calling)
+            self.costs.observe(fed, self._depth(len(context)), outcome.calling)
         else:
             self.reading = outcome.calling / fed
+
+    def times(self, depth: int) -> list[float]:
+        """Seconds of the drafter's calls by width. depth: tokens of the context."""
+        return self.costs.times(self._depth(depth))
+
+    def _depth(self, depth: int) -> int:
+        return depth if self.span is None else min(depth, self.span)
 
     def park(self, name: str) -> None:
         """Replace a failed drafter with the next cheaper one."""
@@ -158,7 +167,8 @@ class NeuralSource:
     ) -> None:
         self.name = named.name
         removable = getattr(named.model, "snapshots", None)
-        self.review = ReviewSchedule(sources, cheaper, removable)
+        span = getattr(named.model, "span", None)
+        self.review = ReviewSchedule(sources, cheaper, removable, span)
         self.cascade = Cascade(
             named.model,
             self.review,
@@ -244,18 +254,25 @@ class NeuralSource:
         and the one that its reviewer chose. All other missing tokens, such as the
         prompt, are read once and are the backlog.
         """
-        known = self._read[1] if self._read and self._read[0] is context.root else 0
-        missing = max(1, len(context) - known)
+        missing = self._missing(context)
         acceptance_rate = self._reading(len(context), min(missing, 2))
         return acceptance_rate, max(
             0.0, self._reading(len(context), missing) - acceptance_rate
         )
 
+    def _missing(self, context: Context) -> int:
+        """How many tokens it has not read, at least one."""
+        reader = self.cascade.reviewer
+        if unread := getattr(reader, "unread", None):
+            return int(unread(context, self.cascade.sequence))
+        known = self._read[1] if self._read and self._read[0] is context.root else 0
+        return max(1, len(context) - known)
+
     def _reading(self, depth: int, tokens: int) -> float:
         """Seconds that reading this many tokens adds to a step, which reads one."""
         if not self.costs.known:
             return 0.0
-        times = _wider(self.costs.seconds(depth))
+        times = _wider(self._seconds(depth))
         if tokens <= WIDEST and np.isfinite(times[tokens - 1]):
             return float(times[tokens - 1] - times[0])
         return tokens * (self.review.reading or float(times[0]) / 8)
@@ -275,7 +292,7 @@ class NeuralSource:
         if not self.costs.known:
             return np.empty(0)
         count = np.arange(1, FAR + 1)
-        step = float(self.costs.seconds(depth)[0])
+        step = float(self._seconds(depth)[0])
         emitted = 1 + np.cumsum(self.acceptance_rate**count)
         spent = _wider(times)[1 : FAR + 1] + count * step + more
         return np.asarray(emitted / (spent + emitted * each))
@@ -295,7 +312,7 @@ class NeuralSource:
         wide = _wider(times)
         now = float((sure / (wide[:size] + draft.seconds)).max())
         count = np.arange(1, min(FAR, WIDEST - size) + 1)
-        step = float(self.costs.seconds(depth)[0]) if self.costs.known else 0.0
+        step = float(self._seconds(depth)[0]) if self.costs.known else 0.0
         then = sure[-1] + draft.certainty * np.cumsum(self.acceptance_rate**count)
         spent = wide[size : size + count.size] + draft.seconds + count * step
         return bool((then / spent).max() > now)
@@ -404,7 +421,7 @@ class NeuralSource:
         if not self.costs.known:
             return "parked: its times are not known yet"
         depth, times, better = self.parked
-        step, share = float(self.costs.seconds(depth)[0]), self.acceptance_rate
+        step, share = float(self._seconds(depth)[0]), self.acceptance_rate
         rates = ((a, self._at(a / 100, step, times)) for a in range(101))
         needed = next((a for a, rate in rates if rate > better), None)
         says = (
@@ -418,6 +435,10 @@ class NeuralSource:
         if self.known and needed is not None and needed <= 100 * share:
             has += " now and will be tried again"
         return f"parked: {step * 1e3:.1f} ms a token, {says}, {has}"
+
+    def _seconds(self, depth: int) -> NDArray[np.float64]:
+        """Seconds of its calls by width, [WIDEST]. depth: tokens of the context."""
+        return np.array(self.review.times(depth))
 
     def _at(self, a: float, step: float, times: NDArray[np.float64]) -> float:
         count = np.arange(1, FAR + 1)

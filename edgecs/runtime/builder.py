@@ -223,7 +223,7 @@ def session_of(
     mark: Mark | None = None
     if recipe.cascade:
         at = small_model(models)
-        small = RowKeeper(models[at].model)
+        small = RowKeeper(drafters[at].whole)
         models[at] = models[at]._replace(model=small)
         target = Beside(target, small)
         mark = Mark(f"cascade rule {recipe.cascade}, {models[at].name}", False)

@@ -15,6 +15,7 @@ from edgecs.chat.archive import Owner
 from edgecs.core.draft import Drafter, LanguageModel
 from edgecs.decoding.cascade import NamedModel
 from edgecs.decoding.exactness import Limits
+from edgecs.decoding.excerpt_reader import ExcerptReader
 from edgecs.decoding.static_schedule import Schedule
 from edgecs.engines.host import cpu_name
 from edgecs.engines.load_options import LoadOptions
@@ -196,6 +197,12 @@ class LoadedDrafter:
         """The drafter as a member of a cascade."""
         return NamedModel(self.name, self.model, self.right)
 
+    @property
+    def whole(self) -> LanguageModel:
+        """The model without excerpts, whose rows depend on the context only."""
+        model = self.model
+        return model.model if isinstance(model, ExcerptReader) else model
+
     def __enter__(self) -> LoadedDrafter:
         return self
 
@@ -261,9 +268,11 @@ def load_drafter(
 
     path: OWN_HEAD for the MTP head in the target's own file. A GGUF is another model or
     a head, as its metadata says. options: a GGUF uses all of
-    them, ONNX only `threads`, where 0 means one. The context size of a GGUF drafter
-    defaults to the target's. Raises ModelError if the vocabularies differ or a head
-    does not fit the target, OutOfMemory, Cancelled.
+    them, ONNX only `threads`, where 0 means one, and `n_ctx`. The context size of a
+    GGUF defaults to the target's, and is at most that and the trained one; behind a
+    longer context it reads an excerpt. An ONNX decoder reads the last tokens, or with
+    `n_ctx` an excerpt. A head has no context size. Raises ModelError if the
+    vocabularies differ or a head does not fit the target, OutOfMemory, Cancelled.
     """
     options = replace(options or LoadOptions(), heads=False)
     if path == OWN_HEAD:
@@ -271,7 +280,7 @@ def load_drafter(
 
         return load_own_head(target, options)
     if path.is_dir():
-        return _load_onnx(path, target, options.threads)
+        return _load_onnx(path, target, options)
     if kind := _head_kind(path):
         from edgecs.runtime.heads import load_head
 
@@ -281,8 +290,8 @@ def load_drafter(
 
 def _load_gguf(path: Path, target: Loaded, options: LoadOptions) -> LoadedDrafter:
     """A smaller model; where its sequences do not fit together, it has one."""
-    options = replace(options, n_ctx=options.n_ctx or target.target.n_ctx)
-    size = target.target.vocab_size
+    size, whole = target.target.vocab_size, target.target.n_ctx
+    options = replace(options, n_ctx=min(options.n_ctx or whole, whole))
 
     def open_with(options: LoadOptions, note: str | None) -> LoadedDrafter:
         opened = open_model(path, options, target.cancel, target.findings, size)
@@ -307,9 +316,13 @@ def _load_gguf(path: Path, target: Loaded, options: LoadOptions) -> LoadedDrafte
         about = f"{model.description}, {where}{scorer.threads} CPU threads"
         if opened.warning:
             about += ", weights not repacked"
+        reader: LanguageModel = scorer
+        if scorer.n_ctx < whole:
+            reader = ExcerptReader(scorer)
+            about += f", {_excerpts(scorer.n_ctx)}"
         return LoadedDrafter(
             path.stem,
-            scorer,
+            reader,
             about,
             model.parameters,
             close,
@@ -325,6 +338,11 @@ def _load_gguf(path: Path, target: Loaded, options: LoadOptions) -> LoadedDrafte
     return with_layers_that_fit(path, replace(options, sequences=1), open_with)
 
 
+def _excerpts(span: int) -> str:
+    """What a drafter reads that has room for `span` tokens."""
+    return f"reads up to {span} tokens, of longer contexts an excerpt"
+
+
 def _head_kind(path: Path) -> str | None:
     """The architecture of a file that is a head; None: it is another model."""
     from edgecs.engines.gguf_header import architecture
@@ -334,7 +352,7 @@ def _head_kind(path: Path) -> str | None:
     return found if found in HEADS else None
 
 
-def _load_onnx(folder: Path, target: Loaded, threads: int) -> LoadedDrafter:
+def _load_onnx(folder: Path, target: Loaded, options: LoadOptions) -> LoadedDrafter:
     from edgecs.engines.onnx.decoder import OnnxModel
     from edgecs.engines.onnx.head import OnnxHead
     from edgecs.hub.drafter_manifest import read_drafter
@@ -349,7 +367,7 @@ def _load_onnx(folder: Path, target: Loaded, threads: int) -> LoadedDrafter:
         target_name=target.model.path.name,
         drafter_name=manifest.name,
     )
-    threads = threads or 1
+    threads = options.threads or 1
     size, cancel = target.target.vocab_size, target.cancel
 
     def opened(
@@ -364,16 +382,23 @@ def _load_onnx(folder: Path, target: Loaded, threads: int) -> LoadedDrafter:
         decoder = like if isinstance(like, OnnxModel) else None
         return OnnxModel(manifest, size, cancel, threads=threads, beside=decoder)
 
+    span = min(options.n_ctx, manifest.window) if manifest.kind != "head" else 0
+
+    def reading(model: OnnxModel | OnnxHead) -> LanguageModel:
+        return ExcerptReader(model, span) if span else model
+
     model = opened(0, None)
     about = f"ONNX {manifest.quantization or ''}, {model.provider}, {threads} thread(s)"
+    if span:
+        about += f", {_excerpts(span)}"
     return LoadedDrafter(
         manifest.name,
-        model,
+        reading(model),
         about,
         manifest.parameters,
         model.close,
         fingerprint(folder),
         manifest.right,
-        beside=lambda sequence: opened(sequence, model),
+        beside=lambda sequence: reading(opened(sequence, model)),
         size=model.conversation_size,
     )

@@ -35,7 +35,8 @@ class Recipe:
     # comes last. None: the MTP head in the model's file if there is one, else the
     # bundled drafter of the model, if it pays on this machine.
     drafts: tuple[str, ...] | None = None
-    draft_options: LoadOptions | None = None  # of GGUF drafters; None: as `options`
+    # Of drafters; None: as `options`, with the target's context size.
+    draft_options: LoadOptions | None = None
     speculate: bool = True  # False: plain decoding
     matrix: KMatrix | None = None  # a fixed schedule; None: the planner decides
     longest: int | None = None  # most tokens of a draft; None: as many as pay
@@ -69,6 +70,11 @@ class Recipe:
             raise ConfigError(
                 "a cascade rule accepts drafted tokens by its own law: leave accept "
                 f"{self.accept} out"
+            )
+        if self.cascade is not None and self.draft_options and self.draft_options.n_ctx:
+            raise ConfigError(
+                "a cascade rule needs a small model that reads the whole context: "
+                "leave its context size (--ctx-size-draft) out"
             )
         if self.matrix is not None:
             self.matrix.check([*(self.drafts or ()), "mag"])
@@ -107,10 +113,9 @@ class Recipe:
 
     @property
     def drafter_options(self) -> LoadOptions:
-        """Load options of a GGUF drafter.
+        """Load options of a drafter.
 
-        Its context size is that of the target, it serves as many conversations, and
-        what it reviews are chains.
+        It serves as many conversations as the target, and what it reviews are chains.
         """
-        options = self.draft_options or self.options
-        return replace(options, n_ctx=0, leaves=1, sequences=self.options.sequences)
+        options = self.draft_options or replace(self.options, n_ctx=0)
+        return replace(options, leaves=1, sequences=self.options.sequences)

@@ -199,7 +199,7 @@ class Session:
         self._check_room(tokens)
         self.stop()
         self._continue(tokens)
-        self.cascade.begin()
+        self.cascade.begin(tokens.size)
         self._answering = True
         choices = (rule or self.rule)(tokens.size)
         self._last = Answer(

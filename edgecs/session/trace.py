@@ -70,7 +70,8 @@ def follow(
     def note(context: Context, done: Round) -> None:
         tier = session.cascade.limits.tier(len(context) - 1)
         told = describe(context, done, tier, session.tokenizer, choose)
-        write({"round": next(numbers), **told})
+        read = session.cascade.excerpts(context)
+        write({"round": next(numbers), **told, "excerpts": read})
         if before:
             before(context, done)
 

@@ -358,3 +358,74 @@ def test_a_recurrent_model_drafts(
     assert report["tokens"] == plain["tokens"]
     assert not report["speculative"]["faults"]
     assert not options or report["speculative"]["tested"]
+
+
+class TestShortContexts:
+    """Drafters behind prompts that are longer than their contexts (-cd)."""
+
+    PROMPT = " ".join(f"line {i} of the file is {i * i}" for i in range(12))
+
+    def said(self, edgecs: Edgecs, model: Path, *options: object) -> Outcome:
+        fixed = ("-c", 512, "-p", self.PROMPT, "-n", 60, "-s", 7)
+        outcome = edgecs("generate", "-m", model, *fixed, *options)
+        assert outcome.code == 0, outcome.err
+        return outcome
+
+    @pytest.mark.parametrize("size", [1, 2, 9, 64])
+    @pytest.mark.parametrize(
+        "options", [("--k-matrix", "4,2;0,3"), (), ("--accept", "block")]
+    )
+    def test_no_size_changes_the_answer(
+        self, edgecs: Edgecs, tiny_gguf: Path, size: int, options: tuple
+    ):
+        drafted = ("--draft", tiny_gguf, *options)
+        tokens = []
+        for more in ("--no-spec",), (*drafted, "-cd", size):
+            said = self.said(edgecs, tiny_gguf, *more, "--json", "-q", "--temp", 0)
+            tokens.append(json.loads(said.out)["tokens"])
+        assert tokens[0] == tokens[1]
+
+    def test_what_is_read_is_told(
+        self, edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path
+    ):
+        trace = tmp_path / "trace.jsonl"
+        drafted = ("--draft", tiny_gguf, "--k-matrix", "4,0;0,0", "-cd", 64)
+        said = self.said(
+            edgecs, tiny_gguf, *drafted, "-v", "--explain", "--trace", trace
+        )
+        assert "reads up to 64 tokens, of longer contexts an excerpt" in said.err
+        found = re.search(
+            r"tiny: reads an excerpt of (\d+) of the (\d+) tokens", said.err
+        )
+        assert found
+        _, *rounds = map(json.loads, trace.read_text().splitlines())
+        read = [record["excerpts"]["tiny"] for record in rounds]
+        assert {*read} <= {*range(32, 65)}
+        assert abs(int(found[1]) - read[-1]) <= 5
+        assert int(found[2]) > rounds[-1]["position"] > 200
+        plain = self.said(edgecs, tiny_gguf, "--trace", trace)
+        assert "excerpt" not in plain.err
+        _, *rounds = map(json.loads, trace.read_text().splitlines())
+        assert [record["excerpts"] for record in rounds] == [{}] * len(rounds)
+
+    @pytest.mark.parametrize("size", [1, 48, 4096])
+    def test_an_onnx_decoder_reads_an_excerpt_if_it_is_given_a_size(
+        self, edgecs: Edgecs, tiny_gguf: Path, onnx_folder: Path, size: int
+    ):
+        drafted = ("--draft", onnx_folder, "--k-matrix", "4,2;0,3", "--temp", 0)
+        tokens = []
+        for more in (("--no-spec", "--temp", 0), (*drafted, "-cd", size), drafted):
+            said = self.said(edgecs, tiny_gguf, *more, "--json", "-v")
+            tokens.append(json.loads(said.out)["tokens"])
+            short = f"reads up to {min(size, 64)} tokens, of longer contexts"
+            assert (short in said.err) == ("-cd" in more)
+        assert tokens[0] == tokens[1] == tokens[2]
+
+    def test_wrong_sizes_are_refused(self, edgecs: Edgecs, tiny_gguf: Path):
+        for size in (-1, 2**40, "x"):
+            outcome = generate(edgecs, tiny_gguf, "-cd", size)
+            one_line(outcome, 2, "-cd/--ctx-size-draft must be a whole number")
+        rule = ("--cascade-rule", "chow", "--alpha", 0.5)
+        drafted = ("--draft", tiny_gguf, *rule, "-cd", 64)
+        outcome = generate(edgecs, tiny_gguf, *drafted)
+        one_line(outcome, 2, "leave its context size (--ctx-size-draft) out")

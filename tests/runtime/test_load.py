@@ -11,10 +11,15 @@ import pytest
 
 from edgecs.core.context import Context
 from edgecs.core.draft import Draft, score_one
+from edgecs.decoding.excerpt_reader import ExcerptReader
+from edgecs.decoding.retrieval import excerpt
 from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.engines.llama.model import LlamaModel
 from edgecs.engines.load_options import LoadOptions
+from edgecs.errors import ConfigError, ModelError
 from edgecs.runtime.loader import Loaded, load, load_drafter
+from edgecs.runtime.recipe import Recipe
+from edgecs.sampling.cascade_rules import CascadeRule
 from edgecs.testing.fakes import write_random_gguf
 from tests.engines.calls import watched
 
@@ -71,10 +76,41 @@ def test_few_context_tokens_and_a_draft_are_one_call(model: LlamaModel):
 def test_a_drafter_goes_as_far_as_it_was_trained(tiny: Loaded, tmp_path: Path):
     small = write_random_gguf(tmp_path / "small.gguf", n_ctx=128)
     with load_drafter(small, tiny) as drafter:
-        assert drafter.model.n_ctx == 128 < tiny.target.n_ctx
+        assert drafter.whole.n_ctx == 128 < tiny.target.n_ctx
+        assert isinstance(drafter.model, ExcerptReader)
+        assert drafter.about.endswith(
+            "CPU threads, reads up to 128 tokens, of longer contexts an excerpt"
+        )
         assert drafter.parameters == tiny.model.parameters
         assert drafter.name == "small"
-        assert "CPU threads" in drafter.about
+
+
+@pytest.mark.parametrize(
+    ("n_ctx", "used", "excerpts"), [(0, 512, False), (48, 48, True), (4096, 512, False)]
+)
+def test_the_context_of_a_drafter(
+    tiny: Loaded, tiny_gguf: Path, n_ctx: int, used: int, excerpts: bool
+):
+    with load_drafter(tiny_gguf, tiny, LoadOptions(n_ctx=n_ctx)) as drafter:
+        assert drafter.whole.n_ctx == used
+        assert (drafter.model is not drafter.whole) == excerpts
+        assert ("excerpt" in drafter.about) == excerpts
+        assert drafter.size == tiny.model.kv_bytes(used, LoadOptions())
+        context = Context([*range(1, 200)] * 2)
+        row = score_one(drafter.model, context).logits[0].copy()
+        assert np.isfinite(row).all()
+        if excerpts:
+            seen = excerpt(context.tokens, used // 2)
+            drafter.whole.reset()
+            again = score_one(drafter.whole, Context(seen)).logits[0]
+            np.testing.assert_array_equal(row, again)
+
+
+def test_a_cascade_rule_and_a_short_context_exclude_each_other():
+    rule = CascadeRule("chow", 0.5)
+    short = LoadOptions(n_ctx=64)
+    with pytest.raises(ConfigError, match="leave its context size"):
+        Recipe("m", drafts=("d",), draft_options=short, cascade=rule)
 
 
 def test_padding_is_no_difference(tiny_gguf: Path, tmp_path: Path):

@@ -43,6 +43,7 @@ def loading(
     drafts: tuple[str, ...] = (),
     matrix: KMatrix | None = None,
     exact: Exact = "auto",
+    draft_options: LoadOptions | None = None,
     **engine: Any,
 ) -> Load:
     """Loads models as a server does, with the options of tests."""
@@ -51,7 +52,12 @@ def loading(
     @contextmanager
     def load(model: ServedModel, cancel: threading.Event) -> Iterator[Served]:
         recipe = Recipe(
-            str(model.path), options, drafts=drafts, matrix=matrix, exact=exact
+            str(model.path),
+            options,
+            drafts=drafts,
+            draft_options=draft_options,
+            matrix=matrix,
+            exact=exact,
         )
         files = find_files(recipe, folders)
         with build_or_embed(recipe, files, folders, cancel=cancel) as found:
@@ -77,7 +83,7 @@ def serving(
 ) -> Iterator[str]:
     """A server with the model of a file; its address.
 
-    engine: `exact`, and arguments of `Engine`.
+    engine: `exact`, `draft_options`, and arguments of `Engine`.
     """
     options = replace(options, sequences=slots)
     state = serving or Serving()

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -199,6 +200,33 @@ def test_a_drafter_that_raises_in_an_answer(
     tested = [one["speculative"]["by_level"].get(name) for one in second]
     assert any(level and level["tested"] for level in tested)
     assert calls[0] > 40
+
+
+@pytest.mark.parametrize("together", [1, 4])
+def test_drafters_with_a_short_context_draft_in_all_slots(
+    tmp_path: Path, together: int
+):
+    """The excerpts of conversations are apart, as their cells are."""
+    made = small_made(tmp_path)
+    prompts = [text * 30 for text in PROMPTS]
+    short = replace(OPTIONS, n_ctx=48)
+    given_ = {"drafts": made.drafts, "options": OPTIONS, "draft_options": short}
+    matrix = MATRIX if together == 1 else None
+    with (
+        serving(
+            made.target, tmp_path / "cache", slots=SLOTS, matrix=matrix, **given_
+        ) as url,
+        httpx.Client(base_url=url, timeout=WAIT) as http,
+        ThreadPoolExecutor(together) as pool,
+    ):
+        ask = lambda one: complete(http, one, cache_prompt=False)  # noqa: E731
+        found = [*pool.map(ask, prompts)]
+        plain = [complete(http, one, speculative=False) for one in prompts]
+    assert [*map(ids_of, found)] == [*map(ids_of, plain)]
+    if together == 1:
+        for answer in found:
+            level = answer["speculative"]["by_level"]["small"]
+            assert level["accepted"] == level["tested"] >= 6
 
 
 class TestPlacing:

@@ -132,7 +132,7 @@ def sweep(
             small = drafters[small_model([d.named for d in drafters])]
             pair = Pair(
                 loaded.target,
-                small.model,
+                small.whole,
                 loaded.model.vocabulary,
                 speculation.fixed(1 + DRAFTED),
                 DRAFTED,

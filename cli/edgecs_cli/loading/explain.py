@@ -20,6 +20,11 @@ def origins_of(session: Session, tiers: str) -> Origins:
     """The origins of the last answer's tokens."""
     schedule, stats = session.cascade.schedule, session.stats
     planned = _planned(schedule, stats) if isinstance(schedule, Planner) else []
+    context = session.context
+    planned += [
+        f"{name}: reads an excerpt of {tokens} of the {len(context)} tokens"
+        for name, tokens in session.cascade.excerpts(context).items()
+    ]
     return Origins(session.chain, stats, session.off_reason, tiers, planned)
 
 

@@ -183,6 +183,16 @@ def drafter_options(command: F) -> F:
             default=0,
             help="Threads of drafters; 0: one for ONNX, the value of -t for GGUF.",
         ),
+        _speculation(
+            "-cd",
+            "--ctx-size-draft",
+            "ctx_draft",
+            type=Whole(0, MOST_CELLS),
+            default=0,
+            help="Context in tokens of drafters that are models. Of a longer text they "
+            "read an excerpt: its beginning, what fits the question, and its end. "
+            "0: the model's context, or what the drafter was trained for.",
+        ),
         _hardware(
             "-ngld",
             "--gpu-layers-draft",
@@ -305,11 +315,11 @@ def load_options(values: dict[str, Any]) -> LoadOptions:
 
 
 def draft_load_options(values: dict[str, Any]) -> LoadOptions:
-    """Load options of a GGUF drafter: the target's unless set separately."""
+    """Load options of drafters: the target's unless set separately."""
     layers, threads = values["layers_draft"], values["threads_draft"]
     return replace(
         load_options(values),
-        n_ctx=0,
+        n_ctx=values["ctx_draft"],
         n_gpu_layers=layers,
         threads=threads or values["threads"],
     )
