@@ -110,7 +110,9 @@ class Recipe:
         """Load options of a GGUF drafter.
 
         Its context size is that of the target, it serves as many conversations, and
-        what it reviews are chains.
+        it reviews trees where the target does.
         """
-        options = self.draft_options or self.options
-        return replace(options, n_ctx=0, leaves=1, sequences=self.options.sequences)
+        options, target = self.draft_options or self.options, self.target_options
+        return replace(
+            options, n_ctx=0, leaves=target.leaves, sequences=target.sequences
+        )

@@ -33,7 +33,7 @@ def test_leaves_are_loaded_where_they_are_used(changes, leaves: int, tier: str):
     recipe = Recipe("any.gguf", **{"options": OPTIONS, **changes})
     assert recipe.target_options.leaves == leaves
     assert recipe.tier == tier
-    assert recipe.drafter_options.leaves == 1
+    assert recipe.drafter_options.leaves == leaves
 
 
 @pytest.mark.parametrize("exact", ["auto", "strict"])
