@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecs.core.context import Context
 from edgecs.core.draft import Draft, Request
 from edgecs.planning.below_siblings import expected, lookahead, paths
 from edgecs.planning.trees import Tree
@@ -68,7 +65,8 @@ def test_an_expected_token_takes_the_place_of_the_best_child(
     last = at == len(path) - 1
     assert len(found) == len(path) + last
     assert sum(found) == pytest.approx(
-        sum(path) - (0 if last else path[at + 1])
+        sum(path)
+        - (0 if last else path[at + 1])
         + max(path[at] * right, 0 if last else path[at + 1])
     )
 
@@ -173,17 +171,3 @@ def test_a_drafter_that_fails_below_siblings_is_parked():
         said = [t.id for t in session.generate([1, 2], max_tokens=60)]
         assert list(session.stats.faults) == ["d0"]
     assert said == target.alone([1, 2], 60, rule(2).target)
-
-
-def test_a_tree_for_the_same_context_replaces_the_one_before():
-    """The planner grows a tree again when rows were added to it."""
-    target, planner, _ = played(8)
-    context = Context([1, 2])
-    planner.trees.settle(context)
-    waiting = [
-        sum(not one.walked for one in planner.trees._waiting),
-        len(planner.trees._waiting),
-    ]
-    assert waiting[0] <= 1
-    for a, b in pairwise(planner.trees._waiting):
-        assert (a.at, a.walked) != (b.at, b.walked)

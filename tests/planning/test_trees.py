@@ -150,6 +150,33 @@ def test_siblings_learn_from_the_text_that_follows():
     assert acceptance.kept.tolist() == after.tolist()  # the tree has ended
 
 
+def test_of_several_trees_for_a_context_the_last_one_is_learned_from():
+    learned = []
+    for times in (1, 3):
+        branches = Listed({0: [1, 2]}, [0.3, 0.3, 0.3, 0.3])
+        calibration, context = Calibration(), Context([0])
+        trees = Trees([branches], calibration, 9)
+        trees.settle(context)
+        for _ in range(times):
+            trees.grow(context, NOTHING, [], 9, 0.0)
+        context.append([2])
+        trees.settle(context)
+        learned.append(calibration.source(branches).kept.tolist())
+    assert learned[0] == learned[1]
+
+
+def test_what_a_drafter_reviews_teaches_nothing():
+    branches = Listed({0: [1, 2]}, [0.3, 0.3, 0.3, 0.3])
+    calibration, context = Calibration(), Context([0])
+    trees = Trees([branches], calibration, 9).reviewed(2)
+    trees.settle(context)
+    assert len(trees.grow(context, NOTHING, [], 9, 0.0).draft.leaves) == 2
+    before = calibration.source(branches).kept.tolist()
+    context.append([2])
+    trees.settle(context)
+    assert calibration.source(branches).kept.tolist() == before
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.floats(0, 0.3)), max_size=6),
     st.floats(0, 1),
