@@ -2,7 +2,8 @@
 
 A planner avoids expensive widths, so alone it proves little. Two forced runs use every
 permitted width in turn, round by round: one with Max-Gram, one with a drafter that has
-the plain answer and is wrong half of the time.
+the plain answer and is wrong half of the time. If drafts may be trees, a third one
+drafts trees in which the plain answer is among other tokens.
 
 Every answer starts from an empty cache and is compared with plain decoding token by
 token. The first token that differs is a *fork*; later tokens are not compared. A fork
@@ -33,6 +34,7 @@ from edgecs.sampling.chain import Rule, always, greedy
 from edgecs.session.session import Session
 from edgecs.session.stats import Stats
 from edgecs.testing.fakes import ScriptedDrafter
+from edgecs.testing.scripted_trees import ScriptedTree
 from edgecs.text.detokenizer import Tokenizer
 
 FORCED = (2, 3, 4, 6, 8, 16)  # widths that are forced where every width is allowed
@@ -126,22 +128,30 @@ def audit(
 def _cases(
     subject: Subject, plain: list[Plain], planned: Callable[[], Schedule]
 ) -> Iterator[_Case]:
-    """The schedule itself, then every width in turn, twice."""
+    """The schedule itself, then every width in turn with each drafter."""
     yield _Case(Run("as generate"), plain, lambda reference: planned())
     if chosen := [one for one in plain if one.widths]:
         yield _forced("mag", chosen, subject)
         yield _forced("half wrong", chosen, subject)
+        if subject.target.max_leaves > 1:
+            yield _forced("trees", chosen, subject)
 
 
 def _forced(who: str, chosen: list[Plain], subject: Subject) -> _Case:
     """Drafts of every length, of Max-Gram or of a drafter that is often wrong."""
     size, ends = subject.target.vocab_size, subject.tokenizer.ends
+    leaves = subject.target.max_leaves
 
     def schedule(plain: Plain) -> Schedule:
         script = [*plain.prompt.tokens.tolist(), *plain.tokens]
         at = chosen.index(plain)
-        spoilt = ScriptedDrafter(script, wrong=0.5, vocab_size=size, seed=at)
-        drafter = MaxGram() if who == "mag" else spoilt
+        drafter: Drafter = MaxGram()
+        if who == "half wrong":
+            drafter = ScriptedDrafter(script, wrong=0.5, vocab_size=size, seed=at)
+        elif who == "trees":
+            drafter = ScriptedTree(
+                script, leaves=leaves, vocab_size=size, wrong=0.2, seed=at
+            )
         first = at * _STEP % len(plain.widths)
         turns = [*plain.widths[first:], *plain.widths[:first]]
         return _EveryWidth(drafter, turns, ends)

@@ -254,6 +254,13 @@ class Cascade:
             raise ModelError(f"it chose token {token}, but {_ids(size)}")
         return done
 
+    def rows_after(self, context: Context, draft: Draft) -> tuple[Rows, float]:
+        """The rows of a call that verifies nothing, and its seconds."""
+        self._check(draft, self.reviewer.max_draft)
+        done = self.call(Request(context, draft, self.sequence, self.cancel))
+        self.forwards += 1
+        return done
+
     def _gather(
         self, context: Context, choose: Choose, most: int, together: int = 1
     ) -> Gathered:

@@ -7,8 +7,8 @@ extends the draft while that raises the round's expected tokens per second.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Container, Mapping, Sequence
 from itertools import accumulate
 from operator import mul
 from time import perf_counter
@@ -17,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.core.context import Context
-from edgecs.core.draft import Choose, Draft, Drafter
+from edgecs.core.draft import NOTHING, Choose, Draft, Row
 from edgecs.core.faults import blame
-from edgecs.costs.cost_model import WIDEST, CostModel, best_width
-from edgecs.costs.rollback_cost import RollbackCost
+from edgecs.costs.cost_model import WIDEST, CostModel
 from edgecs.decoding.cascade import Cascade, NamedModel, Round, confidences
-from edgecs.decoding.exactness import EVERY, Allowed
-from edgecs.decoding.static_schedule import Clock, Gathered, Outcome
+from edgecs.decoding.static_schedule import Clock, Outcome
 from edgecs.planning.acceptance import Calibration, Evidence, stated
 from edgecs.planning.pending import Sources
-from edgecs.planning.row_siblings import MOST, RowSiblings, Sibling
+from edgecs.planning.review_schedule import PartialDraft, ReviewSchedule
+from edgecs.planning.row_siblings import MOST, RowSiblings, Sibling, Walked
+from edgecs.planning.trees import Trees
 from edgecs.sampling.chain import Choices
 
 # chosen: if 60 % of a drafter's tokens are right, 1 % of its ninth tokens are.
@@ -43,114 +43,6 @@ _SLOW, _FAST = 0.01, 0.08  # least weight of a token in the moving averages
 _FIRST_WAIT, _LAST_WAIT = 16, 4096  # rounds between two tries of a parked drafter
 
 
-class ReviewSchedule:
-    """The schedule of a neural drafter: what it reviews in one step.
-
-    removable: tokens of a reviewed draft that the drafter removes at no cost, see
-    `RollbackCost`. span: most tokens of a context that the drafter reads, None: all.
-    """
-
-    def __init__(
-        self,
-        sources: Sources,
-        cheaper: NeuralSource | None,
-        removable: int | None = None,
-        span: int | None = None,
-    ) -> None:
-        self.costs = CostModel()
-        self.span = span
-        self._removable = removable
-        self.reading = 0.0  # seconds per token when many are read, 0: not known
-        self._sources = sources
-        self._cheaper = cheaper
-
-    @property
-    def drafters(self) -> tuple[Drafter, ...]:
-        """The drafters that are reviewed."""
-        cheaper = (self._cheaper.cascade,) if self._cheaper else ()
-        return (*cheaper, *self._sources.all)
-
-    def begin(self) -> None:
-        """Do nothing: there is no state of a single answer."""
-
-    def draft(
-        self,
-        context: Context,
-        choose: Choose,
-        most: int,
-        allowed: Allowed = EVERY,
-        together: int = 1,
-    ) -> Gathered:
-        """The draft that pays for its review; empty while call times are unknown."""
-        if not self.costs.known:
-            return Gathered(Draft.chain((), ""), ())
-        depth = len(context)
-        found = self._sources.propose(context, min(most, WIDEST - 1))
-        choice = best_width(found.path, self._times(depth, found.path))
-        if self._cheaper and self._cheaper.can_draft(context):
-            times = np.array(self._times(depth))
-            rates = self._cheaper.expected_rates(depth, times)
-            if rates.size and rates[:most].max(initial=0) > choice.rate:
-                size = int(rates[:most].argmax()) + 1
-                try:
-                    part = self._cheaper.cascade.propose(context, size, choose)
-                except Exception as error:
-                    blame(error, self._cheaper.name)
-                return Gathered(part.clip(size), part.sources)
-        return Gathered(found.draft(choice.width - 1), found.sources)
-
-    def _times(self, depth: int, path: Sequence[float] = ()) -> list[float]:
-        """Seconds by width, with those that a rejection is expected to cost later."""
-        times = self.times(depth)
-        if self._removable is None:
-            return times
-        rollback = RollbackCost(self.costs, self._removable)
-        lost = rollback.rejected(self._depth(depth), path, len(times))
-        return [now + later for now, later in zip(times, lost, strict=True)]
-
-    def learn(self, context: Context, outcome: Outcome) -> None:
-        """Update the call times of the drafter."""
-        fed = outcome.rows.fed
-        if fed <= WIDEST:
-            self.costs.observe(fed, self._depth(len(context)), outcome.calling)
-        else:
-            self.reading = outcome.calling / fed
-
-    def times(self, depth: int) -> list[float]:
-        """Seconds of the drafter's calls by width. depth: tokens of the context."""
-        return self.costs.times(self._depth(depth))
-
-    def _depth(self, depth: int) -> int:
-        return depth if self.span is None else min(depth, self.span)
-
-    def park(self, name: str) -> None:
-        """Replace a failed drafter with the next cheaper one."""
-        self._sources.park(name)
-        if self._cheaper and self._cheaper.name == name:
-            self._cheaper = self._cheaper.review._cheaper
-
-    def describe(self) -> str:
-        """Return a one-line description of the schedule."""
-        return "planned"
-
-
-@dataclass
-class PartialDraft:
-    """A draft under construction; all lists have the same length."""
-
-    tokens: list[int] = field(default_factory=list)
-    sources: list[str] = field(default_factory=list)
-    confidences: list[float] = field(default_factory=list)
-    path: list[float] = field(default_factory=list)
-    others: list[list[Sibling]] = field(default_factory=list)  # of each token
-    seconds: float = 0.0
-
-    @property
-    def certainty(self) -> float:
-        """Probability that all its tokens are right."""
-        return self.path[-1] if self.path else 1.0
-
-
 class NeuralSource:
     """A neural drafter with its call times and its share of right tokens."""
 
@@ -164,11 +56,14 @@ class NeuralSource:
         lenience: float = 1.0,
         ends: Container[int] = (),
         clock: Clock = perf_counter,
+        trees: Trees | None = None,
     ) -> None:
         self.name = named.name
+        self.leaves = named.model.max_leaves
         removable = getattr(named.model, "snapshots", None)
         span = getattr(named.model, "span", None)
-        self.review = ReviewSchedule(sources, cheaper, removable, span)
+        reviewed = trees.reviewed(self.leaves) if trees and self.leaves > 1 else None
+        self.review = ReviewSchedule(sources, cheaper, reviewed, removable, span)
         self.cascade = Cascade(
             named.model,
             self.review,
@@ -238,6 +133,17 @@ class NeuralSource:
     def has_room(self, tokens: int) -> bool:
         """Whether the drafter's context has room for this many tokens."""
         return tokens <= self.cascade.reviewer.n_ctx
+
+    def fits(self, tokens: int, drafted: int) -> bool:
+        """Whether a call may have this many tokens, `drafted` of them in a draft."""
+        return self.has_room(tokens) and drafted <= self.cascade.reviewer.max_draft
+
+    def seconds_of(self, depth: int, tokens: int) -> float:
+        """Seconds of a call; as many calls of one token if its width was not timed."""
+        if not self.costs.known:
+            return math.inf
+        times = _wider(self._seconds(depth))
+        return float(min(times[tokens - 1], tokens * times[0]))
 
     def can_draft(self, context: Context) -> bool:
         """Whether it has room for the context, and what it needs of its target.
@@ -368,28 +274,90 @@ class NeuralSource:
         same = confirmed(copy, draft.tokens)[first:]
         odds = map(self._acceptance.odds, stated(said, same, first))
         draft.path += [*accumulate(odds, mul, initial=draft.certainty)][1:]
-        ranked = self._siblings(done, here, choose, said, first) if branches else []
-        draft.others += ranked or [[] for _ in said]
+        if branches:
+            self._note_siblings(draft, done, here, choose, said, first)
 
-    def _siblings(
+    def _note_siblings(
         self,
+        draft: PartialDraft,
         done: Round,
         here: Context,
         choose: Choose,
         said: Sequence[float],
         first: int,
-    ) -> list[list[Sibling]]:
-        """What the rows of a step rank after each of its tokens."""
-        every, view = list[list[Sibling]](), here
+    ) -> None:
+        """Note what the rows of a step rank after each of its tokens."""
+        view = here
         for at, (node, token) in enumerate(
-            zip((-1, *done.verdict.path), done.tokens, strict=True)
+            zip((-1, *done.verdict.path), done.tokens, strict=True), first
         ):
-            ranked = choose.alternatives(done.rows.logits[node + 1], view.tokens, MOST)
-            found = self.row_siblings.described(ranked, said[at], first + at)
-            acceptance = self._sibling_acceptance
-            every.append([Sibling(*one, self.name, acceptance) for one in found])
+            row, sure = done.rows.logits[node + 1], said[at - first]
+            walked = tuple(draft.tokens[:at])
+            draft.ranked[walked] = self._siblings(row, view, choose, sure, at)
             view = view.with_tail((token,))
-        return every
+
+    def _siblings(
+        self, row: Row, view: Context, choose: Choose, sure: float, depth: int
+    ) -> list[Sibling]:
+        """The tokens that a row ranks after its choice, whose probability is `sure`."""
+        ranked = choose.alternatives(row, view.tokens, MOST)
+        found = self.row_siblings.described(ranked, sure, depth)
+        return [Sibling(*one, self.name, self._sibling_acceptance) for one in found]
+
+    def written(
+        self, context: Context, choose: Choose, size: int, *, branches: bool
+    ) -> PartialDraft:
+        """At most `size` tokens for a larger drafter, see `write`."""
+        draft, ends = PartialDraft(), self.cascade.ends
+        size = min(size, self.cascade.reviewer.n_ctx - len(context) + 1)
+        while len(draft.tokens) < size:
+            self.write(draft, context, choose, size, NOTHING, branches=branches)
+            if draft.tokens[-1] in ends:
+                break
+        return draft
+
+    def rank(
+        self,
+        draft: PartialDraft,
+        context: Context,
+        choose: Choose,
+        before: Walked,
+        tree: Draft,
+        wanted: Mapping[int, Walked],
+    ) -> None:
+        """Compute the rows after several nodes in one call, and note what they rank.
+
+        before: tokens of the chain before the tree. tree: the nodes to compute. wanted:
+        those whose rows are needed, with all draft tokens up to each. Raises Faulty if
+        this drafter fails.
+        """
+        try:
+            self._rank(draft, context, choose, before, tree, wanted)
+        except Exception as error:
+            blame(error, self.name)
+
+    def _rank(
+        self,
+        draft: PartialDraft,
+        context: Context,
+        choose: Choose,
+        before: Walked,
+        tree: Draft,
+        wanted: Mapping[int, Walked],
+    ) -> None:
+        here = context.with_tail(before) if before else context
+        rows, seconds = self.cascade.rows_after(here, tree)
+        self.review.timed(rows.fed, len(here), seconds)
+        draft.seconds += seconds
+        for node, walked in wanted.items():
+            row, depth = rows.logits[node + 1], len(walked)
+            view = here.with_tail(walked[len(before) :])
+            token = choose(row, view.tokens)
+            sure = choose.confidence(row, view.tokens, token)
+            (buckets,) = stated([sure], [None], depth)
+            own = Sibling(token, buckets, self.name, self._acceptance)
+            others = self._siblings(row, view, choose, sure, depth)
+            draft.ranked[walked] = [own, *others]
 
     def evidence(self, draft: PartialDraft, copy: Draft, first: int) -> Evidence:
         """Buckets of the tokens of a draft from `first` on."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Sequence
+from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
@@ -37,10 +38,11 @@ from edgecs.decoding.exactness import EVERY, Allowed, permitted
 from edgecs.decoding.static_schedule import Clock, Gathered, Outcome, Plan
 from edgecs.drafters.source import LOOKED_AT, Source
 from edgecs.planning.acceptance import Calibration
-from edgecs.planning.neural_source import NeuralSource, PartialDraft
+from edgecs.planning.below_siblings import Grow, deepened
+from edgecs.planning.neural_source import NeuralSource
 from edgecs.planning.pending import Ledger, Path, Sources
-from edgecs.planning.row_siblings import Sibling
-from edgecs.planning.trees import BRANCHING, Tree, Trees
+from edgecs.planning.review_schedule import PartialDraft
+from edgecs.planning.trees import BRANCHING, CHEAPER, Tree, Trees
 
 # chosen: a smaller gain is lost in the error of the times.
 MARGIN = 0.02  # relative gain over plain decoding that a draft must be expected to have
@@ -60,8 +62,6 @@ _FELT = 0.1  # share of the answer so far that trying a parked drafter may take
 _PAUSE = 0.002  # seconds; a longer pause between rounds is not the planner's overhead
 # chosen: about the last 20 rounds count.
 _LATELY = 0.05  # weight of a round in the average time between calls
-# chosen: one more token may cost less than the average one, as within a tile.
-_CHEAPER = 0.7  # share of the average cost below which no node of a tree is considered
 _NOTHING = "nothing was proposed"
 _HOPELESS = "no draft is expected to beat plain decoding"
 
@@ -117,6 +117,7 @@ class Planner:
                 lenience=lenience,
                 ends=ends,
                 clock=clock,
+                trees=trees,
             )
             neural.insert(0, source)
         self.neural = tuple(neural)
@@ -204,9 +205,8 @@ class Planner:
             grows = self._may_grow(len(context))
         tree = None
         if grows:
-            tree, choice = self._grown(
-                context, found.draft(), path, most, times, choice
-            )
+            grow = self._growing(context, found.draft(), path, most)
+            tree, choice = self._better(grow({}), times, choice)
             path = tree.path if tree else path
         choice = self._try(path, len(context), allowed, choice)
         size = choice.width - 1
@@ -217,23 +217,20 @@ class Planner:
     def _may_grow(self, depth: int) -> bool:
         return self.trees is not None and self.trees.may_grow(depth)
 
-    def _grown(
-        self,
-        context: Context,
-        chain: Draft,
-        path: Path,
-        most: int,
-        times: Sequence[float],
-        choice: Choice,
-        others: Sequence[Sequence[Sibling]] = (),
+    def _growing(self, context: Context, chain: Draft, path: Path, most: int) -> Grow:
+        """A function that grows the best tree around a chain."""
+        assert self.trees is not None
+        least = self.costs.least_more(len(context)) * CHEAPER
+        return partial(self.trees.grow, context, chain, path, most, least)
+
+    def _better(
+        self, tree: Tree, times: Sequence[float], choice: Choice
     ) -> tuple[Tree | None, Choice]:
-        """A tree around a chain, and its best width, if it is better than the chain.
+        """A tree and its best width, if it is better than the chain.
 
         times: seconds of a round by width. choice: the best width for the chain.
         """
         assert self.trees is not None
-        least = self.costs.least_more(len(context)) * _CHEAPER
-        tree = self.trees.grow(context, chain, path, most, least, others)
         grown = best_width(tree.path, times, MARGIN + CAUTION * self._debt)
         better = grown.rate > choice.rate * (1 + BRANCHING)
         self.trees.compared(better=better)
@@ -442,49 +439,49 @@ class Planner:
 
     def _write(self, inputs: RoundInputs, chosen: Sequence[NeuralSource]) -> Gathered:
         """A draft by the neural drafters, the best first, and a copied tail."""
-        context, partial, depth = inputs.context, PartialDraft(), len(inputs.context)
+        context, written, depth = inputs.context, PartialDraft(), len(inputs.context)
         self._invested = chosen[0].backlog_cost(context)[1]
         grows = self._may_grow(depth)
         for source in chosen:
-            if partial.tokens and partial.tokens[-1] in self._ends:
+            if written.tokens and written.tokens[-1] in self._ends:
                 break
-            first = len(partial.tokens)
+            first = len(written.tokens)
             begun = self._trying  # a try writes at least one token
-            while len(partial.tokens) < inputs.most and (
-                begun or source.should_extend(partial, inputs.times, depth)
+            while len(written.tokens) < inputs.most and (
+                begun or source.should_extend(written, inputs.times, depth)
             ):
                 begun = False
                 source.write(
-                    partial,
+                    written,
                     context,
                     inputs.choose,
                     inputs.most,
                     inputs.copy,
                     branches=grows,
                 )
-                if partial.tokens[-1] in self._ends:
+                if written.tokens[-1] in self._ends:
                     break
-            if len(partial.tokens) > first == 0:
-                evidence = source.evidence(partial, inputs.copy, first)
-                self.ledger.note(context, partial.tokens, evidence, source)
-        self._writing = partial.seconds
-        draft = Draft.chain(partial.tokens, partial.sources, partial.confidences)
-        path = partial.path.copy()
+            if len(written.tokens) > first == 0:
+                evidence = source.evidence(written, inputs.copy, first)
+                self.ledger.note(context, written.tokens, evidence, source)
+        draft, path = written.chain(), written.path.copy()
         if len(draft) and int(draft.tokens[-1]) not in self._ends:
             here = context.with_tail(draft.tokens)
             tail = self.sources.propose(here, inputs.most - len(draft))
             draft = draft.then(tail.draft())
-            path += [partial.certainty * chance for chance in tail.path]
-        times = inputs.times.tolist()
-        spent = [seconds + partial.seconds for seconds in times]
-        choice = best_width(path, spent)
+            path += [written.certainty * chance for chance in tail.path]
+        times, tree = inputs.times.tolist(), None
         if grows and not self._trying:
-            most, others = inputs.most, partial.others
-            tree, choice = self._grown(
-                context, draft, path, most, spent, choice, others
-            )
-            if tree:
-                draft, path = tree
+            grow = self._growing(context, draft, path, inputs.most)
+            asked = written, context, inputs.choose, times, self._ends
+            tree = deepened(grow, chosen[0], *asked)
+        self._writing = written.seconds
+        spent = [seconds + written.seconds for seconds in times]
+        choice = best_width(path, spent)
+        if tree:
+            tree, choice = self._better(tree, spent, choice)
+        if tree:
+            draft, path = tree
         if self._trying and choice.width == 1 and times[1] < math.inf:
             choice = Choice(2, choice.rate)
         plan = self._plan(path, times, choice)

@@ -22,6 +22,9 @@ _MIDDLES = (0.01, 0.035, 0.07, 0.15, 0.27, 0.42, 0.6, 0.8)
 _RANKS_FROM = bucket_count(_SHARES)
 _DEPTHS_FROM = _RANKS_FROM + MOST
 
+Walked = tuple[int, ...]
+"""The draft tokens from the context to a node of a tree, that of the node included."""
+
 
 class Sibling(NamedTuple):
     """A candidate at one position, from a source's branches or a drafter's row.

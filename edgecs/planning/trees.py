@@ -9,8 +9,17 @@ nodes, and the width of the call is chosen as for a chain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import (
+    Callable,
+    Container,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from heapq import heappop, heappush
+from itertools import groupby
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -22,14 +31,21 @@ from edgecs.drafters.copies import GRAM
 from edgecs.drafters.source import LOOKED_AT, Branches
 from edgecs.planning.acceptance import Acceptance, Calibration
 from edgecs.planning.pending import NEGLIGIBLE, Path
-from edgecs.planning.row_siblings import Sibling
+from edgecs.planning.row_siblings import Sibling, Walked
 
 # chosen: a tree is worth its uncertain siblings only where it is clearly better.
 BRANCHING = 0.02  # relative gain over a chain that a tree must be expected to have
+# chosen: one more token may cost less than the average one, as within a tile.
+CHEAPER = 0.7  # share of the average cost below which no node of a tree is considered
 # chosen: sources name the likely tokens first.
 _IN_VAIN = 2  # unlikely candidates of a source after which the others are left out
 # chosen: growing a tree then takes a seventeenth of the time that it took.
 _PATIENCE, _LONGEST_REST = 8, 16  # misses before rounds without trees, and their limit
+
+Ranked = Mapping[Walked, Sequence[Sibling]]
+"""What a neural drafter ranks after some draft tokens, the best first."""
+
+_NO_RANKS: Ranked = MappingProxyType({})
 
 
 class Tree(NamedTuple):
@@ -48,8 +64,8 @@ class _Expanded(NamedTuple):
 
 class _Waiting(NamedTuple):
     at: int  # tokens of the context, and of the true path so far
-    walked: tuple[int, ...]  # the true path so far
-    expanded: dict[tuple[int, ...], _Expanded]  # by path of draft tokens
+    walked: Walked  # the true path so far
+    expanded: dict[Walked, _Expanded]
 
 
 class Trees:
@@ -69,12 +85,26 @@ class Trees:
         allowed: Callable[[int], bool] = lambda depth: True,
         ends: Container[int] = (),
     ) -> None:
+        self._calibration = calibration
         self._sound = [(one, calibration.source(one)) for one in branches]
         self._leaves, self._allowed, self._ends = leaves, allowed, ends
         self._misses = 0  # trees in a row that were not better than their chains
         self._rest = 0  # rounds until the next tree is grown
         self._waiting: list[_Waiting] = []
         self._root: Context | None = None
+        self._teaches = True
+
+    def reviewed(self, leaves: int) -> Trees:
+        """Trees of the same branches for a drafter that reviews them.
+
+        They do not learn: the text shows what the target has chosen, and this drafter
+        may have chosen otherwise. leaves: most leaves of its drafts.
+        """
+        calibration, ends = self._calibration, self._ends
+        branches = [one for one, _ in self._sound]
+        inner = Trees(branches, calibration, leaves, ends=ends)
+        inner._teaches = False
+        return inner
 
     def park(self, name: str) -> None:
         """Stop using the branches of a source that failed."""
@@ -106,23 +136,27 @@ class Trees:
         path: Path,
         most: int,
         least: float,
-        others: Sequence[Sequence[Sibling]] = (),
+        ranked: Ranked = _NO_RANKS,
     ) -> Tree:
         """The best nodes around a chain, at most `most`, the best first.
 
         path: probability that the chain is right up to each token. least: path
         probability, for each token that the round emits anyway, below which a node
-        cannot pay. others: further candidates of the chain's own drafter at each of its
-        positions.
+        cannot pay. ranked: further candidates, of the chain's own drafter. Of several
+        trees for one context the last one is learned from.
         """
         for branches, _ in self._sound:
             try:
                 branches.sync(context)
             except Exception as error:
                 blame(error, branches.label)
-        grower = _Grower(self._sound, context, chain, path, others)
+        grower = _Grower(self._sound, context, chain, path, ranked)
         tree = grower.grow(most, max(least, NEGLIGIBLE), self._leaves, self._ends)
-        self._waiting.append(_Waiting(len(context), (), grower.expanded))
+        if self._teaches:
+            at = len(context)
+            if self._waiting and self._waiting[-1][:2] == (at, ()):
+                self._waiting.pop()
+            self._waiting.append(_Waiting(at, (), grower.expanded))
         return tree
 
     def settle(self, context: Context) -> None:
@@ -169,13 +203,13 @@ class _Grower:
         context: Context,
         chain: Draft,
         path: Path,
-        others: Sequence[Sequence[Sibling]],
+        ranked: Ranked,
     ) -> None:
-        self._sound, self._others = sound, others
+        self._sound, self._ranked = sound, ranked
         self._chain, self._chances = chain.tokens.tolist(), path
         self._labels, self._stated = chain.sources, chain.confidences.tolist()
         self._end = tuple(context.tokens[-GRAM:].tolist())
-        self.expanded: dict[tuple[int, ...], _Expanded] = {}
+        self.expanded: dict[Walked, _Expanded] = {}
         self._heap: list[tuple[float, int, _Node]] = []
         self._pushed = 0
 
@@ -218,7 +252,7 @@ class _Grower:
     def _expand(
         self,
         parent: int,
-        walked: tuple[int, ...],
+        walked: Walked,
         chance: float,
         along: int | None,
         least: float,
@@ -239,7 +273,7 @@ class _Grower:
         siblings = list[Sibling]()
         self.expanded[walked] = _Expanded(first, siblings)
         seen = {first}
-        for label, acceptance, candidates in self._candidates(walked, along):
+        for label, acceptance, candidates in self._candidates(walked):
             unlikely = 0
             for token, buckets in candidates:
                 if token in seen:
@@ -256,13 +290,14 @@ class _Grower:
                     return
 
     def _candidates(
-        self, walked: tuple[int, ...], along: int | None
+        self, walked: Walked
     ) -> Iterator[tuple[str, Acceptance, Iterable[tuple[int, Sequence[int]]]]]:
         """The candidates after a node, by source: its label and acceptance first."""
-        if along is not None and along < len(self._others) and self._others[along]:
-            others = self._others[along]
-            own = [(one.token, one.buckets) for one in others]
-            yield others[0].label, others[0].acceptance, own
+        ranked = self._ranked.get(walked, ())
+        for _, group in groupby(ranked, key=lambda one: id(one.acceptance)):
+            own = [*group]
+            found = [(one.token, one.buckets) for one in own]
+            yield own[0].label, own[0].acceptance, found
         depth = len(walked)
         if depth < LOOKED_AT:
             end = (*self._end, *walked)[-GRAM:]
@@ -279,7 +314,7 @@ class _Grower:
         token: int,
         label: str,
         stated: float,
-        walked: tuple[int, ...],
+        walked: Walked,
         along: int | None = None,
     ) -> None:
         node = _Node(parent, token, label, stated, (*walked, token), along)
@@ -292,5 +327,5 @@ class _Node(NamedTuple):
     token: int
     label: str
     stated: float  # probability by its drafter, 1: not stated
-    walked: tuple[int, ...]  # draft tokens up to it
+    walked: Walked  # draft tokens up to it
     along: int | None  # tokens of the chain up to it, None: it is beside the chain

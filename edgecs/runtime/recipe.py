@@ -90,15 +90,29 @@ class Recipe:
         return self.drafting or self.cascade is not None
 
     @property
-    def target_options(self) -> LoadOptions:
-        """Load options of the target, without heads and leaves that are not used.
+    def takes_chains(self) -> str:
+        """Why drafts are never trees, whatever `options.leaves` is; "": they may be.
 
         The cells of a tree's path may not be contiguous, so in the strict tier drafts
         are chains.
         """
+        if self.exact == "strict":
+            return (
+                "with --exact strict rows have to be those of plain decoding, and "
+                "those of a tree (--draft-leaves) may differ in their bits"
+            )
+        if self.matrix is not None:
+            return "a K matrix counts the tokens of chains: leave --draft-leaves out"
+        if self.cascade is not None or self.accept != "shared":
+            which = "--cascade-rule" if self.cascade else f"--accept {self.accept}"
+            return f"{which} verifies chains: leave --draft-leaves out"
+        return ""
+
+    @property
+    def target_options(self) -> LoadOptions:
+        """Load options of the target, without heads and leaves that are not used."""
         wanted = HEAD in self.drafts if self.drafts is not None else not self.matrix
-        own = self.cascade is None and self.accept == "shared"  # others take chains
-        grows = own and self.drafting and self.matrix is None and self.exact != "strict"
+        grows = self.drafting and not self.takes_chains
         return replace(
             self.options,
             heads=self.drafting and wanted,
@@ -115,7 +129,9 @@ class Recipe:
     def drafter_options(self) -> LoadOptions:
         """Load options of a drafter.
 
-        It serves as many conversations as the target, and what it reviews are chains.
+        It serves as many conversations as the target, and reviews trees where the
+        target does.
         """
-        options = self.draft_options or replace(self.options, n_ctx=0)
-        return replace(options, leaves=1, sequences=self.options.sequences)
+        options, target = self.draft_options, self.target_options
+        options = options or replace(self.options, n_ctx=0)
+        return replace(options, leaves=target.leaves, sequences=target.sequences)

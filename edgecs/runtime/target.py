@@ -60,11 +60,8 @@ def open_target(
     opening = _Opening(
         recipe, path, folders, reports or Reports(), profiles or folders.profiles
     )
-    if recipe.options.leaves > 1 and recipe.drafting and recipe.exact == "strict":
-        opening.reports.warning(
-            "drafts are chains: with --exact strict rows have to be those of plain "
-            "decoding, and those of a tree (--draft-leaves) may differ in their bits"
-        )
+    if recipe.options.leaves > 1 and recipe.drafting and (why := recipe.takes_chains):
+        opening.reports.warning(f"drafts are chains: {why}")
     loaded = opening.load(recipe.target_options, cancel or threading.Event())
     try:
         speculation = opening.known(loaded)

@@ -69,6 +69,43 @@ def examine(model: CachingModel, limits: Limits, *prompts: Prompt) -> Report:
     return audit(subject, prompts or [prompt(9)], copying)
 
 
+class Branching(Wavering):
+    """It takes trees; `spoilt` rows of a tree are wrong after its first leaf."""
+
+    def __init__(self, *, spoilt: bool = False) -> None:
+        super().__init__()
+        self.max_leaves, self.spoilt, self.branched = 4, spoilt, 0
+
+    def rows(self, request: Request) -> Rows:
+        rows, draft = super().rows(request), request.draft
+        if draft.is_chain:
+            return rows
+        self.branched += 1
+        assert len(draft.leaves) <= self.max_leaves
+        if not self.spoilt:
+            return rows
+        logits = rows.logits.copy()
+        logits[-1] = np.roll(logits[-1], 1)
+        return Rows(logits, rows.fed)
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_trees_are_forced_where_drafts_may_be_trees(spoilt: bool):
+    model = Branching(spoilt=spoilt)
+    report = examine(model, Limits(), prompt(9), prompt(20, "q"))
+    names = [run.name for run in report.runs]
+    assert names == [
+        "as generate",
+        "mag, every width",
+        "half wrong, every width",
+        "trees, every width",
+    ]
+    assert model.branched > 10
+    for run in report.runs:
+        assert bool(run.forks) == (spoilt and run.drafter == "trees")
+    assert spoilt or report.runs[-1].proves
+
+
 noisy_widths = st.sets(st.sampled_from(QUICK))
 
 

@@ -295,3 +295,34 @@ def test_sequences_have_room_and_holders_of_their_own(tiny_gguf: Path):
                 target.score(wrong)
         with pytest.raises(ModelError, match="no sequence -1"):
             target.hold(-1)
+
+
+few = st.lists(st.integers(0, 2), max_size=3)
+Step = tuple[list[int], Draft, list[int]]
+
+
+@given(st.lists(st.tuples(few, drafts(3, 6), few), min_size=1, max_size=6), st.data())
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_drafter_computes_trees_after_what_it_has_drafted(
+    tiny_gguf: Path, steps: list[Step], data: st.DataObject
+):
+    """As it writes: a chain token by token, a tree below it, then another round."""
+    with (
+        opened(tiny_gguf, drafts_for=272, leaves=7) as drafter,
+        opened(tiny_gguf, drafts_for=272) as other,
+    ):
+        context = Context(PROMPTS[0])
+        for written, draft, said in steps:
+            for size in range(len(written)):
+                score_one(drafter, context.with_tail(written[:size]))
+            size = data.draw(st.integers(0, len(written)))
+            here = context.with_tail(written[:size])
+            rows = score_one(drafter, here, draft).logits.copy()
+            prefixes = [here.tokens.tolist()]
+            for parent, token in zip(draft.parents, draft.tokens.tolist(), strict=True):
+                prefixes.append([*prefixes[parent + 1], token])
+            for prefix, row in zip(prefixes, rows, strict=True):
+                other.reset()
+                expected = score_one(other, Context(prefix)).logits[0]
+                np.testing.assert_allclose(row, expected, atol=CLOSE)
+            context.append([*written[: data.draw(st.integers(0, 3))], *said, 1])

@@ -150,6 +150,33 @@ def test_siblings_learn_from_the_text_that_follows():
     assert acceptance.kept.tolist() == after.tolist()  # the tree has ended
 
 
+def test_of_several_trees_for_a_context_the_last_one_is_learned_from():
+    learned = []
+    for times in (1, 3):
+        branches = Listed({0: [1, 2]}, [0.3, 0.3, 0.3, 0.3])
+        calibration, context = Calibration(), Context([0])
+        trees = Trees([branches], calibration, 9)
+        trees.settle(context)
+        for _ in range(times):
+            trees.grow(context, NOTHING, [], 9, 0.0)
+        context.append([2])
+        trees.settle(context)
+        learned.append(calibration.source(branches).kept.tolist())
+    assert learned[0] == learned[1]
+
+
+def test_what_a_drafter_reviews_teaches_nothing():
+    branches = Listed({0: [1, 2]}, [0.3, 0.3, 0.3, 0.3])
+    calibration, context = Calibration(), Context([0])
+    trees = Trees([branches], calibration, 9).reviewed(2)
+    trees.settle(context)
+    assert len(trees.grow(context, NOTHING, [], 9, 0.0).draft.leaves) == 2
+    before = calibration.source(branches).kept.tolist()
+    context.append([2])
+    trees.settle(context)
+    assert calibration.source(branches).kept.tolist() == before
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.floats(0, 0.3)), max_size=6),
     st.floats(0, 1),
@@ -169,16 +196,14 @@ def branching(target: Timed, models: Sequence[Timed] = (), **options: Any):
     sources = usual_sources(trees=True)
     leaves = options.pop("leaves", 9)
     allowed = options.pop("allowed", lambda depth: True)
-    planner = planned(target, models, sources=sources, **options)
-    planner.trees = Trees(
-        branches_of(sources),
-        planner.calibration,
-        leaves,
-        allowed=allowed,
-        ends=options.get("ends", ()),
-    )
+    ends = options.get("ends", ())
+
+    def trees(calibration: Calibration) -> Trees:
+        branches = branches_of(sources)
+        return Trees(branches, calibration, leaves, allowed=allowed, ends=ends)
+
     target.max_leaves = leaves
-    return planner
+    return planned(target, models, sources=sources, trees=trees, **options)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -197,6 +222,8 @@ def test_answers_are_those_of_the_target_alone(data: st.DataObject, temperature:
             draw(st.lists(st.sampled_from([0.0, 0.3, 2.0]), max_size=2))
         )
     ]
+    for model in models:
+        model.max_leaves = draw(st.sampled_from([1, 2, 8]))
     ends = draw(st.sampled_from([(), (0,)]))
     leaves = draw(st.sampled_from([2, 5, 31]))
     planner = branching(target, models, ends=ends, leaves=leaves)
@@ -283,8 +310,11 @@ def test_branches_that_fail_are_parked():
 
     target = Timed(Watch(), 8, 3, memory=1)
     broken = Broken()
-    planner = planned(target, sources=[MaxGram(), broken])
-    planner.trees = Trees([broken], planner.calibration, 4)
+    planner = planned(
+        target,
+        sources=[MaxGram(), broken],
+        trees=lambda calibration: Trees([broken], calibration, 4),
+    )
     target.max_leaves = 4
     with opened(target, planner) as session:
         said = [token.id for token in session.generate([1, 2], max_tokens=40)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from edgecs.drafters.source import Source
 from edgecs.planning.acceptance import Calibration, stated
 from edgecs.planning.neural_source import NeuralSource
 from edgecs.planning.planner import Planner
+from edgecs.planning.trees import Trees
 from edgecs.session.session import Session
 from edgecs.testing.fakes import CachingModel, Endless
 from edgecs_bench.hardware.curves import Curve, curve
@@ -98,14 +99,21 @@ def planned(
     sources: Sequence[Source] | None = None,
     timed: bool = True,
     known: bool = True,
+    trees: Callable[[Calibration], Trees] | None = None,
     **options: Any,
 ) -> Planner:
     """A planner of one's choice; timed: it knows all times, known: and its drafters."""
     named = [NamedModel(f"d{i}", model) for i, model in enumerate(models)]
     clock = target.watch.now
-    sources = sources or [last or MaxGram()]
+    sources, calibration = sources or [last or MaxGram()], Calibration()
     planner = Planner(
-        CostModel(), Calibration(), sources, named, clock=clock, **options
+        CostModel(),
+        calibration,
+        sources,
+        named,
+        clock=clock,
+        trees=trees and trees(calibration),
+        **options,
     )
     if timed:
         target.measured(planner.costs)

@@ -90,6 +90,7 @@ class Player:
         )
         self.schedule: Schedule = self.planner  # can be replaced
         self.widths: list[int] = []  # one per round
+        self.depths: list[int] = []  # tokens before each
         self._goes_on = False
         self.thinking: list[float] = []  # real seconds of every decision
         for width in (1, *QUICK):
@@ -140,6 +141,7 @@ class Player:
         self.thinking.append(thought + perf_counter() - begun)
         self.watch.pass_by(self.curve.overhead / 1e3)
         self.widths.append(1 + len(draft))
+        self.depths.append(at)
         context.append(everything[at : at + right + 1])
 
 
