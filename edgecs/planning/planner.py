@@ -37,6 +37,7 @@ from edgecs.decoding.exactness import EVERY, Allowed, permitted
 from edgecs.decoding.static_schedule import Clock, Gathered, Outcome, Plan
 from edgecs.drafters.source import LOOKED_AT, Source
 from edgecs.planning.acceptance import Calibration
+from edgecs.planning.ahead import Ahead, Resumed, best_width_ahead
 from edgecs.planning.neural_source import NeuralSource, PartialDraft
 from edgecs.planning.pending import Ledger, Path, Sources
 from edgecs.planning.row_siblings import Sibling
@@ -75,6 +76,7 @@ class RoundInputs(NamedTuple):
     times: NDArray[np.float64]  # [WIDEST] seconds of a round by width
     copy: Draft  # proposal of a source
     choice: Choice  # the best width for that proposal alone
+    made: Resumed | None = None  # a draft made ahead
 
 
 class Planner:
@@ -84,7 +86,8 @@ class Planner:
     first. models: neural drafters, the best first, each of which may review the next
     one and the sources. longest: most tokens in a draft. ends: end-of-generation
     tokens. clock: returns seconds. rollback: cost of rejected drafts, None: they are
-    removed at no cost. trees: adds siblings to chains, None: drafts are chains.
+    removed at no cost. trees: adds siblings to chains, None: drafts are chains. ahead:
+    lets a neural drafter go on during calls of the target, None: it waits.
     """
 
     def __init__(
@@ -100,8 +103,9 @@ class Planner:
         clock: Clock = perf_counter,
         rollback: RollbackCost | None = None,
         trees: Trees | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
-        self.costs, self.trees = costs, trees
+        self.costs, self.trees, self.ahead = costs, trees, ahead
         self.rollback = rollback or RollbackCost(costs)
         self.calibration = calibration
         self.ledger = Ledger()
@@ -153,6 +157,8 @@ class Planner:
         self.calibration.begin()
         for source in self.neural:
             source.begin()
+        if self.ahead:
+            self.ahead.begin()
         self._began, self._debt, self._start = None, 0.0, 0
         self._singles, self._rest = None, 0
         self.rollback.behind = 0
@@ -178,6 +184,8 @@ class Planner:
         if self.trees:
             self.trees.settle(context)
         self._trying, self._writing, self._invested = False, 0.0, 0.0
+        if self.ahead:
+            self.ahead.next_round()
         if not most or not self.costs.known:
             return Gathered(NOTHING, ())
         most, self._start = min(most, self._longest), self._start or len(context)
@@ -199,6 +207,9 @@ class Planner:
             inputs = RoundInputs(
                 context, choose, most, np.array(shares), found.draft(), best
             )
+            if self.ahead:
+                made = self.ahead.take(context, inputs.copy)
+                inputs = inputs._replace(made=made)
             if chosen := self._chosen(inputs):
                 return self._write(inputs, chosen)
             grows = self._may_grow(len(context))
@@ -242,7 +253,8 @@ class Planner:
     def learn(self, context: Context, outcome: Outcome) -> None:
         """Update the times; acceptances are updated when later tokens are known."""
         width = 1 + len(outcome.draft)
-        spent = self._called = outcome.calling + self._writing
+        waited = self.ahead.waited if self.ahead else 0.0
+        spent = self._called = outcome.calling + self._writing + waited
         behind = self.rollback.behind
         self.rollback.learn(len(outcome.draft), len(outcome.verdict.path))
         if outcome.together > 1:  # neither its time nor its pause is of this width
@@ -278,6 +290,8 @@ class Planner:
     def park(self, name: str) -> None:
         """Stop using a drafter that failed."""
         self.sources.park(name)
+        if self.ahead:
+            self.ahead.park(name)
         if self.trees:
             self.trees.park(name)
         self._sound = tuple(source for source in self._sound if source.name != name)
@@ -296,7 +310,29 @@ class Planner:
             self._singles = singles + 1
             if singles > SETTLED and singles % _LOOKS:  # a sample of them is enough
                 return
-        self.costs.observe(width, depth, seconds, singles or 0)
+        if self.ahead and self.ahead.worked:  # the times are those without a drafter
+            self.ahead.observe(seconds / self.costs.times(depth, width)[-1])
+        else:
+            self.costs.observe(width, depth, seconds, singles or 0)
+
+    def go_on(self, context: Context, draft: Draft, choose: Choose, most: int) -> bool:
+        """Let the drafter of this round go on during the call, see `Overlapping`."""
+        ahead, width = self.ahead, 1 + len(draft)
+        if ahead is None or ahead.source is None or self._together > 1:
+            return False
+        if width > WIDEST or self.costs.is_young(width):
+            return False  # its time must be measured without a drafter first
+        seconds = self.costs.times(len(context), width)[-1]
+        return ahead.start(context, draft, choose, min(most, self._longest), seconds)
+
+    def come_back(self) -> int:
+        """End the work of the drafter, see `Overlapping`."""
+        return self.ahead.finish() if self.ahead else 0
+
+    def close(self) -> None:
+        """End the thread of a drafter that works ahead, see `Overlapping`."""
+        if self.ahead:
+            self.ahead.close()
 
     @property
     def _settling(self) -> float:
@@ -412,6 +448,7 @@ class Planner:
             each = arrears / max(1, depth - self._start)
             rates = source.expected_rates(depth, inputs.times, more, each)
             best = float(rates[: inputs.most].max(initial=0))
+            best = max(best, self._rate_ahead(source, inputs, best, hopes))
             if best > hopes:
                 self._rest = 0
             if best > better:
@@ -429,6 +466,29 @@ class Planner:
                 return self._sound[i : i + 1]
         return chosen
 
+    def _rate_ahead(
+        self, source: NeuralSource, inputs: RoundInputs, alone: float, hopes: float
+    ) -> float:
+        """Expected rate of a drafter that works ahead, or of its draft made ahead.
+
+        alone: its rate otherwise. hopes: that of plain decoding, with a margin. The
+        first drafter that gains by it goes on during the next call.
+        """
+        ahead, made = self.ahead, inputs.made
+        if ahead is None:
+            return 0.0
+        best = 0.0
+        if made and made.source is source:
+            best = best_width(made.draft.path, inputs.times.tolist()).rate
+        if self._together == 1:
+            depth, times = len(inputs.context), inputs.times.tolist()
+            rate = ahead.outlook(source, depth, times, inputs.most).rate
+            if rate > max(alone, hopes):
+                ahead.source = ahead.source or source
+                return max(best, rate)
+            ahead.rested()
+        return best
+
     def _affordable(self, source: NeuralSource, inputs: RoundInputs) -> bool:
         """Whether trying a parked drafter for a token or two fits the budget."""
         if not source.can_draft(inputs.context):
@@ -442,16 +502,27 @@ class Planner:
 
     def _write(self, inputs: RoundInputs, chosen: Sequence[NeuralSource]) -> Gathered:
         """A draft by the neural drafters, the best first, and a copied tail."""
-        context, partial, depth = inputs.context, PartialDraft(), len(inputs.context)
+        context, depth, made = inputs.context, len(inputs.context), inputs.made
+        partial, worth, waits = PartialDraft(), 0.0, False
+        if made and made.source is chosen[0]:
+            partial = made.draft
+        ahead, noted = len(partial.tokens), False
+        if self.ahead and self.ahead.source is chosen[0]:
+            worth = self.ahead.worth(chosen[0])
+            # What it has not read yet it reads during the call.
+            waits = not self._trying and chosen[0].backlog_cost(context)[1] > 0
         self._invested = chosen[0].backlog_cost(context)[1]
         grows = self._may_grow(depth)
         for source in chosen:
             if partial.tokens and partial.tokens[-1] in self._ends:
                 break
-            first = len(partial.tokens)
             begun = self._trying  # a try writes at least one token
             while len(partial.tokens) < inputs.most and (
-                begun or source.should_extend(partial, inputs.times, depth)
+                begun
+                or (
+                    not waits
+                    and source.should_extend(partial, inputs.times, depth, worth)
+                )
             ):
                 begun = False
                 source.write(
@@ -464,8 +535,9 @@ class Planner:
                 )
                 if partial.tokens[-1] in self._ends:
                     break
-            if len(partial.tokens) > first == 0:
-                evidence = source.evidence(partial, inputs.copy, first)
+            if partial.tokens and not noted:
+                noted = True
+                evidence = source.evidence(partial, inputs.copy, 0)
                 self.ledger.note(context, partial.tokens, evidence, source)
         self._writing = partial.seconds
         draft = Draft.chain(partial.tokens, partial.sources, partial.confidences)
@@ -477,7 +549,7 @@ class Planner:
             path += [partial.certainty * chance for chance in tail.path]
         times = inputs.times.tolist()
         spent = [seconds + partial.seconds for seconds in times]
-        choice = best_width(path, spent)
+        choice = best_width_ahead(path, spent, worth * chosen[0].acceptance_rate)
         if grows and not self._trying:
             most, others = inputs.most, partial.others
             tree, choice = self._grown(
@@ -488,7 +560,8 @@ class Planner:
         if self._trying and choice.width == 1 and times[1] < math.inf:
             choice = Choice(2, choice.rate)
         plan = self._plan(path, times, choice)
-        return Gathered(draft.clip(choice.width - 1), draft.sources, plan)
+        clipped = draft.clip(choice.width - 1)
+        return Gathered(clipped, draft.sources, plan, min(ahead, len(clipped)))
 
     def _idle(self, depth: int, path: Path) -> Plan:
         """The plan of a round where no draft can pay, the most frequent case.
