@@ -24,8 +24,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING, Choose, Draft
-from edgecs.costs.cost_model import Choice, best_width
+from edgecs.core.draft import NOTHING, Choose, Draft, works_alone
 from edgecs.costs.overlap import FAR, NEVER, Overlapped, overlapped
 from edgecs.decoding.cascade import Cascade
 from edgecs.decoding.static_schedule import Clock
@@ -41,29 +40,6 @@ _MOST_SLOWING = 4.0  # chosen: limit of one observation
 _FORGIVES = 0.99  # decay of the slowdown per round in which the drafter does not work
 # chosen: the rate hardly changes in between.
 _LOOKS = 16  # rounds between two computations of an outlook
-
-
-def best_width_ahead(
-    path: Sequence[float], times: Sequence[float], worth: float
-) -> Choice:
-    """As `best_width`, where a draft made ahead may follow; the rate is without it.
-
-    worth: tokens that the draft is worth if all of this one is right.
-
-    >>> flat = [1.0] * 3
-    >>> [best_width_ahead([0.9, 0.3], flat, worth).width for worth in (0.0, 1.0)]
-    [3, 2]
-    """
-    if not worth:
-        return best_width(path, times)
-    # A draft made ahead follows plain decoding too, which all widths are compared with.
-    before = [1.0, *path]
-    gained = [
-        (chance + worth * (chance - last)) / (1 + worth)
-        for chance, last in zip(path, before, strict=False)
-    ]
-    width = best_width(gained, times).width
-    return Choice(width, sum(before[:width]) / times[width - 1])
 
 
 class Made(NamedTuple):
@@ -130,7 +106,7 @@ class Ahead:
 
         A head cannot: it needs the states that the target computes in that call.
         """
-        return getattr(source.cascade.reviewer, "ready", None) is None
+        return works_alone(source.cascade.reviewer)
 
     def outlook(
         self, source: NeuralSource, depth: int, times: Sequence[float], most: int
@@ -230,10 +206,10 @@ class Ahead:
             level.cancel = cancel
         self._cancels = []
 
-    def take(self, context: Context, copy: Draft) -> Resumed | None:
+    def take(self, context: Context, most: int, copy: Draft) -> Resumed | None:
         """The rest of the last draft made ahead, if what it assumed was committed.
 
-        copy: Max-Gram's proposal after the context.
+        most: its tokens at most, 1 or more. copy: Max-Gram's proposal here.
         """
         made, self._made = self._made, None
         if made is None or made.root is not context.root:
@@ -243,8 +219,9 @@ class Ahead:
         draft = made.draft
         if not rest or said != draft.tokens[:rest] or rest == len(draft.tokens):
             return None
+        left = slice(rest, rest + most)
         resumed = made.source.resumed(
-            draft.tokens[rest:], draft.sources[rest:], draft.confidences[rest:], copy
+            draft.tokens[left], draft.sources[left], draft.confidences[left], copy
         )
         return Resumed(made.source, resumed)
 

@@ -37,7 +37,7 @@ from edgecs.decoding.exactness import EVERY, Allowed, permitted
 from edgecs.decoding.static_schedule import Clock, Gathered, Outcome, Plan
 from edgecs.drafters.source import LOOKED_AT, Source
 from edgecs.planning.acceptance import Calibration
-from edgecs.planning.ahead import Ahead, Resumed, best_width_ahead
+from edgecs.planning.ahead import Ahead, Resumed
 from edgecs.planning.neural_source import NeuralSource, PartialDraft
 from edgecs.planning.pending import Ledger, Path, Sources
 from edgecs.planning.row_siblings import Sibling
@@ -208,7 +208,7 @@ class Planner:
                 context, choose, most, np.array(shares), found.draft(), best
             )
             if self.ahead:
-                made = self.ahead.take(context, inputs.copy)
+                made = self.ahead.take(context, most, inputs.copy)
                 inputs = inputs._replace(made=made)
             if chosen := self._chosen(inputs):
                 return self._write(inputs, chosen)
@@ -344,7 +344,8 @@ class Planner:
 
     def describe(self) -> str:
         """Return a one-line description of the schedule."""
-        return "planned round by round"
+        how = ", and made ahead during calls" if self.ahead else ""
+        return f"planned round by round{how}"
 
     @property
     def to_lose(self) -> float:
@@ -549,7 +550,7 @@ class Planner:
             path += [partial.certainty * chance for chance in tail.path]
         times = inputs.times.tolist()
         spent = [seconds + partial.seconds for seconds in times]
-        choice = best_width_ahead(path, spent, worth * chosen[0].acceptance_rate)
+        choice = best_width(path, spent)
         if grows and not self._trying:
             most, others = inputs.most, partial.others
             tree, choice = self._grown(

@@ -119,10 +119,9 @@ class Answer:
         pending, stats = self._pending, self.stats
         assert pending is not None
         context, draft, *_ = pending.request
-        # After the draft and the target's own token.
-        said = len(draft) + 1
+        said = len(draft) + 1  # the draft and the target's own token
         room = min(
-            self._limit - stats.tokens - said,
+            self._limit - stats.tokens - said - 1,
             self._cascade.reviewer.n_ctx - len(context) - said,
         )
         if not stats.tokens or room < 1:
