@@ -1,8 +1,9 @@
 """Drafts that are made ahead: a drafter goes on while the target verifies.
 
-The drafter assumes the likeliest outcome of the round: that the whole draft is right,
-and that the target adds the token which the drafter would write next. It drafts from
-there, on another device or on cores of its own. If the context that it assumed is
+The drafter assumes the likeliest outcome of the round: that its own part of the draft
+is right, with the tokens of a copy after it that are likely, and that the target then
+chooses the token which the drafter would write next. It drafts from there, on another
+device or on cores of its own. If the context that it assumed is
 exactly the committed one, the next round begins with these tokens; else they are
 dropped. With an empty draft this is PEARL's pre-verify, with a full one its post-verify
 (arXiv 2408.11850); DuoDecoding (arXiv 2503.00784) has a drafter on the CPU and a target
@@ -40,6 +41,17 @@ _MOST_SLOWING = 4.0  # chosen: limit of one observation
 _FORGIVES = 0.99  # decay of the slowdown per round in which the drafter does not work
 # chosen: the rate hardly changes in between.
 _LOOKS = 16  # rounds between two computations of an outlook
+_DIFFERS = 0.03  # chosen: change of a share of right tokens with which it is computed
+_UNKNOWN = 0, -1.0, NEVER
+
+
+def likely(path: Sequence[float]) -> int:
+    """How many first tokens of a copy are more likely right than not.
+
+    >>> likely([0.9, 0.6, 0.4])
+    2
+    """
+    return sum(chance >= 0.5 for chance in path)
 
 
 class Made(NamedTuple):
@@ -87,7 +99,7 @@ class Ahead:
         self._base = 0  # tokens of the draft that is being verified
         self._left = 0  # steps
         self._made: Made | None = None
-        self._outlooks: dict[str, tuple[int, Overlapped]] = {}
+        self._outlooks: dict[str, tuple[int, float, Overlapped]] = {}
         self._cancels: list[tuple[Cascade, threading.Event | None]] = []
 
     def begin(self) -> None:
@@ -117,41 +129,43 @@ class Ahead:
         """
         if not (self.suits(source) and source.costs.known):
             return NEVER
-        age, known = self._outlooks.get(source.name, (0, NEVER))
-        if not age:
+        right = source.acceptance_rate
+        age, then, known = self._outlooks.get(source.name, _UNKNOWN)
+        if age % _LOOKS == 0 or abs(right - then) > _DIFFERS:
+            then = right
             slower = [seconds * self.slowdown for seconds in times[: FAR + 1]]
             step = source.costs.times(depth, 1)[0]
-            known = overlapped(source.acceptance_rate, slower, step, most)
-        self._outlooks[source.name] = (age + 1) % _LOOKS, known
+            known = overlapped(right, slower, step, most)
+        self._outlooks[source.name] = age + 1, then, known
         return known
 
     def worth(self, source: NeuralSource) -> float:
         """Tokens that a draft made ahead by a drafter is worth."""
-        return self._outlooks.get(source.name, (0, NEVER))[1].worth
+        return self._outlooks.get(source.name, _UNKNOWN)[2].worth
 
     def start(
         self, context: Context, draft: Draft, choose: Choose, most: int, seconds: float
     ) -> bool:
-        """Let `source` go on after a draft; returns whether it does.
+        """Let `source` go on after a chain; returns whether it does.
 
-        most: tokens after the draft and the target's own token. seconds: of the call.
+        draft: the part of the round's draft that is assumed to be right. most: tokens
+        after it and the next one. seconds: of the call.
         """
-        source, base = self.source, draft.first_path
-        if source is None or most < 1 or self._is_over(base.tokens.tolist()):
+        source, tokens = self.source, draft.tokens.tolist()
+        if source is None or most < 1 or self._is_over(tokens):
             return False
-        if not source.has_room(len(context) + len(base) + 1):
+        if not source.has_room(len(context) + len(tokens) + 1):
             return False
-        tokens = base.tokens.tolist()
         written = PartialDraft(
             tokens,
-            list(base.sources),
-            base.confidences.tolist(),
+            list(draft.sources),
+            draft.confidences.tolist(),
             [1.0] * len(tokens),
             [[] for _ in tokens],
         )
         step = source.costs.times(len(context), 1)[0] if source.costs.known else 0.0
         during = int(seconds / step) if step > 0 else 1
-        self._left = max(self._outlooks[source.name][1].steps, min(during, FAR + 1))
+        self._left = max(self._outlooks[source.name][2].steps, min(during, FAR + 1))
         self._base = len(tokens)
         made = self._running = Made(source, context.root, len(context), written)
         # What ends the answer also ends the target's call, and then this work.

@@ -270,18 +270,18 @@ class NeuralSource:
         are not monotone. worth: tokens that a draft made ahead is worth, which follows
         if all of this draft and the drafter's next token are right.
         """
-        worth *= self.acceptance_rate
-        whole = np.array([1.0, *draft.path])
-        sure = np.cumsum(whole) + worth * whole
+        follows = np.array([*draft.path, draft.certainty * self.acceptance_rate])
+        sure = np.cumsum([1.0, *draft.path])
         size = sure.size
         if size > WIDEST - 1 or not self.has_room(depth + size - 1):
             return False
         wide = _wider(times)
-        now = float((sure / (wide[:size] + draft.seconds)).max())
+        gained = sure + worth * follows
+        now = float((gained / (wide[:size] + draft.seconds)).max())
         count = np.arange(1, min(FAR, WIDEST - size) + 1)
         step = float(self.costs.seconds(depth)[0]) if self.costs.known else 0.0
         chance = draft.certainty * self.acceptance_rate**count
-        then = whole.sum() + np.cumsum(chance) + worth * chance
+        then = sure[-1] + np.cumsum(chance) + worth * self.acceptance_rate * chance
         spent = wide[size : size + count.size] + draft.seconds + count * step
         return bool((then / spent).max() > now)
 

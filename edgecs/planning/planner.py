@@ -37,7 +37,7 @@ from edgecs.decoding.exactness import EVERY, Allowed, permitted
 from edgecs.decoding.static_schedule import Clock, Gathered, Outcome, Plan
 from edgecs.drafters.source import LOOKED_AT, Source
 from edgecs.planning.acceptance import Calibration
-from edgecs.planning.ahead import Ahead, Resumed
+from edgecs.planning.ahead import Ahead, Resumed, likely
 from edgecs.planning.neural_source import NeuralSource, PartialDraft
 from edgecs.planning.pending import Ledger, Path, Sources
 from edgecs.planning.row_siblings import Sibling
@@ -63,6 +63,8 @@ _PAUSE = 0.002  # seconds; a longer pause between rounds is not the planner's ov
 _LATELY = 0.05  # weight of a round in the average time between calls
 # chosen: one more token may cost less than the average one, as within a tile.
 _CHEAPER = 0.7  # share of the average cost below which no node of a tree is considered
+# chosen: a prompt that takes ten calls to read then costs a third of their speed.
+_SOON = 32  # tokens that an answer is expected to have, where drafters read ahead
 _NOTHING = "nothing was proposed"
 _HOPELESS = "no draft is expected to beat plain decoding"
 
@@ -143,6 +145,7 @@ class Planner:
         self._writing = 0.0  # seconds of its neural drafters, included in _called
         self._invested = 0.0  # seconds of a drafter's backlog, included in _writing
         self._trying = False
+        self._assumed = 0  # first tokens of the draft that a drafter working ahead has
 
     @property
     def drafters(self) -> tuple[Drafter, ...]:
@@ -221,6 +224,7 @@ class Planner:
             path = tree.path if tree else path
         choice = self._try(path, len(context), allowed, choice)
         size = choice.width - 1
+        self._assumed = likely(path)
         draft = tree.draft.clip(size) if tree else found.draft(size)
         sources = tree.draft.sources if tree else found.sources
         return Gathered(draft, sources, self._plan(path, times, choice))
@@ -323,7 +327,8 @@ class Planner:
         if width > WIDEST or self.costs.is_young(width):
             return False  # its time must be measured without a drafter first
         seconds = self.costs.times(len(context), width)[-1]
-        return ahead.start(context, draft, choose, min(most, self._longest), seconds)
+        base = draft.first_path.clip(self._assumed)
+        return ahead.start(context, base, choose, min(most, self._longest), seconds)
 
     def come_back(self) -> int:
         """End the work of the drafter, see `Overlapping`."""
@@ -449,7 +454,9 @@ class Planner:
             each = arrears / max(1, depth - self._start)
             rates = source.expected_rates(depth, inputs.times, more, each)
             best = float(rates[: inputs.most].max(initial=0))
-            best = max(best, self._rate_ahead(source, inputs, best, hopes))
+            best = max(
+                best, self._rate_ahead(source, inputs, max(best, hopes), arrears)
+            )
             if best > hopes:
                 self._rest = 0
             if best > better:
@@ -468,12 +475,13 @@ class Planner:
         return chosen
 
     def _rate_ahead(
-        self, source: NeuralSource, inputs: RoundInputs, alone: float, hopes: float
+        self, source: NeuralSource, inputs: RoundInputs, least: float, arrears: float
     ) -> float:
         """Expected rate of a drafter that works ahead, or of its draft made ahead.
 
-        alone: its rate otherwise. hopes: that of plain decoding, with a margin. The
-        first drafter that gains by it goes on during the next call.
+        The first drafter whose rate is above `least` goes on during the next call.
+        arrears: seconds of what it has not read; it reads during calls, as far as they
+        last.
         """
         ahead, made = self.ahead, inputs.made
         if ahead is None:
@@ -484,7 +492,9 @@ class Planner:
         if self._together == 1:
             depth, times = len(inputs.context), inputs.times.tolist()
             rate = ahead.outlook(source, depth, times, inputs.most).rate
-            if rate > max(alone, hopes):
+            waits = max(0.0, arrears - times[0])
+            rate /= 1 + rate * waits / max(_SOON, depth - self._start)
+            if rate > least:
                 ahead.source = ahead.source or source
                 return max(best, rate)
             ahead.rested()
@@ -510,8 +520,9 @@ class Planner:
         ahead, noted = len(partial.tokens), False
         if self.ahead and self.ahead.source is chosen[0]:
             worth = self.ahead.worth(chosen[0])
-            # What it has not read yet it reads during the call.
-            waits = not self._trying and chosen[0].backlog_cost(context)[1] > 0
+            # A long text that it has not read yet it reads during the call.
+            longest = float(inputs.times[0])
+            waits = not self._trying and chosen[0].backlog_cost(context)[1] > longest
         self._invested = chosen[0].backlog_cost(context)[1]
         grows = self._may_grow(depth)
         for source in chosen:
@@ -540,12 +551,13 @@ class Planner:
                 noted = True
                 evidence = source.evidence(partial, inputs.copy, 0)
                 self.ledger.note(context, partial.tokens, evidence, source)
-        self._writing = partial.seconds
+        self._writing, self._assumed = partial.seconds, len(partial.tokens)
         draft = Draft.chain(partial.tokens, partial.sources, partial.confidences)
         path = partial.path.copy()
         if len(draft) and int(draft.tokens[-1]) not in self._ends:
             here = context.with_tail(draft.tokens)
             tail = self.sources.propose(here, inputs.most - len(draft))
+            self._assumed += likely(tail.path)
             draft = draft.then(tail.draft())
             path += [partial.certainty * chance for chance in tail.path]
         times = inputs.times.tolist()

@@ -151,13 +151,14 @@ def merged(parts: Iterable[Tallies]) -> Tallies:
 class Simulation:
     """A simulation: recordings, chains, and optionally the size of drafters.
 
-    learns: see `play`.
+    learns: see `play`. beside: the machine of the drafters; None: that of the target.
     """
 
     recordings: Sequence[Recording]
     chains: Sequence[Chain]
     drafter: Size | None = None
     learns: bool = True
+    beside: Hardware | None = None
 
     def reported(self, recording: Recording) -> int:
         """The number of reported answers of a recording."""
@@ -201,7 +202,8 @@ class Simulation:
         self, chain: Chain, recording: Recording, machine: Hardware, aim: Target
     ) -> dict[str, Steps]:
         names = recording.drafters if chain.neural else ()
-        return {name: machine.drafter(name, aim, self.drafter).steps for name in names}
+        there = self.beside or machine
+        return {name: there.drafter(name, aim, self.drafter).steps for name in names}
 
 
 def _of(tallies: Tallies, category: str | None) -> Tally:
