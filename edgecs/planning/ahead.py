@@ -39,6 +39,8 @@ _SLOWING = 0.05  # weight of a call in the slowdown of calls
 _MOST_SLOWING = 4.0  # chosen: limit of one observation
 # chosen: half of the slowdown is forgotten after 69 rounds, then it is tried again.
 _FORGIVES = 0.99  # decay of the slowdown per round in which the drafter does not work
+# chosen: a prompt that takes ten calls to read then costs a third of their speed.
+_SOON = 32  # tokens that an answer is expected to have at least
 # chosen: the rate hardly changes in between.
 _LOOKS = 16  # rounds between two computations of an outlook
 _DIFFERS = 0.03  # chosen: change of a share of right tokens with which it is computed
@@ -120,13 +122,35 @@ class Ahead:
         """
         return works_alone(source.cascade.reviewer)
 
-    def outlook(
-        self, source: NeuralSource, depth: int, times: Sequence[float], most: int
-    ) -> Overlapped:
-        """What working ahead is expected to give, with the slowdown of calls.
+    def offer(
+        self,
+        source: NeuralSource,
+        context: Context,
+        times: Sequence[float],
+        least: float,
+        arrears: float,
+        said: int,
+    ) -> float:
+        """Expected rate of a drafter that works ahead; 0 if it is not above `least`.
 
-        times: seconds of the target's calls by width. most: tokens of a draft.
+        The first drafter for which it is goes on during the next call. times: seconds
+        of the target's calls by width. arrears: seconds of what the drafter has not
+        read, which it reads during calls as far as they last. said: tokens of the
+        answer, which is expected to continue as long.
         """
+        rate = self._outlook(source, len(context), times).rate
+        waits = max(0.0, arrears - times[0]) / max(_SOON, said)
+        rate /= 1 + rate * waits
+        if rate <= least:
+            self.slowdown = 1 + _FORGIVES * (self.slowdown - 1)
+            return 0.0
+        self.source = self.source or source
+        return rate
+
+    def _outlook(
+        self, source: NeuralSource, depth: int, times: Sequence[float]
+    ) -> Overlapped:
+        """What working ahead is expected to give, with the slowdown of calls."""
         if not (self.suits(source) and source.costs.known):
             return NEVER
         right = source.acceptance_rate
@@ -135,7 +159,7 @@ class Ahead:
             then = right
             slower = [seconds * self.slowdown for seconds in times[: FAR + 1]]
             step = source.costs.times(depth, 1)[0]
-            known = overlapped(right, slower, step, most)
+            known = overlapped(right, slower, step)
         self._outlooks[source.name] = age + 1, then, known
         return known
 
@@ -250,10 +274,6 @@ class Ahead:
         """
         ratio = min(ratio, _MOST_SLOWING)
         self.slowdown = max(1.0, self.slowdown + _SLOWING * (ratio - self.slowdown))
-
-    def rested(self) -> None:
-        """Count a round in which the drafter did not work because it does not pay."""
-        self.slowdown = 1 + _FORGIVES * (self.slowdown - 1)
 
     def park(self, name: str) -> None:
         """Stop using a drafter that failed."""

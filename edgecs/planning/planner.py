@@ -63,8 +63,6 @@ _PAUSE = 0.002  # seconds; a longer pause between rounds is not the planner's ov
 _LATELY = 0.05  # weight of a round in the average time between calls
 # chosen: one more token may cost less than the average one, as within a tile.
 _CHEAPER = 0.7  # share of the average cost below which no node of a tree is considered
-# chosen: a prompt that takes ten calls to read then costs a third of their speed.
-_SOON = 32  # tokens that an answer is expected to have, where drafters read ahead
 _NOTHING = "nothing was proposed"
 _HOPELESS = "no draft is expected to beat plain decoding"
 
@@ -479,26 +477,21 @@ class Planner:
     ) -> float:
         """Expected rate of a drafter that works ahead, or of its draft made ahead.
 
-        The first drafter whose rate is above `least` goes on during the next call.
-        arrears: seconds of what it has not read; it reads during calls, as far as they
-        last.
+        least: as in `Ahead.offer`. arrears: seconds of what it has not read.
         """
         ahead, made = self.ahead, inputs.made
         if ahead is None:
             return 0.0
+        depth, times = len(inputs.context), list(map(float, inputs.times))
         best = 0.0
         if made and made.source is source:
-            best = best_width(made.draft.path, inputs.times.tolist()).rate
-        if self._together == 1:
-            depth, times = len(inputs.context), inputs.times.tolist()
-            rate = ahead.outlook(source, depth, times, inputs.most).rate
-            waits = max(0.0, arrears - times[0])
-            rate /= 1 + rate * waits / max(_SOON, depth - self._start)
-            if rate > least:
-                ahead.source = ahead.source or source
-                return max(best, rate)
-            ahead.rested()
-        return best
+            best = best_width(made.draft.path, times).rate
+        if self._together > 1:
+            return best
+        said = depth - self._start
+        return max(
+            best, ahead.offer(source, inputs.context, times, least, arrears, said)
+        )
 
     def _affordable(self, source: NeuralSource, inputs: RoundInputs) -> bool:
         """Whether trying a parked drafter for a token or two fits the budget."""
