@@ -6,7 +6,8 @@
 Recorded answers are replayed with the real planner, as `edgecs simulate` does, for
 targets on one device and a drafter on another one: a GPU and a CPU by default. The
 drafter waits during the calls of the target, or goes on. For comparison it is also on
-the target's device, where it always waits. `break_even` is the share of right tokens
+the target's device, where it always waits. How often the drafter is right is known
+from the start, as after `edgecs tune`. `break_even` is the share of right tokens
 from which a drafter that goes on beats plain decoding, by the time of its step as a
 share of the target's call, for calls whose time does not depend on their width.
 """
@@ -53,7 +54,8 @@ def gains(
     step = max(beside.drafter(name, aim).ms[1] for name in names)
     found["step_ms"] = round(step, 3)
     for way, (label, there) in ways.items():
-        simulation = Simulation(recordings, [Chain.parse(label)], beside=there)
+        chains = [Chain.parse(label)]
+        simulation = Simulation(recordings, chains, tuned=True, beside=there)
         (row,) = simulation.rows(machine, aim)
         found[way] = row["speedup"]
     found["gain"] = round(found["beside_goes_on"] / found["beside_waits"], 4)
