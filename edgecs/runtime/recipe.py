@@ -23,6 +23,10 @@ HEAD = "head"
 """The name of the MTP head in a model's own file, as a drafter."""
 
 
+# chosen: the target waits for a part, which should not take longer than a call.
+_CHUNK = 64  # tokens of the parts in which a drafter reads while the target computes
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A model, its load options, drafters, exactness tier and sampling.
@@ -142,6 +146,9 @@ class Recipe:
         what it reviews are chains.
         """
         options = self.draft_options or self.options
-        if self._splits and not options.threads:
-            options = replace(options, threads=max(1, usable_cores() // 4))
+        if self._splits:
+            threads = options.threads or max(1, usable_cores() // 4)
+            chunk = max(_CHUNK, options.max_draft + 1)
+            n_batch = min(options.n_batch, chunk)
+            options = replace(options, threads=threads, n_batch=n_batch)
         return replace(options, n_ctx=0, leaves=1, sequences=self.options.sequences)
