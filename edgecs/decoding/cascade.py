@@ -261,7 +261,12 @@ class Cascade:
         if self._off or overlaps is None or self.ratio or self.mixes:
             yield
             return
-        if not overlaps.go_on(context, draft, choices.drafters, most):
+        try:
+            goes_on = overlaps.go_on(context, draft, choices.drafters, most)
+        except Exception as error:
+            goes_on = False
+            self._park(error)
+        if not goes_on:
             yield
             return
         try:

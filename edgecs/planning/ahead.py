@@ -138,6 +138,8 @@ class Ahead:
         read, which it reads during calls as far as they last. said: tokens of the
         answer, which is expected to continue as long.
         """
+        if not (self.suits(source) and source.costs.known):
+            return 0.0
         rate = self._outlook(source, len(context), times).rate
         waits = max(0.0, arrears - times[0]) / max(_SOON, said)
         rate /= 1 + rate * waits
@@ -151,8 +153,6 @@ class Ahead:
         self, source: NeuralSource, depth: int, times: Sequence[float]
     ) -> Overlapped:
         """What working ahead is expected to give, with the slowdown of calls."""
-        if not (self.suits(source) and source.costs.known):
-            return NEVER
         right = source.acceptance_rate
         age, then, known = self._outlooks.get(source.name, _UNKNOWN)
         if age % _LOOKS == 0 or abs(right - then) > _DIFFERS:
@@ -263,10 +263,6 @@ class Ahead:
         )
         return Resumed(made.source, resumed)
 
-    def drop(self) -> None:
-        """Drop the last draft made ahead."""
-        self._made = None
-
     def observe(self, ratio: float) -> None:
         """Learn from a call during which the drafter worked.
 
@@ -277,9 +273,8 @@ class Ahead:
 
     def park(self, name: str) -> None:
         """Stop using a drafter that failed."""
-        for held in (self._made, self._running):
-            if held is not None and held.source.name == name:
-                self._made = None
+        if self._made is not None and self._made.source.name == name:
+            self._made = None
         if self.source is not None and self.source.name == name:
             self.source = None
 

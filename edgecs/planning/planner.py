@@ -141,8 +141,9 @@ class Planner:
         self._began: float | None = None  # when the current round began
         self._called = 0.0  # seconds of its calls
         self._writing = 0.0  # seconds of its neural drafters, included in _called
-        self._invested = 0.0  # seconds of a drafter's backlog, included in _writing
+        self._invested = 0.0  # seconds of a drafter's backlog, included in the round
         self._trying = False
+        self._reads = False  # whether a drafter reads its backlog during the call
         self._assumed = 0  # first tokens of the draft that a drafter working ahead has
 
     @property
@@ -185,6 +186,7 @@ class Planner:
         if self.trees:
             self.trees.settle(context)
         self._trying, self._writing, self._invested = False, 0.0, 0.0
+        self._reads = False
         if self.ahead:
             self.ahead.next_round()
         if not most or not self.costs.known:
@@ -257,6 +259,8 @@ class Planner:
         width = 1 + len(outcome.draft)
         waited = self.ahead.waited if self.ahead else 0.0
         spent = self._called = outcome.calling + self._writing + waited
+        if self._reads:
+            self._invested = waited
         behind = self.rollback.behind
         self.rollback.learn(len(outcome.draft), len(outcome.verdict.path))
         if outcome.together > 1:  # neither its time nor its pause is of this width
@@ -516,7 +520,8 @@ class Planner:
             # A long text that it has not read yet it reads during the call.
             longest = float(inputs.times[0])
             waits = not self._trying and chosen[0].backlog_cost(context)[1] > longest
-        self._invested = chosen[0].backlog_cost(context)[1]
+        self._reads = waits
+        self._invested = 0.0 if waits else chosen[0].backlog_cost(context)[1]
         grows = self._may_grow(depth)
         for source in chosen:
             if partial.tokens and partial.tokens[-1] in self._ends:
@@ -525,7 +530,7 @@ class Planner:
             while len(partial.tokens) < inputs.most and (
                 begun
                 or (
-                    not waits
+                    not (waits and source is chosen[0])
                     and source.should_extend(partial, inputs.times, depth, worth)
                 )
             ):

@@ -247,6 +247,35 @@ def test_a_drafter_that_fails_ahead_is_disabled_and_the_answer_goes_on():
         assert ids(opened.generate([1], max_tokens=40)) == said
 
 
+@pytest.mark.faults
+def test_work_that_cannot_begin_costs_no_token(monkeypatch):
+    watch = Watch()
+    target = Timed(watch, VOCAB, 1)
+    ahead = Ahead(worker=Inline(lambda: 9), clock=watch.now)
+    planner = schedule(target, [Near(target, 0.0, single=3.0)], ahead)
+    monkeypatch.setattr(ahead, "start", lambda *_: 1 / 0)
+    with session(target, planner) as opened:
+        assert ids(opened.generate([1], max_tokens=40)) == target.greedy([1], 40)
+        assert "ZeroDivisionError" in str(opened.stats.faults)
+
+
+def test_without_threads_a_drafter_waits():
+    watch = Watch()
+    target = Timed(watch, VOCAB, 1)
+    worker = Inline(lambda: 9)
+
+    def refuse(step: Step) -> None:
+        raise RuntimeError("can't start new thread")
+
+    worker.start = refuse  # type: ignore[method-assign]
+    ahead = Ahead(worker=worker, clock=watch.now)
+    planner = schedule(target, [Near(target, 0.0, single=3.0)], ahead)
+    with session(target, planner) as opened:
+        assert ids(opened.generate([1], max_tokens=40)) == target.greedy([1], 40)
+        assert not opened.stats.faults
+        assert opened.stats.accepted
+
+
 def threaded(noise: float, in_call: Callable[[Drafting], None]):
     """A session whose drafter works in a thread, while the target waits for it."""
     watch = Watch()
