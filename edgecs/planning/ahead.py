@@ -98,6 +98,7 @@ class Ahead:
         self._ends, self._clock = ends, clock
         self._worker: Worker = worker or WorkerThread()
         self._running: Made | None = None
+        self._off = False  # whether no thread can be started
         self._base = 0  # tokens of the draft that is being verified
         self._left = 0  # steps
         self._made: Made | None = None
@@ -138,7 +139,7 @@ class Ahead:
         read, which it reads during calls as far as they last. said: tokens of the
         answer, which is expected to continue as long.
         """
-        if not (self.suits(source) and source.costs.known):
+        if self._off or not (self.suits(source) and source.costs.known):
             return 0.0
         rate = self._outlook(source, len(context), times).rate
         waits = max(0.0, arrears - times[0]) / max(_SOON, said)
@@ -201,7 +202,7 @@ class Ahead:
             self._worker.start(step_on)
         except RuntimeError:  # no thread can be started
             self._restore()
-            self._running = None
+            self._running, self._off = None, True
             return False
         self.worked = True
         return True
