@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable
 
@@ -21,6 +22,8 @@ from edgecs.planning.planner import Planner
 from edgecs.planning.worker import Step, WorkerThread
 from edgecs.sampling.chain import always, chooser
 from edgecs.sampling.settings import Sampling
+from edgecs.server.batching.job import Ended, Event, Job
+from edgecs.server.batching.scheduler import Scheduler
 from edgecs.session.session import Session
 from edgecs.testing.fakes import Endless
 from edgecs_bench.simulation.replay_drafter import Watch
@@ -403,3 +406,23 @@ def test_the_break_even_grows_with_the_time_of_a_step():
     found = [break_even(flat, step) for step in (0.2, 0.6, 0.9)]
     assert found == sorted(found)
     assert break_even(flat, 1.5) is None
+
+
+def test_the_drafter_of_a_sole_conversation_of_a_server_goes_on():
+    watch, ended = Watch(), queue.Queue[Event]()
+    target = Timed(watch, VOCAB, 1)
+    worker = Inline(lambda: 9)
+    ahead = Ahead(worker=worker, clock=watch.now)
+    planner = schedule(target, [Near(target, 0.0, single=3.0)], ahead)
+    with session(target, planner) as opened:
+        server = Scheduler([opened])
+        try:
+            server.submit(Job(np.array([1], dtype=np.int32), max_tokens=60), ended.put)
+            said: list[int] = []
+            while isinstance(event := ended.get(timeout=60), list):
+                said += [token.id for token in event]
+        finally:
+            server.close()
+    assert said == target.greedy([1], 60)
+    assert isinstance(event, Ended)
+    assert event.stats.made_ahead()["used"] > 0
