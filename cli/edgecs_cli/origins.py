@@ -115,6 +115,11 @@ def origins_legend(origins: Origins, *, colours: bool) -> list[str]:
     if widths:
         shown = ", ".join(f"{rounds} of {width}" for width, rounds in widths)
         lines.append(f"rounds by tokens in the call: {shown}")
+    if (ahead := stats.made_ahead())["made"]:
+        lines.append(
+            f"drafts made ahead: {ahead['made']}, of which {ahead['used']} were used "
+            f"and {ahead['dropped']} dropped"
+        )
     off = origins.off_reason
     lines.append(f"speculation: off ({off})" if off else f"exactness: {origins.tiers}")
     if stats.notice:

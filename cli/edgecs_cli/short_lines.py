@@ -64,6 +64,9 @@ class Report(Counts, Protocol):
     def mean_acceptance_length(self) -> float:
         """Tokens per round."""
 
+    def made_ahead(self) -> Mapping[str, int]:
+        """Drafts made while the target computed: made, used and dropped ones."""
+
     @property
     def rounds_by_width(self) -> Mapping[int, int]:
         """How many rounds there were with each number of tokens in the call."""

@@ -24,6 +24,7 @@ from edgecs.costs.cost_model import WIDEST, CostModel, best_width
 from edgecs.costs.rollback_cost import RollbackCost
 from edgecs.decoding.cascade import NamedModel
 from edgecs.decoding.exactness import Allowed, Classes, Limits, permitted
+from edgecs.decoding.overlap import Overlap
 from edgecs.decoding.tiers import Exact
 from edgecs.drafters.priors import packaged
 from edgecs.drafters.registry import branches_of, usual_sources
@@ -31,6 +32,7 @@ from edgecs.drafters.source import Keeper, Source
 from edgecs.engines.host import Others, busiest
 from edgecs.errors import Cancelled
 from edgecs.planning.acceptance import Calibration
+from edgecs.planning.ahead import Ahead
 from edgecs.planning.neural_source import NeuralSource
 from edgecs.planning.planner import MARGIN, Planner
 from edgecs.planning.trees import Trees
@@ -231,11 +233,17 @@ class SpeculationProfile:
         fingerprints: Mapping[str, str] | None = None,
         lenience: float = 1.0,
         ends: Container[int] = (),
+        overlap: Overlap = "off",
     ) -> Planner:
         """A schedule that uses and updates the measurements.
 
         fingerprints: of the models by name; their times are stored under these.
+        overlap: whether a model drafts while the target computes, see `ahead`.
         """
+        marks = [(fingerprints or {}).get(named.name, named.name) for named in models]
+        goes_on = overlap == "on" or (
+            overlap == "auto" and any(map(self._overlap_pays, marks))
+        )
         leaves = self._leaves
         if sources is None:
             sources = usual_sources(trees=leaves > 1)
@@ -250,6 +258,7 @@ class SpeculationProfile:
             ends=ends,
             rollback=self.rollback(),
             trees=self._trees(sources, leaves, ends) if leaves > 1 else None,
+            ahead=Ahead(ends) if goes_on and models else None,
         )
         known = self._kept("drafters")
         told = {named.name: named.right for named in models}
@@ -291,6 +300,10 @@ class SpeculationProfile:
             if name in kept:
                 with suppress(*NONSENSE):
                     keeper.take(kept[name])
+
+    def _overlap_pays(self, mark: str) -> bool:
+        """Whether a tuning found that a drafter should go on during calls."""
+        return self._kept("overlap").get(mark) is True
 
     def _kept(self, name: str) -> dict[str, Any]:
         """An entry of the profile's drafter data; empty if it is not a dict."""

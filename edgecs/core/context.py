@@ -30,7 +30,8 @@ class Context:
         ids = np.asarray(tokens, dtype=np.int32)
         self._committed = self._tail = 0
         self._root = self
-        self._allocate(max(256, 2 * ids.size))
+        self._buffer = self._readable = np.empty(0, dtype=np.int32)
+        self._allocate(max(256, 2 * ids.size), 0)
         self.append(ids)
 
     @property
@@ -79,17 +80,22 @@ class Context:
         self._root._write(len(self), tokens)
         return view
 
-    def _allocate(self, size: int) -> None:
-        self._buffer = np.empty(size, dtype=np.int32)
-        self._readable = self._buffer.view()
-        self._readable.flags.writeable = False
+    def _allocate(self, size: int, kept: int) -> None:
+        """A larger buffer with the first `kept` tokens.
+
+        It replaces the old one when it is complete, so another thread may read the
+        committed tokens meanwhile.
+        """
+        buffer = np.empty(size, dtype=np.int32)
+        buffer[:kept] = self._buffer[:kept]
+        readable = buffer.view()
+        readable.flags.writeable = False
+        self._buffer, self._readable = buffer, readable
 
     def _write(self, at: int, tokens: Sequence[int] | Tokens) -> None:
         end = at + len(tokens)
         if end > self._buffer.size:
-            old = self._buffer
-            self._allocate(2 * end)
-            self._buffer[:at] = old[:at]
+            self._allocate(2 * end, at)
         if end == at + 1:  # most writes; a slice takes several times as long
             self._buffer[at] = tokens[0]
         else:

@@ -344,6 +344,11 @@ class LanguageModel(Protocol):
         """Claims a sequence for the time of a `with` block."""
 
 
+def works_alone(model: LanguageModel) -> bool:
+    """Whether a drafter's model needs nothing of its target but tokens."""
+    return getattr(model, "ready", None) is None
+
+
 class OneSequence:
     """The part of a `LanguageModel` with one sequence that concerns several."""
 

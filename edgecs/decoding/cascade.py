@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Container, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from time import perf_counter
 from typing import NamedTuple
@@ -37,6 +37,7 @@ from edgecs.decoding.static_schedule import (
     Clock,
     Gathered,
     Outcome,
+    Overlapping,
     Plan,
     Schedule,
     StaticSchedule,
@@ -66,6 +67,8 @@ class Round(NamedTuple):
     calling: float = 0.0  # seconds of the reviewer's call
     together: int = 1  # requests in this call
     faults: Mapping[str, str] = _NO_FAULTS  # drafters that failed, and why
+    ahead: int = 0  # first tokens of the draft that were made during the last call
+    made: int = 0  # tokens that a drafter made during this call, for the next round
 
     @property
     def tokens(self) -> list[int]:
@@ -104,6 +107,7 @@ class PendingRound(NamedTuple):
     proposed: tuple[str, ...]
     plan: Plan | None
     drafting: float  # seconds
+    ahead: int = 0  # see `Round`
 
 
 class Cascade:
@@ -150,6 +154,8 @@ class Cascade:
         self.forwards = 0
         self.faults: dict[str, str] = {}  # disabled drafters, and why
         self._off = False  # whether drafting is off
+        self._overlaps = schedule if isinstance(schedule, Overlapping) else None
+        self._made = 0  # tokens made ahead during the last call
         self._clock = clock
 
     @property
@@ -215,7 +221,8 @@ class Cascade:
 
         calling: seconds of the call. together: number of its requests.
         """
-        (context, draft, *_), proposed, plan, drafting = pending
+        (context, draft, *_), proposed, plan, drafting, ahead = pending
+        made, self._made = self._made, 0
         self.forwards += 1
         if self.ratio:
             choices = self.ratio.choices(choices, context)
@@ -240,7 +247,43 @@ class Cascade:
             drafting,
             calling,
             together,
+            ahead=min(ahead, len(draft)),
+            made=made,
         )
+
+    @contextmanager
+    def ahead(
+        self, pending: PendingRound, choices: Choices, most: int
+    ) -> Iterator[None]:
+        """A block in which the reviewer is called, and a drafter may go on.
+
+        Drafters must not be used in it. most: tokens that may follow the draft and the
+        reviewer's own token. A drafter that fails is disabled at the end of the block.
+        """
+        overlaps, (context, draft, *_) = self._overlaps, pending.request
+        if self._off or overlaps is None or self.ratio or self.mixes:
+            yield
+            return
+        try:
+            goes_on = overlaps.go_on(context, draft, choices.drafters, most)
+        except Exception as error:
+            goes_on = False
+            self._park(error)
+        if not goes_on:
+            yield
+            return
+        try:
+            yield
+        finally:
+            try:
+                self._made = overlaps.come_back()
+            except Exception as error:
+                self._park(error)
+
+    def close(self) -> None:
+        """Ends work that goes on beside the reviewer; may be called again."""
+        if self._overlaps is not None:
+            self._overlaps.close()
 
     def attempt(self, context: Context, choices: Choices, most: int) -> Round:
         """A round of an inner level: raises Faulty where a drafter fails."""
@@ -302,7 +345,8 @@ class Cascade:
     ) -> PendingRound:
         request = Request(context, gathered.draft, self.sequence, self.cancel)
         drafting = self._clock() - began
-        return PendingRound(request, gathered.proposed, gathered.plan, drafting)
+        proposed, plan = gathered.proposed, gathered.plan
+        return PendingRound(request, proposed, plan, drafting, gathered.ahead)
 
     def propose(self, context: Context, k: int, choose: Choose) -> Draft:
         """Rounds of this level until k tokens are written (vertical cascade)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
 from itertools import accumulate
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from edgecs.core.context import Context
 from edgecs.core.draft import NOTHING, Choose, Draft, Drafter, Rows, Verdict
@@ -36,6 +36,7 @@ class Gathered(NamedTuple):
     draft: Draft
     proposed: tuple[str, ...]  # drafter of each token, before any clipping
     plan: Plan | None = None
+    ahead: int = 0  # its first tokens that were made during the last call
 
 
 class Outcome(NamedTuple):
@@ -81,6 +82,26 @@ class Schedule(Protocol):
 
     def describe(self) -> str:
         """A one-line description of the schedule."""
+
+
+@runtime_checkable
+class Overlapping(Protocol):
+    """A schedule whose drafters may work while the reviewer computes."""
+
+    def go_on(self, context: Context, draft: Draft, choose: Choose, most: int) -> bool:
+        """Called before the reviewer verifies a draft; whether a drafter goes on.
+
+        most: tokens that may follow the draft and the reviewer's own token.
+        """
+
+    def come_back(self) -> int:
+        """Called after that call; the number of tokens that were made ahead.
+
+        Raises Faulty if the drafter failed.
+        """
+
+    def close(self) -> None:
+        """Ends the work; may be called again."""
 
 
 class StaticSchedule:

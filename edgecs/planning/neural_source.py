@@ -20,6 +20,7 @@ from edgecs.core.context import Context
 from edgecs.core.draft import NOTHING, Choose, Draft, Row
 from edgecs.core.faults import blame
 from edgecs.costs.cost_model import WIDEST, CostModel
+from edgecs.costs.overlap import FAR as FAR
 from edgecs.decoding.cascade import Cascade, NamedModel, Round, confidences
 from edgecs.decoding.static_schedule import Clock, Outcome
 from edgecs.planning.acceptance import Calibration, Evidence, stated
@@ -29,8 +30,6 @@ from edgecs.planning.row_siblings import MOST, RowSiblings, Sibling, Walked
 from edgecs.planning.trees import Trees
 from edgecs.sampling.chain import Choices
 
-# chosen: if 60 % of a drafter's tokens are right, 1 % of its ninth tokens are.
-FAR = 8  # tokens of lookahead
 # chosen: high enough for a new drafter to be tried, and soon outweighed.
 _HOPED, _WEIGHT = 0.6, 4.0  # prior share of right tokens, and its weight in tokens
 # chosen: about the length of an answer, so that one answer can correct it.
@@ -204,22 +203,30 @@ class NeuralSource:
         return np.asarray(emitted / (spent + emitted * each))
 
     def should_extend(
-        self, draft: PartialDraft, times: NDArray[np.float64], depth: int
+        self,
+        draft: PartialDraft,
+        times: NDArray[np.float64],
+        depth: int,
+        worth: float = 0.0,
     ) -> bool:
         """Whether more tokens raise the expected rate of the round.
 
         Compares marginal gain with marginal cost up to FAR tokens ahead, because times
-        are not monotone.
+        are not monotone. worth: tokens that a draft made ahead is worth, which follows
+        if all of this draft and the drafter's next token are right.
         """
+        follows = np.array([*draft.path, draft.certainty * self.acceptance_rate])
         sure = np.cumsum([1.0, *draft.path])
         size = sure.size
         if size > WIDEST - 1 or not self.has_room(depth + size - 1):
             return False
         wide = _wider(times)
-        now = float((sure / (wide[:size] + draft.seconds)).max())
+        gained = sure + worth * follows
+        now = float((gained / (wide[:size] + draft.seconds)).max())
         count = np.arange(1, min(FAR, WIDEST - size) + 1)
         step = float(self._seconds(depth)[0]) if self.costs.known else 0.0
-        then = sure[-1] + draft.certainty * np.cumsum(self.acceptance_rate**count)
+        chance = draft.certainty * self.acceptance_rate**count
+        then = sure[-1] + np.cumsum(chance) + worth * self.acceptance_rate * chance
         spent = wide[size : size + count.size] + draft.seconds + count * step
         return bool((then / spent).max() > now)
 
@@ -358,6 +365,21 @@ class NeuralSource:
             own = Sibling(token, buckets, self.name, self._acceptance)
             others = self._siblings(row, view, choose, sure, depth)
             draft.ranked[walked] = [own, *others]
+
+    def resumed(
+        self,
+        tokens: list[int],
+        sources: list[str],
+        confidences: list[float],
+        copy: Draft,
+    ) -> PartialDraft:
+        """A draft of tokens that were written before the context was committed.
+
+        copy: Max-Gram's proposal after the context. It has taken no time.
+        """
+        same = confirmed(copy, tokens)
+        odds = map(self._acceptance.odds, stated(confidences, same))
+        return PartialDraft(tokens, sources, confidences, [*accumulate(odds, mul)])
 
     def evidence(self, draft: PartialDraft, copy: Draft, first: int) -> Evidence:
         """Buckets of the tokens of a draft from `first` on."""

@@ -38,6 +38,7 @@ from edgecs.decoding.exactness import EVERY, Allowed, permitted
 from edgecs.decoding.static_schedule import Clock, Gathered, Outcome, Plan
 from edgecs.drafters.source import LOOKED_AT, Source
 from edgecs.planning.acceptance import Calibration
+from edgecs.planning.ahead import Ahead, Resumed, likely
 from edgecs.planning.below_siblings import Grow, deepened
 from edgecs.planning.neural_source import NeuralSource
 from edgecs.planning.pending import Ledger, Path, Sources
@@ -75,6 +76,7 @@ class RoundInputs(NamedTuple):
     times: NDArray[np.float64]  # [WIDEST] seconds of a round by width
     copy: Draft  # proposal of a source
     choice: Choice  # the best width for that proposal alone
+    made: Resumed | None = None  # a draft made ahead
 
 
 class Planner:
@@ -84,7 +86,8 @@ class Planner:
     first. models: neural drafters, the best first, each of which may review the next
     one and the sources. longest: most tokens in a draft. ends: end-of-generation
     tokens. clock: returns seconds. rollback: cost of rejected drafts, None: they are
-    removed at no cost. trees: adds siblings to chains, None: drafts are chains.
+    removed at no cost. trees: adds siblings to chains, None: drafts are chains. ahead:
+    lets a neural drafter go on during calls of the target, None: it waits.
     """
 
     def __init__(
@@ -100,8 +103,9 @@ class Planner:
         clock: Clock = perf_counter,
         rollback: RollbackCost | None = None,
         trees: Trees | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
-        self.costs, self.trees = costs, trees
+        self.costs, self.trees, self.ahead = costs, trees, ahead
         self.rollback = rollback or RollbackCost(costs)
         self.calibration = calibration
         self.ledger = Ledger()
@@ -138,8 +142,10 @@ class Planner:
         self._began: float | None = None  # when the current round began
         self._called = 0.0  # seconds of its calls
         self._writing = 0.0  # seconds of its neural drafters, included in _called
-        self._invested = 0.0  # seconds of a drafter's backlog, included in _writing
+        self._invested = 0.0  # seconds of a drafter's backlog, included in the round
         self._trying = False
+        self._reads = False  # whether a drafter reads its backlog during the call
+        self._assumed = 0  # first tokens of the draft that a drafter working ahead has
 
     @property
     def drafters(self) -> tuple[Drafter, ...]:
@@ -154,6 +160,8 @@ class Planner:
         self.calibration.begin()
         for source in self.neural:
             source.begin()
+        if self.ahead:
+            self.ahead.begin()
         self._began, self._debt, self._start = None, 0.0, 0
         self._singles, self._rest = None, 0
         self.rollback.behind = 0
@@ -179,6 +187,9 @@ class Planner:
         if self.trees:
             self.trees.settle(context)
         self._trying, self._writing, self._invested = False, 0.0, 0.0
+        self._reads = False
+        if self.ahead:
+            self.ahead.next_round()
         if not most or not self.costs.known:
             return Gathered(NOTHING, ())
         most, self._start = min(most, self._longest), self._start or len(context)
@@ -200,6 +211,9 @@ class Planner:
             inputs = RoundInputs(
                 context, choose, most, np.array(shares), found.draft(), best
             )
+            if self.ahead:
+                made = self.ahead.take(context, most, inputs.copy)
+                inputs = inputs._replace(made=made)
             if chosen := self._chosen(inputs):
                 return self._write(inputs, chosen)
             grows = self._may_grow(len(context))
@@ -210,6 +224,7 @@ class Planner:
             path = tree.path if tree else path
         choice = self._try(path, len(context), allowed, choice)
         size = choice.width - 1
+        self._assumed = likely(path)
         draft = tree.draft.clip(size) if tree else found.draft(size)
         sources = tree.draft.sources if tree else found.sources
         return Gathered(draft, sources, self._plan(path, times, choice))
@@ -239,7 +254,10 @@ class Planner:
     def learn(self, context: Context, outcome: Outcome) -> None:
         """Update the times; acceptances are updated when later tokens are known."""
         width = 1 + len(outcome.draft)
-        spent = self._called = outcome.calling + self._writing
+        waited = self.ahead.waited if self.ahead else 0.0
+        spent = self._called = outcome.calling + self._writing + waited
+        if self._reads:
+            self._invested = waited
         behind = self.rollback.behind
         self.rollback.learn(len(outcome.draft), len(outcome.verdict.path))
         if outcome.together > 1:  # neither its time nor its pause is of this width
@@ -275,6 +293,8 @@ class Planner:
     def park(self, name: str) -> None:
         """Stop using a drafter that failed."""
         self.sources.park(name)
+        if self.ahead:
+            self.ahead.park(name)
         if self.trees:
             self.trees.park(name)
         self._sound = tuple(source for source in self._sound if source.name != name)
@@ -293,7 +313,30 @@ class Planner:
             self._singles = singles + 1
             if singles > SETTLED and singles % _LOOKS:  # a sample of them is enough
                 return
-        self.costs.observe(width, depth, seconds, singles or 0)
+        if self.ahead and self.ahead.worked:  # the times are those without a drafter
+            self.ahead.observe(seconds / self.costs.times(depth, width)[-1])
+        else:
+            self.costs.observe(width, depth, seconds, singles or 0)
+
+    def go_on(self, context: Context, draft: Draft, choose: Choose, most: int) -> bool:
+        """Let the drafter of this round go on during the call, see `Overlapping`."""
+        ahead, width = self.ahead, 1 + len(draft)
+        if ahead is None or ahead.source is None or self._together > 1:
+            return False
+        if width > WIDEST or self.costs.is_young(width):
+            return False  # its time must be measured without a drafter first
+        seconds = self.costs.times(len(context), width)[-1]
+        base = draft.first_path.clip(self._assumed)
+        return ahead.start(context, base, choose, min(most, self._longest), seconds)
+
+    def come_back(self) -> int:
+        """End the work of the drafter, see `Overlapping`."""
+        return self.ahead.finish() if self.ahead else 0
+
+    def close(self) -> None:
+        """End the thread of a drafter that works ahead, see `Overlapping`."""
+        if self.ahead:
+            self.ahead.close()
 
     @property
     def _settling(self) -> float:
@@ -305,7 +348,8 @@ class Planner:
 
     def describe(self) -> str:
         """Return a one-line description of the schedule."""
-        return "planned round by round"
+        how = ", and made ahead during calls" if self.ahead else ""
+        return f"planned round by round{how}"
 
     @property
     def to_lose(self) -> float:
@@ -409,6 +453,9 @@ class Planner:
             each = arrears / max(1, depth - self._start)
             rates = source.expected_rates(depth, inputs.times, more, each)
             best = float(rates[: inputs.most].max(initial=0))
+            best = max(
+                best, self._rate_ahead(source, inputs, max(best, hopes), arrears)
+            )
             if best > hopes:
                 self._rest = 0
             if best > better:
@@ -426,6 +473,27 @@ class Planner:
                 return self._sound[i : i + 1]
         return chosen
 
+    def _rate_ahead(
+        self, source: NeuralSource, inputs: RoundInputs, least: float, arrears: float
+    ) -> float:
+        """Expected rate of a drafter that works ahead, or of its draft made ahead.
+
+        least: as in `Ahead.offer`. arrears: seconds of what it has not read.
+        """
+        ahead, made = self.ahead, inputs.made
+        if ahead is None:
+            return 0.0
+        depth, times = len(inputs.context), list(map(float, inputs.times))
+        best = 0.0
+        if made and made.source is source:
+            best = best_width(made.draft.path, times).rate
+        if self._together > 1:
+            return best
+        said = depth - self._start
+        return max(
+            best, ahead.offer(source, inputs.context, times, least, arrears, said)
+        )
+
     def _affordable(self, source: NeuralSource, inputs: RoundInputs) -> bool:
         """Whether trying a parked drafter for a token or two fits the budget."""
         if not source.can_draft(inputs.context):
@@ -439,16 +507,29 @@ class Planner:
 
     def _write(self, inputs: RoundInputs, chosen: Sequence[NeuralSource]) -> Gathered:
         """A draft by the neural drafters, the best first, and a copied tail."""
-        context, written, depth = inputs.context, PartialDraft(), len(inputs.context)
-        self._invested = chosen[0].backlog_cost(context)[1]
+        context, depth, made = inputs.context, len(inputs.context), inputs.made
+        written, worth, waits = PartialDraft(), 0.0, False
+        if made and made.source is chosen[0]:
+            written = made.draft
+        ahead, noted = len(written.tokens), False
+        if self.ahead and self.ahead.source is chosen[0]:
+            worth = self.ahead.worth(chosen[0])
+            # A long text that it has not read yet it reads during the call.
+            longest = float(inputs.times[0])
+            waits = not self._trying and chosen[0].backlog_cost(context)[1] > longest
+        self._reads = waits
+        self._invested = 0.0 if waits else chosen[0].backlog_cost(context)[1]
         grows = self._may_grow(depth)
         for source in chosen:
             if written.tokens and written.tokens[-1] in self._ends:
                 break
-            first = len(written.tokens)
             begun = self._trying  # a try writes at least one token
             while len(written.tokens) < inputs.most and (
-                begun or source.should_extend(written, inputs.times, depth)
+                begun
+                or (
+                    not (waits and source is chosen[0])
+                    and source.should_extend(written, inputs.times, depth, worth)
+                )
             ):
                 begun = False
                 source.write(
@@ -461,20 +542,24 @@ class Planner:
                 )
                 if written.tokens[-1] in self._ends:
                     break
-            if len(written.tokens) > first == 0:
-                evidence = source.evidence(written, inputs.copy, first)
+            if written.tokens and not noted:
+                noted = True
+                evidence = source.evidence(written, inputs.copy, 0)
                 self.ledger.note(context, written.tokens, evidence, source)
+        self._assumed = len(written.tokens)
         draft, path = written.chain(), written.path.copy()
         if len(draft) and int(draft.tokens[-1]) not in self._ends:
             here = context.with_tail(draft.tokens)
             tail = self.sources.propose(here, inputs.most - len(draft))
+            self._assumed += likely(tail.path)
             draft = draft.then(tail.draft())
             path += [written.certainty * chance for chance in tail.path]
         times, tree = inputs.times.tolist(), None
         if grows and not self._trying:
             grow = self._growing(context, draft, path, inputs.most)
             asked = written, context, inputs.choose, times, self._ends
-            tree = deepened(grow, chosen[0], *asked)
+            reads_later = waits and not written.tokens
+            tree = grow({}) if reads_later else deepened(grow, chosen[0], *asked)
         self._writing = written.seconds
         spent = [seconds + written.seconds for seconds in times]
         choice = best_width(path, spent)
@@ -485,7 +570,8 @@ class Planner:
         if self._trying and choice.width == 1 and times[1] < math.inf:
             choice = Choice(2, choice.rate)
         plan = self._plan(path, times, choice)
-        return Gathered(draft.clip(choice.width - 1), draft.sources, plan)
+        clipped = draft.clip(choice.width - 1)
+        return Gathered(clipped, draft.sources, plan, min(ahead, len(clipped)))
 
     def _idle(self, depth: int, path: Path) -> Plan:
         """The plan of a round where no draft can pay, the most frequent case.

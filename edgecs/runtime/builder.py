@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edgecs.calibrate.bundled_drafters import all_bundled, bundled_for
 from edgecs.calibrate.speculation_profile import SpeculationProfile, left_out
-from edgecs.core.draft import LanguageModel
+from edgecs.core.draft import LanguageModel, works_alone
 from edgecs.decoding.beside import Beside, RowKeeper
 from edgecs.decoding.cascade import NamedModel, stack
 from edgecs.decoding.kmatrix import KMatrix
@@ -140,6 +140,15 @@ def build(
                 drafts, notes = _usual(recipe.model, loaded, speculation)
         drafters, left_out = _loaded(recipe, drafts, loaded, closing)
         notes += left_out
+        if (
+            recipe.overlap == "on"
+            and speculation
+            and not any(works_alone(drafter.model) for drafter in drafters)
+        ):
+            notes.append(
+                "overlap: no drafter works while the target computes, as that needs "
+                "one that is a model of its own (--draft)"
+            )
         session = session_of(recipe, loaded, drafters, speculation)
         closing.enter_context(session)
         yield Runtime(recipe, loaded, drafters, session, speculation, notes)
@@ -259,6 +268,7 @@ def session_of(
             fingerprints={d.name: d.fingerprint for d in drafters},
             lenience=recipe.lenience,
             ends=ends,
+            overlap=recipe.overlap,
         )
         return session(schedule=planner, limits=speculation.limits, mark=mark)
     counts = matrix.counts(0)

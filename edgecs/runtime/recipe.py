@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from edgecs.decoding.accept import Accept
 from edgecs.decoding.kmatrix import KMatrix
+from edgecs.decoding.overlap import Overlap
 from edgecs.decoding.tiers import Exact
+from edgecs.engines.host import usable_cores
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ConfigError
 from edgecs.sampling.cascade_rules import CascadeRule
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
 
 HEAD = "head"
 """The name of the MTP head in a model's own file, as a drafter."""
+
+
+# chosen: the target waits for a part, which should not take longer than a call.
+_CHUNK = 64  # tokens of the parts in which a drafter reads while the target computes
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,10 @@ class Recipe:
     # two only their distribution, see `decoding.ratio`, with drafts of a fixed length.
     # Neither they nor a cascade rule draft trees.
     accept: Accept = "shared"
+    # Whether a drafter goes on while the target computes, which only the planner does.
+    # With "on" and drafters that are given, those have a quarter of the cores and the
+    # target has the rest, unless the numbers of threads are given.
+    overlap: Overlap = "auto"
     exact: Exact = "auto"
     # With `exact` "strict": whether the KV cache type may be changed, if no width is
     # exact along the context with that of `options`.
@@ -76,8 +86,23 @@ class Recipe:
                 "a cascade rule needs a small model that reads the whole context: "
                 "leave its context size (--ctx-size-draft) out"
             )
+        if self.overlap == "on" and not self._plans:
+            raise ConfigError(
+                "overlap is for the planner: leave out the K matrix, the cascade rule "
+                "and the rule of acceptance, or overlap"
+            )
         if self.matrix is not None:
             self.matrix.check([*(self.drafts or ()), "mag"])
+
+    @property
+    def _plans(self) -> bool:
+        """Whether a planner decides about drafts."""
+        return self.matrix is None and self.cascade is None and self.accept == "shared"
+
+    @property
+    def _splits(self) -> bool:
+        """Whether drafters have cores of their own."""
+        return self.overlap == "on" and self.drafting and bool(self.drafts)
 
     @property
     def drafting(self) -> bool:
@@ -117,7 +142,15 @@ class Recipe:
             self.options,
             heads=self.drafting and wanted,
             leaves=self.options.leaves if grows else 1,
+            threads=self._target_threads,
         )
+
+    @property
+    def _target_threads(self) -> int:
+        """Threads of the target: the cores that drafters leave, if they have some."""
+        if self.options.threads or not self._splits:
+            return self.options.threads
+        return max(1, usable_cores() - self.drafter_options.threads)
 
     @property
     def tier(self) -> Exact:
@@ -134,4 +167,9 @@ class Recipe:
         """
         options, target = self.draft_options, self.target_options
         options = options or replace(self.options, n_ctx=0)
+        if self._splits:
+            threads = options.threads or max(1, usable_cores() // 4)
+            chunk = max(_CHUNK, options.max_draft + 1)
+            n_batch = min(options.n_batch, chunk)
+            options = replace(options, threads=threads, n_batch=n_batch)
         return replace(options, leaves=target.leaves, sequences=target.sequences)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 
 from edgecs.core.context import Context
@@ -109,6 +110,23 @@ class Answer:
         )
         self._pending = pending
         return pending.request
+
+    def ahead(self) -> AbstractContextManager[None]:
+        """A block for the call of `request`, in which a drafter may go on.
+
+        It is for calls with one request.
+        """
+        pending, stats = self._pending, self.stats
+        assert pending is not None
+        context, draft, *_ = pending.request
+        said = len(draft) + 1  # the draft and the target's own token
+        room = min(
+            self._limit - stats.tokens - said - 1,
+            self._cascade.reviewer.n_ctx - len(context) - said,
+        )
+        if not stats.tokens or room < 1:
+            return nullcontext()
+        return self._cascade.ahead(pending, self._choices, room)
 
     @property
     def stop(self) -> str | None:

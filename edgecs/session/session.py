@@ -107,6 +107,7 @@ class Session:
                 level.sequence = sequence if level.reviewer.sequences > 1 else 0
             for model, number in self._used():
                 undo.enter_context(model.hold(number))
+            undo.callback(lambda: self.cascade.close())
             self._closing = undo.pop_all()
 
     @property
@@ -295,7 +296,9 @@ class Session:
         try:
             answer.start()
             while answer.finish_reason is None:
-                rows, seconds = self.cascade.call(answer.request())
+                request = answer.request()
+                with answer.ahead():
+                    rows, seconds = self.cascade.call(request)
                 yield from answer.take(rows, seconds)
         except Cancelled:
             reason = "cancelled"

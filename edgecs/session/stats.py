@@ -49,6 +49,8 @@ class Record(NamedTuple):
     tested: tuple[str, ...]  # drafter of each token that the target scored
     accepted: tuple[int, ...]  # which of these are in the answer
     levels: int | None = None  # tokens on the longest path of a tree; None: a chain
+    ahead: int = 0  # tested tokens that were made during the call of the last round
+    made: int = 0  # tokens made during this round's call
 
     @property
     def width(self) -> int:
@@ -81,7 +83,11 @@ class Stats:
         accepted = done.verdict.path[:emitted]
         draft = done.draft
         levels = None if draft.is_chain else max(draft.depths) + 1
-        self.records.append(Record(done.proposed, draft.sources, accepted, levels))
+        self.records.append(
+            Record(
+                done.proposed, draft.sources, accepted, levels, done.ahead, done.made
+            )
+        )
 
     @property
     def notice(self) -> str | None:
@@ -134,6 +140,17 @@ class Stats:
     def rounds_by_width(self) -> dict[int, int]:
         """How many rounds there were with each number of tokens in the call."""
         return dict(sorted(Counter(record.width for record in self.records).items()))
+
+    def made_ahead(self) -> dict[str, int]:
+        """Drafts that were made while the target computed, and what became of them.
+
+        made: those with a token after the assumed outcome. used: those of which the
+        target scored a token. dropped: the others, as the outcome was another one, or
+        another draft was better, or the answer ended.
+        """
+        made = sum(record.made > 0 for record in self.records)
+        used = sum(record.ahead > 0 for record in self.records)
+        return {"made": made, "used": used, "dropped": made - used}
 
     def by_source(self) -> dict[str, dict[str, int]]:
         """Proposed, tested and accepted tokens of each drafter."""
@@ -203,6 +220,7 @@ class Stats:
             "mean_accept_len": round(self.mean_acceptance_length, 4),
             "accept_per_pos": [round(x, 4) for x in self.acceptance_by_position()],
             "by_level": self.by_source(),
+            "ahead": self.made_ahead(),
             "faults": self.faults,
             "mark": self.mark.fields() if self.mark else None,
             "rounds_by_width": {str(n): k for n, k in self.rounds_by_width.items()},

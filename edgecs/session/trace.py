@@ -102,6 +102,8 @@ def describe(
         "proposed": tested,
         "probabilities": probabilities,
         **_reasons(done.plan),
+        "ahead": done.ahead,
+        "made_ahead": done.made,
         "width": 1 + len(draft),
         "tier": tier,
         "accepted": len(path),

@@ -7,7 +7,7 @@ decoding itself has changed by more than DRIFT in between, the ratio is discarde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import geometric_mean, median
 from typing import NamedTuple
@@ -53,6 +53,7 @@ class Chain(NamedTuple):
 
     drafters: tuple[str, ...]  # names, the best first; each reviews the next ones
     mag: bool  # whether Max-Gram comes last
+    ahead: bool = False  # whether the first one goes on while the target computes
 
     @property
     def parts(self) -> list[str]:
@@ -62,7 +63,8 @@ class Chain(NamedTuple):
     @property
     def name(self) -> str:
         """Readable name of the chain."""
-        return " <- ".join(self.parts) or "plain"
+        name = " <- ".join(self.parts) or "plain"
+        return f"{name}, overlapped" if self.ahead else name
 
 
 PLAIN, MAG = Chain((), False), Chain((), True)
@@ -78,6 +80,37 @@ def chains(names: Sequence[str]) -> list[Chain]:
     for name in names:
         found += [Chain((name,), False), Chain((name,), True)]
     return [*found, Chain(tuple(names), True)] if len(names) > 1 else found
+
+
+def with_overlap(chains: Sequence[Chain], names: Container[str]) -> list[Chain]:
+    """The chains, each followed by the same one with a drafter that works ahead.
+
+    names: drafters that can do that.
+
+    >>> [chain.name for chain in with_overlap([MAG, Chain(("a",), True)], {"a"})]
+    ['mag', 'a <- mag', 'a <- mag, overlapped']
+    """
+    found = list[Chain]()
+    for chain in chains:
+        found.append(chain)
+        if chain.mag and chain.drafters and chain.drafters[0] in names:
+            found.append(chain._replace(ahead=True))
+    return found
+
+
+def overlap_gains(trials: Sequence[Trial]) -> dict[str, float]:
+    """By first drafter, the speed of its simplest overlapped chain over that without.
+
+    It is 0 for a chain that is slower than plain decoding on some kind of task.
+    """
+    means = {trial.chain: trial.mean for trial in trials}
+    found: dict[str, float] = {}
+    for trial in trials:
+        without = means.get(trial.chain._replace(ahead=False), 0.0)
+        if trial.chain.ahead and trial.ratios and without:
+            gain = trial.mean / without if trial.harmless else 0.0
+            found.setdefault(trial.chain.drafters[0], gain)
+    return found
 
 
 def playing(kind: str, chain: Chain) -> str:

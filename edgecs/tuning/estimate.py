@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgecs.calibrate.speculation_profile import typical
 from edgecs.costs.cost_model import best_width
-from edgecs.planning.neural_source import FAR
+from edgecs.costs.overlap import FAR, overlapped
 from edgecs.planning.planner import MARGIN
 
 Times = NDArray[np.float64]
@@ -42,13 +42,21 @@ def needed(times: Times, step: float) -> float | None:
 
 
 def expected(
-    times: Times, mag: bool, drafters: Sequence[tuple[float, float]] = ()
+    times: Times,
+    mag: bool,
+    drafters: Sequence[tuple[float, float]] = (),
+    *,
+    ahead: bool = False,
 ) -> float:
     """Tokens per second over typical proposals, with the best drafter in every round.
 
-    drafters: seconds per token and share of right tokens of each.
+    drafters: seconds per token and share of right tokens of each. ahead: whether the
+    first one goes on during calls.
     """
     written = [best_draft(times, step, right) for step, right in drafters]
+    if ahead and drafters:
+        (step, right), *_ = drafters
+        written.append((overlapped(right, times.tolist(), step).rate, 1.0))
     tokens = seconds = 0.0
     for path in typical() if mag else ([],):
         width = best_width(path, times.tolist(), MARGIN).width

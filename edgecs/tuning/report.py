@@ -10,6 +10,7 @@ from typing import NamedTuple
 from edgecs.calibrate.profile import Key
 from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.decoding.tiers import Exact
+from edgecs.planning.planner import MARGIN
 from edgecs.tuning.comparison import PLAIN
 from edgecs.tuning.cost_sweep import DEEPEST, Curve, tiles
 from edgecs.tuning.quantisations import Quantisation, expected_rates
@@ -73,6 +74,7 @@ class Report:
             "discarded": tuned.compared.discarded,
             "unsteady": tuned.unsteady,
             "chosen": tuned.chosen.chain.parts,
+            "overlap": {n: round(gain, 4) for n, gain in tuned.overlap.items()},
             "quantisations": [
                 {**other._asdict(), "path": str(other.path)} for other in self.files
             ],
@@ -114,6 +116,9 @@ class Report:
         for trial in self.tuned.compared.trials:
             yield f"{trial.chain.name}: {self.tuned.verdict(trial)}"
         yield from (drafter.status for drafter in self.tuned.drafters)
+        for name, gain in self.tuned.overlap.items():
+            pays = "it pays" if gain >= 1 + MARGIN else "it does not pay"
+            yield f"{name}, overlapped: {gain:.2f} x as fast as without, so {pays}"
         yield ""
         if self.settings:
             yield "Loaded with other flags, ms of a call now -> with the flags:"

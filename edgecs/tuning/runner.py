@@ -16,6 +16,7 @@ from edgecs.decoding.static_schedule import Clock
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.errors import Cancelled
 from edgecs.planning.acceptance import Calibration, Evidence
+from edgecs.planning.ahead import Ahead
 from edgecs.planning.neural_source import NeuralSource
 from edgecs.planning.planner import Planner
 from edgecs.session.session import Session
@@ -105,6 +106,9 @@ class Stage:
                 ends=self._tokenizer.ends,
                 clock=self._clock,
                 rollback=self.known.rollback(),
+                ahead=Ahead(self._tokenizer.ends, clock=self._clock)
+                if chain.ahead
+                else None,
             )
             for neural, drafter in zip(planner.neural, drafters, strict=True):
                 neural.review.costs = drafter.costs

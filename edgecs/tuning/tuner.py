@@ -25,6 +25,7 @@ from edgecs.decoding.exactness import Classes
 from edgecs.decoding.static_schedule import Clock
 from edgecs.engines.host import Others
 from edgecs.errors import ConfigError, EdgecsError
+from edgecs.planning.planner import MARGIN
 from edgecs.runtime.loader import LoadedDrafter
 from edgecs.text.detokenizer import Tokenizer
 from edgecs.tuning.comparison import (
@@ -36,6 +37,7 @@ from edgecs.tuning.comparison import (
     chains,
     choose,
     compare,
+    overlap_gains,
     verdict,
 )
 from edgecs.tuning.cost_sweep import DEEPEST, REVIEWS, SHALLOW, Curve, places, sweep
@@ -105,12 +107,18 @@ class Tuned:
         """Why a chain was chosen, or why not."""
         return verdict(trial, self.chosen)
 
+    @property
+    def overlap(self) -> dict[str, float]:
+        """By drafter, its speed if it goes on during calls over that if it waits."""
+        return overlap_gains(self.compared.trials)
+
     def table(self) -> list[dict[str, object]]:
         """One row per chain, as JSON values."""
         plain = self.expected[PLAIN]
         return [
             {
                 "chain": trial.chain.parts,
+                "overlap": trial.chain.ahead,
                 "expected": round(self.expected[trial.chain] / plain, 4),
                 "measured": trial.speedup and round(trial.speedup, 4),
                 "mean": round(trial.mean, 4),
@@ -174,7 +182,12 @@ def tune(
     ]
     steps = {c.name: (c.curve.seconds[1], c.right) for c in candidates}
     promised = {
-        chain: expected(times, chain.mag, [steps[name] for name in chain.drafters])
+        chain: expected(
+            times,
+            chain.mag,
+            [steps[name] for name in chain.drafters],
+            ahead=chain.ahead,
+        )
         for chain in (PLAIN, *(trial.chain for trial in compared.trials))
     }
     return Tuned(curves, candidates, compared, promised, choose(compared.trials))
@@ -292,6 +305,11 @@ def keep(known: SpeculationProfile, key: Key, tuned: Tuned) -> bool:
             "drafters": {**others, **ours},
             "right": {d.fingerprint: round(d.right, 4) for d in tuned.drafters},
             "tried": {d.fingerprint: d.name for d in tuned.drafters},
+            "overlap": {
+                d.fingerprint: tuned.overlap[d.name] >= 1 + MARGIN
+                for d in tuned.drafters
+                if d.name in tuned.overlap
+            },
             "table": tuned.table(),
             "chosen": tuned.chosen.chain.parts,
             "unsteady": tuned.unsteady,

@@ -14,12 +14,49 @@ from edgecs.errors import ConfigError
 from edgecs_bench.hardware.machines import Drafter, Hardware
 from edgecs_bench.simulation.chains import Chain
 from edgecs_bench.simulation.replay import TRACES, know, static
+from edgecs_bench.simulation.replay_drafter import SimulatedWorker, Watch
 from edgecs_bench.simulation.simulation import Simulation, choose, halves, play
 from edgecs_bench.simulation.traces import Trace, for_tuning, read_traces
 from tests.bench.random_texts import texts
 from tests.bench.simulated_hardware import DRAFTER, FLAT, STEEP, recording, spoken, took
 
 FREE = Drafter("d", {1: 1e-9, WIDEST: 1e-9}, 0.0)
+
+
+@given(trace=texts(60), seed=st.integers(0, 9))
+@settings(max_examples=20)
+def test_a_drafter_that_goes_on_answers_with_the_recorded_tokens(
+    trace: Trace, seed: int
+):
+    """A round takes at least its call, and never less than a fifth of plain decoding.
+
+    The tokens are checked by the replay, whose drafts are compared with the answer.
+    """
+    random = np.random.default_rng(seed)
+    said = spoken(trace.output, lambda at: bool(random.random() < 0.8))
+    plain = took("plain", said, FLAT)
+    found = took("planner:drafter+mag:overlap", said, FLAT, DRAFTER)
+    assert plain / (1 + WIDEST) <= found
+
+
+def test_steps_beside_a_call_take_no_time_of_their_own():
+    watch, done = Watch(), []
+    worker = SimulatedWorker(watch)
+
+    def step() -> bool:
+        watch.pass_by(0.3)
+        done.append(watch.now())
+        return True
+
+    worker.start(step)
+    watch.pass_by(1.0)
+    worker.finish()
+    assert len(done) == 4  # the last one began before the call ended
+    assert watch.now() == pytest.approx(1.2)
+    worker.start(lambda: False)
+    watch.pass_by(1.0)
+    worker.finish()
+    assert watch.now() == pytest.approx(2.2)
 
 
 def test_plain_is_exactly_one():

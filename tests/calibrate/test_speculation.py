@@ -19,6 +19,7 @@ from edgecs.calibrate.speculation_profile import FIRST_WIDTHS, SpeculationProfil
 from edgecs.costs.cost_model import WIDEST, CostModel
 from edgecs.decoding.cascade import NamedModel
 from edgecs.decoding.exactness import EVERY, Classes, Finding
+from edgecs.decoding.overlap import Overlap
 from edgecs.decoding.tiers import Exact
 from edgecs.drafters.bigrams import Bigrams
 from edgecs.drafters.maxgram import MaxGram
@@ -560,3 +561,32 @@ def test_of_several_slots_the_share_of_the_most_used_is_kept(profiles):
     assert known.save()
     again = prepared(profiles)
     assert again._kept("right")["f"] == planners[1].neural[0].long_term_rate > 0.9
+
+
+@pytest.mark.parametrize(
+    ("kept", "overlap", "goes_on"),
+    [
+        ({"f": True}, "auto", True),
+        ({"f": False}, "auto", False),
+        ({"other": True}, "auto", False),
+        ({"f": "yes"}, "auto", False),
+        ("nonsense", "auto", False),
+        (None, "auto", False),
+        ({"f": False}, "on", True),
+        ({"f": True}, "off", False),
+    ],
+)
+def test_a_drafter_goes_on_where_a_tuning_found_that_it_pays(
+    profiles, kept: Any, overlap: Overlap, goes_on: bool
+):
+    known, _ = opened(profiles)
+    known.prepare(1.0)
+    assert known.save()
+    assert known.profile is not None
+    known.profile.chain = {**known.profile.chain, "overlap": kept}
+    assert profiles.save(known.profile)
+    known, _ = opened(profiles)
+    named = [NamedModel("d", TableModel(5))]
+    planner = known.planner(named, fingerprints={"d": "f"}, overlap=overlap)
+    assert (planner.ahead is not None) == goes_on
+    assert known.planner([], overlap=overlap).ahead is None

@@ -92,6 +92,29 @@ def test_a_seed_gives_one_answer_whatever_drafts(
     assert block["swi"] == round((block["accepted"] + block["rounds"]) / forwards, 4)
 
 
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_a_drafter_that_goes_on_changes_no_token(
+    edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path, temperature: float
+):
+    fixed = ("-s", 7, "--temp", temperature, "-t", 1)
+    plain = answer(edgecs, tiny_gguf, "--no-spec", *fixed)
+    trace = tmp_path / "trace.jsonl"
+    drafts = ("--draft", tiny_gguf, "--overlap", "on", "--trace", trace)
+    report = answer(edgecs, tiny_gguf, *fixed, *drafts)
+    assert report["tokens"] == plain["tokens"]
+    told = report["speculative"]["ahead"]
+    assert told["made"] == told["used"] + told["dropped"]
+    _, *rounds = map(json.loads, trace.read_text().splitlines())
+    assert sum(one["made_ahead"] > 0 for one in rounds) == told["made"]
+    assert sum(one["ahead"] > 0 for one in rounds) == told["used"]
+
+
+def test_a_fixed_schedule_does_not_overlap(edgecs: Edgecs, tiny_gguf: Path):
+    options = ("--draft", tiny_gguf, "--k-matrix", "3,0;0,0", "--overlap", "on")
+    outcome = edgecs("generate", "-m", tiny_gguf, "-p", "a", *options)
+    one_line(outcome, 2, "overlap is for the planner")
+
+
 @pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize("rule", ["chow", "v3"])
 def test_a_cascade_rule_gives_one_answer_that_says_what_it_is(

@@ -16,7 +16,7 @@ from edgecs.decoding.retrieval import excerpt
 from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.engines.llama.model import LlamaModel
 from edgecs.engines.load_options import LoadOptions
-from edgecs.errors import ConfigError, ModelError
+from edgecs.errors import ConfigError
 from edgecs.runtime.loader import Loaded, load, load_drafter
 from edgecs.runtime.recipe import Recipe
 from edgecs.sampling.cascade_rules import CascadeRule

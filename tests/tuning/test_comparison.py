@@ -20,7 +20,9 @@ from edgecs.tuning.comparison import (
     chains,
     choose,
     compare,
+    overlap_gains,
     verdict,
+    with_overlap,
 )
 from edgecs.tuning.estimate import expected
 from tests.tuning.tuning_fakes import times, tuned_table
@@ -167,3 +169,29 @@ def test_chains_go_from_simple_to_nested():
     assert len(names) == len(set(names)) == 6
     assert [c.parts for c in chains([])] == [["mag"]]
     assert PLAIN.name == "plain"
+
+
+def test_the_gain_of_working_ahead_is_that_over_the_same_chain():
+    ahead = BOTH._replace(ahead=True)
+    trials = [
+        Trial(BOTH, {"code": 1.2, "question": 1.2}),
+        Trial(ahead, {"code": 1.5, "question": 1.5}),
+    ]
+    assert overlap_gains(trials) == {"big": pytest.approx(1.25)}
+
+
+def test_a_chain_that_is_slower_than_plain_decoding_somewhere_gains_nothing():
+    ahead = BOTH._replace(ahead=True)
+    trials = [
+        Trial(BOTH, {"code": 1.0, "question": 1.0}),
+        Trial(ahead, {"code": 3.0, "question": 0.8}),
+    ]
+    assert overlap_gains(trials) == {"big": 0.0}
+    assert overlap_gains([Trial(BOTH, {"code": 1.0})]) == {}
+
+
+def test_drafters_that_need_their_target_do_not_work_ahead():
+    every = chains(["head", "big"])
+    found = with_overlap(every, {"big"})
+    assert [chain for chain in found if not chain.ahead] == every
+    assert [chain.drafters for chain in found if chain.ahead] == [("big",)]

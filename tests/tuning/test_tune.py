@@ -55,7 +55,8 @@ def test_json_has_curves_chains_and_the_choice(
     assert set(report["exact"]["inside"]) == {"0", "256", "512"}
     assert [d["name"] for d in report["drafters"]] == ["small", "small-2"]
     assert set(report["drafters"][0]["curve"]["ms"]) >= {"1", "2", "8", "16"}
-    assert [row["chain"] for row in report["chains"]] == [
+    waiting = [row for row in report["chains"] if not row["overlap"]]
+    assert [row["chain"] for row in waiting] == [
         ["mag"],
         ["small"],
         ["small", "mag"],
@@ -63,6 +64,12 @@ def test_json_has_curves_chains_and_the_choice(
         ["small-2", "mag"],
         ["small", "small-2", "mag"],
     ]
+    ahead = [row["chain"] for row in report["chains"] if row["overlap"]]
+    assert ahead == [["small", "mag"], ["small-2", "mag"], ["small", "small-2", "mag"]]
+    assert set(report["overlap"]) == {"small", "small-2"}
+    (path,) = saved(cache)
+    kept = json.loads(path.read_text())["chain"]["overlap"]
+    assert set(map(type, kept.values())) == {bool}
     for row in report["chains"]:
         assert set(row["by_kind"]) == set(report["plain"]["measured"])
         assert row["verdict"]
@@ -76,6 +83,15 @@ def test_json_has_curves_chains_and_the_choice(
     assert report["chosen"] in [row["chain"] for row in report["chains"]]
     assert report["kept"] is True
     assert len(saved(cache)) == 1
+
+
+def test_overlap_off_tries_no_drafter_that_works_ahead(
+    edgecs: Edgecs, tiny_gguf: Path, small_gguf: Path, cache: Path
+):
+    options = ("--json", "-q", "--draft", small_gguf, "--overlap", "off")
+    report = json.loads(tune_cli(edgecs, tiny_gguf, *options).out)
+    assert not any(row["overlap"] for row in report["chains"])
+    assert report["overlap"] == {}
 
 
 def test_the_report_is_for_people(edgecs: Edgecs, tiny_gguf: Path, small_gguf: Path):

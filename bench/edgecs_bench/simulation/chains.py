@@ -17,6 +17,7 @@ from edgecs_bench.simulation.replay import Player
 
 _COUNTED = re.compile(r"(mag|drafter):([1-9]\d?)", re.A)
 PLAIN, MAG, ALL = "plain", "planner:mag", "planner:drafter+mag"
+OVERLAP = f"{ALL}:overlap"
 CHAINS = (PLAIN, "mag:5", "drafter:4", "4,8;0,4", MAG, ALL)
 
 
@@ -36,8 +37,8 @@ class Chain:
     @staticmethod
     def parse(label: str) -> Chain:
         """Raises ConfigError."""
-        if label in (PLAIN, MAG, ALL):
-            return Chain(label, neural=label == ALL)
+        if label in (PLAIN, MAG, ALL, OVERLAP):
+            return Chain(label, neural=label in (ALL, OVERLAP))
         if found := _COUNTED.fullmatch(label):
             chain = Chain(label, found[1] == "drafter", first=int(found[2]))
         elif "," in label:
@@ -45,7 +46,7 @@ class Chain:
         else:
             raise ConfigError(
                 f"invalid chain {label!r}: give {PLAIN}, mag:K, drafter:K, a K matrix "
-                f'as in "4,8;0,4", {MAG} or {ALL}'
+                f'as in "4,8;0,4", {MAG}, {ALL} or {OVERLAP}'
             )
         widest = max(sum(row) for row in chain.matrix(1).rows)
         if widest >= WIDEST:
@@ -57,7 +58,7 @@ class Chain:
     @property
     def plans(self) -> bool:
         """Whether a planner decides."""
-        return self.label in (MAG, ALL)
+        return self.label in (MAG, ALL, OVERLAP)
 
     def matrix(self, drafters: int) -> KMatrix:
         """The K matrix of a fixed schedule with a number of neural drafters."""
@@ -72,7 +73,13 @@ class Chain:
     ) -> Player:
         """An object that replays answers with this chain."""
         names = drafters if self.neural else ()
-        player = Player(curve, names, sources=[MaxGram()], steps=steps)
+        player = Player(
+            curve,
+            names,
+            sources=[MaxGram()],
+            steps=steps,
+            overlap=self.label == OVERLAP,
+        )
         if not self.plans:
             matrix = self.matrix(len(names))
             models = [model.named for model in player.models]

@@ -36,12 +36,19 @@ from edgecs.drafters.maxgram import MaxGram
 from edgecs.drafters.registry import branches_of, usual_sources
 from edgecs.drafters.source import Source
 from edgecs.planning.acceptance import Calibration
+from edgecs.planning.ahead import Ahead
 from edgecs.planning.planner import Planner
 from edgecs.planning.trees import Trees
 from edgecs_bench.hardware.curves import CURVES, Curve, Steps, read_curves
 from edgecs_bench.report.summary import finish, table
 from edgecs_bench.simulation.adversarial import KINDS
-from edgecs_bench.simulation.replay_drafter import HeardRecycling, Recorded, Said, Watch
+from edgecs_bench.simulation.replay_drafter import (
+    HeardRecycling,
+    Recorded,
+    Said,
+    SimulatedWorker,
+    Watch,
+)
 from edgecs_bench.simulation.traces import Recording, Trace, for_tuning, read_traces
 
 TRACES = Path(__file__).parents[1] / "data" / "traces"
@@ -72,6 +79,7 @@ class Player:
         sources: Sequence[Source] = (),
         steps: Mapping[str, Steps] | None = None,
         leaves: int = 1,
+        overlap: bool = False,
     ) -> None:
         known = steps or {}
         self.curve = curve
@@ -87,10 +95,14 @@ class Player:
             [model.named for model in self.models],
             clock=self.watch.now,
             trees=Trees(branches_of(sources), calibration, leaves),
+            ahead=Ahead(worker=SimulatedWorker(self.watch), clock=self.watch.now)
+            if overlap
+            else None,
         )
         self.schedule: Schedule = self.planner  # can be replaced
         self.widths: list[int] = []  # one per round
         self.depths: list[int] = []  # tokens before each
+        self.made = self.used = 0  # drafts made ahead, and those that were used
         self._goes_on = False
         self.thinking: list[float] = []  # real seconds of every decision
         for width in (1, *QUICK):
@@ -121,7 +133,9 @@ class Player:
     def _round(self, context: Context, everything: list[int]) -> None:
         at, start = len(context), self.watch.now()
         begun = perf_counter()
-        draft = self.schedule.draft(context, Said(), len(everything) - at - 1).draft
+        gathered = self.schedule.draft(context, Said(), len(everything) - at - 1)
+        draft = gathered.draft
+        self.used += gathered.ahead > 0
         thought = perf_counter() - begun
         drafted = self.watch.now()
         path = tuple(draft.path_along(everything[at:-1]))  # the last one is not drafted
@@ -130,7 +144,10 @@ class Player:
         if not len(draft) and self.widths and self.widths[-1] > 1 and self._goes_on:
             calling += self.curve.settling / 1e3
         self._goes_on = True
+        room = len(everything) - at - len(draft) - 2
+        goes_on = self.planner.go_on(context, draft, Said(), room)
         self.watch.pass_by(calling)
+        self.made += bool(goes_on and self.planner.come_back())
         rows = Rows(np.empty((0, 0), dtype=np.float32), fed=1 + len(draft))
         verdict = Verdict(path, everything[at + right])
         outcome = Outcome(draft, rows, verdict, drafted - start, calling)

@@ -20,6 +20,7 @@ from edgecs.core.draft import (
 )
 from edgecs.decoding.cascade import NamedModel
 from edgecs.drafters.recycling import Recycling
+from edgecs.planning.worker import Step
 from edgecs_bench.hardware.curves import (
     DRAFTER_CURVE,
     DRAFTER_MS,
@@ -47,6 +48,35 @@ class Watch:
     def pass_by(self, seconds: float) -> None:
         """Advances the clock."""
         self._seconds += seconds
+
+
+class SimulatedWorker:
+    """A worker whose steps take place on the clock, beside the call of the target.
+
+    They are run when the call has ended, from the time when it began.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self.stopping = threading.Event()
+        self._watch = watch
+        self._step: Step | None = None
+        self._began = 0.0
+
+    def start(self, step: Step) -> None:
+        """Note the time."""
+        self._step, self._began = step, self._watch.now()
+
+    def finish(self) -> None:
+        """Run the steps that begin before now; the last one may end later."""
+        step, self._step = self._step, None
+        ended = self._watch.now()
+        self._watch.pass_by(self._began - ended)
+        while step and self._watch.now() < ended and step():
+            pass
+        self._watch.pass_by(max(0.0, ended - self._watch.now()))
+
+    def close(self) -> None:
+        """Do nothing: there is no thread."""
 
 
 class HeardRecycling(Recycling):

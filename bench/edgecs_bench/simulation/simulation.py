@@ -117,13 +117,17 @@ def play(
     steps: Mapping[str, Steps],
     *,
     learns: bool = True,
+    tuned: bool = False,
 ) -> Tallies:
     """One chain over one recording.
 
     learns: one half is replayed first and not reported; otherwise all is reported.
+    tuned: the planner knows from the start how often drafters are right.
     """
     player = chain.player(recording.drafters, aim.curve, steps)
     learnt, reported = halves(recording) if learns else ([], recording.traces)
+    for neural in player.planner.neural if tuned else ():
+        neural.start_from(right_share(learnt or reported, neural.name))
     for trace in learnt if chain.plans else ():
         player.play(trace)
     found: Tallies = {}
@@ -135,6 +139,19 @@ def play(
         tally = Tally(1, len(trace.output) - 1, len(widths), drafted, ms)
         found[trace.category] = found.get(trace.category, Tally()).plus(tally)
     return found
+
+
+def right_share(traces: Sequence[Trace], name: str) -> float:
+    """The share of positions at which a drafter's first token is the target's.
+
+    As `edgecs tune` measures it.
+    """
+    right = [
+        said[:1] == [token]
+        for trace in traces
+        for said, token in zip(trace.proposals[name].tokens, trace.output, strict=False)
+    ]
+    return sum(right) / len(right) if right else 0.0
 
 
 def merged(parts: Iterable[Tallies]) -> Tallies:
@@ -151,13 +168,15 @@ def merged(parts: Iterable[Tallies]) -> Tallies:
 class Simulation:
     """A simulation: recordings, chains, and optionally the size of drafters.
 
-    learns: see `play`.
+    learns, tuned: see `play`. beside: the machine of the drafters; None: the same.
     """
 
     recordings: Sequence[Recording]
     chains: Sequence[Chain]
     drafter: Size | None = None
     learns: bool = True
+    tuned: bool = False
+    beside: Hardware | None = None
 
     def reported(self, recording: Recording) -> int:
         """The number of reported answers of a recording."""
@@ -193,6 +212,7 @@ class Simulation:
                 aim,
                 self._steps(chain, one, machine, aim),
                 learns=self.learns,
+                tuned=self.tuned,
             )
             for one in self.recordings
         )
@@ -201,7 +221,8 @@ class Simulation:
         self, chain: Chain, recording: Recording, machine: Hardware, aim: Target
     ) -> dict[str, Steps]:
         names = recording.drafters if chain.neural else ()
-        return {name: machine.drafter(name, aim, self.drafter).steps for name in names}
+        there = self.beside or machine
+        return {name: there.drafter(name, aim, self.drafter).steps for name in names}
 
 
 def _of(tallies: Tallies, category: str | None) -> Tally:

@@ -70,6 +70,11 @@ class Answered:
         """Proposed, tested and accepted tokens of each drafter."""
         return self.sources
 
+    def made_ahead(self) -> Mapping[str, int]:
+        """Drafts that were made while the target computed, see `Stats`."""
+        ahead = _table(self.speculative, "ahead")
+        return {kind: _count(ahead, kind) for kind in ("made", "used", "dropped")}
+
     def origins(self, tiers: str) -> Origins:
         """Where its tokens come from. tiers: exactness along the context, in words."""
         return Origins(self.chain or ("target",), self, self.off_reason, tiers)

@@ -43,6 +43,7 @@ class Wishes:
     chains: tuple[str, ...]
     files: tuple[Path, ...]
     drafter: str | None
+    drafter_hardware: str | None
     limit: int | None
     by_category: bool
     against: Path | None
@@ -70,12 +71,17 @@ class Wishes:
     "--drafter", metavar="SIZE", help="Size of the drafters.  [default: as recorded]"
 )
 @click.option(
+    "--drafter-hardware",
+    metavar="HARDWARE",
+    help="Hardware of the drafters, as for --hardware.  [default: that of the target]",
+)
+@click.option(
     "--chain",
     "chains",
     multiple=True,
     metavar="CHAIN",
-    help="plain, mag:K, drafter:K, a K matrix, planner:mag or planner:drafter+mag; "
-    "repeatable.  [default: one of each]",
+    help="plain, mag:K, drafter:K, a K matrix, planner:mag, planner:drafter+mag or "
+    "planner:drafter+mag:overlap; repeatable.  [default: one of each but the last]",
 )
 @click.option(
     "--traces",
@@ -129,11 +135,12 @@ def simulate(**values: Any) -> None:
         for aim in machine.aims(sizes):
             rows += simulation.rows(machine, aim, by_category=wishes.by_category)
     if wishes.as_json:
-        _print(simulation, machines, {"results": rows})
+        beside = simulation.beside.name if simulation.beside else None
+        _print(simulation, machines, {"drafter_hardware": beside, "results": rows})
         return
     echo(_title(simulation))
     _table([_shown(row, by_category=wishes.by_category) for row in rows])
-    _notes(machines)
+    _notes([*machines, *([simulation.beside] if simulation.beside else [])])
 
 
 def _compare(wishes: Wishes, path: Path) -> None:
@@ -185,7 +192,10 @@ def _simulation(
         chains = [chain for chain in chains if not chain.neural]
     size = Size.parse(wishes.drafter) if wishes.drafter else None
     chosen = choose(recordings, chains, wishes.limit, prompts)
-    return Simulation(chosen, chains, size, learns=not wishes.against)
+    beside = wishes.drafter_hardware and catalogue.find(wishes.drafter_hardware)
+    return Simulation(
+        chosen, chains, size, learns=not wishes.against, beside=beside or None
+    )
 
 
 def _title(simulation: Simulation) -> str:

@@ -17,6 +17,7 @@ from edgecs.calibrate.bundled_drafters import bundled_for
 from edgecs.calibrate.probe import curve
 from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.core.context import Tokens
+from edgecs.core.draft import works_alone
 from edgecs.errors import Cancelled, ConfigError, EdgecsError
 from edgecs.runtime.builder import load_drafters
 from edgecs.runtime.folders import Folders
@@ -25,7 +26,7 @@ from edgecs.runtime.recipe import Recipe
 from edgecs.runtime.target import open_target
 from edgecs.text.chat_template import ChatTemplate
 from edgecs.tuning import tuner
-from edgecs.tuning.comparison import MAG, PROMPTS, Chain, chains
+from edgecs.tuning.comparison import MAG, PROMPTS, Chain, chains, with_overlap
 from edgecs.tuning.cost_sweep import SHALLOW
 from edgecs.tuning.plan import (
     QUICK_EFFORT,
@@ -42,7 +43,12 @@ from edgecs_bench.report import canvas
 from edgecs_bench.text_tables import aligned
 from edgecs_cli.commands.tuning_plot import draw
 from edgecs_cli.console import columns, echo, moves, say, show_log, wrapped
-from edgecs_cli.options.common import common_options, drafter_options, model_options
+from edgecs_cli.options.common import (
+    common_options,
+    drafter_options,
+    model_options,
+    overlap_option,
+)
 from edgecs_cli.options.kinds import OutputFile, Whole
 from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.sections import Sectioned
@@ -92,6 +98,7 @@ class Wishes:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @drafter_options
+@overlap_option
 @common_options
 @reports_errors
 def tune(**values: Any) -> int:
@@ -130,7 +137,11 @@ def tune(**values: Any) -> int:
             drafters = load_drafters(drafts, loaded, options, closing)
             # Max-Gram always drafts in `generate`, so all chains contain it.
             usual = [MAG, *(Chain((d.name,), True) for d in drafters)]
-            tried = usual if recipe.drafts is None else None
+            names = [drafter.name for drafter in drafters]
+            tried = usual if recipe.drafts is None else chains(names)
+            if recipe.overlap != "off":
+                alone = {d.name for d in drafters if works_alone(d.model)}
+                tried = with_overlap(tried, alone)
             report = _measure(loaded, drafters, tried, recipe, wishes, call)
     _show(report, as_json=wishes.as_json, verbose=call.verbose)
     if wishes.plot:
@@ -186,7 +197,7 @@ def _open(
 def _measure(
     loaded: Loaded,
     drafters: list[LoadedDrafter],
-    tried: Sequence[Chain] | None,
+    tried: Sequence[Chain],
     recipe: Recipe,
     wishes: Wishes,
     call: Call,
@@ -203,7 +214,7 @@ def _measure(
     names = [drafter.name for drafter in drafters]
     ways = list(settings_to_try(loaded.options, target.threads, os.cpu_count() or 1))
     steps = [
-        *planned_steps(target.n_ctx, effort, names, tried or chains(names), [*PROMPTS]),
+        *planned_steps(target.n_ctx, effort, names, tried, [*PROMPTS]),
         *plan_settings(ways, effort.deeper),
     ]
     with _progress(loaded, steps, call) as progress:

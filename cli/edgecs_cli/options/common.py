@@ -10,6 +10,7 @@ from typing import Any, get_args
 import click
 
 from edgecs.decoding.accept import Accept
+from edgecs.decoding.overlap import Overlap
 from edgecs.decoding.tiers import Exact
 from edgecs.drafters.copies import LONGEST
 from edgecs.engines.load_options import (
@@ -181,7 +182,8 @@ def drafter_options(command: F) -> F:
             "threads_draft",
             type=Whole(0, MOST_THREADS),
             default=0,
-            help="Threads of drafters; 0: one for ONNX, the value of -t for GGUF.",
+            help="Threads of drafters; 0: one for ONNX, the value of -t for GGUF, and "
+            "a quarter of the cores with --overlap on.",
         ),
         _speculation(
             "-cd",
@@ -215,9 +217,25 @@ def drafter_options(command: F) -> F:
     return with_options(command, options)
 
 
+def overlap_option(command: F) -> F:
+    """The option for drafts that are made while the target computes."""
+    decorate = _speculation(
+        "--overlap",
+        type=click.Choice(get_args(Overlap)),
+        default="auto",
+        show_default=True,
+        help="Whether a drafter (--draft, not a head) goes on while the model verifies "
+        "its last draft, which pays on two devices, or with cores to spare; the answer "
+        "is the same. auto: where `edgecs tune` found that it pays. on: the drafter "
+        "has a quarter of the cores (or -td), the model the rest (or -t).",
+    )
+    return decorate(command)
+
+
 def schedule_options(command: F) -> F:
     """Options for how much is drafted."""
     options = [
+        overlap_option,
         _speculation(
             "--no-spec",
             is_flag=True,
@@ -317,9 +335,10 @@ def load_options(values: dict[str, Any]) -> LoadOptions:
 def draft_load_options(values: dict[str, Any]) -> LoadOptions:
     """Load options of drafters: the target's unless set separately."""
     layers, threads = values["layers_draft"], values["threads_draft"]
+    shared = 0 if values.get("overlap") == "on" else values["threads"]
     return replace(
         load_options(values),
         n_ctx=values["ctx_draft"],
         n_gpu_layers=layers,
-        threads=threads or values["threads"],
+        threads=threads or shared,
     )

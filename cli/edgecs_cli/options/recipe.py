@@ -109,6 +109,7 @@ def read_recipe(values: dict[str, Any]) -> Recipe:
         lenience=values.get("lenience", Recipe.lenience),
         cascade=_cascade(values),
         accept=values.get("accept", Recipe.accept),
+        overlap=values.get("overlap", Recipe.overlap),
         exact=values.get("exact", Recipe.exact),
         may_change_cache=not _given("type_k", "type_v"),
         sampling=read_sampling(values) if sampled else Sampling(),
