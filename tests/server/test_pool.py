@@ -389,9 +389,10 @@ def test_the_end_of_the_event_loop_during_a_load_is_no_incident(
 
     async def go() -> ModelPool:
         pool = pool_of(load)
-        asyncio.ensure_future(pool.acquire("a").__aenter__())
+        asked = asyncio.ensure_future(pool.acquire("a").__aenter__())
         await asyncio.to_thread(began.wait)
         pool.stop_loading()
+        assert not asked.done()
         return pool  # before the model's thread has told of its end
 
     asyncio.run(go()).join()
