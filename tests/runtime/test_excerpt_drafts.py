@@ -10,6 +10,7 @@ from edgecs.core.context import Tokens
 from edgecs.decoding import excerpt_reader
 from edgecs.decoding.cascade import stack
 from edgecs.decoding.kmatrix import KMatrix
+from edgecs.decoding.retrieval import excerpt
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.loader import Loaded, load_drafter
@@ -56,7 +57,7 @@ def test_retrieval_finds_what_is_asked(
             assert 512 < ids.size < 1000
             with smollm.session([], 0) as session:
                 plain = [t.id for t in session.generate(ids, max_tokens=24)]
-            for i, choice in enumerate((excerpt_reader.excerpt, last_tokens)):
+            for i, choice in enumerate((excerpt, last_tokens)):
                 monkeypatch.setattr(excerpt_reader, "excerpt", choice)
                 drafter.model.reset()
                 chain = stack([drafter.named], MaxGram(), matrix, ends=ends)
