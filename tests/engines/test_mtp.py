@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import llama_cpp as lib
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,9 @@ from hypothesis import strategies as st
 
 from edgecs.core.context import Context
 from edgecs.core.draft import Draft, score_one
+from edgecs.engines.llama import library
+from edgecs.engines.llama.heads.experimental import symbols
+from edgecs.engines.llama.heads.features import view
 from edgecs.engines.llama.heads.mtp import MtpHead, own_heads
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ModelError
@@ -110,6 +114,34 @@ def test_recording_changes_no_bit_of_the_logits(tmp_path: Path):
     for before, during, never in zip(plainly, recording, without, strict=True):
         assert np.array_equal(before, during)
         assert np.array_equal(before, never)
+
+
+def test_states_of_output_rows_are_those_of_the_first_tokens(tmp_path: Path):
+    """Why `HeadCells` makes all tokens of a call output rows.
+
+    The graphs of some MTP heads give the states of all tokens, and llama.cpp takes as
+    many of them as there are output rows, from the first one on. Its server does not
+    see that (`test_head_peers`).
+    """
+    path = files.with_heads(tmp_path / "target.gguf", heads=3)
+    with load(path, OPTIONS) as target, load_drafter(OWN_HEAD, target) as drafter:
+        assert isinstance(drafter.model, MtpHead)
+        cells = drafter.model._cells
+        ids = TOKENS[:3]
+        given = np.random.default_rng(2).standard_normal((3, cells.width), np.float32)
+        cells.decode(ids, given, 0, output=True)
+        every = view(symbols().next(cells._context), 3, cells.width).copy()
+        logits = view(library.logits_address(cells._context, 2), 1, files.VOCABULARY)
+        expected = logits.copy()
+        cells.drop(0)
+        batch = cells._batch(ids, given, 0, output=True)
+        cells._flags[:2] = 0  # only the last token has an output row
+        cells._call(lib.llama_decode, batch)
+        logits = view(library.logits_address(cells._context, 2), 1, files.VOCABULARY)
+        state = view(symbols().next(cells._context), 1, cells.width)
+        assert np.array_equal(logits, expected)
+        assert np.array_equal(state, every[:1])
+        assert not np.allclose(state, every[2:], atol=0.1)
 
 
 def test_a_file_whose_heads_llama_cpp_cannot_run(tmp_path: Path):
