@@ -18,7 +18,7 @@ from edgecs.decoding.exactness import Limits
 from edgecs.decoding.static_schedule import Schedule
 from edgecs.engines.host import cpu_name
 from edgecs.engines.load_options import LoadOptions
-from edgecs.errors import ModelError, OutOfMemory
+from edgecs.errors import OutOfMemory
 from edgecs.hub.compatibility import check_same, vocabulary_hash
 from edgecs.runtime.opening import (
     many_threads,
@@ -262,9 +262,8 @@ def load_drafter(
     path: OWN_HEAD for the MTP head in the target's own file. A GGUF is another model or
     a head, as its metadata says. options: a GGUF uses all of
     them, ONNX only `threads`, where 0 means one. The context size of a GGUF drafter
-    defaults to the target's. Raises ModelError if the vocabularies differ, the drafter
-    cannot remove tokens from its cache or does not fit the target, OutOfMemory,
-    Cancelled.
+    defaults to the target's. Raises ModelError if the vocabularies differ or a head
+    does not fit the target, OutOfMemory, Cancelled.
     """
     options = replace(options or LoadOptions(), heads=False)
     if path == OWN_HEAD:
@@ -295,11 +294,6 @@ def _load_gguf(path: Path, target: Loaded, options: LoadOptions) -> LoadedDrafte
 
         with ExitStack() as undo:
             undo.callback(close)
-            if not model.rewindable:
-                raise ModelError(
-                    f"{path.name} cannot draft: rejected tokens cannot be removed from "
-                    "its cache (a recurrent model?); use another drafter"
-                )
             theirs = model.vocabulary.pieces()
             check_same(
                 target.model.vocabulary.pieces(),

@@ -76,8 +76,8 @@ class Checkpoints:
         self._ctx, self._sequence = context, sequence
         self._room = room
         self._saved: list[_Checkpoint] = []
-        self._spare: NDArray[np.uint8] | None = None  # of a dropped one: new pages of
-        #                                               memory take longer than a copy
+        # Of dropped ones, because new pages of memory take longer than a copy.
+        self._spare: list[NDArray[np.uint8]] = []
 
     @property
     def lengths(self) -> list[int]:
@@ -108,7 +108,7 @@ class Checkpoints:
         while len(self._saved) > LEAST and (
             len(self._saved) > MOST or self.size > self._room
         ):
-            self._spare = self._saved.pop(self._least_useful()).data
+            self._spare.append(self._saved.pop(self._least_useful()).data)
 
     def restore(self, length: int) -> bool:
         """Return to a checkpoint; cells of other layers have to be removed after it."""
@@ -122,12 +122,13 @@ class Checkpoints:
     def cut(self, length: int) -> None:
         """Drop those of more than `length` tokens: the text has changed there."""
         while self._saved and self._saved[-1].length > length:
-            self._spare = self._saved.pop().data
+            self._spare.append(self._saved.pop().data)
 
     def _memory(self, size: int) -> NDArray[np.uint8]:
-        spare, self._spare = self._spare, None
-        fits = spare is not None and spare.size == size
-        return spare if spare is not None and fits else np.empty(size, dtype=np.uint8)
+        if self._spare and self._spare[-1].size == size:
+            return self._spare.pop()
+        self._spare.clear()
+        return np.empty(size, dtype=np.uint8)
 
     def _least_useful(self) -> int:
         """Index of the one without which least has to be read again.
@@ -147,28 +148,45 @@ class Checkpoints:
 class Rollback:
     """Removes the last cells of a sequence, as far as a saved state allows.
 
-    room: bytes for checkpoints along the text; one more is kept for drafts.
+    room: bytes for checkpoints along the text; those for drafts come on top: one of a
+    target. writes: for a drafter, whose tokens may be rejected many calls later. each:
+    whether it saves the state before each of them, so that none is computed again, or
+    only before the first one of a draft.
     """
 
     def __init__(
-        self, context: lib.llama_context_p, sequence: int, keeps: Keeps, room: int
+        self,
+        context: lib.llama_context_p,
+        sequence: int,
+        keeps: Keeps,
+        room: int,
+        *,
+        writes: bool = False,
+        each: bool = True,
     ) -> None:
         self.keeps = keeps
         self.points = Checkpoints(context, sequence, room)
         self._draft = Checkpoints(context, sequence)
+        self._writes, self._each = writes, each
         self.restoring = 0.0  # seconds that a restore takes; 0: there was none
         self._memory, self._sequence = lib.llama_get_memory(context), sequence
         self._called: int | None = 0  # tokens of the last call that can be removed one
         #                               by one; None: it did not complete
 
-    def begin(self, cells: int, draft: int) -> None:
-        """Called before a call that adds cells to these; draft: length of its draft.
+    def begin(self, cells: int, tokens: int, final: int) -> None:
+        """Called before a call that adds tokens to these cells.
 
-        Saves the state if the draft could not be removed otherwise.
+        final: how many tokens of the text are not taken back. Saves the state if the
+        others could not be removed otherwise.
         """
-        needed = self.keeps.recurrent and draft > self.keeps.snapshots
-        if needed and cells not in self.points.lengths:
-            self._draft.cut(0)
+        guesses, first = cells + tokens - final, cells <= final
+        if self._writes:
+            needed = guesses > 0 and (first or self._each)
+        else:
+            needed = guesses > self.keeps.snapshots
+        if needed and self.keeps.recurrent and cells not in self.points.lengths:
+            if first and cells not in self._draft.lengths:
+                self._draft.cut(0)  # of an earlier draft
             self._draft.save(cells)
         self._called = None
 

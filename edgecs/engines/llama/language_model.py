@@ -26,7 +26,7 @@ from edgecs.engines.host import usable_cores
 from edgecs.engines.kv_snapshot import KVSnapshot
 from edgecs.engines.llama import library
 from edgecs.engines.llama.batch import Batch
-from edgecs.engines.llama.checkpoints import Keeps
+from edgecs.engines.llama.checkpoints import Keeps, Rollback
 from edgecs.engines.llama.feed import NO_ROWS, Feed, Logits, groups
 from edgecs.engines.llama.heads.features import Features, states_kept
 from edgecs.engines.llama.huge_pages import HugePages
@@ -46,6 +46,8 @@ _TOKENS_A_PASS = 32  # prompt tokens that are read in the time of one pass over 
 _EVERY = 4  # prefill chunks between two checkpoints
 # chosen: several of a small model; those of larger ones have an eighth of its weights.
 _CHECKPOINTS = 512 << 20  # bytes of all checkpoints
+# chosen: reading fewer tokens again costs little more than a call.
+_READ_ALONE = 16  # tokens of a text after which a recurrent drafter has a checkpoint
 _WRAPS = 4096  # chosen: numpy views that are kept
 _WINDOW_CELLS = re.compile(r"creating\s+SWA KV cache, size = (\d+) cells")
 _ALONE = (0,)  # no padding
@@ -66,6 +68,8 @@ class LlamaLM:
     the text is split into calls, and as many tokens as fit are computed in one call.
     """
 
+    rewindable = True  # with checkpoints, see `Rollback`
+
     def __init__(
         self,
         model: LlamaModel,
@@ -83,8 +87,7 @@ class LlamaLM:
         if not self.exact:  # beyond that a drafter's proposals are useless
             self.n_ctx = min(self.n_ctx, model.trained_ctx)
         self.max_draft = min(options.max_draft, self.n_ctx - 1)
-        # A drafter would have to remove single tokens, see `checkpoints`.
-        self.rewindable = model.rewindable or self.exact
+        self._drafts = drafts_for is not None
         self.copy_cost = self._copy_cost(options)
         self.cancel = cancel
         self.threads = options.threads or usable_cores()
@@ -121,8 +124,14 @@ class LlamaLM:
             range(first, first + self.max_leaves),
             sole=self.sequences == 1,
             marks=marks,
-            keeps=self._keeps,
-            room=max(_CHECKPOINTS, self._model.size // 8) // self.sequences,
+            rollback=Rollback(
+                context,
+                first,
+                self._keeps,
+                max(_CHECKPOINTS, self._model.size // 8) // self.sequences,
+                writes=self._drafts,
+                each=not self._model.offload.layers,
+            ),
             name=name if self.sequences == 1 else f"sequence {number} of {name}",
         )
 
@@ -261,7 +270,7 @@ class LlamaLM:
         # llama.cpp says nothing of the windows of hybrid models (`seq_pos_min`).
         small = self._model.rewindable and self.max_leaves == 1
         params.swa_full = options.swa_full or not small
-        if not self._model.rewindable and self.exact:
+        if not self._model.rewindable and (self.exact or self._drafts):
             params.n_rs_seq = self._model.snapshots(options)
         library.clear_log()
         if not self._model.kv_fits(self.n_ctx, options):
@@ -508,7 +517,11 @@ class LlamaLM:
             kept += self._compute_again(request, one, kept)
         pending = context.tokens[kept:].tolist()
         if not self.exact:
-            room = self._chunk - len(request.draft)
+            room = min(len(pending), self._chunk - len(request.draft))
+            final = context.committed - kept
+            if self._drafts and self._keeps.recurrent and final > _READ_ALONE:
+                # A rejected draft, or another answer, returns to the end of the text.
+                room = min(room, len(pending) - final + 1)
             if len(pending) > room:
                 self._prefill(request, one, pending[:-room])
             return Feed(request, one, pending[-room:], len(pending))
@@ -588,8 +601,10 @@ class LlamaLM:
         firsts = self._fill(group, paddings)
         for feed in group:
             feed.sequence.cache.expect()
-            drafted = len(feed.request.draft)
-            feed.sequence.rollback.begin(len(feed.sequence.cache), drafted)
+            context = feed.request.context
+            final = context.committed if self._drafts else len(context)
+            cells = len(feed.sequence.cache)
+            feed.sequence.rollback.begin(cells, len(feed), final)
         code, address = self._call(firsts[0])
         if code:
             raise self._decode_error(code)

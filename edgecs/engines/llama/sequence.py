@@ -13,10 +13,8 @@ from edgecs.core.draft import Draft
 from edgecs.engines.hidden_states import States
 from edgecs.engines.kv_prefix import PrefixCache
 from edgecs.engines.lease import ExclusiveUse
-from edgecs.engines.llama.checkpoints import Keeps, Rollback
+from edgecs.engines.llama.checkpoints import Rollback
 from edgecs.engines.llama.heads.features import Features
-
-_ALL = Keeps()
 
 
 class LlamaSequence:
@@ -25,8 +23,7 @@ class LlamaSequence:
     ids: llama.cpp's sequence ids. The first one has the cells; every further leaf of a
     tree draft uses another one for a round, which has the cells of the context and of
     its own path (SpecInfer, arXiv 2305.09781). sole: whether there is no other
-    sequence. keeps: what the context keeps of earlier tokens. room: bytes that its
-    checkpoints may have.
+    sequence. rollback: removes cells of the first id.
     """
 
     def __init__(
@@ -37,11 +34,10 @@ class LlamaSequence:
         sole: bool,
         marks: bool,
         name: str,
-        keeps: Keeps = _ALL,
-        room: int = 0,
+        rollback: Rollback,
     ) -> None:
         self.id, self._further = ids[0], list(ids[1:])
-        self.rollback = Rollback(context, self.id, keeps, room)
+        self.rollback = rollback
         self.cache = PrefixCache(
             self._drop, reach=self.rollback.reach, select=self._select, marks=marks
         )
