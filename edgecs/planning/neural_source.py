@@ -20,6 +20,7 @@ from edgecs.core.context import Context
 from edgecs.core.draft import Choose, Draft, Drafter
 from edgecs.core.faults import blame
 from edgecs.costs.cost_model import WIDEST, CostModel, best_width
+from edgecs.costs.rollback_cost import RollbackCost
 from edgecs.decoding.cascade import Cascade, NamedModel, Round, confidences
 from edgecs.decoding.exactness import EVERY, Allowed
 from edgecs.decoding.static_schedule import Clock, Gathered, Outcome
@@ -43,10 +44,20 @@ _FIRST_WAIT, _LAST_WAIT = 16, 4096  # rounds between two tries of a parked draft
 
 
 class ReviewSchedule:
-    """The schedule of a neural drafter: what it reviews in one step."""
+    """The schedule of a neural drafter: what it reviews in one step.
 
-    def __init__(self, sources: Sources, cheaper: NeuralSource | None) -> None:
+    removable: tokens of a reviewed draft that the drafter removes at no cost, see
+    `RollbackCost`.
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        cheaper: NeuralSource | None,
+        removable: int | None = None,
+    ) -> None:
         self.costs = CostModel()
+        self._removable = removable
         self.reading = 0.0  # seconds per token when many are read, 0: not known
         self._sources = sources
         self._cheaper = cheaper
@@ -71,11 +82,12 @@ class ReviewSchedule:
         """The draft that pays for its review; empty while call times are unknown."""
         if not self.costs.known:
             return Gathered(Draft.chain((), ""), ())
-        times = self.costs.times(len(context))
+        depth = len(context)
         found = self._sources.propose(context, min(most, WIDEST - 1))
-        choice = best_width(found.path, times)
+        choice = best_width(found.path, self._times(depth, found.path))
         if self._cheaper and self._cheaper.can_draft(context):
-            rates = self._cheaper.expected_rates(len(context), np.array(times))
+            times = np.array(self._times(depth))
+            rates = self._cheaper.expected_rates(depth, times)
             if rates.size and rates[:most].max(initial=0) > choice.rate:
                 size = int(rates[:most].argmax()) + 1
                 try:
@@ -84,6 +96,15 @@ class ReviewSchedule:
                     blame(error, self._cheaper.name)
                 return Gathered(part.clip(size), part.sources)
         return Gathered(found.draft(choice.width - 1), found.sources)
+
+    def _times(self, depth: int, path: Sequence[float] = ()) -> list[float]:
+        """Seconds by width, with those that a rejection is expected to cost later."""
+        times = self.costs.times(depth)
+        if self._removable is None:
+            return times
+        rollback = RollbackCost(self.costs, self._removable)
+        lost = rollback.rejected(depth, path, len(times))
+        return [now + later for now, later in zip(times, lost, strict=True)]
 
     def learn(self, context: Context, outcome: Outcome) -> None:
         """Update the call times of the drafter."""
@@ -136,7 +157,8 @@ class NeuralSource:
         clock: Clock = perf_counter,
     ) -> None:
         self.name = named.name
-        self.review = ReviewSchedule(sources, cheaper)
+        removable = getattr(named.model, "snapshots", None)
+        self.review = ReviewSchedule(sources, cheaper, removable)
         self.cascade = Cascade(
             named.model,
             self.review,

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgecs.core.context import Context
 from edgecs.core.draft import Request, Rows
 from edgecs.costs.cost_model import CostModel
 from edgecs.costs.rollback_cost import RollbackCost
 from edgecs.engines.kv_prefix import PrefixCache
+from edgecs.planning.acceptance import Calibration
+from edgecs.planning.neural_source import ReviewSchedule
+from edgecs.planning.pending import Proposed, Sources
+from edgecs.sampling.chain import greedy
 from edgecs_bench.simulation.replay_drafter import Watch
 from tests.planning.timed_models import FLAT, Near, Timed, opened, planned
 
@@ -140,3 +147,34 @@ def test_what_a_rejection_costs_is_bounded_by_its_widest_call(
     found = RollbackCost(costs, free).rejected(0, path, 32)
     assert found[: free + 1] == [0.0] * (free + 1)
     assert all(0 <= later <= 0.1 * width + 1e-9 for width, later in enumerate(found, 1))
+
+
+class Copies(Sources):
+    """Proposes seven tokens, each right with the same probability."""
+
+    def __init__(self, odds: float) -> None:
+        super().__init__((), Calibration())
+        self._odds = odds
+
+    def propose(self, context: Context, most: int, *args: object, **kw: object) -> Any:
+        path = [self._odds**n for n in range(1, 8)][:most]
+        return Proposed("copy", list(range(len(path))), path)
+
+
+@given(st.floats(0.05, 0.99), st.integers(0, 15))
+def test_a_drafter_reviews_no_more_if_it_computes_again(odds: float, removable: int):
+    free = reviewed(odds, None)
+    assert reviewed(odds, 15) == free
+    assert reviewed(odds, removable) <= free
+
+
+def test_a_drafter_reviews_less_where_a_rejection_costs_more_than_it_gains():
+    found = [(reviewed(odds, None), reviewed(odds, 0)) for odds in (0.5, 0.8, 0.9)]
+    assert found == [(3, 1), (7, 3), (7, 7)]
+
+
+def reviewed(odds: float, removable: int | None) -> int:
+    """How many tokens of a copy a drafter with such calls reviews."""
+    schedule = ReviewSchedule(Copies(odds), None, removable)
+    schedule.costs.measured(0, LINE)
+    return len(schedule.draft(Context([1, 2, 3]), greedy, 15).draft)

@@ -14,7 +14,6 @@ from edgecs.core.draft import Draft, score_one
 from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.engines.llama.model import LlamaModel
 from edgecs.engines.load_options import LoadOptions
-from edgecs.errors import ModelError
 from edgecs.runtime.loader import Loaded, load, load_drafter
 from edgecs.testing.fakes import write_random_gguf
 from tests.engines.calls import watched
@@ -84,14 +83,6 @@ def test_padding_is_no_difference(tiny_gguf: Path, tmp_path: Path):
         with load(target, OPTIONS) as loaded, load_drafter(other, loaded) as drafter:
             rows = score_one(drafter.model, Context(TEXT)).logits
             assert rows.shape == (1, loaded.target.vocab_size)
-
-
-def test_a_drafter_that_cannot_forget_is_refused(
-    tiny: Loaded, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(LlamaModel, "rewindable", False)
-    with pytest.raises(ModelError, match="tiny.gguf cannot draft: rejected tokens"):
-        load_drafter(tiny_gguf, tiny)
 
 
 def test_a_key_has_the_options_as_they_were_used(tiny_gguf: Path):
