@@ -344,3 +344,17 @@ def test_a_recurrent_model_says_what_drafts_and_why(
     plain = generate(edgecs, path, "-n", 20, "--no-spec")
     assert "speculation off" in plain.err
     assert plain.out == generate(edgecs, path, "-n", 20).out
+
+
+@pytest.mark.parametrize("name", ["lfm2", "mamba2"])
+@pytest.mark.parametrize("options", [(), ("--temp", 0, "--k-matrix", "3,2;0,2")])
+def test_a_recurrent_model_drafts(
+    edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path, name: str, options: tuple
+):
+    path = FAMILIES[name](tmp_path / f"{name}.gguf")
+    chosen = options[:2]
+    plain = answer(edgecs, tiny_gguf, "--no-spec", "-s", 7, *chosen)
+    report = answer(edgecs, tiny_gguf, "--draft", path, "-s", 7, *options)
+    assert report["tokens"] == plain["tokens"]
+    assert not report["speculative"]["faults"]
+    assert not options or report["speculative"]["tested"]

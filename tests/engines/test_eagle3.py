@@ -18,10 +18,12 @@ from edgecs.core.context import Context
 from edgecs.core.draft import Draft, Request, score_one
 from edgecs.engines.hidden_states import States
 from edgecs.engines.llama.heads.eagle3 import Eagle3
+from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import Cancelled, ModelError
 from edgecs.runtime.loader import Loaded, LoadedDrafter, load, load_drafter
 from tests import drafter_files as files
+from tests import families
 
 TOKENS = np.random.default_rng(1).integers(0, 250, 600).astype(np.int32)
 OPTIONS = LoadOptions(n_ctx=512, n_batch=64, threads=1, n_gpu_layers=0)
@@ -356,3 +358,44 @@ def test_a_closed_one_says_so_and_its_target_records_nothing(tmp_path: Path):
 def test_two_sessions_cannot_use_it(made: Made):
     with made.head.hold(), pytest.raises(ModelError, match="another session"):
         made.head.hold().__enter__()
+
+
+@pytest.mark.parametrize("family", ["gemma4", "qwen35"])
+def test_the_state_after_the_last_layer(family: str, tmp_path: Path):
+    """A number of a layer that equals their count, in any place."""
+    make = {"gemma4": files.gemma4, "qwen35": families.qwen35}[family]
+    path = make(tmp_path / "target.gguf")
+    head = files.eagle3(tmp_path / "head.gguf", layers=(1, 4, 2))
+    with load(path, OPTIONS) as plain:
+        context = Context(TOKENS[:90])
+        expected = score_one(plain.target, context).logits.copy()
+    with load(path, OPTIONS) as loaded, load_drafter(head, loaded, OPTIONS) as drafter:
+        assert isinstance(drafter.model, Eagle3)
+        assert np.array_equal(score_one(loaded.target, context).logits, expected)
+        noted = loaded.target.note_states()
+        context.append(TOKENS[90:91])
+        score_one(loaded.target, context, Draft.chain(TOKENS[91:94], "test"))
+        context.append(TOKENS[91:94])
+        states = drafter.model.states.of(context, 0, 94)
+        first, last, second = np.split(states, 3, axis=1)
+        assert all(np.abs(part).max(1).all() for part in (first, last, second))
+        assert np.array_equal(last[90:], noted.of(context, 90, 94))
+        # They end with its recording, and another one begins with it.
+        assert np.abs(score_one(drafter.model, context).logits).max() > 0
+        drafter.close()
+        with load_drafter(head, loaded, OPTIONS) as again:
+            context.append([7])
+            score_one(loaded.target, context)
+            assert isinstance(again.model, Eagle3)
+            row = again.model.states.of(context, 94, 95)
+            assert np.abs(row).reshape(3, -1).max(1).all()
+
+
+def test_states_of_another_width_after_the_last_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = files.gemma4(tmp_path / "target.gguf")
+    head = files.eagle3(tmp_path / "head.gguf", layers=(1, 2, 4))
+    monkeypatch.setattr(LlamaLM, "width", 4 * files.WIDTH)
+    with load(path, OPTIONS) as loaded, pytest.raises(ModelError, match="width 256"):
+        load_drafter(head, loaded, OPTIONS)

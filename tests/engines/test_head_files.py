@@ -116,8 +116,12 @@ def test_a_target_without_hooks_is_refused(edgecs: Edgecs, tmp_path: Path):
     ("changes", "says"),
     [
         (
+            {"target_layers": [1, 2, 5]},
+            "reads the layers 1, 2, 5, and the target has 4",
+        ),
+        (
             {"target_layers": [1, 2, 4]},
-            "reads the layers 1, 2, 4, and the target has 4",
+            "the state after the last layer, which llama.cpp does not give for qwen3",
         ),
         ({"target_layers": [1, 2, 2**31 - 1]}, "the target has 4"),
         ({"target_layers": [1, 2]}, "3 entries"),

@@ -103,6 +103,13 @@ def eagle3(target: Path, head: Path) -> Path:
     return files.eagle3(head, fixed=spoilt, changes=files.BY_TOKEN)
 
 
+def last_layer(target: Path, head: Path) -> Path:
+    files.gemma4(target, fixed=noisy(files.bigram, TARGET, 1))
+    spoilt = noisy(files.by_token, {"attn_output.weight": 250.0}, 2)
+    layers = (4, 1, 2)  # the matrix of `by_token` takes the first one
+    return files.eagle3(head, fixed=spoilt, changes=files.BY_TOKEN, layers=layers)
+
+
 def mtp(target: Path, head: Path, heads: int = 1) -> Path:
     noise = {**TARGET, "eh_proj.weight": 0.25}
     files.with_heads(target, heads=heads, fixed=noisy(files.mtp_by_token, noise, 1))
@@ -177,6 +184,7 @@ def ours(
     [
         (eagle3, "EAGLE3", 1),
         (eagle3, "EAGLE3", 3),
+        (last_layer, "EAGLE3", 3),
         (mtp, "MTP", 1),
         (mtp, "MTP", 3),
         (three, "MTP", 2),

@@ -50,6 +50,8 @@ def made(folder: Path, kind: str) -> tuple[Path, Path]:
     path, head = folder / "target.gguf", folder / "head.gguf"
     if kind in ("qwen3", "llama"):  # EAGLE-3
         return files.target(path, kind), files.eagle3(head)
+    if kind == "last layer":  # EAGLE-3 too
+        return files.gemma4(path), files.eagle3(head, layers=(1, 3, 4))
     if kind in ("dflash", "dspark"):
         return files.target(path), files.dflash(head, markov=8 * (kind == "dspark"))
     if kind == "gemma4":
@@ -59,7 +61,8 @@ def made(folder: Path, kind: str) -> tuple[Path, Path]:
     return files.with_heads(path, heads=int(kind)), OWN_HEAD
 
 
-KINDS = ["qwen3", "llama", "1", "3", "recurrent", "dflash", "dspark", "gemma4"]
+KINDS = ["qwen3", "llama", "last layer", "1", "3", "recurrent"]
+KINDS += ["dflash", "dspark", "gemma4"]
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -1,6 +1,7 @@
 """EAGLE-3 drafters in a GGUF (arXiv 2503.01840): one layer on three states of a target.
 
-A target's states are the inputs of three of its layers. An encoder, one matrix, makes
+A target's states are the inputs of three of its layers; the state after the last one
+may take the place of one of them. An encoder, one matrix, makes
 one state of them. A cell of the decoder has a token and the state of the token before.
 A reduced vocabulary is mapped to the target's by llama.cpp, with -inf elsewhere.
 """
@@ -15,6 +16,7 @@ from edgecs.engines.llama.heads.fit import Shape, check_fit, damaged, header_of
 from edgecs.engines.llama.heads.llama_head import LlamaHead
 from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.engines.llama.model import LlamaModel
+from edgecs.errors import ModelError
 
 NAME = "EAGLE-3"
 
@@ -42,10 +44,17 @@ class Eagle3(LlamaHead):
         fit = check_fit(NAME, model.path, header, Shape.of_model(target.model))
         if len(fit.layers) != 3 or header.own("block_count") != 1:
             raise damaged(model.path.name, NAME, "it does not read three layers in one")
+        last = target.model.layers
+        if last in fit.layers and target.width != fit.hidden:
+            raise ModelError(
+                f"{model.path.name} cannot draft for {target.model.path.name}: the "
+                f"states after its last layer have width {target.width}, those of its "
+                f"layers {fit.hidden}; use another drafter"
+            )
         super().__init__(
             model,
             target,
-            LayerInputs(target.handle, fit.layers, fit.hidden),
+            LayerInputs(target.handle, fit.layers, fit.hidden, last),
             cancel,
             n_ctx=min(target.n_ctx, model.trained_ctx),
             width=fit.width,

@@ -36,33 +36,50 @@ class Features(Protocol):
 class LayerInputs:
     """The inputs of some layers, side by side.
 
-    layers: counted from 0. width: of the target's embeddings. The logits are the same,
-    bit for bit. llama.cpp aborts for an architecture without these hooks, see
-    `eagle3.HOOKED`.
+    layers: counted from 0. width: of the target's embeddings. last: the number that
+    stands for the state after the last layer, see `fit.WITH_LAST`; -1: none does. The
+    logits are the same, bit for bit. llama.cpp aborts for an architecture without these
+    hooks, see `fit.HOOKED`.
     """
 
     def __init__(
-        self, context: lib.llama_context_p, layers: Sequence[int], width: int
+        self,
+        context: lib.llama_context_p,
+        layers: Sequence[int],
+        width: int,
+        last: int = -1,
     ) -> None:
         self.width = width * len(layers)
         self._context, self._layers, self._each = context, layers, width
+        self._last = NextStates(context, width)
+        self._at_last = last
 
     def start(self) -> None:
         """Have llama.cpp compute them in the next calls."""
-        for layer in self._layers:
-            symbols().set_layer(self._context, layer, True)
+        self._switch(True)
 
     def stop(self) -> None:
         """Have llama.cpp leave them out."""
+        self._switch(False)
+
+    def _switch(self, on: bool) -> None:
         for layer in self._layers:
-            symbols().set_layer(self._context, layer, False)
+            if layer != self._at_last:
+                symbols().set_layer(self._context, layer, on)
+            elif on:
+                self._last.start()
+            else:
+                self._last.stop()
 
     def rows(self, first: int, count: int) -> State:
         """Those of tokens of the last call, [count, width]."""
         found = np.empty((count, self.width), dtype=np.float32)
         for i, layer in enumerate(self._layers):
-            at = symbols().layer(self._context, layer)
-            rows = view(at, first + count, self._each)[first:]
+            if layer == self._at_last:
+                rows = self._last.rows(first, count)
+            else:
+                at = symbols().layer(self._context, layer)
+                rows = view(at, first + count, self._each)[first:]
             found[:, i * self._each : (i + 1) * self._each] = rows
         return found
 

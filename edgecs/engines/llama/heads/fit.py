@@ -24,6 +24,14 @@ HOOKED = frozenset(
         *("qwen3moe", "qwen3next", "qwen4exp"),
     )
 )
+# Those of them whose graphs also give the state after the last layer, as wide as the
+# others (`t_h_nextn`); for any other one llama.cpp's server reads zeros.
+WITH_LAST = frozenset(
+    (
+        *("bailingmoe3", "gemma4", "gpt-oss", "mimo2", "nemotron_h", "nemotron_h_moe"),
+        *("qwen35", "qwen35moe", "qwen3next"),
+    )
+)
 # chosen: more than any drafter reads.
 _MOST_LAYERS = 64
 
@@ -56,7 +64,7 @@ class Shape(NamedTuple):
 class Fit(NamedTuple):
     """The layers whose inputs a head reads, and widths of states."""
 
-    layers: list[int]
+    layers: list[int]  # the number of layers stands for the state after the last one
     hidden: int  # of the target
     width: int  # of the head
 
@@ -87,7 +95,13 @@ def check_fit(kind: str, path: Path, header: Header, target: Shape) -> Fit:
     if not isinstance(layers, list) or not 0 < len(layers) <= _MOST_LAYERS:
         raise damaged(path.name, kind, "it does not name layers of its target")
     layers = [int(layer) for layer in layers if math.isfinite(layer)]
-    if not all(0 <= layer < target.layers for layer in layers):
+    reads_last = kind == "EAGLE-3" and target.layers in layers
+    if reads_last and target.architecture not in WITH_LAST:
+        raise ModelError(
+            f"{unfit}: it reads the state after the last layer, which llama.cpp does "
+            f"not give for {plain(target.architecture)} models; use another drafter"
+        )
+    if not all(0 <= layer < target.layers + reads_last for layer in layers):
         raise ModelError(
             f"{unfit}: it reads the layers {', '.join(map(str, layers))}, and the "
             f"target has {target.layers}; use the target that it was made for"
