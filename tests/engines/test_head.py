@@ -262,3 +262,45 @@ def test_the_manifest_keeps_how_it_was_made(made: Made):
         "agreement": [0.5, 0.25],
         "prompts": 'a "file"',
     }
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), max_size=12),
+    st.permutations(range(3)),
+)
+def test_heads_of_several_conversations_share_a_graph(
+    made: Made, steps: list[tuple[int, int]], closing: list[int]
+):
+    """Each has its own cells and reads the states of its own sequence."""
+    cancel = threading.Event()
+    states = [States(WIDTH) for _ in range(3)]
+    first = OnnxHead(made.folder, states[0], VOCAB, cancel)
+    heads = [first]
+    for own in states[1:]:
+        heads.append(OnnxHead(made.folder, own, VOCAB, cancel, beside=first))
+    assert all(head._engine is first._engine for head in heads)
+    begins = [3, 7, 11]  # tokens before the first known state
+    contexts = [Context(TOKENS[: begin + 1]) for begin in begins]
+
+    def check(at: int, drafted: int) -> None:
+        size = len(contexts[at])
+        tail = TOKENS[200 : 200 + drafted].tolist()
+        for count in range(drafted + 1):
+            here = contexts[at].with_tail(tail[:count]) if count else contexts[at]
+            got = score_one(heads[at], here).logits[0][made.vocabulary.ids]
+            expected = at_once(made, 0, begins[at], size, tail[:count])
+            assert np.allclose(got, expected, atol=1e-4)
+
+    for at, drafted in steps:
+        check(at, drafted)
+        size = len(contexts[at])
+        states[at].put(contexts[at], size - 1, STATES[size - 1 : size + 1])
+        contexts[at].append(TOKENS[size : size + 2])
+    for i, at in enumerate(closing):
+        heads[at].close()
+        heads[at].close()
+        with pytest.raises(ModelError, match="was closed"):
+            score_one(heads[at], contexts[at])
+        for other in closing[i + 1 :]:
+            check(other, 2)
+    assert first._engine.watch._closed.is_set()

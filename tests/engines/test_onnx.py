@@ -371,3 +371,37 @@ def test_a_drafter_does_not_disturb_the_target(smollm: Loaded, drafter: Any):
     before = answer()
     score_one(drafter(), Context(list(b"hello, ")))
     assert answer() == before
+
+
+# What is asked of which of three conversations: a token is committed, or drafted.
+asked = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, SIZE - 1), st.booleans()), max_size=20
+)
+
+
+@given(steps=asked, closing=st.permutations(range(3)))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
+def test_drafters_of_several_conversations_share_a_graph(
+    folders: Any, honest: Loaded, steps: Any, closing: list[int]
+):
+    def opened(beside: OnnxModel | None = None) -> OnnxModel:
+        folder, cancel = folders("growing"), threading.Event()
+        return OnnxModel(folder, SIZE, cancel, providers=CPU, beside=beside)
+
+    first = opened()
+    models = [first, opened(first), opened(first)]
+    assert all(model._engine is first._engine for model in models)
+    assert len({id(model._cells) for model in models}) == 3
+    contexts = [Context(list(b"hello, ")), Context([7]), Context(list(b"hell no"))]
+    for at, token, commits in steps:
+        if commits:
+            contexts[at].append([token])
+        check(models[at], honest, contexts[at], [token])
+    for i, at in enumerate(closing):
+        models[at].close()
+        models[at].close()
+        with pytest.raises(ModelError, match="was closed"):
+            score_one(models[at], contexts[at])
+        for other in closing[i + 1 :]:
+            check(models[other], honest, contexts[other], [1, 2])
+    assert first._engine.watch._closed.is_set()

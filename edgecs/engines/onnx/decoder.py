@@ -69,10 +69,9 @@ class OnnxModel(OneSequence):
         self.vocab_size = target_vocab_size
         self.max_draft = min(_CHUNK - 1, manifest.window // 4)
         self.cancel = cancel
-        self._owns = beside is None
         self._engine: Engine = beside._engine if beside else Engine(manifest, cancel)
         with ExitStack() as undo:
-            undo.callback(self._free)
+            undo.callback(self._engine.close)
             cells, width = self._engine.open(
                 self._prepare, threads=threads, providers=providers
             )
@@ -110,18 +109,15 @@ class OnnxModel(OneSequence):
 
     def close(self) -> None:
         """Frees weights and cache; may be called again."""
-        self._free()
-        self._cells = None
-        self._cache = PrefixCache(lambda length: length)
+        if self._cells is not None:
+            self._engine.close()
+            self._cells = None
+            self._cache = PrefixCache(lambda length: length)
 
     @property
     def conversation_size(self) -> int:
         """Bytes of one conversation: its cells and its rows, once all are used."""
         return self._size
-
-    def _free(self) -> None:
-        if self._owns:
-            self._engine.close()
 
     def _prepare(
         self, session: ort.InferenceSession, provider: str

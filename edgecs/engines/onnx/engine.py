@@ -24,7 +24,8 @@ class Engine:
     """Runs a drafter's calls, in a separate thread where needed; has to be closed.
 
     watch: the watchdog that every call of a session has to use. Several drafters of one
-    thread may share it. Raises ModelError if a file that the manifest names is missing.
+    thread may share it: each opens it once and closes it once, in any order. Raises
+    ModelError if a file that the manifest names is missing.
     """
 
     def __init__(self, manifest: DrafterManifest, cancel: threading.Event) -> None:
@@ -32,6 +33,7 @@ class Engine:
         self._manifest = manifest
         self._aside, self.watch = Aside(has_amx()), Watch(cancel)
         self._opened: onnx_providers.Opened | None = None
+        self._users = 0
 
     @property
     def provider(self) -> str:
@@ -54,6 +56,7 @@ class Engine:
 
         A graph that is open already is not opened again, whatever the arguments.
         """
+        self._users += 1
         if self._opened is not None:
             return self.run(works, self._opened.session, self._opened.provider)
         done, self._opened = self._aside(
@@ -76,6 +79,8 @@ class Engine:
             ) from error
 
     def close(self) -> None:
-        """End its threads; may be called again."""
-        self._aside.close()
-        self.watch.close()
+        """End its threads if no drafter uses it any more."""
+        self._users -= 1
+        if self._users <= 0:
+            self._aside.close()
+            self.watch.close()

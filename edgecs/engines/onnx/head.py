@@ -63,7 +63,6 @@ class OnnxHead(StateHead):
             before=_BEFORE,
         )
         self._cells: _Cells | None = None
-        self._owns = beside is None
         self._engine: Engine = beside._engine if beside else Engine(manifest, cancel)
         with ExitStack() as undo:
             undo.callback(self._free)
@@ -100,8 +99,7 @@ class OnnxHead(StateHead):
         return self._states.size + (self._cells.size if self._cells else 0)
 
     def _free(self) -> None:
-        if self._owns:
-            self._engine.close()
+        self._engine.close()
         self._cells = None
 
     def _prepare(
