@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from edgecs_convert.distill.texts import batch, choose_vocabulary, windows
 from tests.commands import one_line
 from tests.conftest import Outcome
 from tests.convert.samples import Edgecs, needs_torch, sample
-from tests.drafter_files import WIDTH, silent, target
+from tests.drafter_files import INNER, WIDTH, silent, target
 
 OPTIONS = LoadOptions(n_ctx=512, n_batch=64, threads=1, n_gpu_layers=0)
-LAYERS = (2, 3, 4)  # that the drafter of a target of six layers reads
+LAYERS = (2, 3, 5)  # that the drafter of a target of six layers reads
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,8 @@ def test_llama_cpp_computes_what_was_trained(
     file = TargetFile(deep)
     ids = np.sort(np.random.default_rng(3).permutation(272)[:96]).astype(np.int32)
     eagle = Eagle(file.eagle_shape(96), file.embeddings(), 5)
-    eagle.begin_from(file.table(ids), file.norm(), [whole(7, 30, 30)])
+    layer = file.last_layer(eagle.shape)
+    eagle.begin_from(file.table(ids), file.norm(), [whole(7, 30, 30)], layer)
     assert eagle.shape.layers == LAYERS
     path = tmp_path / "made.gguf"
     write_eagle(
@@ -133,6 +135,17 @@ def test_llama_cpp_computes_what_was_trained(
                 assert np.corrcoef(row[ids], wanted)[0, 1] > 0.995
                 other = np.setdiff1d(np.arange(272), ids)
                 assert np.isneginf(row[other]).all()
+
+
+def test_it_begins_with_the_last_layer_of_its_target_where_that_fits(deep: Path):
+    file = TargetFile(deep)
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(deep).tensors}
+    shape = replace(file.eagle_shape(8), inner=INNER)
+    layer = file.last_layer(shape)
+    assert set(layer) == {"inner_norm", "gate", "up", "down"}
+    assert np.array_equal(layer["gate"], tensors["blk.5.ffn_gate.weight"].T)
+    assert layer["down"].shape == shape.shapes()["down"]
+    assert file.last_layer(replace(shape, inner=2 * INNER)) == {}
 
 
 @needs_torch

@@ -203,8 +203,11 @@ class EagleKind:
         return target.eagle_shape(1).layers
 
     def recipe(self, given: Recipe) -> Recipe:
-        """Uses whole texts, which llama.cpp reads from their beginning."""
-        return replace(given, length=512, before=256, likeness=0.0)
+        """Uses whole texts, which llama.cpp reads from their beginning.
+
+        The first half of the training is for the first token of a draft alone.
+        """
+        return replace(given, length=512, before=256, likeness=0.0, single=0.5)
 
     def check(self, target: TargetFile, rows: int) -> None:
         """See `Kind`."""
@@ -222,7 +225,8 @@ class EagleKind:
 
         shape = target.eagle_shape(vocabulary.rows)
         eagle = Eagle(shape, target.embeddings(), seed)
-        eagle.begin_from(target.table(vocabulary.ids), target.norm(), samples)
+        output, layer = target.table(vocabulary.ids), target.last_layer(shape)
+        eagle.begin_from(output, target.norm(), samples, layer)
         return eagle
 
     def export(

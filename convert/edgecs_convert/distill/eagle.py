@@ -6,7 +6,7 @@ own embeddings, which are not trained (arXiv 2503.01840).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgecs_convert.distill.layer import StateLayer
+from edgecs_convert.distill.losses import divergence
 from edgecs_convert.distill.recipe import Recipe
 from edgecs_convert.distill.samples import Sample
 from edgecs_convert.distill.shape import EagleShape
@@ -23,6 +24,8 @@ from edgecs_convert.distill.texts import Batch
 
 _LOOKED_AT = 64  # samples whose states are averaged
 _CALM = 0.1  # of matrices that add to the residual
+# chosen: enough that the states of the target and those of the drafter become alike.
+_DIRECT = 0.2  # weight of the loss of the target's own states
 
 
 class Eagle(StateLayer):
@@ -48,11 +51,12 @@ class Eagle(StateLayer):
         output: NDArray[np.float32],
         norm: NDArray[np.float32],
         samples: Sequence[Sample],
+        layer: Mapping[str, NDArray[np.float32]],
     ) -> None:
         """Copies the target's output matrix [rows, width] and its last norm [width].
 
-        The scale is that of the states of some samples. The initial output is then
-        close to the highest layer's input, from which training starts.
+        layer: the weights of the target's last layer that fit, by name; it works on the
+        same kind of state. The scale is that of the states of some samples.
         """
         squares = [
             np.square(one.states[1:].astype(np.float32)).mean(0)
@@ -70,15 +74,27 @@ class Eagle(StateLayer):
             self.fuse[-width:] += torch.diag(high)
             self.mix *= _CALM
             self.down *= _CALM
+            for name, weight in layer.items():
+                self.get_parameter(name).copy_(torch.tensor(weight))
 
     def described(self) -> dict[str, Any]:
         """The fields that a checkpoint must match."""
         return {"kind": "eagle3", **self.shape.state()}
 
     def loss(self, batch: Batch[Tensor], recipe: Recipe) -> Tensor:
-        """The loss of all passes, with smaller weights for later ones."""
+        """The loss of all passes, with smaller weights for later ones.
+
+        In a draft the drafter's own states take the place of the target's. So that both
+        are alike, the target's have to predict the next token too.
+        """
         steps = self(batch.ids, batch.states, recipe.passes)
-        return self.loss_of_passes(steps, batch, recipe)
+        total = self.loss_of_passes(steps, batch, recipe)
+        here = batch.counts
+        if not here.any():
+            return total
+        said = self.logits(self._fused(batch.next_states[here])).float()
+        rows, logits = batch.top_rows[here], batch.top_logits[here]
+        return total + _DIRECT * divergence(recipe.loss, said, rows, logits)
 
     def logits(self, states: Tensor) -> Tensor:
         """[..., width] -> [..., rows]: logits of the next token after a state."""
@@ -91,8 +107,12 @@ class Eagle(StateLayer):
         [texts, length, inputs].
         """
         embedded = F.embedding(ids, self.embeddings).float()
-        fused = (states / self.scale) @ self.fuse
-        return self.passes(self._norm(embedded, self.token_norm), fused, passes)
+        given = self._fused(states)
+        return self.passes(self._norm(embedded, self.token_norm), given, passes)
+
+    def _fused(self, states: Tensor) -> Tensor:
+        """States of layers, side by side -> the drafter's, [..., width]."""
+        return (states / self.scale) @ self.fuse
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """The weights by name, float32, for states as the target gives them."""

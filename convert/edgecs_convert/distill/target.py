@@ -17,6 +17,12 @@ from edgecs_convert.distill.shape import EagleShape, HeadShape
 _SIZE = 64  # of an attention head
 _INNER = 8 / 3  # inner width over width
 _LEAST_LAYERS = 4
+_LAST = {
+    "inner_norm": "ffn_norm",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+}
 
 
 class TargetFile:
@@ -68,6 +74,20 @@ class TargetFile:
             raise ModelError(f"{self.path} has no embeddings: give a whole model")
         return self._floats(tensor, tensor.data).astype(np.float16)
 
+    def last_layer(self, shape: EagleShape) -> dict[str, NDArray[np.float32]]:
+        """The weights of its last layer that a drafter can begin with, by their names.
+
+        They are those of the feed-forward part, matrices as [in, out], if they fit.
+        """
+        found = {}
+        for ours, theirs in _LAST.items():
+            tensor = self._tensors.get(f"blk.{self.layers - 1}.{theirs}.weight")
+            if tensor is None:
+                return {}
+            found[ours] = self._floats(tensor, tensor.data).T
+        fits = all(found[name].shape == shape.shapes()[name] for name in found)
+        return found if fits else {}
+
     def shape(self, rows: int) -> HeadShape:
         """The shape of a head for this target. Raises ModelError if none fits."""
         return HeadShape(rows=rows, **self._sizes())
@@ -75,7 +95,8 @@ class TargetFile:
     def eagle_shape(self, rows: int) -> EagleShape:
         """The shape of an EAGLE-3 drafter. Raises ModelError if none fits.
 
-        It reads a low, a middle and a high layer, as the paper's.
+        It reads a low, a middle and the last layer. The paper's reads the third last
+        one; in a small model that is further from what the model says next.
         """
         theirs = Shape.of_file(self.path, header_of(self.path))
         unfit = f"no EAGLE-3 drafter can be made for {self.path.name}"
@@ -96,7 +117,7 @@ class TargetFile:
             )
         count = theirs.layers
         middle = count // 2
-        layers = min(2, middle - 1), middle, max(middle + 1, count - 3)
+        layers = min(2, middle - 1), middle, count - 1
         return EagleShape(rows=rows, layers=layers, **self._sizes())
 
     def _sizes(self) -> dict[str, Any]:
