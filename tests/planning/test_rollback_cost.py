@@ -175,6 +175,6 @@ def test_a_drafter_reviews_less_where_a_rejection_costs_more_than_it_gains():
 
 def reviewed(odds: float, removable: int | None) -> int:
     """How many tokens of a copy a drafter with such calls reviews."""
-    schedule = ReviewSchedule(Copies(odds), None, removable)
+    schedule = ReviewSchedule(Copies(odds), None, removable=removable)
     schedule.costs.measured(0, LINE)
     return len(schedule.draft(Context([1, 2, 3]), greedy, 15).draft)
