@@ -137,25 +137,22 @@ class Recipe:
     def target_options(self) -> LoadOptions:
         """Load options of the target, without heads and leaves that are not used."""
         wanted = HEAD in self.drafts if self.drafts is not None else not self.matrix
-        grows = self.drafting and not self.takes_chains
-        return replace(
-            self.options,
-            heads=self.drafting and wanted,
-            leaves=self.options.leaves if grows else 1,
-            threads=self._target_threads,
-        )
+        threads = self.options.threads
+        if self._splits and not threads:
+            threads = max(1, usable_cores() - self.drafter_options.threads)
+        heads = self.drafting and wanted
+        return replace(self.options, heads=heads, leaves=self._leaves, threads=threads)
 
     @property
-    def _target_threads(self) -> int:
-        """Threads of the target: the cores that drafters leave, if they have some."""
-        if self.options.threads or not self._splits:
-            return self.options.threads
-        return max(1, usable_cores() - self.drafter_options.threads)
+    def _leaves(self) -> int:
+        """The leaves of drafts, 1: they are chains."""
+        grows = self.drafting and not self.takes_chains
+        return self.options.leaves if grows else 1
 
     @property
     def tier(self) -> Exact:
         """The requested tier; "auto" is "numeric" where drafts may be trees."""
-        trees = self.exact == "auto" and self.target_options.leaves > 1
+        trees = self.exact == "auto" and self._leaves > 1
         return "numeric" if trees else self.exact
 
     @property
@@ -165,11 +162,11 @@ class Recipe:
         It serves as many conversations as the target, and reviews trees where the
         target does.
         """
-        options, target = self.draft_options, self.target_options
-        options = options or replace(self.options, n_ctx=0)
+        options = self.draft_options or replace(self.options, n_ctx=0)
         if self._splits:
             threads = options.threads or max(1, usable_cores() // 4)
             chunk = max(_CHUNK, options.max_draft + 1)
             n_batch = min(options.n_batch, chunk)
             options = replace(options, threads=threads, n_batch=n_batch)
-        return replace(options, leaves=target.leaves, sequences=target.sequences)
+        sequences = self.options.sequences
+        return replace(options, leaves=self._leaves, sequences=sequences)
