@@ -20,6 +20,8 @@ import numpy as np
 
 # chosen: if 60 % of a drafter's tokens are right, 1 % of its ninth tokens are.
 FAR = 8  # tokens of a draft that are considered
+# A finite number, because a share of 0 of infinity is no number.
+_UNAVAILABLE = 1e12  # seconds of a call whose width is not available
 
 
 class Overlapped(NamedTuple):
@@ -60,7 +62,8 @@ def overlapped(
     drafted = np.arange(most + 1)
     chance = right ** np.arange(most + 2)  # [n]: that n tokens are right
     told = np.cumsum(chance)[:-1]  # [most + 1]: expected tokens of a draft of n
-    call = np.minimum.accumulate(np.array(times[: most + 1])[::-1])[::-1]
+    known = np.minimum(times[: most + 1], _UNAVAILABLE)
+    call = np.minimum.accumulate(known[::-1])[::-1]
     steps = drafted[None, 1:] + 1  # [1, ahead]: a guess and a draft of 1 to most tokens
     busy = steps * step
     # With a draft of `ahead` tokens that was made ahead; it is followed by another one.
@@ -72,7 +75,7 @@ def overlapped(
     share = begins / (1 - stays + begins + 1e-12)  # of rounds with a draft made ahead
     gained = share * told[None, 1:] + (1 - share) * told[:, None]
     rates = gained / (share * spent + (1 - share) * began)
-    first, ahead = np.unravel_index(int(np.nanargmax(rates)), rates.shape)
+    first, ahead = np.unravel_index(int(rates.argmax()), rates.shape)
     rate = float(rates[first, ahead])
     if not rate > 0:
         return NEVER
@@ -89,7 +92,7 @@ def break_even(times: Sequence[float], step: float, most: int = FAR) -> float | 
     Between 0 and 1, in hundredths; None: no share is enough.
 
     >>> break_even([1.0] * 9, 0.6), break_even([1.0] * 9, 2.0)
-    (0.21, None)
+    (0.51, None)
     """
     plain = 1 / times[0]
     shares = (share / 100 for share in range(101))

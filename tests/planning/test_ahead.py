@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Callable
@@ -391,6 +392,20 @@ def test_the_expected_rate_is_within_its_limits(right, step, slope, most):
     rates = [overlapped(share, flat, step, most).rate for share in (right, better)]
     assert rates[0] <= rates[1] + 1e-6
     assert overlapped(right, times, step / 2, most).rate >= found.rate - 1e-6
+
+
+@given(
+    right=st.sampled_from([0.0, 0.5, 1.0]),
+    without=st.sets(st.integers(1, 8)),
+    step=st.floats(0.05, 3),
+)
+def test_widths_that_are_not_available_are_not_counted_on(right, without, step):
+    times = [math.inf if n in without else 1.0 for n in range(9)]
+    found = overlapped(right, times, step)
+    assert math.isfinite(found.rate)
+    assert found.rate <= overlapped(right, [1.0] * 9, step).rate + 1e-9
+    if not right:
+        assert found.rate <= 1 + 1e-9
 
 
 def test_a_longer_one_of_two_times_counts():

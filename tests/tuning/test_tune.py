@@ -189,7 +189,7 @@ def test_generate_does_what_tune_chose(
         return next(trial for trial in trials if trial.chain.parts == parts)
 
     monkeypatch.setattr("edgecs.tuning.tuner.choose", choosing)
-    outcome = tune_cli(edgecs, tiny_gguf, "--json")
+    outcome = tune_cli(edgecs, tiny_gguf, "--json", "--overlap", "off")
     report = json.loads(outcome.out)
     assert [row["chain"] for row in report["chains"]] == [["mag"], ["small", "mag"]]
     assert report["chosen"] == parts
