@@ -132,22 +132,6 @@ def trainer_of(path: Path, seed: int = 1, rate: float = 1e-3) -> Any:
 
 
 @needs_torch
-def test_the_first_batches_have_one_pass(tmp_path: Path):
-    trainer = trainer_of(tmp_path / "c.pt")
-    trainer.recipe = replace(trainer.recipe, single=0.3)
-    loss, passes = trainer.student.loss, []
-
-    def noting(batch: Any, recipe: Any) -> Any:
-        passes.append(recipe.passes)
-        return loss(batch, recipe)
-
-    trainer.student.loss = noting
-    trainer.run(threading.Event(), quiet)
-    assert trainer.total == 10
-    assert passes == [1] * 3 + [3] * 7
-
-
-@needs_torch
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path):
     whole = trainer_of(tmp_path / "whole.pt")
     whole.run(threading.Event(), quiet)

@@ -203,11 +203,8 @@ class EagleKind:
         return target.eagle_shape(1).layers
 
     def recipe(self, given: Recipe) -> Recipe:
-        """Uses whole texts, which llama.cpp reads from their beginning.
-
-        The first half of the training is for the first token of a draft alone.
-        """
-        return replace(given, length=512, before=256, likeness=0.0, single=0.5)
+        """Uses whole texts, which llama.cpp reads from their beginning."""
+        return replace(given, length=512, before=256, likeness=0.0)
 
     def check(self, target: TargetFile, rows: int) -> None:
         """See `Kind`."""

@@ -20,7 +20,6 @@ class Recipe:
     before: int = 32  # of these before the training positions
     loss: Divergence = "fkl"
     passes: int = 3  # of a head, each on the outputs of the previous one
-    single: float = 0.0  # first share of the batches, with one pass
     fading: float = 0.8  # weight of a pass relative to the previous one
     likeness: float = 0.1  # weight of the distance between a head's states
     decay: float = 0.01

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -170,7 +170,7 @@ class Trainer:
             group["lr"] = self._rate()
         with torch.autocast(self._on, torch.bfloat16, enabled=halves(self._on)):
             there = Batch(*(torch.from_numpy(array).to(self._on) for array in batch))
-            loss = self.student.loss(there, self._current())
+            loss = self.student.loss(there, self.recipe)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DistillError(
@@ -183,11 +183,6 @@ class Trainer:
         self._optimizer.step()
         self.done += 1
         return value
-
-    def _current(self) -> Recipe:
-        """The recipe of the next batch."""
-        early = self.done < self.recipe.single * self.total
-        return replace(self.recipe, passes=1) if early else self.recipe
 
     def _rate(self) -> float:
         """The learning rate: linear warm-up, then cosine decay to a tenth."""
