@@ -157,8 +157,15 @@ def compile_objects(
         return made
 
     # One file takes 400 MB of memory, and its time counts while it waits for others.
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(_processors()) as pool:
         return list(pool.map(compile_one, jobs))
+
+
+def _processors() -> int:
+    """As `engines.host` has it, whose dependencies a build has not."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _sources() -> list[Path]:

@@ -140,6 +140,15 @@ class TestBuild:
         build.compile_library(include_folder(), tmp_path / "kernels")
         assert not overlaps.exists()
 
+    def test_systems_without_affinities_compile_too(
+        self, compiler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ):
+        """macOS and Windows have none."""
+        compiler(copies(str(library())))
+        monkeypatch.delattr(os, "sched_getaffinity")
+        build.compile_library(include_folder(), tmp_path)
+        assert list(tmp_path.glob("edgecs-*.so"))
+
     def test_older_ones_are_removed(self, compiler, tmp_path: Path):
         compiler(copies(str(library())))
         (tmp_path / "edgecs-0123.so").write_text("old")
