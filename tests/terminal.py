@@ -88,14 +88,16 @@ class Terminal:
     def hang_up(self) -> None:
         """The window is closed."""
         self._closing = True
-        self._reading.join()  # one that reads would keep it open
+        # One that reads would keep it open, or read from the next one of its number.
+        self._reading.join()
         os.close(self._fd)
         self._fd = -1
 
     def end(self) -> int:
         code = self.process.wait(30)
         if self._fd >= 0:
-            os.close(self._fd)
+            self._reading.join(1)  # it ends when all that was written is read
+            self.hang_up()
         return code
 
 
