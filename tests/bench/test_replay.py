@@ -23,7 +23,6 @@ from edgecs_bench.simulation.adversarial import KINDS
 from edgecs_bench.simulation.replay import (
     LENGTHS,
     MATCHES,
-    TRACES,
     Known,
     Player,
     best_static,
@@ -32,6 +31,7 @@ from edgecs_bench.simulation.replay import (
     static,
 )
 from edgecs_bench.simulation.replay_drafter import Recorded
+from edgecs_bench.simulation.replay_options import TRACES
 from edgecs_bench.simulation.traces import (
     Recording,
     Trace,

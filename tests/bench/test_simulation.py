@@ -13,8 +13,9 @@ from edgecs.costs.cost_model import WIDEST
 from edgecs.errors import ConfigError
 from edgecs_bench.hardware.machines import Drafter, Hardware
 from edgecs_bench.simulation.chains import Chain
-from edgecs_bench.simulation.replay import TRACES, know, static
+from edgecs_bench.simulation.replay import know, static
 from edgecs_bench.simulation.replay_drafter import SimulatedWorker, Watch
+from edgecs_bench.simulation.replay_options import TRACES
 from edgecs_bench.simulation.simulation import Simulation, choose, halves, play
 from edgecs_bench.simulation.traces import Trace, for_tuning, read_traces
 from tests.bench.random_texts import texts

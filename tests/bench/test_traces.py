@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecs_bench.simulation.replay import TRACES
+from edgecs_bench.simulation.replay_options import TRACES
 from edgecs_bench.simulation.traces import (
     FORMAT,
     Proposals,

@@ -28,9 +28,9 @@ from edgecs_bench.hardware import catalogue
 from edgecs_bench.hardware.machines import Hardware, Size
 from edgecs_bench.report.summary import table
 from edgecs_bench.simulation.chains import ALL, MAG, OVERLAP, Chain
-from edgecs_bench.simulation.replay import TRACES
+from edgecs_bench.simulation.replay_options import recordings_of
 from edgecs_bench.simulation.simulation import Simulation, choose
-from edgecs_bench.simulation.traces import Recording, read_traces
+from edgecs_bench.simulation.traces import Recording
 
 TARGETS = ("3B-q4", "7B-q4", "14B-q4", "32B-q4")
 # Like the CPU of a laptop with two channels of DDR5: assumed numbers.
@@ -87,7 +87,7 @@ def main(
     machine, there = catalogue.find(hardware), catalogue.find(beside)
     if not machine.roofline:
         raise click.UsageError(f"{hardware} has targets of its own: give a roofline")
-    every = [read_traces(file) for file in sorted(TRACES.glob("*.gz"))]
+    every = recordings_of(())
     recordings = choose(every, [Chain.parse(ALL)], limit)
     rows = []
     for size in map(Size.parse, targets):

@@ -39,7 +39,7 @@ from edgecs.planning.acceptance import Calibration
 from edgecs.planning.ahead import Ahead
 from edgecs.planning.planner import Planner
 from edgecs.planning.trees import Trees
-from edgecs_bench.hardware.curves import CURVES, Curve, Steps, read_curves
+from edgecs_bench.hardware.curves import Curve, Steps
 from edgecs_bench.report.summary import finish, table
 from edgecs_bench.simulation.adversarial import KINDS
 from edgecs_bench.simulation.replay_drafter import (
@@ -49,9 +49,13 @@ from edgecs_bench.simulation.replay_drafter import (
     SimulatedWorker,
     Watch,
 )
-from edgecs_bench.simulation.traces import Recording, Trace, for_tuning, read_traces
+from edgecs_bench.simulation.replay_options import (
+    curves_of,
+    recordings_of,
+    replay_options,
+)
+from edgecs_bench.simulation.traces import Recording, Trace, for_tuning
 
-TRACES = Path(__file__).parents[1] / "data" / "traces"
 _HOSTILE_ANSWERS = 12
 _DEEP = 2048  # depth at which the cost of depth is timed at load
 LENGTHS, MATCHES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15), (1, 2, 3, 5, 8)
@@ -324,9 +328,7 @@ def _shown(row: dict[str, Any]) -> dict[str, object]:
 
 
 @click.command()
-@click.option("--traces", "files", type=click.Path(path_type=Path), multiple=True)
-@click.option("--curves", "curve_file", type=click.Path(path_type=Path))
-@click.option("--curve", "names", multiple=True, help="Only these curves.")
+@replay_options
 @click.option("--max-gram-alone", is_flag=True, help="Use no other source of drafts.")
 @click.option("--recycling", is_flag=True, help="Use Token Recycling too.")
 @click.option("--leaves", default=1, show_default=True, help="Most leaves of a draft.")
@@ -339,11 +341,7 @@ def main(
     leaves: int,
 ) -> None:
     """Replay traces on cost curves."""
-    recordings = [read_traces(file) for file in files or sorted(TRACES.glob("*.gz"))]
-    curves = read_curves(curve_file) if curve_file else CURVES
-    curves = tuple(c for c in curves if not names or c.name in names)
-    if not curves:
-        raise click.UsageError(f"no curve is named {' or '.join(names) or 'anything'}")
+    recordings, curves = recordings_of(files), curves_of(curve_file, names)
     results, thinking = {}, list[float]()
     sources = recycled if recycling else usual_sources
     if max_gram_alone:

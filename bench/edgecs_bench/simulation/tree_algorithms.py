@@ -28,10 +28,15 @@ from typing import NamedTuple
 import click
 
 from edgecs.costs.cost_model import WIDEST
-from edgecs_bench.hardware.curves import CURVES, Curve, read_curves
+from edgecs_bench.hardware.curves import CURVES, Curve
 from edgecs_bench.report.summary import finish, table
-from edgecs_bench.simulation.replay import TRACES, Player, recycled
-from edgecs_bench.simulation.traces import Recording, for_tuning, read_traces
+from edgecs_bench.simulation.replay import Player, recycled
+from edgecs_bench.simulation.replay_options import (
+    curves_of,
+    ranked_of,
+    replay_options,
+)
+from edgecs_bench.simulation.traces import Recording, for_tuning
 from edgecs_bench.simulation.tree_gain import played
 from edgecs_bench.simulation.tree_schedules import Grown, Shaped
 from edgecs_bench.simulation.tree_shapes import sequoia
@@ -138,21 +143,12 @@ def compared(
 
 
 @click.command()
-@click.option("--traces", "files", type=click.Path(path_type=Path), multiple=True)
-@click.option("--curves", "curve_file", type=click.Path(path_type=Path))
-@click.option("--curve", "names", multiple=True, help="Only these curves.")
+@replay_options
 def main(
     files: tuple[Path, ...], curve_file: Path | None, names: tuple[str, ...]
 ) -> None:
     """Compare ways to choose the nodes of trees in replay."""
-    every = [read_traces(file) for file in files or sorted(TRACES.glob("*.gz"))]
-    recordings = [one for one in every if any(t.ranked for t in one.traces)]
-    if not recordings:
-        raise click.UsageError("no trace has ranked tokens: see edgecs_bench.ranks")
-    curves = read_curves(curve_file) if curve_file else CURVES
-    curves = tuple(c for c in curves if not names or c.name in names)
-    if not curves:
-        raise click.UsageError(f"no curve is named {' or '.join(names) or 'anything'}")
+    recordings, curves = ranked_of(files), curves_of(curve_file, names)
     ways, results = fixed(recordings), {}
     for curve in curves:
         results[curve.name] = compared(recordings, curve, ways)

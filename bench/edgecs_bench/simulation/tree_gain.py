@@ -21,10 +21,15 @@ import click
 
 from edgecs.drafters.registry import usual_sources
 from edgecs.drafters.source import Source
-from edgecs_bench.hardware.curves import CURVES, Curve, read_curves
+from edgecs_bench.hardware.curves import Curve
 from edgecs_bench.report.summary import finish, table
-from edgecs_bench.simulation.replay import TRACES, Player, recycled
-from edgecs_bench.simulation.traces import Recording, for_tuning, read_traces
+from edgecs_bench.simulation.replay import Player, recycled
+from edgecs_bench.simulation.replay_options import (
+    curves_of,
+    ranked_of,
+    replay_options,
+)
+from edgecs_bench.simulation.traces import Recording, for_tuning
 
 
 def played(
@@ -81,9 +86,7 @@ def _shown(row: dict[str, Any]) -> dict[str, object]:
 
 
 @click.command()
-@click.option("--traces", "files", type=click.Path(path_type=Path), multiple=True)
-@click.option("--curves", "curve_file", type=click.Path(path_type=Path))
-@click.option("--curve", "names", multiple=True, help="Only these curves.")
+@replay_options
 @click.option("--leaves", default=8, show_default=True, help="Most leaves of a draft.")
 def main(
     files: tuple[Path, ...],
@@ -92,14 +95,7 @@ def main(
     leaves: int,
 ) -> None:
     """Compare chains and trees in replay."""
-    every = [read_traces(file) for file in files or sorted(TRACES.glob("*.gz"))]
-    recordings = [one for one in every if any(t.ranked for t in one.traces)]
-    if not recordings:
-        raise click.UsageError("no trace has ranked tokens: see edgecs_bench.ranks")
-    curves = read_curves(curve_file) if curve_file else CURVES
-    curves = tuple(c for c in curves if not names or c.name in names)
-    if not curves:
-        raise click.UsageError(f"no curve is named {' or '.join(names) or 'anything'}")
+    recordings, curves = ranked_of(files), curves_of(curve_file, names)
     results = {}
     for curve in curves:
         results[curve.name] = compared(recordings, curve, leaves)

@@ -14,7 +14,7 @@ from edgecs_bench.hardware import catalogue
 from edgecs_bench.hardware.machines import Hardware, Size
 from edgecs_bench.report.summary import table_lines
 from edgecs_bench.simulation.chains import CHAINS, Chain
-from edgecs_bench.simulation.replay import TRACES
+from edgecs_bench.simulation.replay_options import TRACES
 from edgecs_bench.simulation.simulation import (
     ASSUMPTIONS,
     NEAR,
