@@ -3,11 +3,10 @@
 The drafter assumes the likeliest outcome of the round: that its own part of the draft
 is right, with the tokens of a copy after it that are likely, and that the target then
 chooses the token which the drafter would write next. It drafts from there, on another
-device or on cores of its own. If the context that it assumed is
-exactly the committed one, the next round begins with these tokens; else they are
-dropped. With an empty draft this is PEARL's pre-verify, with a full one its post-verify
-(arXiv 2408.11850); DuoDecoding (arXiv 2503.00784) has a drafter on the CPU and a target
-on the GPU.
+device or on cores of its own. If the context that it assumed is exactly the committed
+one, the next round begins with these tokens; else they are dropped. With an empty draft
+this is PEARL's pre-verify, with a full one its post-verify (arXiv 2408.11850);
+DuoDecoding (arXiv 2503.00784) has a drafter on the CPU and a target on the GPU.
 
 A draft made ahead is only a draft: the target verifies it like any other.
 
@@ -160,7 +159,7 @@ class Ahead:
         if age % _LOOKS == 0 or abs(right - then) > _DIFFERS:
             then = right
             slower = [seconds * self.slowdown for seconds in times[: FAR + 1]]
-            step = source.costs.times(depth, 1)[0]
+            step = source.review.times(depth)[0]
             known = overlapped(right, slower, step)
         self._outlooks[source.name] = age + 1, then, known
         return known
@@ -188,7 +187,7 @@ class Ahead:
             draft.confidences.tolist(),
             [1.0] * len(tokens),
         )
-        step = source.costs.times(len(context), 1)[0] if source.costs.known else 0.0
+        step = source.review.times(len(context))[0] if source.costs.known else 0.0
         during = int(seconds / step) if step > 0 else 1
         self._left = max(self._outlooks[source.name][2].steps, min(during, FAR + 1))
         self._base = len(tokens)

@@ -11,6 +11,7 @@ from edgecs.core.context import Context
 from edgecs.core.draft import score_one
 from edgecs.costs.cost_model import CostModel
 from edgecs.decoding.excerpt_reader import ExcerptReader
+from edgecs.planning.ahead import Ahead
 from edgecs_bench.simulation.replay_drafter import Watch
 from tests.planning.timed_models import Near, Timed, opened, planned
 
@@ -40,7 +41,7 @@ def prompt(size: int) -> list[int]:
 def test_a_drafter_with_a_short_context_drafts_behind_a_long_prompt():
     for reads in True, False:
         target, small = models(SPAN)
-        planner = planned(target, [Reading(small) if reads else small])  # type: ignore[list-item]
+        planner = planned(target, [Reading(small) if reads else small])
         with opened(target, planner) as session:
             said = [t.id for t in session.generate(prompt(1500), max_tokens=60)]
             assert said == target.greedy(prompt(1500), 60)
@@ -59,7 +60,7 @@ def test_a_drafter_with_a_short_context_drafts_behind_a_long_prompt():
 def test_a_planner_expects_the_time_of_reading_the_excerpt(size: int):
     target, small = models(SPAN)
     reader = Reading(small)
-    (neural,) = planned(target, [reader]).neural  # type: ignore[list-item]
+    (neural,) = planned(target, [reader]).neural
     neural.review.reading = READING
     context = Context(prompt(size))
     half = (SPAN // 2) * READING
@@ -78,7 +79,20 @@ def test_a_planner_expects_the_time_of_reading_the_excerpt(size: int):
 def test_calls_behind_a_long_context_are_those_of_the_span():
     """Times by depth are those of what is read, not of what the target reads."""
     target, small = models(SPAN)
-    (neural,) = planned(target, [Reading(small)]).neural  # type: ignore[list-item]
+    (neural,) = planned(target, [Reading(small)]).neural
     neural.costs.measured(SPAN, {1: 0.004, 4: 0.008})
     near, far = (neural.review.times(depth)[0] for depth in (SPAN, 50 * SPAN))
     assert near == far > neural.review.times(0)[0]
+
+
+def test_working_ahead_takes_the_times_of_what_is_read():
+    target, small = models(SPAN)
+    (neural,) = planned(target, [Reading(small)]).neural
+    neural.costs.measured(SPAN, {1: 0.004, 4: 0.008})
+    rates = [
+        Ahead(clock=target.watch.now).offer(
+            neural, Context(prompt(size)), [0.05] * 9, 0.0, 0.0, 0
+        )
+        for size in (SPAN, 8 * SPAN)
+    ]
+    assert rates[0] == rates[1] > 0

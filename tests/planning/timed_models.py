@@ -93,7 +93,7 @@ def trusted(neural: NeuralSource) -> None:
 
 def planned(
     target: Timed,
-    models: Sequence[Timed] = (),
+    models: Sequence[Any] = (),
     *,
     last: MaxGram | None = None,
     sources: Sequence[Source] | None = None,
@@ -102,7 +102,10 @@ def planned(
     trees: Callable[[Calibration], Trees] | None = None,
     **options: Any,
 ) -> Planner:
-    """A planner of one's choice; timed: it knows all times, known: and its drafters."""
+    """A planner of one's choice; timed: it knows all times, known: and its drafters.
+
+    models: `Timed`, or others that tell their times as it does.
+    """
     named = [NamedModel(f"d{i}", model) for i, model in enumerate(models)]
     clock = target.watch.now
     sources, calibration = sources or [last or MaxGram()], Calibration()
