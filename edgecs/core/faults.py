@@ -7,7 +7,8 @@ outermost cascade disables the drafter and continues without it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NoReturn
 
 from edgecs.errors import Cancelled, EdgecsError, Faulty, ModelError
@@ -23,6 +24,15 @@ def blame(error: Exception, name: str) -> NoReturn:
     if isinstance(error, (Faulty, Cancelled)):
         raise error
     raise Faulty(name, _reason(error)) from error
+
+
+@contextmanager
+def blaming(name: str) -> Iterator[None]:
+    """A block whose errors are raised as those of a drafter, see `blame`."""
+    try:
+        yield
+    except Exception as error:
+        blame(error, name)
 
 
 def refuse(faults: Mapping[str, str]) -> None:

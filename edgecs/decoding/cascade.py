@@ -11,10 +11,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from functools import cached_property
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -51,6 +56,7 @@ logger = logging.getLogger("edgecs")
 
 PARKED = "%s; %s for the rest of this session"  # a log message
 _SCHEDULE = "schedule"  # is blamed if it is not known which drafter failed
+_NOTHING_ELSE = nullcontext()  # no drafter works during a call
 _NO_FAULTS: Mapping[str, str] = {}
 
 
@@ -154,7 +160,8 @@ class Cascade:
         self.forwards = 0
         self.faults: dict[str, str] = {}  # disabled drafters, and why
         self._off = False  # whether drafting is off
-        self._overlaps = schedule if isinstance(schedule, Overlapping) else None
+        overlaps = isinstance(schedule, Overlapping) and schedule.overlaps
+        self._overlaps = cast(Overlapping, schedule) if overlaps else None
         self._made = 0  # tokens made ahead during the last call
         self._clock = clock
 
@@ -251,21 +258,25 @@ class Cascade:
             made=made,
         )
 
-    @contextmanager
     def ahead(
         self, pending: PendingRound, choices: Choices, most: int
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """A block in which the reviewer is called, and a drafter may go on.
 
         Drafters must not be used in it. most: tokens that may follow the draft and the
         reviewer's own token. A drafter that fails is disabled at the end of the block.
         """
-        overlaps, (context, draft, *_) = self._overlaps, pending.request
+        overlaps = self._overlaps
         if self._off or overlaps is None or self.ratio or self.mixes:
-            yield
-            return
+            return _NOTHING_ELSE
+        return self._going_on(overlaps, pending.request, choices.drafters, most)
+
+    @contextmanager
+    def _going_on(
+        self, overlaps: Overlapping, request: Request, choose: Choose, most: int
+    ) -> Iterator[None]:
         try:
-            goes_on = overlaps.go_on(context, draft, choices.drafters, most)
+            goes_on = overlaps.go_on(request.context, request.draft, choose, most)
         except Exception as error:
             goes_on = False
             self._park(error)

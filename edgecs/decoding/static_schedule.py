@@ -88,6 +88,10 @@ class Schedule(Protocol):
 class Overlapping(Protocol):
     """A schedule whose drafters may work while the reviewer computes."""
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether any of them ever does."""
+
     def go_on(self, context: Context, draft: Draft, choose: Choose, most: int) -> bool:
         """Called before the reviewer verifies a draft; whether a drafter goes on.
 

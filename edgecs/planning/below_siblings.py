@@ -18,7 +18,8 @@ import numpy as np
 from edgecs.core.context import Context
 from edgecs.core.draft import Choose, Draft
 from edgecs.costs.cost_model import WIDEST, best_width
-from edgecs.planning.neural_source import FAR, NeuralSource
+from edgecs.costs.overlap import FAR
+from edgecs.planning.neural_source import NeuralSource
 from edgecs.planning.review_schedule import PartialDraft
 from edgecs.planning.row_siblings import Walked
 from edgecs.planning.trees import BRANCHING, Ranked, Tree

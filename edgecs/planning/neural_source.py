@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from edgecs.core.context import Context
 from edgecs.core.draft import NOTHING, Choose, Draft, Row
-from edgecs.core.faults import blame
+from edgecs.core.faults import blaming
 from edgecs.costs.cost_model import WIDEST, CostModel
-from edgecs.costs.overlap import FAR as FAR
+from edgecs.costs.overlap import FAR
 from edgecs.decoding.cascade import Cascade, NamedModel, Round, confidences
 from edgecs.decoding.static_schedule import Clock, Outcome
 from edgecs.planning.acceptance import Calibration, Evidence, stated
@@ -160,10 +160,8 @@ class NeuralSource:
         prompt, are read once and are the backlog.
         """
         missing = self._missing(context)
-        acceptance_rate = self._reading(len(context), min(missing, 2))
-        return acceptance_rate, max(
-            0.0, self._reading(len(context), missing) - acceptance_rate
-        )
+        usual = self._reading(len(context), min(missing, 2))
+        return usual, max(0.0, self._reading(len(context), missing) - usual)
 
     def _missing(self, context: Context) -> int:
         """How many tokens it has not read, at least one."""
@@ -246,20 +244,23 @@ class NeuralSource:
         siblings of its tokens too, for a tree. Raises Faulty if this
         drafter, or one that it reviews, fails.
         """
-        try:
-            self._write(draft, context, choose, most, copy, branches)
-        except Exception as error:
-            blame(error, self.name)
+        with blaming(self.name):
+            done, here = self._step(draft, context, choose, most)
+            first = len(draft.tokens)
+            draft.tokens += done.tokens
+            draft.sources += done.sources
+            said = confidences(done, here, choose)
+            draft.confidences += said
+            same = confirmed(copy, draft.tokens)[first:]
+            odds = map(self._acceptance.odds, stated(said, same, first))
+            draft.path += [*accumulate(odds, mul, initial=draft.certainty)][1:]
+            if branches:
+                self._note_siblings(draft, done, here, choose, said, first)
 
-    def _write(
-        self,
-        draft: PartialDraft,
-        context: Context,
-        choose: Choose,
-        most: int,
-        copy: Draft,
-        branches: bool,
-    ) -> None:
+    def _step(
+        self, draft: PartialDraft, context: Context, choose: Choose, most: int
+    ) -> tuple[Round, Context]:
+        """A round of its cascade after a draft, and the context of that."""
         here = context.with_tail(draft.tokens) if draft.tokens else context
         model = self.cascade.reviewer
         room = min(most - len(draft.tokens) - 1, model.n_ctx - len(here))
@@ -273,16 +274,7 @@ class NeuralSource:
         )
         self._read = context.root, len(here)
         draft.seconds += done.drafting + done.calling
-        first = len(draft.tokens)
-        draft.tokens += done.tokens
-        draft.sources += done.sources
-        said = confidences(done, here, choose)
-        draft.confidences += said
-        same = confirmed(copy, draft.tokens)[first:]
-        odds = map(self._acceptance.odds, stated(said, same, first))
-        draft.path += [*accumulate(odds, mul, initial=draft.certainty)][1:]
-        if branches:
-            self._note_siblings(draft, done, here, choose, said, first)
+        return done, here
 
     def _note_siblings(
         self,
@@ -338,33 +330,20 @@ class NeuralSource:
         those whose rows are needed, with all draft tokens up to each. Raises Faulty if
         this drafter fails.
         """
-        try:
-            self._rank(draft, context, choose, before, tree, wanted)
-        except Exception as error:
-            blame(error, self.name)
-
-    def _rank(
-        self,
-        draft: PartialDraft,
-        context: Context,
-        choose: Choose,
-        before: Walked,
-        tree: Draft,
-        wanted: Mapping[int, Walked],
-    ) -> None:
-        here = context.with_tail(before) if before else context
-        rows, seconds = self.cascade.rows_after(here, tree)
-        self.review.timed(rows.fed, len(here), seconds)
-        draft.seconds += seconds
-        for node, walked in wanted.items():
-            row, depth = rows.logits[node + 1], len(walked)
-            view = here.with_tail(walked[len(before) :])
-            token = choose(row, view.tokens)
-            sure = choose.confidence(row, view.tokens, token)
-            (buckets,) = stated([sure], [None], depth)
-            own = Sibling(token, buckets, self.name, self._acceptance)
-            others = self._siblings(row, view, choose, sure, depth)
-            draft.ranked[walked] = [own, *others]
+        with blaming(self.name):
+            here = context.with_tail(before) if before else context
+            rows, seconds = self.cascade.rows_after(here, tree)
+            self.review.timed(rows.fed, len(here), seconds)
+            draft.seconds += seconds
+            for node, walked in wanted.items():
+                row, depth = rows.logits[node + 1], len(walked)
+                view = here.with_tail(walked[len(before) :])
+                token = choose(row, view.tokens)
+                sure = choose.confidence(row, view.tokens, token)
+                (buckets,) = stated([sure], [None], depth)
+                own = Sibling(token, buckets, self.name, self._acceptance)
+                others = self._siblings(row, view, choose, sure, depth)
+                draft.ranked[walked] = [own, *others]
 
     def resumed(
         self,

@@ -318,6 +318,11 @@ class Planner:
         else:
             self.costs.observe(width, depth, seconds, singles or 0)
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether a drafter may go on during calls, see `Overlapping`."""
+        return self.ahead is not None
+
     def go_on(self, context: Context, draft: Draft, choose: Choose, most: int) -> bool:
         """Let the drafter of this round go on during the call, see `Overlapping`."""
         ahead, width = self.ahead, 1 + len(draft)
