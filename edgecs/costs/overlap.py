@@ -20,7 +20,7 @@ import numpy as np
 
 # chosen: if 60 % of a drafter's tokens are right, 1 % of its ninth tokens are.
 FAR = 8  # tokens of a draft that are considered
-# A finite number, because a share of 0 of infinity is no number.
+# Finite, because zero times infinity is not a number.
 _UNAVAILABLE = 1e12  # seconds of a call whose width is not available
 
 

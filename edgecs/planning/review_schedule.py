@@ -97,7 +97,7 @@ class ReviewSchedule:
         return (*cheaper, *self._sources.all)
 
     def begin(self) -> None:
-        """Do nothing: there is no state of a single answer."""
+        """Do nothing: no state belongs to one answer."""
 
     def draft(
         self,

@@ -267,12 +267,12 @@ def load_drafter(
     """Load a drafter for `target`: a GGUF file, or the folder of an ONNX export.
 
     path: OWN_HEAD for the MTP head in the target's own file. A GGUF is another model or
-    a head, as its metadata says. options: a GGUF uses all of
-    them, ONNX only `threads`, where 0 means one, and `n_ctx`. The context size of a
-    GGUF defaults to the target's, and is at most that and the trained one; behind a
-    longer context it reads an excerpt. An ONNX decoder reads the last tokens, or with
-    `n_ctx` an excerpt. A head has no context size. Raises ModelError if the
-    vocabularies differ or a head does not fit the target, OutOfMemory, Cancelled.
+    a head, as its metadata says. options: a GGUF uses all of them, ONNX only
+    `threads`, where 0 means one, and `n_ctx`. The context size of a GGUF defaults to
+    the target's, and is at most that and the trained one; behind a longer context it
+    reads an excerpt. An ONNX decoder reads the last tokens, or with `n_ctx` an excerpt.
+    A head has no context size. Raises ModelError if the vocabularies differ or a head
+    does not fit the target, OutOfMemory, Cancelled.
     """
     options = replace(options or LoadOptions(), heads=False)
     if path == OWN_HEAD:

@@ -113,6 +113,11 @@ def overlap_gains(trials: Sequence[Trial]) -> dict[str, float]:
     return found
 
 
+def overlap_pays(gain: float) -> bool:
+    """Whether a gain, see `overlap_gains`, is more than the error of times."""
+    return gain >= 1 + MARGIN
+
+
 def playing(kind: str, chain: Chain) -> str:
     """Progress message of a chain on the prompt of a kind."""
     return f"{kind}: {chain.name}"

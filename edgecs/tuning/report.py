@@ -10,8 +10,7 @@ from typing import NamedTuple
 from edgecs.calibrate.profile import Key
 from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.decoding.tiers import Exact
-from edgecs.planning.planner import MARGIN
-from edgecs.tuning.comparison import PLAIN
+from edgecs.tuning.comparison import PLAIN, overlap_pays
 from edgecs.tuning.cost_sweep import DEEPEST, Curve, tiles
 from edgecs.tuning.quantisations import Quantisation, expected_rates
 from edgecs.tuning.settings import WIDTHS, SettingTimes
@@ -117,7 +116,7 @@ class Report:
             yield f"{trial.chain.name}: {self.tuned.verdict(trial)}"
         yield from (drafter.status for drafter in self.tuned.drafters)
         for name, gain in self.tuned.overlap.items():
-            pays = "it pays" if gain >= 1 + MARGIN else "it does not pay"
+            pays = "it pays" if overlap_pays(gain) else "it does not pay"
             yield f"{name}, overlapped: {gain:.2f} x as fast as without, so {pays}"
         yield ""
         if self.settings:

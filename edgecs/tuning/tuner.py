@@ -25,7 +25,6 @@ from edgecs.decoding.exactness import Classes
 from edgecs.decoding.static_schedule import Clock
 from edgecs.engines.host import Others
 from edgecs.errors import ConfigError, EdgecsError
-from edgecs.planning.planner import MARGIN
 from edgecs.runtime.loader import LoadedDrafter
 from edgecs.text.detokenizer import Tokenizer
 from edgecs.tuning.comparison import (
@@ -38,6 +37,7 @@ from edgecs.tuning.comparison import (
     choose,
     compare,
     overlap_gains,
+    overlap_pays,
     verdict,
 )
 from edgecs.tuning.cost_sweep import DEEPEST, REVIEWS, SHALLOW, Curve, places, sweep
@@ -306,7 +306,7 @@ def keep(known: SpeculationProfile, key: Key, tuned: Tuned) -> bool:
             "right": {d.fingerprint: round(d.right, 4) for d in tuned.drafters},
             "tried": {d.fingerprint: d.name for d in tuned.drafters},
             "overlap": {
-                d.fingerprint: tuned.overlap[d.name] >= 1 + MARGIN
+                d.fingerprint: overlap_pays(tuned.overlap[d.name])
                 for d in tuned.drafters
                 if d.name in tuned.overlap
             },

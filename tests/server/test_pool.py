@@ -27,7 +27,7 @@ from edgecs.runtime.served_models import ServedModel, ServedModels, UnknownModel
 from edgecs.server.models.engine import Engine
 from edgecs.server.models.host_thread import HostThread
 from edgecs.server.models.keep_alive import seconds_of
-from edgecs.server.models.pool import ModelPool
+from edgecs.server.models.pool import Load, ModelPool
 from edgecs.server.models.residency import Limits
 
 NAMES = ["a", "b", "c"]
@@ -346,7 +346,8 @@ def test_a_failed_load_is_told_to_all_that_waited_and_may_be_tried_again():
     assert loads == ["a", "a"]
 
 
-def test_the_end_of_the_server_stops_a_load():
+def until_cancelled() -> tuple[threading.Event, Load]:
+    """A load that lasts until it is cancelled, and an event: it has begun."""
     began = threading.Event()
 
     @contextmanager
@@ -355,6 +356,12 @@ def test_the_end_of_the_server_stops_a_load():
         cancel.wait()
         raise Cancelled("stopped")
         yield
+
+    return began, load
+
+
+def test_the_end_of_the_server_stops_a_load():
+    began, load = until_cancelled()
 
     async def go() -> None:
         pool = pool_of(load)
@@ -378,14 +385,7 @@ def test_the_end_of_the_server_stops_a_load():
 def test_the_end_of_the_event_loop_during_a_load_is_no_incident(
     caplog: pytest.LogCaptureFixture,
 ):
-    began = threading.Event()
-
-    @contextmanager
-    def load(model: ServedModel, cancel: threading.Event) -> Iterator[Engine]:
-        began.set()
-        cancel.wait()
-        raise Cancelled("stopped")
-        yield
+    began, load = until_cancelled()
 
     async def go() -> ModelPool:
         pool = pool_of(load)

@@ -1,9 +1,9 @@
 """EAGLE-3 drafters in a GGUF (arXiv 2503.01840): one layer on three states of a target.
 
 A target's states are the inputs of three of its layers; the state after the last one
-may take the place of one of them. An encoder, one matrix, makes
-one state of them. A cell of the decoder has a token and the state of the token before.
-A reduced vocabulary is mapped to the target's by llama.cpp, with -inf elsewhere.
+may take the place of one of them. An encoder, one matrix, makes one state of them. A
+cell of the decoder has a token and the state of the token before. A reduced vocabulary
+is mapped to the target's by llama.cpp, with -inf elsewhere.
 """
 
 from __future__ import annotations
