@@ -150,6 +150,7 @@ class Documents:
             isolation_level=None,
             check_same_thread=False,
         )
+        db.text_factory = lambda raw: raw.decode("utf-8", "replace")
         db.execute("PRAGMA trusted_schema = OFF")
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA secure_delete = ON")
@@ -217,9 +218,8 @@ class Documents:
         tokenizer, and the ids; None: they are made when a model is loaded.
         """
         assert kind in get_args(Kind)
-        text = text.encode("utf-8", "replace").decode("utf-8")  # no surrogates
-        source, now = source[:_LONGEST_SOURCE], int(time.time())
-        source = source.encode("utf-8", "replace").decode("utf-8")
+        text, source = _storable(text), _storable(source[:_LONGEST_SOURCE])
+        now = int(time.time())
         raw = text.encode("utf-8")
         ids = tokens[1].astype("<i4").tobytes() if tokens else b""
         digest = hashlib.sha256(raw).digest()
@@ -235,7 +235,8 @@ class Documents:
                 return None
             if kind != "answer":
                 db.execute(
-                    "DELETE FROM documents WHERE kind = ? AND source = ?", (kind, source)
+                    "DELETE FROM documents WHERE kind = ? AND source = ?",
+                    (kind, source),
                 )
             row = (kind, source, digest, text, len(raw) + len(ids), now, now)
             number = db.execute(
@@ -384,6 +385,12 @@ class Documents:
             return _number(db, "data_version")
 
 
+def _storable(text: str) -> str:
+    """A text without surrogates, and without NUL, where SQLite's functions stop."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 def _is_document(row: tuple[object, ...]) -> bool:
     kinds = (int, str, str, int, int, int)
     return all(isinstance(v, kind) for v, kind in zip(row, kinds, strict=True))
@@ -416,7 +423,7 @@ def _told(path: Path) -> Iterator[None]:
     """Raises what SQLite and the system say as a ConfigError, or an Unreadable."""
     try:
         yield
-    except (sqlite3.Error, OSError, OverflowError) as error:
+    except (sqlite3.Error, OSError, ValueError, OverflowError) as error:
         said, kind = plain(str(error)), ConfigError
         if isinstance(error, sqlite3.OperationalError) and "full" in said:
             remedy = "make room on the disk, or delete texts (`edgecs memory clear`)"

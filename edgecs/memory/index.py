@@ -50,7 +50,9 @@ class Index:
         self.segments: tuple[Segment, ...] = ()  # the largest first
 
     def sync(
-        self, present: set[int], read: Callable[[Sequence[int]], Iterable[tuple[int, Tokens]]]
+        self,
+        present: set[int],
+        read: Callable[[Sequence[int]], Iterable[tuple[int, Tokens]]],
     ) -> None:
         """Makes the segments those of the documents that are present.
 
@@ -133,6 +135,8 @@ class Index:
 
     def _drop_unused(self) -> None:
         """Deletes files that are damaged, outdated or covered by others."""
+        if self._writes:
+            sweep(self.folder)
         used = {one.path for one in self.segments}
         mine = f"{self._tokenizer.hex()[:12]}-*{_SUFFIX}"
         with suppress(OSError):

@@ -68,7 +68,9 @@ class Segment:
             head = _FIXED.unpack_from(data)
         except struct.error as error:
             raise NotASegment("it is too short") from error
-        magic, version, _, documents, words, positions, self.store, self.tokenizer = head
+        magic, version, _, documents, words, positions, self.store, self.tokenizer = (
+            head
+        )
         if magic != _MAGIC or version != _VERSION:
             raise NotASegment("it has another version")
         size = _FIXED.size + _CHECKSUM + 16 * documents + 4 * (words + positions)
@@ -147,14 +149,20 @@ class Segment:
 
 
 def built(
-    documents: Sequence[tuple[int, NDArray[np.int32]]], *, store: bytes, tokenizer: bytes
+    documents: Sequence[tuple[int, NDArray[np.int32]]],
+    *,
+    store: bytes,
+    tokenizer: bytes,
 ) -> Segment:
     """A segment in RAM of documents, as ids and tokens."""
     return Segment(encoded(documents, store=store, tokenizer=tokenizer))
 
 
 def encoded(
-    documents: Sequence[tuple[int, NDArray[np.int32]]], *, store: bytes, tokenizer: bytes
+    documents: Sequence[tuple[int, NDArray[np.int32]]],
+    *,
+    store: bytes,
+    tokenizer: bytes,
 ) -> bytes:
     """The bytes of a segment, which are also those of its file."""
     words = backward([tokens for _, tokens in documents])
