@@ -117,7 +117,7 @@ class Documents:
                 raise
             return self._for_reading(error)
         try:
-            # A log beside the database: readers and a writer do not wait for each other.
+            # A log beside the database: readers do not wait for a writer.
             db.execute("PRAGMA journal_mode = WAL").fetchone()
             if not _number(db, "application_id") and not _number(db, "user_version"):
                 self._create(db)
@@ -141,7 +141,7 @@ class Documents:
         raise why
 
     def _connected(self, mode: str) -> sqlite3.Connection:
-        # An absolute path has a drive on Windows, which `as_uri` writes as SQLite needs.
+        # `as_uri` writes the drive of a path on Windows as SQLite needs it.
         where = f"{self.path.absolute().as_uri()}?mode={mode}"
         db = sqlite3.connect(
             where,
@@ -305,7 +305,7 @@ class Documents:
             ).fetchone()
         return row[0] if row and isinstance(row[0], str) else ""
 
-    def list(self) -> list[Document]:
+    def all(self) -> list[Document]:
         """All documents, the newest first."""
         with self._reading() as db:
             rows = db.execute(

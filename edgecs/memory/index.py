@@ -24,7 +24,7 @@ from edgecs.memory.segment import NotASegment, Segment, built, encoded, opened, 
 _FOLDER = "index"
 _SUFFIX = ".segment"
 _LOCK = "index.lock"
-# chosen: with 16, 10 M tokens are in five segments, and each is sorted 20 times at most.
+# chosen: 10 M tokens are then in about six segments.
 _FACTOR = 16
 # chosen: sorting needs about 30 bytes of memory for each, and a second for a million.
 _LARGEST = 4_000_000  # words of a merged segment

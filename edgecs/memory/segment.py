@@ -3,7 +3,8 @@
 A segment never changes. Its file is derived from the documents: it may be deleted at
 any time, and one that is damaged can only make proposals wrong, never an answer.
 
-    magic, version, counts, identity of the store, of the tokenizer; checksum of all that
+    magic, version, counts, identities of store and tokenizer
+    checksum of all before the tokens
     ids of documents          u64  [documents]
     where each begins         u64  [documents], as a position of its last token
     tokens, backwards         u32  [words], most significant byte first

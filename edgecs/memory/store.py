@@ -17,7 +17,7 @@ from edgecs.drafters.corpus import Match
 from edgecs.errors import ConfigError
 from edgecs.memory.documents import FILE, Documents, Kind, Tokens, Unreadable
 from edgecs.memory.index import Index
-from edgecs.memory.segment import COUNTED, Segment
+from edgecs.memory.segment import COUNTED, Found, Segment
 from edgecs.memory.suffix_array import query_of
 
 # chosen: 10 M tokens with their texts; the index takes about as much again.
@@ -137,7 +137,7 @@ class UserStore:
         if k <= 0 or not end:
             return None
         query, length = query_of(end), SHORTEST
-        found = []
+        found = list[tuple[Segment, Found]]()
         for segment in self._index.segments:
             hit = segment.find(query)
             if hit is not None and hit.length >= length:

@@ -72,7 +72,8 @@ def suffix_array(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
         done *= 2
     follows = np.zeros(n, dtype=bool)
     follows[1:] = words[:-1] != _SEPARATOR
-    return order[follows[order] & (words[order] != _SEPARATOR)]
+    kept: NDArray[np.uint32] = order[follows[order] & (words[order] != _SEPARATOR)]
+    return kept
 
 
 def _rank(

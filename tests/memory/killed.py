@@ -68,7 +68,7 @@ def _wrong(folder: Path, stored: int) -> tuple[int, list[str]]:
     """How many texts are there, and what is wrong with them."""
     problems = []
     with UserStore(folder, _TOKENIZER, _VOCABULARY) as store:
-        known = store.documents.list()[::-1]
+        known = store.documents.all()[::-1]
         if not stored <= len(known) <= stored + 1:
             problems.append(f"{len(known)} texts, {stored} were stored")
         for number in range(max(0, len(known) - 40), len(known)):

@@ -35,5 +35,5 @@ def test_a_long_run_of_one_token_is_sorted():
 def test_common_counts_equal_words_from_the_end(one, other):
     pairs = zip(reversed(one[-LONGEST:]), reversed(other[-LONGEST:]), strict=False)
     equal = [a == b for a, b in pairs]
-    expected = (equal + [False]).index(False)
+    expected = [*equal, False].index(False)
     assert common(query_of(one), query_of(other)) == expected

@@ -115,7 +115,7 @@ def test_an_answer_that_is_there_is_not_added_again(tmp_path):
         add(memory, [1, 2, 3])
         add(memory, [1, 2, 3])
         assert memory.match([1, 2], 4).times == 1
-        assert len(memory.documents.list()) == 1
+        assert len(memory.documents.all()) == 1
 
 
 def test_what_one_process_adds_another_finds_after_a_refresh(tmp_path, sizes):
@@ -165,7 +165,7 @@ def test_what_was_of_no_use_for_longest_is_dropped_first(tmp_path):
     with opened(tmp_path, most_bytes=total) as memory:
         memory.match(documents[9][:20], 4)
         add(memory, [999] * 40)
-        kept = {one.id for one in memory.documents.list()}
+        kept = {one.id for one in memory.documents.all()}
         assert 10 in kept
         assert 11 in kept
         assert 9 not in kept
@@ -178,7 +178,7 @@ def test_a_file_that_has_changed_replaces_its_old_text(tmp_path):
     with opened(tmp_path) as memory:
         memory.add("file", "/notes", "old", np.array([1, 2, 3], np.int32))
         memory.add("file", "/notes", "new", np.array([1, 2, 4], np.int32))
-        assert [memory.documents.text(d.id) for d in memory.documents.list()] == ["new"]
+        assert [memory.documents.text(d.id) for d in memory.documents.all()] == ["new"]
 
 
 def test_texts_without_tokens_are_read_by_the_tokenizer_of_each_model(tmp_path):
