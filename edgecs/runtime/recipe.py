@@ -12,6 +12,7 @@ from edgecs.decoding.tiers import Exact
 from edgecs.engines.host import usable_cores
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ConfigError
+from edgecs.memory.keeping import Wanted
 from edgecs.sampling.cascade_rules import CascadeRule
 from edgecs.sampling.settings import Sampling
 
@@ -65,6 +66,9 @@ class Recipe:
     may_change_cache: bool = False
     sampling: Sampling = field(default_factory=Sampling)
     grammar: Grammar | None = None
+    # The user's store that drafts are looked up in and answers are added to; None: no
+    # store.
+    store: Wanted | None = None
 
     def __post_init__(self) -> None:
         if self.matrix is not None and self.longest is not None:

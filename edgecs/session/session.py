@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Protocol
 
 import numpy as np
 
@@ -28,6 +29,15 @@ from edgecs.text.detokenizer import Tokenizer
 _GREEDY = always(greedy)
 
 
+class Keeping(Protocol):
+    """Takes the answers of a session. enabled: whether the current one may be kept."""
+
+    enabled: bool
+
+    def keep(self, tokens: Tokens, prompt: int) -> None:
+        """Takes all tokens of a conversation; its last answer follows `prompt`."""
+
+
 class Session:
     """Generates with `target` and with drafts of `drafters`; a context manager.
 
@@ -38,6 +48,7 @@ class Session:
     share a target that has several, and take turns within one thread. mixes: a cascade
     rule, for a target that is `decoding.beside: Beside`. ratio: see `Cascade`. mark:
     for the statistics of all answers, if they are not those of the target alone.
+    memory: takes every answer at its end.
     Without `mixes` every token is the target's choice on the target's row, so the
     answer is the same for any drafters and any draft_max wherever a row does not depend
     on how many are computed with it (docs/concepts.md). With it, the same holds of the
@@ -63,6 +74,7 @@ class Session:
         mixes: Mixture | None = None,
         ratio: RatioRule | None = None,
         mark: Mark | None = None,
+        memory: Keeping | None = None,
     ) -> None:
         if isinstance(draft_max, int):
             counts, longest = [draft_max] * len(drafters), draft_max
@@ -94,6 +106,7 @@ class Session:
         )
         self.mark = mark
         self.rule = rule
+        self._memory = memory
         self.on_round: OnRound | None = None
         self.context = Context()
         self._last: Answer | None = None
@@ -188,11 +201,12 @@ class Session:
         logprobs: int | None = None,
         details: bool = False,
         shown: Mapping[int, bytes] | None = None,
+        remember: bool = True,
     ) -> Answer:
         """An answer whose calls are made by the caller, see `generate`.
 
         `ended` must be called after the last one. details: say how every token came
-        about.
+        about. remember: whether the memory is used for it, and takes it.
         """
         if logprobs is not None and logprobs < 0:
             raise ConfigError(f"logprobs must be 0 or more, got {logprobs}")
@@ -201,7 +215,9 @@ class Session:
         self.stop()
         self._continue(tokens)
         self.cascade.begin(tokens.size)
-        self._answering = True
+        self._answering, self._prompt = True, tokens.size
+        if self._memory is not None:
+            self._memory.enabled = remember
         choices = (rule or self.rule)(tokens.size)
         self._last = Answer(
             self.cascade,
@@ -228,6 +244,8 @@ class Session:
         """Finish an answer of `begin`, after its last call."""
         answer.end(reason)
         self.target.end_turn(self.context, self.cascade.sequence)
+        if self._memory is not None:
+            self._memory.keep(self.context.tokens, self._prompt)
         self._ended()
 
     def close(self) -> None:
