@@ -41,6 +41,9 @@ _MOST_WORDS = 1 << 31
 _PADDING = BYTES * LONGEST
 # chosen: more of them hardly change what is proposed, and each takes time.
 COUNTED = 64  # occurrences of a match that are counted, on each side of the query
+_FEW = 4  # occurrences on a side up to which they are looked at one by one
+# chosen: half of a search is then in a list, whose steps cost a tenth.
+_STEP = 512  # suffixes between those that are kept in RAM
 
 
 class NotASegment(Exception):
@@ -91,9 +94,14 @@ class Segment:
         self._starts = [-start for start in starts]  # ascending, as `bisect` needs
         array = memoryview(data)[begin + BYTES * words + _PADDING :]
         self._array = array.cast("I") if sys.byteorder == "little" else _swapped(array)
+        places = (begin + BYTES * at for at in self._array[_STEP::_STEP].tolist())
+        self._steps = [data[at : at + _PADDING] for at in places]
 
-    def find(self, query: bytes) -> Found | None:
-        """The longest match of a query, as of `query_of`; None: there is none."""
+    def find(self, query: bytes, least: int = 1) -> Found | None:
+        """The longest match of a query, as of `query_of`; None: there is none.
+
+        least: tokens of a match that is wanted.
+        """
         data, begin = self._data, self._begin
         array, beyond = self._array, begin + len(query)
 
@@ -101,38 +109,45 @@ class Segment:
             at = BYTES * position
             return data[begin + at : beyond + at]
 
-        at = bisect_left(array, query, key=text)
+        # The suffixes of `steps` before this one are smaller, the others are not.
+        low = bisect_left(self._steps, query) * _STEP
+        high = min(low + _STEP, len(array))
+        at = bisect_left(array, query, low, high, key=text)
         length = 0
-        for near in (at - 1, at):
-            if 0 <= near < len(array):
-                length = max(length, common(text(array[near]), query))
-        if not length:
+        for near in range(max(0, at - 1), min(at + 1, len(array))):
+            length = max(length, common(text(array[near]), query))
+        if length < least:
             return None
         query = query[: BYTES * length]
         beyond = begin + len(query)  # only so much is compared from now on
-        first = bisect_left(array, query, max(0, at - COUNTED), at, key=text)
-        above = query + b"\xff"
-        last = min(len(array), at + COUNTED)
-        return Found(length, first, bisect_left(array, above, at, last, key=text))
+        first = last = at
+        while first > max(0, at - COUNTED) and text(array[first - 1]) == query:
+            first -= 1
+            if at - first == _FEW:
+                least = max(0, at - COUNTED)
+                first = bisect_left(array, query, least, first, key=text)
+                break
+        while last < min(len(array), at + COUNTED) and text(array[last]) == query:
+            last += 1
+            if last - at == _FEW:
+                above, most = query + b"\xff", min(len(array), at + COUNTED)
+                last = bisect_left(array, above, last, most, key=text)
+                break
+        return Found(length, first, last)
 
     def newest(self, found: Found, most: int) -> list[int]:
         """Positions of at most `most` of the occurrences, the newest first."""
         return sorted(self._array[found.first : found.last].tolist())[:most]
 
-    def following(self, position: int, k: int) -> list[int]:
-        """At most k tokens after the one at a position, within its document."""
-        start = max(0, position - k)
-        count = min(position, self.words) - start
-        if count <= 0:
-            return []
-        raw = self._data[self._begin + BYTES * start : self._begin + BYTES * position]
-        words = struct.unpack(f">{count}I", raw[: BYTES * count])
-        tokens = []
-        for word in reversed(words):
-            if not word:
-                break
-            tokens.append(word - 1)
-        return tokens
+    def before(self, position: int, k: int) -> bytes:
+        """At most k words before a position: what follows the token there, backwards.
+
+        They may go on into another document.
+        """
+        begin, position = self._begin, min(position, self.words)
+        return self._data[
+            begin + BYTES * max(0, position - k) : begin + BYTES * position
+        ]
 
     def document(self, position: int) -> int | None:
         """The id of the document that a position is in; None: in none."""

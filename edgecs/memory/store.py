@@ -8,6 +8,7 @@ whatever their size.
 from __future__ import annotations
 
 import shutil
+import struct
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from edgecs.errors import ConfigError
 from edgecs.memory.documents import FILE, Documents, Kind, Tokens, Unreadable
 from edgecs.memory.index import Index
 from edgecs.memory.segment import COUNTED, Found, Segment
-from edgecs.memory.suffix_array import query_of
+from edgecs.memory.suffix_array import BYTES, most_frequent, query_of
 
 # chosen: 10 M tokens with their texts; the index takes about as much again.
 MOST_BYTES = 128 << 20
@@ -139,45 +140,34 @@ class UserStore:
         query, length = query_of(end), SHORTEST
         found = list[tuple[Segment, Found]]()
         for segment in self._index.segments:
-            hit = segment.find(query)
-            if hit is not None and hit.length >= length:
+            hit = segment.find(query, length)
+            if hit is not None:
                 if hit.length > length:
                     found, length = [], hit.length
                 found.append((segment, hit))
         times, places = 0, list[tuple[Segment, int]]()
         for segment, hit in reversed(found):  # the smallest segments are the newest
             times += hit.last - hit.first
-            more = LOOKED_AT - len(places)
-            places += [(segment, at) for at in segment.newest(hit, more)]
-        return self._voted(places, length, min(times, COUNTED), k)
-
-    def _voted(
-        self, places: Sequence[tuple[Segment, int]], length: int, times: int, k: int
-    ) -> Match | None:
-        """The continuation that most occurrences share. places: the newest first."""
-        texts = [text for s, at in places if (text := self._following(s, at, k))]
-        if not texts:
+            if more := LOOKED_AT - len(places):
+                places += [(segment, at) for at in segment.newest(hit, more)]
+        if not places:
             return None
-        chosen, depth, agreeing = texts, 0, 0
-        while len(chosen) > 1 and depth < k:
-            groups = dict[int, list[list[int]]]()
-            for text in chosen:
-                if len(text) > depth:
-                    groups.setdefault(text[depth], []).append(text)
-            if not groups:
-                break
-            chosen = max(groups.values(), key=len)  # of equal ones the first, newest
-            agreeing = agreeing or len(chosen)
-            depth += 1
         if length >= _USEFUL:
             self._note_use(*places[0])
-        return Match(length, times, agreeing or 1, chosen[0])
+        texts = [segment.before(at, k) for segment, at in places]
+        text, agreeing = most_frequent(texts)
+        tokens = self._valid(text)
+        if not tokens:
+            return None
+        return Match(length, min(times, COUNTED), agreeing, tokens)
 
-    def _following(self, segment: Segment, at: int, k: int) -> list[int]:
-        tokens = segment.following(at, k)
-        for i, token in enumerate(tokens):
-            if token >= self._vocab_size:  # of a damaged file
-                return tokens[:i]
+    def _valid(self, text: bytes) -> list[int]:
+        """Words before a match as the tokens after it, up to the document's end."""
+        tokens = list[int]()
+        for word in reversed(struct.unpack(f">{len(text) // BYTES}I", text)):
+            if not 0 < word <= self._vocab_size:  # a larger one: a damaged file
+                break
+            tokens.append(word - 1)
         return tokens
 
     def _note_use(self, segment: Segment, at: int) -> None:

@@ -25,6 +25,7 @@ from edgecs.drafters.copies import LONGEST
 WORD = np.dtype(">u4")
 BYTES = WORD.itemsize
 _SEPARATOR = 0
+_WORD_BITS = 8 * BYTES - 1  # of a number of bits: its place in a word
 _PACKED = 3  # words in the first key
 _BITS = 21  # of each; real vocabularies have fewer than two million tokens
 
@@ -105,13 +106,42 @@ def query_of(end: Sequence[int]) -> bytes:
 
 def common(one: bytes, other: bytes) -> int:
     """The number of words that two texts have in common from their start on."""
-    low, high = 0, min(len(one), len(other)) // BYTES
-    if one[: high * BYTES] == other[: high * BYTES]:
-        return high
-    while high - low > 1:  # `low` words are equal, `high` are not
-        middle = (low + high) // 2
-        if one[: middle * BYTES] == other[: middle * BYTES]:
-            low = middle
-        else:
-            high = middle
-    return low
+    size = min(len(one), len(other))
+    differs = int.from_bytes(one[:size]) ^ int.from_bytes(other[:size])
+    return (8 * size - differs.bit_length()) // (8 * BYTES)
+
+
+def most_frequent(texts: Sequence[bytes]) -> tuple[bytes, int]:
+    """The backward text that most have in common, word by word from the end on.
+
+    texts: at least one, the newest first, which counts where others are as frequent.
+    Returns it and how many have its last word. A word of 0 ends a text.
+    """
+    # As numbers: the last word of a text has the lowest bits.
+    rest = [(int.from_bytes(text), text) for text in texts]
+    agreeing = len(rest)
+    while len(rest) > 1:
+        first = rest[0][0]
+        differs = 0
+        for value, _ in rest:
+            differs |= value ^ first
+        if not differs:
+            break
+        shift = (differs & -differs).bit_length() - 1 & ~_WORD_BITS
+        groups = dict[int, list[tuple[int, bytes]]]()
+        for one in rest:
+            if word := one[0] >> shift & 0xFFFFFFFF:
+                groups.setdefault(word, []).append(one)
+        if not groups:
+            break
+        rest = max(groups.values(), key=len)
+        if not shift:
+            agreeing = len(rest)
+        if _ends(first, shift):
+            break
+    return rest[0][1], agreeing
+
+
+def _ends(text: int, bits: int) -> bool:
+    """Whether a word of 0 is among the last words of a text."""
+    return any(not text >> at & 0xFFFFFFFF for at in range(0, bits, 8 * BYTES))
