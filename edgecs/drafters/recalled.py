@@ -26,7 +26,12 @@ _SUPPORT_FROM = _DEPTHS_FROM + bucket_count(DEPTHS)
 _SUPPORT = bucket_count(_TIMES) * bucket_count(_SHARES)
 _BESIDE_FROM = _SUPPORT_FROM + _SUPPORT
 BUCKETS = _BESIDE_FROM + 3  # nothing is proposed beside it, another token, the same
-_PRIOR = (0.0,) * BUCKETS
+# From the tuning halves of bench/edgecs_bench/data/traces, each looked up in those
+# before it; longer matches than 12 tokens do not occur, so they follow Max-Gram's.
+_OF_LENGTH = (-0.6, -0.5, 0.2, 0.3, 0.4, 0.6, 0.9, 1.4, 1.8)
+_OF_SUPPORT = (-0.7, -0.3, 0.0, -0.1, 0.0, 0.0, -0.6, 0.0, 0.4, 0.0, 0.2, 0.6)
+_OF_AGREEMENT = (0.0, -1.6, 1.7)
+_PRIOR = (*_OF_LENGTH, *(0.0,) * bucket_count(DEPTHS), *_OF_SUPPORT, *_OF_AGREEMENT)
 
 _LENGTH = [bisect_right(_LENGTHS, n) for n in range(LONGEST + 1)]
 _UNKNOWN, _OTHER, _SAME = range(_BESIDE_FROM, BUCKETS)
@@ -56,6 +61,8 @@ class Recalled:
         self._corpus, self._vocab_size = corpus, vocab_size
         self._match: Match | None = None  # of the last proposal
         self._beside: Sequence[int] = ()
+        self._for: tuple[Context, int] | None = None  # its context and the length of it
+        self._tokens: list[int] = []
         self.allowed = True
 
     def allow(self, allowed: bool) -> None:
@@ -69,7 +76,8 @@ class Recalled:
 
     def continuation(self, context: Context, k: int) -> list[int]:
         """The tokens of `propose`."""
-        self._match, self._beside = None, ()
+        self._match, self._beside, self._tokens = None, (), []
+        self._for = context.root, len(context)
         if not self.allowed or len(context) < GRAM or k <= 0:
             return []
         found = self._corpus.match(context.tokens[-LONGEST:].tolist(), k)
@@ -78,8 +86,12 @@ class Recalled:
         tokens = found.tokens[:k]
         if self._vocab_size is not None:
             tokens = _valid(tokens, self._vocab_size)
-        self._match = found
+        self._match, self._tokens = found, tokens
         return tokens
+
+    def proposed(self, context: Context) -> list[int]:
+        """The tokens of the last proposal if it was made for this context, else []."""
+        return self._tokens if self._for == (context.root, len(context)) else []
 
     def compare(self, tokens: Sequence[int]) -> None:
         """Compare the last proposal with that of other sources."""

@@ -21,7 +21,7 @@ class Lookups:
 
     Both are averages of recent lookups. What is added depends on what other sources
     promise, so there is an average for each range of that. A store that is not worth
-    its time is asked again after a number of rounds, which grows while it adds nothing.
+    its time is asked again after a number of rounds, which grows until it pays.
     """
 
     def __init__(self) -> None:
@@ -38,9 +38,12 @@ class Lookups:
         added = self._added[bisect_right(_PROMISED, promised)]
         return added * token_seconds > self._seconds
 
-    def wait_is_over(self, promised: float) -> bool:
-        """Count a round without a lookup; whether the store is asked nevertheless."""
+    def due(self, promised: float, token_seconds: float) -> bool:
+        """Whether the store is asked in this round: it pays, or it has waited enough."""
         at = bisect_right(_PROMISED, promised)
+        if self._added[at] * token_seconds > self._seconds:
+            self._skipped[at], self._wait[at] = 0, _FIRST_WAIT
+            return True
         self._skipped[at] += 1
         if self._skipped[at] < self._wait[at]:
             return False
@@ -49,9 +52,11 @@ class Lookups:
         return True
 
     def learn(self, promised: float, added: float, seconds: float) -> None:
-        """Learn from a lookup. added: expected tokens more than `promised`."""
+        """Learn from a lookup.
+
+        added: expected tokens that it adds to those promised, less what drafting them
+        costs.
+        """
         at = bisect_right(_PROMISED, promised)
         self._added[at] += _WEIGHT * (added - self._added[at])
         self._seconds += _WEIGHT * (seconds - self._seconds)
-        if added > 0:
-            self._wait[at] = _FIRST_WAIT

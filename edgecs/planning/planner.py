@@ -167,6 +167,10 @@ class Planner:
         self._singles, self._rest = None, 0
         self.rollback.behind = 0
 
+    def allow_stores(self, allowed: bool) -> None:
+        """Whether the next answer uses stores of texts and may be added to them."""
+        self.sources.allow_stores(allowed)
+
     def draft(
         self,
         context: Context,

@@ -125,31 +125,39 @@ class Sources:
             if one.store is None:
                 if promised > _PLENTY:
                     continue
-            elif not one.lookups.pay(promised, token_seconds) and not (
-                ledger is not None and one.lookups.wait_is_over(promised)
+            elif not (
+                one.lookups.pay(promised, token_seconds)
+                if ledger is None
+                else one.lookups.due(promised, token_seconds)
             ):
                 continue
             try:
                 if one.store is None:
                     found = self._of(one, context, most, ledger, least, ())
                 else:
-                    asked = context, most, ledger, least, best.tokens
-                    found = self._looked_up(one, asked, promised)
+                    found = self._looked_up(one, context, most, ledger, least, best)
             except Exception as error:
                 blame(error, one.source.name)
             if (promises := sum(found.path)) > promised:
                 best, promised = found, promises
         return best
 
-    def _looked_up(self, one: _Sound, asked: _Asked, promised: float) -> Proposed:
+    def _looked_up(
+        self,
+        one: _Sound,
+        context: Context,
+        most: int,
+        ledger: Ledger | None,
+        least: float,
+        best: Proposed,
+    ) -> Proposed:
         """The proposal of a store; what it adds and its time are learned from it."""
         began = self._clock()
-        found = self._of(one, *asked)
-        _, _, ledger, least, _ = asked
+        found = self._of(one, context, most, ledger, least, best.tokens)
         if ledger is not None:  # drafts of drafters are another matter
-            may_pay = found.path and found.path[0] >= least
-            added = max(0.0, sum(found.path) - promised) if may_pay else 0.0
-            one.lookups.learn(promised, added, self._clock() - began)
+            added = _gain(found.path, least) - _gain(best.path, least)
+            seconds = self._clock() - began
+            one.lookups.learn(sum(best.path), max(0.0, added), seconds)
         return found
 
     def _of(
@@ -183,7 +191,12 @@ class Sources:
         return Proposed(source.name, tokens, path)
 
 
-_Asked = tuple[Context, int, Ledger | None, float, Sequence[int]]
+def _gain(path: Path, least: float) -> float:
+    """Expected tokens of a draft, less those that its cost is worth at least.
+
+    least: cost of a drafted token, in plain calls.
+    """
+    return sum(chance - least for chance in path if chance > least)
 
 
 def _sound(source: Source, calibration: Calibration) -> _Sound:
