@@ -21,7 +21,7 @@ from edgecs.decoding.cascade import NamedModel, stack
 from edgecs.decoding.kmatrix import KMatrix
 from edgecs.decoding.ratio import RatioRule
 from edgecs.drafters.maxgram import MaxGram
-from edgecs.drafters.registry import usual_sources
+from edgecs.drafters.registry import NAMES, usual_sources
 from edgecs.engines.load_options import LoadOptions
 from edgecs.engines.state_head import StateHead
 from edgecs.errors import ConfigError, ModelError, OutOfMemory
@@ -213,8 +213,7 @@ def load_drafters(
     for path in paths:
         drafter = load_drafter(path, loaded, options)
         closing.enter_context(drafter)
-        sources = (source.name for source in usual_sources(trees=True))
-        taken = ["target", *sources, *(other.name for other in drafters)]
+        taken = ["target", *NAMES, *(other.name for other in drafters)]
         drafters.append(replace(drafter, name=_unique(drafter.name, taken)))
     return drafters
 
@@ -237,7 +236,8 @@ def session_of(
 ) -> Session:
     """A session over loaded models; None as `speculation`: plain decoding.
 
-    sequence: of the target, see `Session`. memory: of the user, which sessions share.
+    sequence: of the target, see `Session`. memory: of the user, which sessions share,
+    instead of `recipe.memory`.
     """
     view = memory.view() if memory else None
     rule = loaded.rule(recipe.sampling, recipe.grammar)
@@ -278,7 +278,13 @@ def session_of(
         longest = recipe.longest
         planner = speculation.planner(
             models,
-            usual_sources(recipe.min_match, trees=target.max_leaves > 1),
+            usual_sources(
+                recipe.min_match,
+                trees=target.max_leaves > 1,
+                recent=speculation.recent if recipe.recent else None,
+                memory=view or recipe.memory,
+                vocab_size=target.vocab_size,
+            ),
             longest=target.max_draft if longest is None else longest,
             fingerprints={d.name: d.fingerprint for d in drafters},
             lenience=recipe.lenience,

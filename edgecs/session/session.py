@@ -164,12 +164,14 @@ class Session:
         rule: Rule | None = None,
         logprobs: int | None = None,
         shown: Mapping[int, bytes] | None = None,
+        memory: bool = True,
     ) -> Generator[Token]:
         """Yields the answer to `prompt`, which is the whole conversation so far.
 
         rule: for this answer instead of the session's own. logprobs: report those of
         every token and of this many of the most likely ones; None: report none. shown:
-        texts of control tokens that are part of the answer.
+        texts of control tokens that are part of the answer. memory: False: draft from
+        no texts outside of the conversation, and do not add it to them.
 
         A prefix that the prompt shares with earlier calls is not computed again. Each
         token is committed just before it is yielded, so a consumer may stop at any
@@ -187,6 +189,7 @@ class Session:
             rule=rule,
             logprobs=logprobs,
             shown=shown,
+            memory=memory,
         )
         self._stream = self._tokens(answer)
         return self._stream
@@ -201,12 +204,12 @@ class Session:
         logprobs: int | None = None,
         details: bool = False,
         shown: Mapping[int, bytes] | None = None,
-        remember: bool = True,
+        memory: bool = True,
     ) -> Answer:
         """An answer whose calls are made by the caller, see `generate`.
 
         `ended` must be called after the last one. details: say how every token came
-        about. remember: whether the memory is used for it, and takes it.
+        about.
         """
         if logprobs is not None and logprobs < 0:
             raise ConfigError(f"logprobs must be 0 or more, got {logprobs}")
@@ -214,10 +217,13 @@ class Session:
         self._check_room(tokens)
         self.stop()
         self._continue(tokens)
+        allow = getattr(self.cascade.schedule, "allow_stores", None)
+        if allow is not None:
+            allow(memory)
         self.cascade.begin(tokens.size)
         self._answering, self._prompt = True, tokens.size
         if self._memory is not None:
-            self._memory.enabled = remember
+            self._memory.enabled = memory
         choices = (rule or self.rule)(tokens.size)
         self._last = Answer(
             self.cascade,

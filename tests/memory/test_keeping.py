@@ -108,7 +108,7 @@ def test_a_session_gives_every_answer_once(tmp_path):
         next(stream)
         next(stream)
         session.stop()
-        answer = session.begin([2], max_tokens=2, remember=False)
+        answer = session.begin([2], max_tokens=2, memory=False)
         session.ended(answer, "cancelled")
         list(session.generate([1], max_tokens=1))
     assert noted.kept == [

@@ -217,7 +217,7 @@ class Scheduler:
             logprobs=job.logprobs,
             details=job.details,
             shown=job.shown,
-            remember=job.remember,
+            memory=job.memory,
         )
         self._jobs += 1
         slot.take(ticket, answer, lost, self._jobs)
