@@ -48,6 +48,20 @@ class Source(Weighed, Drafter, Protocol):
         """Whether the last proposal is hardly ever right, as its evidence is weak."""
 
 
+@runtime_checkable
+class StoreSource(Protocol):
+    """A source that looks the end of the text up in other texts, which takes time.
+
+    A planner asks it where the time is expected to pay, after the sources before it.
+    """
+
+    def compare(self, tokens: Sequence[int]) -> None:
+        """What is the best proposal of these, empty: none; called before `evidence`."""
+
+    def allow(self, allowed: bool) -> None:
+        """Whether the store may be used, and learn the text, from now on."""
+
+
 class Branches(Weighed, Protocol):
     """A source of several tokens for one position: siblings in a tree.
 

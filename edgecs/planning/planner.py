@@ -41,8 +41,9 @@ from edgecs.planning.acceptance import Calibration
 from edgecs.planning.ahead import Ahead, Resumed, likely
 from edgecs.planning.below_siblings import Grow, deepened
 from edgecs.planning.neural_source import NeuralSource
-from edgecs.planning.pending import Ledger, Path, Sources
+from edgecs.planning.pending import Ledger
 from edgecs.planning.review_schedule import PartialDraft
+from edgecs.planning.sources import Path, Proposed, Sources
 from edgecs.planning.trees import BRANCHING, CHEAPER, Tree, Trees
 
 # chosen: a smaller gain is lost in the error of the times.
@@ -109,7 +110,7 @@ class Planner:
         self.rollback = rollback or RollbackCost(costs)
         self.calibration = calibration
         self.ledger = Ledger()
-        self.sources = Sources(sources, calibration, ends)
+        self.sources = Sources(sources, calibration, ends, clock)
         neural: list[NeuralSource] = []
         for named in reversed(models):
             cheaper = neural[0] if neural else None
@@ -166,6 +167,10 @@ class Planner:
         self._singles, self._rest = None, 0
         self.rollback.behind = 0
 
+    def allow_stores(self, allowed: bool) -> None:
+        """Whether the next answer uses stores of texts and may be added to them."""
+        self.sources.allow_stores(allowed)
+
     def draft(
         self,
         context: Context,
@@ -195,7 +200,7 @@ class Planner:
         most, self._start = min(most, self._longest), self._start or len(context)
         asks = self._asks()
         least = 0.0 if asks else self._least(len(context))
-        found = self.sources.propose(context, most, self.ledger, least)
+        found = self._copied(context, most, self.ledger, least)
         path = found.path
         grows = not asks and self._may_grow(len(context))
         if not (asks or grows or (path and path[0] >= least)):
@@ -228,6 +233,19 @@ class Planner:
         draft = tree.draft.clip(size) if tree else found.draft(size)
         sources = tree.draft.sources if tree else found.sources
         return Gathered(draft, sources, self._plan(path, times, choice))
+
+    def _copied(
+        self,
+        context: Context,
+        most: int,
+        ledger: Ledger | None = None,
+        least: float = 0.0,
+    ) -> Proposed:
+        """The best proposal of the sources, see `Sources.propose`."""
+        saves = math.inf
+        if self.sources.have_stores:
+            (saves,) = self.costs.times(len(context), 1)
+        return self.sources.propose(context, most, ledger, least, saves)
 
     def _may_grow(self, depth: int) -> bool:
         return self.trees is not None and self.trees.may_grow(depth)
@@ -555,7 +573,7 @@ class Planner:
         draft, path = written.chain(), written.path.copy()
         if len(draft) and int(draft.tokens[-1]) not in self._ends:
             here = context.with_tail(draft.tokens)
-            tail = self.sources.propose(here, inputs.most - len(draft))
+            tail = self._copied(here, inputs.most - len(draft))
             self._assumed += likely(tail.path)
             draft = draft.then(tail.draft())
             path += [written.certainty * chance for chance in tail.path]

@@ -23,6 +23,7 @@ from edgecs_cli.console import echo, echo_table
 from edgecs_cli.loading.describe import introduce
 from edgecs_cli.loading.opening import opened
 from edgecs_cli.options.common import (
+    audited_memory_option,
     cascade_options,
     common_options,
     drafter_options,
@@ -78,6 +79,7 @@ class Wishes:
 @sampling_options
 @drafter_options
 @schedule_options
+@audited_memory_option
 @cascade_options
 @common_options
 @reports_errors

@@ -19,6 +19,7 @@ from edgecs_cli.options.common import (
     cascade_options,
     common_options,
     drafter_options,
+    memory_option,
     model_options,
     schedule_options,
     server_option,
@@ -93,6 +94,7 @@ class Wishes:
     help="Write a trace of every round to a file, one line of JSON per round.",
 )
 @schedule_options
+@memory_option
 @cascade_options
 @common_options
 @reports_errors

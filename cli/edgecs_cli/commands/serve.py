@@ -17,6 +17,7 @@ from edgecs_cli.options.common import (
     common_options,
     drafter_options,
     hardware_options,
+    memory_option,
     schedule_options,
 )
 from edgecs_cli.options.kinds import Finite, Whole
@@ -176,6 +177,7 @@ class _Most(click.ParamType[int]):
 @sampling_options
 @drafter_options
 @schedule_options
+@memory_option
 @unit_options
 @common_options
 @reports_errors
