@@ -86,7 +86,9 @@ class Recorder:
         answer = Answer(*head, place, ids, output, ranks.seen[: len(output)])
         self.answers.append(answer)
         write_answers(self._output, self._target, self.answers)
-        click.echo(f"{'/'.join(map(str, (*head[:2], *place)))}: {len(output)}", err=True)
+        click.echo(
+            f"{'/'.join(map(str, (*head[:2], *place)))}: {len(output)}", err=True
+        )
         return answer
 
     def _text(self, output: Sequence[int]) -> str:
