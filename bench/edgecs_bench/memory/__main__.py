@@ -34,7 +34,7 @@ from edgecs_bench.simulation.replay_options import (
 
 @click.command()
 @replay_options
-@click.option("--leaves", default=8, show_default=True, help="Most leaves of a draft.")
+@click.option("--leaves", default=1, show_default=True, help="Most leaves of a draft.")
 def main(
     files: tuple[Path, ...],
     curve_file: Path | None,

@@ -25,7 +25,7 @@ from edgecs.sampling.chain import Choices, Rule
 from edgecs.sampling.settings import Sampling
 from edgecs.session.session import Session
 from edgecs.text.chat_template import ChatTemplate
-from edgecs_bench.memory.scenarios import Place, Scenario, read_scenarios
+from edgecs_bench.memory.scenarios import Place, Scenario, answer_text, read_scenarios
 from edgecs_bench.memory.traces import Answer, read_answers, write_answers
 
 
@@ -69,9 +69,8 @@ class Recorder:
                 place = Place(s, c, turn)
                 known = self._known.get(((scenario.category, scenario.name), place))
                 answer = known or self._answer(scenario, place, messages)
-                messages.append(
-                    {"role": "assistant", "content": self._text(answer.output)}
-                )
+                text = answer_text(self._loaded.model.vocabulary, answer.output)
+                messages.append({"role": "assistant", "content": text})
 
     def _answer(
         self, scenario: Scenario, place: Place, messages: Sequence[dict[str, str]]
@@ -90,12 +89,6 @@ class Recorder:
             f"{'/'.join(map(str, (*head[:2], *place)))}: {len(output)}", err=True
         )
         return answer
-
-    def _text(self, output: Sequence[int]) -> str:
-        """The text of an answer, without the control token that ends it."""
-        vocabulary = self._loaded.model.vocabulary
-        pieces = [vocabulary.piece(i) for i in output if i not in vocabulary.ends]
-        return b"".join(pieces).decode("utf-8", "replace")
 
 
 @click.command()

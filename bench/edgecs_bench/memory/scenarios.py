@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from edgecs.text.detokenizer import Tokenizer
 
 FOLDER = Path(__file__).parents[1] / "data" / "memory"
 _TEXT = re.compile(r"<<(\w+)>>")
@@ -63,3 +65,9 @@ def read_scenarios(folder: Path = FOLDER) -> list[Scenario]:
         sessions = [[filled(one) for one in session] for session in fields["sessions"]]
         scenarios.append(Scenario(**{**fields, "sessions": sessions}))
     return scenarios
+
+
+def answer_text(vocabulary: Tokenizer, output: Sequence[int]) -> str:
+    """The text of an answer, without the control token that ends it."""
+    pieces = [vocabulary.piece(i) for i in output if i not in vocabulary.ends]
+    return b"".join(pieces).decode("utf-8", "replace")
