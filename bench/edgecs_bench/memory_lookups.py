@@ -47,6 +47,7 @@ from edgecs.memory.index import Index
 from edgecs.memory.store import UserStore
 from edgecs.runtime.folders import Folders
 from edgecs.runtime.loader import load
+from edgecs_bench.text_tables import markdown
 
 Tokens = NDArray[np.int32]
 _UNSEEN = 50  # one file of so many is not stored
@@ -371,6 +372,24 @@ def main(sizes: str, model: str, names: tuple[str, ...], result: Path | None) ->
     if result:
         write_whole(result, f"{json.dumps(about, indent=1)}\n".encode())
     click.echo(json.dumps(about))
+
+
+def markdown_of(result: dict[str, Any]) -> str:
+    """The table of a result, in Markdown."""
+    heads = ("tokens", "store", "lookup, median", "p99", "built in", "bytes a token")
+    rows = [
+        (
+            f"{row['tokens'] / 1e6:.1f} M",
+            row["store"],
+            f"{row['lookup_us']['median']:.0f} µs",
+            f"{row['lookup_us']['p99']:.0f} µs",
+            f"{row['build_cpu_seconds']:.0f} s",
+            row["bytes_per_token"],
+            f"{row['longest']:.0%}",
+        )
+        for row in result["rows"]
+    ]
+    return markdown([(*heads, "longest match found"), *rows])
 
 
 def _line(row: dict[str, Any]) -> str:
