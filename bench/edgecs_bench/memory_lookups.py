@@ -338,6 +338,16 @@ def main(sizes: str, model: str, names: tuple[str, ...], result: Path | None) ->
     wanted = [int(size) for size in sizes.split(",")]
     stored, unseen = read_texts(Folders(offline=True).store.path(model), max(wanted))
     rows = list[dict[str, Any]]()
+    about = {
+        "format": "edgecs-memory-lookups",
+        "cpu": _cpu(),
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        "model": model,
+        "queries": _QUERIES,
+        "looked_at": user_store.LOOKED_AT,
+        "rows": rows,
+    }
     for size in wanted:
         texts, total = list[Tokens](), 0
         for text in stored:
@@ -359,18 +369,8 @@ def main(sizes: str, model: str, names: tuple[str, ...], result: Path | None) ->
             row["longest"] = round(float(same), 4)
             rows.append(row)
             click.echo(_line(row))
-    about = {
-        "format": "edgecs-memory-lookups",
-        "cpu": _cpu(),
-        "python": platform.python_version(),
-        "sqlite": sqlite3.sqlite_version,
-        "model": model,
-        "queries": _QUERIES,
-        "looked_at": user_store.LOOKED_AT,
-        "rows": rows,
-    }
-    if result:
-        write_whole(result, f"{json.dumps(about, indent=1)}\n".encode())
+            if result:
+                write_whole(result, f"{json.dumps(about, indent=1)}\n".encode())
     click.echo(json.dumps(about))
 
 
