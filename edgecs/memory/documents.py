@@ -1,4 +1,4 @@
-"""The documents of a store in a SQLite database: the only truth of a memory.
+"""The documents of a store: the only truth of a memory.
 
 What else there is, the index, is made from it. A commit is atomic: a process that is
 killed loses at most what it had not committed, and the next one opens the database as
@@ -8,57 +8,22 @@ usual. Several processes may read and write at once; SQLite makes writers wait.
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 import sqlite3
-import stat
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecs.core.reading import plain
-from edgecs.errors import ConfigError
+from edgecs.memory.database import Database
 
 Kind = Literal["answer", "file", "phrases"]
 Tokens = NDArray[np.int32]
 
-FILE = "memory.db"
-_APPLICATION = 0x65646763  # "edgc", in the header of the file
-_VERSION = 1
-_WAITS = 5.0  # seconds for another writer
 _LONGEST_SOURCE = 1000  # characters
-
-_SCHEMA = """
-CREATE TABLE store (identity BLOB NOT NULL);
-CREATE TABLE documents (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    kind TEXT NOT NULL,
-    source TEXT NOT NULL,
-    sha256 BLOB NOT NULL,
-    text TEXT NOT NULL,
-    size INTEGER NOT NULL,
-    added INTEGER NOT NULL,
-    used INTEGER NOT NULL
-);
-CREATE UNIQUE INDEX by_text ON documents (sha256, kind);
-CREATE INDEX by_use ON documents (used, id, size);
-CREATE TABLE tokens (
-    document INTEGER NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
-    tokenizer BLOB NOT NULL,
-    ids BLOB NOT NULL,
-    PRIMARY KEY (document, tokenizer)
-);
-"""
-
-
-class Unreadable(ConfigError):
-    """A database that is damaged, or of another version of edgecs."""
 
 
 class Document(NamedTuple):
@@ -73,137 +38,33 @@ class Document(NamedTuple):
 
 
 class Documents:
-    """The database of a folder; a context manager.
-
-    The folder and the database are readable by their owner only. Methods may be called
-    from any thread. All raise ConfigError where the database cannot be used.
-    """
+    """The documents of a folder's database, see `Database`; a context manager."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens the database of a folder, or creates both.
+        """Opens the database of a folder, or creates both. Raises ConfigError."""
+        self._database = Database(folder)
+        self._reading, self._writing = self._database.reading, self._database.writing
+        self.changes = self._database.changes
 
-        A database that may only be read is opened for reading.
-        """
-        self.path = folder / FILE
-        self._lock = threading.RLock()
-        self.read_only = False
-        with _told(self.path):
-            self._db = self._opened(folder)
-            try:
-                self._check()
-                row = self._db.execute("SELECT identity FROM store").fetchone()
-                self.identity = row[0]
-            except BaseException:
-                self._db.close()
-                raise
-            if not isinstance(self.identity, bytes) or len(self.identity) != 16:
-                self._db.close()
-                raise sqlite3.DatabaseError("its identity is missing")
+    @property
+    def identity(self) -> bytes:
+        """The random identity of the database, 16 bytes."""
+        return self._database.identity
 
-    def _opened(self, folder: Path) -> sqlite3.Connection:
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            made = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600)
-            try:
-                if not stat.S_ISREG(os.fstat(made).st_mode):
-                    raise sqlite3.DatabaseError("it is not a regular file")
-            finally:
-                os.close(made)
-            with suppress(OSError):
-                self.path.chmod(0o600)
-            db = self._connected("rw")
-        except OSError as error:
-            if not self.path.is_file():
-                raise
-            return self._for_reading(error)
-        try:
-            # A log beside the database: readers do not wait for a writer.
-            db.execute("PRAGMA journal_mode = WAL").fetchone()
-            if not _number(db, "application_id") and not _number(db, "user_version"):
-                self._create(db)
-        except sqlite3.Error as error:
-            db.close()
-            if not _forbids_writing(error):
-                raise
-            return self._for_reading(error)
-        return db
-
-    def _for_reading(self, why: Exception) -> sqlite3.Connection:
-        """A connection that cannot write."""
-        self.read_only = True
-        for mode in ("ro", "ro&immutable=1"):  # without a log that would be written
-            try:
-                db = self._connected(mode)
-                db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-                return db
-            except sqlite3.OperationalError:
-                continue
-        raise why
-
-    def _connected(self, mode: str) -> sqlite3.Connection:
-        # `as_uri` writes the drive of a path on Windows as SQLite needs it.
-        where = f"{self.path.absolute().as_uri()}?mode={mode}"
-        db = sqlite3.connect(
-            where,
-            uri=True,
-            timeout=_WAITS,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        db.text_factory = lambda raw: raw.decode("utf-8", "replace")
-        db.execute("PRAGMA trusted_schema = OFF")
-        db.execute("PRAGMA foreign_keys = ON")
-        db.execute("PRAGMA secure_delete = ON")
-        # Of a power failure, not of a kill, the last commits may be lost.
-        db.execute("PRAGMA synchronous = NORMAL")
-        return db
-
-    def _create(self, db: sqlite3.Connection) -> None:
-        with _transaction(db):
-            if db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                return  # another process was faster, or it is another program's
-            for statement in _SCHEMA.split(";"):
-                db.execute(statement)
-            db.execute("INSERT INTO store VALUES (?)", (secrets.token_bytes(16),))
-            db.execute(f"PRAGMA application_id = {_APPLICATION}")
-            db.execute(f"PRAGMA user_version = {_VERSION}")
-
-    def _check(self) -> None:
-        """Raises ConfigError for the database of another program or version."""
-        application = _number(self._db, "application_id")
-        version = _number(self._db, "user_version")
-        if application != _APPLICATION:
-            raise ConfigError(
-                f"{self.path} is a database of another program: give another folder, "
-                "or move the file away"
-            )
-        if version != _VERSION:
-            raise Unreadable(
-                f"{self.path} has version {version} of the memory's format and this "
-                f"edgecs reads version {_VERSION}: update edgecs, or delete the texts "
-                "with `edgecs memory clear`"
-            )
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be added."""
+        return self._database.read_only
 
     def close(self) -> None:
         """Closes the database; may be called again."""
-        with self._lock, suppress(sqlite3.Error):
-            self._db.close()
+        self._database.close()
 
     def __enter__(self) -> Documents:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _told(self.path):
-            yield self._db
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _told(self.path), _transaction(self._db):
-            yield self._db
 
     def add(
         self,
@@ -379,11 +240,6 @@ class Documents:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return count
 
-    def changes(self) -> int:
-        """A number that changes when another process has written."""
-        with self._reading() as db:
-            return _number(db, "data_version")
-
 
 def _storable(text: str) -> str:
     """A text without surrogates, and without NUL, where SQLite's functions stop."""
@@ -394,44 +250,3 @@ def _storable(text: str) -> str:
 def _is_document(row: tuple[object, ...]) -> bool:
     kinds = (int, str, str, int, int, int)
     return all(isinstance(v, kind) for v, kind in zip(row, kinds, strict=True))
-
-
-def _number(db: sqlite3.Connection, name: str) -> int:
-    return int(db.execute(f"PRAGMA {name}").fetchone()[0])
-
-
-def _forbids_writing(error: sqlite3.Error) -> bool:
-    said = str(error)
-    return "readonly" in said or "unable to open" in said
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """All of a block's statements or none."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        with suppress(sqlite3.Error):  # SQLite may have done it already
-            db.execute("ROLLBACK")
-        raise
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Raises what SQLite and the system say as a ConfigError, or an Unreadable."""
-    try:
-        yield
-    except (sqlite3.Error, OSError, ValueError, OverflowError) as error:
-        said, kind = plain(str(error)), ConfigError
-        if isinstance(error, sqlite3.OperationalError) and "full" in said:
-            remedy = "make room on the disk, or delete texts (`edgecs memory clear`)"
-        elif isinstance(error, sqlite3.OperationalError) and "locked" in said:
-            remedy = "another process is writing; try again"
-        elif isinstance(error, OSError) or "readonly" in said or "open" in said:
-            remedy = "check the rights of the folder, or give another (--memory DIR)"
-        else:
-            kind = Unreadable
-            remedy = "`edgecs memory clear` deletes it and begins a new one"
-        raise kind(f"the memory {path} cannot be used ({said}): {remedy}") from error

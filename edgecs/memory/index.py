@@ -13,6 +13,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -79,34 +80,24 @@ class Index:
         self._drop_unused()
 
     def add(self, documents: Owned) -> None:
-        """Makes documents searchable, and merges segments."""
-        segments = [*self.segments, self._built(documents)]
-        segments.sort(key=lambda one: -one.words)
-        merged = list[Segment]()
-        while len(segments) > 1:
-            large, small = segments[-2:]
-            words = large.words + small.words
-            if large.words >= _FACTOR * small.words or words > _LARGEST:
+        """Makes documents searchable, together with those of small segments."""
+        segments, owned = [*self.segments], [*documents]
+        words, merged = _words(documents), list[Segment]()
+        while segments:
+            last = segments[-1].words
+            if last >= _FACTOR * words or last + words > _LARGEST:
                 break
-            merged += [one for one in segments[-2:] if one.path]
-            together = sorted([*large.documents(), *small.documents()], key=_id)
-            segments[-2:] = [self._built(together)]
-        self.segments = tuple(segments)
-        if merged:
-            self._delete([one.path for one in merged if one.path])
-
-    def forget(self) -> None:
-        """Drops all segments and deletes their files."""
-        self.segments = ()
-        with suppress(OSError):
-            self._delete(sorted(self.folder.glob(f"*{_SUFFIX}")))
-        sweep(self.folder)
+            merged.append(segments.pop())
+            owned += merged[-1].documents()
+            words += last
+        segments.append(self._built(sorted(owned, key=itemgetter(0))))
+        self.segments = tuple(sorted(segments, key=lambda one: -one.words))
+        self._delete([one.path for one in merged if one.path])
 
     def _built(self, documents: Owned) -> Segment:
         """A segment in a file if it is large enough and may be written, else in RAM."""
-        words = sum(len(tokens) + 1 for _, tokens in documents)
         owner = {"store": self._store, "tokenizer": self._tokenizer}
-        if words < _IN_FILE or not self._writes:
+        if _words(documents) < _IN_FILE or not self._writes:
             return built(documents, **owner)
         data = encoded(documents, **owner)
         try:
@@ -152,5 +143,5 @@ class Index:
                     path.unlink()
 
 
-def _id(document: tuple[int, Tokens]) -> int:
-    return document[0]
+def _words(documents: Owned) -> int:
+    return sum(len(tokens) + 1 for _, tokens in documents)

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from edgecs.core.files import replacing
 from edgecs.core.reading import regular_size
 from edgecs.drafters.copies import LONGEST
-from edgecs.memory.suffix_array import BYTES, WORD, backward, common, suffix_array
+from edgecs.memory.suffix_array import BYTES, WORD, backward, common, sorted_suffixes
 
 _MAGIC = b"edgecs-index\0"
 _VERSION = 1
@@ -182,7 +182,7 @@ def encoded(
 ) -> bytes:
     """The bytes of a segment, which are also those of its file."""
     words = backward([tokens for _, tokens in documents])
-    array = suffix_array(words)
+    array = sorted_suffixes(words)
     starts, at = [], words.size
     for _, tokens in documents:
         at -= len(tokens)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from edgecs.drafters.corpus import Match
 from edgecs.errors import ConfigError
-from edgecs.memory.documents import FILE, Documents, Kind, Tokens, Unreadable
+from edgecs.memory.database import FILE, Unreadable
+from edgecs.memory.documents import Documents, Kind, Tokens
 from edgecs.memory.index import Index
 from edgecs.memory.segment import COUNTED, Found, Segment
 from edgecs.memory.suffix_array import BYTES, most_frequent, query_of

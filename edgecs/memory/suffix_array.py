@@ -44,7 +44,7 @@ def backward(documents: Sequence[NDArray[np.int32]]) -> NDArray[np.uint32]:
     return words
 
 
-def suffix_array(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
+def sorted_suffixes(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Positions of tokens that something follows, sorted by LONGEST words from each.
 
     words: [n], as of `backward`, so what follows is the word before. Equal ones are in

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from edgecs.errors import ConfigError
-from edgecs.memory import documents as module
+from edgecs.memory import database as module
 from edgecs.memory import index, store
-from edgecs.memory.documents import FILE, Documents, Unreadable
+from edgecs.memory.database import FILE, Unreadable
+from edgecs.memory.documents import Documents
 from edgecs.memory.store import UserStore
 from tests.memory.killed import text_of
 from tests.rooms import ROOT

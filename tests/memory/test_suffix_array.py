@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecs.drafters.copies import LONGEST
-from edgecs.memory.suffix_array import WORD, backward, common, query_of, suffix_array
+from edgecs.memory.suffix_array import WORD, backward, common, query_of, sorted_suffixes
 
 documents = st.lists(
     st.lists(st.integers(0, 3), max_size=90).map(lambda ids: np.array(ids, np.int32)),
@@ -19,7 +19,7 @@ documents = st.lists(
 def test_suffixes_are_sorted_by_the_words_that_are_compared(documents, above):
     words = backward([one + np.int32(above) for one in documents])
     raw = words.astype(WORD).tobytes()
-    found = suffix_array(words).tolist()
+    found = sorted_suffixes(words).tolist()
     keys = [raw[4 * at : 4 * (at + LONGEST)] for at in found]
     assert keys == sorted(keys)
     inner = [at for at in range(1, words.size) if words[at] and words[at - 1]]
@@ -28,7 +28,7 @@ def test_suffixes_are_sorted_by_the_words_that_are_compared(documents, above):
 
 def test_a_long_run_of_one_token_is_sorted():
     words = backward([np.zeros(50_000, np.int32)])
-    assert suffix_array(words).size == 49_999
+    assert sorted_suffixes(words).size == 49_999
 
 
 @given(st.lists(st.integers(0, 2), max_size=40), st.lists(st.integers(0, 2)))

@@ -23,7 +23,6 @@ from edgecs_cli.console import echo, echo_table
 from edgecs_cli.loading.describe import introduce
 from edgecs_cli.loading.opening import opened
 from edgecs_cli.options.common import (
-    audited_memory_option,
     cascade_options,
     common_options,
     drafter_options,
@@ -32,6 +31,7 @@ from edgecs_cli.options.common import (
 )
 from edgecs_cli.options.kinds import Whole
 from edgecs_cli.options.recipe import Call, read_recipe, taken
+from edgecs_cli.options.remembering import audited_memory_option
 from edgecs_cli.options.sampling import sampling_options
 from edgecs_cli.options.sections import Sectioned
 from edgecs_cli.options.shared import Interrupt, reports_errors

@@ -29,14 +29,13 @@ from edgecs_cli.options.common import (
     cascade_options,
     common_options,
     drafter_options,
-    memory_option,
     model_options,
     schedule_options,
     server_option,
 )
 from edgecs_cli.options.kinds import Whole
 from edgecs_cli.options.recipe import Call, taken
-from edgecs_cli.options.remembering import ask_once
+from edgecs_cli.options.remembering import ask_once, memory_option
 from edgecs_cli.options.sampling import sampling_options
 from edgecs_cli.options.sections import Sectioned
 from edgecs_cli.options.shared import Interrupt, reports_errors

@@ -19,13 +19,13 @@ from edgecs_cli.options.common import (
     cascade_options,
     common_options,
     drafter_options,
-    memory_option,
     model_options,
     schedule_options,
     server_option,
 )
 from edgecs_cli.options.kinds import Whole
 from edgecs_cli.options.recipe import Call, read_recipe, taken
+from edgecs_cli.options.remembering import memory_option
 from edgecs_cli.options.sampling import sampling_options
 from edgecs_cli.options.sections import Section, Sectioned, option
 from edgecs_cli.options.shared import reports_errors

@@ -17,12 +17,12 @@ from edgecs_cli.options.common import (
     common_options,
     drafter_options,
     hardware_options,
-    memory_option,
     schedule_options,
 )
 from edgecs_cli.options.kinds import Finite, Whole
 from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.references import Reference
+from edgecs_cli.options.remembering import memory_option
 from edgecs_cli.options.sampling import sampling_options
 from edgecs_cli.options.sections import Sectioned
 from edgecs_cli.options.shared import reports_errors

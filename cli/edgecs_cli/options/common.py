@@ -294,33 +294,6 @@ def schedule_options(command: F) -> F:
     return with_options(command, options)
 
 
-def memory_option(command: F) -> F:
-    """The option for the texts that drafts are taken from."""
-    decorate = _speculation(
-        "--memory",
-        default="auto",
-        show_default=True,
-        metavar="auto|off|DIR",
-        help="Texts that drafts are taken from (`edgecs memory`), and that answers are "
-        "added to. auto: yours, if it is on. DIR: those of this folder, which is "
-        "created.",
-    )
-    return decorate(command)
-
-
-def audited_memory_option(command: F) -> F:
-    """The same for a command that stores nothing."""
-    decorate = _speculation(
-        "--memory",
-        default="off",
-        show_default=True,
-        metavar="auto|off|DIR",
-        help="Texts that drafts are taken from (`edgecs memory`); no answer is added. "
-        "auto: yours. DIR: those of this folder.",
-    )
-    return decorate(command)
-
-
 def cascade_options(command: F) -> F:
     """Options for answers from a mixture of a small model and the target."""
     options = [

@@ -12,9 +12,39 @@ import click
 
 from edgecs.errors import ConfigError
 from edgecs_cli.console import say
+from edgecs_cli.options.sections import F, Section, option
 
 if TYPE_CHECKING:
     from edgecs.memory.keeping import Wanted
+
+
+def memory_option(command: F) -> F:
+    """The option for the texts that drafts are taken from."""
+    decorate = option(
+        Section.SPECULATION,
+        "--memory",
+        default="auto",
+        show_default=True,
+        metavar="auto|off|DIR",
+        help="Texts that drafts are taken from (`edgecs memory`), and that answers are "
+        "added to. auto: yours, if it is on. DIR: those of this folder, which is "
+        "created.",
+    )
+    return decorate(command)
+
+
+def audited_memory_option(command: F) -> F:
+    """The same for a command that stores nothing."""
+    decorate = option(
+        Section.SPECULATION,
+        "--memory",
+        default="off",
+        show_default=True,
+        metavar="auto|off|DIR",
+        help="Texts that drafts are taken from (`edgecs memory`); no answer is added. "
+        "auto: yours. DIR: those of this folder.",
+    )
+    return decorate(command)
 
 
 def wanted_store(values: Mapping[str, Any]) -> Wanted | None:
@@ -27,7 +57,7 @@ def wanted_store(values: Mapping[str, Any]) -> Wanted | None:
     if choice == "off":
         return None
     from edgecs.memory.consent import decided
-    from edgecs.memory.documents import FILE
+    from edgecs.memory.database import FILE
     from edgecs.memory.keeping import Wanted
     from edgecs.runtime.folders import Folders
 
