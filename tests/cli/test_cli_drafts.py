@@ -358,7 +358,8 @@ def test_an_onnx_drafter_of_another_vocabulary(edgecs, tmp_path, onnx_folder: Pa
         ("qwen35", "mag <- recent <- bigram; up to 15 rejected tokens cost nothing"),
         (
             "granite",
-            "mag <- recent <- bigram; if likely, as a rejected draft costs another call",
+            "mag <- recent <- bigram; if likely, as a rejected draft costs another "
+            "call",
         ),
     ],
 )
