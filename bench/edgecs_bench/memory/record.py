@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgecs.core.draft import Choose
 from edgecs.core.logits import best_ids
-from edgecs.drafters.recycling import RANKS
+from edgecs.drafters.recycling_table import RANKS
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.loader import Loaded, load
 from edgecs.sampling.chain import Choices, Rule
