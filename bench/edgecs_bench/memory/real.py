@@ -37,7 +37,13 @@ from edgecs.runtime.remembering import open_memory
 from edgecs.runtime.target import open_target
 from edgecs.session.session import Session
 from edgecs.text.chat_template import ChatTemplate
-from edgecs_bench.memory.scenarios import Place, Scenario, answer_text, read_scenarios
+from edgecs_bench.memory.scenarios import (
+    Place,
+    Scenario,
+    answer_text,
+    chosen,
+    read_scenarios,
+)
 from edgecs_bench.report.summary import finish, table
 
 WAYS = ("plain", "off", "on")
@@ -186,11 +192,7 @@ def main(
     output: Path,
 ) -> None:
     """Run scenarios with memory off and on."""
-    known = {scenario.name: scenario for scenario in read_scenarios()}
-    if unknown := [name for name in names if name not in known]:
-        raise click.UsageError(
-            f"there is no scenario {unknown[0]}: {', '.join(known)} are known"
-        )
+    wanted = chosen(read_scenarios(), names)
     settings = {"model": model.stem, "ctx": n_ctx, "threads": threads, "most": most}
     rows = _stored(output, settings)
     done = {row["name"] for row in rows}
@@ -202,15 +204,14 @@ def main(
             loaded, speculation = opened
             if speculation is None:
                 raise click.UsageError(f"{model} cannot check drafts")
-            for name in names:
-                if name in done:
+            for scenario in wanted:
+                if scenario.name in done:
                     continue
-                scenario = known[name]
                 if most:
                     scenario = scenario._replace(most=most)
                 rows += run(scenario, recipe, loaded, speculation)
                 _write(output, {"settings": settings, "rows": rows})
-                click.echo(f"{name}: done", err=True)
+                click.echo(f"{scenario.name}: done", err=True)
     found = speeds(rows)
     table(
         [

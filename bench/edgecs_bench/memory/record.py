@@ -25,7 +25,13 @@ from edgecs.sampling.chain import Choices, Rule
 from edgecs.sampling.settings import Sampling
 from edgecs.session.session import Session
 from edgecs.text.chat_template import ChatTemplate
-from edgecs_bench.memory.scenarios import Place, Scenario, answer_text, read_scenarios
+from edgecs_bench.memory.scenarios import (
+    Place,
+    Scenario,
+    answer_text,
+    chosen,
+    read_scenarios,
+)
 from edgecs_bench.memory.traces import Answer, read_answers, write_answers
 
 
@@ -93,18 +99,22 @@ class Recorder:
 
 @click.command()
 @click.option("-m", "--model", type=click.Path(path_type=Path), required=True)
+@click.option("--scenario", "names", multiple=True, help="Only these, in this order.")
 @click.option("-c", "--ctx-size", "n_ctx", default=4096, show_default=True)
 @click.option("-t", "--threads", default=0, show_default="one per core")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-def main(model: Path, n_ctx: int, threads: int, output: Path) -> None:
+def main(
+    model: Path, names: tuple[str, ...], n_ctx: int, threads: int, output: Path
+) -> None:
     """Record the answers of a target to the scenarios."""
+    scenarios = chosen(read_scenarios(), names)
     options = LoadOptions(n_ctx=n_ctx, threads=threads)
     with (
         load(model, options) as loaded,
         loaded.session([], 0, rule=loaded.rule(Sampling())) as session,
     ):
         recorder = Recorder(loaded, session, output)
-        for scenario in read_scenarios():
+        for scenario in scenarios:
             recorder.record(scenario)
     tokens = sum(len(answer.output) for answer in recorder.answers)
     click.echo(f"{output}: {len(recorder.answers)} answers, {tokens} tokens")

@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import click
+
 from edgecs.text.detokenizer import Tokenizer
 
 FOLDER = Path(__file__).parents[1] / "data" / "memory"
@@ -65,6 +67,19 @@ def read_scenarios(folder: Path = FOLDER) -> list[Scenario]:
         sessions = [[filled(one) for one in session] for session in fields["sessions"]]
         scenarios.append(Scenario(**{**fields, "sessions": sessions}))
     return scenarios
+
+
+def chosen(scenarios: Sequence[Scenario], names: Sequence[str]) -> list[Scenario]:
+    """The scenarios of some names, in their order; of none, all of them.
+
+    Raises click.UsageError for a name that is not known.
+    """
+    known = {scenario.name: scenario for scenario in scenarios}
+    if unknown := [name for name in names if name not in known]:
+        raise click.UsageError(
+            f"there is no scenario {unknown[0]}: {', '.join(known)} are known"
+        )
+    return [known[name] for name in names or known]
 
 
 def answer_text(vocabulary: Tokenizer, output: Sequence[int]) -> str:
