@@ -12,6 +12,7 @@ from edgecs.drafters.recalled import Recalled
 from edgecs.drafters.recalled_branches import RecalledBranches
 from edgecs.drafters.recent_texts import RecentTexts
 from edgecs.drafters.recycling import Recycling
+from edgecs.drafters.recycling_table import RecyclingTable
 from edgecs.drafters.remembered import Remembered
 from edgecs.drafters.source import Branches, Source
 
@@ -25,6 +26,7 @@ def usual_sources(
     min_match: int = 1,
     *,
     trees: bool = False,
+    recycling: RecyclingTable | None = None,
     recent: RecentTexts | None = None,
     memory: Corpus | None = None,
     vocab_size: int | None = None,
@@ -32,9 +34,10 @@ def usual_sources(
     """New default sources for one target, usually the best one first.
 
     min_match: length of the shortest match that Max-Gram uses. trees: for drafts that
-    are trees: Token Recycling too, which reads every row of the target. recent: texts
-    of this process, which this conversation is added to when it is over. memory: other
-    texts. vocab_size: of the target, which ids of `memory` have to be below.
+    are trees: Token Recycling too, which reads every row of the target. recycling: its
+    table, None: an empty one. recent: texts of this process, which this conversation is
+    added to when it is over. memory: other texts. vocab_size: of the target, which ids
+    of `memory` have to be below.
     """
     sources: list[Source] = [MaxGram(min_match=min_match)]
     if recent is not None:
@@ -42,7 +45,7 @@ def usual_sources(
     if memory is not None:
         sources.append(Recalled(memory, USER, vocab_size=vocab_size))
     if trees:
-        sources.append(Recycling())
+        sources.append(Recycling(recycling))
     return [*sources, Bigrams()]
 
 

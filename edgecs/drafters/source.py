@@ -49,17 +49,25 @@ class Source(Weighed, Drafter, Protocol):
 
 
 @runtime_checkable
-class StoreSource(Protocol):
+class Remembering(Protocol):
+    """A source that knows something of other conversations."""
+
+    def allow(self, allowed: bool) -> None:
+        """Whether it may learn, and use what is kept elsewhere, from now on."""
+
+
+@runtime_checkable
+class StoreSource(Remembering, Protocol):
     """A source that looks the end of the text up in other texts, which takes time.
 
     A planner asks it where the time is expected to pay, after the sources before it.
     """
 
     def compare(self, tokens: Sequence[int]) -> None:
-        """What is the best proposal of these, empty: none; called before `evidence`."""
+        """The best proposal of the sources before it, called before `evidence`.
 
-    def allow(self, allowed: bool) -> None:
-        """Whether the store may be used, and learn the text, from now on."""
+        It is empty if there is none.
+        """
 
 
 class Branches(Weighed, Protocol):

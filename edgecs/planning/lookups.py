@@ -39,7 +39,7 @@ class Lookups:
         return added * token_seconds > self._seconds
 
     def due(self, promised: float, token_seconds: float) -> bool:
-        """Whether the store is asked in this round: it pays, or it has waited enough."""
+        """Whether the store is asked in this round: it pays, or has waited enough."""
         at = bisect_right(_PROMISED, promised)
         if self._added[at] * token_seconds > self._seconds:
             self._skipped[at], self._wait[at] = 0, _FIRST_WAIT

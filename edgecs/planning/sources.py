@@ -11,7 +11,7 @@ from edgecs.core.context import Context
 from edgecs.core.draft import NOTHING, Draft
 from edgecs.core.faults import blame
 from edgecs.decoding.static_schedule import Clock
-from edgecs.drafters.source import Source, StoreSource
+from edgecs.drafters.source import Remembering, Source, StoreSource
 from edgecs.planning.acceptance import Acceptance, Calibration
 from edgecs.planning.lookups import Lookups
 from edgecs.planning.pending import Ledger
@@ -99,9 +99,9 @@ class Sources:
 
     def allow_stores(self, allowed: bool) -> None:
         """Whether the next answer uses stores and may be added to them."""
-        for one in self._sound:
-            if one.store:
-                one.store.allow(allowed)
+        for source in self.all:
+            if isinstance(source, Remembering):
+                source.allow(allowed)
 
     def propose(
         self,

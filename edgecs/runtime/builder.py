@@ -281,6 +281,7 @@ def session_of(
             usual_sources(
                 recipe.min_match,
                 trees=target.max_leaves > 1,
+                recycling=speculation.recycling if recipe.recent else None,
                 recent=speculation.recent if recipe.recent else None,
                 memory=view or recipe.memory,
                 vocab_size=target.vocab_size,

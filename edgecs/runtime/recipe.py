@@ -65,8 +65,8 @@ class Recipe:
     # With `exact` "strict": whether the KV cache type may be changed, if no width is
     # exact along the context with that of `options`.
     may_change_cache: bool = False
-    # Whether drafts also come from earlier conversations with the loaded model, which
-    # stay in RAM. Only the planner drafts from texts outside of the conversation.
+    # Whether drafts also come from earlier conversations with the loaded model: their
+    # texts, and the table of Token Recycling, stay in RAM. Only the planner uses them.
     recent: bool = True
     # Texts that the planner drafts from besides, in the target's tokens; None: none.
     # Who opened them closes them, after the session.

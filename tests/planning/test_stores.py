@@ -98,7 +98,7 @@ def test_a_store_that_is_wrong_is_not_asked_any_more(says: list[int]):
                 asked = corpus.asked
         assert said == expected
         late = corpus.asked - asked
-    assert late < 300 / 20
+    assert late < 300 / 10
     assert planner.calibration.source(source).kept.sum() < before
 
 
