@@ -208,6 +208,8 @@ class _Trainings:
             shutil.rmtree(own, ignore_errors=True)
             for path in self._work.glob(f"{kind.name}-*.pt"):
                 path.unlink()
+        data = self._target, self._data.vocabulary, self._data.seen
+        trainer.start(lambda: kind.start(trainer.student, *data, recipe))
         yield kind.name, self._run(trainer), self._noted(self._data.seen, recipe)
         for loss in self._plan.finish:
             calmer = replace(
