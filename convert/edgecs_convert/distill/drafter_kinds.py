@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edgecs.core.context import Tokens
 from edgecs.core.files import replacing
 from edgecs.engines.llama.tokenizer import read_pieces
 from edgecs.errors import ConfigError
@@ -48,6 +49,9 @@ class Kind(Protocol):
 
     def layers(self, target: TargetFile) -> tuple[int, ...]:
         """The layers whose inputs it is trained on; (): the final states."""
+
+    def vocabulary(self) -> Tokens | None:
+        """The target's ids that the drafter's vocabulary is chosen from; None: all."""
 
     def recipe(self, given: Recipe) -> Recipe:
         """Adapts a recipe for a head to this kind."""
@@ -103,6 +107,10 @@ class _OnnxKind:
     def layers(self, target: TargetFile) -> tuple[int, ...]:
         """See `Kind`."""
         return ()
+
+    def vocabulary(self) -> Tokens | None:
+        """See `Kind`."""
+        return None
 
     def start(
         self,
@@ -238,6 +246,10 @@ class EagleKind:
         """See `Kind`."""
         return target.eagle_shape(1).layers
 
+    def vocabulary(self) -> Tokens | None:
+        """That of the head."""
+        return None if self.head is None else self._head().ids
+
     def recipe(self, given: Recipe) -> Recipe:
         """Uses whole texts, which llama.cpp reads from their beginning.
 
@@ -268,6 +280,7 @@ class EagleKind:
         )
         gate, key = head.weights["gate"].shape, head.weights["key"].shape
         whole = key[1] % shape.size == 0 and shape.width % key[1] == 0
+        whole = whole and 0 <= head.ids.min() <= head.ids.max() < target.vocab_size
         if gate != (shape.width, shape.inner) or not whole:
             raise ConfigError(
                 f"{self.head} is a head for states of {gate[0]}, and those of "

@@ -63,7 +63,7 @@ def read_head(folder: Path) -> TrainedHead:
             "again"
         ) from error
     weights = _named(constants)
-    if weights is None or weights["table"].shape[0] != ids.size + 1:
+    if weights is None or (weights["table"].shape[0] - 1,) != ids.shape or not ids.size:
         raise ModelError(
             f"{path} is not laid out as the graph of a head: make it again with "
             "--kind head"
