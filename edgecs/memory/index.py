@@ -25,10 +25,11 @@ from edgecs.memory.segment import NotASegment, Segment, built, encoded, opened, 
 _FOLDER = "index"
 _SUFFIX = ".segment"
 _LOCK = "index.lock"
-# chosen: 10 M tokens are then in about six segments.
+# chosen: as each segment is searched, few of them matter more than rare sorting.
 _FACTOR = 16
-# chosen: sorting needs about 30 bytes of memory for each, and a second for a million.
-_LARGEST = 4_000_000  # words of a merged segment
+# chosen: as many as MOST_BYTES of texts and tokens have. Sorting needs about 32 bytes
+# of memory for each.
+_LARGEST = 16_000_000  # words of a merged segment
 # chosen: sorting fewer takes less than opening their file.
 _IN_FILE = 32_768  # words of the smallest segment in a file
 
