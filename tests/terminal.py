@@ -35,6 +35,7 @@ class Terminal:
         self.resize(rows, columns)
         self._lock = threading.Lock()
         environment = {**os.environ, "TERM": term, "PROMPT_TOOLKIT_NO_CPR": "1"}
+        environment.setdefault("EDGECS_MEMORY", "off")  # a chat would ask first
         environment.pop("NO_COLOR", None)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "edgecs_cli", "chat", *map(str, arguments)],

@@ -30,6 +30,7 @@ ROOMS = {
     "errors costs": "",
     "core native theory": "",
     "drafters hub sampling text": "core",
+    "memory": "core drafters",
     "decoding": "core costs sampling",
     "grammar": "core text",
     "toolcalls": "grammar text",
@@ -40,8 +41,8 @@ ROOMS = {
     "testing": "core engines",
     "calibrate": "core costs hub theory drafters decoding planning engines",
     "audit": "core sampling text drafters decoding session testing",
-    "runtime": "core hub sampling text grammar toolcalls drafters decoding engines "
-    "session chat calibrate",
+    "runtime": "core hub sampling text grammar toolcalls drafters memory decoding "
+    "engines session chat calibrate",
     "server": "core costs text grammar toolcalls sampling engines session chat runtime",
     "tuning": "core costs text drafters decoding planning engines session calibrate "
     "runtime",

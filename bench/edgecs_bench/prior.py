@@ -25,7 +25,7 @@ from edgecs.drafters.maxgram import MaxGram
 from edgecs.drafters.source import LOOKED_AT
 from edgecs.planning.acceptance import STATED, Calibration, Evidence, stated
 from edgecs.planning.neural_source import confirmed
-from edgecs.planning.pending import Sources
+from edgecs.planning.sources import Sources
 from edgecs_bench.report.summary import finish, table
 from edgecs_bench.simulation.traces import Trace, for_tuning, read_traces
 

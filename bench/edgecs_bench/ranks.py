@@ -20,7 +20,7 @@ import numpy as np
 from edgecs.core.context import Context
 from edgecs.core.draft import Draft, LanguageModel, Row, score_one
 from edgecs.core.logits import best_ids
-from edgecs.drafters.recycling import RANKS
+from edgecs.drafters.recycling_table import RANKS
 from edgecs.engines.load_options import LoadOptions
 from edgecs.runtime.loader import load, load_drafter
 from edgecs_bench.simulation.traces import (

@@ -40,6 +40,10 @@ COMMANDS = {
     "rm": Entry(
         "edgecs_cli.aliases.models", "Remove the files of a model from this machine."
     ),
+    "memory": Entry(
+        "edgecs_cli.commands.memory",
+        "Keep texts on this machine that drafts are taken from.",
+    ),
     "tune": Entry(
         "edgecs_cli.commands.tune", "Measure a model here and choose its drafters."
     ),

@@ -21,6 +21,8 @@ from edgecs_cli.short_lines import Report
 
 _ABOUT = {
     "mag": "mag is Max-Gram, which copies from the text so far",
+    "recent": "recent is what followed the same words in an earlier conversation",
+    "user": "user is what followed the same words in your own store",
     "bigram": "bigram is the token that usually follows",
     "recycling": "recycling is a token that was likely after the same ones before",
 }

@@ -27,6 +27,8 @@ from edgecs.decoding.exactness import Allowed, Classes, Limits, permitted
 from edgecs.decoding.overlap import Overlap
 from edgecs.decoding.tiers import Exact
 from edgecs.drafters.priors import packaged
+from edgecs.drafters.recent_texts import RecentTexts
+from edgecs.drafters.recycling_table import RecyclingTable
 from edgecs.drafters.registry import branches_of, usual_sources
 from edgecs.drafters.source import Keeper, Source
 from edgecs.engines.host import Others, busiest
@@ -101,6 +103,7 @@ class SpeculationProfile:
         self.notes: list[str] = []  # messages for the user
         # Costs and classes as they were before a probe disturbed by other programs.
         self._before: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self.recent, self.recycling = RecentTexts(), RecyclingTable()  # of all sessions
         self._key, self._profiles = key, profiles
         self._used: dict[str, CostModel] = {}  # of drafters, by fingerprint
         # Of all planners, one for each slot of a server, by fingerprint.

@@ -11,23 +11,19 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeVar
 
 from edgecs.core.context import Context
 from edgecs.core.draft import NOTHING, Choose, Draft, Rows, Verdict
 from edgecs.core.logits import best_ids
 from edgecs.drafters.copies import DEPTH, DEPTHS, bucket_count
+from edgecs.drafters.recycling_table import LONGEST_RUN, RANKS, RecyclingTable
 
-RANKS = 8  # ids that are kept of a row, as in the paper
-# chosen: the rows of a text of some hundred thousand tokens.
-_MOST = 1 << 16  # rows of a table; the one that was replaced longest ago is dropped
 # chosen: a chain by the last token alone is soon wrong.
 _FEW = 6  # tokens of a proposal
 # chosen: each about twice the one before.
-_RUNS = (2, 3, 5, 9)  # rows in which the best id stayed the same
+_RUNS = (2, 3, 5, LONGEST_RUN)  # rows in which the best id stayed the same
 
-_LONGEST = _RUNS[-1]  # longer runs share a bucket
-_DEEPEST = DEPTHS[-1]  # as do later positions
+_DEEPEST = DEPTHS[-1]  # later positions share a bucket
 _PAIRS_FROM = RANKS  # ranks after two tokens
 _DEPTHS_FROM = 2 * RANKS
 _RUNS_FROM = _DEPTHS_FROM + bucket_count(DEPTHS)
@@ -35,9 +31,6 @@ BUCKETS = _RUNS_FROM + bucket_count(_RUNS)
 # From the tuning halves of bench/edgecs_bench/data/traces.
 _AFTER_ONE = (-0.9, -1.5, -2.0, -2.3, -2.7, -2.9, -3.1, -3.2)
 _AFTER_TWO = (0.2, -1.0, -1.7, -2.1, -2.5, -2.7, -2.9, -3.0)
-
-
-_Key = TypeVar("_Key", int, tuple[int, int])
 
 
 # Buckets of a token: [after two tokens, not one][draft tokens before][run][rank].
@@ -48,7 +41,7 @@ _RANKED = [
                 (first + r, _DEPTHS_FROM + DEPTH[depth], _RUNS_FROM + bucket)
                 for r in range(RANKS)
             ]
-            for bucket in (bisect_right(_RUNS, run) for run in range(_LONGEST + 1))
+            for bucket in (bisect_right(_RUNS, run) for run in range(LONGEST_RUN + 1))
         ]
         for depth in range(_DEEPEST + 1)
     ]
@@ -56,18 +49,11 @@ _RANKED = [
 ]
 
 
-class _Best(NamedTuple):
-    """The best ids of the last row after some tokens."""
-
-    ids: list[int]
-    run: int  # how many rows in a row had this first id
-
-
 class Recycling:
     """Proposes what the target ranked best after the last tokens, with branches.
 
     Rows are kept by the last token, as in the paper, and by the last two, which are
-    looked up first.
+    looked up first. table: of other sessions too, None: an empty one.
 
     >>> recycling = Recycling()
     >>> recycling.learn([3], [7, 9])
@@ -81,11 +67,17 @@ class Recycling:
     prior: Sequence[float] = _AFTER_ONE + _AFTER_TWO + (0.0,) * (BUCKETS - 2 * RANKS)
     is_vague = False
 
-    def __init__(self, name: str = "recycling") -> None:
+    def __init__(
+        self, table: RecyclingTable | None = None, name: str = "recycling"
+    ) -> None:
         self.name = self.label = name
-        self._after_one: dict[int, _Best] = {}
-        self._after_two: dict[tuple[int, int], _Best] = {}
+        self.table = table or RecyclingTable()
+        self._learns = True
         self._buckets: list[Sequence[int]] = []  # of the tokens of the last proposal
+
+    def allow(self, allowed: bool) -> None:
+        """Whether rows are learned from now on; known ones are used in any case."""
+        self._learns = allowed
 
     def propose(self, context: Context, k: int, choose: Choose | None = None) -> Draft:
         """At most k tokens, each the best one after those before it."""
@@ -98,9 +90,9 @@ class Recycling:
         self._buckets = []
         end = context.tokens[-2:].tolist()
         while end and len(found) < min(k, _FEW):
-            best = self._after_two.get((end[0], end[-1])) if len(end) > 1 else None
+            best = self.table.after_two.get((end[0], end[-1])) if len(end) > 1 else None
             pairs = best is not None
-            best = best or self._after_one.get(end[-1])
+            best = best or self.table.after_one.get(end[-1])
             if best is None:
                 break
             self._buckets.append(_RANKED[pairs][len(found)][best.run][0])
@@ -117,8 +109,8 @@ class Recycling:
     ) -> Sequence[tuple[int, Sequence[int]]]:
         """The best tokens after the last two, then those after the last one."""
         depth = min(depth, _DEEPEST)
-        pair = self._after_two.get((end[-2], end[-1])) if len(end) > 1 else None
-        one = self._after_one.get(end[-1])
+        pair = self.table.after_two.get((end[-2], end[-1])) if len(end) > 1 else None
+        one = self.table.after_one.get(end[-1])
         found = []
         if pair:
             found = [*zip(pair.ids, _RANKED[1][depth][pair.run], strict=False)]
@@ -138,7 +130,7 @@ class Recycling:
             draft.parents.tolist(), draft.tokens.tolist(), strict=True
         ):
             ends.append([*ends[parent + 1][-1:], token])
-        if not ends[0]:
+        if not ends[0] or not self._learns:
             return
         path = {-1, *verdict.path}
         nodes = range(-1, len(draft))
@@ -146,18 +138,5 @@ class Recycling:
             self.learn(ends[node + 1], best_ids(rows.logits[node + 1], RANKS))
 
     def learn(self, end: Sequence[int], ids: list[int]) -> None:
-        """Replace the ids that follow the last one or two tokens of `end`.
-
-        ids: up to RANKS, the best first.
-        """
-        _put(self._after_one, end[-1], ids)
-        if len(end) > 1:
-            _put(self._after_two, (end[-2], end[-1]), ids)
-
-
-def _put(table: dict[_Key, _Best], key: _Key, ids: list[int]) -> None:
-    known = table.pop(key, None)  # the newest entry comes last
-    run = min(known.run + 1, _LONGEST) if known and known.ids[0] == ids[0] else 1
-    table[key] = _Best(ids, run)
-    if len(table) > _MOST:
-        del table[next(iter(table))]
+        """Replace a row of the table."""
+        self.table.learn(end, ids)

@@ -5,20 +5,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgecs.drafters.bigrams import Bigrams
+from edgecs.drafters.corpus import Corpus
 from edgecs.drafters.maxgram import MaxGram
 from edgecs.drafters.occurrences import Occurrences
+from edgecs.drafters.recalled import Recalled
+from edgecs.drafters.recalled_branches import RecalledBranches
+from edgecs.drafters.recent_texts import RecentTexts
 from edgecs.drafters.recycling import Recycling
+from edgecs.drafters.recycling_table import RecyclingTable
+from edgecs.drafters.remembered import Remembered
 from edgecs.drafters.source import Branches, Source
 
+RECENT, USER = "recent", "user"
+"""Names of the stores: texts of this process, and those that are kept."""
+NAMES = ("mag", RECENT, USER, "recycling", "bigram")
+"""The names of all model-free drafters, which no other drafter may have."""
 
-def usual_sources(min_match: int = 1, *, trees: bool = False) -> list[Source]:
+
+def usual_sources(
+    min_match: int = 1,
+    *,
+    trees: bool = False,
+    recycling: RecyclingTable | None = None,
+    recent: RecentTexts | None = None,
+    memory: Corpus | None = None,
+    vocab_size: int | None = None,
+) -> list[Source]:
     """New default sources for one target, usually the best one first.
 
     min_match: length of the shortest match that Max-Gram uses. trees: for drafts that
-    are trees: Token Recycling too, which reads every row of the target.
+    are trees: Token Recycling too, which reads every row of the target. recycling: its
+    table, None: an empty one. recent: texts of this process, which this conversation is
+    added to when it is over. memory: other texts. vocab_size: of the target, which ids
+    of `memory` have to be below.
     """
-    table: list[Source] = [Recycling()] if trees else []
-    return [MaxGram(min_match=min_match), *table, Bigrams()]
+    sources: list[Source] = [MaxGram(min_match=min_match)]
+    if recent is not None:
+        sources.append(Remembered(recent, RECENT))
+    if memory is not None:
+        sources.append(Recalled(memory, USER, vocab_size=vocab_size))
+    if trees:
+        sources.append(Recycling(recycling))
+    return [*sources, Bigrams()]
 
 
 def branches_of(sources: Sequence[Source]) -> list[Branches]:
@@ -27,6 +55,8 @@ def branches_of(sources: Sequence[Source]) -> list[Branches]:
     for source in sources:
         if isinstance(source, MaxGram):
             found.append(Occurrences(source))
+        elif isinstance(source, Recalled):
+            found.append(RecalledBranches(source))
         elif isinstance(source, Recycling):
             found.append(source)
     return found

@@ -48,6 +48,28 @@ class Source(Weighed, Drafter, Protocol):
         """Whether the last proposal is hardly ever right, as its evidence is weak."""
 
 
+@runtime_checkable
+class Remembering(Protocol):
+    """A source that knows something of other conversations."""
+
+    def allow(self, allowed: bool) -> None:
+        """Whether it may learn, and use what is kept elsewhere, from now on."""
+
+
+@runtime_checkable
+class StoreSource(Remembering, Protocol):
+    """A source that looks the end of the text up in other texts, which takes time.
+
+    A planner asks it where the time is expected to pay, after the sources before it.
+    """
+
+    def compare(self, tokens: Sequence[int]) -> None:
+        """The best proposal of the sources before it, called before `evidence`.
+
+        It is empty if there is none.
+        """
+
+
 class Branches(Weighed, Protocol):
     """A source of several tokens for one position: siblings in a tree.
 

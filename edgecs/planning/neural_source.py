@@ -24,9 +24,9 @@ from edgecs.costs.overlap import FAR
 from edgecs.decoding.cascade import Cascade, NamedModel, Round, confidences
 from edgecs.decoding.static_schedule import Clock, Outcome
 from edgecs.planning.acceptance import Calibration, Evidence, stated
-from edgecs.planning.pending import Sources
 from edgecs.planning.review_schedule import PartialDraft, ReviewSchedule
 from edgecs.planning.row_siblings import MOST, RowSiblings, Sibling, Walked
+from edgecs.planning.sources import Sources
 from edgecs.planning.trees import Trees
 from edgecs.sampling.chain import Choices
 

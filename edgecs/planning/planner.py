@@ -16,10 +16,8 @@ import math
 from collections.abc import Container, Sequence
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgecs.core.context import Context
 from edgecs.core.draft import NOTHING, Choose, Draft, Drafter
@@ -38,11 +36,13 @@ from edgecs.decoding.exactness import EVERY, Allowed, permitted
 from edgecs.decoding.static_schedule import Clock, Gathered, Outcome, Plan
 from edgecs.drafters.source import LOOKED_AT, Source
 from edgecs.planning.acceptance import Calibration
-from edgecs.planning.ahead import Ahead, Resumed, likely
+from edgecs.planning.ahead import Ahead, likely
 from edgecs.planning.below_siblings import Grow, deepened
+from edgecs.planning.neural_round import NeuralChoice, RoundInputs, extend
 from edgecs.planning.neural_source import NeuralSource
-from edgecs.planning.pending import Ledger, Path, Sources
+from edgecs.planning.pending import Ledger
 from edgecs.planning.review_schedule import PartialDraft
+from edgecs.planning.sources import Path, Proposed, Sources
 from edgecs.planning.trees import BRANCHING, CHEAPER, Tree, Trees
 
 # chosen: a smaller gain is lost in the error of the times.
@@ -55,28 +55,12 @@ FORGIVES = 0.99  # decay of the losses per round
 BUDGET = 0.02  # share of the time that may be lost on exploration
 # chosen: an observation takes a part of a short call, and the pace changes slowly.
 _LOOKS = 4  # one in this many consecutive calls of one token is observed
-# chosen: in every round they took 5 % of a token of 5 ms (head, SmolLM2 Q4_1).
-_RESTS = 8  # rounds until drafters expected to be slower than plain decoding are asked
-# chosen: an answer that ends then is at most a tenth slower.
-_FELT = 0.1  # share of the answer so far that trying a parked drafter may take
 # chosen: five times what a round takes by itself (`edgecs_bench.overhead`).
 _PAUSE = 0.002  # seconds; a longer pause between rounds is not the planner's overhead
 # chosen: about the last 20 rounds count.
 _LATELY = 0.05  # weight of a round in the average time between calls
 _NOTHING = "nothing was proposed"
 _HOPELESS = "no draft is expected to beat plain decoding"
-
-
-class RoundInputs(NamedTuple):
-    """Inputs of a round."""
-
-    context: Context
-    choose: Choose
-    most: int  # draft tokens at most
-    times: NDArray[np.float64]  # [WIDEST] seconds of a round by width
-    copy: Draft  # proposal of a source
-    choice: Choice  # the best width for that proposal alone
-    made: Resumed | None = None  # a draft made ahead
 
 
 class Planner:
@@ -109,7 +93,7 @@ class Planner:
         self.rollback = rollback or RollbackCost(costs)
         self.calibration = calibration
         self.ledger = Ledger()
-        self.sources = Sources(sources, calibration, ends)
+        self.sources = Sources(sources, calibration, ends, clock)
         neural: list[NeuralSource] = []
         for named in reversed(models):
             cheaper = neural[0] if neural else None
@@ -125,7 +109,7 @@ class Planner:
             )
             neural.insert(0, source)
         self.neural = tuple(neural)
-        self._sound = self.neural  # those that have not failed
+        self._choice = NeuralChoice(neural, ahead)
         self._together = 1  # requests of the next call
         self._longest = min(longest, WIDEST - 1)
         self._ends = ends
@@ -137,7 +121,6 @@ class Planner:
         self._lost = 0.0  # seconds lost on exploration
         self._singles: int | None = None  # calls of one token since a wider one;
         #                                   None: since the prompt was read
-        self._rest = 0  # rounds for which no neural drafter is asked
         self._stays = 0.0  # recent share of wider calls followed by another wider one
         self._began: float | None = None  # when the current round began
         self._called = 0.0  # seconds of its calls
@@ -163,8 +146,13 @@ class Planner:
         if self.ahead:
             self.ahead.begin()
         self._began, self._debt, self._start = None, 0.0, 0
-        self._singles, self._rest = None, 0
+        self._singles = None
+        self._choice.begin()
         self.rollback.behind = 0
+
+    def allow_stores(self, allowed: bool) -> None:
+        """Whether the next answer uses stores of texts and may be added to them."""
+        self.sources.allow_stores(allowed)
 
     def draft(
         self,
@@ -193,9 +181,9 @@ class Planner:
         if not most or not self.costs.known:
             return Gathered(NOTHING, ())
         most, self._start = min(most, self._longest), self._start or len(context)
-        asks = self._asks()
+        asks = self._choice.asks()
         least = 0.0 if asks else self._least(len(context))
-        found = self.sources.propose(context, most, self.ledger, least)
+        found = self._copied(context, most, self.ledger, least)
         path = found.path
         grows = not asks and self._may_grow(len(context))
         if not (asks or grows or (path and path[0] >= least)):
@@ -209,13 +197,23 @@ class Planner:
                 shares = self._shares(times)
                 best = best_width(path, shares, MARGIN + CAUTION * self._debt)
             inputs = RoundInputs(
-                context, choose, most, np.array(shares), found.draft(), best
+                context,
+                choose,
+                most,
+                np.array(shares),
+                found.draft(),
+                best,
+                len(context) - self._start,
+                self._together,
             )
             if self.ahead:
                 made = self.ahead.take(context, most, inputs.copy)
                 inputs = inputs._replace(made=made)
-            if chosen := self._chosen(inputs):
-                return self._write(inputs, chosen)
+            margin = MARGIN + CAUTION * self._debt
+            chosen = self._choice.chosen(inputs, margin, MARGIN, self.to_lose)
+            self._trying = chosen.tries
+            if chosen.sources:
+                return self._write(inputs, chosen.sources)
             grows = self._may_grow(len(context))
         tree = None
         if grows:
@@ -228,6 +226,19 @@ class Planner:
         draft = tree.draft.clip(size) if tree else found.draft(size)
         sources = tree.draft.sources if tree else found.sources
         return Gathered(draft, sources, self._plan(path, times, choice))
+
+    def _copied(
+        self,
+        context: Context,
+        most: int,
+        ledger: Ledger | None = None,
+        least: float = 0.0,
+    ) -> Proposed:
+        """The best proposal of the sources, see `Sources.propose`."""
+        saves = math.inf
+        if self.sources.have_stores:
+            (saves,) = self.costs.times(len(context), 1)
+        return self.sources.propose(context, most, ledger, least, saves)
 
     def _may_grow(self, depth: int) -> bool:
         return self.trees is not None and self.trees.may_grow(depth)
@@ -297,7 +308,7 @@ class Planner:
             self.ahead.park(name)
         if self.trees:
             self.trees.park(name)
-        self._sound = tuple(source for source in self._sound if source.name != name)
+        self._choice.park(name)
 
     def _observe(self, width: int, depth: int, seconds: float) -> None:
         """Update the target's times from a call."""
@@ -431,85 +442,6 @@ class Planner:
             for n in range(1, width + 1)
         )
 
-    def _asks(self) -> bool:
-        """Whether neural drafters are considered in this round."""
-        if not self._sound:
-            return False
-        if not self._rest:
-            return True
-        self._rest -= 1
-        for source in self._sound:
-            source.passed()
-        return False
-
-    def _chosen(self, inputs: RoundInputs) -> tuple[NeuralSource, ...]:
-        """The neural drafters used in this round, the best first; often none."""
-        depth = len(inputs.context)
-        better = inputs.choice.rate * (1 + MARGIN + CAUTION * self._debt)
-        chosen: tuple[NeuralSource, ...] = ()
-        # A drafter expected to be slower than plain decoding needs a try, not asking.
-        hopes = (1 + MARGIN) / float(inputs.times[0])
-        self._rest = _RESTS
-        for i, source in enumerate(self._sound):
-            if not (source.known and source.can_draft(inputs.context)):
-                continue
-            # The rest of an answer is expected to be as long as the answer so far.
-            more, arrears = source.backlog_cost(inputs.context)
-            each = arrears / max(1, depth - self._start)
-            rates = source.expected_rates(depth, inputs.times, more, each)
-            best = float(rates[: inputs.most].max(initial=0))
-            best = max(
-                best, self._rate_ahead(source, inputs, max(best, hopes), arrears)
-            )
-            if best > hopes:
-                self._rest = 0
-            if best > better:
-                better, chosen = best, self._sound[i:]
-        rate = better if chosen else inputs.choice.rate
-        for i, source in enumerate(self._sound):
-            if source in chosen:
-                source.tried(paid=True)
-                source.parked = None
-                continue
-            source.parked = depth, inputs.times, rate
-            if source.may_be_tried() and self._affordable(source, inputs):
-                source.tried(paid=False)
-                self._trying = True
-                return self._sound[i : i + 1]
-        return chosen
-
-    def _rate_ahead(
-        self, source: NeuralSource, inputs: RoundInputs, least: float, arrears: float
-    ) -> float:
-        """Expected rate of a drafter that works ahead, or of its draft made ahead.
-
-        least: as in `Ahead.offer`. arrears: seconds of what it has not read.
-        """
-        ahead, made = self.ahead, inputs.made
-        if ahead is None:
-            return 0.0
-        depth, times = len(inputs.context), list(map(float, inputs.times))
-        best = 0.0
-        if made and made.source is source:
-            best = best_width(made.draft.path, times).rate
-        if self._together > 1:
-            return best
-        said = depth - self._start
-        return max(
-            best, ahead.offer(source, inputs.context, times, least, arrears, said)
-        )
-
-    def _affordable(self, source: NeuralSource, inputs: RoundInputs) -> bool:
-        """Whether trying a parked drafter for a token or two fits the budget."""
-        if not source.can_draft(inputs.context):
-            return False
-        single = float(inputs.times[0])
-        step = float(source.costs.seconds(0)[0]) if source.costs.known else single
-        reads = sum(source.backlog_cost(inputs.context))
-        # It must also be a small share of this answer, which may be a short one.
-        here = _FELT * single * (len(inputs.context) - self._start)
-        return step + reads + single <= min(self.to_lose, here)
-
     def _write(self, inputs: RoundInputs, chosen: Sequence[NeuralSource]) -> Gathered:
         """A draft by the neural drafters, the best first, and a copied tail."""
         context, depth, made = inputs.context, len(inputs.context), inputs.made
@@ -528,25 +460,16 @@ class Planner:
         for source in chosen:
             if written.tokens and written.tokens[-1] in self._ends:
                 break
-            begun = self._trying  # a try writes at least one token
-            while len(written.tokens) < inputs.most and (
-                begun
-                or (
-                    not (waits and source is chosen[0])
-                    and source.should_extend(written, inputs.times, depth, worth)
-                )
-            ):
-                begun = False
-                source.write(
-                    written,
-                    context,
-                    inputs.choose,
-                    inputs.most,
-                    inputs.copy,
-                    branches=grows,
-                )
-                if written.tokens[-1] in self._ends:
-                    break
+            extend(
+                written,
+                source,
+                inputs,
+                tries=self._trying,
+                waits=waits and source is chosen[0],
+                worth=worth,
+                branches=grows,
+                ends=self._ends,
+            )
             if written.tokens and not noted:
                 noted = True
                 evidence = source.evidence(written, inputs.copy, 0)
@@ -555,7 +478,7 @@ class Planner:
         draft, path = written.chain(), written.path.copy()
         if len(draft) and int(draft.tokens[-1]) not in self._ends:
             here = context.with_tail(draft.tokens)
-            tail = self.sources.propose(here, inputs.most - len(draft))
+            tail = self._copied(here, inputs.most - len(draft))
             self._assumed += likely(tail.path)
             draft = draft.then(tail.draft())
             path += [written.certainty * chance for chance in tail.path]

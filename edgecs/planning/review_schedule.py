@@ -16,8 +16,8 @@ from edgecs.costs.rollback_cost import RollbackCost
 from edgecs.decoding.cascade import Cascade
 from edgecs.decoding.exactness import EVERY, Allowed
 from edgecs.decoding.static_schedule import Gathered, Outcome
-from edgecs.planning.pending import Sources
 from edgecs.planning.row_siblings import Sibling, Walked
+from edgecs.planning.sources import Sources
 from edgecs.planning.trees import BRANCHING, CHEAPER, Trees
 
 
@@ -111,7 +111,8 @@ class ReviewSchedule:
         if not self.costs.known:
             return Gathered(Draft.chain((), ""), ())
         most, depth = min(most, WIDEST - 1), len(context)
-        found = self._sources.propose(context, most)
+        (saves,) = self.costs.times(self._depth(depth), 1)
+        found = self._sources.propose(context, most, token_seconds=saves)
         times = self._times(depth, found.path)
         choice, part = best_width(found.path, times), PartialDraft()
         grows = self._trees is not None and self._trees.may_grow(depth)

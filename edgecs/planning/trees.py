@@ -30,8 +30,8 @@ from edgecs.core.faults import blame
 from edgecs.drafters.copies import GRAM
 from edgecs.drafters.source import LOOKED_AT, Branches
 from edgecs.planning.acceptance import Acceptance, Calibration
-from edgecs.planning.pending import NEGLIGIBLE, Path
 from edgecs.planning.row_siblings import Sibling, Walked
+from edgecs.planning.sources import NEGLIGIBLE, Path
 
 # chosen: a tree is worth its uncertain siblings only where it is clearly better.
 BRANCHING = 0.02  # relative gain over a chain that a tree must be expected to have

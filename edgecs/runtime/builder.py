@@ -21,14 +21,16 @@ from edgecs.decoding.cascade import NamedModel, stack
 from edgecs.decoding.kmatrix import KMatrix
 from edgecs.decoding.ratio import RatioRule
 from edgecs.drafters.maxgram import MaxGram
-from edgecs.drafters.registry import usual_sources
+from edgecs.drafters.registry import NAMES, usual_sources
 from edgecs.engines.load_options import LoadOptions
 from edgecs.engines.state_head import StateHead
 from edgecs.errors import ConfigError, ModelError, OutOfMemory
 from edgecs.hub.download import Progress
+from edgecs.memory.keeping import Memory
 from edgecs.runtime.folders import Folders
 from edgecs.runtime.loader import OWN_HEAD, Loaded, LoadedDrafter, load_drafter
 from edgecs.runtime.recipe import HEAD, Recipe
+from edgecs.runtime.remembering import open_memory
 from edgecs.runtime.target import Reports, open_target
 from edgecs.session.session import Session
 from edgecs.session.stats import Mark
@@ -55,6 +57,7 @@ class Runtime:
     session: Session
     speculation: SpeculationProfile | None  # None: there are no drafts
     notes: Sequence[str] = ()  # messages for verbose output
+    memory: Memory | None = None  # the store of the recipe
 
     @property
     def tiers(self) -> str:
@@ -83,7 +86,9 @@ class Runtime:
         Without `recipe.speculate` it uses plain decoding.
         """
         speculation = self.speculation if recipe.drafting else None
-        return session_of(recipe, self.loaded, self.drafters, speculation)
+        return session_of(
+            recipe, self.loaded, self.drafters, speculation, memory=self.memory
+        )
 
 
 def find_files(
@@ -149,9 +154,16 @@ def build(
                 "overlap: no drafter works while the target computes, as that needs "
                 "one that is a model of its own (--draft)"
             )
-        session = session_of(recipe, loaded, drafters, speculation)
+        memory: Memory | None = None
+        if recipe.store:
+            say = reports.warning if reports else lambda text: None
+            memory, about = open_memory(recipe.store, loaded, say)
+            notes.append(about)
+        if memory:
+            closing.enter_context(memory)
+        session = session_of(recipe, loaded, drafters, speculation, memory=memory)
         closing.enter_context(session)
-        yield Runtime(recipe, loaded, drafters, session, speculation, notes)
+        yield Runtime(recipe, loaded, drafters, session, speculation, notes, memory)
         # With a cascade rule the times of a call include those of the small model.
         if speculation and recipe.cascade is None:
             speculation.save()
@@ -201,8 +213,7 @@ def load_drafters(
     for path in paths:
         drafter = load_drafter(path, loaded, options)
         closing.enter_context(drafter)
-        sources = (source.name for source in usual_sources(trees=True))
-        taken = ["target", *sources, *(other.name for other in drafters)]
+        taken = ["target", *NAMES, *(other.name for other in drafters)]
         drafters.append(replace(drafter, name=_unique(drafter.name, taken)))
     return drafters
 
@@ -221,11 +232,14 @@ def session_of(
     speculation: SpeculationProfile | None,
     *,
     sequence: int = 0,
+    memory: Memory | None = None,
 ) -> Session:
     """A session over loaded models; None as `speculation`: plain decoding.
 
-    sequence: of the target, see `Session`.
+    sequence: of the target, see `Session`. memory: of the user, which sessions share,
+    instead of `recipe.memory`.
     """
+    view = memory.view() if memory else None
     rule = loaded.rule(recipe.sampling, recipe.grammar)
     models = [drafter.named for drafter in drafters]
     target: LanguageModel = loaded.target
@@ -243,6 +257,7 @@ def session_of(
         rule=rule,
         sequence=sequence,
         mixes=recipe.cascade,
+        memory=view,
     )
     if speculation is None:
         return session(mark=mark)
@@ -263,7 +278,14 @@ def session_of(
         longest = recipe.longest
         planner = speculation.planner(
             models,
-            usual_sources(recipe.min_match, trees=target.max_leaves > 1),
+            usual_sources(
+                recipe.min_match,
+                trees=target.max_leaves > 1,
+                recycling=speculation.recycling if recipe.recent else None,
+                recent=speculation.recent if recipe.recent else None,
+                memory=view or recipe.memory,
+                vocab_size=target.vocab_size,
+            ),
             longest=target.max_draft if longest is None else longest,
             fingerprints={d.name: d.fingerprint for d in drafters},
             lenience=recipe.lenience,

@@ -15,15 +15,20 @@ def _users() -> Path:
     return Path(platformdirs.user_cache_dir("edgecs"))
 
 
+def _memory() -> Path:
+    return Path(platformdirs.user_data_dir("edgecs")) / "memory"
+
+
 @dataclass(frozen=True)
 class Folders:
-    """One folder for models, profiles and findings; by default the user's cache.
+    """A folder for models, profiles and findings, by default the user's cache.
 
     offline: missing models are not downloaded.
     """
 
     root: Path = field(default_factory=_users)
     offline: bool = False
+    memory: Path = field(default_factory=_memory)  # texts that the user keeps
 
     @property
     def store(self) -> Store:

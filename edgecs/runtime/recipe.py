@@ -9,9 +9,11 @@ from edgecs.decoding.accept import Accept
 from edgecs.decoding.kmatrix import KMatrix
 from edgecs.decoding.overlap import Overlap
 from edgecs.decoding.tiers import Exact
+from edgecs.drafters.corpus import Corpus
 from edgecs.engines.host import usable_cores
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import ConfigError
+from edgecs.memory.keeping import Wanted
 from edgecs.sampling.cascade_rules import CascadeRule
 from edgecs.sampling.settings import Sampling
 
@@ -63,8 +65,17 @@ class Recipe:
     # With `exact` "strict": whether the KV cache type may be changed, if no width is
     # exact along the context with that of `options`.
     may_change_cache: bool = False
+    # Whether drafts also come from earlier conversations with the loaded model: their
+    # texts, and the table of Token Recycling, stay in RAM. Only the planner uses them.
+    recent: bool = True
+    # Texts that the planner drafts from besides, in the target's tokens; None: none.
+    # Who opened them closes them, after the session.
+    memory: Corpus | None = None
     sampling: Sampling = field(default_factory=Sampling)
     grammar: Grammar | None = None
+    # The user's store that drafts are looked up in and answers are added to; None: no
+    # store.
+    store: Wanted | None = None
 
     def __post_init__(self) -> None:
         if self.matrix is not None and self.longest is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Protocol
 
 import numpy as np
 
@@ -28,6 +29,15 @@ from edgecs.text.detokenizer import Tokenizer
 _GREEDY = always(greedy)
 
 
+class Keeping(Protocol):
+    """Takes the answers of a session. enabled: whether the current one may be kept."""
+
+    enabled: bool
+
+    def keep(self, tokens: Tokens, prompt: int) -> None:
+        """Takes all tokens of a conversation; its last answer follows `prompt`."""
+
+
 class Session:
     """Generates with `target` and with drafts of `drafters`; a context manager.
 
@@ -38,6 +48,7 @@ class Session:
     share a target that has several, and take turns within one thread. mixes: a cascade
     rule, for a target that is `decoding.beside: Beside`. ratio: see `Cascade`. mark:
     for the statistics of all answers, if they are not those of the target alone.
+    memory: takes every answer at its end.
     Without `mixes` every token is the target's choice on the target's row, so the
     answer is the same for any drafters and any draft_max wherever a row does not depend
     on how many are computed with it (docs/concepts.md). With it, the same holds of the
@@ -63,6 +74,7 @@ class Session:
         mixes: Mixture | None = None,
         ratio: RatioRule | None = None,
         mark: Mark | None = None,
+        memory: Keeping | None = None,
     ) -> None:
         if isinstance(draft_max, int):
             counts, longest = [draft_max] * len(drafters), draft_max
@@ -94,6 +106,7 @@ class Session:
         )
         self.mark = mark
         self.rule = rule
+        self._memory = memory
         self.on_round: OnRound | None = None
         self.context = Context()
         self._last: Answer | None = None
@@ -151,12 +164,14 @@ class Session:
         rule: Rule | None = None,
         logprobs: int | None = None,
         shown: Mapping[int, bytes] | None = None,
+        memory: bool = True,
     ) -> Generator[Token]:
         """Yields the answer to `prompt`, which is the whole conversation so far.
 
         rule: for this answer instead of the session's own. logprobs: report those of
         every token and of this many of the most likely ones; None: report none. shown:
-        texts of control tokens that are part of the answer.
+        texts of control tokens that are part of the answer. memory: False: draft from
+        no texts outside of the conversation, and do not add it to them.
 
         A prefix that the prompt shares with earlier calls is not computed again. Each
         token is committed just before it is yielded, so a consumer may stop at any
@@ -174,6 +189,7 @@ class Session:
             rule=rule,
             logprobs=logprobs,
             shown=shown,
+            memory=memory,
         )
         self._stream = self._tokens(answer)
         return self._stream
@@ -188,6 +204,7 @@ class Session:
         logprobs: int | None = None,
         details: bool = False,
         shown: Mapping[int, bytes] | None = None,
+        memory: bool = True,
     ) -> Answer:
         """An answer whose calls are made by the caller, see `generate`.
 
@@ -200,8 +217,13 @@ class Session:
         self._check_room(tokens)
         self.stop()
         self._continue(tokens)
+        allow = getattr(self.cascade.schedule, "allow_stores", None)
+        if allow is not None:
+            allow(memory)
         self.cascade.begin(tokens.size)
-        self._answering = True
+        self._answering, self._prompt = True, tokens.size
+        if self._memory is not None:
+            self._memory.enabled = memory
         choices = (rule or self.rule)(tokens.size)
         self._last = Answer(
             self.cascade,
@@ -228,6 +250,8 @@ class Session:
         """Finish an answer of `begin`, after its last call."""
         answer.end(reason)
         self.target.end_turn(self.context, self.cascade.sequence)
+        if self._memory is not None:
+            self._memory.keep(self.context.tokens, self._prompt)
         self._ended()
 
     def close(self) -> None:

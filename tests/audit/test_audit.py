@@ -343,7 +343,7 @@ def test_programs_get_one_object(edgecs: Edgecs, tiny_gguf: Path):
     report = json.loads(outcome.out, parse_constant=pytest.fail)
     assert report["sampling"]["seed"] == 3
     assert report["sampling"]["logit_bias"] == [[22, "-inf"]]
-    assert report["chain"] == ["target", "mag", "bigram"]
+    assert report["chain"] == ["target", "mag", "recent", "bigram"]
     assert report["options"]["n_ctx"] == 300
     assert report["classes"]["inside"]
     assert (report["identical"], report["strict_broken"]) == (True, False)
@@ -443,7 +443,7 @@ def test_drafters_take_part(edgecs: Edgecs, tiny_gguf: Path):
     command = ("audit", "-m", tiny_gguf, *FEW, "--exact", "numeric", "-q", "--json")
     for options, schedule, more in (
         (("--k-matrix", "3,2;0,2"), "K 3,2", []),
-        ((), "planned round by round", ["bigram"]),
+        ((), "planned round by round", ["recent", "bigram"]),
     ):
         report = json.loads(edgecs(*command, "--draft", tiny_gguf, *options).out)
         assert report["chain"] == ["target", "tiny", "mag", *more]

@@ -32,7 +32,7 @@ def test_stdout_is_the_answer_and_stderr_the_rest(edgecs: Edgecs, tiny_gguf: Pat
     told = generate(edgecs, tiny_gguf, "-n", 40, "-v").err
     for detail in (
         "sampling: greedy",
-        "drafts: target <- mag <- bigram, planned",
+        "drafts: target <- mag <- recent <- bigram, planned",
         "exactness: ",
     ):
         assert f"\n{detail}" in told
@@ -84,7 +84,7 @@ def test_json_is_one_object_with_the_names_of_llama_server(
     assert timings["prompt_n"] == usage["prompt_tokens"]
     assert timings["predicted_n"] == 60
     block = report["speculative"]
-    assert block["chain"] == ["target", "mag", "bigram"]
+    assert block["chain"] == ["target", "mag", "recent", "bigram"]
     assert timings["draft_n"] == block["tested"] > 0
     assert timings["draft_n_accepted"] == block["accepted"]
     assert block["accepted"] + block["rounds"] == 59

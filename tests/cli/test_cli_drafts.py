@@ -205,7 +205,10 @@ def test_the_start_lines_name_every_drafter(edgecs, tiny_gguf: Path, other_gguf:
     command = ("generate", "-m", tiny_gguf, "-c", 256, "-p", "hello", "-n", 3, *drafts)
     lines = edgecs(*command, "-v").err.splitlines()
     (drafts,) = (line for line in lines if line.startswith("drafts: "))
-    assert "target <- other <- tiny <- tiny-2 <- mag <- bigram, planned" in drafts
+    assert (
+        "target <- other <- tiny <- tiny-2 <- mag <- recent <- bigram, planned"
+        in drafts
+    )
     drafters = [line.split(":")[0] for line in lines if line.startswith("drafter ")]
     assert drafters == ["drafter other", "drafter tiny", "drafter tiny-2"]
 
@@ -352,8 +355,12 @@ def test_an_onnx_drafter_of_another_vocabulary(edgecs, tmp_path, onnx_folder: Pa
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("qwen35", "mag <- bigram; up to 15 rejected tokens cost nothing"),
-        ("granite", "mag <- bigram; if likely, as a rejected draft costs another call"),
+        ("qwen35", "mag <- recent <- bigram; up to 15 rejected tokens cost nothing"),
+        (
+            "granite",
+            "mag <- recent <- bigram; if likely, as a rejected draft costs another "
+            "call",
+        ),
     ],
 )
 def test_a_recurrent_model_says_what_drafts_and_why(

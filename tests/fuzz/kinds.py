@@ -486,11 +486,56 @@ def embeddings(random: Random, folder: Path) -> Case:
     return Case(["serve"], requests=vectors.drawn(random), served=model)
 
 
+@cache
+def _memory() -> Path:
+    """A memory with answers and a file, in a database and two index files."""
+    from edgecs.engines.llama.tokenizer import read_pieces
+    from edgecs.hub.compatibility import vocabulary_hash
+    from edgecs.memory import index
+    from edgecs.memory.store import UserStore
+
+    folder, before = _assets() / "memory", index._IN_FILE
+    index._IN_FILE = 20
+    with UserStore(folder, vocabulary_hash(read_pieces(tiny())), _VOCABULARY) as store:
+        for number, size in enumerate((500, 10, 30)):
+            ids = np.arange(number, number + size, dtype=np.int32) % 256
+            store.add("answer", "tiny", bytes(ids.tolist()).decode("latin-1"), ids)
+        store.documents.add("file", "/a", "hello " * 50)
+    index._IN_FILE = before
+    return folder
+
+
+def memory(random: Random, folder: Path) -> Case:
+    """Databases, index files and decisions of a memory."""
+    copy = folder / "memory"
+    shutil.copytree(_memory(), copy)
+    (copy / "consent.json").write_text('{"memory": true}')
+    files = sorted(path for path in copy.rglob("*") if path.stat().st_size)
+    files = [path for path in files if path.is_file()]
+    database = [path for path in files if path.name == "memory.db"]
+    for path in random.choices(files + database, k=random.choice((1, 1, 3))):
+        path.write_bytes(mutate.flipped(path.read_bytes(), random))
+    (folder / "text").write_text(random.choice(mutate.TEXTS).replace("\ud800", "?"))
+    number = str(random.choice((1, 2, 4, 99)))
+    here = ("--memory", str(copy))
+    commands = (
+        *(["memory", *words] for words in (["show"], ["show", number], ["export"])),
+        ["memory", "search", random.choice(("hello", "%", "\x1b"))],
+        ["memory", "show", "--json"],
+        ["memory", "clear", *random.choice((["-y"], [number]))],
+        ["memory", "add", str(folder / "text")],
+    )
+    if random.random() < 0.5:
+        return Case(_generate(*here, "--temp", "0", plain=random.random() < 0.5))
+    return Case([*random.choice(commands), *here])
+
+
 KINDS: dict[str, tuple[Draw, int]] = {  # and how often one is drawn
     "gguf": (gguf, 5),
     "onnx": (onnx, 3),
     "saved": (saved, 5),
     "profile": (profile, 4),
+    "memory": (memory, 4),
     "manifest": (manifest, 5),
     "schema": (schema, 4),
     "grammar": (grammar, 4),

@@ -29,7 +29,8 @@ from edgecs.planning.acceptance import (
     Evidence,
     stated,
 )
-from edgecs.planning.pending import Ledger, Sources
+from edgecs.planning.pending import Ledger
+from edgecs.planning.sources import Sources
 from edgecs_bench.prior import fit
 
 opinions = st.tuples(st.booleans(), st.integers(1, 60), st.integers(1, 60))

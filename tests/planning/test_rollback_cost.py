@@ -16,7 +16,7 @@ from edgecs.costs.rollback_cost import RollbackCost
 from edgecs.engines.kv_prefix import PrefixCache
 from edgecs.planning.acceptance import Calibration
 from edgecs.planning.neural_source import ReviewSchedule
-from edgecs.planning.pending import Proposed, Sources
+from edgecs.planning.sources import Proposed, Sources
 from edgecs.sampling.chain import greedy
 from edgecs_bench.simulation.replay_drafter import Watch
 from tests.planning.timed_models import FLAT, Near, Timed, opened, planned

@@ -54,7 +54,7 @@ def test_drafters_may_be_given(tiny_gguf: Path, tmp_path: Path):
         plain = text(model)
     with edgecs.load(tiny_gguf, SMALL, drafts=[tiny_gguf], folder=tmp_path) as model:
         assert text(model) == plain
-        assert model.session.chain == ["target", "tiny", "mag", "bigram"]
+        assert model.session.chain == ["target", "tiny", "mag", "recent", "bigram"]
 
 
 def test_one_process_renders_all_prompts_of_a_model(tiny_gguf: Path, tmp_path: Path):
@@ -196,15 +196,17 @@ def test_the_drafter_that_comes_with_a_model_is_used_where_it_pays(
     tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for why, chain in (
-        (None, ["target", "tiny", "mag", "bigram"]),
+        (None, ["target", "tiny", "mag", "recent", "bigram"]),
         ("it does not pay", None),
     ):
         monkeypatch.setattr(builder, "bundled_for", lambda name: tiny_gguf)
         monkeypatch.setattr(builder, "left_out", lambda folder, known, why=why: why)
         with edgecs.load(tiny_gguf, SMALL, folder=tmp_path) as model:
-            assert model.session.chain == (chain or ["target", "mag", "bigram"])
+            assert model.session.chain == (
+                chain or ["target", "mag", "recent", "bigram"]
+            )
         with edgecs.load(tiny_gguf, SMALL, folder=tmp_path, drafts=[]) as model:
-            assert model.session.chain == ["target", "mag", "bigram"]
+            assert model.session.chain == ["target", "mag", "recent", "bigram"]
 
 
 class TestStopping:

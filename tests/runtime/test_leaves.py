@@ -75,7 +75,9 @@ def test_a_strict_recipe_says_that_its_drafts_are_chains(
         assert runtime.loaded.target.max_leaves == (1 if strict else 4)
         names = [drafter.name for drafter in runtime.session.cascade.drafters]
         assert names == (
-            ["mag", "bigram"] if strict else ["mag", "recycling", "bigram"]
+            ["mag", "recent", "bigram"]
+            if strict
+            else ["mag", "recent", "recycling", "bigram"]
         )
         said = [t.id for t in runtime.session.generate([5, 6, 7], max_tokens=12)]
     assert len(said) == 12

@@ -12,6 +12,7 @@ from typing import Any
 from edgecs.decoding.kmatrix import KMatrix
 from edgecs.decoding.tiers import Exact
 from edgecs.engines.load_options import LoadOptions
+from edgecs.memory.keeping import Wanted
 from edgecs.runtime.builder import find_files
 from edgecs.runtime.embedding import build_or_embed
 from edgecs.runtime.folders import Folders
@@ -44,6 +45,7 @@ def loading(
     matrix: KMatrix | None = None,
     exact: Exact = "auto",
     draft_options: LoadOptions | None = None,
+    store: Wanted | None = None,
     **engine: Any,
 ) -> Load:
     """Loads models as a server does, with the options of tests."""
@@ -58,6 +60,7 @@ def loading(
             draft_options=draft_options,
             matrix=matrix,
             exact=exact,
+            store=store,
         )
         files = find_files(recipe, folders)
         with build_or_embed(recipe, files, folders, cancel=cancel) as found:
@@ -83,7 +86,7 @@ def serving(
 ) -> Iterator[str]:
     """A server with the model of a file; its address.
 
-    engine: `exact`, `draft_options`, and arguments of `Engine`.
+    engine: `exact`, `draft_options`, `store`, and arguments of `Engine`.
     """
     options = replace(options, sequences=slots)
     state = serving or Serving()

@@ -195,13 +195,14 @@ def test_generate_does_what_tune_chose(
     assert report["chosen"] == parts
     ask = ("generate", "-m", tiny_gguf, "-p", "a", "-n", 4, "-c", 1024, "-t", 1, "-v")
     err = edgecs(*ask).err
-    assert f"drafts: target <- {' <- '.join(parts)} <- bigram, planned" in err
+    assert f"drafts: target <- {' <- '.join(parts)} <- recent <- bigram, planned" in err
     date = json.loads(saved(cache)[0].read_text())["tuned"][:10]
     left = f"drafter small.gguf: left out, tuned on {date}: " in err
     assert left == ("small" not in parts)
-    assert "drafts: target <- mag <- bigram," in edgecs(*ask, "--draft", "none").err
+    none = edgecs(*ask, "--draft", "none").err
+    assert "drafts: target <- mag <- recent <- bigram," in none
     given = edgecs(*ask, "--draft", shipped).err
-    assert "drafts: target <- small <- mag <- bigram," in given
+    assert "drafts: target <- small <- mag <- recent <- bigram," in given
     assert "left out" not in given
 
 

@@ -21,7 +21,8 @@ from edgecs.drafters.copies import GRAM
 from edgecs.drafters.registry import branches_of
 from edgecs.drafters.source import Source
 from edgecs.planning.acceptance import Calibration
-from edgecs.planning.pending import Ledger, Proposed, Sources
+from edgecs.planning.pending import Ledger
+from edgecs.planning.sources import Proposed, Sources
 from edgecs.planning.trees import Trees
 from edgecs_bench.simulation.tree_shapes import Shape
 

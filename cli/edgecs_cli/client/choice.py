@@ -26,6 +26,7 @@ from edgecs_cli.client.connection import (
 from edgecs_cli.client.state_file import running_servers
 from edgecs_cli.options.common import load_options
 from edgecs_cli.options.recipe import Call
+from edgecs_cli.options.remembering import is_folder
 from edgecs_cli.options.sampling import given_grammar
 
 KEY_VARIABLE = "EDGECS_API_KEY"
@@ -40,7 +41,7 @@ _SENT = frozenset(
         *("dry_allowed_length", "dry_last_n", "dry_breakers", "logit_bias"),
         *("grammar", "grammar_file", "json_schema", "json_schema_file", "mirostat"),
         *("n_gpu_layers", "threads", "flash_attention", "type_k", "type_v", "repack"),
-        *("kernels", "exact", "no_spec", "n_ctx", "server"),
+        *("kernels", "exact", "no_spec", "n_ctx", "server", "memory"),
         *("offline", "quiet", "verbose", "as_json", "explain"),
         *("overflow", "loads", "resume", "no_history"),  # of `edgecs chat`
     )
@@ -90,7 +91,10 @@ def not_sent(context: click.Context) -> str | None:
     """The first given option that a server cannot follow, as it is written."""
     for param in context.command.params:
         source = context.get_parameter_source(param.name or "")
-        if source is not ParameterSource.DEFAULT and param.name not in _SENT:
+        sent = param.name in _SENT
+        if param.name == "memory" and is_folder(context.params):
+            sent = False
+        if source is not ParameterSource.DEFAULT and not sent:
             return "/".join([param.opts[-1], *param.secondary_opts[-1:]])
     return None
 
@@ -261,6 +265,8 @@ def request_of(
     fields["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     if not speculative:
         fields["speculative"] = False
+    if values.get("memory") == "off":
+        fields["memory"] = False
     return {**fields, **_grammar(values)}
 
 

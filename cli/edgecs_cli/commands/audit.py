@@ -31,6 +31,7 @@ from edgecs_cli.options.common import (
 )
 from edgecs_cli.options.kinds import Whole
 from edgecs_cli.options.recipe import Call, read_recipe, taken
+from edgecs_cli.options.remembering import audited_memory_option
 from edgecs_cli.options.sampling import sampling_options
 from edgecs_cli.options.sections import Sectioned
 from edgecs_cli.options.shared import Interrupt, reports_errors
@@ -78,6 +79,7 @@ class Wishes:
 @sampling_options
 @drafter_options
 @schedule_options
+@audited_memory_option
 @cascade_options
 @common_options
 @reports_errors

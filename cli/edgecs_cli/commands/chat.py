@@ -35,6 +35,7 @@ from edgecs_cli.options.common import (
 )
 from edgecs_cli.options.kinds import Whole
 from edgecs_cli.options.recipe import Call, taken
+from edgecs_cli.options.remembering import ask_once, memory_option
 from edgecs_cli.options.sampling import sampling_options
 from edgecs_cli.options.sections import Sectioned
 from edgecs_cli.options.shared import Interrupt, reports_errors
@@ -106,6 +107,7 @@ class Wishes:
 @sampling_options
 @drafter_options
 @schedule_options
+@memory_option
 @cascade_options
 @common_options
 @reports_errors
@@ -126,6 +128,7 @@ def chat(**values: Any) -> None:
     loads, model = _resumed(wishes) if wishes.resume else (wishes.loads, wishes.model)
     if not model:
         raise click.UsageError("Missing option '-m' / '--model'.")
+    ask_once(values)
     start, interrupt = taken(Start, values), Interrupt()
     keep = Autosave(wanted=not wishes.no_history)
     ask = reader(history=not wishes.no_history)

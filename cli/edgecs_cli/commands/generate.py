@@ -25,6 +25,7 @@ from edgecs_cli.options.common import (
 )
 from edgecs_cli.options.kinds import Whole
 from edgecs_cli.options.recipe import Call, read_recipe, taken
+from edgecs_cli.options.remembering import memory_option
 from edgecs_cli.options.sampling import sampling_options
 from edgecs_cli.options.sections import Section, Sectioned, option
 from edgecs_cli.options.shared import reports_errors
@@ -93,6 +94,7 @@ class Wishes:
     help="Write a trace of every round to a file, one line of JSON per round.",
 )
 @schedule_options
+@memory_option
 @cascade_options
 @common_options
 @reports_errors

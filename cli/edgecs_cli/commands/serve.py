@@ -22,6 +22,7 @@ from edgecs_cli.options.common import (
 from edgecs_cli.options.kinds import Finite, Whole
 from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.references import Reference
+from edgecs_cli.options.remembering import memory_option
 from edgecs_cli.options.sampling import sampling_options
 from edgecs_cli.options.sections import Sectioned
 from edgecs_cli.options.shared import reports_errors
@@ -176,6 +177,7 @@ class _Most(click.ParamType[int]):
 @sampling_options
 @drafter_options
 @schedule_options
+@memory_option
 @unit_options
 @common_options
 @reports_errors

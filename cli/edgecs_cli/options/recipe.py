@@ -16,6 +16,7 @@ from edgecs.sampling.cascade_rules import CascadeRule
 from edgecs.sampling.settings import Sampling
 from edgecs_cli.console import say
 from edgecs_cli.options.common import draft_load_options, load_options
+from edgecs_cli.options.remembering import wanted_store
 from edgecs_cli.options.sampling import read_grammar, read_sampling
 from edgecs_cli.options.shared import progress_bars
 
@@ -114,6 +115,7 @@ def read_recipe(values: dict[str, Any]) -> Recipe:
         may_change_cache=not _given("type_k", "type_v"),
         sampling=read_sampling(values) if sampled else Sampling(),
         grammar=read_grammar(values) if sampled else None,
+        store=wanted_store(values),
     )
 
 

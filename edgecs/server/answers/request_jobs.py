@@ -134,6 +134,7 @@ async def jobs_of(
                 shown=limits.shown,
                 speculate=asked.speculative is not False,
                 caches=asked.cache_prompt is not False,
+                memory=asked.remembers,
                 deadline=time.monotonic() + seconds,
             )
         )

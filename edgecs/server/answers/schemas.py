@@ -144,7 +144,18 @@ class _AnswerFields(Body):
     json_schema: dict[str, Any] | bool | None = None
     speculative: StrictBool | None = None
     cache_prompt: StrictBool | None = None
+    memory: StrictBool | None = None
     token_details: StrictBool = False
+
+    @property
+    def remembers(self) -> bool:
+        """Whether stored texts are used, and the answer is stored if answers are.
+
+        An answer that leaves no cells leaves no text either, unless it is asked for.
+        """
+        if self.memory is None:
+            return self.cache_prompt is not False
+        return self.memory
 
     @property
     def stops(self) -> list[str]:

@@ -31,6 +31,7 @@ class Job:
     shown: Mapping[int, bytes] | None = None
     speculate: bool = True
     caches: bool = True  # False: it uses no cells of others, and leaves none
+    memory: bool = True  # False: it uses no stored texts, and is not stored
     deadline: float | None = None  # `time.monotonic` at which the answer ends
 
 

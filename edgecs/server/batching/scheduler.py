@@ -217,6 +217,7 @@ class Scheduler:
             logprobs=job.logprobs,
             details=job.details,
             shown=job.shown,
+            memory=job.memory,
         )
         self._jobs += 1
         slot.take(ticket, answer, lost, self._jobs)

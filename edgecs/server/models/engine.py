@@ -70,7 +70,14 @@ class Engine(Served):
                 recipe, mine = runtime.recipe, placed.of(i)
                 if len(mine) < len(drafters):  # a K matrix names all
                     recipe = replace(recipe, matrix=None)
-                session = session_of(recipe, self.loaded, mine, speculation, sequence=i)
+                session = session_of(
+                    recipe,
+                    self.loaded,
+                    mine,
+                    speculation,
+                    sequence=i,
+                    memory=runtime.memory,
+                )
                 sessions.append(undo.enter_context(session))
             self._template: ChatTemplate | None = None
             if self.loaded.model.vocabulary.chat_template:

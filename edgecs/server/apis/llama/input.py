@@ -24,7 +24,7 @@ _SAME = (
     *("stream", "stop", "seed", "grammar", "json_schema", "cache_prompt"),
     *("xtc_probability", "xtc_threshold", "frequency_penalty", "presence_penalty"),
     *("dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),
-    *("dry_sequence_breakers", "speculative"),
+    *("dry_sequence_breakers", "speculative", "memory"),
 )
 _NEVER = -1e30  # the bias of a token that is not chosen
 # chosen: what is written in an editor is mostly short.

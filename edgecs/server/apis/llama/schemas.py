@@ -86,6 +86,7 @@ class AnswerFields(Body):
     timings_per_token: StrictBool = False
     response_fields: list[_Field] | None = Field(default=None, max_length=64)
     speculative: StrictBool | None = None
+    memory: StrictBool | None = None
 
 
 class CompletionRequest(AnswerFields):
