@@ -43,6 +43,7 @@ SETS: dict[str, dict[str, tuple[str, ...]]] = {
         "portable": ("-O1",),
     },
     "aarch64": {
+        "i8mm": ("-O3", "-march=armv8.2-a+dotprod+i8mm"),
         "dotprod": ("-O3", "-march=armv8.2-a+dotprod"),
         "portable": ("-O1",),
     },
