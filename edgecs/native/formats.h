@@ -166,7 +166,8 @@ struct Q4_1 : Blocks<3, Nibbles<0>, 0, true, 20> {
 };
 INLINE void split_5(const u8 * bits, const u8 * nibbles, u8 * quants) {
     split(nibbles, quants);
-    for (int i = 0; i < 32; ++i) quants[i] |= (read<u32>(bits) >> i & 1) << 4;
+    const u32 fifth = read<u32>(bits);
+    for (int i = 0; i < 32; ++i) quants[i] |= (fifth >> i & 1) << 4;
 }
 struct Q5_0 : Blocks<6, Nibbles<1>, 16, false, 22> {
     static void read_block(const u8 * from, int block, int row, u8 * unit, u8 * quants) {
@@ -233,10 +234,11 @@ struct WithMinima {
 struct Q4_K : WithMinima<12, 0, 144> {
     static void read_super(const u8 * from, int row, u8 * unit, u8 * quants) {
         read_head(from, row, unit);
-        for (int i = 0; i < 128; ++i) {
-            quants[i / 32 * 64 + i % 32] = from[16 + i] & 15;
-            quants[i / 32 * 64 + i % 32 + 32] = from[16 + i] >> 4;
-        }
+        for (int j = 0; j < 4; ++j)  // two loops, which compilers make vectors of
+            for (int i = 0; i < 32; ++i) {
+                quants[64 * j + i] = from[16 + 32 * j + i] & 15;
+                quants[64 * j + i + 32] = from[16 + 32 * j + i] >> 4;
+            }
     }
 };
 struct Q5_K : WithMinima<13, 1, 176> {
