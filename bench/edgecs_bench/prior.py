@@ -45,20 +45,21 @@ def examples(trace: Trace) -> Iterator[tuple[str, Example]]:
         if at and len(copy):  # the prefill gives the first token
             tokens = copy.tokens.tolist()
             evidence = [*mag.evidence(tokens)]
-            yield from _labelled("copied", evidence, tokens, rest)
+            yield from labelled("copied", evidence, tokens, rest)
         for proposals in trace.proposals.values() if at else ():
             tokens, said = proposals.tokens[at], proposals.confidences[at]
             if tokens:
                 same = confirmed(copy, tokens)
-                yield from _labelled("stated", stated(said, same), tokens, rest)
+                yield from labelled("stated", stated(said, same), tokens, rest)
         context.append((token,))
 
 
-def _labelled(
+def labelled(
     kind: str, evidence: Evidence, tokens: list[int], rest: list[int]
 ) -> Iterator[tuple[str, Example]]:
+    """The tokens of a proposal up to the first wrong one, as examples."""
     for buckets, token, true in zip(evidence, tokens, rest, strict=False):
-        yield kind, (buckets, token == true)
+        yield kind, ([*buckets], token == true)
         if token != true:
             break
 

@@ -84,10 +84,11 @@ class Player:
         steps: Mapping[str, Steps] | None = None,
         leaves: int = 1,
         overlap: bool = False,
+        watch: Watch | None = None,
     ) -> None:
         known = steps or {}
         self.curve = curve
-        self.watch = Watch()
+        self.watch = watch or Watch()
         self.models = [
             Recorded(name, self.watch, pace, known.get(name)) for name in drafters
         ]

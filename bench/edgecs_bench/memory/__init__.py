@@ -1,0 +1,1 @@
+"""Drafts from texts of earlier turns and sessions: traces, replays and real runs."""

@@ -1,0 +1,97 @@
+"""Recording scenarios, replaying files of them, and running them for real."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edgecs_bench.memory import __main__ as replay_module
+from edgecs_bench.memory import real, record
+from edgecs_bench.memory.replay import LEVELS
+from edgecs_bench.memory.scenarios import Place, Scenario
+from edgecs_bench.memory.traces import read_answers
+
+SMALL = [
+    Scenario("edit", "a", True, 8, [[["one", "two"], ["three"]]]),
+    Scenario("edit", "b", False, 8, [[["four", "five"], ["four"]]]),
+    Scenario("again", "c", False, 8, [[[f"six {n}"]] for n in range(11)]),
+]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (record, real):
+        monkeypatch.setattr(module, "read_scenarios", lambda: SMALL)
+
+
+def recorded(tiny_gguf: Path, output: Path) -> list[Place]:
+    arguments = ["-m", tiny_gguf, "-c", 512, "-t", 1, "-o", output]
+    done = CliRunner().invoke(record.main, list(map(str, arguments)))
+    assert done.exit_code == 0, done.output
+    return [answer.place for answer in read_answers(output)[1]]
+
+
+def test_an_interrupted_recording_goes_on_with_the_same_answers(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole, parts = tmp_path / "whole.jsonl.gz", tmp_path / "parts.jsonl.gz"
+    recorded(tiny_gguf, whole)
+    monkeypatch.setattr(record, "read_scenarios", lambda: SMALL[:1])
+    assert len(recorded(tiny_gguf, parts)) == 3
+    monkeypatch.setattr(record, "read_scenarios", lambda: SMALL)
+    assert len(recorded(tiny_gguf, parts)) == 3 + 3 + 11
+    assert read_answers(parts) == read_answers(whole)
+    _, said = read_answers(whole)
+    for one in said:
+        assert [ranks[0] for ranks in one.ranked] == one.output
+    first, second, cleared, *_ = said
+    assert len(cleared.prompt) < len(first.prompt) + 8 < len(second.prompt)
+
+
+def test_the_last_line_has_what_the_stores_add(tiny_gguf: Path, tmp_path: Path):
+    file = tmp_path / "some.jsonl.gz"
+    recorded(tiny_gguf, file)
+    arguments = ["--traces", str(file), "--curve", "flat"]
+    done = CliRunner().invoke(replay_module.main, arguments)
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert set(result["curves"]["flat"]["levels"]) == set(LEVELS)
+    assert set(result["second_turn_over_first"]["flat"]) == {"edit", "both"}
+    assert result["eleventh_session_over_maxgram"]["flat"] > 0
+    assert result["recycling_on_flat"] == result["curves"]["flat"]["recycling"]
+    assert result["answers"] == 3 + 11
+
+
+def test_traces_without_a_reported_half_are_refused(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "some.jsonl.gz"
+    monkeypatch.setattr(record, "read_scenarios", lambda: SMALL[:1])
+    recorded(tiny_gguf, file)
+    done = CliRunner().invoke(replay_module.main, ["--traces", str(file)])
+    assert done.exit_code == 2
+    assert "reported half" in done.output
+
+
+def test_all_ways_of_a_real_run_give_the_same_answers(tiny_gguf: Path, tmp_path: Path):
+    output = tmp_path / "real.json"
+    arguments = ["-m", tiny_gguf, "-c", 512, "-t", 1, "-o", output]
+    arguments += ["--scenario", "b", "--scenario", "c"]
+    done = CliRunner().invoke(real.main, list(map(str, arguments)))
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout.splitlines()[-1])["speeds"]
+    assert found["edit"]["on"]["identical"] == "3 of 3"
+    assert found["again"]["off"]["identical"] == "11 of 11"
+    assert {"first turn", "second turn", "same text, cleared"} < set(found)
+    assert "eleventh session" in found
+    rows = json.loads(output.read_text())["rows"]
+    again = CliRunner().invoke(real.main, list(map(str, arguments)))
+    assert again.exit_code == 0, again.output
+    assert json.loads(output.read_text())["rows"] == rows
+
+    unknown = CliRunner().invoke(real.main, [*map(str, arguments), "--scenario", "z"])
+    assert unknown.exit_code == 2
+    assert "no scenario z" in unknown.output
