@@ -22,6 +22,7 @@ from edgecs_bench.cascades.baselines import Lenient, deferred
 from edgecs_bench.cascades.rows import table
 from edgecs_bench.cascades.sweep import Sweep, run
 from edgecs_bench.cascades.ways import Pair, Question, ways
+from edgecs_bench.run import humaneval
 from edgecs_bench.suite.prompts import Exam, Prompt
 from edgecs_bench.suite.suites import Suite
 
@@ -191,3 +192,32 @@ def test_a_sweep_can_be_drawn(tmp_path: Path):
         text = (tmp_path / "sweep.svg").read_text()
         for part in ("agreement with large", "lenient", label):
             assert part in text
+
+
+@pytest.mark.parametrize(
+    ("reasons", "passed", "tries"),
+    [
+        ([None], True, 1),
+        (["AssertionError"], False, 1),
+        (["not finished after 10 s", None], True, 2),
+        (["not finished after 10 s", "AssertionError"], False, 2),
+        (["not finished after 10 s"] * 9, False, 4),
+    ],
+)
+def test_a_program_that_was_late_is_given_more_time(
+    monkeypatch, reasons: list, passed: bool, tries: int
+):
+    given = []
+
+    def ran(code: str, seconds: int = humaneval.SECONDS) -> str | None:
+        given.append(seconds)
+        return reasons[len(given) - 1]
+
+    monkeypatch.setattr(humaneval, "run", ran)
+    sweep = sweep_of(None, code=True, alphas=[], rules=[], temperatures=[0.0])
+    first = Suite(["test"], sweep.suite.prompts[1:2])
+    models = pair(TableModel(257, 1), TableModel(257, 1))  # one answer
+    result = swept(replace(sweep, suite=first, speed=False), models)
+    assert {row["passed"] for row in result["rows"]} == {int(passed)}
+    assert len(given) == tries
+    assert given == sorted(set(given))

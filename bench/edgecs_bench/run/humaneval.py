@@ -22,6 +22,7 @@ from edgecs_bench.suite.prompts import Exam, Prompt
 from edgecs_bench.suite.sandbox import REFUSED
 
 SECONDS, MIB = 10, 1024  # for one program
+LATE = "not finished"  # how the reason begins where a program had too little time
 GRACE = 5  # seconds of wall-clock time beyond the processor time
 _JAIL = Path(__file__).parents[1] / "suite" / "sandbox.py"
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -87,7 +88,7 @@ def run(code: str, seconds: int = SECONDS, mib: int = MIB) -> str | None:
             data = code.encode(errors="replace")
             _, said = process.communicate(data, seconds + GRACE)
         except subprocess.TimeoutExpired:
-            return f"not finished after {seconds} s"
+            return f"{LATE} after {seconds} s"
         finally:
             process.kill()
             process.communicate()

@@ -96,8 +96,12 @@ def sweep_options(command: Any) -> Any:
 
 
 def check(values: dict[str, Any]) -> None:
-    """Raises UsageError for options of a sweep without one."""
+    """Raises UsageError for options of a sweep that do not fit."""
     if values["cascade_sweep"]:
+        if values["sweep_part"] == "finished" and not values["resume"]:
+            raise click.UsageError(
+                "--cascade-part finished needs the journal of a sweep: give --resume"
+            )
         return
     given = {
         "--cascade-rule": values["sweep_rules"],
