@@ -18,6 +18,10 @@ from edgecs.sampling.cascade_rules import Mixture
 from edgecs_bench.cascades.answers import Answer, Branch
 from edgecs_bench.cascades.ways import Question
 
+# chosen: two have enough branches for wide calls; the third fills the calls in which
+# another one has only a few left.
+_TOGETHER = 3  # questions
+
 
 class Walked(NamedTuple):
     """The tree of a question. number: which. nodes: prefixes whose rows it needed."""
@@ -52,8 +56,9 @@ class Walker:
     def walk(self, questions: Iterator[Question]) -> Iterator[Walked]:
         """Yields the trees as they are complete; questions are numbered from 0.
 
-        A new question begins where half of the sequences are free and no branch waits,
-        so that earlier questions are complete first. Raises Cancelled.
+        Few questions are under way at once, so that earlier ones are complete first,
+        and that a branch seldom waits until the cells of its text are gone. Raises
+        Cancelled.
         """
         asked = enumerate(questions)
         with ExitStack() as holding:
@@ -72,7 +77,7 @@ class Walker:
                 first = min(branch.number for branch in self._waiting)
                 at = max(i for i, b in enumerate(self._waiting) if b.number == first)
                 branch = self._waiting.pop(at)
-            elif self._active and 2 * len(self._active) > self._slots:
+            elif len(self._left) >= _TOGETHER:
                 break
             else:
                 following = next(asked, None)

@@ -12,9 +12,9 @@ from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.errors import OutOfMemory
 from edgecs_bench.cascades.ways import Pair
 
-# chosen: wide calls cost no less for each token beyond 16 tokens (1.5B, Q4_K_M, Zen 3),
-# and the other branches of a question should find a free sequence.
-_BRANCHES = 24
+# chosen: a question with 43 ways has up to about 25 branches, and a branch that waits
+# may have to read its text again.
+_BRANCHES = 48
 _STEP = 64  # tokens; a context is a multiple of it
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from edgecs_bench.cascades.dominance import Comparison, compare, quality
 from edgecs_bench.text_tables import markdown
 
-_QUALITIES = {"passed": "pass@1", "agreement": "agreement"}
+QUALITIES = {"passed": "pass@1", "agreement": "agreement"}
 _PAIRS = (("v3", "opt"), ("opt", "chow"), ("v3", "chow"))
 
 Result = Mapping[str, Any]
@@ -86,7 +86,7 @@ def dominance(files: Mapping[str, Path]) -> str:
                 [
                     prompts,
                     f"{temperature:g}",
-                    _QUALITIES[name],
+                    QUALITIES[name],
                     f"{first} over {other}",
                     str(found.points),
                     str(found.above),
@@ -103,7 +103,7 @@ def _groups(
 ) -> Iterable[tuple[str, float, str, Sequence[Mapping[str, Any]]]]:
     for prompts, file in files.items():
         for temperature, rows in by_temperature(read(file)).items():
-            for name in _QUALITIES:
+            for name in QUALITIES:
                 if any(quality(row, name) is not None for row in rows):
                     yield prompts, temperature, name, rows
 
