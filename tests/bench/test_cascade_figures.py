@@ -117,12 +117,27 @@ def test_the_documents_say_on_what_a_table_rests(files):
     assert "pass@1" not in cascade_tables.every_way(files["Spec-Bench"])
 
 
+def test_a_result_without_answers_says_so(tmp_path: Path):
+    path = tmp_path / "empty.json"
+    path.write_text(json.dumps({"ways": WAYS, "prompts": 9, "rows": []}))
+    assert cascade_tables.every_way(path) == "No prompt is finished.\n"
+    assert cascade_tables.basis(path).startswith("no prompts")
+    assert cascade_tables.dominance({"none": path}).strip().count("\n") == 1
+    ElementTree.fromstring(cascades({"none": path}))
+
+
 def test_the_documents_say_which_rule_dominates(files):
     text = cascade_tables.dominance(files)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     # v3 has fewer calls than the others here, and its line reaches over theirs.
     assert any("v3 over chow" in line for line in rows)
     assert "dominates `chow` in" in text
+    assert "fewer than 30 prompts: 3 (HumanEval, T 0), 3 (HumanEval, T 1)" in text
+    for file in files.values():
+        result = json.loads(file.read_text())
+        rows = [{**row, "answers": 30} for row in result["rows"]]
+        file.write_text(json.dumps({**result, "rows": rows}))
+    assert "fewer than" not in cascade_tables.dominance(files)
 
 
 def test_the_picture_has_a_panel_for_each_result_and_temperature(files):

@@ -24,7 +24,7 @@ _COLOURS = {  # visible on white and on black
     "lenient": "#a1887f",
 }
 _WIDE, _HIGH = 240, 180  # a panel, in pixels
-_LEFT, _TOP, _GAP, _BELOW = 52, 56, 104, 74
+_LEFT, _TOP, _GAP, _BELOW = 52, 66, 104, 84
 _GREY = "#777"
 _ROUNDING = 1e-6  # of steps
 
@@ -116,7 +116,7 @@ def _panel(panel: Panel, left: float, top: float) -> list[str]:
         _range([calls for calls, _ in shown], 0.02),
         _range([*levels.values(), *(good for _, good in shown)], 0.05),
     )
-    parts = [_label(left, top - 12, panel.title, "start"), *_axes(scale)]
+    parts = [_label(left, top - 24, panel.title, "start"), *_axes(scale)]
     named: dict[float, list[str]] = {}
     for name, good in levels.items():
         named.setdefault(round(good, 2), []).append(name)
