@@ -198,6 +198,10 @@ def test_the_vocabulary_is_what_is_said_most(tmp_path: Path):
     assert vocabulary.coverage(every) == pytest.approx(
         counts[vocabulary.ids].sum() / said.size
     )
+    few = np.array([3, 7, 20, 59], dtype=np.int32)
+    assert choose_vocabulary(every, 12, 60, [59], few).ids.tolist() == few.tolist()
+    two = choose_vocabulary(every, 2, 60, [59], few).ids
+    assert two.tolist() == [few[counts[few[:3]].argmax()], 59]
     rows = vocabulary.rows_of(np.arange(60, dtype=np.int32))
     assert (vocabulary.ids[rows[vocabulary.ids]] == vocabulary.ids).all()
     assert (rows[others] == vocabulary.rows).all()

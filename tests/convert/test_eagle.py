@@ -18,9 +18,15 @@ from edgecs.engines.load_options import LoadOptions
 from edgecs.engines.state_head import StateHead
 from edgecs.errors import DistillError, ModelError
 from edgecs.runtime.loader import Loaded, load
+from edgecs_convert.distill.recipe import Recipe
 from edgecs_convert.distill.samples import Sample, read_samples, write_shard
 from edgecs_convert.distill.target import TargetFile
-from edgecs_convert.distill.texts import batch, choose_vocabulary, windows
+from edgecs_convert.distill.texts import (
+    Vocabulary,
+    batch,
+    choose_vocabulary,
+    windows,
+)
 from tests.commands import one_line
 from tests.conftest import Outcome
 from tests.convert.samples import Edgecs, needs_torch, sample
@@ -99,13 +105,14 @@ def test_llama_cpp_computes_what_was_trained(
 
     from edgecs_convert.distill.eagle import Eagle
     from edgecs_convert.distill.eagle_file import write_eagle
+    from edgecs_convert.distill.eagle_start import Begun, begin
     from edgecs_convert.distill.measure import opened_eagle
 
     file = TargetFile(deep)
     ids = np.sort(np.random.default_rng(3).permutation(272)[:96]).astype(np.int32)
     eagle = Eagle(file.eagle_shape(96), file.embeddings(), 5)
-    layer = file.last_layer(eagle.shape)
-    eagle.begin_from(file.table(ids), file.norm(), [whole(7, 30, 30)], layer)
+    begun = Begun(file.table(ids), file.norm(), file.last_layer(eagle.shape))
+    begin(eagle, begun, [whole(7, 30, 30)], Vocabulary(ids, 272), Recipe())
     assert eagle.shape.layers == LAYERS
     path = tmp_path / "made.gguf"
     write_eagle(

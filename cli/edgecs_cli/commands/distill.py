@@ -11,6 +11,7 @@ from typing import Any
 import click
 import platformdirs
 
+from edgecs.calibrate.bundled_drafters import all_bundled
 from edgecs.errors import ConfigError
 from edgecs.runtime.target import load_target
 from edgecs_cli.console import echo, show_log
@@ -47,6 +48,13 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
     show_default=True,
     help="A head on the model's hidden states, a standalone decoder, or an EAGLE-3 "
     "drafter, a GGUF that llama-server runs too; of several the best one is kept.",
+)
+@click.option(
+    "--begin-with",
+    "head",
+    metavar="HEAD",
+    help="Folder of a head of the same model, or the name of a bundled one, whose "
+    "weights an EAGLE-3 drafter begins with; it then needs less training.",
 )
 @click.option(
     "--tokens",
@@ -164,6 +172,7 @@ def distill(**values: Any) -> int:
     edgecs distill -m ./model.gguf --prompts mine.txt --tokens 1000000 -o drafter
     edgecs distill -m ./model.gguf --kind head --kind decoder --finish tvd -o best
     edgecs distill -m ./model.gguf --kind eagle3 --quantize q4_0 -o drafter.gguf
+    edgecs distill -m ./model.gguf --kind eagle3 --begin-with drafter -o eagle.gguf
     edgecs generate -m ./model.gguf --draft drafter -p "What is a llama?"
     edgecs chat -m ./model.gguf --draft drafter --log-answers answers
     edgecs distill -m ./model.gguf --resume-from-log answers --epochs 1 -o better
@@ -183,6 +192,8 @@ def distill(**values: Any) -> int:
     name = path.stem.lower()
     kinds, quantize = [*dict.fromkeys(values["kinds"])], values["quantize"]
     _check_type(kinds, quantize)
+    if values["head"] is not None and "eagle3" not in kinds:
+        raise ConfigError("--begin-with is for EAGLE-3 drafters: give --kind eagle3")
     out = values["out"] or Path(f"{name}-{kinds[0]}")
     cache = Path(platformdirs.user_cache_dir("edgecs"))
     work = values["work"] or cache / "distill" / name
@@ -200,7 +211,7 @@ def distill(**values: Any) -> int:
     known: dict[str, Kind] = {
         "head": HeadKind(),
         "decoder": DecoderKind(values["layers"], values["width"]),
-        "eagle3": EagleKind(quantize or "q8_0"),
+        "eagle3": EagleKind(quantize or "q8_0", _head(values["head"])),
     }
     plan = Plan(
         values["tokens"],
@@ -237,6 +248,11 @@ def distill(**values: Any) -> int:
         )
     echo(f"{made.path}: {made.chosen.name}")
     return 0
+
+
+def _head(name: str | None) -> Path | None:
+    """The folder of a head: the bundled one of a name, or a path."""
+    return None if name is None else all_bundled().get(name, Path(name))
 
 
 def _check_type(kinds: Sequence[str], quantize: str | None) -> None:

@@ -7,9 +7,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from edgecs.core.context import Tokens
 from edgecs.core.files import replacing
+from edgecs.engines.llama.tokenizer import read_pieces
+from edgecs.errors import ConfigError
+from edgecs.hub.compatibility import check_same
 from edgecs.hub.drafter_manifest import read_drafter, write_drafter
 from edgecs.runtime.loader import Loaded
 from edgecs_convert.distill.eagle_file import NAME as EAGLE
@@ -21,6 +25,15 @@ from edgecs_convert.distill.samples import Sample
 from edgecs_convert.distill.target import TargetFile
 from edgecs_convert.distill.texts import Vocabulary
 from edgecs_convert.folders import whole_folder
+
+if TYPE_CHECKING:
+    from edgecs_convert.distill.head_weights import TrainedHead
+
+
+# chosen: more make the loss more exact, and each takes as long as a known token.
+_NEGATIVES = 1024
+# chosen: 1.5e-3 for a head becomes 8e-4.
+_EAGLE_RATE = 8 / 15
 
 
 class Kind(Protocol):
@@ -37,6 +50,9 @@ class Kind(Protocol):
     def layers(self, target: TargetFile) -> tuple[int, ...]:
         """The layers whose inputs it is trained on; (): the final states."""
 
+    def vocabulary(self) -> Tokens | None:
+        """The target's ids that the drafter's vocabulary is chosen from; None: all."""
+
     def recipe(self, given: Recipe) -> Recipe:
         """Adapts a recipe for a head to this kind."""
 
@@ -51,6 +67,16 @@ class Kind(Protocol):
         seed: int,
     ) -> Any:
         """A `Student` before any training. Raises what `check` raises."""
+
+    def start(
+        self,
+        student: Any,
+        target: TargetFile,
+        vocabulary: Vocabulary,
+        samples: Sequence[Sample],
+        recipe: Recipe,
+    ) -> None:
+        """Computes what a new training begins with, for minutes at most."""
 
     def export(
         self,
@@ -81,6 +107,20 @@ class _OnnxKind:
     def layers(self, target: TargetFile) -> tuple[int, ...]:
         """See `Kind`."""
         return ()
+
+    def vocabulary(self) -> Tokens | None:
+        """See `Kind`."""
+        return None
+
+    def start(
+        self,
+        student: Any,
+        target: TargetFile,
+        vocabulary: Vocabulary,
+        samples: Sequence[Sample],
+        recipe: Recipe,
+    ) -> None:
+        """Nothing: it begins with weights of the target."""
 
     def opened(self, path: Path, loaded: Loaded) -> AbstractContextManager[Opened]:
         """See `Kind`."""
@@ -192,9 +232,13 @@ class DecoderKind(_OnnxKind):
 
 @dataclass(frozen=True)
 class EagleKind:
-    """One layer on the inputs of three layers, in a GGUF. matrices: their type."""
+    """One layer on the inputs of three layers, in a GGUF.
+
+    matrices: their type. head: folder of a head of the same target to begin with.
+    """
 
     matrices: str = "q8_0"
+    head: Path | None = None
     name: str = EAGLE
     speaks: bool = False
 
@@ -202,13 +246,47 @@ class EagleKind:
         """See `Kind`."""
         return target.eagle_shape(1).layers
 
+    def vocabulary(self) -> Tokens | None:
+        """That of the head."""
+        return None if self.head is None else self._head().ids
+
     def recipe(self, given: Recipe) -> Recipe:
-        """Uses whole texts, which llama.cpp reads from their beginning."""
-        return replace(given, length=512, before=256, likeness=0.0)
+        """Uses whole texts, which llama.cpp reads from their beginning.
+
+        Smaller steps on fewer texts: much of the drafter is known when it begins.
+        """
+        return replace(
+            given,
+            length=512,
+            before=256,
+            texts=max(1, given.texts // 2),
+            rate=round(given.rate * _EAGLE_RATE, 12),
+            likeness=0.0,
+            negatives=_NEGATIVES,
+            began=given.began if self.head is None else self._head().name,
+        )
 
     def check(self, target: TargetFile, rows: int) -> None:
         """See `Kind`."""
-        target.eagle_shape(rows)
+        shape = target.eagle_shape(rows)
+        if self.head is None:
+            return
+        head = self._head()
+        check_same(
+            read_pieces(target.path),
+            head.vocabulary,
+            target_name=target.path.name,
+            drafter_name=head.name,
+        )
+        gate, key = head.weights["gate"].shape, head.weights["key"].shape
+        whole = key[1] % shape.size == 0 and shape.width % key[1] == 0
+        whole = whole and 0 <= head.ids.min() <= head.ids.max() < target.vocab_size
+        if gate != (shape.width, shape.inner) or not whole:
+            raise ConfigError(
+                f"{self.head} is a head for states of {gate[0]}, and those of "
+                f"{target.path.name} have {shape.width}: give a head that was made for "
+                "this model"
+            )
 
     def begin(
         self,
@@ -220,11 +298,33 @@ class EagleKind:
         """See `Kind`."""
         from edgecs_convert.distill.eagle import Eagle
 
-        shape = target.eagle_shape(vocabulary.rows)
-        eagle = Eagle(shape, target.embeddings(), seed)
-        output, layer = target.table(vocabulary.ids), target.last_layer(shape)
-        eagle.begin_from(output, target.norm(), samples, layer)
-        return eagle
+        return Eagle(target.eagle_shape(vocabulary.rows), target.embeddings(), seed)
+
+    def start(
+        self,
+        student: Any,
+        target: TargetFile,
+        vocabulary: Vocabulary,
+        samples: Sequence[Sample],
+        recipe: Recipe,
+    ) -> None:
+        """See `Kind`."""
+        from edgecs_convert.distill.eagle_start import Begun, begin
+
+        output = target.table(vocabulary.ids)
+        weights = None
+        if self.head is not None:
+            head = self._head()
+            theirs = head.output(vocabulary.ids, output)
+            weights = {**head.weights, "output": theirs}
+        begun = Begun(output, target.norm(), target.last_layer(student.shape), weights)
+        begin(student, begun, samples, vocabulary, recipe)
+
+    def _head(self) -> TrainedHead:
+        from edgecs_convert.distill.head_weights import read_head
+
+        assert self.head is not None
+        return read_head(self.head)
 
     def export(
         self,

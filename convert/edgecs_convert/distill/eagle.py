@@ -6,7 +6,6 @@ own embeddings, which are not trained (arXiv 2503.01840).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,9 @@ from torch.nn import functional as F
 from edgecs_convert.distill.layer import StateLayer
 from edgecs_convert.distill.losses import divergence
 from edgecs_convert.distill.recipe import Recipe
-from edgecs_convert.distill.samples import Sample
 from edgecs_convert.distill.shape import EagleShape
 from edgecs_convert.distill.texts import Batch
 
-_LOOKED_AT = 64  # samples whose states are averaged
-_CALM = 0.1  # of matrices that add to the residual
 # chosen: enough that the states of the target and those of the drafter become alike.
 _DIRECT = 0.2  # weight of the loss of the target's own states
 
@@ -33,7 +29,7 @@ class Eagle(StateLayer):
 
     embeddings: of the target, [tokens, width]. `scale`, [inputs], divides the states,
     because channels of a residual stream differ by orders of magnitude; the export
-    multiplies `fuse` by its inverse.
+    multiplies `fuse` by its inverse. How it begins: see `eagle_start`.
     """
 
     shape: EagleShape
@@ -46,37 +42,6 @@ class Eagle(StateLayer):
         self.register_buffer("embeddings", table, persistent=False)
         self.register_buffer("scale", torch.ones(len(shape.layers) * shape.width))
 
-    def begin_from(
-        self,
-        output: NDArray[np.float32],
-        norm: NDArray[np.float32],
-        samples: Sequence[Sample],
-        layer: Mapping[str, NDArray[np.float32]],
-    ) -> None:
-        """Copies the target's output matrix [rows, width] and its last norm [width].
-
-        layer: the weights of the target's last layer that fit, by name; it works on the
-        same kind of state. The scale is that of the states of some samples.
-        """
-        squares = [
-            np.square(one.states[1:].astype(np.float32)).mean(0)
-            for one in samples[:_LOOKED_AT]
-            if len(one.states) > 1
-        ]
-        width = self.shape.width
-        with torch.no_grad():
-            self.output.copy_(torch.tensor(output))
-            self.norm.copy_(torch.tensor(norm))
-            if squares:
-                self.scale.copy_(torch.tensor(np.sqrt(np.mean(squares, 0)) + 1e-6))
-            high = self.scale[-width:]
-            self.fuse *= _CALM * high.mean()
-            self.fuse[-width:] += torch.diag(high)
-            self.mix *= _CALM
-            self.down *= _CALM
-            for name, weight in layer.items():
-                self.get_parameter(name).copy_(torch.tensor(weight))
-
     def described(self) -> dict[str, Any]:
         """The fields that a checkpoint must match."""
         return {"kind": "eagle3", **self.shape.state()}
@@ -85,20 +50,30 @@ class Eagle(StateLayer):
         """The loss of all passes, with smaller weights for later ones.
 
         In a draft the drafter's own states take the place of the target's. So that both
-        are alike, the target's have to predict the next token too.
+        are alike, the target's have to predict the next token too. Of the drafter's
+        vocabulary the loss compares the target's best tokens of the batch and
+        `negatives` random ones, which takes a third of the time of all.
         """
-        steps = self(batch.ids, batch.states, recipe.passes)
-        total = self.loss_of_passes(steps, batch, recipe)
         here = batch.counts
+        steps = self(batch.ids, batch.states, recipe.passes)
+        output = self.output
+        if recipe.negatives:
+            rows, batch = _few_rows(batch, self.shape.rows, recipe.negatives)
+            output = output[rows]
+
+        def logits(states: Tensor) -> Tensor:
+            return self.normed(states, self.norm) @ output.T
+
+        total = self.loss_of_passes(steps, batch, recipe, logits)
         if not here.any():
             return total
-        said = self.logits(self._fused(batch.next_states[here])).float()
-        rows, logits = batch.top_rows[here], batch.top_logits[here]
-        return total + _DIRECT * divergence(recipe.loss, said, rows, logits)
+        said = logits(self.fused(batch.next_states[here])).float()
+        known, theirs = batch.top_rows[here], batch.top_logits[here]
+        return total + _DIRECT * divergence(recipe.loss, said, known, theirs)
 
     def logits(self, states: Tensor) -> Tensor:
         """[..., width] -> [..., rows]: logits of the next token after a state."""
-        return self._norm(states, self.norm) @ self.output.T
+        return self.normed(states, self.norm) @ self.output.T
 
     def forward(self, ids: Tensor, states: Tensor, passes: int) -> list[Tensor]:
         """The output states of every pass, see `StateLayer.passes`.
@@ -106,13 +81,20 @@ class Eagle(StateLayer):
         ids: the target's tokens, [texts, length]. states: of its layers, side by side,
         [texts, length, inputs].
         """
-        embedded = F.embedding(ids, self.embeddings).float()
-        given = self._fused(states)
-        return self.passes(self._norm(embedded, self.token_norm), given, passes)
+        return self.passes(self.embedded(ids), self.fused(states), passes)
 
-    def _fused(self, states: Tensor) -> Tensor:
+    def embedded(self, ids: Tensor) -> Tensor:
+        """The normed embeddings of tokens, [..., width]."""
+        table = F.embedding(ids, self.embeddings).float()
+        return self.normed(table, self.token_norm)
+
+    def fused(self, states: Tensor) -> Tensor:
         """States of layers, side by side -> the drafter's, [..., width]."""
         return (states / self.scale) @ self.fuse
+
+    def joined(self, given: Tensor, embedded: Tensor) -> Tensor:
+        """The inputs of the attention, [..., 2 * width]."""
+        return torch.cat([embedded, self.normed(given, self.state_norm)], -1)
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """The weights by name, float32, for states as the target gives them."""
@@ -121,8 +103,24 @@ class Eagle(StateLayer):
         return {**found, "fuse": found["fuse"] / scale[:, None]}
 
     def _input(self, given: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        joined = torch.cat([embedded, self._norm(given, self.state_norm)], -1)
-        return joined, given
+        joined = self.joined(given, embedded)
+        return joined, joined[..., self.shape.width :]
 
     def _output(self, state: Tensor) -> Tensor:
         return state
+
+
+def _few_rows(
+    batch: Batch[Tensor], rows: int, negatives: int
+) -> tuple[Tensor, Batch[Tensor]]:
+    """Rows of the vocabulary for the loss of a batch, and the batch in their terms.
+
+    The same batch gives the same rows, so that an interrupted training ends as another.
+    """
+    known = batch.top_rows[batch.counts].ravel()
+    source = torch.Generator().manual_seed(int(batch.ids.sum()))
+    others = torch.randint(0, rows, (negatives,), generator=source)
+    few = torch.unique(torch.cat([known, others.to(known.device)]))
+    place = torch.zeros(rows, dtype=torch.int64, device=known.device)
+    place[few] = torch.arange(len(few), device=known.device)
+    return few, batch._replace(top_rows=place[batch.top_rows])

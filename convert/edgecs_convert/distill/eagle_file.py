@@ -129,7 +129,7 @@ def _add_sizes(writer: gguf.GGUFWriter, shape: EagleShape, target: TargetFile) -
     writer.add_vocab_size(target.vocab_size)
     writer.add_array(f"{NAME}.target_layers", [*shape.layers])
     writer.add_uint32(f"{NAME}.target_hidden_size", shape.width)
-    writer.add_bool(f"{NAME}.norm_before_residual", False)
+    writer.add_bool(f"{NAME}.norm_before_residual", True)
 
 
 def _laid_out(

@@ -55,13 +55,13 @@ class Head(StateLayer):
 
         tokens: [texts, length], rows of the head's vocabulary.
         """
-        embedded = self._norm(F.embedding(tokens, self.table), self.token_norm)
+        embedded = self.normed(F.embedding(tokens, self.table), self.token_norm)
         return self.passes(embedded, states, passes)
 
     def _input(self, given: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        joined = torch.cat([self._norm(given, self.state_norm), embedded], -1)
+        joined = torch.cat([self.normed(given, self.state_norm), embedded], -1)
         x = joined @ self.join
-        return self._norm(x, self.attention_norm), x
+        return self.normed(x, self.attention_norm), x
 
     def _output(self, state: Tensor) -> Tensor:
-        return self._norm(state, self.norm)
+        return self.normed(state, self.norm)

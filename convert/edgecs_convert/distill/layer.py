@@ -8,7 +8,7 @@ attention has true states up to s - 1 tokens back (EAGLE-3, HASS).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -58,8 +58,13 @@ class StateLayer(nn.Module, ABC):  # type: ignore[misc]
         steps: Sequence[Tensor],
         batch: Batch[Tensor],
         recipe: Recipe,
+        logits: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """The loss of all passes, with smaller weights for later ones."""
+        """The loss of all passes, with smaller weights for later ones.
+
+        logits: those of the rows that the batch names, all of `self.logits` by default.
+        """
+        logits = logits or self.logits
         counts = batch.counts
         total, weights = torch.zeros((), device=counts.device), 0.0
         for s, out in enumerate(steps):
@@ -71,7 +76,7 @@ class StateLayer(nn.Module, ABC):  # type: ignore[misc]
             if not here.any():
                 continue
             mine = out[here]
-            said = self.logits(mine).float()
+            said = logits(mine).float()
             loss = divergence(
                 recipe.loss, said, batch.top_rows[here], batch.top_logits[here]
             )
@@ -113,7 +118,7 @@ class StateLayer(nn.Module, ABC):  # type: ignore[misc]
             far = place[:, None] - place[None] < s
             seen = self._attend(query, keys, values, far)
             x = x + seen @ self.mix
-            y = self._norm(x, self.inner_norm)
+            y = self.normed(x, self.inner_norm)
             x = x + (F.silu(y @ self.gate) * (y @ self.up)) @ self.down
             out = self._output(x)
             steps.append(out)
@@ -152,7 +157,8 @@ class StateLayer(nn.Module, ABC):  # type: ignore[misc]
             seen = seen + shares[..., length + t, None] * more
         return seen.transpose(1, 2).flatten(2)
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+    def normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x [..., width] divided by its root mean square, times a weight [width]."""
         x = x.float()
         mean = x.pow(2).mean(-1, keepdim=True)
         return x * torch.rsqrt(mean + self.shape.epsilon) * weight

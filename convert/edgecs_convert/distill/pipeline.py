@@ -122,7 +122,7 @@ def distill(loaded: Loaded, work: Path, out: Path, plan: Plan, tell: Tell) -> Ma
     times: dict[int, float] = {}
     candidates: list[tuple[Candidate, Kind]] = []
     for kind in plan.kinds:
-        data = _data(target, kind.layers(target), loaded, work, plan, tell)
+        data = _data(target, kind, loaded, work, plan, tell)
         times = times or _times(loaded)
         trainings = _Trainings(target, loaded, data, work, plan, tell)
         for name, trainer, noted in trainings.of(kind):
@@ -146,13 +146,14 @@ def distill(loaded: Loaded, work: Path, out: Path, plan: Plan, tell: Tell) -> Ma
 
 def _data(
     target: TargetFile,
-    layers: tuple[int, ...],
+    kind: Kind,
     loaded: Loaded,
     work: Path,
     plan: Plan,
     tell: Tell,
 ) -> _Data:
-    """Both sets of samples with states of layers, and the drafters' vocabulary."""
+    """Both sets of samples with the states of a kind, and the drafters' vocabulary."""
+    layers = kind.layers(target)
     which = "".join(f"-{layer}" for layer in layers)
     seen_in, unseen_in = work / f"{_SEEN}{which}", work / f"{_UNSEEN}{which}"
     wanted = Wanted(
@@ -176,7 +177,9 @@ def _data(
         )
     seen = [*read_samples(seen_in, plan.tokens)]
     ends = sorted(loaded.model.vocabulary.ends)
-    vocabulary = choose_vocabulary(seen, plan.rows, target.vocab_size, ends)
+    vocabulary = choose_vocabulary(
+        seen, plan.rows, target.vocab_size, ends, kind.vocabulary()
+    )
     return _Data(seen, [*read_samples(unseen_in, few)], vocabulary)
 
 
@@ -208,6 +211,8 @@ class _Trainings:
             shutil.rmtree(own, ignore_errors=True)
             for path in self._work.glob(f"{kind.name}-*.pt"):
                 path.unlink()
+        data = self._target, self._data.vocabulary, self._data.seen
+        trainer.start(lambda: kind.start(trainer.student, *data, recipe))
         yield kind.name, self._run(trainer), self._noted(self._data.seen, recipe)
         for loss in self._plan.finish:
             calmer = replace(

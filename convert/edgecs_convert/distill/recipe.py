@@ -22,6 +22,8 @@ class Recipe:
     passes: int = 3  # of a head, each on the outputs of the previous one
     fading: float = 0.8  # weight of a pass relative to the previous one
     likeness: float = 0.1  # weight of the distance between a head's states
+    negatives: int = 0  # random tokens that a loss compares beside the target's; 0: all
     decay: float = 0.01
     clip: float = 1.0  # norm of the gradient
     seed: int = 1
+    began: str = "the target"  # whose weights are the first ones, or a head's name

@@ -27,16 +27,21 @@ class LayerShape(ABC):
     base: float = 10000.0  # of the rotary positions
 
     def __post_init__(self) -> None:
-        if self.width % self.heads or self.heads % self.kv_heads or self.size % 2:
+        if self.width % self.wide or self.heads % self.kv_heads or self.size % 2:
             raise ConfigError(
                 f"a head of {self.width} cannot have {self.heads} attention heads over "
                 f"{self.kv_heads}: the numbers must divide evenly"
             )
 
     @property
+    def wide(self) -> int:
+        """The attention heads that together are as wide as a state."""
+        return self.heads
+
+    @property
     def size(self) -> int:
         """The size of one attention head."""
-        return self.width // self.heads
+        return self.width // self.wide
 
     @property
     def kv_width(self) -> int:
@@ -49,12 +54,12 @@ class LayerShape(ABC):
 
     def _layer(self, takes: int) -> dict[str, tuple[int, ...]]:
         """The matrices of a layer whose attention has inputs of a width."""
-        width, kv = self.width, self.kv_width
+        width, kv, seen = self.width, self.kv_width, self.heads * self.size
         return {
-            "query": (takes, width),
+            "query": (takes, seen),
             "key": (takes, kv),
             "value": (takes, kv),
-            "mix": (width, width),
+            "mix": (seen, width),
             "inner_norm": (width,),
             "gate": (width, self.inner),
             "up": (width, self.inner),
@@ -90,11 +95,18 @@ class HeadShape(LayerShape):
 class EagleShape(LayerShape):
     """An EAGLE-3 drafter (arXiv 2503.01840), as llama.cpp computes it.
 
-    layers: of the target, counted from 0, whose inputs it reads. Its attention reads a
-    token's embedding beside the state, and its residual is the state.
+    layers: of the target, counted from 0, whose inputs it reads. alone: the last
+    attention heads, which begin by attending to their own token only. Its attention
+    reads a token's embedding beside the state, and its residual is the state, normed.
     """
 
     layers: tuple[int, ...] = ()
+    alone: int = 0
+
+    @property
+    def wide(self) -> int:
+        """See `LayerShape`."""
+        return self.heads - self.alone
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The weights: matrices as [in, out], the output as [rows, width]."""

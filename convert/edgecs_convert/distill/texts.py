@@ -45,12 +45,17 @@ class Vocabulary:
 
 
 def choose_vocabulary(
-    samples: Sequence[Sample], rows: int, size: int, always: Sequence[int] = ()
+    samples: Sequence[Sample],
+    rows: int,
+    size: int,
+    always: Sequence[int] = (),
+    among: NDArray[np.int32] | None = None,
 ) -> Vocabulary:
     """The tokens that a target uses most often, and the required ones.
 
-    size: of the target's vocabulary. Likely alternatives get a small weight, which
-    decides among rare tokens. Raises DistillError without samples.
+    size: of the target's vocabulary. among: the ids that may be chosen, all by default.
+    Likely alternatives get a small weight, which decides among rare tokens. Raises
+    DistillError without samples.
     """
     if not samples:
         raise DistillError("there are no samples to choose a vocabulary from")
@@ -60,6 +65,11 @@ def choose_vocabulary(
         np.add.at(counts, sample.top_ids[:, 1:4].ravel(), 0.02)
         np.add.at(counts, sample.tokens[: sample.start], 0.02)
     counts[list(always)] = np.inf
+    if among is not None:
+        allowed = np.zeros(size, dtype=np.bool_)
+        allowed[among] = True
+        counts[~allowed] = -1
+        rows = min(rows, int(allowed.sum()))
     order = np.argsort(-counts, kind="stable")[: min(rows, size)]
     return Vocabulary(np.sort(order).astype(np.int32), size)
 

@@ -116,6 +116,13 @@ class Trainer:
             raise DistillError(f"{path} is of another drafter: give the same --rows")
         self.student.load_state_dict(state["student"])
 
+    def start(self, begin: Callable[[], None]) -> None:
+        """Calls a function that sets the first weights, if this training is new."""
+        if self.done:
+            return
+        with closing(Aside(has_amx())) as aside:
+            aside(begin)
+
     def run(self, cancel: threading.Event, tell: Tell) -> None:
         """Trains until the recipe is done.
 
