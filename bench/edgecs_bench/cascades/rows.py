@@ -1,4 +1,4 @@
-"""The rows of a cascade sweep: each way summed up, and which rule is above which."""
+"""The rows of a cascade sweep: each way summed up, and their table."""
 
 from __future__ import annotations
 
