@@ -6,6 +6,7 @@ BIN := .venv/bin
 EDGECS := $(BIN)/edgecs
 
 NATIVE := $(wildcard edgecs/native/*.cpp edgecs/native/*.h tests/native/*.cpp)
+DRAWN := $(addprefix docs/images/,cascades.svg curve.svg rooms.svg)
 
 CASES ?= 2000
 KILLS ?= 200
@@ -46,7 +47,7 @@ lint: .venv/dev page  ## formatting, style, types, generated documents
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/cog --check README.md docs/*.md docs/images/curve.svg docs/images/rooms.svg
+	$(BIN)/cog --check README.md docs/*.md $(DRAWN)
 	$(BIN)/mkdocs build --quiet --strict
 
 page:  ## whether the built web page is what its sources give; needs npm
@@ -59,7 +60,7 @@ fix: .venv/dev  ## let the tools mend what they can
 	$(BIN)/clang-format -i $(NATIVE)
 
 docs: .venv/dev  ## write the generated parts of the documents
-	$(BIN)/cog -r README.md docs/*.md docs/images/curve.svg docs/images/rooms.svg
+	$(BIN)/cog -r README.md docs/*.md $(DRAWN)
 
 site: .venv/dev  ## the documentation as a web site, at http://127.0.0.1:8000
 	$(BIN)/mkdocs serve

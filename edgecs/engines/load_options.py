@@ -18,6 +18,7 @@ KernelChoice = Literal[
     "avx512",
     "avxvnni",
     "avx2",
+    "i8mm",
     "dotprod",
     "portable",
 ]

@@ -4,6 +4,9 @@
 #include "nodes.h"
 #if defined(__aarch64__)
 #include <sys/auxv.h>
+#ifndef HWCAP2_I8MM  // not known to older C libraries
+#define HWCAP2_I8MM (1 << 13)
+#endif
 #endif
 
 // Contains the compiled instruction sets only, see build.py.
@@ -28,6 +31,7 @@ bool has_avxvnni() {  // not supported by __builtin_cpu_supports yet
 }
 #elif defined(__aarch64__)
 bool has_dotprod() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
+bool has_i8mm() { return has_dotprod() && getauxval(AT_HWCAP2) & HWCAP2_I8MM; }
 #endif
 bool always() { return true; }
 
@@ -47,6 +51,9 @@ const struct {
 #endif
 #if defined(EDGECS_AVX2)
     {has_avx2, kernels_avx2},
+#endif
+#if defined(EDGECS_I8MM)
+    {has_i8mm, kernels_i8mm},
 #endif
 #if defined(EDGECS_DOTPROD)
     {has_dotprod, kernels_dotprod},

@@ -12,23 +12,22 @@ import hashlib
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from filelock import FileLock
 
-from edgecs.errors import EdgecsError
+from edgecs.native.compilers import BuildError, Compilers
 
 SOURCES = Path(__file__).parent
 _HEADERS = ("ggml.h", "ggml-backend.h", "ggml-alloc.h")  # included by nodes.cpp
 _COMPILERS = ("g++", "clang++", "c++")
 _PATIENCE = 600  # seconds for one file: some take 10 on a fast idle machine
-_SHOWN = 300  # characters of a compiler's message
 
 _COMMON = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread")
 # No fused operations: where compilers fuse differently, columns would differ by width.
@@ -44,15 +43,12 @@ SETS: dict[str, dict[str, tuple[str, ...]]] = {
         "portable": ("-O1",),
     },
     "aarch64": {
+        "i8mm": ("-O3", "-march=armv8.2-a+dotprod+i8mm"),
         "dotprod": ("-O3", "-march=armv8.2-a+dotprod"),
         "portable": ("-O1",),
     },
 }
 """Compiler flags by processor and instruction set."""
-
-
-class BuildError(EdgecsError):
-    """The kernels cannot be compiled; the message is part of a sentence."""
 
 
 def machine() -> str:
@@ -82,11 +78,15 @@ def find(include: Path, folder: Path | None) -> Path | None:
 
 
 def compile_library(
-    include: Path, folder: Path, say: Callable[[str], None] = lambda text: None
+    include: Path,
+    folder: Path,
+    say: Callable[[str], None] = lambda text: None,
+    cancel: threading.Event | None = None,
 ) -> Path:
-    """Compile the library into a folder, unless it exists; raises BuildError.
+    """Compile the library into a folder, unless it exists.
 
     say: called before compiling, which takes one or two minutes, and afterwards.
+    cancel: stops compiling when it is set. Raises BuildError, Cancelled.
     """
     wanted = name(include)
     if sys.platform != "linux" or machine() not in SETS:
@@ -100,7 +100,7 @@ def compile_library(
                 say("compiling kernels for this llama.cpp, once: one or two minutes")
                 began = time.monotonic()
                 with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                    made = compile_into(Path(scratch), include, compiler)
+                    made = compile_into(Path(scratch), include, compiler, cancel=cancel)
                     made.replace(library)
                 say(f"compiled the kernels in {time.monotonic() - began:.0f} s")
                 _remove_others(library)
@@ -115,14 +115,16 @@ def compile_into(
     compiler: str,
     flags: Sequence[str] = (),
     sets: Mapping[str, Sequence[str]] | None = None,
+    *,
+    cancel: threading.Event | None = None,
 ) -> Path:
-    """Compile and link everything in a folder; raises BuildError.
+    """Compile and link everything in a folder; raises BuildError, Cancelled.
 
     flags: added for every file, such as those of a sanitizer. sets: instruction sets
     with their flags; None: all for this processor.
     """
     sets = sets or SETS[machine()]
-    objects = compile_objects(scratch, include, compiler, flags, sets)
+    objects = compile_objects(scratch, include, compiler, flags, sets, cancel=cancel)
     library = scratch / "made.so"
     run([compiler, *flags, "-shared", "-pthread", *objects, "-o", library])
     return library
@@ -134,8 +136,10 @@ def compile_objects(
     compiler: str,
     flags: Sequence[str],
     sets: Mapping[str, Sequence[str]],
+    *,
+    cancel: threading.Event | None = None,
 ) -> list[Path]:
-    """Compile everything in a folder; raises BuildError."""
+    """Compile everything in a folder; raises BuildError, Cancelled."""
     common = [*_COMMON, f"-I{include}", *(f"-DEDGECS_{name.upper()}" for name in sets)]
     jobs = [
         (
@@ -153,12 +157,18 @@ def compile_objects(
 
     def compile_one(job: tuple[Path, Path, list[str]]) -> Path:
         source, made, options = job
-        run([compiler, *options, "-c", source, "-o", made])
+        compilers.run([compiler, *options, "-c", source, "-o", made])
         return made
 
     # One file takes 400 MB of memory, and its time counts while it waits for others.
-    with ThreadPoolExecutor(_processors()) as pool:
-        return list(pool.map(compile_one, jobs))
+    with (
+        ThreadPoolExecutor(_processors()) as pool,
+        Compilers(_PATIENCE, cancel) as compilers,
+    ):
+        made = [pool.submit(compile_one, job) for job in jobs]
+        for one in wait(made, return_when=FIRST_EXCEPTION).done:
+            one.result()  # raises, and ends the others
+        return [one.result() for one in made]
 
 
 def _processors() -> int:
@@ -181,21 +191,8 @@ def _compiler() -> str:
 
 def run(command: Sequence[str | Path]) -> None:
     """Run a compiler; raises BuildError with its first error message."""
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PATIENCE,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BuildError(f"{command[0]} takes more than {_PATIENCE} s") from error
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line]
-        said = (lines or done.stderr.splitlines() or ["no error message"])[0]
-        raise BuildError(f"{command[0]} fails: {said[:_SHOWN]}")
+    with Compilers(_PATIENCE) as compilers:
+        compilers.run(command)
 
 
 def _remove_others(library: Path) -> None:

@@ -3,7 +3,8 @@
 // The rows of a matrix are packed in groups of R, one per lane of a vector. A unit of 64 or 256 weights of a row
 // becomes the scales of all rows of the group, followed by their quants, so that every load of a kernel is a whole
 // aligned vector. A vector of quants has 4 adjacent weights of each row, as the dot product instructions of processors
-// require; a block of 32 weights is 8 such vectors.
+// require; a block of 32 weights is 8 such vectors. With TILES two adjacent vectors have 8 adjacent weights of each
+// row: the first one those of rows 0 and 1, the second one those of rows 2 and 3.
 #pragma once
 #include "vectors.h"
 
@@ -25,6 +26,17 @@ INLINE void unrolled(Function f) {
     }
 }
 
+// The vector of a block, and the 4 bytes of the vector, where the weights 4g, ..., 4g + 3 of a row are.
+#if defined(TILES)
+constexpr int WORDS = 2;  // in a vector, of each row
+INLINE int vector_of(int g, int row) { return g / 2 * 2 + row / 2; }
+INLINE int word_of(int g, int row) { return row % 2 * 2 + g % 2; }
+#else
+constexpr int WORDS = 1;
+INLINE int vector_of(int g, int) { return g; }
+INLINE int word_of(int, int row) { return row; }
+#endif
+
 // ---------------------------------------------------------------------------------------------------- quants
 // Two blocks of 32 quants of 4 + EXTRA bits: the first block in the low nibbles of 8 vectors, the second one in
 // the high nibbles; then the extra bits of each block in EXTRA vectors.
@@ -32,22 +44,28 @@ template <int EXTRA>
 struct Nibbles {
     static constexpr int BITS = 4 + EXTRA, BYTES = VECTOR * (8 + 2 * EXTRA);
 
-    // quants: 64 of one row
+    // quants: 64 of one row, after the rows before
     static void write(const u8 * quants, int row, u8 * to) {
-        u32 planes[2][2] = {};
+        u32 planes[2][2][WORDS] = {};
         for (int g = 0; g < 8; ++g) {
+            const int v = vector_of(g, row);
             const u32 first = read<u32>(quants + 4 * g), second = read<u32>(quants + 32 + 4 * g);
             const u32 nibbles = (first & 0x0f0f0f0f) | (second & 0x0f0f0f0f) << 4;
-            memcpy(to + VECTOR * g + 4 * row, &nibbles, 4);
+            memcpy(to + VECTOR * v + 4 * word_of(g, row), &nibbles, 4);
             if constexpr (EXTRA > 0) {
                 constexpr u32 MASK = (EXTRA == 1 ? 1 : 3) * 0x01010101u;
-                planes[0][g * EXTRA / 8] |= (first >> 4 & MASK) << g * EXTRA % 8;
-                planes[1][g * EXTRA / 8] |= (second >> 4 & MASK) << g * EXTRA % 8;
+                planes[0][g * EXTRA / 8][g % WORDS] |= (first >> 4 & MASK) << v * EXTRA % 8;
+                planes[1][g * EXTRA / 8][g % WORDS] |= (second >> 4 & MASK) << v * EXTRA % 8;
             }
         }
         for (int block = 0; block < 2; ++block)
             for (int i = 0; i < EXTRA; ++i)
-                memcpy(to + VECTOR * (8 + block * EXTRA + i) + 4 * row, planes[block] + i, 4);
+                for (int word = 0; word < WORDS; ++word) {
+                    u8 * plane = to + VECTOR * (8 + block * EXTRA + i) + 4 * word_of(word, row);
+                    u32 bits = planes[block][i][word];
+                    if (WORDS > 1 && row >= 2) bits |= read<u32>(plane);  // those of two vectors
+                    memcpy(plane, &bits, 4);
+                }
     }
 
     template <int BLOCK, int G>
@@ -69,7 +87,7 @@ struct Bytes {
     static void write(const u8 * quants, int row, u8 * to) {
         for (int g = 0; g < 16; ++g) {
             const u32 four = read<u32>(quants + 4 * g) ^ (BYTE_OFFSET ? 0x80808080u : 0);
-            memcpy(to + VECTOR * g + 4 * row, &four, 4);
+            memcpy(to + VECTOR * vector_of(g, row) + 4 * word_of(g, row), &four, 4);
         }
     }
     template <int BLOCK, int G>
@@ -148,7 +166,8 @@ struct Q4_1 : Blocks<3, Nibbles<0>, 0, true, 20> {
 };
 INLINE void split_5(const u8 * bits, const u8 * nibbles, u8 * quants) {
     split(nibbles, quants);
-    for (int i = 0; i < 32; ++i) quants[i] |= (read<u32>(bits) >> i & 1) << 4;
+    const u32 fifth = read<u32>(bits);
+    for (int i = 0; i < 32; ++i) quants[i] |= (fifth >> i & 1) << 4;
 }
 struct Q5_0 : Blocks<6, Nibbles<1>, 16, false, 22> {
     static void read_block(const u8 * from, int block, int row, u8 * unit, u8 * quants) {
@@ -215,10 +234,11 @@ struct WithMinima {
 struct Q4_K : WithMinima<12, 0, 144> {
     static void read_super(const u8 * from, int row, u8 * unit, u8 * quants) {
         read_head(from, row, unit);
-        for (int i = 0; i < 128; ++i) {
-            quants[i / 32 * 64 + i % 32] = from[16 + i] & 15;
-            quants[i / 32 * 64 + i % 32 + 32] = from[16 + i] >> 4;
-        }
+        for (int j = 0; j < 4; ++j)  // two loops, which compilers make vectors of
+            for (int i = 0; i < 32; ++i) {
+                quants[64 * j + i] = from[16 + 32 * j + i] & 15;
+                quants[64 * j + i + 32] = from[16 + 32 * j + i] >> 4;
+            }
     }
 };
 struct Q5_K : WithMinima<13, 1, 176> {

@@ -109,6 +109,28 @@ void activate(Activation kind, const float * const * columns, int count, int64_t
 // ------------------------------------------------------------------------------------------------------ kernels
 // sums[c] += the products of `COUNT` vectors of a block, from vector FROM on, with column c, whose numbers are at
 // x + c * STRIDE.
+#if defined(TILES)
+// Sums of integers are exact, so the results are those of `dot`. The last column of an odd number is computed twice.
+template <class Quants, int N, int BLOCK, int FROM, int COUNT, size_t STRIDE>
+INLINE void products(const u8 * quants, const i8 * x, I * sums) {
+    I tiles[N + 1][2];  // the columns c and c + 1
+#define PAIRS _Pragma("GCC unroll 6") for (int c = 0; c < N; c += 2)
+    PAIRS tiles[c][0] = tiles[c][1] = all(0);
+    unrolled<COUNT>([&](auto next) __attribute__((always_inline)) {
+        constexpr int G = FROM + decltype(next)::value, HALF = G % 2;
+        const I weights = Quants::template get<BLOCK, G>(quants);
+        PAIRS {
+            const i8 *one = x + c * STRIDE + G / 2 * 8, *other = c + 1 < N ? one + STRIDE : one;
+            tiles[c][HALF] = dot_tile(tiles[c][HALF], weights, one, other);
+        }
+    });
+    PAIRS {
+        sums[c] = add(sums[c], first_column(tiles[c][0], tiles[c][1]));
+        if (c + 1 < N) sums[c + 1] = add(sums[c + 1], second_column(tiles[c][0], tiles[c][1]));
+    }
+#undef PAIRS
+}
+#else
 template <class Quants, int N, int BLOCK, int FROM, int COUNT, size_t STRIDE>
 INLINE void products(const u8 * quants, const i8 * x, I * sums) {
     constexpr int RUN = COUNT < run<Quants::BITS> ? COUNT : run<Quants::BITS>;
@@ -123,6 +145,7 @@ INLINE void products(const u8 * quants, const i8 * x, I * sums) {
         COLUMNS sums[c] = end(sums[c], partial[c]);
     });
 }
+#endif
 INLINE void fetch_all(const u8 * from, int bytes) {
     for (int i = 0; i < bytes; i += 64) fetch(from + i);
 }

@@ -82,5 +82,6 @@ const Kernels * kernels_avx512bf16();
 const Kernels * kernels_avx512();
 const Kernels * kernels_avxvnni();
 const Kernels * kernels_avx2();
+const Kernels * kernels_i8mm();
 const Kernels * kernels_dotprod();
 const Kernels * kernels_portable();

@@ -9,6 +9,7 @@
 //     BYTE_OFFSET  added to 8-bit weights, so that they suit `dot_bytes`
 //     run<BITS>    number of `dot` calls between `begin` and `end` without overflow
 //     DOTS_OF_BFLOATS  defined if one instruction multiplies and adds pairs of bfloat16
+//     TILES        defined if one instruction multiplies 8 bytes of two rows with those of two columns
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -316,7 +317,6 @@ INLINE I end(I before, I a) { return _mm256_add_epi32(before, _mm256_madd_epi16(
 
 #elif defined(__ARM_FEATURE_DOTPROD)
 
-#define INSTRUCTION_SET dotprod
 constexpr int LANES = 4, WIDTH = 8, QUERIES = 2, BYTE_OFFSET = 0;
 template <int BITS>
 constexpr int run = 8;
@@ -402,6 +402,21 @@ INLINE I dot_pairs(I a, const u8 * w, const i16 * x) {
     const int32x4_t first = vmull_s16(vget_low_s16(wide), vget_low_s16(pairs));
     return vaddq_s32(a, vpaddq_s32(first, vmull_high_s16(wide, pairs)));
 }
+
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#define INSTRUCTION_SET i8mm
+#define TILES
+// a: sums [row][column]. w: 8 weights of each row; x, y: 8 activations of each column.
+INLINE I dot_tile(I a, I w, const i8 * x, const i8 * y) {
+    return vmmlaq_s32(a, vreinterpretq_s8_s32(w), vcombine_s8(vld1_s8(x), vld1_s8(y)));
+}
+// One column of two tiles, which have all rows.
+INLINE I first_column(I a, I b) { return vuzp1q_s32(a, b); }
+INLINE I second_column(I a, I b) { return vuzp2q_s32(a, b); }
+INLINE I add(I a, I b) { return vaddq_s32(a, b); }
+#else
+#define INSTRUCTION_SET dotprod
+#endif
 
 #else
 

@@ -127,7 +127,7 @@ def open_model(
             undo.pop_all()
         return Opened(model, scorer, options, warning, why)
 
-    kernels, why = kernels_for(options, findings, say)
+    kernels, why = kernels_for(options, findings, say, cancel)
     if kernels:
         if path.stat().st_size > _LARGE:
             say(f"laying out weights for {kernels.name}")
@@ -143,7 +143,10 @@ def open_model(
 
 
 def kernels_for(
-    options: LoadOptions, findings: Path | None, say: Callable[[str], None]
+    options: LoadOptions,
+    findings: Path | None,
+    say: Callable[[str], None],
+    cancel: threading.Event | None = None,
 ) -> tuple[KernelSet | None, str | None]:
     """The chosen kernels, see `choose`; none together with a GPU or BLAS.
 
@@ -158,7 +161,7 @@ def kernels_for(
     elif beside := library.accelerators():
         why, remedy = f"{beside[0]} computes parts of the graph", "use --kernels auto"
     else:
-        return choose(options.kernels, findings, say)
+        return choose(options.kernels, findings, say, cancel)
     if options.kernels in ("auto", "llama"):
         return None, why
     raise ConfigError(

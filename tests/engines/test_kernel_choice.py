@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from edgecs.engines.llama.kernels import include_folder, kernel_sets
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import Cancelled, ConfigError, OutOfMemory
 from edgecs.native import build
-from edgecs.native.build import BuildError
+from edgecs.native.compilers import BuildError
 from edgecs.runtime.loader import load
 from tests.commands import one_line
 from tests.conftest import Outcome
@@ -61,6 +63,16 @@ def compiler(
         monkeypatch.setattr(build, "_COMPILERS", (str(file),))
 
     return script
+
+
+def assert_ended(started: Path) -> None:
+    """Of the processes in a file of numbers, none runs."""
+    for number in map(int, started.read_text().split()):
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(number)
+            with suppress(psutil.TimeoutExpired):
+                process.wait(5)  # a killed process needs a moment
+            assert process.status() == psutil.STATUS_ZOMBIE
 
 
 def copies(made: str) -> str:
@@ -160,6 +172,45 @@ class TestBuild:
         with pytest.raises(BuildError, match="fails: x.cpp:1: error: no such thing"):
             build.compile_library(include_folder(), tmp_path / "kernels")
         assert not list((tmp_path / "kernels").glob("*.so"))
+
+    def test_compilers_that_take_too_long_are_ended(
+        self, compiler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ):
+        """And the processes that they have started."""
+        compiler(f"sleep 600 & echo $! >> {tmp_path}/started; wait")
+        monkeypatch.setattr(build, "_PATIENCE", 0.5)
+        with pytest.raises(BuildError, match=r"takes more than 0\.5 s"):
+            build.compile_library(include_folder(), tmp_path / "kernels")
+        assert_ended(tmp_path / "started")
+
+    def test_one_that_fails_ends_the_others(
+        self, compiler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ):
+        started = tmp_path / "started"
+        compiler(
+            f"mkdir {tmp_path}/lock && {{ until [ -e {started} ]; do sleep 0.01; done; "
+            f"exit 1; }}\nsleep 600 & echo $! >> {started}; wait"
+        )
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+        with pytest.raises(BuildError, match="fails"):
+            build.compile_library(include_folder(), tmp_path / "kernels")
+        assert_ended(started)
+
+    def test_it_can_be_stopped(self, compiler, tmp_path: Path):
+        started, cancel = tmp_path / "started", threading.Event()
+        compiler(f"sleep 600 & echo $! >> {started}; wait")
+
+        def stop():
+            while not started.exists():
+                time.sleep(0.01)
+            cancel.set()
+
+        thread = threading.Thread(target=stop)
+        thread.start()
+        with pytest.raises(Cancelled, match="stopped while compiling"):
+            kernel_choice.choose("auto", tmp_path / "llama.json", cancel=cancel)
+        thread.join()
+        assert_ended(started)
 
     def test_no_compiler(self, nothing_compiled, monkeypatch, tmp_path: Path):
         monkeypatch.setattr(build, "_COMPILERS", ("no-such-compiler",))

@@ -13,8 +13,7 @@ import pytest
 from edgecs.core.context import Context
 from edgecs.core.draft import Draft, score_one
 from edgecs.drafters.maxgram import MaxGram
-from edgecs.engines.llama import library
-from edgecs.engines.llama.language_model import LlamaLM
+from edgecs.engines.llama import language_model, library
 from edgecs.engines.llama.layers import _footprint, automatic_layers
 from edgecs.engines.llama.model import LlamaModel
 from edgecs.engines.llama.tokenizer import read_pieces
@@ -369,20 +368,22 @@ def test_automatic_offload_leaves_software_devices(
     assert automatic_layers(tiny_gguf, LoadOptions(n_ctx=256)).layers == 3
 
 
-@pytest.mark.parametrize("kind", [LlamaModel, LlamaLM])
+@pytest.mark.parametrize(
+    ("owner", "name"), [(LlamaModel, "_open"), (language_model, "open_context")]
+)
 def test_fewer_layers_are_tried_when_an_allocation_fails(
-    tiny_gguf: Path, gpu: Device, monkeypatch: pytest.MonkeyPatch, kind: type
+    tiny_gguf: Path, gpu: Device, monkeypatch: pytest.MonkeyPatch, owner, name: str
 ):
     """Be it the weights or the KV cache that do not fit."""
-    real, tried = kind._open, []
+    real, tried = getattr(owner, name), []
 
-    def picky(self, options: LoadOptions):
+    def picky(first, options: LoadOptions, *others, **named):
         tried.append(options.n_gpu_layers)
         if options.n_gpu_layers > 1:
             raise OutOfMemory("too much")
-        return real(self, options)
+        return real(first, options, *others, **named)
 
-    monkeypatch.setattr(kind, "_open", picky)
+    monkeypatch.setattr(owner, name, picky)
     with load(tiny_gguf, LoadOptions(n_ctx=256)) as loaded:
         assert tried == [3, 2, 1]
         assert loaded.note == "1 GPU layers, as an allocation failed with more"

@@ -8,7 +8,12 @@ on what was in the cache before.
 from __future__ import annotations
 
 import gc
+import hashlib
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -193,6 +198,44 @@ def test_two_contexts_share_the_packed_weights(models):
     assert together(second, prompt, more).tobytes() == expected.tobytes()
     second.close()
     model.close()
+
+
+ROUNDS = 20
+ANSWER = (
+    "import sys; sys.path[:] = sys.argv[2:]; "
+    "from tests.engines.test_own_nodes import answer; answer(sys.argv[1])"
+)
+
+
+def answer(file: str) -> None:
+    """In a child process: print digests of the rows of several calls."""
+    prompt, more = ids(300), ids(8, seed=1)
+    with opened(Path(file)) as target:
+        print("begins", flush=True)
+        for _ in range(ROUNDS):
+            target.reset()
+            print(hashlib.sha256(together(target, prompt, more).tobytes()).hexdigest())
+
+
+def test_a_process_that_is_stopped_in_mid_call(models):
+    """As by Ctrl-Z, many times, wherever its threads are."""
+    with opened(models["Q4_0"]) as target:
+        rows = together(target, ids(300), ids(8, seed=1))
+    expected = hashlib.sha256(rows.tobytes()).hexdigest()
+    command = [sys.executable, "-c", ANSWER, str(models["Q4_0"]), *sys.path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        try:
+            assert child.stdout.readline() == "begins\n"
+            while child.poll() is None:
+                for number in (signal.SIGSTOP, signal.SIGCONT):
+                    child.send_signal(number)
+                    time.sleep(0.002)
+        finally:
+            child.kill()
+        found = child.stdout.read().split()
+    assert child.returncode == 0
+    assert found == [expected] * ROUNDS
 
 
 def test_what_no_kernel_takes_stays_with_llama_cpp(models):

@@ -31,7 +31,8 @@ from tests.engines.test_own_kernels import (
 
 ROOT = Path(__file__).parents[2]
 CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
-WIDTH, ROWS, COLUMNS = 512, 9, {"dotprod": 8, "portable": 1}
+compiles = pytest.mark.timeout(900)  # seconds, in `emulated` or `sanitized`
+WIDTH, ROWS, COLUMNS = 512, 9, {"i8mm": 8, "dotprod": 8, "portable": 1}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,7 @@ def header(*numbers: int) -> bytes:
     return np.array([*numbers, *[0] * (10 - len(numbers))], dtype=np.int64).tobytes()
 
 
+@compiles
 @pytest.mark.parametrize("name", COLUMNS)
 def test_products_on_arm(emulated: list[str], tmp_path: Path, name: str):
     random, cases, expected = np.random.default_rng(1), tmp_path / "cases", []
@@ -83,6 +85,25 @@ def test_products_on_arm(emulated: list[str], tmp_path: Path, name: str):
     assert not y.size
 
 
+@compiles
+def test_matrix_instructions_give_the_bits_of_dot_products(
+    emulated: list[str], tmp_path: Path
+):
+    """Sums of integers are exact in any order, all else is the same."""
+    random, cases = np.random.default_rng(2), tmp_path / "cases"
+    with cases.open("wb") as file:
+        for kind in KINDS:
+            matrix = random_weights(kind, ROWS, WIDTH, random)
+            for n in range(1, COLUMNS["i8mm"] + 1):
+                sizes = number(kind), matrix.shape[1], ROWS, WIDTH, n
+                x = activations(random, n, WIDTH)
+                file.write(header(0, *sizes) + matrix.tobytes() + x.tobytes())
+    found = [results(emulated, cases, name) for name in ("i8mm", "dotprod")]
+    assert found[0].size
+    assert found[0].tobytes() == found[1].tobytes()
+
+
+@compiles
 @pytest.mark.parametrize("name", COLUMNS)
 def test_attention_on_arm(emulated: list[str], tmp_path: Path, name: str):
     cases, nodes = tmp_path / "cases", []
@@ -109,7 +130,7 @@ def test_attention_on_arm(emulated: list[str], tmp_path: Path, name: str):
     assert not y.size
 
 
-@pytest.mark.timeout(900)
+@compiles
 @pytest.mark.parametrize("tests", ["test_own_kernels.py", "test_own_nodes.py"])
 def test_nothing_undefined_and_no_memory_out_of_bounds(
     sanitized: dict[str, str], tests: str

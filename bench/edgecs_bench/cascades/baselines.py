@@ -41,6 +41,11 @@ class Lenient:
         return int(ids[scores.argmax()])
 
 
+def certainty(choose: Laws, small: Row, tokens: Tokens) -> float:
+    """The small model's largest probability, by which a plain cascade defers."""
+    return float(choose.belief(small, tokens).max())
+
+
 def deferred(
     target: LanguageModel,
     small: LanguageModel,
@@ -49,8 +54,10 @@ def deferred(
     prompt: Tokens,
     most: int,
     ends: Container[int] = (),
-) -> Iterator[int]:
+) -> Iterator[tuple[int, bool]]:
     """A plain cascade: the target is called only for what the small model defers.
+
+    Yields every token, and whether the target was called for it.
 
     No draft is verified: a token of the small model is final if it is certain enough,
     and the target reads the tokens since its last call when it is called again. rule:
@@ -61,10 +68,11 @@ def deferred(
     for _ in range(most):
         row = score_one(small, context).logits[0]
         tokens = context.tokens
-        if choose.belief(row, tokens).max() < 1 - rule.alpha:
+        defers = certainty(choose, row, tokens) < 1 - rule.alpha
+        if defers:
             row = score_one(target, context).logits[0]
         token = choose(row, tokens)
-        yield token
+        yield token, defers
         if token in ends:
             break
         context.append((token,))

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecs_bench.cascades.ways import LARGE
+from edgecs_bench.cascades.ways import LARGE, kind
 from edgecs_bench.report.canvas import LIGHT, open_figure, saved
 from edgecs_bench.report.figures import SERIES
 
@@ -39,17 +39,23 @@ def _figure(rows: list[dict[str, Any]]) -> Figure:
 
 
 def _draw(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    """Speed where it was measured, otherwise calls of the target for each token."""
     tested = any(row["problems"] for row in rows)
+    at_speed = any(row["speed"] for row in rows)
     lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
         quality = row["agreement"]
         if tested:
             quality = row["passed"] / row["problems"] if row["problems"] else None
-        if quality is not None and row["speed"] is not None:
-            lines[row["way"].partition(":")[0]].append((row["speed"], quality))
+        price = row["speed" if at_speed else "calls"]
+        if quality is not None and price is not None:
+            lines[kind(row["way"])].append((price, quality))
     for at, (name, points) in enumerate(lines.items()):
         colour = LIGHT[SERIES[at % len(SERIES)]]
         style = "o-" if len(points) > 1 else "s"
         axes.plot(*zip(*points, strict=True), style, color=colour, label=name)
     axes.set(xlabel=f"speed, relative to {LARGE}")
+    if not at_speed:
+        axes.set(xlabel="calls of the large model for each token")
+        axes.invert_xaxis()  # cheaper ways on the right, like faster ones
     axes.set(ylabel="pass@1" if tested else "agreement with large")

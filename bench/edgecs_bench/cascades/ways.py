@@ -7,7 +7,9 @@
     lenient:A    lenient speculative sampling
     deferral:A   a plain cascade without drafts, with the rule chow
 
-All drafts are of the same length, so that the rules are compared and not a planner.
+Every way is a choice from the rows of two models (`mixtures`), and a run with these
+models (`ways`). All drafts are of the same length, so that the rules are compared and
+not a planner.
 """
 
 from __future__ import annotations
@@ -18,12 +20,10 @@ from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
-import numpy as np
-
 from edgecs.core.context import Context, Tokens
-from edgecs.core.draft import Draft, LanguageModel, Laws, Request
+from edgecs.core.draft import LanguageModel, Laws, Row
 from edgecs.decoding.beside import Beside, RowKeeper
-from edgecs.decoding.cascade import NamedModel, stack
+from edgecs.decoding.cascade import NamedModel, Round, stack
 from edgecs.decoding.exactness import Limits
 from edgecs.decoding.kmatrix import KMatrix
 from edgecs.drafters.maxgram import MaxGram
@@ -35,21 +35,35 @@ from edgecs_bench.cascades.baselines import Lenient, deferred
 
 LARGE, SMALL, SPECULATIVE = "large", "small", "speculative"
 LENIENT, DEFERRAL = "lenient", "deferral"
-_PIECE = 32  # tokens of an answer in one call
+
+Over = Callable[[Sequence[int]], bool]
+"""Whether an answer of these tokens ends here, though no end token was chosen."""
+
+
+def never(tokens: Sequence[int]) -> bool:
+    """No answer ends early."""
+    return False
+
+
+class Counts(NamedTuple):
+    """What an answer took.
+
+    calls: of the target, that which reads the prompt included. accepted, rejected:
+    drafted tokens that were accepted, and rounds that ended at one that was not.
+    """
+
+    calls: int
+    accepted: int = 0
+    rejected: int = 0
 
 
 class Spoken(NamedTuple):
-    """An answer; times are in seconds.
-
-    accepted, rejected: drafted tokens that were, and rounds that ended at one that was
-    not.
-    """
+    """An answer; times are in seconds."""
 
     tokens: list[int]
+    counts: Counts
     ttft: float
     decode: float
-    accepted: int = 0
-    rejected: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,44 +77,85 @@ class Pair:
     drafted: int
 
 
-Way = Callable[[Laws, Tokens, int], Spoken]
-"""The choice, the prompt and the most tokens -> an answer from empty caches."""
+@dataclass(frozen=True)
+class Alone:
+    """The choice of one of the two models."""
+
+    small: bool
+
+    def choose(self, choose: Laws, row: Row, small: Row, tokens: Tokens) -> int:
+        """See `CascadeRule.choose`."""
+        return choose(small if self.small else row, tokens)
 
 
-def ways(
-    pair: Pair, rules: Sequence[RuleName], alphas: Sequence[float], seed: int
-) -> dict[str, Way]:
-    """Every way by its name. Alphas outside the range of a rule are left out."""
-    found: dict[str, Way] = {
-        LARGE: partial(_alone, pair, pair.target),
-        SMALL: partial(_alone, pair, pair.small),
-        SPECULATIVE: partial(_drafted, pair, None),
+class Question(NamedTuple):
+    """What is answered. most: tokens of the answer. over: may end it earlier."""
+
+    choose: Laws
+    prompt: Tokens
+    most: int
+    over: Over = never
+
+
+Way = Callable[[Question], Spoken]
+"""Answers a question from empty caches."""
+
+
+def kind(way: str) -> str:
+    """The name of a way without its alpha."""
+    return way.partition(":")[0]
+
+
+def mixtures(
+    rules: Sequence[RuleName], alphas: Sequence[float], seed: int
+) -> dict[str, Mixture]:
+    """The choice of every way by its name; alphas outside a rule's range are left out.
+
+    seed: of the sampling.
+    """
+    found: dict[str, Mixture] = {
+        LARGE: Alone(small=False),
+        SMALL: Alone(small=True),
+        SPECULATIVE: Alone(small=False),
     }
     for name in rules:
         low, high = CascadeRule.limits(name)
         for alpha in alphas:
             if low <= alpha <= high:
-                rule = CascadeRule(name, alpha)
-                found[f"{name}:{alpha:g}"] = partial(_drafted, pair, rule)
+                found[f"{name}:{alpha:g}"] = CascadeRule(name, alpha)
     for alpha in alphas:
         if 0 <= alpha < 1:
-            lenient = Lenient(alpha, seed)
-            found[f"{LENIENT}:{alpha:g}"] = partial(_drafted, pair, lenient)
-            rule = CascadeRule("chow", alpha)
-            found[f"{DEFERRAL}:{alpha:g}"] = partial(_deferred, pair, rule)
+            found[f"{LENIENT}:{alpha:g}"] = Lenient(alpha, seed)
+            found[f"{DEFERRAL}:{alpha:g}"] = CascadeRule("chow", alpha)
     return found
 
 
-def _alone(
-    pair: Pair, model: LanguageModel, choose: Laws, prompt: Tokens, most: int
-) -> Spoken:
+def ways(
+    pair: Pair, rules: Sequence[RuleName], alphas: Sequence[float], seed: int
+) -> dict[str, Way]:
+    """Every way of `mixtures` with the models of a pair."""
+    found = dict[str, Way]()
+    for name, mixture in mixtures(rules, alphas, seed).items():
+        if kind(name) in (LARGE, SMALL):
+            found[name] = partial(_alone, pair, small=kind(name) == SMALL)
+        elif kind(name) == DEFERRAL:
+            assert isinstance(mixture, CascadeRule)
+            found[name] = partial(_deferred, pair, mixture)
+        else:
+            mixes = None if kind(name) == SPECULATIVE else mixture
+            found[name] = partial(_drafted, pair, mixes)
+    return found
+
+
+def _alone(pair: Pair, question: Question, *, small: bool) -> Spoken:
+    model = pair.small if small else pair.target
     model.reset()
-    return _timed(Session(model, pair.tokenizer, rule=always(choose)), prompt, most)
+    session = Session(model, pair.tokenizer, rule=always(question.choose))
+    said = _timed(session, question)
+    return said._replace(counts=Counts(0)) if small else said
 
 
-def _drafted(
-    pair: Pair, mixes: Mixture | None, choose: Laws, prompt: Tokens, most: int
-) -> Spoken:
+def _drafted(pair: Pair, mixes: Mixture | None, question: Question) -> Spoken:
     small, target = pair.small, pair.target
     target.reset()
     small.reset()
@@ -114,46 +169,43 @@ def _drafted(
         stack([NamedModel("small", small)], MaxGram(), matrix),
         draft_max=matrix.counts(0),
         limits=pair.limits,
-        rule=always(choose),
+        rule=always(question.choose),
         mixes=mixes,
     )
-    return _timed(session, prompt, most)
+    return _timed(session, question)
 
 
-def _timed(session: Session, prompt: Tokens, most: int) -> Spoken:
+def _timed(session: Session, question: Question) -> Spoken:
+    tokens, ended = list[int](), list[tuple[bool, int]]()
+
+    def note(context: Context, done: Round) -> None:
+        ended.append((done.rejected is not None, len(done.tokens)))
+
+    session.on_round = note
     with session:
-        tokens = [token.id for token in session.generate(prompt, max_tokens=most)]
+        for token in session.generate(question.prompt, max_tokens=question.most):
+            tokens.append(token.id)
+            if question.over(tokens):
+                break
+        session.stop()
         stats = session.stats
-    rejected = sum(len(r.accepted) < len(r.tested) for r in stats.records)
-    return Spoken(
-        tokens, stats.prompt_seconds, stats.decode_seconds, stats.accepted, rejected
-    )
+    rejected = sum(at for at, _ in ended)
+    if ended and 1 + sum(size for _, size in ended) > len(tokens):
+        rejected -= ended[-1][0]  # the answer ends before the rejected token
+    counts = Counts(1 + stats.rounds, stats.accepted, rejected)
+    return Spoken(tokens, counts, stats.prompt_seconds, stats.decode_seconds)
 
 
-def _deferred(
-    pair: Pair, rule: CascadeRule, choose: Laws, prompt: Tokens, most: int
-) -> Spoken:
-    began, times, tokens = perf_counter(), list[float](), list[int]()
+def _deferred(pair: Pair, rule: CascadeRule, question: Question) -> Spoken:
+    began, times, tokens, calls = perf_counter(), list[float](), list[int](), 0
     pair.target.reset()
     pair.small.reset()
-    both = pair.target, pair.small
-    for token in deferred(*both, rule, choose, prompt, most, pair.tokenizer.ends):
+    both, (choose, prompt, most, over) = (pair.target, pair.small), question
+    every = deferred(*both, rule, choose, prompt, most, pair.tokenizer.ends)
+    for token, called in every:
         tokens.append(token)
         times.append(perf_counter())
-    return Spoken(tokens, times[0] - began, times[-1] - times[0])
-
-
-def agreement(
-    target: LanguageModel, choose: Laws, prompt: Tokens, answer: Sequence[int]
-) -> float:
-    """Share of the tokens that the target chooses itself after the same tokens."""
-    target.reset()
-    context, same = Context(prompt), 0
-    piece = min(_PIECE, target.max_draft)
-    for start in range(0, len(answer), piece):
-        part = np.array(answer[start : start + piece], dtype=np.int32)
-        (rows,) = target.score([Request(context, Draft.chain(part[:-1], "answer"))])
-        for row, token in zip(rows.logits, part, strict=True):
-            same += choose(row, context.tokens) == token
-            context.append((token,))
-    return same / len(answer)
+        calls += called
+        if over(tokens):
+            break
+    return Spoken(tokens, Counts(calls), times[0] - began, times[-1] - times[0])

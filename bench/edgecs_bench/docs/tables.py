@@ -137,6 +137,20 @@ def huge_pages(file: Path) -> str:
     return markdown([heads, *lines])
 
 
+def loadings(file: Path) -> str:
+    """Output of `edgecs_bench.loading`, two rows per model."""
+    lines = []
+    for text in file.read_text(encoding="utf-8").splitlines():
+        told = json.loads(text)
+        for way, row in told["medians"].items():
+            whose = {"own": "edgecs's", "llama": "llama.cpp's"}[way]
+            seconds = (f"{row[name]:.1f}" for name in ("program_s", "system_s"))
+            sizes = (f"{row[name]:,.0f}" for name in ("own_mib", "file_mib"))
+            lines.append([told["model"], whose, *seconds, *sizes])
+    heads = ["model", "kernels", "in the program, s", "in the system, s"]
+    return markdown([[*heads, "own memory, MiB", "of the file, MiB"], *lines])
+
+
 def kernel_calls(file: Path) -> str:
     """Output of `edgecs_bench.kernels`, one row per model and set of kernels.
 

@@ -22,6 +22,7 @@ from edgecs_bench.suite.prompts import Exam, Prompt
 from edgecs_bench.suite.sandbox import REFUSED
 
 SECONDS, MIB = 10, 1024  # for one program
+LATE = "not finished"  # how the reason begins where a program had too little time
 GRACE = 5  # seconds of wall-clock time beyond the processor time
 _JAIL = Path(__file__).parents[1] / "suite" / "sandbox.py"
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
@@ -35,13 +36,30 @@ def program(prompt: str, exam: Exam, answer: str) -> str:
     itself, which may continue the prompt. The part of the prompt before the function
     (imports and helpers) comes first.
     """
-    wanted = re.compile(rf"^def\s+{re.escape(exam.entry_point)}\b", re.MULTILINE)
+    wanted = _definition(exam)
     blocks = [*_FENCE.findall(answer), answer]
     code = next((block for block in blocks if wanted.search(block)), None)
     start = wanted.search(prompt)
     before = prompt[: start.start()] if start else ""
     code = prompt + answer if code is None else f"{before}\n{code}"
     return f"{code}\n{exam.test}\ncheck({exam.entry_point})\n"
+
+
+def is_complete(exam: Exam, answer: str) -> bool:
+    """Whether no further text changes the code that `program` takes from an answer.
+
+    That is so when a fenced block that defines the function is closed.
+    """
+    wanted = _definition(exam)
+    return any(
+        block[0].endswith("```") and wanted.search(block[1])
+        for block in _FENCE.finditer(answer)
+    )
+
+
+def _definition(exam: Exam) -> re.Pattern[str]:
+    """Matches where the tested function begins."""
+    return re.compile(rf"^def\s+{re.escape(exam.entry_point)}\b", re.MULTILINE)
 
 
 def run(code: str, seconds: int = SECONDS, mib: int = MIB) -> str | None:
@@ -70,7 +88,7 @@ def run(code: str, seconds: int = SECONDS, mib: int = MIB) -> str | None:
             data = code.encode(errors="replace")
             _, said = process.communicate(data, seconds + GRACE)
         except subprocess.TimeoutExpired:
-            return f"not finished after {seconds} s"
+            return f"{LATE} after {seconds} s"
         finally:
             process.kill()
             process.communicate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from edgecs.engines.llama.kernels import KernelSet, include_folder, kernel_sets
 from edgecs.engines.load_options import KernelChoice
 from edgecs.errors import ConfigError
 from edgecs.native import build
-from edgecs.native.build import BuildError
+from edgecs.native.compilers import BuildError
 
 FOLDER = "kernels"  # next to the file of `findings`, see `load`
 _NOT_BY_ITSELF = "portable"  # slower than llama.cpp's
@@ -21,20 +22,21 @@ def choose(
     wanted: KernelChoice,
     findings: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
+    cancel: threading.Event | None = None,
 ) -> tuple[KernelSet | None, str | None]:
     """The kernels to use, None: llama.cpp's; and why edgecs' are not used.
 
     wanted: "auto" for the best ones, if they are better than llama.cpp's; "own" for the
     best ones; or an instruction set. findings: the library may be compiled next to this
     file, None: only an existing library is used. say: called before and after a slow
-    step.
+    step. cancel: stops compiling when it is set.
 
-    Raises ConfigError if requested kernels are not available.
+    Raises ConfigError if requested kernels are not available, Cancelled.
     """
     if wanted == "llama":
         return None, None
     try:
-        return _usable(wanted, findings, say), None
+        return _usable(wanted, findings, say, cancel), None
     except BuildError as error:
         if wanted == "auto":
             return None, str(error)
@@ -44,10 +46,13 @@ def choose(
 
 
 def _usable(
-    wanted: str, findings: Path | None, say: Callable[[str], None]
+    wanted: str,
+    findings: Path | None,
+    say: Callable[[str], None],
+    cancel: threading.Event | None,
 ) -> KernelSet:
-    """Raises BuildError."""
-    file = _library(findings.with_name(FOLDER) if findings else None, say)
+    """Raises BuildError, Cancelled."""
+    file = _library(findings.with_name(FOLDER) if findings else None, say, cancel)
     try:
         sets = {one.name: one for one in kernel_sets(file)}
     except OSError as error:
@@ -64,11 +69,13 @@ def _usable(
     return chosen
 
 
-def _library(folder: Path | None, say: Callable[[str], None]) -> Path:
-    """The compiled library; raises BuildError."""
+def _library(
+    folder: Path | None, say: Callable[[str], None], cancel: threading.Event | None
+) -> Path:
+    """The compiled library; raises BuildError, Cancelled."""
     found = build.find(include_folder(), folder)
     if found:
         return found
     if folder is None:
         raise BuildError("they are not compiled")
-    return build.compile_library(include_folder(), folder, say)
+    return build.compile_library(include_folder(), folder, say, cancel)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecs.native import build
+from edgecs.native.compilers import BuildError
 
 _BASE = "libggml-base.so.0"  # this name gives the library that llama.cpp has loaded
 _GGML = (
@@ -217,7 +218,7 @@ def main() -> None:
     """`python -m edgecs.engines.llama.kernels`: compile next to the sources."""
     try:
         print(build.compile_library(include_folder(), build.SOURCES, print))
-    except build.BuildError as error:  # not an error: llama.cpp's kernels are used
+    except BuildError as error:  # not an error: llama.cpp's kernels are used
         print(f"the kernels are not compiled, llama.cpp's are used: {error}")
 
 

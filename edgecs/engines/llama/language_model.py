@@ -6,13 +6,9 @@ requested rows, and cells beyond the common prefix are removed before a call.
 
 from __future__ import annotations
 
-import ctypes
-import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import replace
-from typing import cast
 
 import llama_cpp as lib
 import numpy as np
@@ -26,30 +22,33 @@ from edgecs.engines.host import usable_cores
 from edgecs.engines.kv_snapshot import KVSnapshot
 from edgecs.engines.llama import library
 from edgecs.engines.llama.batch import Batch
-from edgecs.engines.llama.checkpoints import Keeps, Rollback
+from edgecs.engines.llama.checkpoints import Rollback
+from edgecs.engines.llama.contexts import (
+    copy_cost,
+    decode_error,
+    kept_by,
+    no_room_to_pack,
+    open_context,
+)
 from edgecs.engines.llama.feed import NO_ROWS, Feed, Logits, groups
 from edgecs.engines.llama.heads.features import Features, states_kept
-from edgecs.engines.llama.huge_pages import HugePages
 from edgecs.engines.llama.kernels import Nodes
-from edgecs.engines.llama.model import FLASH_TYPES, KV_TYPES, LlamaModel
+from edgecs.engines.llama.model import LlamaModel
+from edgecs.engines.llama.output_rows import OutputRows
 from edgecs.engines.llama.scratch_kv import Layout, repeated
 from edgecs.engines.llama.sequence import LlamaSequence
 from edgecs.engines.llama.threads import thread_pool
 from edgecs.engines.load_options import LoadOptions
-from edgecs.errors import Cancelled, ContextFull, EdgecsError, ModelError, OutOfMemory
+from edgecs.errors import Cancelled, ContextFull, ModelError
 
 _REAL = 32  # cells that are computed, and then repeated for measuring
 _LARGEST_STATE = 1 << 29  # bytes
-# chosen: high, so that a copy is made only where it clearly pays.
-_TOKENS_A_PASS = 32  # prompt tokens that are read in the time of one pass over weights
 # chosen: the copy takes a hundredth of the time of the tokens between.
 _EVERY = 4  # prefill chunks between two checkpoints
 # chosen: several of a small model; those of larger ones have an eighth of its weights.
 _CHECKPOINTS = 512 << 20  # bytes of all checkpoints
 # chosen: reading fewer tokens again costs little more than a call.
 _READ_ALONE = 16  # tokens of a text after which a recurrent drafter has a checkpoint
-_WRAPS = 4096  # chosen: numpy views that are kept
-_WINDOW_CELLS = re.compile(r"creating\s+SWA KV cache, size = (\d+) cells")
 _ALONE = (0,)  # no padding
 
 
@@ -88,23 +87,24 @@ class LlamaLM:
             self.n_ctx = min(self.n_ctx, model.trained_ctx)
         self.max_draft = min(options.max_draft, self.n_ctx - 1)
         self._drafts = drafts_for is not None
-        self.copy_cost = self._copy_cost(options)
+        self.copy_cost = copy_cost(model, options, self.n_ctx)
         self.cancel = cancel
         self.threads = options.threads or usable_cores()
         packed = model.packed
         self._nodes = Nodes(packed, self.threads) if packed else None
         self._chunk = options.n_batch
-        self._ctx: lib.llama_context_p | None = self._open(options)
-        self._keeps = self._kept()
+        self._ctx: lib.llama_context_p | None = open_context(
+            *(model, options, self.n_ctx, self.threads, self._nodes),
+            keeps_states=self.exact or self._drafts,
+        )
+        self._keeps, self._windowed, self.steady = kept_by(self._ctx, model, self.n_ctx)
         self.snapshots = self._keeps.snapshots if self._keeps.recurrent else None
         strict = options.cpu_strict
         self._pool = thread_pool(self._ctx, self.threads, strict=strict)
         self._on_cores = self._pool or nullcontext()
         sole = 0 if self.sequences == self.max_leaves == 1 else None
         self._batch = Batch(options.n_batch, self.max_leaves, sole=sole)
-        self._wraps: dict[tuple[int, int, int], NDArray[np.float32]] = {}
-        self._row_size = model.vocabulary.size
-        self._filled = NO_ROWS
+        self._output = OutputRows(model.vocabulary.size, self.vocab_size)
         self.on_read: Callable[[int, int], None] | None = None  # tokens read, of all
         self.pads = True  # whether requests of unequal widths are computed in one pass
         self.gives_states = False
@@ -153,19 +153,6 @@ class LlamaLM:
     @property
     def _pads(self) -> bool:
         return self.pads and self.max_leaves == 1 and self._keeps.all
-
-    def _copy_cost(self, options: LoadOptions) -> int | None:
-        """How many prompt tokens are read in the time of a copy.
-
-        llama.cpp copies all cells of a stream, used or not.
-        """
-        model = self._model
-        if self.sequences == 1 or self.max_leaves > 1:
-            return None
-        if not model.rewindable or model.swa:
-            return None  # cells of a prefix may have been replaced by later ones
-        moved = 2 * model.kv_bytes(self.n_ctx, replace(options, sequences=1))
-        return 1 + int(moved * _TOKENS_A_PASS / model.size)
 
     def note_states(self, sequence: int = 0) -> States:
         """Record the final states of cells in every call for a draft from now on.
@@ -230,82 +217,23 @@ class LlamaLM:
 
     def _pack(self) -> None:
         """Pack the weights that the kernels need, by computing a token."""
-        packed = self._model.packed
+        packed, name = self._model.packed, self._model.path.name
         assert packed is not None
         if not packed.size:  # an earlier context may have packed them
             free = psutil.virtual_memory().available
             if free < self._model.size:
-                raise self._no_room_to_pack(f"{free >> 20} MiB are free")
+                raise no_room_to_pack(name, f"{free >> 20} MiB are free")
         self._batch.chain([0], 0, 1, 0)
         with self._on_cores:
             code = lib.llama_decode(self._ctx, self._batch.struct)
         if packed.failed:
             self.close()
             if self.cancel.is_set():
-                raise Cancelled(f"stopped while loading {self._model.path.name}")
-            raise self._no_room_to_pack("an allocation failed")
+                raise Cancelled(f"stopped while loading {name}")
+            raise no_room_to_pack(name, "an allocation failed")
         if code:
-            raise self._decode_error(code)
+            raise decode_error(code)
         lib.llama_memory_clear(lib.llama_get_memory(self._ctx), True)
-
-    def _no_room_to_pack(self, why: str) -> OutOfMemory:
-        return OutOfMemory(
-            f"the weights of {self._model.path.name} packed for edgecs' kernels do not "
-            f"fit into memory ({why}): use llama.cpp's (--kernels llama) or a smaller "
-            "quantisation"
-        )
-
-    def _open(self, options: LoadOptions) -> lib.llama_context_p:
-        params = lib.llama_context_default_params()
-        if self._nodes:
-            self._nodes.enter(params)
-        params.n_ctx = self.n_ctx * self.sequences
-        params.n_seq_max = self.sequences * self.max_leaves
-        params.kv_unified = self.max_leaves > 1  # cells are shared only in this mode
-        params.n_batch = params.n_ubatch = options.n_batch
-        params.n_threads = params.n_threads_batch = self.threads
-        params.flash_attn_type = FLASH_TYPES[options.flash_attention]
-        params.type_k = KV_TYPES[options.type_k]
-        params.type_v = KV_TYPES[options.type_v]
-        # llama.cpp says nothing of the windows of hybrid models (`seq_pos_min`).
-        small = self._model.rewindable and self.max_leaves == 1
-        params.swa_full = options.swa_full or not small
-        if not self._model.rewindable and (self.exact or self._drafts):
-            params.n_rs_seq = self._model.snapshots(options)
-        library.clear_log()
-        if not self._model.kv_fits(self.n_ctx, options):
-            raise self._does_not_fit()
-        pages = HugePages(options.huge_pages)
-        context = lib.llama_init_from_model(self._model.handle, params)
-        if context is None:
-            raise self._open_error()
-        pages.collapse()  # llama.cpp has already written to the cells, to clear them
-        return cast(lib.llama_context_p, context)
-
-    def _kept(self) -> Keeps:
-        """What the context keeps of earlier tokens; called when it has been opened."""
-        snapshots = int(lib.llama_n_rs_seq(self._ctx))
-        windows = map(_WINDOW_CELLS.search, library.logged())
-        cells = [int(found[1]) for found in windows if found]
-        self._windowed = bool(cells)
-        small = self._windowed and min(cells) < self.n_ctx
-        # Beyond that, cells are reused in an order that depends on the calls.
-        self.steady = min(cells) if small else None
-        window = self._model.window if small else 0
-        return Keeps(not self._model.rewindable, snapshots, window)
-
-    def _open_error(self) -> EdgecsError:
-        said = library.logged_errors()
-        if any("alloc" in line or "memory" in line for line in said) or not said:
-            return self._does_not_fit()
-        return ModelError(f"llama.cpp cannot open a context: {said[-1]}")
-
-    def _does_not_fit(self) -> OutOfMemory:
-        return OutOfMemory(
-            f"{_contexts(self.sequences, self.n_ctx)} not fit into memory: give a "
-            "smaller one (-c), a quantised KV cache (-ctk q8_0 -ctv q8_0) or fewer GPU "
-            "layers (-ngl)"
-        )
 
     def score(self, requests: Sequence[Request]) -> list[Rows]:
         """Logits after the context and every draft node, see `LanguageModel`."""
@@ -411,7 +339,7 @@ class LlamaLM:
         self._batch.chain([0], len(one.cache), 1, one.id)
         code, _ = self._call(0)
         if code:
-            raise self._decode_error(code)
+            raise decode_error(code)
         one.cache.trim(len(one.cache))
 
     def pretend(self, context: Context) -> bool:
@@ -607,16 +535,16 @@ class LlamaLM:
             feed.sequence.rollback.begin(cells, len(feed), final)
         code, address = self._call(firsts[0])
         if code:
-            raise self._decode_error(code)
+            raise decode_error(code)
         found: list[tuple[Logits, Logits | None]] = []
         for feed, first, padding in zip(group, firsts, paddings, strict=True):
             if found:
                 address = library.logits_address(self._ctx, first)
-            logits = self._logits(address, feed.rows, len(group) > 1)
+            logits = self._output.logits(address, feed.rows, several=len(group) > 1)
             states = None
             if noted:
                 at = library.states_address(self._ctx, first)
-                states = self._wrapped(at, feed.rows, self.width, self.width)
+                states = self._output.view(at, feed.rows, self.width)
             if feed.sequence.recorded:
                 feed.record(first)
             feed.computed(states)
@@ -658,32 +586,6 @@ class LlamaLM:
             for feed, padding in zip(group, paddings, strict=True)
         ]
 
-    def _logits(self, address: int, rows: int, several: bool) -> Logits:
-        """Output rows in the size of the target's vocabulary."""
-        logits = self._wrapped(address, rows, self._row_size, self.vocab_size)
-        if self._row_size >= self.vocab_size:
-            return logits
-        if several or len(self._filled) < rows:
-            shape = rows, self.vocab_size
-            self._filled = np.full(shape, -np.inf, dtype=np.float32)
-        self._filled[:rows, : self._row_size] = logits
-        return self._filled[:rows]
-
-    def _wrapped(
-        self, address: int, rows: int, width: int, columns: int
-    ) -> NDArray[np.float32]:
-        """Columns of llama.cpp's rows; wrapping memory is slow, so wraps are cached."""
-        key = address, rows, width
-        wrap = self._wraps.get(key)
-        if wrap is None:
-            if len(self._wraps) >= _WRAPS:
-                self._wraps.clear()
-            floats = ctypes.c_float * (rows * width)
-            wrap = np.ctypeslib.as_array(floats.from_address(address))
-            wrap = wrap.reshape(rows, width)[:, :columns]
-            self._wraps[key] = wrap
-        return wrap
-
     def _call(self, first: int) -> tuple[int, int]:
         """The target call: all time outside of it is overhead of edgecs.
 
@@ -698,18 +600,3 @@ class LlamaLM:
             self._copying = False
             # Requesting the rows waits for the call to end.
             return 0, library.logits_address(self._ctx, first)
-
-    def _decode_error(self, code: int) -> EdgecsError:
-        said = library.logged_errors()
-        why = said[-1] if said else "no reason given"
-        if code == 1:
-            return ContextFull(f"no room in the KV cache for the next tokens: {why}")
-        if code == -2:
-            return OutOfMemory(f"llama.cpp ran out of memory while decoding: {why}")
-        return ModelError(f"llama.cpp could not decode (code {code}): {why}")
-
-
-def _contexts(sequences: int, n_ctx: int) -> str:
-    if sequences == 1:
-        return f"a context of {n_ctx} tokens does"
-    return f"{sequences} contexts of {n_ctx} tokens do"
