@@ -24,7 +24,7 @@ def speeds_by_level(file: Path) -> str:
     for drafts, result in _results(file):
         for curve, row in result["curves"].items():
             rows.append([drafts, curve, *_speeds(row["levels"])])
-    return markdown([["drafts", "curve", *_LEVELS.values()], *rows])
+    return markdown([["answers, drafts", "curve", *_LEVELS.values()], *rows])
 
 
 def categories(file: Path, curve: str) -> str:
@@ -38,14 +38,14 @@ def categories(file: Path, curve: str) -> str:
             tokens = " to ".join(f"{end['tokens_per_round']:.2f}" for end in ends)
             rows.append([drafts, name, *_speeds(of), tokens])
     return markdown(
-        [["drafts", "category", *_LEVELS.values(), "tokens per round"], *rows]
+        [["answers, drafts", "category", *_LEVELS.values(), "tokens per round"], *rows]
     )
 
 
 def turns(file: Path) -> str:
     """What is faster the second time: a row for each curve."""
     head = [
-        "drafts",
+        "answers, drafts",
         "curve",
         "second turn over first",
         "with Max-Gram alone",
@@ -75,7 +75,9 @@ def turns(file: Path) -> str:
 def _results(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for line in file.read_text(encoding="utf-8").splitlines():
         result = json.loads(line)
-        yield "trees" if result["leaves"] > 1 else "chains", result
+        drafts = "trees" if result["leaves"] > 1 else "chains"
+        targets = [name.partition("-")[0] for name in result["targets"]]
+        yield f"{' and '.join(targets)}, {drafts}", result
 
 
 def _speeds(levels: dict[str, Any]) -> list[str]:
