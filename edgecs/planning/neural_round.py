@@ -32,6 +32,7 @@ class RoundInputs(NamedTuple):
     choice: Choice  # the best width for that proposal alone
     said: int  # tokens of the answer so far
     together: int  # requests of the next call
+    ahead: Ahead | None = None  # lets a drafter go on during the call
     made: Resumed | None = None  # a draft made ahead
 
 
@@ -45,12 +46,11 @@ class Chosen(NamedTuple):
 class NeuralChoice:
     """Which neural drafters are used in a round.
 
-    neural: all of them, the best first. ahead: lets one go on during calls, or None.
+    neural: all of them, the best first.
     """
 
-    def __init__(self, neural: Sequence[NeuralSource], ahead: Ahead | None) -> None:
+    def __init__(self, neural: Sequence[NeuralSource]) -> None:
         self._sound = tuple(neural)  # those that have not failed
-        self._ahead = ahead
         self._rest = 0  # rounds for which none is asked
 
     def begin(self) -> None:
@@ -123,7 +123,7 @@ class NeuralChoice:
 
         least: as in `Ahead.offer`. arrears: seconds of what it has not read.
         """
-        ahead, made = self._ahead, inputs.made
+        ahead, made = inputs.ahead, inputs.made
         if ahead is None:
             return 0.0
         times = list(map(float, inputs.times))

@@ -109,7 +109,7 @@ class Planner:
             )
             neural.insert(0, source)
         self.neural = tuple(neural)
-        self._choice = NeuralChoice(neural, ahead)
+        self._choice = NeuralChoice(neural)
         self._together = 1  # requests of the next call
         self._longest = min(longest, WIDEST - 1)
         self._ends = ends
@@ -205,6 +205,7 @@ class Planner:
                 best,
                 len(context) - self._start,
                 self._together,
+                self.ahead,
             )
             if self.ahead:
                 made = self.ahead.take(context, most, inputs.copy)
