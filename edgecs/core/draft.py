@@ -400,3 +400,11 @@ class Drafter(Protocol):
         self, context: Context, draft: Draft, rows: Rows, verdict: Verdict
     ) -> None:
         """Called once per round with its outcome, before its tokens are committed."""
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A drafter or a schedule that knows something of other conversations."""
+
+    def allow(self, allowed: bool) -> None:
+        """Whether it may learn, and use what is kept elsewhere, from now on."""

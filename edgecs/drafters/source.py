@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from edgecs.core.context import Context
-from edgecs.core.draft import Drafter
+from edgecs.core.draft import Drafter, Remembering
 
 # chosen: later ones are seldom reached, and each takes time in every round.
 LOOKED_AT = 8  # tokens of a proposal with their own evidence
@@ -46,14 +46,6 @@ class Source(Weighed, Drafter, Protocol):
     @property
     def is_vague(self) -> bool:
         """Whether the last proposal is hardly ever right, as its evidence is weak."""
-
-
-@runtime_checkable
-class Remembering(Protocol):
-    """A source that knows something of other conversations."""
-
-    def allow(self, allowed: bool) -> None:
-        """Whether it may learn, and use what is kept elsewhere, from now on."""
 
 
 @runtime_checkable

@@ -41,7 +41,7 @@ class Wanted:
 
 
 class Memory:
-    """Adds the answers of sessions to a store. A context manager.
+    """A store that sessions look up, as a `Corpus`, and add to. A context manager.
 
     store: belongs to it. source: name of the model. text_of: the text of tokens. tell:
     told once why nothing is stored any more.
@@ -64,11 +64,11 @@ class Memory:
         if self._keeps:
             self._thread.start()
 
-    def view(self) -> View:
-        """The memory of one session."""
-        return View(self)
+    def match(self, end: Sequence[int], k: int) -> Match | None:
+        """See `Corpus`."""
+        return self.store.match(end, k)
 
-    def put(self, tokens: Tokens, prompt: int) -> None:
+    def keep(self, tokens: Tokens, prompt: int) -> None:
         """Stores the answer after `prompt` tokens, with some of those, soon."""
         if self._keeps and len(tokens) - prompt >= _SHORTEST:
             with suppress(queue.Full):
@@ -102,20 +102,3 @@ class Memory:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-class View:
-    """The memory of one session, a `Corpus`. enabled: False during a private answer."""
-
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-        self.enabled = True
-
-    def match(self, end: Sequence[int], k: int) -> Match | None:
-        """See `Corpus`."""
-        return self._memory.store.match(end, k) if self.enabled else None
-
-    def keep(self, tokens: Tokens, prompt: int) -> None:
-        """Takes the tokens of a conversation whose last answer has ended."""
-        if self.enabled:
-            self._memory.put(tokens, prompt)

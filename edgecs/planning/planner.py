@@ -150,9 +150,9 @@ class Planner:
         self._choice.begin()
         self.rollback.behind = 0
 
-    def allow_stores(self, allowed: bool) -> None:
+    def allow(self, allowed: bool) -> None:
         """Whether the next answer uses stores of texts and may be added to them."""
-        self.sources.allow_stores(allowed)
+        self.sources.allow(allowed)
 
     def draft(
         self,

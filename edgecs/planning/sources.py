@@ -8,10 +8,10 @@ from time import perf_counter
 from typing import NamedTuple
 
 from edgecs.core.context import Context
-from edgecs.core.draft import NOTHING, Draft
+from edgecs.core.draft import NOTHING, Draft, Remembering
 from edgecs.core.faults import blame
 from edgecs.decoding.static_schedule import Clock
-from edgecs.drafters.source import Remembering, Source, StoreSource
+from edgecs.drafters.source import Source, StoreSource
 from edgecs.planning.acceptance import Acceptance, Calibration
 from edgecs.planning.lookups import Lookups
 from edgecs.planning.pending import Ledger
@@ -97,7 +97,7 @@ class Sources:
         self._sound = [one for one in self._sound if one.source.name != name]
         self._have_stores = any(one.store for one in self._sound)
 
-    def allow_stores(self, allowed: bool) -> None:
+    def allow(self, allowed: bool) -> None:
         """Whether the next answer uses stores and may be added to them."""
         for source in self.all:
             if isinstance(source, Remembering):

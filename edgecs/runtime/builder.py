@@ -239,7 +239,6 @@ def session_of(
     sequence: of the target, see `Session`. memory: of the user, which sessions share,
     instead of `recipe.memory`.
     """
-    view = memory.view() if memory else None
     rule = loaded.rule(recipe.sampling, recipe.grammar)
     models = [drafter.named for drafter in drafters]
     target: LanguageModel = loaded.target
@@ -257,7 +256,7 @@ def session_of(
         rule=rule,
         sequence=sequence,
         mixes=recipe.cascade,
-        memory=view,
+        memory=memory,
     )
     if speculation is None:
         return session(mark=mark)
@@ -283,7 +282,7 @@ def session_of(
                 trees=target.max_leaves > 1,
                 recycling=speculation.recycling if recipe.recent else None,
                 recent=speculation.recent if recipe.recent else None,
-                memory=view or recipe.memory,
+                memory=memory or recipe.memory,
                 vocab_size=target.vocab_size,
             ),
             longest=target.max_draft if longest is None else longest,

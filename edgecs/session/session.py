@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from edgecs.core.context import Context, Tokens
-from edgecs.core.draft import Drafter, LanguageModel
+from edgecs.core.draft import Drafter, LanguageModel, Remembering
 from edgecs.decoding.cascade import Cascade
 from edgecs.decoding.exactness import Limits
 from edgecs.decoding.ratio import RatioRule
@@ -30,9 +30,7 @@ _GREEDY = always(greedy)
 
 
 class Keeping(Protocol):
-    """Takes the answers of a session. enabled: whether the current one may be kept."""
-
-    enabled: bool
+    """Takes the answers of a session that may be kept."""
 
     def keep(self, tokens: Tokens, prompt: int) -> None:
         """Takes all tokens of a conversation; its last answer follows `prompt`."""
@@ -48,7 +46,7 @@ class Session:
     share a target that has several, and take turns within one thread. mixes: a cascade
     rule, for a target that is `decoding.beside: Beside`. ratio: see `Cascade`. mark:
     for the statistics of all answers, if they are not those of the target alone.
-    memory: takes every answer at its end.
+    memory: takes every answer at its end, unless it is to be kept nowhere.
     Without `mixes` every token is the target's choice on the target's row, so the
     answer is the same for any drafters and any draft_max wherever a row does not depend
     on how many are computed with it (docs/concepts.md). With it, the same holds of the
@@ -112,7 +110,8 @@ class Session:
         self._last: Answer | None = None
         self._stream: Generator[Token] | None = None  # the answer under way
         self._lock = threading.Lock()  # over the one below
-        self._answering = False
+        self._answering, self._keeps = False, True
+        self._prompt = 0  # tokens of it
         self._cancel = threading.Event()  # of the current answer
         with ExitStack() as undo:
             for level in self.cascade.levels():
@@ -217,13 +216,10 @@ class Session:
         self._check_room(tokens)
         self.stop()
         self._continue(tokens)
-        allow = getattr(self.cascade.schedule, "allow_stores", None)
-        if allow is not None:
-            allow(memory)
+        if isinstance(self.cascade.schedule, Remembering):
+            self.cascade.schedule.allow(memory)
         self.cascade.begin(tokens.size)
-        self._answering, self._prompt = True, tokens.size
-        if self._memory is not None:
-            self._memory.enabled = memory
+        self._answering, self._prompt, self._keeps = True, tokens.size, memory
         choices = (rule or self.rule)(tokens.size)
         self._last = Answer(
             self.cascade,
@@ -250,7 +246,7 @@ class Session:
         """Finish an answer of `begin`, after its last call."""
         answer.end(reason)
         self.target.end_turn(self.context, self.cascade.sequence)
-        if self._memory is not None:
+        if self._memory is not None and self._keeps:
             self._memory.keep(self.context.tokens, self._prompt)
         self._ended()
 

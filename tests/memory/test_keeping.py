@@ -36,7 +36,7 @@ def texts(folder: Path) -> list[str]:
 def test_an_answer_is_stored_with_the_end_of_its_prompt(tmp_path):
     with remembering(tmp_path) as memory:
         tokens = np.arange(100, 400, dtype=np.int32)
-        memory.view().keep(tokens, 280)
+        memory.keep(tokens, 280)
     kept = [*range(100 + 280 - LEAD, 400)]
     assert texts(tmp_path) == [" ".join(map(str, kept))]
     with UserStore(tmp_path, TOKENIZER, 500) as store:
@@ -45,26 +45,15 @@ def test_an_answer_is_stored_with_the_end_of_its_prompt(tmp_path):
 
 def test_short_answers_are_not_stored(tmp_path):
     with remembering(tmp_path) as memory:
-        memory.view().keep(np.arange(20, dtype=np.int32), 13)
-        memory.view().keep(np.arange(20, dtype=np.int32), 20)
+        memory.keep(np.arange(20, dtype=np.int32), 13)
+        memory.keep(np.arange(20, dtype=np.int32), 20)
     assert texts(tmp_path) == []
-
-
-def test_a_private_answer_is_neither_stored_nor_looked_up(tmp_path):
-    with remembering(tmp_path) as memory:
-        memory.store.add("file", "f", "text", np.arange(9, dtype=np.int32))
-        view, other = memory.view(), memory.view()
-        view.enabled = False
-        view.keep(np.arange(50, dtype=np.int32), 5)
-        assert view.match([1, 2], 3) is None
-        assert other.match([1, 2], 3).tokens == [3, 4, 5]
-    assert texts(tmp_path) == ["text"]
 
 
 @pytest.mark.parametrize("more", [{"keeps": False}, {"allowed": lambda: False}])
 def test_nothing_is_stored_that_is_not_wanted(tmp_path, more):
     with remembering(tmp_path, **more) as memory:
-        memory.view().keep(np.arange(50, dtype=np.int32), 5)
+        memory.keep(np.arange(50, dtype=np.int32), 5)
     assert texts(tmp_path) == []
 
 
@@ -77,7 +66,7 @@ def test_a_failed_write_is_told_once_and_ends_no_answer(tmp_path, monkeypatch):
     with remembering(tmp_path, told) as memory:
         monkeypatch.setattr(memory.store, "add", full)
         for n in range(5):
-            memory.view().keep(np.arange(n, 50, dtype=np.int32), 5)
+            memory.keep(np.arange(n, 50, dtype=np.int32), 5)
     assert told == ["answers are not kept any more: the disk is full: make room"]
 
 
@@ -85,7 +74,7 @@ def test_answers_that_come_too_fast_are_dropped(tmp_path, monkeypatch):
     monkeypatch.setattr(keeping, "_WAITING", 2)
     with remembering(tmp_path) as memory, memory.store._lock:  # the writer waits
         for n in range(40):
-            memory.view().keep(np.arange(n, 60, dtype=np.int32), n)
+            memory.keep(np.arange(n, 60, dtype=np.int32), n)
     assert 2 <= len(texts(tmp_path)) <= 3
 
 
@@ -93,14 +82,13 @@ class Noted:
     """A memory that notes what it is given."""
 
     def __init__(self) -> None:
-        self.enabled = True
-        self.kept = list[tuple[bool, list[int], int]]()
+        self.kept = list[tuple[list[int], int]]()
 
     def keep(self, tokens, prompt):
-        self.kept.append((self.enabled, tokens.tolist(), prompt))
+        self.kept.append((tokens.tolist(), prompt))
 
 
-def test_a_session_gives_every_answer_once(tmp_path):
+def test_a_session_gives_every_answer_once_and_no_private_one(tmp_path):
     noted, model = Noted(), TableModel(8)
     with Session(model, Endless(), memory=noted) as session:
         list(session.generate([3], max_tokens=4))
@@ -112,10 +100,9 @@ def test_a_session_gives_every_answer_once(tmp_path):
         session.ended(answer, "cancelled")
         list(session.generate([1], max_tokens=1))
     assert noted.kept == [
-        (True, [3, *model.greedy([3], 4)], 1),
-        (True, [5, 6, *model.greedy([5, 6], 2)], 2),
-        (False, [2], 1),
-        (True, [1, *model.greedy([1], 1)], 1),
+        ([3, *model.greedy([3], 4)], 1),
+        ([5, 6, *model.greedy([5, 6], 2)], 2),
+        ([1, *model.greedy([1], 1)], 1),
     ]
 
 

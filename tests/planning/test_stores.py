@@ -83,7 +83,7 @@ def test_a_store_that_knows_the_text_is_used():
 
 
 @pytest.mark.parametrize("says", [[5] * 8, [23, 22, 21]])
-def test_a_store_that_is_wrong_is_not_asked_any_more(says: list[int]):
+def test_a_store_that_is_wrong_is_seldom_asked(says: list[int]):
     target = steep()
     expected = alone(target, 900)
     corpus = Asked(target.watch, says)
