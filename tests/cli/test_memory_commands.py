@@ -48,7 +48,7 @@ def test_files_and_folders_are_added_shown_found_and_deleted(
     done = edgecs("memory", "add", notes)
     assert (done.code, done.err) == (0, "2 texts added, 2 without text left out\n")
     assert (
-        edgecs("memory", "add", notes / "a.md").err == "0 texts added, 1 were there\n"
+        edgecs("memory", "add", notes / "a.md").err == "0 texts added, 1 already there\n"
     )
     found = listed(edgecs)
     names = [Path(one["source"]).name for one in found["documents"]]
@@ -157,6 +157,24 @@ def test_a_folder_that_is_given_is_used_without_a_decision(
     assert [generate(edgecs, tiny_gguf, *ask).out for _ in range(2)] == [plain.out] * 2
     assert kept(tmp_path / "mine") == ["answer"]
     assert kept(folder) == []
+
+
+def test_an_audit_drafts_from_a_memory_and_adds_nothing(
+    edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path, folder: Path
+):
+    """A folder that is given, and that of a user who keeps answers."""
+    decide(folder, True)
+    (tmp_path / "a.txt").write_text("The quick brown fox. " * 9)
+    edgecs("memory", "add", tmp_path / "a.txt")
+    ask = ("audit", "-m", tiny_gguf, "--limit", 1, "-n", 12, "-c", 512, "-q", "--json")
+    for where in ("auto", folder):
+        done = edgecs(*ask, "--memory", where)
+        assert done.code == 0, done.err
+        report = json.loads(done.out)
+        assert report["identical"]
+        assert "user" in report["chain"]
+        assert kept(folder) == ["file"]
+    assert "user" not in json.loads(edgecs(*ask).out)["chain"]
 
 
 def test_texts_are_read_by_the_model_that_uses_them(

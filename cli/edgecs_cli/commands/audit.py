@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,8 @@ def audit(**values: Any) -> None:
         taken(Call, values),
         read_recipe(values),
     )
+    if recipe.store:  # its answers are not those of a user
+        recipe = replace(recipe, store=replace(recipe.store, keeps=False))
     given = read_prompts(wishes.file) if wishes.file else None
 
     def prompts_of(encode: Encode) -> list[Prompt]:

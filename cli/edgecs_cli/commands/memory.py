@@ -93,7 +93,7 @@ def add(paths: tuple[Path, ...], clipboard: bool, folder: Path) -> None:
                 dropped, fresh = dropped + documents.evict(MOST_BYTES), 0
         dropped += documents.evict(MOST_BYTES)
     parts = [f"{added} texts added"]
-    parts += [f"{known} were there"] * bool(known)
+    parts += [f"{known} already there"] * bool(known)
     parts += [f"{skipped} without text left out"] * bool(skipped)
     parts += [f"{dropped} old ones dropped, as the memory is full"] * bool(dropped)
     say(", ".join(parts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,31 +20,32 @@ if TYPE_CHECKING:
 
 def memory_option(command: F) -> F:
     """The option for the texts that drafts are taken from."""
-    decorate = option(
-        Section.SPECULATION,
-        "--memory",
-        default="auto",
-        show_default=True,
-        metavar="auto|off|DIR",
-        help="Texts that drafts are taken from (`edgecs memory`), and that answers are "
+    return _option(
+        "auto",
+        "Texts that drafts are taken from (`edgecs memory`), and that answers are "
         "added to. auto: yours, if it is on. DIR: those of this folder, which is "
         "created.",
-    )
-    return decorate(command)
+    )(command)
 
 
 def audited_memory_option(command: F) -> F:
     """The same for a command that stores nothing."""
-    decorate = option(
+    return _option(
+        "off",
+        "Texts that drafts are taken from (`edgecs memory`); no answer is added. "
+        "auto: yours. DIR: those of this folder.",
+    )(command)
+
+
+def _option(default: str, about: str) -> Callable[[F], F]:
+    return option(
         Section.SPECULATION,
         "--memory",
-        default="off",
+        default=default,
         show_default=True,
         metavar="auto|off|DIR",
-        help="Texts that drafts are taken from (`edgecs memory`); no answer is added. "
-        "auto: yours. DIR: those of this folder.",
+        help=about,
     )
-    return decorate(command)
 
 
 def wanted_store(values: Mapping[str, Any]) -> Wanted | None:
@@ -61,7 +62,7 @@ def wanted_store(values: Mapping[str, Any]) -> Wanted | None:
     from edgecs.memory.keeping import Wanted
     from edgecs.runtime.folders import Folders
 
-    keeps = not values.get("no_history") and "limit" not in values  # of an audit
+    keeps = not values.get("no_history")
     if choice != "auto":
         return Wanted(Path(choice), keeps)
     folder = Folders().memory
