@@ -11,7 +11,7 @@ from edgecs.core.context import Context
 from edgecs.core.draft import NOTHING, Draft, Rows, Verdict
 from edgecs.drafters import recycling_table as module
 from edgecs.drafters.recycling import Recycling
-from edgecs.drafters.recycling_table import RANKS, RecyclingTable
+from edgecs.drafters.recycling_table import RANKS
 from tests.core.trees import tree
 
 VOCAB = 12
@@ -96,47 +96,6 @@ def test_an_empty_context_teaches_and_proposes_nothing():
     assert source.propose(Context([]), 4) is NOTHING
     source.observe(Context([3]), NOTHING, rows, Verdict((), 1))
     assert len(source.propose(Context([3]), 4)) == 1
-
-
-def learned(rows: list[tuple[int, int, list[int]]]) -> RecyclingTable:
-    table = RecyclingTable()
-    for a, b, ids in rows:
-        table.learn([a, b], ids)
-    return table
-
-
-@given(rows_of)
-def test_a_stored_table_is_the_same(rows: list[tuple[int, int, list[int]]]):
-    table, again = learned(rows), RecyclingTable()
-    again.restore(table.dump(), VOCAB)
-    assert [*again.after_one.items()] == [*table.after_one.items()]
-    assert [*again.after_two.items()] == [*table.after_two.items()]
-
-
-def test_only_the_newest_rows_are_stored(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "_STORED", (2, 1))
-    again = RecyclingTable()
-    again.restore(learned([(1, 2, [3]), (2, 3, [4]), (3, 4, [5])]).dump(), VOCAB)
-    assert [*again.after_one] == [3, 4]
-    assert [*again.after_two] == [(3, 4)]
-
-
-@given(st.binary(max_size=60), st.integers(0, 51), st.integers(0, 255))
-def test_damaged_rows_are_refused_or_have_possible_ids(junk: bytes, at: int, byte: int):
-    whole = bytearray(learned([(1, 2, [3, 4])]).dump())
-    whole[at] = byte
-    for data in (junk, bytes(whole), bytes(whole[:at]), bytes(whole) + junk):
-        table = learned([(1, 2, [3])])
-        try:
-            table.restore(data, VOCAB)
-        except ValueError:
-            assert table.after_one[2].ids == [3]
-            continue
-        source = Recycling(table)
-        for a in range(VOCAB):
-            for token, buckets in source.successors([1, a], 0):
-                assert 0 <= token < VOCAB
-                assert 0 <= min(buckets) <= max(buckets) < source.buckets
 
 
 def test_without_memory_no_row_is_learned():
