@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from edgecs.core.context import Tokens
+
 
 class Match(NamedTuple):
     """Where the end of a text occurred in a corpus, and what followed there.
@@ -30,3 +32,10 @@ class Corpus(Protocol):
         end: its last tokens; more than LONGEST need not be compared. k: most tokens to
         return. None: nothing matches, or less than the corpus cares for.
         """
+
+
+class GrowingCorpus(Corpus, Protocol):
+    """A corpus that texts can be added to."""
+
+    def add(self, tokens: Sequence[int] | Tokens) -> None:
+        """Add a text."""

@@ -7,8 +7,8 @@ import numpy as np
 from edgecs.core.context import Context
 from edgecs.core.draft import Draft, Rows, Verdict
 from edgecs.drafters.copies import LONGEST
+from edgecs.drafters.corpus import GrowingCorpus
 from edgecs.drafters.recalled import Recalled
-from edgecs.drafters.recent_texts import RecentTexts
 
 
 class Remembered(Recalled):
@@ -22,7 +22,7 @@ class Remembered(Recalled):
     in which it was not allowed is not added.
     """
 
-    def __init__(self, texts: RecentTexts, name: str = "recent") -> None:
+    def __init__(self, texts: GrowingCorpus, name: str = "recent") -> None:
         super().__init__(texts, name)
         self._texts = texts
         self._context: Context | None = None

@@ -77,7 +77,7 @@ class FoundTexts:
         return found and found._replace(tokens=found.tokens[:k])
 
 
-class SessionTexts(RecentTexts):
+class SessionTexts:
     """The texts of one run of the program at a time; a lookup advances the clock."""
 
     def __init__(self, watch: Watch) -> None:
