@@ -16,18 +16,12 @@ first. The prompt is the whole conversation so far. The scenario's fields are th
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
-
-from edgecs.core.reading import regular_size
 from edgecs_bench.memory.scenarios import Place
+from edgecs_bench.simulation.trace_lines import read_lines, write_lines
 from edgecs_bench.simulation.traces import Trace
 
 FORMAT = "edgecs-memory-trace/1"
@@ -60,39 +54,19 @@ class Answer(NamedTuple):
 
 def write_answers(path: Path, target: str, answers: Sequence[Answer]) -> None:
     """Writes a file atomically."""
-    part = path.with_name(f".part-{path.name}")
-    with gzip.open(part, "wt", encoding="utf-8") as file:
-        for line in ({"format": FORMAT, "target": target}, *map(_fields, answers)):
-            file.write(json.dumps(line, separators=(",", ":")) + "\n")
-    os.replace(part, path)
+    head = {"format": FORMAT, "target": target}
+    write_lines(path, (head, *map(_fields, answers)))
 
 
 def read_answers(path: Path) -> tuple[str, list[Answer]]:
     """The target and its answers; raises click.UsageError for an invalid line."""
-    number = 1
-    try:
-        regular_size(path)
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            head = json.loads(next(file, "{}"))
-            if head["format"] != FORMAT:
-                raise ValueError(f"its format is not {FORMAT}")
-            answers = []
-            for number, line in enumerate(file, 2):  # noqa: B007, for the message
-                answers.append(_answer(json.loads(line)))
-            return str(head["target"]), answers
-    except (
-        OSError,
-        EOFError,
-        zlib.error,
-        ValueError,
-        LookupError,
-        TypeError,
-        RecursionError,
-    ) as error:
-        raise click.UsageError(
-            f"{path}, line {number}: not a trace of scenarios: {error!s} (the format "
-            "is described in edgecs_bench/memory/traces.py)"
-        ) from error
+    return read_lines(
+        path,
+        FORMAT,
+        lambda head, lines: (str(head["target"]), [*map(_answer, lines)]),
+        what="a trace of scenarios",
+        described="edgecs_bench/memory/traces.py",
+    )
 
 
 def _fields(answer: Answer) -> dict[str, Any]:

@@ -28,18 +28,13 @@ first; others[i] are the drafter's best tokens after tokens[i][0], with probabil
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
-import click
-
-from edgecs.core.reading import regular_size
+from edgecs_bench.simulation.trace_lines import Line, read_lines, write_lines
 
 FORMAT = "edgecs-trace/1"
 
@@ -94,46 +89,25 @@ def write_traces(path: Path, recording: Recording) -> None:
         "seed": recording.seed,
         "draft_max": recording.draft_max,
     }
-    part = path.with_name(f".part-{path.name}")
-    with _open(part, "w") as file:
-        for line in (head, *map(_fields, recording.traces)):
-            file.write(json.dumps(line, separators=(",", ":")) + "\n")
-    os.replace(part, path)
+    write_lines(path, (head, *map(_fields, recording.traces)))
 
 
 def read_traces(path: Path) -> Recording:
     """Reads a file; raises click.UsageError that names an invalid line."""
-    number = 1
-    try:
-        regular_size(path)
-        with _open(path, "r") as file:
-            head = json.loads(next(file, "{}"))
-            if head["format"] != FORMAT:
-                raise ValueError(f"its format is not {FORMAT}")
-            traces = []
-            for number, line in enumerate(file, 2):  # noqa: B007, for the message
-                traces.append(_trace(json.loads(line), head["drafters"]))
-            return Recording(
-                str(head["target"]),
-                tuple(head["drafters"]),
-                float(head["temperature"]),
-                int(head["seed"]),
-                int(head["draft_max"]),
-                tuple(traces),
-            )
-    except (
-        OSError,
-        EOFError,
-        zlib.error,
-        ValueError,
-        LookupError,
-        TypeError,
-        RecursionError,
-    ) as error:
-        raise click.UsageError(
-            f"{path}, line {number}: not a trace: {error!s} (the format is described "
-            "in edgecs_bench/simulation/traces.py)"
-        ) from error
+
+    def recording(head: Line, lines: Iterator[Line]) -> Recording:
+        traces = [_trace(line, head["drafters"]) for line in lines]
+        return Recording(
+            str(head["target"]),
+            tuple(head["drafters"]),
+            float(head["temperature"]),
+            int(head["seed"]),
+            int(head["draft_max"]),
+            tuple(traces),
+        )
+
+    described = "edgecs_bench/simulation/traces.py"
+    return read_lines(path, FORMAT, recording, what="a trace", described=described)
 
 
 def _fields(trace: Trace) -> dict[str, Any]:
@@ -206,8 +180,3 @@ def _trace(line: dict[str, Any], drafters: Sequence[str]) -> Trace:
         proposals,
         ranked,
     )
-
-
-def _open(path: Path, mode: str) -> IO[str]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    return cast(IO[str], opened(path, f"{mode}t", encoding="utf-8"))
