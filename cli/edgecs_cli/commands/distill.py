@@ -198,12 +198,8 @@ def distill(**values: Any) -> int:
     cache = Path(platformdirs.user_cache_dir("edgecs"))
     work = values["work"] or cache / "distill" / name
 
-    from edgecs_convert.distill.drafter_kinds import (
-        DecoderKind,
-        EagleKind,
-        HeadKind,
-        Kind,
-    )
+    from edgecs_convert.distill.drafter_kinds import DecoderKind, HeadKind, Kind
+    from edgecs_convert.distill.eagle_kind import EagleKind
     from edgecs_convert.distill.pipeline import Plan
     from edgecs_convert.distill.pipeline import distill as make
     from edgecs_convert.distill.recipe import Recipe
