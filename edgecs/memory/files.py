@@ -10,7 +10,7 @@ from edgecs.core.reading import plain, read_bounded, reason
 from edgecs.errors import ConfigError
 
 LARGEST = 8 << 20  # bytes of a text
-# chosen: more are hardly what somebody works on.
+# chosen: a folder with more is hardly one person's work.
 MOST_FILES = 20_000  # that are looked at in a folder
 # Folders of what programs have written.
 _SKIPPED = frozenset(("node_modules", "__pycache__", "venv", "target", "build", "dist"))

@@ -47,7 +47,7 @@ _STEP = 512  # suffixes between those that are kept in RAM
 
 
 class NotASegment(Exception):
-    """A file that is no segment of this version, or a damaged one."""
+    """The file is damaged, or not a segment of this version."""
 
 
 class Found(NamedTuple):

@@ -23,8 +23,8 @@ def open_memory(
 ) -> tuple[Memory | None, str]:
     """The store of a recipe for a target, and a description; None: it is not usable.
 
-    Texts that were added without a model are tokenised now, up to a limit. tell: told
-    what the user should know, such as why there is no store.
+    Texts that were added without a model are tokenised now, up to a limit. tell: is
+    given messages for the user, such as why there is no store.
     """
     vocabulary = loaded.model.vocabulary
     try:

@@ -94,4 +94,4 @@ def test_all_ways_of_a_real_run_give_the_same_answers(tiny_gguf: Path, tmp_path:
 
     unknown = CliRunner().invoke(real.main, [*map(str, arguments), "--scenario", "z"])
     assert unknown.exit_code == 2
-    assert "no scenario z" in unknown.output
+    assert "z is not a scenario" in unknown.output

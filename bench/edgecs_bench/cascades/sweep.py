@@ -270,7 +270,7 @@ class _Measured:
                     continue
                 spoken = speak(one.question)
                 if self._pair.target.cancel.is_set():  # it may be incomplete
-                    raise Cancelled("stopped during the sweep: there is no result")
+                    raise Cancelled("the sweep was stopped before it had a result")
                 times = {
                     "tokens": len(spoken.tokens),
                     "text": _digest(spoken.tokens),

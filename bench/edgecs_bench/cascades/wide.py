@@ -24,8 +24,8 @@ def many_sequences(
 ) -> Iterator[tuple[LanguageModel, LanguageModel]]:
     """Both models for branches of `room` tokens.
 
-    They are those of the pair, with the sequences that these have, where one is no GGUF
-    or the memory is too small.
+    Where one of them is not a GGUF, or the memory is too small, these are the models of
+    the pair with their own sequences.
     """
     target, small = pair.target, pair.small
     with ExitStack() as opened:

@@ -77,7 +77,7 @@ def chosen(scenarios: Sequence[Scenario], names: Sequence[str]) -> list[Scenario
     known = {scenario.name: scenario for scenario in scenarios}
     if unknown := [name for name in names if name not in known]:
         raise click.UsageError(
-            f"there is no scenario {unknown[0]}: {', '.join(known)} are known"
+            f"{unknown[0]} is not a scenario: give one of {', '.join(known)}"
         )
     return [known[name] for name in names or known]
 

@@ -110,7 +110,7 @@ def _on_texts(which: _Which) -> _Which:
     return lambda one: one.answer.category in TURNS and which(one)
 
 
-# After "cleared" the same text is asked about in a conversation that begins anew.
+# "cleared": the same text is asked about again, in a new conversation.
 _TURNS = {
     "first": _on_texts(_turn(0, 0)),
     "second": _on_texts(_turn(0, 1)),

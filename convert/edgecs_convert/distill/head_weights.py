@@ -45,12 +45,12 @@ class TrainedHead(NamedTuple):
 def read_head(folder: Path) -> TrainedHead:
     """Reads a head that `edgecs distill --kind head` made; int8 becomes float32.
 
-    Raises ModelError for what is no drafter, ConfigError for another kind of drafter.
+    Raises ModelError if it is not a drafter, ConfigError if it is of another kind.
     """
     manifest = read_drafter(folder)
     if manifest.kind != "head" or manifest.id_map is None:
         raise ConfigError(
-            f"{folder} is no head: give the folder that --kind head has made"
+            f"{folder} is not a head: give a folder that --kind head made"
         )
     path = folder / manifest.file
     try:
