@@ -168,7 +168,11 @@ def test_ids_are_those_of_generate(
 def test_a_drafter_that_raises_in_an_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ):
-    """The answer goes on plainly in that slot; the other slots go on drafting."""
+    """The answer goes on plainly in that slot; the other slots go on drafting.
+
+    In joint calls a fixed schedule drafts nothing, so how often a drafter is asked
+    for answers at once depends on the time. The second answers come one by one.
+    """
     made = KINDS[kind](tmp_path)
     kind_of = Eagle3 if kind == "eagle3" else LlamaLM
     score, calls = kind_of.score, [0]
@@ -177,7 +181,7 @@ def test_a_drafter_that_raises_in_an_answer(
         if isinstance(self, LlamaLM) and self.exact:
             return score(self, requests)
         calls[0] += 1
-        if calls[0] == 40:
+        if calls[0] == 5:
             raise RuntimeError("a defect")
         return score(self, requests)
 
@@ -191,7 +195,7 @@ def test_a_drafter_that_raises_in_an_answer(
         monkeypatch.setattr(kind_of, "score", failing)
         ask = lambda one: complete(http, one, cache_prompt=False)  # noqa: E731
         first = [*pool.map(ask, PROMPTS)]
-        second = [*pool.map(ask, PROMPTS)]
+        second = [*map(ask, PROMPTS)]
         counts = http.get("/metrics").text
     for answers in first, second:
         assert [*map(ids_of, answers)] == [*map(ids_of, plain)]
@@ -199,7 +203,7 @@ def test_a_drafter_that_raises_in_an_answer(
     name = Path(made.drafts[0]).stem
     tested = [one["speculative"]["by_level"].get(name) for one in second]
     assert any(level and level["tested"] for level in tested)
-    assert calls[0] > 40
+    assert calls[0] > 5
 
 
 @pytest.mark.parametrize("together", [1, 4])
