@@ -17,7 +17,7 @@ from hypothesis import settings
 
 from edgecs.calibrate import speculation_profile
 from edgecs.decoding.cascade import PARKED
-from edgecs.engines.llama.language_model import LlamaLM
+from edgecs.engines.llama.calls import Calls
 from edgecs.engines.load_options import LoadOptions
 from edgecs.hub.store import Store
 from edgecs.runtime.loader import load
@@ -46,14 +46,14 @@ def before_calls(
     monkeypatch: pytest.MonkeyPatch, told: Callable[[int], None]
 ) -> list[int]:
     """Tells about every call of a llama.cpp target, 1 for the first; all so far."""
-    call, calls = LlamaLM._call, list[int]()
+    call, calls = Calls.call, list[int]()
 
-    def telling(self: LlamaLM, first: int) -> tuple[int, int]:
+    def telling(self: Calls, first: int) -> tuple[int, int]:
         calls.append(len(calls) + 1)
         told(calls[-1])
         return call(self, first)
 
-    monkeypatch.setattr(LlamaLM, "_call", telling)
+    monkeypatch.setattr(Calls, "call", telling)
     return calls
 
 

@@ -33,7 +33,7 @@ SHAPES = (
 
 def seconds(target: LlamaLM, widths: tuple[int, ...], *, pads: bool) -> float:
     """Median of the calls with these widths, with or without padding."""
-    took, target.pads = [], pads
+    took, target.calls.pads = [], pads
     contexts = [Context([i + 5] * _DEPTH) for i in range(len(widths))]
     target.score([Request(one, sequence=i) for i, one in enumerate(contexts)])
     for _ in range(_ROUNDS):

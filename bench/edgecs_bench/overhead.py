@@ -58,8 +58,8 @@ class Gaps:
     def __init__(self, target: LlamaLM) -> None:
         self.spans: list[int] = []  # nanoseconds
         self._ended: int | None = None
-        self._call = target._call
-        target._call = self._timed  # type: ignore[method-assign]
+        self._call = target.calls.call
+        target.calls.call = self._timed  # type: ignore[method-assign]
 
     def pause(self) -> None:
         """Forgets the last call, because the next one belongs to another answer."""

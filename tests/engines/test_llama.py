@@ -123,19 +123,19 @@ def test_a_turn_ends_one_cell_short(tiny: Loaded):
 
 def test_prefill_can_be_cancelled_between_chunks(tiny: Loaded):
     target, calls = tiny.target, []
-    call = target._call
+    call = target.calls.call
 
     def cancelling(first: int) -> tuple[int, int]:
         calls.append(1)
         tiny.cancel.set()
         return call(first)
 
-    target._call = cancelling
+    target.calls.call = cancelling
     with tiny.session([], 0) as session:
         assert list(session.generate(range(200), max_tokens=3)) == []
         assert session.finish_reason == "cancelled"
         assert calls == [1]
-        target._call = call
+        target.calls.call = call
         tiny.cancel.clear()
         assert len(list(session.generate(range(200), max_tokens=3))) == 3
         assert session.stats.cached_tokens == 64  # the chunk that was done is kept
@@ -161,16 +161,16 @@ def test_loading_can_be_cancelled(tiny_gguf: Path):
 def test_a_failed_call_leaves_the_model_usable(tiny: Loaded):
     target, prompt = tiny.target, list(range(70))
     right = np.array(score_one(target, Context(prompt)).logits)
-    call = target._call
+    call = target.calls.call
 
     def interrupted(first: int) -> tuple[int, int]:
         call(first)
         raise KeyboardInterrupt
 
-    target._call = interrupted
+    target.calls.call = interrupted
     with pytest.raises(KeyboardInterrupt):
         score_one(target, Context([*prompt[:65], 7]))
-    target._call = call
+    target.calls.call = call
     other = Context([*prompt[:64], 9])
     after = np.array(score_one(target, other).logits)
     target.reset()

@@ -269,7 +269,9 @@ def test_a_failed_call_leaves_no_trace(three: Three, monkeypatch: pytest.MonkeyP
     score_one(model, context)
     for tail in ([3], [3, 4], [3, 4, 5]):
         with monkeypatch.context() as patch:
-            patch.setattr(model._output, "logits", None)  # fails after llama.cpp's call
+            patch.setattr(
+                model.calls.output, "logits", None
+            )  # fails after llama.cpp's call
             with pytest.raises(TypeError):
                 score_one(model, context.with_tail(tail))
         check(three, context.with_tail(tail))

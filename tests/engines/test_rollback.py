@@ -287,7 +287,7 @@ def test_a_failed_call_leaves_no_trace(
         context = spoken(target, LONG[:40], [7, 9])
         with monkeypatch.context() as patch:
             patch.setattr(
-                target._output, "logits", None
+                target.calls.output, "logits", None
             )  # fails after llama.cpp's call
             with pytest.raises(TypeError):
                 score_one(target, context.with_tail([3]), Draft.chain([5, 6], "x"))

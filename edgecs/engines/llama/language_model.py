@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 
 import llama_cpp as lib
 import numpy as np
@@ -20,8 +20,7 @@ from edgecs.core.draft import NOTHING, Request, Rows, no_sequence
 from edgecs.engines.hidden_states import States
 from edgecs.engines.host import usable_cores
 from edgecs.engines.kv_snapshot import KVSnapshot
-from edgecs.engines.llama import library
-from edgecs.engines.llama.batch import Batch
+from edgecs.engines.llama.calls import Calls, Form
 from edgecs.engines.llama.checkpoints import Rollback
 from edgecs.engines.llama.contexts import (
     copy_cost,
@@ -37,7 +36,6 @@ from edgecs.engines.llama.model import LlamaModel
 from edgecs.engines.llama.output_rows import OutputRows
 from edgecs.engines.llama.scratch_kv import Layout, repeated
 from edgecs.engines.llama.sequence import LlamaSequence
-from edgecs.engines.llama.threads import thread_pool
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import Cancelled, ContextFull, ModelError
 
@@ -49,7 +47,6 @@ _EVERY = 4  # prefill chunks between two checkpoints
 _CHECKPOINTS = 512 << 20  # bytes of all checkpoints
 # chosen: reading fewer tokens again costs little more than a call.
 _READ_ALONE = 16  # tokens of a text after which a recurrent drafter has a checkpoint
-_ALONE = (0,)  # no padding
 
 
 class LlamaLM:
@@ -99,17 +96,12 @@ class LlamaLM:
         )
         self._keeps, self._windowed, self.steady = kept_by(self._ctx, model, self.n_ctx)
         self.snapshots = self._keeps.snapshots if self._keeps.recurrent else None
-        strict = options.cpu_strict
-        self._pool = thread_pool(self._ctx, self.threads, strict=strict)
-        self._on_cores = self._pool or nullcontext()
-        sole = 0 if self.sequences == self.max_leaves == 1 else None
-        self._batch = Batch(options.n_batch, self.max_leaves, sole=sole)
-        self._output = OutputRows(model.vocabulary.size, self.vocab_size)
+        output = OutputRows(model.vocabulary.size, self.vocab_size)
+        pads = self.max_leaves == 1 and self._keeps.all
+        form = Form(self.width, self.n_ctx, pads, self._drafts)
+        self.calls = Calls(self._ctx, options, self.threads, self._nodes, output, form)
         self.on_read: Callable[[int, int], None] | None = None  # tokens read, of all
-        self.pads = True  # whether requests of unequal widths are computed in one pass
         self.gives_states = False
-        self._copying = False  # whether llama.cpp has not done all copies yet
-        self._giving_states = False  # current setting of llama.cpp
         if self._nodes:
             self._pack()
         self._sequences = [self._sequence(self._ctx, i) for i in range(self.sequences)]
@@ -149,10 +141,6 @@ class LlamaLM:
         if self.max_leaves > 1:
             return False  # the cells of an accepted path may not be contiguous
         return not self._nodes.counts.left
-
-    @property
-    def _pads(self) -> bool:
-        return self.pads and self.max_leaves == 1 and self._keeps.all
 
     def note_states(self, sequence: int = 0) -> States:
         """Record the final states of cells in every call for a draft from now on.
@@ -223,9 +211,7 @@ class LlamaLM:
             free = psutil.virtual_memory().available
             if free < self._model.size:
                 raise no_room_to_pack(name, f"{free >> 20} MiB are free")
-        self._batch.chain([0], 0, 1, 0)
-        with self._on_cores:
-            code = lib.llama_decode(self._ctx, self._batch.struct)
+        code = self.calls.token()
         if packed.failed:
             self.close()
             if self.cancel.is_set():
@@ -249,7 +235,7 @@ class LlamaLM:
             if not len(feed)
         }
         left = [feed for feed in feeds if len(feed)]
-        together = [*groups(left, self._chunk, padded=self._pads)]
+        together = [*groups(left, self._chunk, padded=self.calls.pads)]
         for group in together:
             for feed, (logits, hidden) in zip(group, self._decode(group), strict=True):
                 if len(together) > 1:  # the next call overwrites them
@@ -290,7 +276,7 @@ class LlamaLM:
         """Copy the first cells of a sequence to another, see `LanguageModel`."""
         if self._ctx is None or self.copy_cost is None or source == target:
             return False
-        self._copying = True
+        self.calls.copying = True
         return self._sequences[target].receive(self._sequences[source], length)
 
     @property
@@ -332,12 +318,11 @@ class LlamaLM:
 
     def _finish_copies(self) -> None:
         """Have llama.cpp make the copies that it puts off until the next call."""
-        if not self._copying:
+        if not self.calls.copying:
             return
         one = min(self._sequences, key=lambda one: len(one.cache))
         one.cache.expect()
-        self._batch.chain([0], len(one.cache), 1, one.id)
-        code, _ = self._call(0)
+        code = self.calls.token(one)
         if code:
             raise decode_error(code)
         one.cache.trim(len(one.cache))
@@ -392,8 +377,7 @@ class LlamaLM:
         if self._ctx is not None:
             lib.llama_free(self._ctx)
             self._ctx = None
-            if self._pool is not None:
-                self._pool.free()
+            self.calls.close()
             if self._nodes:
                 self._nodes.free()
 
@@ -513,90 +497,6 @@ class LlamaLM:
     def _decode(
         self, group: Sequence[Feed], *, reads: bool = False
     ) -> list[tuple[Logits, Logits | None]]:
-        """Compute the remaining tokens of some requests in one call.
-
-        reads: the requests are prompts, whose states are not needed. Returns logits and
-        states of every request, of its last context token, if that is computed, and of
-        its draft: [rows, ...] each, views into llama.cpp's output buffers.
-        """
-        if not len(group[0]):
-            return [(NO_ROWS, None)]
+        """Compute some requests in one call; reads: they are prompts, see `Calls`."""
         noted = self.gives_states and not (reads or group[0].is_prompt)
-        if self._giving_states is not noted:
-            lib.llama_set_embeddings(self._ctx, noted)
-            self._giving_states = noted
-        paddings = self._paddings(group)
-        firsts = self._fill(group, paddings)
-        for feed in group:
-            feed.sequence.cache.expect()
-            context = feed.request.context
-            final = context.committed if self._drafts else len(context)
-            cells = len(feed.sequence.cache)
-            feed.sequence.rollback.begin(cells, len(feed), final)
-        code, address = self._call(firsts[0])
-        if code:
-            raise decode_error(code)
-        found: list[tuple[Logits, Logits | None]] = []
-        for feed, first, padding in zip(group, firsts, paddings, strict=True):
-            if found:
-                address = library.logits_address(self._ctx, first)
-            logits = self._output.logits(address, feed.rows, several=len(group) > 1)
-            states = None
-            if noted:
-                at = library.states_address(self._ctx, first)
-                states = self._output.view(at, feed.rows, self.width)
-            if feed.sequence.recorded:
-                feed.record(first)
-            feed.computed(states)
-            feed.sequence.rollback.done(len(feed))
-            if padding:
-                feed.sequence.drop_padding()
-            found.append((logits, states))
-        return found
-
-    def _paddings(self, group: Sequence[Feed]) -> Sequence[int]:
-        """Number of padding tokens of every request of a group.
-
-        llama.cpp computes streams of cells together only as far as they have equally
-        many tokens, and reads all weights again for the rest. Padding pays unless it
-        more than doubles the tokens (`python -m edgecs_bench.joint`: 1.5B, Q4_K_M, Zen
-        4: widths 4+1 take 55 ms padded, 72 without; 4+1+1+1 take 98 and 76).
-        """
-        if len(group) == 1:  # most calls
-            return _ALONE
-        widest = max(map(len, group))
-        wasteful = widest * len(group) > 2 * sum(map(len, group))
-        if not self._pads or wasteful or group[0].is_prompt:
-            return [0] * len(group)
-        return [
-            max(0, min(widest - len(feed), self.n_ctx - len(feed.sequence.cache)))
-            for feed in group
-        ]
-
-    def _fill(self, group: Sequence[Feed], paddings: Sequence[int]) -> list[int]:
-        """Write the batch; returns the index of the first row of every request."""
-        if len(group) == 1 and group[0].request.draft.is_chain:
-            feed = group[0]
-            start, own = len(feed.sequence.cache), feed.sequence.id
-            self._batch.chain(feed.tokens(), start, feed.rows, own)
-            return [len(feed) - feed.rows]
-        self._batch.clear()
-        return [
-            self._batch.add(*feed.nodes(padding), feed.rows, padding)
-            for feed, padding in zip(group, paddings, strict=True)
-        ]
-
-    def _call(self, first: int) -> tuple[int, int]:
-        """The target call: all time outside of it is overhead of edgecs.
-
-        Returns llama.cpp's code, and the address of the rows from token `first` on.
-        """
-        with self._on_cores:
-            code = lib.llama_decode(self._ctx, self._batch.struct)
-            if code:
-                if self._nodes:
-                    self._nodes.forget()
-                return code, 0
-            self._copying = False
-            # Requesting the rows waits for the call to end.
-            return 0, library.logits_address(self._ctx, first)
+        return self.calls.decode(group, states=noted)
