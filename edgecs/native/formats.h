@@ -77,7 +77,10 @@ struct Nibbles {
             return insert<EXTRA, G * EXTRA % 8>(nibbles, load(plane));
         }
     }
-    INLINE I multiply(I sum, I weights, const i8 * x) { return dot(sum, weights, x); }
+    template <bool FIRST>
+    INLINE I multiply(I sum, I weights, const i8 * x) {
+        return dot<FIRST>(sum, weights, x);
+    }
 };
 
 // Two blocks of 32 whole bytes, to which BYTE_OFFSET is added.
@@ -94,7 +97,10 @@ struct Bytes {
     INLINE I get(const u8 * from) {
         return load(from + VECTOR * (8 * BLOCK + G));
     }
-    INLINE I multiply(I sum, I weights, const i8 * x) { return dot_bytes(sum, weights, x); }
+    template <bool FIRST>
+    INLINE I multiply(I sum, I weights, const i8 * x) {
+        return dot_bytes<FIRST>(sum, weights, x);
+    }
 };
 
 // Nibbles that are indices into a table of bytes, to which TABLE::OFFSET is added.
@@ -107,8 +113,9 @@ struct Looked {
     INLINE I get(const u8 * from) {
         return lookup(TABLE::values, Nibbles<0>::get<BLOCK, G>(from));
     }
+    template <bool FIRST>
     INLINE I multiply(I sum, I weights, const i8 * x) {
-        return BITS == 8 ? dot_bytes(sum, weights, x) : dot(sum, weights, x);
+        return BITS == 8 ? dot_bytes<FIRST>(sum, weights, x) : dot<FIRST>(sum, weights, x);
     }
 };
 struct NormalFloats {  // of IQ4_NL
@@ -218,7 +225,9 @@ struct WithMinima {
     static constexpr int HEAD = 20 * R, BYTES = HEAD + 4 * Nibbles<EXTRA>::BYTES;
     using Quants = Nibbles<EXTRA>;
 
-    INLINE F scale(const u8 * unit, int j) { return mul(halves(unit), to_float(bytes(unit + 4 * R + R * j))); }
+    INLINE F scale(const u8 * unit) { return halves(unit); }
+    INLINE F scale(const u8 * unit, int j) { return mul(scale(unit), to_float(bytes(unit + 4 * R + R * j))); }
+    INLINE const i8 * small_scales(const u8 * unit, int j) { return (const i8 *) unit + 4 * R + R * j; }  // below 64
     INLINE const u8 * minima(const u8 * unit, int pair) { return unit + 12 * R + 2 * R * pair; }
     INLINE F minimum(const u8 * unit) { return halves(unit + 2 * R); }
 
@@ -258,9 +267,9 @@ struct Q6_K {
     static constexpr int HEAD = 20 * R, BYTES = HEAD + 4 * Nibbles<2>::BYTES;
     using Quants = Nibbles<2>;
 
-    INLINE F scale(const u8 * unit, int j) {
-        return mul(load((const float *) unit), to_float(bytes((const i8 *) unit + 4 * R + R * j)));
-    }
+    INLINE F scale(const u8 * unit) { return load((const float *) unit); }
+    INLINE F scale(const u8 * unit, int j) { return mul(scale(unit), to_float(bytes(small_scales(unit, j)))); }
+    INLINE const i8 * small_scales(const u8 * unit, int j) { return (const i8 *) unit + 4 * R + R * j; }
     static void read_super(const u8 * from, int row, u8 * unit, u8 * quants) {
         const float d = half(read<u16>(from + 208));
         memcpy(unit + 4 * row, &d, 4);

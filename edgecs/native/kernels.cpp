@@ -25,8 +25,12 @@ struct Block256 {
     static constexpr int SIZE = 256;
     i8 q[256];
     float d;
-    i16 sums[8];   // of each 32
-    int less[16];  // minus the sums of each 16
+    i16 sums[8];  // of each 32
+#if defined(SCALED_PAIRS)
+    i16 less[16];  // minus the sums of each 16
+#else
+    int less[16];
+#endif
 };
 
 // The largest magnitude, compared as bits, so that a NaN is larger than any number and is kept.
@@ -131,18 +135,18 @@ INLINE void products(const u8 * quants, const i8 * x, I * sums) {
 #undef PAIRS
 }
 #else
-template <class Quants, int N, int BLOCK, int FROM, int COUNT, size_t STRIDE>
-INLINE void products(const u8 * quants, const i8 * x, I * sums) {
+template <class Quants, int N, int BLOCK, int FROM, int COUNT, size_t STRIDE, class... Scales>
+INLINE void products(const u8 * quants, const i8 * x, I * sums, Scales... scales) {
     constexpr int RUN = COUNT < run<Quants::BITS> ? COUNT : run<Quants::BITS>;
     unrolled<COUNT / RUN>([&](auto first) __attribute__((always_inline)) {
         I partial[N];
-        COLUMNS partial[c] = begin(sums[c]);
+        COLUMNS partial[c] = sums[c];
         unrolled<RUN>([&](auto next) __attribute__((always_inline)) {
-            constexpr int G = FROM + decltype(first)::value * RUN + decltype(next)::value;
+            constexpr int AT = decltype(next)::value, G = FROM + decltype(first)::value * RUN + AT;
             const I weights = Quants::template get<BLOCK, G>(quants);
-            COLUMNS partial[c] = Quants::multiply(partial[c], weights, x + c * STRIDE + 4 * G);
+            COLUMNS partial[c] = Quants::template multiply<AT == 0>(partial[c], weights, x + c * STRIDE + 4 * G);
         });
-        COLUMNS sums[c] = end(sums[c], partial[c]);
+        COLUMNS sums[c] = end(sums[c], partial[c], scales...);
     });
 }
 #endif
@@ -183,6 +187,21 @@ void multiply_blocks(const u8 * __restrict w, int64_t units, const void * activa
     COLUMNS store(y + c * stride, total[c]);
 }
 
+// Calls f(quants, block, part, j) for every scale j of a superblock: that of a part of one of two blocks of quants.
+template <class T, class Function>
+INLINE void each_scaled(const u8 * w, Function f) {
+    for (int pair = 0; pair < 4; ++pair) {
+        const u8 * quants = w + T::HEAD + pair * T::Quants::BYTES;
+        unrolled<2>([&](auto block) __attribute__((always_inline)) {
+            fetch_all(quants + decltype(block)::value * T::Quants::BYTES / 2, T::Quants::BYTES / 2);
+            constexpr int PARTS = 32 / T::SCALED;
+            unrolled<PARTS>([&](auto part) __attribute__((always_inline)) {
+                f(quants, block, part, PARTS * (2 * pair + decltype(block)::value) + decltype(part)::value);
+            });
+        });
+    }
+}
+
 // y = sum over superblocks of d_x (sum over blocks of d d_j sum(q x) - m sum over blocks of m_j sum(x))
 template <class T, int N>
 void multiply_superblocks(const u8 * __restrict w, int64_t units, const void * activations, float * y, size_t stride) {
@@ -201,23 +220,38 @@ void multiply_superblocks(const u8 * __restrict w, int64_t units, const void * a
             const F m = T::minimum(w);
             COLUMNS part[c] = fnma(to_float(minima[c]), m, part[c]);
         }
-        for (int pair = 0; pair < 4; ++pair) {
-            const u8 * quants = w + T::HEAD + pair * T::Quants::BYTES;
-            unrolled<2>([&](auto block) __attribute__((always_inline)) {
-                fetch_all(quants + decltype(block)::value * T::Quants::BYTES / 2, T::Quants::BYTES / 2);
-                constexpr int PARTS = 32 / T::SCALED;
-                unrolled<PARTS>([&](auto scaled) __attribute__((always_inline)) {
-                    constexpr int B = decltype(block)::value, S = decltype(scaled)::value;
-                    const int j = PARTS * (2 * pair + B) + S;
-                    I sums[N];
-                    COLUMNS sums[c] = start<T::OFFSET>(x[c].less + j);
-                    products<typename T::Quants, N, B, S * T::SCALED / 4, T::SCALED / 4, sizeof(Block256)>(
-                        quants, x->q + 32 * (2 * pair + B), sums);
-                    const F d = T::scale(w, j);
-                    COLUMNS part[c] = fma(to_float(sums[c]), d, part[c]);
-                });
-            });
+        const auto add_products = [&](const u8 * quants, auto block, auto scaled, int j, I * sums,
+                                      auto... scales) __attribute__((always_inline)) {
+            constexpr int COUNT = T::SCALED / 4, FROM = decltype(scaled)::value * COUNT;
+            const i8 * from = x->q + j * T::SCALED / 32 * 32;
+            products<typename T::Quants, N, decltype(block)::value, FROM, COUNT, sizeof(Block256)>(quants, from, sums,
+                                                                                                   scales...);
+        };
+#if defined(SCALED_PAIRS)
+        I sums[N];
+        COLUMNS sums[c] = all(0);
+        if constexpr (T::OFFSET != 0) {
+            for (int j = 0; j < 16; j += 2) {
+                const I scales = in_turn(T::small_scales(w, j), T::small_scales(w, j + 1));
+                COLUMNS sums[c] = dot_pairs(sums[c], scales, x[c].less + j);
+            }
+            COLUMNS sums[c] = doubled<log2_of(T::OFFSET)>(sums[c]);
         }
+        each_scaled<T>(w, [&](const u8 * quants, auto block, auto scaled, int j) __attribute__((always_inline)) {
+            const i8 * scales = T::small_scales(w, j);
+            add_products(quants, block, scaled, j, sums, in_turn(scales, scales));
+        });
+        const F d = T::scale(w);
+        COLUMNS part[c] = fma(to_float(sums[c]), d, part[c]);
+#else
+        each_scaled<T>(w, [&](const u8 * quants, auto block, auto scaled, int j) __attribute__((always_inline)) {
+            I sums[N];
+            COLUMNS sums[c] = start<T::OFFSET>(x[c].less + j);
+            add_products(quants, block, scaled, j, sums);
+            const F d = T::scale(w, j);
+            COLUMNS part[c] = fma(to_float(sums[c]), d, part[c]);
+        });
+#endif
         COLUMNS total[c] = fma(part[c], all(x[c].d), total[c]);
     }
     COLUMNS store(y + c * stride, total[c]);

@@ -7,8 +7,9 @@
 //     WIDTH        most columns of one call of a kernel: more would spill registers
 //     QUERIES      most queries of one call that computes scores
 //     BYTE_OFFSET  added to 8-bit weights, so that they suit `dot_bytes`
-//     run<BITS>    number of `dot` calls between `begin` and `end` without overflow
+//     run<BITS>    number of `dot` calls before an `end` without overflow; the first one begins a partial sum
 //     DOTS_OF_BFLOATS  defined if one instruction multiplies and adds pairs of bfloat16
+//     SCALED_PAIRS  defined if partial sums are pairs of 16 bits, which `end` multiplies by scales as it adds them
 //     TILES        defined if one instruction multiplies 8 bytes of two rows with those of two columns
 #pragma once
 #include <cstdint>
@@ -156,12 +157,15 @@ INLINE I lookup(const u8 * table, I at) {
 }
 
 // In assembly, because compilers use a register and an instruction for each broadcast.
+template <bool FIRST>
 INLINE I dot(I a, I w, const i8 * x) {
     asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(a) : "v"(w), "m"(*(const int *) x));
     return a;
 }
-INLINE I dot_bytes(I a, I w, const i8 * x) { return dot(a, w, x); }
-INLINE I begin(I a) { return a; }
+template <bool FIRST>
+INLINE I dot_bytes(I a, I w, const i8 * x) {
+    return dot<FIRST>(a, w, x);
+}
 INLINE I end(I, I a) { return a; }
 INLINE I dot_pairs(I a, const u8 * w, const i16 * x) {
     const I wide = _mm512_cvtepu8_epi16(_mm256_load_si256((const __m256i *) w));
@@ -289,30 +293,54 @@ INLINE I dot_pairs(I a, const u8 * w, const i16 * x) {
 constexpr int BYTE_OFFSET = 128;
 template <int BITS>
 constexpr int run = 8;
-INLINE I dot(I a, I w, const i8 * x) { return _mm256_dpbusd_avx_epi32(a, w, all(read<int>(x))); }
-INLINE I dot_bytes(I a, I w, const i8 * x) { return dot(a, w, x); }
-INLINE I begin(I a) { return a; }
+template <bool FIRST>
+INLINE I dot(I a, I w, const i8 * x) {
+    return _mm256_dpbusd_avx_epi32(a, w, all(read<int>(x)));
+}
+template <bool FIRST>
+INLINE I dot_bytes(I a, I w, const i8 * x) {
+    return dot<FIRST>(a, w, x);
+}
 INLINE I end(I, I a) { return a; }
 #else
 #define INSTRUCTION_SET avx2
+#define SCALED_PAIRS
 constexpr int BYTE_OFFSET = 0;
-// Sums of two products in 16 bits: 2 * 127 * (2^BITS - 1) of 2^15 each time. See `begin` and `end`.
+// Sums of two products in 16 bits: 2 * 127 * (2^BITS - 1) of 2^15 each time.
 template <int BITS>
 constexpr int run = BITS == 4   ? 8
                     : BITS == 5 ? 4
                     : BITS == 6 ? 2
                                 : 1;
 // In assembly, because GCC otherwise computes all products first, and runs out of registers.
+template <bool FIRST>
 INLINE I add_16(I a, I b) {
-    asm("vpaddw %1, %0, %0" : "+x"(a) : "x"(b));
+    if constexpr (FIRST) asm("" : "=x"(a) : "0"(b));
+    else asm("vpaddw %1, %0, %0" : "+x"(a) : "x"(b));
     return a;
 }
-INLINE I dot(I a, I w, const i8 * x) { return add_16(a, _mm256_maddubs_epi16(w, all(read<int>(x)))); }
-INLINE I dot_bytes(I a, I w, const i8 * x) {
-    return add_16(a, _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(all(read<int>(x)), w)));
+template <bool FIRST>
+INLINE I dot(I a, I w, const i8 * x) {
+    return add_16<FIRST>(a, _mm256_maddubs_epi16(w, all(read<int>(x))));
 }
-INLINE I begin(I) { return _mm256_setzero_si256(); }
-INLINE I end(I before, I a) { return _mm256_add_epi32(before, _mm256_madd_epi16(a, _mm256_set1_epi16(1))); }
+template <bool FIRST>
+INLINE I dot_bytes(I a, I w, const i8 * x) {
+    return add_16<FIRST>(a, _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(all(read<int>(x)), w)));
+}
+INLINE I end(I before, I a, I scales) { return _mm256_add_epi32(before, _mm256_madd_epi16(a, scales)); }
+INLINE I end(I before, I a) { return end(before, a, _mm256_set1_epi16(1)); }
+// The scales of all rows in 16 bits, each twice; or those of two blocks, in turn.
+INLINE I in_turn(const i8 * first, const i8 * second) {
+    const __m128i a = _mm_loadl_epi64((const __m128i *) first), b = _mm_loadl_epi64((const __m128i *) second);
+    return _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b));
+}
+INLINE I dot_pairs(I a, I pairs, const i16 * x) {
+    return _mm256_add_epi32(a, _mm256_madd_epi16(pairs, all(read<int>(x))));
+}
+template <int TIMES>
+INLINE I doubled(I a) {
+    return _mm256_slli_epi32(a, TIMES);
+}
 #endif
 
 #elif defined(__ARM_FEATURE_DOTPROD)
@@ -390,11 +418,14 @@ INLINE I insert(I nibbles, I plane) {
 INLINE I lookup(const u8 * table, I at) {
     return vreinterpretq_s32_u8(vqtbl1q_u8(vld1q_u8(table), vreinterpretq_u8_s32(at)));
 }
+template <bool FIRST>
 INLINE I dot(I a, I w, const i8 * x) {
     return vdotq_s32(a, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(all(read<int>(x))));
 }
-INLINE I dot_bytes(I a, I w, const i8 * x) { return dot(a, w, x); }
-INLINE I begin(I a) { return a; }
+template <bool FIRST>
+INLINE I dot_bytes(I a, I w, const i8 * x) {
+    return dot<FIRST>(a, w, x);
+}
 INLINE I end(I, I a) { return a; }
 INLINE I dot_pairs(I a, const u8 * w, const i16 * x) {
     const int16x8_t wide = vreinterpretq_s16_u16(vmovl_u8(vld1_u8(w)));
@@ -528,15 +559,16 @@ INLINE I lookup(const u8 * table, I at) {
     }
     return r;
 }
+template <bool FIRST>
 INLINE I dot(I a, I w, const i8 * x) {
     EACH for (int j = 0; j < 4; ++j) a.at[i] += octets(w, i)[j] * x[j];
     return a;
 }
+template <bool FIRST>
 INLINE I dot_bytes(I a, I w, const i8 * x) {
     EACH for (int j = 0; j < 4; ++j) a.at[i] += (i8) octets(w, i)[j] * x[j];
     return a;
 }
-INLINE I begin(I a) { return a; }
 INLINE I end(I, I a) { return a; }
 INLINE I dot_pairs(I a, const u8 * w, const i16 * x) {
     EACH a.at[i] += w[2 * i] * x[0] + w[2 * i + 1] * x[1];
