@@ -24,7 +24,7 @@ import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -260,7 +260,9 @@ def _checksum(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _numbers(data: memoryview, code: str, stored: np.dtype[Any]) -> memoryview[int]:
+def _numbers(
+    data: memoryview, code: Literal["I", "Q"], stored: np.dtype[Any]
+) -> memoryview[int]:
     """Stored numbers; in RAM on a machine with the most significant byte first."""
     if sys.byteorder == "little":
         return data.cast(code)
