@@ -6,9 +6,10 @@ Retrieval-augmented speculative decoding (RASD) ends a copy at a token to which 
 drafter gives little probability. At every position of recorded answers Max-Gram's first
 token is compared with the drafter's: how often it is right, and the probability that
 the planner's calibration gives it without this opinion. A planner that lets the drafter
-write takes the drafter's token, so the copy is used after the drafted tokens only, where
-the drafter has no row. There the copies are divided by whether Max-Gram's own proposal
-for the beginning of the draft agreed with all of its tokens. The last line is JSON.
+write takes the drafter's token, so the copy is used after the drafted tokens only,
+where the drafter has no row. There the copies are divided by whether Max-Gram's own
+proposal for the beginning of the draft agreed with all of its tokens. The last line is
+JSON.
 """
 
 from __future__ import annotations
