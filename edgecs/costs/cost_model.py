@@ -179,8 +179,12 @@ class CostModel:
             for base, more in zip(few, self._growth.at(depth), strict=False)
         ]
 
+    def single(self, depth: int) -> float:
+        """Seconds of a call of one token at a depth, `times(depth, 1)[0]`."""
+        return (self._base[0] + self._growth.at(depth)[0]) * self.pace
+
     def seconds(self, depth: int) -> NDArray[np.float64]:
-        """The same as an array, float64 [WIDEST]."""
+        """The same as `times`, as an array, float64 [WIDEST]."""
         return np.array(self.times(depth))
 
     def hoped(self, depth: int) -> list[float]:

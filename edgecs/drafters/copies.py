@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, repeat
 from typing import NamedTuple
 
 # chosen: three tokens are rare enough for their chains to be short.
@@ -40,9 +41,10 @@ def bucket_count(edges: Sequence[float]) -> int:
     return len(edges) + 1
 
 
-_LENGTH = [bisect_right(_LENGTHS, n) for n in range(2 * LONGEST + 64)]
+_LENGTH = [bisect_right(_LENGTHS, n) for n in range(LONGEST + 64)]
 DEPTH = [bisect_right(DEPTHS, n) for n in range(64)]
 """The bucket of each position in a draft."""
+_DEPTH = [bucket_count(_LENGTHS) + bucket for bucket in DEPTH]
 _SAID = 2 + bucket_count(_RUNS)  # no opinion, another opinion, the same opinion by run
 _OPINION = _SAID + bucket_count(_TIMES)  # buckets of one gram length
 _OPINIONS_FROM = bucket_count(_LENGTHS) + bucket_count(DEPTHS)
@@ -77,13 +79,10 @@ def copied(copy: Copy) -> Iterator[list[int]]:
     Tokens beyond the opinions use the last opinion.
     """
     opinions, matched, said = iter(copy.opinions), copy.length, [0] * (2 * GRAM)
-    depth = 0
-    while True:
+    for depth in chain(range(64), repeat(63)):
         if (known := next(opinions, None)) is not None:
             said = _opinions(known)
-        length = _LENGTH[min(matched + depth, LONGEST)] if matched else 0
-        yield [length, bucket_count(_LENGTHS) + DEPTH[min(depth, 63)], *said]
-        depth += 1
+        yield [_LENGTH[matched + depth] if matched else 0, _DEPTH[depth], *said]
 
 
 def _opinions(opinions: Sequence[Opinion | None]) -> list[int]:

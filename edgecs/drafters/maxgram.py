@@ -170,9 +170,9 @@ class MaxGram:
         """Add committed tokens to the index."""
         ids, grams, before = self._ids, self._grams, self._before
         for token in tokens:
-            last = len(ids) - 1
-            for n in range(1, min(GRAM, last + 1) + 1):
-                gram = tuple(ids[-n:])
+            last, end = len(ids) - 1, tuple(ids[-GRAM:])
+            for n in range(1, len(end) + 1):
+                gram = end[-n:]
                 old = grams.get(gram)
                 if old is None:
                     grams[gram] = last, 1, 1

@@ -3,13 +3,16 @@
 A segment never changes. Its file is derived from the documents: it may be deleted at
 any time, and one that is damaged can only make proposals wrong, never an answer.
 
-    magic, version, counts, identities of store and tokenizer
+    magic, version, bits of a word, counts, identities of store and tokenizer
     checksum of all before the tokens
     ids of documents          u64  [documents]
     where each begins         u64  [documents], as a position of its last token
     tokens, backwards         u32  [words], most significant byte first
     zeros                     u32  [LONGEST], so that a suffix is never too short
     suffix array              u32  [positions]
+    first words of suffixes   u64  [positions / step, rounded up], see `first_words`
+
+step is 1 in small segments, and _STEP in larger ones.
 """
 
 from __future__ import annotations
@@ -18,10 +21,10 @@ import hashlib
 import mmap
 import struct
 import sys
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +32,20 @@ from numpy.typing import NDArray
 from edgecs.core.files import replacing
 from edgecs.core.reading import regular_size
 from edgecs.drafters.copies import LONGEST
-from edgecs.memory.suffix_array import BYTES, WORD, backward, common, sorted_suffixes
+from edgecs.memory.suffix_array import (
+    BYTES,
+    FIRST,
+    KEY_BITS,
+    KEYS,
+    WORD,
+    backward,
+    common,
+    first_words,
+    sorted_suffixes,
+)
 
 _MAGIC = b"edgecs-index\0"
-_VERSION = 1
+_VERSION = 2
 _FIXED = struct.Struct("<13sBHQQQ16s32s")  # up to the checksum
 _CHECKSUM = 32
 _IDS = np.dtype("<u8")
@@ -40,10 +53,13 @@ _POSITIONS = np.dtype("<u4")
 _MOST_WORDS = 1 << 31
 _PADDING = BYTES * LONGEST
 # chosen: more of them hardly change what is proposed, and each takes time.
-COUNTED = 64  # occurrences of a match that are counted, on each side of the query
-_FEW = 4  # occurrences on a side up to which they are looked at one by one
-# chosen: half of a search is then in a list, whose steps cost a tenth.
-_STEP = 512  # suffixes between those that are kept in RAM
+COUNTED = 16  # occurrences of a match that are counted, on each side of the query
+# chosen: a byte for each token. Other steps of a search read a text, and each takes as
+# long as ten steps among the first words.
+_STEP = 8  # suffixes between those whose first words are stored
+# chosen: 4 MiB in a segment. Most searches in small segments find nothing, and then no
+# text is read.
+_SMALL = 1 << 19  # suffixes of a segment in which the first words of all are stored
 
 
 class NotASegment(Exception):
@@ -72,14 +88,15 @@ class Segment:
             head = _FIXED.unpack_from(data)
         except struct.error as error:
             raise NotASegment("it is too short") from error
-        magic, version, _, documents, words, positions, self.store, self.tokenizer = (
-            head
-        )
+        magic, version, bits, *counts, self.store, self.tokenizer = head
+        documents, words, positions = counts
         if magic != _MAGIC or version != _VERSION:
             raise NotASegment("it has another version")
         size = _FIXED.size + _CHECKSUM + 16 * documents + 4 * (words + positions)
-        size += _PADDING
-        if max(documents, positions) > words or words > _MOST_WORDS:
+        self._step = _step(positions)
+        size += _PADDING + 8 * -(-positions // self._step)
+        possible = max(documents, positions) <= words <= _MOST_WORDS
+        if not (possible and 0 < bits <= 8 * BYTES):
             raise NotASegment("its sizes are impossible")
         if len(data) != size:
             raise NotASegment(f"it has {len(data)} bytes instead of {size}")
@@ -87,52 +104,62 @@ class Segment:
         begin = at + 16 * documents
         if _checksum(data[: _FIXED.size] + data[at:begin]) != data[_FIXED.size : at]:
             raise NotASegment("its checksum is wrong")
-        self._data, self._begin = data, begin
+        self._data, self._begin, self.bits = data, begin, bits
         self.words: int = words
         self.ids: list[int] = np.frombuffer(data, _IDS, documents, at).tolist()
         starts = np.frombuffer(data, _IDS, documents, at + 8 * documents).tolist()
         self._starts = [-start for start in starts]  # ascending, as `bisect` needs
-        array = memoryview(data)[begin + BYTES * words + _PADDING :]
-        self._array = array.cast("I") if sys.byteorder == "little" else _swapped(array)
-        places = (begin + BYTES * at for at in self._array[_STEP::_STEP].tolist())
-        self._steps = [data[at : at + _PADDING] for at in places]
+        tables = memoryview(data)[begin + BYTES * words + _PADDING :]
+        self._array = _numbers(tables[: 4 * positions], "I", _POSITIONS)
+        self._firsts = _numbers(tables[4 * positions :], "Q", KEYS)
 
-    def find(self, query: bytes, least: int = 1) -> Found | None:
+    def find(self, query: bytes, words: int, least: int = 1) -> Found | None:
         """The longest match of a query, as of `query_of`; None: there is none.
 
-        least: tokens of a match that is wanted.
+        words: its `first_words_of` with the bits of this segment. least: tokens of a
+        match that is wanted.
         """
+        firsts, array, step = self._firsts, self._array, self._step
+        size = len(array)
+        low = high = bisect_left(firsts, words)
+        if low < len(firsts) and firsts[low] == words:
+            high = bisect_right(firsts, words, low)
+        elif step == 1:  # the first words of both neighbours are known
+            rest = max(0, min(KEY_BITS, FIRST * self.bits) - least * self.bits)
+            if (low == size or (firsts[low] ^ words) >> rest) and (
+                not low or (firsts[low - 1] ^ words) >> rest
+            ):
+                return None
         data, begin = self._data, self._begin
-        array, beyond = self._array, begin + len(query)
+        beyond = begin + len(query)
 
         def text(position: int) -> bytes:
             at = BYTES * position
             return data[begin + at : beyond + at]
 
-        # The suffixes of `steps` before this one are smaller, the others are not.
-        low = bisect_left(self._steps, query) * _STEP
-        high = min(low + _STEP, len(array))
+        low, high = max(0, (low - 1) * step + 1), min(high * step, size)
         at = bisect_left(array, query, low, high, key=text)
-        length = 0
-        for near in range(max(0, at - 1), min(at + 1, len(array))):
-            length = max(length, common(text(array[near]), query))
+        before = text(array[at - 1]) if at else b""
+        behind = text(array[at]) if at < size else b""
+        wanted = query[: BYTES * least]
+        left = common(before, query) if before.startswith(wanted) else 0
+        right = common(behind, query) if behind.startswith(wanted) else 0
+        length = max(left, right)
         if length < least:
             return None
         query = query[: BYTES * length]
         beyond = begin + len(query)  # only so much is compared from now on
         first = last = at
-        while first > max(0, at - COUNTED) and text(array[first - 1]) == query:
+        if left == length:
             first -= 1
-            if at - first == _FEW:
+            if first and text(array[first - 1]) == query:
                 least = max(0, at - COUNTED)
-                first = bisect_left(array, query, least, first, key=text)
-                break
-        while last < min(len(array), at + COUNTED) and text(array[last]) == query:
+                first = bisect_left(array, query, least, first - 1, key=text)
+        if right == length:
             last += 1
-            if last - at == _FEW:
-                above, most = query + b"\xff", min(len(array), at + COUNTED)
-                last = bisect_left(array, above, last, most, key=text)
-                break
+            if last < size and text(array[last]) == query:
+                above, most = query + b"\xff", min(at + COUNTED, size)
+                last = bisect_left(array, above, last + 1, most, key=text)
         return Found(length, first, last)
 
     def newest(self, found: Found, most: int) -> list[int]:
@@ -188,9 +215,9 @@ def encoded(
         at -= len(tokens)
         starts.append(at)
         at -= 1
-    head = _FIXED.pack(
-        _MAGIC, _VERSION, 0, len(starts), words.size, array.size, store, tokenizer
-    )
+    bits = max(1, int(words.max(initial=0)).bit_length())
+    counts = len(starts), words.size, array.size
+    head = _FIXED.pack(_MAGIC, _VERSION, bits, *counts, store, tokenizer)
     ids = np.array([number for number, _ in documents], _IDS).tobytes()
     table = ids + np.array(starts, _IDS).tobytes()
     return b"".join(
@@ -201,6 +228,7 @@ def encoded(
             words.astype(WORD).tobytes(),
             bytes(_PADDING),
             array.astype(_POSITIONS).tobytes(),
+            first_words(words, array[:: _step(array.size)], bits).tobytes(),
         )
     )
 
@@ -224,11 +252,19 @@ def opened(path: Path) -> Segment:
     return Segment(data, path)
 
 
+def _step(positions: int) -> int:
+    return 1 if positions <= _SMALL else _STEP
+
+
 def _checksum(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _swapped(array: memoryview) -> memoryview:
-    """The array on a machine with the most significant byte first, in RAM."""
-    native = np.frombuffer(array, _POSITIONS).astype(np.uint32)
-    return memoryview(native.tobytes()).cast("I")
+def _numbers(
+    data: memoryview, code: Literal["I", "Q"], stored: np.dtype[Any]
+) -> memoryview[int]:
+    """Stored numbers; in RAM on a machine with the most significant byte first."""
+    if sys.byteorder == "little":
+        return data.cast(code)
+    native = np.frombuffer(data, stored).astype(stored.newbyteorder("="))
+    return memoryview(native.tobytes()).cast(code)

@@ -20,7 +20,7 @@ from edgecs.memory.database import FILE, Unreadable
 from edgecs.memory.documents import Documents, Kind, Tokens
 from edgecs.memory.index import Index
 from edgecs.memory.segment import COUNTED, Found, Segment
-from edgecs.memory.suffix_array import BYTES, most_frequent, query_of
+from edgecs.memory.suffix_array import BYTES, first_words_of, most_frequent, query_of
 
 # chosen: 10 M tokens with their texts; the index takes about as much again.
 MOST_BYTES = 128 << 20
@@ -138,10 +138,13 @@ class UserStore:
         """The longest match of the end of a text, see `Corpus`."""
         if k <= 0 or not end:
             return None
-        query, length = query_of(end), SHORTEST
+        query, length, bits, words = query_of(end), SHORTEST, 0, 0
         found = list[tuple[Segment, Found]]()
         for segment in self._index.segments:
-            hit = segment.find(query, length)
+            if segment.bits != bits:
+                bits = segment.bits
+                words = first_words_of(query, bits)
+            hit = segment.find(query, words, length)
             if hit is not None:
                 if hit.length > length:
                     found, length = [], hit.length
@@ -164,8 +167,11 @@ class UserStore:
 
     def _valid(self, text: bytes) -> list[int]:
         """Words before a match as the tokens after it, up to the document's end."""
+        words = struct.unpack(f">{len(text) // BYTES}I", text)
+        if words and min(words) > 0 and max(words) <= self._vocab_size:  # most texts
+            return [word - 1 for word in reversed(words)]
         tokens = list[int]()
-        for word in reversed(struct.unpack(f">{len(text) // BYTES}I", text)):
+        for word in reversed(words):
             if not 0 < word <= self._vocab_size:  # a larger one: a damaged file
                 break
             tokens.append(word - 1)

@@ -28,6 +28,12 @@ _SEPARATOR = 0
 _WORD_BITS = 8 * BYTES - 1  # of a number of bits: its place in a word
 _PACKED = 3  # words in the first key
 _BITS = 21  # of each; real vocabularies have fewer than two million tokens
+FIRST = 4  # most words in a number of `first_words`
+KEY_BITS = 64  # of such a number, at most
+KEYS = np.dtype("<u8")
+_FIRST_OF = struct.Struct(f">{FIRST}I").unpack_from
+_ZEROS = bytes(BYTES * FIRST)
+_PACKS = [struct.Struct(f">{n}I").pack for n in range(LONGEST + 1)]
 
 
 def backward(documents: Sequence[NDArray[np.int32]]) -> NDArray[np.uint32]:
@@ -98,14 +104,49 @@ def _rank(
     return places[~unique]
 
 
+def first_words(
+    words: NDArray[np.uint32], at: NDArray[np.uint32], bits: int
+) -> NDArray[np.uint64]:
+    """The first words of some suffixes as numbers, uint64, in the order of these.
+
+    words: [n], as of `backward`. at: [m], positions. bits: of the largest word. The
+    numbers are the first KEY_BITS of up to four words, so close suffixes share one.
+    """
+    few = np.append(words, np.zeros(FIRST, np.uint32)).astype(np.uint64)
+    found = np.zeros(at.size, dtype=np.uint64)
+    room = KEY_BITS
+    for i in range(FIRST):
+        taken = min(bits, room)
+        found <<= np.uint64(taken)
+        found |= few[at.astype(np.int64) + i] >> np.uint64(bits - taken)
+        room -= taken
+    return found.astype(KEYS)
+
+
+def first_words_of(query: bytes, bits: int) -> int:
+    """The number of `first_words` for a query, as of `query_of`.
+
+    With a word of more bits it is not below that of any suffix that is smaller.
+    """
+    words = _FIRST_OF(query if len(query) >= BYTES * FIRST else query + _ZEROS)
+    if max(words) >> bits:
+        large = next(i for i, word in enumerate(words) if word >> bits)
+        words = (*words[:large], *((1 << bits) - 1,) * (FIRST - large))
+    a, b, c, d = words
+    found = int(((a << bits | b) << bits | c) << bits | d)
+    return found >> max(0, FIRST * bits - KEY_BITS)
+
+
 def query_of(end: Sequence[int]) -> bytes:
     """The last tokens of a text as it is looked up, backwards; at most LONGEST."""
-    last = [token + 1 for token in end[-LONGEST:]]
-    return struct.pack(f">{len(last)}I", *reversed(last))
+    last = [token + 1 for token in end[: -LONGEST - 1 : -1]]
+    return _PACKS[len(last)](*last)
 
 
 def common(one: bytes, other: bytes) -> int:
     """The number of words that two texts have in common from their start on."""
+    if one == other:
+        return len(one) // BYTES
     size = min(len(one), len(other))
     differs = int.from_bytes(one[:size]) ^ int.from_bytes(other[:size])
     return (8 * size - differs.bit_length()) // (8 * BYTES)
@@ -117,6 +158,8 @@ def most_frequent(texts: Sequence[bytes]) -> tuple[bytes, int]:
     texts: at least one, the newest first, which counts where others are as frequent.
     Returns it and how many have its last word. A word of 0 ends a text.
     """
+    if len(texts) == 1:
+        return texts[0], 1
     # As numbers: the last word of a text has the lowest bits.
     rest = [(int.from_bytes(text), text) for text in texts]
     agreeing = len(rest)

@@ -238,7 +238,7 @@ class Planner:
         """The best proposal of the sources, see `Sources.propose`."""
         saves = math.inf
         if self.sources.have_stores:
-            (saves,) = self.costs.times(len(context), 1)
+            saves = self.costs.single(len(context))
         return self.sources.propose(context, most, ledger, least, saves)
 
     def _may_grow(self, depth: int) -> bool:
@@ -296,7 +296,7 @@ class Planner:
         self, depth: int, spent: float, emitted: int, settling: float = 0.0
     ) -> None:
         """Count what a round took more than plain decoding of its tokens."""
-        (single,) = self.costs.times(depth, 1)
+        single = self.costs.single(depth)
         over = (spent + settling) / single - emitted
         self._debt = max(0.0, self._debt + over - self._invested / single)
         if self._trying:
@@ -507,7 +507,7 @@ class Planner:
 
         It computes nothing else: the round may take only 4 ms.
         """
-        plain = 1 / (self.costs.times(depth, 1)[0] + self._overhead)
+        plain = 1 / (self.costs.single(depth) + self._overhead)
         return Plan(path, plain, plain, [1], _HOPELESS if path else _NOTHING)
 
     def _plan(self, path: Path, times: list[float], choice: Choice) -> Plan:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from edgecs.core.context import Context
+from edgecs.core.draft import Draft, Rows, Verdict
+from edgecs.drafters.maxgram import MaxGram
 from edgecs_bench.memory import __main__ as replay_module
-from edgecs_bench.memory import real, record
+from edgecs_bench.memory import real, record, rejections, write_back
 from edgecs_bench.memory.replay import LEVELS
 from edgecs_bench.memory.scenarios import Place, Scenario
-from edgecs_bench.memory.traces import read_answers
+from edgecs_bench.memory.traces import Answer, read_answers
+from edgecs_bench.simulation.replay_drafter import Watch
 
 SMALL = [
     Scenario("edit", "a", True, 8, [[["one", "two"], ["three"]]]),
@@ -49,6 +55,60 @@ def test_an_interrupted_recording_goes_on_with_the_same_answers(
         assert [ranks[0] for ranks in one.ranked] == one.output
     first, second, cleared, *_ = said
     assert len(cleared.prompt) < len(first.prompt) + 8 < len(second.prompt)
+
+
+def test_what_is_said_after_wrong_tokens_is_recorded_and_written_back(
+    tiny_gguf: Path, tmp_path: Path
+):
+    traces, file = tmp_path / "some.jsonl.gz", tmp_path / "rejections.jsonl.gz"
+    recorded(tiny_gguf, traces)
+    arguments = ["-m", tiny_gguf, "-c", 512, "-t", 1, "--most", 6, "-o", file, traces]
+    done = CliRunner().invoke(rejections.main, list(map(str, arguments)))
+    assert done.exit_code == 0, done.output
+    _, answers = read_answers(traces)
+    found = rejections.read_rejections(file)
+    assert sorted(found) == [*range(len(answers))]
+    for number, said in found.items():
+        output = answers[number].output
+        assert len(said) == min(6, len(output))
+        mag, context = MaxGram(), Context([*answers[number].prompt, output[0]])
+        for at in range(1, len(said)):
+            tokens = mag.continuation(context, rejections.DRAFTED)
+            right = rejections.agreed(tokens, output[at:])
+            assert len(said[at]) == len(tokens) - right
+            context.append(output[at : at + 1])
+    arguments = ["--traces", traces, "--rejections", file, "--curve", "flat"]
+    done = CliRunner().invoke(write_back.main, list(map(str, arguments)))
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["curves"]["flat"].keys() == {"tuning", "reported", "rows"}
+
+
+@pytest.mark.parametrize("line", ["{}", '{"answer": 0, "said": [[-1]]}', "[1]"])
+def test_a_broken_file_of_rejections_is_refused(tmp_path: Path, line: str):
+    file = tmp_path / "broken.jsonl"
+    file.write_text(f'{{"format": "{rejections.FORMAT}"}}\n{line}\n')
+    with pytest.raises(click.UsageError, match="line 2"):
+        rejections.read_rejections(file)
+
+
+def test_written_back_tokens_are_those_after_rejected_ones():
+    source = write_back.WriteBack(Watch())
+    context, draft = Context([5, 1, 2, 3]), Draft.chain([4, 6, 7], "mag")
+    answer = answer_of([5], [1, 2, 3, 4, 9])
+    source.hear(answer, [[], [], [], [8, 9]])
+    rows = Rows(np.empty((0, 0), np.float32), fed=4)
+    source.observe(context, draft, rows, Verdict((0,), 9))
+    assert source.continuation(Context([3, 4, 6]), 4) == [8]
+    assert source.continuation(Context([1, 6, 7]), 4) == [9]
+    assert source.rows == 2
+    source.observe(context, Draft.chain([4, 6], "bigram"), rows, Verdict((), 9))
+    assert source.rows == 2
+
+
+def answer_of(prompt: list[int], output: list[int]) -> Answer:
+    ranked = [[token] for token in output]
+    return Answer("edit", "a", True, Place(0, 0, 0), prompt, output, ranked)
 
 
 def test_the_last_line_has_what_the_stores_add(tiny_gguf: Path, tmp_path: Path):

@@ -148,6 +148,7 @@ class TestDepth:
             costs.measured(at, later[at])
         times = costs.seconds(depth)[np.array(WIDTHS) - 1]
         assert (times >= 0.01 - 1e-12).all()
+        assert [costs.single(depth)] == costs.times(depth, 1)
         costs.observe(4, depth, 0.01)  # what it expects is something to compare with
 
     @given(curves, st.integers(1, 64), st.floats(1e-3, 10), st.integers(0, 256))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgecs.drafters.copies import LONGEST
 from edgecs.errors import ConfigError
-from edgecs.memory import index, store
+from edgecs.memory import index, segment, store
 from edgecs.memory.store import LOOKED_AT, SHORTEST, UserStore
 
 ONE, OTHER = "ab" * 32, "cd" * 32  # identities of tokenizers
@@ -54,10 +54,22 @@ def sizes(request, monkeypatch):
 
 
 @pytest.mark.parametrize("least", [1, index._IN_FILE], ids=["in files", "in RAM"])
-@given(documents=texts, end=ends, k=st.integers(1, 20), again=st.booleans())
-def test_a_match_is_that_of_a_search_through_all_texts(least, documents, end, k, again):
+@given(
+    documents=texts,
+    end=ends,
+    k=st.integers(1, 20),
+    again=st.booleans(),
+    small=st.sampled_from([0, 6, 1 << 19]),
+    spread=st.sampled_from([1, 249]),
+)
+def test_a_match_is_that_of_a_search_through_all_texts(
+    least, documents, end, k, again, small, spread
+):
+    documents = [[spread * token for token in ids] for ids in documents]
+    end = [spread * token for token in end]
     with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(index, "_IN_FILE", least)
+        patch.setattr(segment, "_SMALL", small)
         memory = opened(Path(name))
         add(memory, *documents)
         if again:
@@ -71,7 +83,7 @@ def test_a_match_is_that_of_a_search_through_all_texts(least, documents, end, k,
             return
         assert match is not None
         assert match.length == length
-        assert match.times == len(found)
+        assert match.times == min(len(found), store.COUNTED)
         ways = [text[: len(match.tokens)] for text in found]
         assert match.tokens in ways
         firsts = Counter(text[0] for text in found)

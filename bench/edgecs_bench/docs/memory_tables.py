@@ -27,6 +27,33 @@ def speeds_by_level(file: Path) -> str:
     return markdown([["answers, drafts", "curve", *_LEVELS.values()], *rows])
 
 
+def write_back(file: Path) -> str:
+    """The gain of write-back by curve, in both halves, and the rows that it reads."""
+    found = json.loads(file.read_text(encoding="utf-8"))["curves"]
+    rows = [
+        [name, f"{row['tuning'] - 1:+.1%}", f"{row['reported'] - 1:+.1%}", row["rows"]]
+        for name, row in found.items()
+    ]
+    return markdown([["curve", "tuning half", "reported half", "rows read"], *rows])
+
+
+def selection(file: Path) -> str:
+    """How often copies are right by the opinion of a neural drafter."""
+    found = json.loads(file.read_text(encoding="utf-8"))["cases"]
+    rows = [
+        [
+            row["drafter"],
+            row["case"],
+            row["tokens"],
+            f"{row['predicted']:.2f}",
+            f"{row['right']:.2f}",
+        ]
+        for row in found
+    ]
+    heads = ["drafter", "token of the copy", "tokens", "predicted", "right"]
+    return markdown([heads, *rows])
+
+
 def categories(file: Path, curve: str) -> str:
     """The speeds of each category on one curve, and tokens per round."""
     rows = []
