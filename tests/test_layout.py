@@ -44,6 +44,7 @@ ROOMS = {
     "runtime": "core hub sampling text grammar toolcalls drafters memory decoding "
     "engines session chat calibrate",
     "server": "core costs text grammar toolcalls sampling engines session chat runtime",
+    "fleet": "hub engines runtime",
     "tuning": "core costs text drafters decoding planning engines session calibrate "
     "runtime",
 }

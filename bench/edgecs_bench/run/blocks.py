@@ -113,6 +113,7 @@ class Bench:
     skipped: list[str] = field(default_factory=list)  # ids of prompts that do not fit
     failed: dict[str, str] = field(default_factory=dict)  # errors of failed modes
     _longest: float = 0.0  # seconds of a block so far
+    _warm: bool = False  # whether the modes have answered
     _sampled: set[str] = field(default_factory=set)  # categories
 
     def run(self, wanted: Iterable[Block]) -> list[Done]:
@@ -133,6 +134,18 @@ class Bench:
             again = iter(self._all(drifted, again=True))
             done = [next(again, d) if d.drifted else d for d in done]
         return done
+
+    def one(self, block: Block, number: int) -> Done | None:
+        """Answers one block, whose number decides about the order of its modes.
+
+        None: it does not fit. The first one is preceded by a short answer in each mode.
+        """
+        if not (fitting := self._fitting([block])):
+            return None
+        if not self._warm:
+            self._warm = True
+            self._warm_up(fitting)
+        return self._block(block, number, backwards=number % 2 == 1)
 
     def _fitting(self, wanted: list[Block]) -> list[Block]:
         """Blocks that fit into the context and have something to compare."""

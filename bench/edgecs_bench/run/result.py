@@ -260,6 +260,30 @@ def rendered(result: Mapping[str, Any], form: str) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
+def by_machine(results: Sequence[Result], form: str) -> str:
+    """Results of several machines as md, csv or jsonl; rows name their machine.
+
+    No number combines two machines.
+    """
+    if form == "md":
+        parts = [f"## {_place(result)}\n\n{tables(result)}" for result in results]
+        return "\n".join([*parts, overview(results)])
+    lines = [
+        {"machine": result["machine"]["id"], "processor": _place(result), **line}
+        for result in results
+        for line in result["rows"] or result["tests"]
+    ]
+    if form == "csv":
+        return as_csv(lines)
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def _place(result: Result) -> str:
+    machine = result["machine"]
+    devices = "".join(f", {name}" for name in machine["devices"])
+    return f"{machine['processor']}, {machine['cores']} cores{devices}"
+
+
 def overview(results: Sequence[Result]) -> str:
     """A table with one line for every mode of every result."""
     lines = [

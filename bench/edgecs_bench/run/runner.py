@@ -69,12 +69,12 @@ def run(subject: Subject, wanted: Wanted, parts: Sequence[Part] = ()) -> Result:
     tests_until = subject.began + _TESTS_SHARE * (wanted.seconds or float("inf"))
     energy = open_energy(gpu=bool(loaded.model.offload.layers))
     with ExitStack() as closing:
-        workshop = _workshop(subject, wanted, closing)
+        workshop = mode_factory(subject, wanted, closing)
         names = list(wanted.modes) or workshop.defaults()
         own = [workshop.make(n) for n in dict.fromkeys([PLAIN, *names])]
         most = wanted.most or _affordable(subject, wanted, len(own))
         journal = Journal(wanted.journal, _header(subject, wanted, own, most))
-        tests = _kept(journal, "tests", lambda: _tests(subject, wanted, tests_until))
+        tests = _kept(journal, "tests", lambda: tests_of(subject, wanted, tests_until))
         costs = _kept(journal, "costs", lambda: costs_of(subject, wanted.curve))
         meter = Meter(lambda: anchor(subject), energy.joules)
         done: list[Done] = []
@@ -85,39 +85,24 @@ def run(subject: Subject, wanted: Wanted, parts: Sequence[Part] = ()) -> Result:
                 break
             with ExitStack() as part_closing:
                 name, modes = open_part(workshop, part_closing)
-                bench = _bench(subject, wanted, name, modes, most, meter, journal)
+                bench = bench_of(subject, wanted, name, modes, most, meter, journal)
                 bench.until = until
-                done += bench.run(_blocks(wanted))
-                about += _modes(modes, bench.failed, known=about)
+                done += bench.run(blocks_of(wanted))
+                about += modes_of(modes, bench.failed, known=about)
         if not any(one.answers for one in done):
             raise click.UsageError(
                 "no prompt fits into the context: give a larger one (-c), or fewer "
                 "tokens per answer (-n)"
             )
-        speculation = subject.speculation
         costs = {**costs, "overhead_ms": overhead(done)} if costs["ms"] else None
         result = assemble(
             done,
             {
-                "command": list(wanted.command),
-                "machine": machine(),
-                "build": build(),
-                "model": _model(loaded),
-                "drafters": [_drafter(d) for d in subject.drafters],
-                "options": _options(subject, wanted, most),
-                "suite": {
-                    "names": wanted.suite.names,
-                    "prompts": len(wanted.suite.prompts),
-                    "sha256": wanted.suite.sha256,
-                },
-                "exactness": {
-                    "asked": speculation.exact,
-                    "classes": speculation.classes.state(),
-                },
+                **about_machine(subject, wanted, most),
                 "modes": about,
                 "tests": tests,
                 "costs": costs,
-                "skipped": len({b.prompt for b in _blocks(wanted)})
+                "skipped": len({b.prompt for b in blocks_of(wanted)})
                 - len({(a.category, a.id) for d in done for a in d.answers}),
                 "memory": {"peak_rss_mib": peak_rss_mib()},
                 "energy": {"source": energy.source},
@@ -128,7 +113,30 @@ def run(subject: Subject, wanted: Wanted, parts: Sequence[Part] = ()) -> Result:
         return result
 
 
-def _workshop(subject: Subject, wanted: Wanted, closing: ExitStack) -> ModeFactory:
+def about_machine(subject: Subject, wanted: Wanted, most: int) -> dict[str, Any]:
+    """The fields of a result that are known before anything is measured."""
+    speculation = subject.speculation
+    return {
+        "command": list(wanted.command),
+        "machine": machine(),
+        "build": build(),
+        "model": _model(subject.loaded),
+        "drafters": [_drafter(d) for d in subject.drafters],
+        "options": _options(subject, wanted, most),
+        "suite": {
+            "names": wanted.suite.names,
+            "prompts": len(wanted.suite.prompts),
+            "sha256": wanted.suite.sha256,
+        },
+        "exactness": {
+            "asked": speculation.exact,
+            "classes": speculation.classes.state(),
+        },
+    }
+
+
+def mode_factory(subject: Subject, wanted: Wanted, closing: ExitStack) -> ModeFactory:
+    """Creates modes of a subject."""
     llama = llama_beside(subject.loaded, closing) if LLAMA in wanted.modes else None
     calls = Calls([drafter.model for drafter in subject.drafters])
     return ModeFactory(
@@ -136,7 +144,7 @@ def _workshop(subject: Subject, wanted: Wanted, closing: ExitStack) -> ModeFacto
     )
 
 
-def _bench(
+def bench_of(
     subject: Subject,
     wanted: Wanted,
     part: str,
@@ -145,6 +153,7 @@ def _bench(
     meter: Meter,
     journal: Journal,
 ) -> Bench:
+    """A bench of some modes, see `Bench`."""
     loaded = subject.loaded
     rules = {t: loaded.rule(sampling(t, wanted.seed)) for t in wanted.temperatures}
     encode = encoder(loaded)
@@ -168,7 +177,8 @@ def sampling(temperature: float, seed: int) -> Sampling:
     return Sampling(temperature, top_k=40, top_p=0.95, min_p=0.05, seed=seed)
 
 
-def _blocks(wanted: Wanted) -> list[Block]:
+def blocks_of(wanted: Wanted) -> list[Block]:
+    """All blocks of a run."""
     return blocks(wanted.suite.prompts, wanted.temperatures, wanted.repeats)
 
 
@@ -179,7 +189,8 @@ def _kept(journal: Journal, name: str, measure: Callable[[], Any]) -> Any:
     return journal.done[str([name])]["value"]
 
 
-def _tests(subject: Subject, wanted: Wanted, until: float) -> list[dict[str, Any]]:
+def tests_of(subject: Subject, wanted: Wanted, until: float) -> list[dict[str, Any]]:
+    """Prefill and decode in llama-bench's terms."""
     tests = [_shrunk(subject, test, until) for test in wanted.tests]
     target, repeats = subject.loaded.target, wanted.repeats
     return throughput.measure(target, tests, repeats, subject.say, until)
@@ -222,7 +233,7 @@ def _header(
     }
 
 
-def _modes(
+def modes_of(
     modes: Sequence[Mode],
     failed: dict[str, str],
     known: Sequence[dict[str, Any]],

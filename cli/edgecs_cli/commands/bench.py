@@ -20,8 +20,10 @@ from edgecs.runtime.recipe import Recipe
 from edgecs.runtime.target import open_target
 from edgecs_cli.commands.bench_cascades import check, sweep, sweep_options
 from edgecs_cli.commands.bench_files import COMMANDS, write_page
+from edgecs_cli.commands.bench_fleet import bench_fleet
 from edgecs_cli.console import echo, show_log
 from edgecs_cli.options.common import common_options, drafter_options, model_options
+from edgecs_cli.options.fleet import ray_option
 from edgecs_cli.options.kinds import PAGE, RESULT, Finite, OutputFile, Whole
 from edgecs_cli.options.recipe import Call, read_recipe, taken
 from edgecs_cli.options.sections import Section, SectionedGroup, option
@@ -211,6 +213,7 @@ class ResultFile(OutputFile):
     metavar="FILE",
     help="Save progress in this file, and resume from it if it exists.",
 )
+@ray_option("answer the prompts, each on one machine, for a result per machine")
 @drafter_options
 @sweep_options
 @common_options
@@ -228,12 +231,16 @@ def bench(context: click.Context, /, **values: Any) -> None:
     edgecs bench -m ./model.gguf --suite spec-bench --suite humaneval -o run.json
     edgecs bench -m big.gguf --draft small.gguf --mode planner --mode k:3,4;0,4
     edgecs bench -m big.gguf --draft small.gguf --cascade-sweep --resume sweep.jsonl
+    edgecs bench -m ./model.gguf --suite spec-bench --ray auto --resume run.jsonl
     edgecs bench compare before.json after.json
     """
     if context.invoked_subcommand:
         return
     began = monotonic()
     check(values)
+    if values["ray"] is not None:
+        bench_fleet(values, _wanted(values))
+        return
     if values["cascade_sweep"]:
         if not values["model"]:
             raise click.UsageError("Missing option '-m' / '--model'.")
@@ -290,7 +297,8 @@ def _wanted(values: dict[str, Any]) -> Wanted:
     quick = names == ("quick",)
     tests = () if values["no_tests"] else values["tests"] or DEFAULTS
     usual = _CODE_TOKENS if values["code"] else _TOKENS
-    seconds = values["seconds"] or (_QUICK_SECONDS if quick else None)
+    hurries = quick and values["ray"] is None
+    seconds = values["seconds"] or (_QUICK_SECONDS if hurries else None)
     return Wanted(
         suite(
             names,
@@ -303,7 +311,7 @@ def _wanted(values: dict[str, Any]) -> Wanted:
         values["temperatures"],
         values["seed"],
         values["repeats"],
-        values["most"] or (None if quick else usual),
+        values["most"] or (None if hurries else usual),
         seconds,
         [Test.parse(name) for name in tests],
         curve=not quick,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import platformdirs
@@ -16,10 +17,16 @@ from edgecs.errors import ConfigError
 from edgecs.runtime.target import load_target
 from edgecs_cli.console import echo, show_log
 from edgecs_cli.options.common import common_options, model_options
+from edgecs_cli.options.fleet import ray_option
 from edgecs_cli.options.kinds import Finite, Whole
 from edgecs_cli.options.recipe import Call, find_model, read_recipe, taken
 from edgecs_cli.options.sections import Section, Sectioned, option
 from edgecs_cli.options.shared import Interrupt, reports_errors
+
+if TYPE_CHECKING:
+    from edgecs.runtime.loader import Loaded
+    from edgecs.runtime.recipe import Recipe as LoadedRecipe
+    from edgecs_convert.distill.candidates import Helpers
 
 
 @click.command(cls=Sectioned)
@@ -77,6 +84,7 @@ from edgecs_cli.options.shared import Interrupt, reports_errors
     metavar="FOLDER",
     help="Folder of samples and checkpoints, to resume from; default: in the cache.",
 )
+@ray_option("write the answers and try the drafters")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @option(
     Section.TRAINING,
@@ -176,8 +184,11 @@ def distill(**values: Any) -> int:
     edgecs generate -m ./model.gguf --draft drafter -p "What is a llama?"
     edgecs chat -m ./model.gguf --draft drafter --log-answers answers
     edgecs distill -m ./model.gguf --resume-from-log answers --epochs 1 -o better
+    edgecs distill -m ./model.gguf --ray auto -o drafter
     """
     needed = [("torch", "distill"), ("onnx", "distill")]
+    if values["ray"] is not None:
+        needed.append(("ray", "ray"))
     if "decoder" in values["kinds"]:
         needed.append(("optimum", "convert"))
     for package, extra in needed:
@@ -226,8 +237,12 @@ def distill(**values: Any) -> int:
         load_target(
             path, recipe.options, call.folders, call.reports, cancel=cancel
         ) as loaded,
+        ExitStack() as closing,
     ):
-        made = make(loaded, work, out, plan, call.say)
+        helpers = None
+        if values["ray"] is not None:
+            helpers = closing.enter_context(_fleet(values["ray"], recipe, loaded, call))
+        made = make(loaded, work, out, plan, call.say, helpers)
     if values["as_json"]:
         others = [{"name": one.name, **one.state()} for one in made.candidates]
         chosen = {"path": str(made.path), **made.chosen.state()}
@@ -244,6 +259,21 @@ def distill(**values: Any) -> int:
         )
     echo(f"{made.path}: {made.chosen.name}")
     return 0
+
+
+@contextmanager
+def _fleet(
+    address: str, recipe: LoadedRecipe, loaded: Loaded, call: Call
+) -> Iterator[Helpers]:
+    """The workers of a Ray cluster, with the target of this command."""
+    from edgecs.fleet.ray_pool import connected
+    from edgecs.fleet.worker_target import WorkerTarget
+    from edgecs_convert.distill.fleet_work import DistillFleet
+
+    target = WorkerTarget.of(recipe.model, loaded.model.path, recipe.options)
+    threads = recipe.options.threads
+    with connected(address, call.say) as fleet:
+        yield DistillFleet(fleet, target, threads, loaded.cancel, call.say)
 
 
 def _head(name: str | None) -> Path | None:

@@ -13,6 +13,7 @@ import click
 from edgecs_bench.hardware import catalogue
 from edgecs_bench.hardware.machines import Hardware, Size
 from edgecs_bench.report.summary import table_lines
+from edgecs_bench.simulation import network
 from edgecs_bench.simulation.chains import CHAINS, Chain
 from edgecs_bench.simulation.replay_options import TRACES
 from edgecs_bench.simulation.simulation import (
@@ -26,6 +27,8 @@ from edgecs_bench.simulation.simulation import (
     compared,
 )
 from edgecs_bench.simulation.traces import read_traces
+from edgecs_cli.commands.simulate_network import network_options
+from edgecs_cli.commands.simulate_network import show as show_networks
 from edgecs_cli.console import echo
 from edgecs_cli.options.kinds import Whole
 from edgecs_cli.options.recipe import taken
@@ -104,6 +107,7 @@ class Wishes:
     help="Compare predictions from the costs in FILE with the speed-ups measured in "
     "it: a result of `edgecs bench`, or see docs/simulate.md.",
 )
+@network_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @reports_errors
 def simulate(**values: Any) -> None:
@@ -117,8 +121,14 @@ def simulate(**values: Any) -> None:
     edgecs simulate
     edgecs simulate --hardware m-series --target 1.5B-q4 --target 14B-q8
     edgecs simulate --hardware 256:11:0.3 --chain mag:8 --chain planner:mag --json
+    edgecs simulate --latency --hardware m-series --target 70B-q4 --hosts 1,10,100
     """
     wishes = taken(Wishes, values)
+    networked = values["latencies"] is not None
+    if wishes.against and networked:
+        raise click.UsageError("--against and --latency are mutually exclusive")
+    if values["rates"] is not None and not networked:
+        raise click.UsageError("--acceptance is for --latency: give both")
     if wishes.against:
         _compare(wishes, wishes.against)
         return
@@ -129,7 +139,20 @@ def simulate(**values: Any) -> None:
             f"--target does not apply to {machines[0].name}, which has its own: omit it"
         )
     sizes = [Size.parse(text) for text in dict.fromkeys(wishes.targets or [_TARGET])]
-    simulation = _simulation(wishes, wishes.chains or CHAINS)
+    usual = network.CHAINS if networked else CHAINS
+    simulation = _simulation(wishes, wishes.chains or usual)
+    if networked:
+        show_networks(
+            machines,
+            sizes,
+            simulation.recordings,
+            simulation.chains,
+            values,
+            drafter=simulation.drafter,
+            beside=simulation.beside,
+            as_json=wishes.as_json,
+        )
+        return
     rows = []
     for machine in machines:
         for aim in machine.aims(sizes):

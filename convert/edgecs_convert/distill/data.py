@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import chain, cycle
 from pathlib import Path
 
 from edgecs.core.context import Tokens
 from edgecs.core.files import write_whole
+from edgecs.engines.llama.language_model import LlamaLM
 from edgecs.engines.llama.model import LlamaModel
 from edgecs.errors import ConfigError, DistillError
 from edgecs.text.chat_template import ChatTemplate
@@ -22,7 +24,7 @@ from edgecs_convert.distill.parallel_decode import (
     many_sequences,
     record_layers,
 )
-from edgecs_convert.distill.samples import Sample, numbers, write_shard
+from edgecs_convert.distill.samples import Sample, last_needed, sizes, write_shard
 from edgecs_convert.distill.topics import Half, questions
 
 _SHARD = 64  # answers in a file
@@ -47,6 +49,50 @@ class Wanted:
 
 
 Tell = Callable[[str], None]
+Answerer = Callable[[Iterator[Task]], Iterator[Sample]]
+"""Answers tasks, in any order; an answer of one token is of no use and counts too."""
+Opened = AbstractContextManager[Answerer]
+
+
+class Answered:
+    """Which questions have answers, and whether they are enough.
+
+    They are enough if the answers to the first questions, none of them missing, have as
+    many tokens as wanted. So the data are the same whoever wrote which answer when.
+    """
+
+    def __init__(self, sizes: Mapping[int, int], tokens: int) -> None:
+        self._sizes, self._wanted = dict(sizes), tokens
+        self._begun: set[int] = set()
+        self._asked = -1  # the last question that was looked at
+        self.tokens = sum(sizes.values())
+
+    def ended(self, number: int, size: int) -> None:
+        """Notes an answer; size: its tokens, 0: of no use."""
+        self._begun.discard(number)
+        self.tokens += size - self._sizes.get(number, 0)
+        self._sizes[number] = size
+
+    def asking(self, tasks: Iterable[Task]) -> Iterator[Task]:
+        """The tasks, until those that were given must be enough."""
+        for task in tasks:
+            self._asked, last = task.number, self._last()
+            if last is not None and task.number > last:
+                return
+            self._begun.add(task.number)
+            yield task
+
+    def enough(self) -> bool:
+        """Whether no answer to a question before the last one needed is missing."""
+        last = self._last()
+        if last is None or self._asked < last:
+            return False
+        return all(number > last for number in self._begun)
+
+    def _last(self) -> int | None:
+        if self.tokens < self._wanted:
+            return None
+        return last_needed(self._sizes, self._wanted)
 
 
 def write_samples(
@@ -57,58 +103,88 @@ def write_samples(
     tell: Tell,
     *,
     threads: int,
+    opened: Callable[[Wanted], Opened] | None = None,
 ) -> int:
     """Fills a folder with samples; returns the tokens of the answers in it.
 
-    Existing samples count. Raises ConfigError for samples of another kind,
-    DistillError, Cancelled; the samples written so far are kept.
+    Existing samples count. opened: who answers, by default the model itself. Raises
+    ConfigError for samples of another kind, DistillError, Cancelled; the samples
+    written so far are kept.
     """
     _check_same(folder, model, wanted)
-    done, tokens = numbers(folder)
-    if tokens >= wanted.tokens:
-        return tokens
-    room = _PROMPT + wanted.most
-    began, before = time.monotonic(), tokens
+    done = sizes(folder)
+    answered = Answered(done, wanted.tokens)
+    longest = longest_prompt(room_of(wanted), wanted.most)
+    tasks = answered.asking(_tasks(model, wanted, done, longest))
+    first = next(tasks, None)
+    if first is None:
+        return answered.tokens
+    who = opened(wanted) if opened else _alone(model, wanted, cancel, threads)
+    began, before = time.monotonic(), answered.tokens
     few: list[Sample] = []
+    without: list[int] = []
+    kept = answered.tokens
+    try:
+        with who as answerer:
+            for sample in answerer(chain((first,), tasks)):
+                # One token has no token with a successor.
+                size = sample.size if sample.size > 1 else 0
+                answered.ended(sample.number, size)
+                if size:
+                    few.append(sample)
+                else:
+                    without.append(sample.number)
+                if len(few) >= _SHARD:
+                    kept += _keep(folder, few, without)
+                    speed = (kept - before) / (time.monotonic() - began)
+                    left = max(0.0, (wanted.tokens - kept) / speed)
+                    tell(
+                        f"writing: {kept:,} of {wanted.tokens:,} tokens, {speed:.0f} "
+                        f"per second, {left / 60:.0f} min left"
+                    )
+                if answered.enough():
+                    break
+    finally:
+        if few:
+            kept += _keep(folder, few, without)
+    return kept
+
+
+def room_of(wanted: Wanted) -> int:
+    """Maximum tokens of a prompt and its answer."""
+    return _PROMPT + wanted.most
+
+
+@contextmanager
+def _alone(
+    model: LlamaModel, wanted: Wanted, cancel: threading.Event, threads: int
+) -> Iterator[Answerer]:
+    """The model answers in this process."""
     with many_sequences(
-        model, cancel, sequences=wanted.parallel, room=room, threads=threads
+        model, cancel, sequences=wanted.parallel, room=room_of(wanted), threads=threads
     ) as target:
-        tasks = _tasks(model, wanted, done, longest_prompt(room, wanted.most))
-        samples = answers(
-            target,
-            tasks,
-            wanted.most,
-            ends=model.vocabulary.ends,
-            width=target.width,
-            recorded=record_layers(target, wanted.layers),
-            seed=wanted.seed,
-        )
-        try:
-            for sample in samples:
-                if sample.size < 2:
-                    continue  # it has no token with a successor
-                few.append(sample)
-                if len(few) < _SHARD:
-                    continue
-                tokens += _keep(folder, few)
-                speed = (tokens - before) / (time.monotonic() - began)
-                left = max(0.0, (wanted.tokens - tokens) / speed)
-                tell(
-                    f"writing: {tokens:,} of {wanted.tokens:,} tokens, {speed:.0f} per "
-                    f"second, {left / 60:.0f} min left"
-                )
-                if tokens >= wanted.tokens:
-                    return tokens
-        finally:
-            if few:
-                tokens += _keep(folder, few)
-    return tokens
+        yield answerer_of(target, model, wanted)
 
 
-def _keep(folder: Path, few: list[Sample]) -> int:
-    write_shard(folder, few)
+def answerer_of(target: LlamaLM, model: LlamaModel, wanted: Wanted) -> Answerer:
+    """Answers of a scorer with many sequences."""
+    recorded = record_layers(target, wanted.layers)
+    return lambda tasks: answers(
+        target,
+        tasks,
+        wanted.most,
+        ends=model.vocabulary.ends,
+        width=target.width,
+        recorded=recorded,
+        seed=wanted.seed,
+    )
+
+
+def _keep(folder: Path, few: list[Sample], without: list[int]) -> int:
+    write_shard(folder, few, without)
     tokens = sum(sample.size for sample in few)
     few.clear()
+    without.clear()
     return tokens
 
 
@@ -143,7 +219,7 @@ def _check_same(folder: Path, model: LlamaModel, wanted: Wanted) -> None:
 
 
 def _tasks(
-    model: LlamaModel, wanted: Wanted, done: set[int], longest: int
+    model: LlamaModel, wanted: Wanted, done: Container[int], longest: int
 ) -> Iterator[Task]:
     """Prompts as tokens, without those that were answered or are too long.
 

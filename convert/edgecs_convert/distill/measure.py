@@ -29,6 +29,8 @@ from edgecs.runtime.heads import load_head
 from edgecs.runtime.loader import Loaded
 from edgecs_convert.distill.samples import Sample
 
+MOST, DRAFTS = 3, 20_000  # tokens of a measured draft; measured drafts
+
 
 class Worth(NamedTuple):
     """shares: how often the first, the first two, ... tokens of a draft are right.
@@ -41,6 +43,33 @@ class Worth(NamedTuple):
     drafts: int
 
 
+class Counts(NamedTuple):
+    """right: drafts whose first, first two, ... tokens are right. drafts: all of them.
+
+    took: seconds of their tokens.
+    """
+
+    right: tuple[int, ...]
+    drafts: int
+    took: list[float]
+
+    @staticmethod
+    def none() -> Counts:
+        """No drafts."""
+        return Counts((0,) * MOST, 0, [])
+
+    def plus(self, other: Counts) -> Counts:
+        """Both together."""
+        right = (a + b for a, b in zip(self.right, other.right, strict=True))
+        took = self.took + other.took
+        return Counts((*right,), self.drafts + other.drafts, took)
+
+    def summed_up(self) -> Worth:
+        """As shares and a median."""
+        shares = [count / max(1, self.drafts) for count in self.right]
+        return Worth(shares, median(self.took or [0.0]), self.drafts)
+
+
 class Opened(NamedTuple):
     """A drafter, and the states that it reads, which `worth` fills in."""
 
@@ -48,30 +77,39 @@ class Opened(NamedTuple):
     states: States
 
 
-def worth(
-    opened: Opened,
-    samples: Iterable[Sample],
-    cancel: threading.Event,
-    *,
-    most: int = 3,
-    drafts: int = 20_000,
-) -> Worth:
-    """Compares drafts of `most` tokens with greedy answers. Raises Cancelled.
+def worth(opened: Opened, samples: Iterable[Sample], cancel: threading.Event) -> Worth:
+    """Compares drafts with greedy answers. Raises Cancelled.
 
     Drafts start after every token of an answer, until there are enough drafts.
     """
-    greedy = [s for s in samples if not s.temperature and s.size > most]
-    right, seen = np.zeros(most), 0
+    return counts(opened, measured_samples(samples), cancel).summed_up()
+
+
+def measured_samples(samples: Iterable[Sample], drafts: int = DRAFTS) -> list[Sample]:
+    """The first greedy answers after whose tokens so many drafts can start."""
+    found, seen = list[Sample](), 0
+    for sample in samples:
+        if seen >= drafts:
+            break
+        if not sample.temperature and sample.size > MOST:
+            found.append(sample)
+            seen += sample.size - 1 - MOST
+    return found
+
+
+def counts(
+    opened: Opened, samples: Iterable[Sample], cancel: threading.Event
+) -> Counts:
+    """Counts right drafts after every token of greedy answers. Raises Cancelled."""
+    right, seen = np.zeros(MOST, dtype=np.int64), 0
     took: list[float] = []
-    for sample in greedy:
-        for hits in _drafts(opened, sample, most, took):
+    for sample in samples:
+        for hits in _drafts(opened, sample, MOST, took):
             if cancel.is_set():
                 raise Cancelled("stopped while measuring the drafter")
             right[:hits] += 1
             seen += 1
-        if seen >= drafts:
-            break
-    return Worth((right / max(1, seen)).tolist(), median(took or [0.0]), seen)
+    return Counts((*right.tolist(),), seen, took)
 
 
 @contextmanager

@@ -12,15 +12,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgecs.calibrate.probe import curve
 from edgecs.engines.llama.tokenizer import read_pieces
 from edgecs.errors import ConfigError
 from edgecs.runtime.loader import Loaded
-from edgecs.theory import draft_speedup
+from edgecs_convert.distill.candidates import (
+    Candidate,
+    Helpers,
+    call_times,
+    candidate,
+    measured,
+)
 from edgecs_convert.distill.data import Wanted, write_samples
 from edgecs_convert.distill.drafter_kinds import HeadKind, Kind
 from edgecs_convert.distill.export import About
-from edgecs_convert.distill.measure import Worth, worth
 from edgecs_convert.distill.recipe import Divergence, Recipe
 from edgecs_convert.distill.samples import Sample, read_samples
 from edgecs_convert.distill.target import TargetFile
@@ -31,8 +35,6 @@ _SEEN, _UNSEEN, _OWN, _DRAFTERS = "samples", "unseen", "own", "drafters"
 _CALMER = 0.2  # factor on the learning rate for further training
 _UNSEEN_SHARE, _UNSEEN_MOST = 10, 30_000  # one in so many tokens is for measuring
 _OWN_SHARE = 4  # one in so many further tokens is the drafter's own
-_WIDTHS = (1, 2, 3, 4)  # timed calls of the target
-_READ = 32  # tokens of context for them
 
 Tell = Callable[[str], None]
 
@@ -62,30 +64,6 @@ class Plan:
     finish_epochs: float = 1.0
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A finished drafter with its measurements on this machine."""
-
-    name: str
-    path: Path
-    coverage: float  # share of the target's tokens in its vocabulary, on unseen topics
-    worth: Worth
-    single: float  # seconds of a target call of one token
-    speedup: float  # expected for greedy answers, over plain decoding
-    ideal: float  # the same, if wider calls of the target cost nothing more
-
-    def state(self) -> dict[str, Any]:
-        """The candidate as plain numbers; times that were not measured are left out."""
-        took = round(self.worth.seconds * 1e3, 3)
-        return {
-            "coverage": round(self.coverage, 4),
-            "agreement": [round(share, 4) for share in self.worth.shares],
-            **({"ms_a_token": took} if took else {}),
-            "target_ms": round(self.single * 1e3, 3),
-            "expected_speedup": round(self.speedup, 3),
-        }
-
-
 class Made(NamedTuple):
     """The path of the chosen drafter, and all candidates."""
 
@@ -102,11 +80,19 @@ class _Data(NamedTuple):
     vocabulary: Vocabulary
 
 
-def distill(loaded: Loaded, work: Path, out: Path, plan: Plan, tell: Tell) -> Made:
+def distill(
+    loaded: Loaded,
+    work: Path,
+    out: Path,
+    plan: Plan,
+    tell: Tell,
+    helpers: Helpers | None = None,
+) -> Made:
     """Makes drafters for a loaded target and keeps the best; it must not exist yet.
 
-    The best one has the highest expected speed-up with this machine's times. Raises
-    ConfigError, ModelError, DistillError, Cancelled. Finished work stays in `work`.
+    The best one has the highest expected speed-up with this machine's times. helpers:
+    None: this process does everything. Raises ConfigError, ModelError, DistillError,
+    Cancelled. Finished work stays in `work`.
     """
     for kind in plan.kinds:
         if kind.place(out).exists():
@@ -122,15 +108,15 @@ def distill(loaded: Loaded, work: Path, out: Path, plan: Plan, tell: Tell) -> Ma
     times: dict[int, float] = {}
     candidates: list[tuple[Candidate, Kind]] = []
     for kind in plan.kinds:
-        data = _data(target, kind, loaded, work, plan, tell)
-        times = times or _times(loaded)
+        data = _data(target, kind, loaded, work, plan, tell, helpers)
+        times = times or call_times(loaded)
         trainings = _Trainings(target, loaded, data, work, plan, tell)
         for name, trainer, noted in trainings.of(kind):
             path = _export(name, kind, trainer, loaded, work, plan)
             tell(f"measuring {name} on held-out topics")
-            with kind.opened(path, loaded) as opened:
-                measured = worth(opened, data.unseen, loaded.cancel)
-            made = _candidate(name, path, data, measured, times)
+            found = measured(kind, path, loaded, data.unseen, helpers)
+            coverage = data.vocabulary.coverage(data.unseen)
+            made = candidate(name, path, coverage, found, times)
             figures = {**noted, "seconds": round(trainer.seconds), **made.state()}
             kind.note(path, figures)
             candidates.append((made, kind))
@@ -151,6 +137,7 @@ def _data(
     work: Path,
     plan: Plan,
     tell: Tell,
+    helpers: Helpers | None,
 ) -> _Data:
     """Both sets of samples with the states of a kind, and the drafters' vocabulary."""
     layers = kind.layers(target)
@@ -174,6 +161,7 @@ def _data(
             loaded.cancel,
             tell,
             threads=loaded.target.threads,
+            opened=helpers.answering if helpers else None,
         )
     seen = [*read_samples(seen_in, plan.tokens)]
     ends = sorted(loaded.model.vocabulary.ends)
@@ -325,23 +313,3 @@ def _export(
     )
     student, vocabulary = trainer.student, trainer.vocabulary
     return kind.export(work / _DRAFTERS, student, vocabulary, about, target)
-
-
-def _candidate(
-    name: str, path: Path, data: _Data, measured: Worth, times: dict[int, float]
-) -> Candidate:
-    ideal = dict.fromkeys(times, times[1])
-    return Candidate(
-        name,
-        path,
-        data.vocabulary.coverage(data.unseen),
-        measured,
-        times[1],
-        draft_speedup(measured.shares, measured.seconds, times),
-        draft_speedup(measured.shares, measured.seconds, ideal),
-    )
-
-
-def _times(loaded: Loaded) -> dict[int, float]:
-    loaded.target.reset()
-    return curve(loaded.target, _READ, _WIDTHS, repeats=5)

@@ -7,7 +7,7 @@ generation can be interrupted and resumed.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,12 +50,16 @@ class Sample(NamedTuple):
 
 KEPT = 32  # stored logits of a row
 _JOINED = ("tokens", "top_ids", "top_logits", "states")
+_WITHOUT = "without"
 
 
-def write_shard(folder: Path, samples: Sequence[Sample]) -> Path:
+def write_shard(
+    folder: Path, samples: Sequence[Sample], without: Sequence[int] = ()
+) -> Path:
     """Writes samples as the next shard of a folder and returns its path.
 
-    Raises DistillError if it cannot be written.
+    without: numbers of questions whose answers are of no use. Raises DistillError if it
+    cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{len(shards(folder)):05}.npz"
@@ -67,6 +71,8 @@ def write_shard(folder: Path, samples: Sequence[Sample]) -> Path:
         [(s.number, s.start, s.size, len(s.states)) for s in samples], dtype=np.int64
     )
     arrays["temperatures"] = np.array([s.temperature for s in samples])
+    if without:
+        arrays[_WITHOUT] = np.array(without, dtype=np.int64)
     try:
         with replacing(path, private=True) as file:
             np.savez(file, allow_pickle=False, **arrays)
@@ -83,30 +89,53 @@ def shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("[0-9]*.npz"))
 
 
-def numbers(folder: Path) -> tuple[set[int], int]:
-    """The answered questions, and the tokens of their answers."""
-    found: set[int] = set()
-    tokens = 0
+def sizes(folder: Path) -> dict[int, int]:
+    """The answered questions with the tokens of their answers; 0: of no use."""
+    found: dict[int, int] = {}
     for path in shards(folder):
-        heads = _load(path, ("heads",))["heads"]
-        found.update(heads[:, 0].tolist())
-        tokens += int(heads[:, 2].sum())
-    return found, tokens
+        arrays = _load(path, ("heads",), (_WITHOUT,))
+        heads = arrays["heads"]
+        found.update(dict.fromkeys(arrays.get(_WITHOUT, heads[:0, 0]).tolist(), 0))
+        found.update(zip(heads[:, 0].tolist(), heads[:, 2].tolist(), strict=True))
+    return found
+
+
+def numbers(folder: Path) -> tuple[set[int], int]:
+    """The questions with an answer, and the tokens of their answers."""
+    found = {number: size for number, size in sizes(folder).items() if size}
+    return {*found}, sum(found.values())
+
+
+def last_needed(found: Mapping[int, int], tokens: int) -> int | None:
+    """The question up to which answers have so many tokens; None: all have fewer.
+
+    >>> last_needed({0: 5, 2: 5, 1: 5}, 6), last_needed({0: 5}, 6)
+    (1, None)
+    """
+    for number in sorted(found):
+        tokens -= found[number]
+        if tokens <= 0:
+            return number
+    return None
 
 
 def read_samples(folder: Path, most: int | None = None) -> Iterator[Sample]:
-    """The samples of a folder in the order in which they were written.
+    """The samples of a folder, in the order in which they were written.
 
-    most: tokens of answers after which no further shard is read. Raises DistillError
-    for a damaged shard.
+    most: tokens of answers; then the samples are those of the first questions with so
+    many, in their order, whoever wrote them. Raises DistillError for a damaged shard.
     """
-    tokens = 0
+    if most is None:
+        yield from _every(folder)
+        return
+    last = last_needed(sizes(folder), most)
+    kept = {s.number: s for s in _every(folder) if last is None or s.number <= last}
+    yield from (kept[number] for number in sorted(kept))
+
+
+def _every(folder: Path) -> Iterator[Sample]:
     for path in shards(folder):
-        if most is not None and tokens >= most:
-            return
-        for sample in _samples(_load(path, (*_JOINED, "heads", "temperatures"))):
-            tokens += sample.size
-            yield sample
+        yield from _samples(_load(path, (*_JOINED, "heads", "temperatures")))
 
 
 def _samples(arrays: dict[str, NDArray[Any]]) -> Iterator[Sample]:
@@ -129,11 +158,14 @@ def _samples(arrays: dict[str, NDArray[Any]]) -> Iterator[Sample]:
         text, row, state = text + start + size, row + size, state + stated
 
 
-def _load(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+def _load(
+    path: Path, names: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, NDArray[Any]]:
     try:
         # numpy does not close a file that it cannot read.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return {name: file[name] for name in names}
+            there = [name for name in optional if name in file]
+            return {name: file[name] for name in (*names, *there)}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DistillError(
             f"{path} cannot be read ({error}): remove it, and its questions "
