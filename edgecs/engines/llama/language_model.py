@@ -299,7 +299,10 @@ class LlamaLM:
         return self._model.rewindable and not self._model.swa
 
     def snapshot(self, sequence: int = 0) -> KVSnapshot | None:
-        """The cells of a sequence, for `restore`; None if it has none."""
+        """The cells of a sequence, for `restore`; None if it has none.
+
+        There are none either if a worker that held some was lost.
+        """
         one = self._sequences[sequence]
         if self._ctx is None or not len(one.cache):
             return None
@@ -307,7 +310,8 @@ class LlamaLM:
         self._finish_copies()
         saved = one.prompt_row
         row = saved and (saved[0], saved[1].copy())
-        return KVSnapshot(one.cache.tokens, one.state(), row)
+        cells = KVSnapshot(one.cache.tokens, one.state(), row)
+        return None if self._model.is_lost else cells
 
     def restore(self, cells: KVSnapshot, sequence: int = 0) -> bool:
         """Replace the cells of a sequence by a snapshot.
@@ -594,9 +598,13 @@ class LlamaLM:
         with self._on_cores:
             code = lib.llama_decode(self._ctx, self._batch.struct)
             if code:
+                self._model.check_workers()
                 if self._nodes:
                     self._nodes.forget()
                 return code, 0
             self._copying = False
             # Requesting the rows waits for the call to end.
-            return 0, library.logits_address(self._ctx, first)
+            address = library.logits_address(self._ctx, first)
+        if self._model.workers:
+            self._model.check_workers()
+        return 0, address
