@@ -98,8 +98,8 @@ endif
 	$(BIN)/python -m edgecs.engines.llama.kernels
 	@touch $@
 
-# The backend is a library that the installed llama.cpp loads: half a minute, not a build
-# of llama.cpp in an environment of its own.
+# The backend is a library that the installed llama.cpp loads: two files, not a build of
+# llama.cpp in an environment of its own.
 .venv/rpc: .venv/base edgecs/native/rpc_backend.py
 	$(BIN)/python -m edgecs.engines.llama.rpc
 	@touch $@

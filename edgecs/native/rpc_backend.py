@@ -1,9 +1,9 @@
 """Compile llama.cpp's RPC backend as a library that the installed llama.cpp loads.
 
 The usual builds of llama-cpp-python lack it. ggml loads backends from libraries of
-their own (`ggml_backend_load`), and this one consists of two files, so it is compiled
-in half a minute from the sources of the installed version, where llama.cpp as a whole
-takes ten. pip gets the sources, as it does for an installation.
+their own (`ggml_backend_load`), and this one consists of two files, so they alone are
+compiled, from the sources of the installed version. pip gets these, as it does for an
+installation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A server whose worker is lost: an error for each request, until there is one again."""
+"""A server whose worker is lost: requests get errors until there is one again."""
 
 from __future__ import annotations
 
