@@ -11,13 +11,16 @@ DRAWN := $(addprefix docs/images/,cascades.svg curve.svg rooms.svg)
 CASES ?= 2000
 KILLS ?= 200
 
+# `make RPC=1 TARGET` also compiles llama.cpp's RPC backend, for --rpc and `edgecs worker`.
+RPC_BACKEND := $(if $(filter-out 0,$(RPC)),.venv/rpc)
+
 .PHONY: demo test fuzz kills vulkan lint page fix docs site dist bench clean
 
-demo: .venv/base  ## install, fetch the default model, correct a text, say how fast
+demo: .venv/base $(RPC_BACKEND)  ## install, fetch the default model, correct a text, say how fast
 	@printf '\n'; cat "$(TEXT)"; printf '\n'
 	$(EDGECS) generate -m $(MODEL) -f "$(TEXT)" -n 256 --temp 0 --explain --compare
 
-test: lint  ## install, lint, types, all tests (fetches the default model once)
+test: lint $(RPC_BACKEND)  ## install, lint, types, all tests (fetches the default model once)
 	$(BIN)/python -m pytest
 
 fuzz: .venv/dev  ## new examples for the tests, then CASES hostile inputs; SEED=n repeats
@@ -93,6 +96,12 @@ endif
 .venv/base: .venv/bin/python pyproject.toml $(NATIVE)
 	$(BIN)/python -m pip install -e .
 	$(BIN)/python -m edgecs.engines.llama.kernels
+	@touch $@
+
+# The backend is a library that the installed llama.cpp loads: two files, not a build of
+# llama.cpp in an environment of its own.
+.venv/rpc: .venv/base edgecs/native/rpc_backend.py
+	$(BIN)/python -m edgecs.engines.llama.rpc
 	@touch $@
 
 # llama-cpp-python comes first: pip would take a cached wheel without Vulkan, or cache this

@@ -9,6 +9,7 @@
     ├── BrokenPromise            5   drafts changed an answer in a strict tier
     ├── FetchError               6   a download failed; partial files are not used
     ├── DistillError             7   training failed; finished work is kept
+    ├── WorkerError              8   a worker of --rpc that cannot be used, or was lost
     ├── Faulty                   1   a drafter that failed; the session continues
     └── Cancelled              130   stopped on request, while loading or in prefill
 
@@ -71,6 +72,12 @@ class DistillError(EdgecsError):
     """Training a drafter failed; finished work is kept."""
 
     exit_code = 7
+
+
+class WorkerError(EdgecsError):
+    """A worker that holds layers of a target cannot be used, or was lost."""
+
+    exit_code = 8
 
 
 class Faulty(EdgecsError):

@@ -22,6 +22,9 @@ COMMANDS = {
     "generate": Entry("edgecs_cli.commands.generate", "Answer one prompt."),
     "chat": Entry("edgecs_cli.commands.chat", "Chat with a model."),
     "serve": Entry("edgecs_cli.commands.serve", "Serve models over HTTP."),
+    "worker": Entry(
+        "edgecs_cli.commands.worker", "Hold layers of a model for another host."
+    ),
     "ps": Entry(
         "edgecs_cli.commands.ps", "List the models that servers have in memory."
     ),

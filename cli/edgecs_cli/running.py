@@ -20,6 +20,7 @@ EXIT_CODES = {
     5: "drafts changed an answer under `--exact strict` (`edgecs audit`)",
     6: "a download failed, or the disk is full; the next pull resumes it",
     7: "training a drafter failed; finished work is kept (`edgecs distill`)",
+    8: "a worker of `--rpc` cannot be used, or was lost; a chat is saved",
     129: "the terminal was closed (SIGHUP); a chat is saved",
     130: "stopped with Ctrl-C",
     131: "ended with Ctrl-\\ (SIGQUIT); a chat is saved",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from edgecs.engines.workers.addresses import parse_addresses
 from edgecs.errors import ConfigError
 
 KVType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
@@ -51,7 +52,8 @@ class LoadOptions:
     drafts are chains; with more, all cells share one buffer. most_ctx: limit of n_ctx
     where that is 0; 0: none. swa_full: keep all cells in layers that attend to a
     sliding window, instead of those of the window. heads: load the MTP heads of the
-    file, if it has some.
+    file, if it has some. rpc: workers that hold layers beside or instead of the GPU, as
+    HOST:PORT separated by commas, see `engines.workers`; "": none.
     """
 
     n_ctx: int = field(default=0, metadata=_NONE)
@@ -73,6 +75,7 @@ class LoadOptions:
     most_ctx: int = field(default=0, metadata=_NONE)
     swa_full: bool = field(default=False, metadata=_BITS)
     heads: bool = field(default=True, metadata=_NONE)
+    rpc: str = field(default="", metadata=_BITS)
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -100,6 +103,8 @@ class LoadOptions:
             raise ConfigError(
                 f"GPU layers must be a number >= 0, 'auto' or 'all', got {layers!r}"
             )
+        workers = parse_addresses(self.rpc)
+        object.__setattr__(self, "rpc", ",".join(map(str, workers)))
         if self.kernels not in get_args(KernelChoice):
             known = ", ".join(get_args(KernelChoice))
             raise ConfigError(f"kernels {self.kernels!r} are unknown: use {known}")

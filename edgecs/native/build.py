@@ -91,7 +91,7 @@ def compile_library(
     wanted = name(include)
     if sys.platform != "linux" or machine() not in SETS:
         raise BuildError(f"there are none for {sys.platform} on {platform.machine()}")
-    compiler = _compiler()
+    compiler = find_compiler()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "build.lock"):
@@ -182,7 +182,8 @@ def _sources() -> list[Path]:
     return sorted(file for file in SOURCES.iterdir() if file.suffix in (".cpp", ".h"))
 
 
-def _compiler() -> str:
+def find_compiler() -> str:
+    """A C++ compiler; raises BuildError."""
     for candidate in _COMPILERS:
         if found := shutil.which(candidate):
             return found

@@ -19,7 +19,7 @@ from edgecs.decoding.excerpt_reader import ExcerptReader
 from edgecs.decoding.static_schedule import Schedule
 from edgecs.engines.host import cpu_name
 from edgecs.engines.load_options import LoadOptions
-from edgecs.errors import OutOfMemory
+from edgecs.errors import ModelError, OutOfMemory
 from edgecs.hub.compatibility import check_same, vocabulary_hash
 from edgecs.runtime.opening import (
     many_threads,
@@ -238,7 +238,7 @@ def load(
     ModelError, OutOfMemory, Cancelled, and ConfigError for unavailable kernels.
     """
     cancel = cancel or threading.Event()
-    without_gpu = no_gpu(options.n_gpu_layers)
+    without_gpu = no_gpu(options)
 
     def open_with(options: LoadOptions, note: str | None) -> Loaded:
         began = time.perf_counter()
@@ -271,21 +271,33 @@ def load_drafter(
     `threads`, where 0 means one, and `n_ctx`. The context size of a GGUF defaults to
     the target's, and is at most that and the trained one; behind a longer context it
     reads an excerpt. An ONNX decoder reads the last tokens, or with `n_ctx` an excerpt.
-    A head has no context size. Raises ModelError if the vocabularies differ or a head
-    does not fit the target, OutOfMemory, Cancelled.
+    A head has no context size. Drafters are always loaded on this host. Raises
+    ModelError if the vocabularies differ or a head does not fit the target,
+    OutOfMemory, Cancelled.
     """
-    options = replace(options or LoadOptions(), heads=False)
+    options = replace(options or LoadOptions(), heads=False, rpc="")
     if path == OWN_HEAD:
         from edgecs.runtime.heads import load_own_head
 
+        _check_local(target, "the MTP head")
         return load_own_head(target, options)
     if path.is_dir():
         return _load_onnx(path, target, options)
     if kind := _head_kind(path):
         from edgecs.runtime.heads import load_head
 
+        _check_local(target, path.name)
         return load_head(kind, path, target, options)
     return _load_gguf(path, target, options)
+
+
+def _check_local(target: Loaded, head: str) -> None:
+    """Raises ModelError for a head whose target has layers on other hosts."""
+    if target.options.rpc:
+        raise ModelError(
+            f"{head} computes with tensors of its model, which are on other hosts "
+            "(--rpc): give a drafter that is a model of its own, or none"
+        )
 
 
 def _load_gguf(path: Path, target: Loaded, options: LoadOptions) -> LoadedDrafter:

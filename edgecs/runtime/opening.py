@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from edgecs.engines.host import usable_cores, usable_processors
-from edgecs.engines.load_options import GpuLayers, LoadOptions
+from edgecs.engines.load_options import LoadOptions
 from edgecs.engines.offload import fewer_layers
 from edgecs.errors import ConfigError, OutOfMemory
 
@@ -41,11 +41,12 @@ def options_that_compute(
     return replace(options, repack=False), amx.warning(found)
 
 
-def no_gpu(layers: GpuLayers) -> str | None:
-    """A warning if GPU layers were requested and there is no GPU."""
+def no_gpu(options: LoadOptions) -> str | None:
+    """A warning if GPU layers were requested and there is no GPU and no worker."""
     from edgecs.engines.llama import library
 
-    if layers in ("auto", 0) or library.supports_offload():
+    layers = options.n_gpu_layers
+    if options.rpc or layers in ("auto", 0) or library.supports_offload():
         return None
     return (
         f"no layer is offloaded (-ngl {layers}): this build of llama.cpp finds no GPU; "
@@ -70,16 +71,26 @@ def with_layers_that_fit(
     """Open with the requested number of GPU layers, or as many as memory allows."""
     from edgecs.engines.llama.layers import automatic_layers
 
+    if options.rpc and options.n_gpu_layers == 0:
+        raise ConfigError(
+            "no layer goes to the workers of --rpc with -ngl 0: leave one of them out"
+        )
     if options.n_gpu_layers != "auto":
         return open_with(options, None)
     layers, n_ctx, note = automatic_layers(path, options)
+    if options.rpc and not layers:
+        raise OutOfMemory(
+            f"no layer fits the memory of the workers ({note}): give workers with more "
+            "(a GiB of each stays free), or a number of layers with -ngl"
+        )
     while True:
         try:
             return open_with(replace(options, n_gpu_layers=layers, n_ctx=n_ctx), note)
         except OutOfMemory:
-            if not layers:
+            least = 1 if options.rpc else 0  # without layers there, no worker is used
+            if layers <= least:
                 raise
-            layers = fewer_layers(layers)
+            layers = max(least, fewer_layers(layers))
             note = f"{layers} GPU layers, as an allocation failed with more"
 
 
@@ -148,15 +159,21 @@ def kernels_for(
     say: Callable[[str], None],
     cancel: threading.Event | None = None,
 ) -> tuple[KernelSet | None, str | None]:
-    """The chosen kernels, see `choose`; none together with a GPU or BLAS.
+    """The chosen kernels, see `choose`; none together with a GPU, a worker or BLAS.
 
-    With layers on a GPU they would cost more than they gain. BLAS computes parts of a
+    With layers on a GPU they would cost more than they gain, and they compute in this
+    process only, not in a worker. BLAS computes parts of a
     graph by itself, and cannot compute edgecs' nodes in them.
     """
     from edgecs.engines.llama import library
     from edgecs.engines.llama.kernel_choice import choose
 
-    if options.n_gpu_layers != 0 and library.supports_offload():
+    if options.rpc:
+        why, remedy = (
+            "layers are on other hosts",
+            "leave --rpc out, or give --kernels auto",
+        )
+    elif options.n_gpu_layers != 0 and library.supports_offload():
         why, remedy = "layers are on the GPU", "give -ngl 0, or --kernels auto"
     elif beside := library.accelerators():
         why, remedy = f"{beside[0]} computes parts of the graph", "use --kernels auto"

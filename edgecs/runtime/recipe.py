@@ -151,7 +151,7 @@ class Recipe:
         threads = self.options.threads
         if self._splits and not threads:
             threads = max(1, usable_cores() - self.drafter_options.threads)
-        heads = self.drafting and wanted
+        heads = self.drafting and wanted and not self.options.rpc
         return replace(self.options, heads=heads, leaves=self._leaves, threads=threads)
 
     @property
@@ -173,7 +173,7 @@ class Recipe:
         It serves as many conversations as the target, and reviews trees where the
         target does.
         """
-        options = self.draft_options or replace(self.options, n_ctx=0)
+        options = self.draft_options or replace(self.options, n_ctx=0, rpc="")
         if self._splits:
             threads = options.threads or max(1, usable_cores() // 4)
             chunk = max(_CHUNK, options.max_draft + 1)

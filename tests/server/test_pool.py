@@ -45,6 +45,8 @@ class Clocked(asyncio.SelectorEventLoop):
 class FakeEngine:
     """An engine that knows who uses it."""
 
+    is_lost = False
+
     def __init__(self, name: str) -> None:
         self.name, self.active, self.is_closed = name, 0, False
         self.cancels = 0
@@ -436,6 +438,28 @@ def test_a_model_is_freed_in_the_thread_that_loaded_it():
     assert len(threads) == 2
     assert len({*threads}) == 1
     assert threads[0] != threading.get_ident()
+
+
+def test_a_model_whose_worker_was_lost_is_loaded_again():
+    made = list[FakeEngine]()
+
+    @contextmanager
+    def load(model: ServedModel, cancel: threading.Event) -> Iterator[Engine]:
+        made.append(FakeEngine(model.name))
+        yield cast(Engine, made[-1])
+
+    async def go() -> None:
+        pool = pool_of(load)
+        async with pool.acquire("a") as first, pool.acquire("a") as same:
+            assert first is same
+            made[0].is_lost = True
+        async with pool.acquire("a") as second:
+            assert second is made[1]
+        async with pool.acquire("a") as third:
+            assert third is second
+        pool.join()
+
+    asyncio.run(go())
 
 
 def test_when_a_model_is_unloaded_is_known():

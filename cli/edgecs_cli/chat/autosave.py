@@ -32,6 +32,11 @@ class Autosave:
         self._wanted = wanted
         self._written: object = None  # the messages of the last file
 
+    @property
+    def saved(self) -> bool:
+        """Whether the conversation is in a file."""
+        return self._wanted and self._written is not None
+
     @contextmanager
     def at_end(self, talk: Talk[Any], model: str) -> Iterator[None]:
         """Also saves a chat that ends by an exception, up to there."""

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import click
 
 from edgecs.chat.overflow import Overflow
-from edgecs.errors import ConfigError, EdgecsError
+from edgecs.errors import ConfigError, EdgecsError, WorkerError
 from edgecs_cli.chat.autosave import Autosave, last_chat
 from edgecs_cli.chat.commands import run
 from edgecs_cli.chat.deck import Deck, Leave
@@ -148,6 +148,11 @@ def chat(**values: Any) -> None:
                 with _ending(), keep.at_end(talk, before):
                     wanted = _converse(deck, ask, partial(keep.write, talk, before))
         except EdgecsError as error:
+            if isinstance(error, WorkerError) and keep.saved:
+                raise WorkerError(
+                    f"{error}; the chat is saved, and `edgecs chat --resume` with "
+                    "--rpc continues it"
+                ) from error
             if deck is None or before == model:
                 raise
             complain("edgecs chat", error)
@@ -245,6 +250,8 @@ def _converse(deck: Deck, ask: Reader, keep: Callable[[], None]) -> str | None:
             say("stopped")
         except Leave as leave:
             return leave.model
+        except WorkerError:  # the model cannot answer any more
+            raise
         except EdgecsError as error:
             complain("edgecs chat", error)
             failed = failed or error.exit_code

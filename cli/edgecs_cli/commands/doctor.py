@@ -98,8 +98,10 @@ def _sections(
 ) -> dict[str, dict[str, Any]]:
     """The report without the commands, which are in the verdict."""
     built, onnx = report["llama.cpp"], report["onnx runtime"]
-    commands = ("to get offload", "to mend amx")
+    commands = ("to get workers", "to get offload", "to mend amx")
     shown = {key: value for key, value in built.items() if key not in commands}
+    if not built["workers"]:
+        shown["workers"] = f"no, for --rpc run: {built['to get workers']}"
     shown["instructions"] = " ".join(re.findall(r"(\w+) = 1", built["instructions"]))
     if not facts.gpu:
         onnx = {key: value for key, value in onnx.items() if key != "not working"}
@@ -113,7 +115,7 @@ def _sections(
 
 def examine() -> tuple[dict[str, dict[str, Any]], Facts]:
     """The whole report, and the facts for `diagnose`; no network is used."""
-    from edgecs.engines.llama import huge_pages
+    from edgecs.engines.llama import huge_pages, rpc
     from edgecs.engines.llama import library as llama
     from edgecs.engines.onnx import providers as onnx
 
@@ -157,6 +159,8 @@ def examine() -> tuple[dict[str, dict[str, Any]], Facts]:
             "backends": llama.backends(),
             "offload": bool(built),
             "devices": [_described(device) for device in devices],
+            "workers": rpc.available(),
+            "to get workers": None if rpc.available() else rpc.compile_command(),
             "to get offload": None if built else llama.build_command([gpu or "Vulkan"]),
             **amx,
         },

@@ -55,6 +55,13 @@ def hardware_options(command: F) -> F:
             help="Layers on the GPU; auto: as many as fit.",
         ),
         _hardware(
+            "--rpc",
+            default="",
+            metavar="HOST:PORT,...",
+            help="Put layers of the model on these workers (`edgecs worker`) instead "
+            "of this machine; drafters stay here. Connections are not encrypted.",
+        ),
+        _hardware(
             "-t",
             "--threads",
             type=Whole(0, MOST_THREADS),
@@ -340,5 +347,6 @@ def draft_load_options(values: dict[str, Any]) -> LoadOptions:
         load_options(values),
         n_ctx=values["ctx_draft"],
         n_gpu_layers=layers,
+        rpc="",
         threads=threads or shared,
     )

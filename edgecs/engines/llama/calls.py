@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ class Calls:
     """A batch, the threads that compute it, and the rows that come out.
 
     The context is freed by its owner, after `close`. nodes: those that edgecs' kernels
-    compute.
+    compute. check: raises WorkerError after a call in which a worker was lost.
     """
 
     def __init__(
@@ -50,9 +50,12 @@ class Calls:
         nodes: Nodes | None,
         output: OutputRows,
         form: Form,
+        *,
+        check: Callable[[], None] | None = None,
     ) -> None:
         self._ctx, self._nodes, self._form = context, nodes, form
         self.output, self.pads = output, form.pads
+        self._check = check
         self.copying = False  # whether llama.cpp has copies of cells left to do
         self._pool = thread_pool(context, threads, strict=options.cpu_strict)
         self._on_cores = self._pool or nullcontext()
@@ -125,13 +128,16 @@ class Calls:
         """
         with self._on_cores:
             code = lib.llama_decode(self._ctx, self._batch.struct)
-            if code:
-                if self._nodes:
-                    self._nodes.forget()
-                return code, 0
-            self.copying = False
-            # Requesting the rows waits for the call to end.
-            return 0, library.logits_address(self._ctx, first)
+            address = 0
+            if not code:
+                self.copying = False
+                # Requesting the rows waits for the call to end.
+                address = library.logits_address(self._ctx, first)
+        if self._check:
+            self._check()
+        if code and self._nodes:
+            self._nodes.forget()
+        return code, address
 
     def _paddings(self, group: Sequence[Feed]) -> Sequence[int]:
         """Number of padding tokens of every request of a group.

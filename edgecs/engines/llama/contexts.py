@@ -56,6 +56,10 @@ def open_context(
         raise _does_not_fit(options.sequences, n_ctx)
     pages = HugePages(options.huge_pages)
     context = lib.llama_init_from_model(model.handle, params)
+    if model.is_lost:
+        if context is not None:
+            lib.llama_free(context)
+        model.check_workers()
     if context is None:
         raise _open_error(options.sequences, n_ctx)
     pages.collapse()  # llama.cpp has already written to the cells, to clear them

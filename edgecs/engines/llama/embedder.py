@@ -124,6 +124,8 @@ class LlamaEmbedder:
             self._batch.add(text.tolist(), range(text.size), ids, text.size)
         library.clear_log()
         code = lib.llama_decode(self._ctx, self._batch.struct)
+        lib.llama_synchronize(self._ctx)
+        self._model.check_workers()
         if code:
             said = library.logged_errors()
             why = said[-1] if said else "no reason given"

@@ -99,7 +99,10 @@ class LlamaLM:
         output = OutputRows(model.vocabulary.size, self.vocab_size)
         pads = self.max_leaves == 1 and self._keeps.all
         form = Form(self.width, self.n_ctx, pads, self._drafts)
-        self.calls = Calls(self._ctx, options, self.threads, self._nodes, output, form)
+        check = model.check_workers if model.workers else None
+        self.calls = Calls(
+            *(self._ctx, options, self.threads, self._nodes, output, form), check=check
+        )
         self.on_read: Callable[[int, int], None] | None = None  # tokens read, of all
         self.gives_states = False
         if self._nodes:
@@ -285,7 +288,10 @@ class LlamaLM:
         return self._model.rewindable and not self._model.swa
 
     def snapshot(self, sequence: int = 0) -> KVSnapshot | None:
-        """The cells of a sequence, for `restore`; None if it has none."""
+        """The cells of a sequence, for `restore`; None if it has none.
+
+        There are none either if a worker that held some was lost.
+        """
         one = self._sequences[sequence]
         if self._ctx is None or not len(one.cache):
             return None
@@ -293,7 +299,8 @@ class LlamaLM:
         self._finish_copies()
         saved = one.prompt_row
         row = saved and (saved[0], saved[1].copy())
-        return KVSnapshot(one.cache.tokens, one.state(), row)
+        cells = KVSnapshot(one.cache.tokens, one.state(), row)
+        return None if self._model.is_lost else cells
 
     def restore(self, cells: KVSnapshot, sequence: int = 0) -> bool:
         """Replace the cells of a sequence by a snapshot.

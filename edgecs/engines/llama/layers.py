@@ -12,9 +12,11 @@ import psutil
 from edgecs.engines.cell_memory import memory_by_keys, most_snapshots
 from edgecs.engines.llama import library
 from edgecs.engines.llama.model import check_file
+from edgecs.engines.llama.rpc import Workers
 from edgecs.engines.load_options import LoadOptions
 from edgecs.engines.offload import (
     SMALLEST_CONTEXT,
+    Device,
     Footprint,
     context_that_fits,
     layers_that_fit,
@@ -35,6 +37,8 @@ def automatic_layers(path: Path, options: LoadOptions) -> Choice:
     0 if all devices are software. Raises ModelError if the file is not a GGUF.
     """
     devices = library.devices() if library.supports_offload() else []
+    if options.rpc:
+        devices = [*Workers(options.rpc).devices, *devices]
     if not devices:
         return Choice(0, options.n_ctx, None)
     check_file(path)
@@ -50,8 +54,15 @@ def automatic_layers(path: Path, options: LoadOptions) -> Choice:
         return Choice(0, options.n_ctx, f"the header cannot be read: {error}")
     layers = layers_that_fit(footprint, devices)
     total = len(footprint.blocks) + 1
-    names = ", ".join(f"{d.name} with {d.free >> 20} MiB free" for d in devices)
+    names = ", ".join(
+        f"{_name(d, options)} with {d.free >> 20} MiB free" for d in devices
+    )
     return Choice(layers, n_ctx, f"{layers} of {total} layers fit {names}")
+
+
+def _name(device: Device, options: LoadOptions) -> str:
+    """A device's name, or the address of its worker."""
+    return device.description if options.rpc else device.name
 
 
 def kv_cells(path: Path, options: LoadOptions) -> int:

@@ -142,7 +142,11 @@ def gpu_backends() -> list[str]:
 
 def supports_offload() -> bool:
     """Whether layers can be offloaded: a GPU backend has a device."""
-    return bool(lib.llama_supports_gpu_offload())
+    # llama.cpp also says so of a build with the RPC backend, which has no device.
+    kinds = {kind for kind, _ in _devices()}
+    return bool(lib.llama_supports_gpu_offload()) and bool(
+        kinds & {_GPU, _INTEGRATED_GPU}
+    )
 
 
 def version() -> str:

@@ -9,7 +9,7 @@ import ctypes
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,9 +26,10 @@ from edgecs.engines.llama import library
 from edgecs.engines.llama.huge_pages import HugePages
 from edgecs.engines.llama.kernels import KernelSet, PackedWeights
 from edgecs.engines.llama.metadata import Value, file_type, read_metadata
+from edgecs.engines.llama.rpc import Workers
 from edgecs.engines.llama.tokenizer import LlamaVocabulary
 from edgecs.engines.load_options import LoadOptions
-from edgecs.engines.offload import context_that_fits
+from edgecs.engines.offload import Device, context_that_fits
 from edgecs.errors import Cancelled, ModelError, OutOfMemory
 from edgecs.hub.download import split_parts
 
@@ -76,10 +77,13 @@ class Offload:
     total: int  # all layers; the output matrix counts as one
     buffers: dict[str, float]  # MiB by buffer name, as logged (CPU_Mapped, CUDA0, ...)
     software: bool = False  # whether the accelerators are drivers that use the CPU
+    workers: str = ""  # those that have layers, as in `LoadOptions.rpc`
 
     @property
     def device(self) -> str:
         """What the layers are on."""
+        if self.workers:
+            return self.workers.replace(",", ", ")
         return "software GPU" if self.software else "GPU"
 
     def describe(self) -> str:
@@ -104,7 +108,7 @@ class LlamaModel:
 
     Raises ModelError for a missing or broken file, EmbeddingModel for a file of the
     other kind, OutOfMemory if the weights do not fit, Cancelled if `cancel` is set
-    while loading.
+    while loading, and WorkerError if a worker of the options cannot be used.
     """
 
     def __init__(
@@ -123,11 +127,14 @@ class LlamaModel:
         self._cancel = cancel
         self._has_heads, self._beside_gpu = options.heads, beside_gpu
         check_file(path)
+        self.workers = Workers(options.rpc) if options.rpc else None
         library.clear_log()
         self.handle = self._open(options)
+        if self.is_lost:
+            self._drop()
         if self.handle is None:
             raise _load_error(path)
-        self.offload = _reported_offload(lib.llama_model_n_layer(self.handle))
+        self.offload = self._reported_offload(options)
         self.vocabulary = LlamaVocabulary(self.handle)
         self.description = self._describe()
         if not head:
@@ -241,11 +248,25 @@ class LlamaModel:
         kept = self.snapshots(options)
         return self.memory(options).size(n_ctx, options, kept) * options.sequences
 
+    def _devices(self) -> list[Device]:
+        """The devices that its layers may be on."""
+        return [*(self.workers.devices if self.workers else ()), *library.devices()]
+
     def _free(self) -> tuple[int, int]:
         """Free bytes in the host's memory, and on the devices in use."""
-        devices = library.devices() if self.offload.layers else []
+        devices = self._devices() if self.offload.layers else []
         on_devices = sum(device.free for device in devices)
         return int(psutil.virtual_memory().available), on_devices
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it cannot be used any more, as a worker with its layers was lost."""
+        return self.workers is not None and self.workers.is_lost
+
+    def check_workers(self) -> None:
+        """Raises WorkerError if a worker was lost: results since then are not real."""
+        if self.workers is not None:
+            self.workers.check()
 
     def close(self) -> None:
         """Frees the weights; may be called again."""
@@ -283,6 +304,9 @@ class LlamaModel:
         no_devices = (ctypes.c_void_p * 1)()  # must outlive the call
         if layers == 0 and not self._beside_gpu:
             params.devices = ctypes.addressof(no_devices)
+        if self.workers:
+            with_workers = self.workers.with_gpus()
+            params.devices = ctypes.addressof(with_workers)
         params.load_mode = (
             lib.LLAMA_LOAD_MODE_MMAP if options.mmap else lib.LLAMA_LOAD_MODE_NONE
         ) | (lib.LLAMA_LOAD_MODE_MLOCK if options.mlock else 0)
@@ -302,6 +326,19 @@ class LlamaModel:
         if handle is None and self._cancel.is_set():
             raise Cancelled(f"stopped while loading {self.path.name}")
         return cast(lib.llama_model_p | None, handle)
+
+    def _drop(self) -> None:
+        """Free what was loaded with a worker that was lost. Raises WorkerError."""
+        if self.handle is not None:
+            lib.llama_model_free(self.handle)
+        self.check_workers()
+
+    def _reported_offload(self, options: LoadOptions) -> Offload:
+        lines = library.logged()
+        if self.workers:
+            lines = [self.workers.named(line) for line in lines]
+        blocks = lib.llama_model_n_layer(self.handle)
+        return _offload(lines, blocks, self._devices(), options.rpc)
 
     def _describe(self) -> str:
         buffer = bytes(256)
@@ -375,12 +412,16 @@ def _load_error(path: Path) -> ModelError | OutOfMemory:
     )
 
 
-def _reported_offload(blocks: int) -> Offload:
-    text = "\n".join(library.logged())
+def _offload(
+    lines: Sequence[str], blocks: int, devices: Sequence[Device], workers: str
+) -> Offload:
+    text = "\n".join(lines)
     counts = _OFFLOADED.search(text)
     layers, total = map(int, counts.groups()) if counts else (0, blocks + 1)
+    if not devices:  # with the RPC backend llama.cpp logs what it was asked for
+        layers = 0
     buffers: dict[str, float] = {}
     for name, size in _BUFFER.findall(text):
         buffers[name] = buffers.get(name, 0.0) + float(size)
-    software = bool(layers) and all(device.software for device in library.devices())
-    return Offload(layers, total, buffers, software)
+    software = bool(layers) and all(device.software for device in devices)
+    return Offload(layers, total, buffers, software, workers if layers else "")

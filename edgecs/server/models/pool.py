@@ -218,7 +218,9 @@ class ModelPool:
         if place.users:
             return
         place.idle.set()
-        if place.state == "loaded" and place.timer is None:
+        if place.state == "loaded" and place.opened.result().is_lost:
+            self._retire(place)  # the next request loads it again
+        elif place.state == "loaded" and place.timer is None:
             self._rest(place)
 
     def _rest(self, place: _Place) -> None:

@@ -41,6 +41,11 @@ class Served(ABC):
         """End all current work soon."""
 
     @property
+    def is_lost(self) -> bool:
+        """Whether it cannot be used any more, as a worker with its layers was lost."""
+        return self.loaded.model.is_lost
+
+    @property
     def chat_template(self) -> str | None:
         """The source of the model's template."""
         return self.loaded.model.vocabulary.chat_template

@@ -1,0 +1,1 @@
+"""What a target on other hosts costs, and what drafts gain there."""
