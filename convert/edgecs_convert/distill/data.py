@@ -29,7 +29,7 @@ _SHARD = 64  # answers in a file
 _GREEDY = 2  # every second answer is greedy
 _PROMPT = 256  # maximum tokens of a prompt
 _PATIENCE = 1000  # prompts in a row that are too long
-_NOTED = "samples.json"
+NOTED = "samples.json"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Wanted:
     prompts: Path | None = None  # a file of prompts instead of the topics
     seed: int = 1
     layers: tuple[int, ...] = ()  # whose inputs are the states; (): the final states
+    states: bool = True  # False: samples have none, which takes less time and room
 
 
 Tell = Callable[[str], None]
@@ -73,6 +74,7 @@ def write_samples(
     with many_sequences(
         model, cancel, sequences=wanted.parallel, room=room, threads=threads
     ) as target:
+        target.gives_states = wanted.states
         tasks = _tasks(model, wanted, done, longest_prompt(room, wanted.most))
         samples = answers(
             target,
@@ -122,8 +124,9 @@ def _check_same(folder: Path, model: LlamaModel, wanted: Wanted) -> None:
         "prompts": wanted.prompts.name if wanted.prompts else None,
         "seed": wanted.seed,
         **({"layers": [*wanted.layers]} if wanted.layers else {}),
+        **({} if wanted.states else {"states": False}),
     }
-    path = folder / _NOTED
+    path = folder / NOTED
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         write_whole(path, json.dumps(noted).encode())
