@@ -23,6 +23,7 @@ needs_torch = pytest.mark.skipif(
     reason="the extra 'distill' is not installed",
 )
 FEW = {"save": 3, "profile": 1, "probe": 2, "pull": 3, "hub": 1, "bench": 2}
+FEW |= {"memory": 2, "phrases": 1}
 
 
 @pytest.mark.parametrize("kind", FEW)

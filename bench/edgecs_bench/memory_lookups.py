@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from edgecs.core.files import write_whole
 from edgecs.drafters.copies import GRAM, LONGEST
 from edgecs.engines.load_options import LoadOptions
-from edgecs.memory import store as user_store
+from edgecs.memory.lookup import LOOKED_AT
 from edgecs.runtime.folders import Folders
 from edgecs.runtime.loader import load
 from edgecs_bench.memory.lookup_stores import STORES, SuffixArray, Tokens
@@ -141,7 +141,7 @@ def main(sizes: str, model: str, names: tuple[str, ...], result: Path | None) ->
         "sqlite": sqlite3.sqlite_version,
         "model": model,
         "queries": _QUERIES,
-        "looked_at": user_store.LOOKED_AT,
+        "looked_at": LOOKED_AT,
         "rows": rows,
     }
     for size in wanted:

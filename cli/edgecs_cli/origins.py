@@ -23,6 +23,7 @@ _ABOUT = {
     "mag": "mag is Max-Gram, which copies from the text so far",
     "recent": "recent is what followed the same words in an earlier conversation",
     "user": "user is what followed the same words in your own store",
+    "phrases": "phrases is a phrase that the model often says",
     "bigram": "bigram is the token that usually follows",
     "recycling": "recycling is a token that was likely after the same ones before",
 }

@@ -26,6 +26,7 @@ from edgecs.decoding.cascade import NamedModel
 from edgecs.decoding.exactness import Allowed, Classes, Limits, permitted
 from edgecs.decoding.overlap import Overlap
 from edgecs.decoding.tiers import Exact
+from edgecs.drafters.corpus import Corpus
 from edgecs.drafters.priors import packaged
 from edgecs.drafters.recent_texts import RecentTexts
 from edgecs.drafters.recycling_table import RecyclingTable
@@ -103,7 +104,9 @@ class SpeculationProfile:
         self.notes: list[str] = []  # messages for the user
         # Costs and classes as they were before a probe disturbed by other programs.
         self._before: tuple[dict[str, Any], dict[str, Any]] | None = None
-        self.recent, self.recycling = RecentTexts(), RecyclingTable()  # of all sessions
+        # Of all sessions.
+        self.recent, self.recycling = RecentTexts(), RecyclingTable()
+        self.phrases: Corpus | None = None
         self._key, self._profiles = key, profiles
         self._used: dict[str, CostModel] = {}  # of drafters, by fingerprint
         # Of all planners, one for each slot of a server, by fingerprint.

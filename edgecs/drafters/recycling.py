@@ -71,13 +71,12 @@ class Recycling:
         self, table: RecyclingTable | None = None, name: str = "recycling"
     ) -> None:
         self.name = self.label = name
-        self.table = table or RecyclingTable()
-        self._learns = True
+        self.table = self._shared = table or RecyclingTable()
         self._buckets: list[Sequence[int]] = []  # of the tokens of the last proposal
 
     def allow(self, allowed: bool) -> None:
-        """Whether rows are learned from now on; known ones are used in any case."""
-        self._learns = allowed
+        """Whether the table is used from now on; else one that is empty and dropped."""
+        self.table = self._shared if allowed else RecyclingTable()
 
     def propose(self, context: Context, k: int, choose: Choose | None = None) -> Draft:
         """At most k tokens, each the best one after those before it."""
@@ -130,7 +129,7 @@ class Recycling:
             draft.parents.tolist(), draft.tokens.tolist(), strict=True
         ):
             ends.append([*ends[parent + 1][-1:], token])
-        if not ends[0] or not self._learns:
+        if not ends[0]:
             return
         path = {-1, *verdict.path}
         nodes = range(-1, len(draft))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgecs.memory.database import Database
 
-Kind = Literal["answer", "file", "phrases"]
+Kind = Literal["answer", "file"]
 Tokens = NDArray[np.int32]
 
 _LONGEST_SOURCE = 1000  # characters
@@ -151,7 +151,7 @@ class Documents:
         """Documents without tokens of a tokenizer, the newest first: id and bytes."""
         with self._reading() as db:
             rows = db.execute(
-                "SELECT id, length(text) FROM documents WHERE kind != 'phrases' AND id "
+                "SELECT id, length(text) FROM documents WHERE id "
                 "NOT IN (SELECT document FROM tokens WHERE tokenizer = ?) "
                 "ORDER BY id DESC",
                 (tokenizer,),

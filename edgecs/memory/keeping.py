@@ -17,6 +17,7 @@ import numpy as np
 from edgecs.drafters.corpus import Match
 from edgecs.errors import EdgecsError
 from edgecs.memory.documents import Tokens
+from edgecs.memory.recycled import KeptTable
 from edgecs.memory.store import UserStore
 
 # chosen: a question of some sentences, with which its answer is found again.
@@ -44,7 +45,8 @@ class Memory:
     """A store that sessions look up, as a `Corpus`, and add to. A context manager.
 
     store: belongs to it. source: name of the model. text_of: the text of tokens. tell:
-    told once why nothing is stored any more.
+    told once why nothing is stored any more. table: of Token Recycling, written after
+    answers and at the end; None: none is kept.
     """
 
     def __init__(
@@ -55,8 +57,9 @@ class Memory:
         source: str,
         text_of: Callable[[Tokens], str],
         tell: Callable[[str], None],
+        table: KeptTable | None = None,
     ) -> None:
-        self.store, self._wanted = store, wanted
+        self.store, self._wanted, self.table = store, wanted, table
         self._source, self._text_of, self._tell = source, text_of, tell
         self._keeps = wanted.keeps and not store.read_only
         self._queue: queue.Queue[Tokens | None] = queue.Queue(_WAITING)
@@ -81,6 +84,8 @@ class Memory:
             try:
                 if self._wanted.allowed():
                     self._store_one(tokens)
+                    if self.table:
+                        self.table.save_soon()
             except EdgecsError as error:
                 self._keeps = False
                 self._tell(f"answers are not kept any more: {error}")
@@ -91,10 +96,12 @@ class Memory:
         self.store.add("answer", self._source, self._text_of(tokens), tokens)
 
     def close(self) -> None:
-        """Waits for what is being written, and closes the store."""
+        """Waits for what is being written, writes the table and closes the store."""
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join(_PATIENCE)
+        if self.table:
+            self.table.save()
         self.store.close()
 
     def __enter__(self) -> Memory:

@@ -8,7 +8,6 @@ whatever their size.
 from __future__ import annotations
 
 import shutil
-import struct
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,15 +18,11 @@ from edgecs.errors import ConfigError
 from edgecs.memory.database import FILE, Unreadable
 from edgecs.memory.documents import Documents, Kind, Tokens
 from edgecs.memory.index import Index
-from edgecs.memory.segment import COUNTED, Found, Segment
-from edgecs.memory.suffix_array import BYTES, first_words_of, most_frequent, query_of
+from edgecs.memory.lookup import looked_up
+from edgecs.memory.segment import Segment
 
 # chosen: 10 M tokens with their texts; the index takes about as much again.
 MOST_BYTES = 128 << 20
-# chosen: a match of one token is hardly ever right.
-SHORTEST = 2  # tokens of a match that is returned
-# chosen: more of them cost time and seldom change the majority.
-LOOKED_AT = 8  # occurrences whose continuations are compared
 _USEFUL = 8  # tokens of a match that counts as a use of its document
 # chosen: a second or two of reading with the tokenizer, when a model is opened.
 READ_AT_ONCE = 4 << 20  # bytes of texts
@@ -136,46 +131,12 @@ class UserStore:
 
     def match(self, end: Sequence[int], k: int) -> Match | None:
         """The longest match of the end of a text, see `Corpus`."""
-        if k <= 0 or not end:
+        hit = looked_up(self._index.segments, end, k, self._vocab_size)
+        if hit is None:
             return None
-        query, length, bits, words = query_of(end), SHORTEST, 0, 0
-        found = list[tuple[Segment, Found]]()
-        for segment in self._index.segments:
-            if segment.bits != bits:
-                bits = segment.bits
-                words = first_words_of(query, bits)
-            hit = segment.find(query, words, length)
-            if hit is not None:
-                if hit.length > length:
-                    found, length = [], hit.length
-                found.append((segment, hit))
-        times, places = 0, list[tuple[Segment, int]]()
-        for segment, hit in reversed(found):  # the smallest segments are the newest
-            times += hit.last - hit.first
-            if more := LOOKED_AT - len(places):
-                places += [(segment, at) for at in segment.newest(hit, more)]
-        if not places:
-            return None
-        if length >= _USEFUL:
-            self._note_use(*places[0])
-        texts = [segment.before(at, k) for segment, at in places]
-        text, agreeing = most_frequent(texts)
-        tokens = self._valid(text)
-        if not tokens:
-            return None
-        return Match(length, min(times, COUNTED), agreeing, tokens)
-
-    def _valid(self, text: bytes) -> list[int]:
-        """Words before a match as the tokens after it, up to the document's end."""
-        words = struct.unpack(f">{len(text) // BYTES}I", text)
-        if words and min(words) > 0 and max(words) <= self._vocab_size:  # most texts
-            return [word - 1 for word in reversed(words)]
-        tokens = list[int]()
-        for word in reversed(words):
-            if not 0 < word <= self._vocab_size:  # a larger one: a damaged file
-                break
-            tokens.append(word - 1)
-        return tokens
+        if hit.match.length >= _USEFUL:
+            self._note_use(hit.segment, hit.position)
+        return hit.match
 
     def _note_use(self, segment: Segment, at: int) -> None:
         number = segment.document(at)

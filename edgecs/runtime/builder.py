@@ -157,10 +157,13 @@ def build(
         memory: Memory | None = None
         if recipe.store:
             say = reports.warning if reports else lambda text: None
-            memory, about = open_memory(recipe.store, loaded, say)
-            notes.append(about)
-        if memory:
-            closing.enter_context(memory)
+            found = open_memory(recipe.store, loaded, say)
+            memory = found.memory
+            if memory:
+                closing.enter_context(memory)
+            if speculation:
+                found.give(speculation)
+            notes.append(found.about)
         session = session_of(recipe, loaded, drafters, speculation, memory=memory)
         closing.enter_context(session)
         yield Runtime(recipe, loaded, drafters, session, speculation, notes, memory)
@@ -283,6 +286,7 @@ def session_of(
                 recycling=speculation.recycling if recipe.recent else None,
                 recent=speculation.recent if recipe.recent else None,
                 memory=memory or recipe.memory,
+                phrases=speculation.phrases,
                 vocab_size=target.vocab_size,
             ),
             longest=target.max_draft if longest is None else longest,

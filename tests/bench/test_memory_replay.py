@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecs.drafters.copies import LONGEST
+from edgecs.memory.model_files import Identity, listed_files
+from edgecs.memory.phrases import write_phrases
 from edgecs_bench.hardware.curves import CURVES
-from edgecs_bench.memory.phrases import TIMES, frequent
+from edgecs_bench.memory.phrases import frequent, read_phrases
 from edgecs_bench.memory.prior import examples
 from edgecs_bench.memory.replay import (
     LEVELS,
@@ -143,18 +145,23 @@ class TestScenarios:
 texts = st.lists(st.lists(st.integers(0, 3), max_size=12), max_size=5)
 
 
-@given(texts=texts, least=st.integers(1, 4))
-def test_phrases_are_runs_that_several_texts_share(texts: list[list[int]], least: int):
-    def grams(text: list[int]) -> set[tuple[int, ...]]:
-        return {tuple(text[i : i + least]) for i in range(len(text) - least + 1)}
+def grams(text: list[int], size: int) -> set[tuple[int, ...]]:
+    return {tuple(text[i : i + size]) for i in range(len(text) - size + 1)}
 
-    found = frequent(texts, least)
-    shared = Counter(gram for text in texts for gram in grams(text))
+
+@given(texts=texts, least=st.integers(1, 4), times=st.integers(1, 3))
+def test_phrases_are_runs_that_several_texts_share(
+    texts: list[list[int]], least: int, times: int
+):
+    found = frequent(texts, least, times)
+    shared = Counter(gram for text in texts for gram in grams(text, least))
     kept = set[tuple[int, ...]]()
     for phrase in found:
         assert len(phrase) >= least
-        kept |= grams(phrase)
-    assert kept == {gram for gram, count in shared.items() if count >= TIMES}
+        kept |= grams(phrase, least)
+    assert kept == {gram for gram, count in shared.items() if count >= times}
+    rarest = [min(shared[g] for g in grams(phrase, least)) for phrase in found]
+    assert rarest == sorted(rarest, reverse=True)
 
 
 class TestLevels:
@@ -178,6 +185,7 @@ class TestLevels:
         phrases = [one.output for one in said]
         recorded = prepared("t", said, phrases)
         assert all(not found for found in recorded.user)
+        assert all(recorded.phrases)
         assert rounds(recorded, "phrases")[-1] < rounds(recorded, "recycling")[-1]
 
     def test_nothing_is_found_in_an_answer_itself_or_in_later_ones(self):
@@ -224,12 +232,24 @@ class TestLevels:
 
 def test_examples_are_those_of_the_tuning_half():
     said = [one._replace(tuning=i < 3) for i, one in enumerate(sessions(5, same=True))]
-    found = [*examples(prepared("t", said, ()))]
-    user = [is_right for name, (_, is_right) in found if name == "user"]
-    assert len(user) > 40
-    assert all(user)
+    phrases = [said[0].output]
+    found = [*examples(prepared("t", said, phrases))]
+    for store, rest in (("user", 2), ("phrases", 3)):
+        right = [is_right for name, (_, is_right) in found if name == store]
+        assert len(right) > 20 * rest
+        assert all(right)
     untuned = [one._replace(tuning=False) for one in said]
-    assert not [*examples(prepared("t", untuned, ()))]
+    assert not [*examples(prepared("t", untuned, phrases))]
+
+
+def test_phrases_of_a_build_are_read(tmp_path: Path):
+    model = Identity("m", "ab" * 16, "cd" * 32, 99)
+    write_phrases(tmp_path, model, [[1, 2, 3], [4, 5]])
+    (file,) = listed_files(tmp_path)
+    assert read_phrases(file.path) == [[1, 2, 3], [4, 5]]
+    file.path.write_bytes(b"x")
+    with pytest.raises(click.UsageError, match="memory build"):
+        read_phrases(file.path)
 
 
 def test_ratios_of_a_summary_are_those_of_the_times():

@@ -14,11 +14,12 @@ from edgecs.core.context import Context
 from edgecs.core.draft import Draft, Rows, Verdict
 from edgecs.drafters.maxgram import MaxGram
 from edgecs_bench.memory import __main__ as replay_module
-from edgecs_bench.memory import real, record, rejections, write_back
+from edgecs_bench.memory import record, rejections, scenarios, write_back
 from edgecs_bench.memory.replay import LEVELS
 from edgecs_bench.memory.scenarios import Place, Scenario
 from edgecs_bench.memory.traces import Answer, read_answers
 from edgecs_bench.simulation.replay_drafter import Watch
+from tests.commands import Edgecs
 
 SMALL = [
     Scenario("edit", "a", True, 8, [[["one", "two"], ["three"]]]),
@@ -29,7 +30,7 @@ SMALL = [
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (record, real):
+    for module in (record, scenarios):
         monkeypatch.setattr(module, "read_scenarios", lambda: SMALL)
 
 
@@ -136,22 +137,42 @@ def test_traces_without_a_reported_half_are_refused(
     assert "reported half" in done.output
 
 
-def test_all_ways_of_a_real_run_give_the_same_answers(tiny_gguf: Path, tmp_path: Path):
-    output = tmp_path / "real.json"
-    arguments = ["-m", tiny_gguf, "-c", 512, "-t", 1, "-o", output]
-    arguments += ["--scenario", "b", "--scenario", "c"]
-    done = CliRunner().invoke(real.main, list(map(str, arguments)))
-    assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout.splitlines()[-1])["speeds"]
+def test_all_ways_of_a_real_run_give_the_same_answers(
+    edgecs: Edgecs, tiny_gguf: Path, tmp_path: Path
+):
+    output, journal = tmp_path / "real.json", tmp_path / "real.jsonl"
+    ask = ["bench", "-m", tiny_gguf, "--memory", "-c", 512, "-t", 1, "-q"]
+    ask += ["-o", output, "--resume", journal, "--scenario", "b", "--scenario", "c"]
+    done = edgecs(*ask, "-F", "json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)["speeds"]
     assert found["edit"]["on"]["identical"] == "3 of 3"
     assert found["again"]["off"]["identical"] == "11 of 11"
     assert {"first turn", "second turn", "same text, cleared"} < set(found)
     assert "eleventh session" in found
-    rows = json.loads(output.read_text())["rows"]
-    again = CliRunner().invoke(real.main, list(map(str, arguments)))
-    assert again.exit_code == 0, again.output
-    assert json.loads(output.read_text())["rows"] == rows
+    result = json.loads(output.read_text())
+    assert len(result["rows"]) == 3 * 14
+    again = edgecs(*ask)
+    assert again.code == 0, again.err
+    assert "eleventh session" in again.out
+    assert json.loads(output.read_text()) == result
 
-    unknown = CliRunner().invoke(real.main, [*map(str, arguments), "--scenario", "z"])
-    assert unknown.exit_code == 2
-    assert "z is not a scenario" in unknown.output
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--memory", "--scenario", "z"], "z is not a scenario"),
+        (["--scenario", "b"], "--scenario is for --memory"),
+        (["--memory", "--draft", "x"], "leave --draft out"),
+        (["--memory", "-F", "csv"], "--memory prints md or json"),
+        (["--memory", "--mode", "plain"], "has prompts and ways of its own"),
+        (["--memory", "--cascade-sweep"], "has prompts and ways of its own"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    edgecs: Edgecs, tiny_gguf: Path, more: list[str], said: str
+):
+    done = edgecs("bench", "-m", tiny_gguf, *more)
+    assert done.code == 2
+    assert said in done.err
+    assert "-m" in edgecs("bench", "--memory").err

@@ -11,7 +11,7 @@ from edgecs.core.context import Context
 from edgecs.core.draft import NOTHING, Draft, Rows, Verdict
 from edgecs.drafters import recycling_table as module
 from edgecs.drafters.recycling import Recycling
-from edgecs.drafters.recycling_table import RANKS
+from edgecs.drafters.recycling_table import RANKS, Best, BestRows, RecyclingTable
 from tests.core.trees import tree
 
 VOCAB = 12
@@ -83,7 +83,7 @@ def test_runs_of_the_same_best_token_are_told_apart():
 
 
 def test_the_tables_are_bounded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "_MOST", 3)
+    monkeypatch.setattr(module, "MOST", 3)
     source = Recycling()
     for token in (1, 2, 3, 1, 4):
         source.learn([token], [9])
@@ -98,11 +98,33 @@ def test_an_empty_context_teaches_and_proposes_nothing():
     assert len(source.propose(Context([3]), 4)) == 1
 
 
-def test_without_memory_no_row_is_learned():
-    source, rows = Recycling(), Rows(np.ones((1, VOCAB), np.float32), 1)
+def test_without_memory_the_table_is_neither_used_nor_changed():
+    table = RecyclingTable()
+    table.learn([3], [7])
+    source, rows = Recycling(table), Rows(np.eye(1, VOCAB, 5, np.float32), 1)
     source.allow(False)
+    assert source.propose(Context([3]), 4) is NOTHING
     source.observe(Context([3]), NOTHING, rows, Verdict((), 1))
-    assert not source.table.after_one
+    assert source.continuation(Context([3]), 1) == [5]  # of this answer only
+    source.allow(False)
+    assert source.propose(Context([3]), 4) is NOTHING
+    assert {key: best.ids for key, best in table.after_one.items()} == {3: [7]}
     source.allow(True)
+    assert source.continuation(Context([3]), 1) == [7]
     source.observe(Context([3]), NOTHING, rows, Verdict((), 1))
-    assert source.table.after_one
+    assert table.after_one[3].ids[0] == 5
+
+
+def test_rows_are_loaded_when_they_are_first_needed():
+    loaded = list[int]()
+
+    def load() -> BestRows:
+        loaded.append(1)
+        return BestRows({3: Best([7], 1)}, {})
+
+    source = Recycling(RecyclingTable(load))
+    assert loaded == []
+    assert source.continuation(Context([3]), 1) == [7]
+    source.learn([3], [8])
+    assert source.continuation(Context([3]), 1) == [8]
+    assert loaded == [1]

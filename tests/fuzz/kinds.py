@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -375,7 +376,7 @@ def options(random: Random, folder: Path) -> Case:
             arguments.append(_odd(random, folder))
     if name in ("generate", "chat"):
         arguments += ["-m", str(tiny()), "-c", "64", "-n", "2"]
-    elif name in slow:
+    elif name in slow or path[-1] == "build":
         arguments += ["-m", str(folder / "none.gguf")]
     elif random.random() < 0.7:
         arguments.append(_odd(random, folder))
@@ -488,15 +489,25 @@ def embeddings(random: Random, folder: Path) -> Case:
 
 @cache
 def _memory() -> Path:
-    """A memory with answers and a file, in a database and two index files."""
+    """A memory with answers, a file and two index files, phrases and recycled rows."""
     from edgecs.engines.llama.tokenizer import read_pieces
     from edgecs.hub.compatibility import vocabulary_hash
     from edgecs.memory import index
+    from edgecs.memory.model_files import Identity
+    from edgecs.memory.phrases import write_phrases
+    from edgecs.memory.recycled import KeptTable
     from edgecs.memory.store import UserStore
 
     folder, before = _assets() / "memory", index._IN_FILE
     index._IN_FILE = 20
-    with UserStore(folder, vocabulary_hash(read_pieces(tiny())), _VOCABULARY) as store:
+    tokenizer = vocabulary_hash(read_pieces(tiny()))
+    model = Identity("tiny", _fingerprint(), tokenizer, _VOCABULARY)
+    kept = KeptTable(folder, model, writes=True)
+    for token in range(200):
+        kept.table.learn([token, (token + 1) % 90], [*range(token, token + 8)])
+    kept.save()
+    write_phrases(folder, model, [range(n, n + 9) for n in range(0, 200, 5)])
+    with UserStore(folder, tokenizer, _VOCABULARY) as store:
         for number, size in enumerate((500, 10, 30)):
             ids = np.arange(number, number + size, dtype=np.int32) % 256
             store.add("answer", "tiny", bytes(ids.tolist()).decode("latin-1"), ids)
@@ -506,15 +517,18 @@ def _memory() -> Path:
 
 
 def memory(random: Random, folder: Path) -> Case:
-    """Databases, index files and decisions of a memory."""
+    """Databases, index files, files of models and decisions of a memory."""
     copy = folder / "memory"
     shutil.copytree(_memory(), copy)
     (copy / "consent.json").write_text('{"memory": true}')
     files = sorted(path for path in copy.rglob("*") if path.stat().st_size)
     files = [path for path in files if path.is_file()]
-    database = [path for path in files if path.name == "memory.db"]
-    for path in random.choices(files + database, k=random.choice((1, 1, 3))):
-        path.write_bytes(mutate.flipped(path.read_bytes(), random))
+    twice = [p for p in files if p.suffix in (".db", ".phrases", ".recycling")]
+    for path in random.choices(files + twice, k=random.choice((1, 1, 3))):
+        data = mutate.flipped(path.read_bytes(), random)
+        if path.suffix == ".recycling" and random.random() < 0.5:
+            data = data[:-32] + hashlib.sha256(data[:-32]).digest()
+        path.write_bytes(data)
     (folder / "text").write_text(random.choice(mutate.TEXTS).replace("\ud800", "?"))
     number = str(random.choice((1, 2, 4, 99)))
     here = ("--memory", str(copy))
@@ -523,10 +537,14 @@ def memory(random: Random, folder: Path) -> Case:
         ["memory", "search", random.choice(("hello", "%", "\x1b"))],
         ["memory", "show", "--json"],
         ["memory", "clear", *random.choice((["-y"], [number]))],
+        ["memory", "clear", "-y", "--only", random.choice(("phrases", "recycling"))],
         ["memory", "add", str(folder / "text")],
     )
     if random.random() < 0.5:
-        return Case(_generate(*here, "--temp", "0", plain=random.random() < 0.5))
+        trees = ("--draft-leaves", "4", "--exact", "numeric")
+        more = random.choice(((), trees))
+        plain = not more and random.random() < 0.5
+        return Case(_generate(*here, "--temp", "0", *more, plain=plain))
     return Case([*random.choice(commands), *here])
 
 

@@ -91,11 +91,34 @@ def _prepare(asked: dict[str, Any], steps: _Steps) -> None:
     if asked["typed"] is not None:
         chat = import_module("edgecs_cli.commands.chat")
         chat.reader = lambda **options: _Typed(asked["typed"], steps)  # type: ignore[attr-defined]
-    if asked["arguments"][0] == "distill":
+    if "--memory" in asked["arguments"]:
+        _write_often(steps)
+    if asked["arguments"][0] in ("distill", "memory"):
         data = import_module("edgecs_convert.distill.data")
         data._SHARD = 8  # type: ignore[attr-defined]
+    if asked["arguments"][0] == "distill":
         train = import_module("edgecs_convert.distill.train")
         train._SAVE = 0.0  # type: ignore[attr-defined]
+
+
+def _write_often(steps: _Steps) -> None:
+    """Writes all files of a memory after each answer, and tells which are kept."""
+    index = import_module("edgecs.memory.index")
+    index._IN_FILE = 20  # type: ignore[attr-defined]
+    recycled = import_module("edgecs.memory.recycled")
+    recycled._SOONEST = 0.0  # type: ignore[attr-defined]
+    recycled._RARELY = 0.0  # type: ignore[attr-defined]
+    documents = import_module("edgecs.memory.documents").Documents
+    add = documents.add
+
+    def added(*arguments: Any) -> Any:
+        steps.step("keep", "-")
+        number = add(*arguments)
+        if number is not None:
+            steps.step("kept", "-")
+        return number
+
+    documents.add = added
 
 
 class _Typed:

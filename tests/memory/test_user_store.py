@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from edgecs.drafters.copies import LONGEST
 from edgecs.errors import ConfigError
 from edgecs.memory import index, segment, store
-from edgecs.memory.store import LOOKED_AT, SHORTEST, UserStore
+from edgecs.memory.lookup import COUNTED, LOOKED_AT, SHORTEST
+from edgecs.memory.store import UserStore
 
 ONE, OTHER = "ab" * 32, "cd" * 32  # identities of tokenizers
 texts = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=60), max_size=12)
@@ -111,7 +112,7 @@ def test_many_occurrences_are_counted_up_to_a_bound(tmp_path):
     with opened(tmp_path) as memory:
         add(memory, [7, 8] * 500)
         match = memory.match([7, 8], 2)
-        assert (match.times, match.tokens) == (store.COUNTED, [7, 8])
+        assert (match.times, match.tokens) == (COUNTED, [7, 8])
 
 
 def test_texts_do_not_continue_in_each_other(tmp_path):

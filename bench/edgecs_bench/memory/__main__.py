@@ -2,13 +2,14 @@
 
     python -m edgecs_bench.memory
     python -m edgecs_bench.memory --traces FILE.jsonl.gz --curve flat --leaves 1
+    python -m edgecs_bench.memory --traces FILE.jsonl.gz --phrases FILE --frequent
 
 The planner is replayed as in `edgecs_bench.simulation.replay`, with Max-Gram and the
 target's last bigrams; then with the texts of the session too; with the user's store;
-with Token Recycling; and with the target's frequent phrases in the store. A lookup in
-RAM is taken to last 20 microseconds, one in the user's store 50. Token Recycling learns
-from rows along the answer only; in use it also learns from rejected ones. Only answers
-of the scenarios that are not for tuning are reported.
+with Token Recycling; and with answers of the target to other questions, its phrases. A
+lookup in RAM is taken to last 20 microseconds, one in another store 50. Token Recycling
+learns from rows along the answer only; in use it also learns from rejected ones. Only
+answers of the scenarios that are not for tuning are reported.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from statistics import median
 
 import click
 
-from edgecs_bench.memory.phrases import phrases_of
+from edgecs_bench.memory.phrases import frequent, phrases_of, read_phrases
 from edgecs_bench.memory.replay import LEVELS, Life, Played, prepared, reported
 from edgecs_bench.memory.scenarios import FOLDER
 from edgecs_bench.memory.summary import LAST_SESSION, summary
@@ -35,18 +36,36 @@ from edgecs_bench.simulation.replay_options import (
 @click.command()
 @replay_options
 @click.option("--leaves", default=1, show_default=True, help="Most leaves of a draft.")
+@click.option(
+    "--phrases",
+    "built",
+    type=click.Path(path_type=Path, exists=True),
+    help="A file of `edgecs memory build` for the target of the traces, instead of its "
+    "recorded answers to other questions.",
+)
+@click.option(
+    "--frequent",
+    "shortened",
+    is_flag=True,
+    help="Keep only the runs of these answers whose 5-grams are in two of them.",
+)
 def main(
     files: tuple[Path, ...],
     curve_file: Path | None,
     names: tuple[str, ...],
     leaves: int,
+    built: Path | None,
+    shortened: bool,
 ) -> None:
     """Replay scenarios with stores of texts."""
     others = recordings_of(())
-    everything = []
+    everything, kept = [], list[int]()
     for file in files or sorted(FOLDER.glob("*.jsonl.gz")):
         target, answers = read_answers(file)
-        everything.append(prepared(target, answers, phrases_of(target, others)))
+        phrases = read_phrases(built) if built else phrases_of(target, others)
+        phrases = frequent(phrases) if shortened else phrases
+        kept.append(8 * sum(len(phrase) + 1 for phrase in phrases))
+        everything.append(prepared(target, answers, phrases))
     if not any(not a.tuning for one in everything for a in one.answers):
         raise click.UsageError("the traces have no answer in the reported half")
     curves, thinking = {}, dict[str, list[float]]()
@@ -86,6 +105,7 @@ def main(
                 for name, row in curves.items()
             },
             "sessions": LAST_SESSION + 1,
+            "phrases_bytes": kept,
             "recycling_on_flat": curves.get("flat", {}).get("recycling"),
             "planner_us_per_round": {
                 level: round(median(of) * 1e6, 1) for level, of in thinking.items()

@@ -20,10 +20,12 @@ import click
 from edgecs.core.context import Context
 from edgecs.drafters import recalled, recycling
 from edgecs.drafters.maxgram import MaxGram
+from edgecs.drafters.phrased import Phrased
 from edgecs.drafters.recalled import Recalled
 from edgecs.drafters.recycling import Recycling
-from edgecs.drafters.registry import RECENT, USER
+from edgecs.drafters.registry import PHRASES, RECENT, USER
 from edgecs.drafters.source import LOOKED_AT, Source, StoreSource
+from edgecs_bench.memory.phrases import phrases_of
 from edgecs_bench.memory.replay import Recorded, prepared
 from edgecs_bench.memory.scenarios import FOLDER
 from edgecs_bench.memory.stores import FoundTexts, SessionSource
@@ -31,10 +33,12 @@ from edgecs_bench.memory.traces import read_answers
 from edgecs_bench.prior import Example, fit, labelled
 from edgecs_bench.report.summary import finish, table
 from edgecs_bench.simulation.replay_drafter import Watch
+from edgecs_bench.simulation.replay_options import recordings_of
 
 _BUCKETS = {
     RECENT: recalled.BUCKETS,
     USER: recalled.BUCKETS,
+    PHRASES: recalled.BUCKETS,
     "recycling": recycling.BUCKETS,
 }
 
@@ -43,7 +47,9 @@ def examples(recorded: Recorded) -> Iterator[tuple[str, Example]]:
     """What the sources propose at every position of the tuning answers."""
     watch, mag, rows = Watch(), MaxGram(), Recycling()
     session, found = SessionSource(watch, RECENT), FoundTexts(recorded.user, watch)
-    sources: list[Source] = [session, Recalled(found, USER), rows]
+    phrases = FoundTexts(recorded.phrases, watch)
+    stores = [session, Recalled(found, USER), Phrased(phrases, PHRASES)]
+    sources: list[Source] = [*stores, rows]
     here = None
     for number, answer in enumerate(recorded.answers):
         if not answer.tuning:
@@ -51,6 +57,7 @@ def examples(recorded: Recorded) -> Iterator[tuple[str, Example]]:
         if here != (here := (answer.scenario, answer.place.session)):
             session.restart()
         found.hear(number)
+        phrases.hear(number)
         context = Context([*answer.prompt, answer.output[0]])
         for at in range(1, len(answer.output)):
             beside = mag.continuation(context, LOOKED_AT)
@@ -71,8 +78,11 @@ def examples(recorded: Recorded) -> Iterator[tuple[str, Example]]:
 def main(files: tuple[Path, ...]) -> None:
     """Fit the priors of stores and of Token Recycling."""
     found: dict[str, list[Example]] = {}
+    others = recordings_of(())
     for file in files or sorted(FOLDER.glob("*.jsonl.gz")):
-        for name, example in examples(prepared(*read_answers(file), ())):
+        target, answers = read_answers(file)
+        recorded = prepared(target, answers, phrases_of(target, others))
+        for name, example in examples(recorded):
             found.setdefault(name, []).append(example)
     rows: list[dict[str, object]] = []
     fitted: dict[str, Any] = {}

@@ -1,22 +1,18 @@
 """Real runs of scenarios with memory off and on, interleaved with plain decoding.
 
-    python -m edgecs_bench.memory.real -m TARGET.gguf -o FILE.json
+    edgecs bench --memory -m TARGET.gguf
 
 Every question is answered three times, in an order that rotates: without drafts, with
 the planner alone, and with the planner and all stores: the texts of the session, and a
 user's store in a temporary folder, which is empty when a scenario begins. Each way has
 cells of its own. All ways get the same prompts: the earlier turns have the answers of
-plain decoding. The profile is measured in a temporary folder too. The output is written
-after each scenario, and a run that was interrupted goes on after the last one.
+plain decoding.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,28 +20,19 @@ from typing import Any
 
 import click
 
-from edgecs.calibrate.profile import Profiles
 from edgecs.calibrate.speculation_profile import SpeculationProfile
 from edgecs.drafters.recent_texts import RecentTexts
-from edgecs.engines.load_options import LoadOptions
 from edgecs.memory.keeping import Wanted
 from edgecs.runtime.builder import session_of
-from edgecs.runtime.folders import Folders
 from edgecs.runtime.loader import Loaded
 from edgecs.runtime.recipe import Recipe
 from edgecs.runtime.remembering import open_memory
-from edgecs.runtime.target import open_target
 from edgecs.session.session import Session
 from edgecs.text.chat_template import ChatTemplate
-from edgecs_bench.memory.scenarios import (
-    Place,
-    Scenario,
-    answer_text,
-    chosen,
-    read_scenarios,
-)
-from edgecs_bench.report.summary import finish, table
+from edgecs_bench.memory.scenarios import Place, Scenario, answer_text
+from edgecs_bench.run.journal import Journal
 
+FORMAT = "edgecs-memory-bench/1"
 WAYS = ("plain", "off", "on")
 # One of each category that is reported, except the loop of an agent.
 USUAL = ("tickets", "minutes", "query")
@@ -61,10 +48,12 @@ def sessions(
     """A session for each way, as at the start of the program."""
     speculation.recent = RecentTexts()
     with ExitStack() as closing:
-        memory, _ = open_memory(Wanted(folder), loaded, click.echo)
+        found = open_memory(Wanted(folder), loaded, click.echo)
+        memory = found.memory
         if memory is None:
             raise click.UsageError(f"there can be no store in {folder}")
         closing.enter_context(memory)
+        found.give(speculation)
         off = replace(recipe, recent=False)
         opened = [
             session_of(off, loaded, (), None, sequence=0),
@@ -167,67 +156,33 @@ def _pace(rows: Sequence[Row]) -> float:
     return max(1, tokens) / max(1e-9, seconds)
 
 
-def _stored(output: Path, settings: dict[str, Any]) -> list[Row]:
-    if not output.exists():
-        return []
-    found = json.loads(output.read_text(encoding="utf-8"))
-    if found["settings"] != settings:
-        raise click.UsageError(f"{output} has other settings: give another file")
-    return list(found["rows"])
+def measured(
+    scenarios: Sequence[Scenario],
+    recipe: Recipe,
+    loaded: Loaded,
+    speculation: SpeculationProfile,
+    journal: Journal,
+    tell: Callable[[str], None],
+) -> list[Row]:
+    """All answers of several scenarios; those that the journal has are not repeated."""
+    rows = list[Row]()
+    for scenario in scenarios:
+        if (done := journal.done.get(str([scenario.name]))) is None:
+            done = {"rows": run(scenario, recipe, loaded, speculation)}
+            journal.add([scenario.name], done)
+        rows += done["rows"]
+        tell(f"{scenario.name}: {len(done['rows']) // len(WAYS)} answers")
+    return rows
 
 
-@click.command()
-@click.option("-m", "--model", type=click.Path(path_type=Path), required=True)
-@click.option("--scenario", "names", multiple=True, default=USUAL, show_default=True)
-@click.option("-c", "--ctx-size", "n_ctx", default=2048, show_default=True)
-@click.option("-t", "--threads", default=0, show_default="one per core")
-@click.option("-n", "--predict", "most", default=0, show_default="the scenario's")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-def main(
-    model: Path,
-    names: tuple[str, ...],
-    n_ctx: int,
-    threads: int,
-    most: int,
-    output: Path,
-) -> None:
-    """Run scenarios with memory off and on."""
-    wanted = chosen(read_scenarios(), names)
-    settings = {"model": model.stem, "ctx": n_ctx, "threads": threads, "most": most}
-    rows = _stored(output, settings)
-    done = {row["name"] for row in rows}
-    options = LoadOptions(n_ctx=n_ctx, threads=threads, sequences=len(WAYS))
-    recipe = Recipe(model=str(model), drafts=(), options=options)
-    with tempfile.TemporaryDirectory() as folder:
-        folders, profiles = Folders(Path(folder)), Profiles(Path(folder))
-        with open_target(recipe, model, folders, profiles=profiles) as opened:
-            loaded, speculation = opened
-            if speculation is None:
-                raise click.UsageError(f"{model} cannot check drafts")
-            for scenario in wanted:
-                if scenario.name in done:
-                    continue
-                if most:
-                    scenario = scenario._replace(most=most)
-                rows += run(scenario, recipe, loaded, speculation)
-                _write(output, {"settings": settings, "rows": rows})
-                click.echo(f"{scenario.name}: done", err=True)
-    found = speeds(rows)
-    table(
-        [
-            {"answers": kind, **{way: of[way]["over_plain"] for way in WAYS[1:]}}
-            for kind, of in found.items()
-        ]
-    )
-    finish({**settings, "scenarios": list(names), "speeds": found})
-
-
-def _write(path: Path, found: dict[str, Any]) -> None:
-    part = path.with_name(f".part-{path.name}")
-    part.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    os.replace(part, path)
-
-
-if __name__ == "__main__":
-    main()
-    sys.exit(0)
+def lines_of(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a table of `speeds`."""
+    return [
+        {
+            "answers": kind,
+            **{f"memory {way}": of[way]["over_plain"] for way in WAYS[1:]},
+            **{f"tokens, {way}": of[way]["tokens_per_round"] for way in WAYS[1:]},
+            "identical": of["on"]["identical"],
+        }
+        for kind, of in found.items()
+    ]

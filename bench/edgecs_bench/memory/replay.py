@@ -12,11 +12,18 @@ from typing import NamedTuple
 
 from edgecs.drafters.bigrams import Bigrams
 from edgecs.drafters.maxgram import MaxGram
+from edgecs.drafters.phrased import Phrased
 from edgecs.drafters.recalled import Recalled
-from edgecs.drafters.registry import RECENT, USER
+from edgecs.drafters.registry import PHRASES, RECENT, USER
 from edgecs.drafters.source import Source
 from edgecs_bench.hardware.curves import Curve
-from edgecs_bench.memory.stores import Found, FoundTexts, SessionSource, look_up
+from edgecs_bench.memory.stores import (
+    Found,
+    FoundTexts,
+    SessionSource,
+    look_up,
+    look_up_phrases,
+)
 from edgecs_bench.memory.traces import Answer
 from edgecs_bench.simulation.replay import Player
 from edgecs_bench.simulation.replay_drafter import HeardRecycling, Watch
@@ -31,7 +38,7 @@ class Recorded(NamedTuple):
     target: str
     answers: list[Answer]
     user: Found
-    with_phrases: Found
+    phrases: Found
 
 
 def prepared(
@@ -41,7 +48,8 @@ def prepared(
     # The sort is stable, so scenarios and their answers stay in the order of time.
     said = [answer for answer in answers if len(answer.output) > 1]
     ordered = sorted(said, key=lambda answer: not answer.tuning)
-    return Recorded(target, ordered, look_up(ordered), look_up(ordered, phrases))
+    frequent = look_up_phrases(ordered, phrases)
+    return Recorded(target, ordered, look_up(ordered), frequent)
 
 
 class Played(NamedTuple):
@@ -67,13 +75,17 @@ class Life:
         watch, has = Watch(), LEVELS[: LEVELS.index(level) + 1]
         self._recorded = recorded
         self._session = SessionSource(watch, RECENT)
-        found = recorded.with_phrases if "phrases" in has else recorded.user
-        self._texts = FoundTexts(found, watch)
+        self._stores = [
+            FoundTexts(found, watch) for found in (recorded.user, recorded.phrases)
+        ]
+        user, phrases = self._stores
         sources: list[Source] = [MaxGram()]
         if "session" in has:
             sources.append(self._session)
         if "user" in has:
-            sources.append(Recalled(self._texts, USER))
+            sources.append(Recalled(user, USER))
+        if "phrases" in has:
+            sources.append(Phrased(phrases, PHRASES))
         if "recycling" in has:
             sources.append(HeardRecycling())
         sources.append(Bigrams())
@@ -85,7 +97,8 @@ class Life:
         for number, answer in enumerate(self._recorded.answers):
             if session != (session := (answer.scenario, answer.place.session)):
                 self._session.restart()
-            self._texts.hear(number)
+            for store in self._stores:
+                store.hear(number)
             if before:
                 before(answer)
             widths, start = self.player.widths, len(self.player.widths)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,12 @@ import numpy as np
 from edgecs.core.context import Tokens
 from edgecs.costs.cost_model import WIDEST
 from edgecs.drafters.copies import LONGEST
-from edgecs.drafters.corpus import Match
+from edgecs.drafters.corpus import Corpus, Match
 from edgecs.drafters.recent_texts import RecentTexts
 from edgecs.drafters.remembered import Remembered
 from edgecs.memory.keeping import LEAD
+from edgecs.memory.phrases import Phrases
+from edgecs.memory.segment import built
 from edgecs.memory.store import UserStore
 from edgecs_bench.memory.traces import Answer
 from edgecs_bench.simulation.replay_drafter import Watch
@@ -27,21 +29,18 @@ Found = list[dict[tuple[int, ...], Match]]
 """What a store finds after the ends of every answer."""
 
 
-def look_up(answers: Sequence[Answer], phrases: Iterable[Sequence[int]] = ()) -> Found:
+def look_up(answers: Sequence[Answer]) -> Found:
     """What the user's store finds at every position of every answer.
 
-    The store is a real one, in a temporary folder. At first it has the phrases only;
-    every answer is added when it has ended, as the program does. The contents do not
-    depend on the drafts, so the matches serve all curves.
+    The store is a real one, in a temporary folder, which is empty at first; every
+    answer is added when it has ended, as the program does. The contents do not depend
+    on the drafts, so the matches serve all curves.
     """
     every = [token for a in answers for token in (*a.prompt, *a.output)]
     with (
         tempfile.TemporaryDirectory() as folder,
         UserStore(Path(folder), _TOKENIZER, max(every) + 1) as store,
     ):
-        for number, phrase in enumerate(phrases):
-            tokens = np.array(phrase, dtype=np.int32)
-            store.add("phrases", f"{number}", f"{number}", tokens)
         found: Found = []
         for number, answer in enumerate(answers):
             found.append(_matches(store, answer))
@@ -50,7 +49,18 @@ def look_up(answers: Sequence[Answer], phrases: Iterable[Sequence[int]] = ()) ->
         return found
 
 
-def _matches(store: UserStore, answer: Answer) -> dict[tuple[int, ...], Match]:
+def look_up_phrases(
+    answers: Sequence[Answer], phrases: Sequence[Sequence[int]]
+) -> Found:
+    """What texts of the target have at every position of every answer."""
+    every = [token for a in answers for token in (*a.prompt, *a.output)]
+    documents = [(i, np.array(one, dtype=np.int32)) for i, one in enumerate(phrases)]
+    segment = built(documents, store=bytes(16), tokenizer=bytes(32))
+    corpus = Phrases(segment, 1 + max(every, default=0))
+    return [_matches(corpus, answer) for answer in answers]
+
+
+def _matches(store: Corpus, answer: Answer) -> dict[tuple[int, ...], Match]:
     text, found = [*answer.prompt, *answer.output], {}
     for at in range(len(answer.prompt) + 1, len(text)):
         end = text[max(0, at - LONGEST) : at]

@@ -21,6 +21,7 @@ from edgecs.runtime.target import open_target
 from edgecs_cli.commands.bench_cascades import check, sweep, sweep_options
 from edgecs_cli.commands.bench_files import COMMANDS, write_page
 from edgecs_cli.commands.bench_fleet import bench_fleet
+from edgecs_cli.commands.bench_memory import bench_memory, check_memory, memory_options
 from edgecs_cli.console import echo, show_log
 from edgecs_cli.options.common import common_options, drafter_options, model_options
 from edgecs_cli.options.fleet import ray_option
@@ -216,6 +217,7 @@ class ResultFile(OutputFile):
 @ray_option("answer the prompts, each on one machine, for a result per machine")
 @drafter_options
 @sweep_options
+@memory_options
 @common_options
 @click.pass_context
 @reports_errors
@@ -232,18 +234,24 @@ def bench(context: click.Context, /, **values: Any) -> None:
     edgecs bench -m big.gguf --draft small.gguf --mode planner --mode k:3,4;0,4
     edgecs bench -m big.gguf --draft small.gguf --cascade-sweep --resume sweep.jsonl
     edgecs bench -m ./model.gguf --suite spec-bench --ray auto --resume run.jsonl
+    edgecs bench -m ./model.gguf --memory --scenario query
     edgecs bench compare before.json after.json
     """
     if context.invoked_subcommand:
         return
     began = monotonic()
     check(values)
+    check_memory(values)
     if values["ray"] is not None:
         bench_fleet(values, _wanted(values))
         return
+    other = values["cascade_sweep"] or values["of_memory"]
+    if other and not values["model"]:
+        raise click.UsageError("Missing option '-m' / '--model'.")
+    if values["of_memory"]:
+        bench_memory(values, read_recipe(values), taken(Call, values))
+        return
     if values["cascade_sweep"]:
-        if not values["model"]:
-            raise click.UsageError("Missing option '-m' / '--model'.")
         chosen = context.get_parameter_source("temperatures")
         given = None if chosen is ParameterSource.DEFAULT else values["temperatures"]
         sweep(values, read_recipe(values), taken(Call, values), given)

@@ -37,6 +37,24 @@ def audited_memory_option(command: F) -> F:
     )(command)
 
 
+def folder_option(command: F) -> F:
+    """The option for another memory than the user's, as `folder`."""
+
+    def users() -> Path:
+        from edgecs.runtime.folders import Folders
+
+        return Folders().memory
+
+    return click.option(
+        "--memory",
+        "folder",
+        type=click.Path(path_type=Path),
+        default=users,
+        metavar="DIR",
+        help="The folder of another memory than yours.",
+    )(command)
+
+
 def _option(default: str, about: str) -> Callable[[F], F]:
     return option(
         Section.SPECULATION,
@@ -51,8 +69,8 @@ def _option(default: str, about: str) -> Callable[[F], F]:
 def wanted_store(values: Mapping[str, Any]) -> Wanted | None:
     """The store of a command's options; None: none is used.
 
-    Without a decision of the user, texts that were added are used, and no answer is
-    kept. A folder that is given is a decision.
+    Without a decision of the user, texts that were added and phrases of models are
+    used, and no answer is kept. A folder that is given is a decision.
     """
     choice = values.get("memory", "off")
     if choice == "off":
@@ -60,6 +78,7 @@ def wanted_store(values: Mapping[str, Any]) -> Wanted | None:
     from edgecs.memory.consent import decided
     from edgecs.memory.database import FILE
     from edgecs.memory.keeping import Wanted
+    from edgecs.memory.model_files import listed_files
     from edgecs.runtime.folders import Folders
 
     keeps = not values.get("no_history")
@@ -67,7 +86,8 @@ def wanted_store(values: Mapping[str, Any]) -> Wanted | None:
         return Wanted(Path(choice), keeps)
     folder = Folders().memory
     decision = decided(folder)
-    if decision is False or (decision is None and not (folder / FILE).exists()):
+    has = (folder / FILE).exists() or bool(listed_files(folder))
+    if decision is False or (decision is None and not has):
         return None
     allowed = partial(_is_on, folder)
     return Wanted(folder, keeps and decision is True, allowed)

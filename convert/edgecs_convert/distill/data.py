@@ -31,7 +31,7 @@ _SHARD = 64  # answers in a file
 _GREEDY = 2  # every second answer is greedy
 _PROMPT = 256  # maximum tokens of a prompt
 _PATIENCE = 1000  # prompts in a row that are too long
-_NOTED = "samples.json"
+NOTED = "samples.json"
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Wanted:
     prompts: Path | None = None  # a file of prompts instead of the topics
     seed: int = 1
     layers: tuple[int, ...] = ()  # whose inputs are the states; (): the final states
+    states: bool = True  # False: samples have none, which takes less time and room
 
 
 Tell = Callable[[str], None]
@@ -168,6 +169,7 @@ def _alone(
 
 def answerer_of(target: LlamaLM, model: LlamaModel, wanted: Wanted) -> Answerer:
     """Answers of a scorer with many sequences."""
+    target.gives_states = wanted.states
     recorded = record_layers(target, wanted.layers)
     return lambda tasks: answers(
         target,
@@ -198,8 +200,9 @@ def _check_same(folder: Path, model: LlamaModel, wanted: Wanted) -> None:
         "prompts": wanted.prompts.name if wanted.prompts else None,
         "seed": wanted.seed,
         **({"layers": [*wanted.layers]} if wanted.layers else {}),
+        **({} if wanted.states else {"states": False}),
     }
-    path = folder / _NOTED
+    path = folder / NOTED
     folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         write_whole(path, json.dumps(noted).encode())

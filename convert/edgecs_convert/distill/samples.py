@@ -138,6 +138,18 @@ def _every(folder: Path) -> Iterator[Sample]:
         yield from _samples(_load(path, (*_JOINED, "heads", "temperatures")))
 
 
+def read_answers(folder: Path) -> Iterator[Tokens]:
+    """The tokens of all answers of a folder, without what they were chosen from.
+
+    Raises DistillError for a damaged shard.
+    """
+    for path in shards(folder):
+        arrays, at = _load(path, ("tokens", "heads")), 0
+        for _, start, size in arrays["heads"][:, :3].tolist():
+            yield arrays["tokens"][at + start : at + start + size]
+            at += start + size
+
+
 def _samples(arrays: dict[str, NDArray[Any]]) -> Iterator[Sample]:
     text = row = state = 0
     heads = arrays["heads"]
