@@ -11,7 +11,8 @@ import pytest
 
 from tests.kills import running
 from tests.kills.__main__ import shares
-from tests.kills.kinds import KINDS, Save
+from tests.kills.kinds import KINDS
+from tests.kills.kinds.saving import Save
 from tests.kills.loop import Loop, kill
 from tests.kills.running import Moment, Place, drawn
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.kills.kinds import KINDS, Kind, Unreadable
+from tests.kills.kinds import KINDS
+from tests.kills.kinds.kind import Kind, Unreadable
 from tests.kills.running import Ended, Moment, Place, drawn
 
 _AGAIN = 0.5  # probability of another kill in the same episode
