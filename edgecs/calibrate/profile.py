@@ -289,5 +289,5 @@ def _finite(text: str) -> float:
 
 def _plain(value: object) -> str:
     """A value as printable text of limited length; files may contain anything."""
-    text = "".join(c if c.isprintable() else "?" for c in str(value))
+    text = "".join(c if c.isprintable() else "?" for c in str(value)) or "none"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

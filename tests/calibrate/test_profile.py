@@ -49,6 +49,7 @@ OTHERS: dict[str, Any] = {
     "n_batch": 256,
     "leaves": 4,
     "swa_full": True,
+    "rpc": "10.0.0.2:50052",
 }
 CHANGES = {
     "model": "model qwen, was model-Q4_K_M",
@@ -67,6 +68,7 @@ CHANGES = {
     "n_batch": "n_batch 256, was 512",
     "leaves": "leaves 4, was 1",
     "swa_full": "swa_full True, was False",
+    "rpc": "rpc 10.0.0.2:50052, was none",
 }
 MACHINE = {"fingerprint", "build", "device"}  # what nobody chooses by an option
 NAMES = [*KEY.named()]
