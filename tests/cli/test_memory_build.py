@@ -86,12 +86,12 @@ def test_a_build_that_was_interrupted_goes_on(
     work = cache.parent / "phrases" / tiny_gguf.stem
     seen = list[int]()
 
-    def interrupted(where: Path, few: list[object]) -> int:
+    def interrupted(where: Path, few: list[object], without: list[int]) -> int:
         if len(seen) == 2:
             few.clear()
             raise KeyboardInterrupt
         seen.append(len(few))
-        return keep(where, few)  # type: ignore[arg-type]
+        return keep(where, few, without)  # type: ignore[arg-type]
 
     keep = data._keep
     with monkeypatch.context() as context:
@@ -104,7 +104,9 @@ def test_a_build_that_was_interrupted_goes_on(
     asked = list[set[int]]()
     tasks = data._tasks
     monkeypatch.setattr(
-        data, "_tasks", lambda m, w, done, n: asked.append(done) or tasks(m, w, done, n)
+        data,
+        "_tasks",
+        lambda m, w, done, n: asked.append({*done}) or tasks(m, w, done, n),
     )
     built(edgecs, tiny_gguf)
     assert asked == [known]

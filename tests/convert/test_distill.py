@@ -166,8 +166,8 @@ def test_what_followed_from_an_older_training_goes_before_a_new_one(
     def ended(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    pipeline = import_module("edgecs_convert.distill.pipeline")
-    monkeypatch.setattr(pipeline, "worth", ended)
+    candidates = import_module("edgecs_convert.distill.candidates")
+    monkeypatch.setattr(candidates, "worth", ended)
     assert make(edgecs, tiny_gguf, tmp_path, *finish, "-q").code == 130
     assert (tmp_path / "work" / "head.pt").exists()
     assert not (tmp_path / "work" / "head-tvd.pt").exists()

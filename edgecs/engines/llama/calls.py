@@ -111,13 +111,21 @@ class Calls:
             found.append((logits, hidden))
         return found
 
-    def token(self, sequence: LlamaSequence | None = None) -> int:
-        """Compute token 0 after the cells of a sequence; returns llama.cpp's code.
+    def pack(self) -> int:
+        """Compute a token, in a context that has no cells; returns llama.cpp's code.
 
-        None: in a context that has no cells yet. The cells are not noted.
+        The kernels pack the weights that they meet. It is no call of an answer.
         """
-        start, own = (len(sequence.cache), sequence.id) if sequence else (0, 0)
-        self._batch.chain([0], start, 1, own)
+        self._batch.chain([0], 0, 1, 0)
+        with self._on_cores:
+            return int(lib.llama_decode(self._ctx, self._batch.struct))
+
+    def copy(self, sequence: LlamaSequence) -> int:
+        """Have llama.cpp make the copies of cells that it has left to do.
+
+        Returns its code. The sequence gets a cell after those that it has.
+        """
+        self._batch.chain([0], len(sequence.cache), 1, sequence.id)
         code, _ = self.call(0)
         return code
 

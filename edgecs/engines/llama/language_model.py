@@ -214,7 +214,7 @@ class LlamaLM:
             free = psutil.virtual_memory().available
             if free < self._model.size:
                 raise no_room_to_pack(name, f"{free >> 20} MiB are free")
-        code = self.calls.token()
+        code = self.calls.pack()
         if packed.failed:
             self.close()
             if self.cancel.is_set():
@@ -329,7 +329,7 @@ class LlamaLM:
             return
         one = min(self._sequences, key=lambda one: len(one.cache))
         one.cache.expect()
-        code = self.calls.token(one)
+        code = self.calls.copy(one)
         if code:
             raise decode_error(code)
         one.cache.trim(len(one.cache))
