@@ -84,7 +84,7 @@ def test_a_match_is_that_of_a_search_through_all_texts(
             return
         assert match is not None
         assert match.length == length
-        assert match.times == min(len(found), store.COUNTED)
+        assert match.times == min(len(found), COUNTED)
         ways = [text[: len(match.tokens)] for text in found]
         assert match.tokens in ways
         firsts = Counter(text[0] for text in found)
