@@ -40,7 +40,9 @@ class PageEngine(ScriptedEngine):
         super().__init__()
         self.script: Callable[[str], Sequence[str]] = usual
         self.pause, self.first, self.n_ctx = 0.0, 1, 100_000
-        model = SimpleNamespace(trained_ctx=512, parameters=1, size=1, vocabulary=None)
+        model = SimpleNamespace(
+            trained_ctx=512, parameters=1, size=1, vocabulary=None, is_lost=False
+        )
         self.loaded = SimpleNamespace(
             target=SimpleNamespace(vocab_size=257),
             model=model,

@@ -58,6 +58,7 @@ def _model() -> SimpleNamespace:
         file_type="F32",
         path=Path(__file__),
         offload=SimpleNamespace(layers=0, total=3),
+        is_lost=False,
     )
 
 
