@@ -68,11 +68,8 @@ def stated(
     ]
 
 
-_exp = math.exp
-
-
 def _sigmoid(x: float) -> float:
-    return 1 / (1 + _exp(-x)) if x > -700 else 0.0
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
 
 
 class Acceptance:
@@ -104,8 +101,7 @@ class Acceptance:
     def odds(self, buckets: Sequence[int], doubt: float = DOUBT) -> float:
         """Probability of a token given that those before it are right."""
         now = self._now
-        x = sum([now[bucket] for bucket in buckets]) - doubt
-        return 1 / (1 + _exp(-x)) if x > -700 else 0.0  # `_sigmoid`, without a call
+        return _sigmoid(sum([now[bucket] for bucket in buckets]) - doubt)
 
     def learn(self, evidence: Evidence, right: int, decided: bool) -> None:
         """Learn from a draft whose first `right` tokens were right.

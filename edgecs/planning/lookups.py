@@ -12,10 +12,8 @@ _HOPED = 0.2  # expected tokens that a lookup is taken to add at first
 _SECONDS = 2e-5  # of a lookup, at first
 # chosen: about the last 16 lookups count.
 _WEIGHT = 1 / 16  # of a lookup in the averages
-# measured: 0.1 to 0.2 % faster than 64, on both halves of the traces in
-# bench/edgecs_bench/data/memory; a useless lookup of 50 us then takes 0.16 % of rounds
-# of 4 ms.
-_FIRST_WAIT, _LAST_WAIT = 4, 8  # rounds between lookups that are not worth their time
+# chosen: a useless lookup of 50 us then takes 0.02 % of rounds of 4 ms.
+_FIRST_WAIT, _LAST_WAIT = 4, 64  # rounds between lookups that are not worth their time
 
 
 class Lookups:
