@@ -178,7 +178,8 @@ def test_prompts_that_do_not_fit_anywhere_are_said(setup: BenchSetup, spread: Sp
 
 def test_what_is_not_spread_is_refused(edgecs: Callable[..., Outcome], tiny_gguf: Path):
     fixed = ("bench", "-m", tiny_gguf, "--ray", "local")
-    for option in (("--peers", "all"), ("--profile",), ("--time-budget", 5)):
+    alone = (("--peers", "all"), ("--profile",), ("--time-budget", 5), ("--memory",))
+    for option in alone:
         one_line(edgecs(*fixed, *option), 2, f"{option[0]} works without --ray only")
     for address in ("", "x", "host", "host:0", "host:99999", "http://a:1", "ray://"):
         one_line(edgecs(*fixed[:-1], address), 2, "--ray must be auto, local")

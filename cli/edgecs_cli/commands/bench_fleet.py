@@ -23,6 +23,7 @@ _ALONE = {
     "code": "--allow-code-execution",
     "hardware": "--export-profile",
     "cascade_sweep": "--cascade-sweep",
+    "of_memory": "--memory",
 }
 
 
