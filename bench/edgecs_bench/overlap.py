@@ -15,60 +15,28 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from statistics import fmean, median
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import click
 import numpy as np
 
 from edgecs.calibrate.speculation_profile import SpeculationProfile
-from edgecs.core.context import Tokens
 from edgecs.core.draft import works_alone
 from edgecs.engines.host import cpu_name
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import EdgecsError
-from edgecs.planning.planner import Planner
 from edgecs.runtime.loader import Loaded, LoadedDrafter, load, load_drafter
 from edgecs.runtime.recipe import Recipe
-from edgecs.session.session import Session
-from edgecs.session.stats import Stats
 from edgecs.tuning.comparison import PROMPTS
+from edgecs_bench.answering import answer
 from edgecs_bench.run.runner import encoder
 from edgecs_bench.text_tables import aligned
 
 PLAIN, WAITS, GOES_ON = "plain", "off", "on"
 WAYS = (PLAIN, WAITS, GOES_ON)
-
-
-class Said(NamedTuple):
-    """One answer."""
-
-    rate: float  # tokens per second after the first
-    tokens: list[int]
-    stats: Stats
-
-
-def answer(
-    loaded: Loaded,
-    known: SpeculationProfile,
-    planner: Planner | None,
-    prompt: Tokens,
-    most: int,
-) -> Said:
-    """One greedy answer, from an empty cache of the target."""
-    loaded.target.reset()
-    limits = known.limits if planner else None
-    vocabulary = loaded.model.vocabulary
-    with Session(loaded.target, vocabulary, schedule=planner, limits=limits) as session:
-        ids, began = list[int](), 0.0
-        for token in session.generate(prompt, max_tokens=most):
-            began = began or time.perf_counter()
-            ids.append(token.id)
-        seconds = time.perf_counter() - began
-        return Said((len(ids) - 1) / seconds, ids, session.stats)
 
 
 def compared(
@@ -92,7 +60,8 @@ def compared(
         for repeat in range(repeats + 1):
             said = {}
             for way in WAYS if repeat % 2 else reversed(WAYS):
-                said[way] = answer(loaded, known, planners[way], prompt, most)
+                loaded.target.reset()
+                said[way] = answer(loaded, planners[way], known, prompt, most)
             answers = [one.tokens for one in said.values()]
             identical &= all(tokens == answers[0] for tokens in answers)
             if len(answers[0]) < 2:

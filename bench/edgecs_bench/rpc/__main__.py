@@ -19,11 +19,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import numpy as np
@@ -36,10 +36,9 @@ from edgecs.decoding.cascade import NamedModel
 from edgecs.engines.host import cpu_name
 from edgecs.engines.load_options import LoadOptions
 from edgecs.errors import EdgecsError, WorkerError
-from edgecs.planning.planner import Planner
 from edgecs.runtime.builder import load_drafters
 from edgecs.runtime.loader import Loaded, load
-from edgecs.session.session import Session
+from edgecs_bench.answering import answer
 from edgecs_bench.run.runner import encoder
 from edgecs_bench.suite.suites import suite
 from edgecs_bench.text_tables import aligned
@@ -49,36 +48,6 @@ WIDTHS = (1, 2, 4, 8, 16, 32)  # of the calls that are timed
 _CONTEXT = 4096  # tokens
 _SPOKEN = 8  # tokens of an answer before its worker is killed
 _AT = 512  # tokens of context at which calls are timed
-
-
-class Said(NamedTuple):
-    """One answer."""
-
-    rate: float  # tokens per second after the first
-    tokens: list[int]
-    widths: dict[int, int]  # number of rounds by the tokens of their call
-
-
-def answer(
-    loaded: Loaded,
-    planner: Planner | None,
-    known: SpeculationProfile | None,
-    prompt: Tokens,
-    most: int,
-    on_token: Callable[[int], None] = lambda count: None,
-) -> Said:
-    """One greedy answer; the cells of the prompt may be there from an earlier one."""
-    limits = known.limits if known and planner else None
-    vocabulary = loaded.model.vocabulary
-    with Session(loaded.target, vocabulary, schedule=planner, limits=limits) as session:
-        ids, began = list[int](), 0.0
-        for token in session.generate(prompt, max_tokens=most):
-            began = began or time.perf_counter()
-            ids.append(token.id)
-            on_token(len(ids))
-        seconds = time.perf_counter() - began
-        widths = session.stats.rounds_by_width
-    return Said((len(ids) - 1) / max(seconds, 1e-9), ids, widths)
 
 
 @contextmanager
@@ -149,7 +118,7 @@ def measured(
                 found[way].append(said.rate)
                 identical &= said.tokens == ids
                 if way == PLANNED:
-                    widths.update(said.widths)
+                    widths.update(said.stats.rounds_by_width)
         for way, several in found.items():
             rates[way].append(median(several))
     means = {way: round(fmean(several), 3) for way, several in rates.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,14 +13,13 @@ import click
 import platformdirs
 from click.core import ParameterSource
 
-from edgecs.calibrate.profile import Profiles
 from edgecs.runtime.builder import load_drafters
 from edgecs.runtime.recipe import Recipe
-from edgecs.runtime.target import open_target
 from edgecs_cli.commands.bench_cascades import check, sweep, sweep_options
 from edgecs_cli.commands.bench_files import COMMANDS, write_page
 from edgecs_cli.commands.bench_fleet import bench_fleet
 from edgecs_cli.commands.bench_memory import bench_memory, check_memory, memory_options
+from edgecs_cli.commands.bench_opening import open_measured
 from edgecs_cli.console import echo, show_log
 from edgecs_cli.options.common import common_options, drafter_options, model_options
 from edgecs_cli.options.fleet import ray_option
@@ -348,15 +346,11 @@ def _measure(
     from edgecs_bench.run.runner import run
 
     interrupt = Interrupt()
-    files, profiles = call.find(recipe), None
-    if not profile:
-        folder = closing.enter_context(tempfile.TemporaryDirectory())
-        profiles = Profiles(Path(folder))
+    files = call.find(recipe)
     with interrupt as cancel:
-        opening = open_target(
-            recipe, files.model, call.folders, call.reports, cancel, profiles
+        loaded, speculation = open_measured(
+            recipe, files.model, call, cancel, closing, profile=profile
         )
-        loaded, speculation = closing.enter_context(opening)
     assert speculation is not None
     with interrupt:
         drafts = files.drafts or ()

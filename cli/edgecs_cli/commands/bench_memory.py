@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
 
-from edgecs.calibrate.profile import Profiles
 from edgecs.errors import ConfigError
 from edgecs.runtime.recipe import Recipe
-from edgecs.runtime.target import open_target
+from edgecs_cli.commands.bench_opening import open_measured
 from edgecs_cli.console import echo
 from edgecs_cli.options.recipe import Call
 from edgecs_cli.options.sections import Section, option, with_options
@@ -98,15 +95,10 @@ def bench_memory(values: dict[str, Any], recipe: Recipe, call: Call) -> None:
     recipe = replace(recipe, drafts=(), options=options)
     files, interrupt = call.find(recipe), Interrupt()
     with ExitStack() as closing:
-        profiles = None
-        if not values["profile"]:
-            folder = closing.enter_context(tempfile.TemporaryDirectory())
-            profiles = Profiles(Path(folder))
         with interrupt as cancel:
-            opening = open_target(
-                recipe, files.model, call.folders, call.reports, cancel, profiles
+            loaded, speculation = open_measured(
+                recipe, files.model, call, cancel, closing, profile=values["profile"]
             )
-            loaded, speculation = closing.enter_context(opening)
         if speculation is None:
             raise ConfigError(f"{files.model.name} cannot check drafts")
         settings = {"target": loaded.key().named(), "most": most}
