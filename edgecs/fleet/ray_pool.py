@@ -2,7 +2,7 @@
 
 Each worker is an actor that is bound to its machine and never restarted by Ray: this
 module sees the loss, starts another one and gives it the work. Ray trusts everyone in
-the cluster: results are unpickled here, so whoever can reach the cluster can run code
+the cluster: results are unpickled here, so anyone who can reach it can run code
 here and there (docs/security.md).
 """
 

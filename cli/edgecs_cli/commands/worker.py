@@ -34,8 +34,8 @@ _SOON = 0.02  # seconds between looks whether it listens
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="IPv4 address to listen on. There is no authentication: whoever can connect "
-    "can use this machine.",
+    help="IPv4 address to listen on. There is no authentication: anyone who can "
+    "connect can use this machine.",
 )
 @click.option(
     "--port",
@@ -82,9 +82,9 @@ def worker(host: str, port: int, threads: int, memory: int, verbose: bool) -> No
     )
     if not ipaddress.ip_address(address.host).is_loopback:
         say(
-            f"warning: whoever can connect to {address} can use this machine, as the "
-            "worker has no authentication and its traffic is not encrypted: listen on "
-            f"127.0.0.1 and use a tunnel (ssh -L {address.port}:127.0.0.1:"
+            f"warning: anyone who can connect to {address} can use this machine, as "
+            "the worker has no authentication and its traffic is not encrypted: listen "
+            f"on 127.0.0.1 and use a tunnel (ssh -L {address.port}:127.0.0.1:"
             f"{address.port}), or trust everyone on that network"
         )
     with _messages(verbose=verbose):

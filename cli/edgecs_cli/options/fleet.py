@@ -40,6 +40,6 @@ def ray_option(work: str) -> Callable[[F], F]:
         metavar="ADDRESS",
         type=RayAddress(),
         help=f"Let the workers of a Ray cluster {work}: auto, local (this machine "
-        "alone), HOST:PORT or ray://HOST:PORT. Whoever reaches the cluster can run "
+        "alone), HOST:PORT or ray://HOST:PORT. Anyone who can reach it can run "
         "code on it (docs/security.md).",
     )

@@ -59,7 +59,7 @@ class Answered:
     """Which questions have answers, and whether they are enough.
 
     They are enough if the answers to the first questions, none of them missing, have as
-    many tokens as wanted. So the data are the same whoever wrote which answer when.
+    many tokens as wanted. So the data do not depend on who wrote an answer, or when.
     """
 
     def __init__(self, sizes: Mapping[int, int], tokens: int) -> None:

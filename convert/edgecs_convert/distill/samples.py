@@ -123,7 +123,7 @@ def read_samples(folder: Path, most: int | None = None) -> Iterator[Sample]:
     """The samples of a folder, in the order in which they were written.
 
     most: tokens of answers; then the samples are those of the first questions with so
-    many, in their order, whoever wrote them. Raises DistillError for a damaged shard.
+    many, in their order. Raises DistillError for a damaged shard.
     """
     if most is None:
         yield from _every(folder)
